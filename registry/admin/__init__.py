@@ -1,0 +1,1 @@
+"""What people and their tools ask beside the distribution API: FastAPI routers with pydantic models."""

@@ -1,0 +1,38 @@
+"""The framework's own errors, in the shape the OCI spec gives to errors."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from registry.http.errors import body_of
+
+
+def _answer(status: int, code: str, message: str, detail: object = None) -> Response:
+    headers = {"docker-distribution-api-version": "registry/2.0", "cache-control": "no-store"}
+    return Response(body_of(code, message, detail), status, headers, "application/json")
+
+
+async def _on_status(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
+    answer = _answer(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _on_validation(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
+    return _answer(422, "UNSUPPORTED", "the request is not valid", wrong)
+
+
+async def _on_failure(_: Request, error: Exception) -> Response:
+    return _answer(500, "UNKNOWN", "the registry failed; its log says how")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(HTTPException, _on_status)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(Exception, _on_failure)

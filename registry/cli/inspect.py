@@ -1,0 +1,89 @@
+"""`entrepot inspect`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.cli.options import ConfigFile, Data, fail, load_or_fail, one_line_errors
+
+if TYPE_CHECKING:
+    from storage.names import Location
+
+HELP = "Show what a tag or digest in the data directory is. The registry may be running."
+EXAMPLES = """\b
+Examples:
+  entrepot inspect team/app
+  entrepot inspect localhost:5000/team/app:1.2 --json
+  entrepot inspect team/app@sha256:0a1b…
+
+No tag means `latest`."""
+
+
+def inspect(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME:TAG or NAME@DIGEST.")],
+    config: ConfigFile = None,
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    settings = load_or_fail(config, data=data).settings
+    with one_line_errors():
+        from registry.cli.owner import become_owner
+        from registry.cli.survey import survey
+        from storage.opening import open_registry
+
+        where = locate(reference)
+        if not settings.data.is_dir():
+            fail(f"there is no data directory at {settings.data.absolute()}; name it with --data")
+        become_owner(settings.data)
+        check_version(settings.data)
+
+        async def look() -> dict[str, object]:
+            async with open_registry(settings.data) as registry:
+                return await survey(registry, where)
+
+        seen = asyncio.run(look())
+    if as_json:
+        typer.echo(json.dumps(seen, indent=2, ensure_ascii=False))
+    else:
+        from registry.cli.report import report
+
+        report(seen)
+
+
+def check_version(data: Path) -> None:
+    """Raises DataDirectoryError: no registry in there, or of another version. Looking must not migrate it: a server of
+    the older version may be running."""
+    from storage.blobs.layout import Layout
+    from storage.data_directory import DataDirectoryError
+    from storage.metadata.connection import connect
+    from storage.metadata.migrate import steps
+
+    file = Layout(data.absolute()).metadata
+    if not file.is_file():
+        raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+    db = connect(file, read_only=True)
+    try:
+        have, newest = db.pragma("user_version"), steps()[-1][0]
+    finally:
+        db.close()
+    if have > newest:
+        raise DataDirectoryError(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
+    if have < newest:
+        raise DataDirectoryError(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
+
+
+def locate(text: str) -> Location:
+    """What people paste, read as a place in this registry: a leading host, and `http://` before it, go. Raises
+    NameInvalid, TagInvalid, DigestInvalid."""
+    from storage.names import parse_reference
+
+    text = text.strip().removeprefix("http://").removeprefix("https://")
+    host, slash, rest = text.partition("/")
+    if slash and (":" in host or host == "localhost"):
+        text = rest
+    return parse_reference(text)

@@ -1,0 +1,205 @@
+"""The settings in force and where each came from: flag, variable, file, default, in that order.
+
+The environment is read here, through pydantic-settings, and so is the file; nothing else in the program reads either.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import EnvSettingsSource
+from pydantic_settings.exceptions import SettingsError
+
+from registry.config import NESTED, PREFIX, Settings, format_size
+
+CONFIG = PREFIX + "CONFIG"
+"""The variable that names the file."""
+
+PLANNED = {"upstream": "mirrors of other registries", "hosted": "mirrors of other registries"}
+"""Names that documents of later versions use: a clearer word than "unknown" for them."""
+
+_KUBERNETES = re.compile(rf"{PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
+"""What Kubernetes sets in every pod beside a service named `entrepot`."""
+
+Names = tuple[str, ...]
+"""A setting's path: `gc.grace` is `("gc", "grace")`."""
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the text is one line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one source says: nested values, and how a person would name the source of each."""
+
+    values: Mapping[str, Any]
+    kind: str
+    name: str = ""
+
+    def origin(self, path: Names) -> str | None:
+        """How this source is called where it sets `path`; None where it does not."""
+        if not _holds(self.values, path):
+            return None
+        if self.kind == "flag":
+            return "--" + "-".join(path).replace("_", "-")
+        if self.kind == "variable":
+            return next((v for v in _variables(path) if _variable_set(v)), PREFIX + path[0].upper())
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, the origin of each by its dotted name, and lines a person should see."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def fields(model: type[BaseModel] = Settings, above: Names = ()) -> Iterator[tuple[Names, Any]]:
+    """Each setting's path and its pydantic field, groups opened."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from fields(inner, (*above, name))
+        else:
+            yield (*above, name), field
+
+
+def variable(path: Names) -> str:
+    """The variable that sets `path`."""
+    return PREFIX + NESTED.join(path).upper()
+
+
+def load(flags: Mapping[str, Any], config: Path | None = None) -> Loaded:
+    """The settings in force. `flags` holds the flags that were given. `config` None: the file ENTREPOT_CONFIG names, if
+    any. Raises ConfigError."""
+    file = config or (Path(os.environ[CONFIG]) if os.environ.get(CONFIG) else None)
+    unknown = _unknown_variables()
+    layers = [Layer(flags, "flag"), Layer(_environment(unknown), "variable")]
+    if file is not None:
+        layers.append(Layer(_read_file(file), "file", str(file)))
+    for layer in layers:  # each by itself: so the message can name the one that is wrong
+        _check(layer)
+    settings = Settings(**_merged(layers))
+    origins = {".".join(path): _origin(path, layers) or "default" for path, _ in fields()}
+    return Loaded(settings, origins, tuple(_unknown_line(name) for name in unknown))
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the settings: {(error.strerror or str(error)).lower()}") from None
+
+
+def _environment(unknown: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        group = next((path[0] for path, _ in fields() if f'"{path[0]}"' in str(error)), "")
+        raise ConfigError(f"{variable((group,))}: not JSON; set {variable((group, 'NAME'))} instead") from None
+    for name in unknown:
+        group, *rest = name.removeprefix(PREFIX).lower().split(NESTED)
+        if rest and isinstance(values.get(group), dict):
+            values[group].pop(rest[0], None)
+    return values
+
+
+def _unknown_variables() -> tuple[str, ...]:
+    known = {variable(path[: end + 1]) for path, _ in fields() for end in range(len(path))} | {CONFIG}
+    ours = (name for name in os.environ if name.upper().startswith(PREFIX))
+    return tuple(sorted(n for n in ours if n.upper() not in known and not _KUBERNETES.fullmatch(n.upper())))
+
+
+def _unknown_line(name: str) -> str:
+    return f"{name} is no setting and is ignored{_nearest(name.upper(), [variable(path) for path, _ in fields()])}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _variables(path: Names) -> list[str]:
+    return [variable(path[:end]) for end in range(len(path), 0, -1)]
+
+
+def _variable_set(name: str) -> bool:
+    return any(key.upper() == name and value for key, value in os.environ.items())
+
+
+def _holds(values: Mapping[str, Any], path: Names) -> bool:
+    node: Any = values
+    for name in path:
+        if not isinstance(node, Mapping) or name not in node:
+            return False
+        node = node[name]
+    return True
+
+
+def _merged(layers: list[Layer]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        _lay_over(merged, layer.values)
+    return merged
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for name, value in above.items():
+        if isinstance(value, Mapping):
+            inner = below.get(name)
+            below[name] = dict(inner) if isinstance(inner, dict) else {}
+            _lay_over(below[name], value)
+        else:
+            below[name] = value
+
+
+def _origin(path: Names, layers: list[Layer]) -> str | None:
+    return next((origin for layer in layers if (origin := layer.origin(path))), None)
+
+
+def _check(layer: Layer) -> None:
+    """Raises ConfigError with one line: where, what, and what would be right."""
+    try:
+        Settings(**layer.values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    else:
+        return
+    path = tuple(str(part) for part in problems[0]["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    where = layer.origin(path) or layer.name
+    if layer.kind == "file":
+        where += f": {'.'.join(path)}"
+    raise ConfigError(f"{where}: {_problem(problems[0], '.'.join(path))}{more}".replace("\n", " "))
+
+
+def _problem(problem: ErrorDetails, dotted: str) -> str:
+    if problem["type"] == "extra_forbidden":
+        if later := PLANNED.get(dotted):
+            return f"not a setting of this version: {later} come with a later one"
+        return f"unknown setting{_nearest(dotted, ['.'.join(path) for path, _ in fields()])}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = problem["msg"].removeprefix("Input ")
+    if problem["type"] == "model_type":
+        message = "should be a table"
+    if "ge" in problem.get("ctx", {}) and "limits" in problem["loc"]:
+        message = f"should be at least {format_size(problem['ctx']['ge'])}"
+    shown = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
+    return f"{shown} {message}"

@@ -1,0 +1,69 @@
+"""The options that several sub-commands share, and how a failure ends the command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from registry.cli.loading import ConfigError, Loaded, load
+
+USAGE = 2
+"""Exit code for a bad flag, variable or file; every other failure is 1."""
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="Settings in TOML. Else the file ENTREPOT_CONFIG names, if any."
+    ),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", "-d", metavar="DIR", help="Directory that holds everything. [default: ./data]")
+]
+Listen = Annotated[
+    str | None,
+    typer.Option(
+        "--listen", "-l", metavar="HOST:PORT", help="Address; port 0 picks a free one. [default: 127.0.0.1:5000]"
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option("--workers", "-w", metavar="N", help="Server processes. [default: one a core, at most 4]"),
+]
+ReadOnly = Annotated[bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and delete.")]
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One line on stderr, and the end."""
+    typer.echo(f"entrepot: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def load_or_fail(file: Path | None, **flags: Any) -> Loaded:
+    """The settings in force; a flag that is None was not given. Warnings go to stderr."""
+    try:
+        loaded = load({name: value for name, value in flags.items() if value is not None}, file)
+    except ConfigError as error:
+        fail(str(error), USAGE)
+    for line in loaded.warnings:
+        typer.echo(f"entrepot: warning: {line}", err=True)
+    return loaded
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the command with one line for what an operator can do something about; anything else is a bug and shows
+    its traceback."""
+    from registry.cli.owner import OwnerError
+    from storage.data_directory import DataDirectoryError
+    from storage.errors import RegistryError
+
+    try:
+        yield
+    except (DataDirectoryError, OwnerError) as error:
+        fail(str(error))
+    except RegistryError as error:
+        fail(error.message)

@@ -1,0 +1,74 @@
+"""A survey as a person reads it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = 20
+"""Tags and referrers listed at the most; the rest is counted."""
+
+
+def report(seen: dict[str, Any]) -> None:
+    """Prints it; plain, whole lines when stdout is no terminal."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console.print(Text(seen["reference"], "bold"))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(seen):
+        facts.add_row(Text(f"  {name}", "dim"), Text(value))
+    console.print(facts)
+    rows = _rows(seen)
+    if rows.row_count:
+        console.print(rows)
+
+
+def human(count: int) -> str:
+    """`1536` as `1.5 KiB`."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("digest", seen["digest"]), ("type", seen["mediaType"])]
+    if seen["artifactType"]:
+        facts.append(("artifact", seen["artifactType"]))
+    if "total" in seen:
+        facts.append(("size", f"{human(seen['total'])} (manifest {human(seen['size'])})"))
+    else:
+        facts.append(("size", f"{human(seen['size'])}, {len(seen['manifests'])} manifests"))
+    for name in ("platform", "created", "subject"):
+        if seen.get(name):
+            facts.append((name, seen[name]))
+    facts.append(("tags", _some(seen["tags"]) or "(none)"))
+    if seen["referrers"]:
+        kinds = _some([f"{r.get('artifactType') or r['mediaType']} {r['digest']}" for r in seen["referrers"]])
+        facts.append(("referrers", f"{len(seen['referrers'])}: {kinds}"))
+    facts += [("annotation", f"{name} = {value}") for name, value in sorted(seen["annotations"].items())]
+    return facts
+
+
+def _some(texts: list[str]) -> str:
+    rest = len(texts) - SHOWN
+    return ", ".join(texts[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _rows(seen: dict[str, Any]) -> Table:
+    if "manifests" in seen:
+        table = Table("platform", "size", "digest", "type", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for child in seen["manifests"]:
+            total = "(not here)" if child["total"] is None else human(child["total"])
+            table.add_row(*map(Text, (child["platform"] or "-", total, child["digest"], child["mediaType"])))
+        return table
+    table = Table("role", "size", "digest", "type", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    parts = [("config", seen["config"])] if seen["config"] else []
+    parts += [(f"layer {place}", layer) for place, layer in enumerate(seen["layers"], 1)]
+    for role, part in parts:
+        table.add_row(*map(Text, (role, human(part["size"]), part["digest"], part["mediaType"])))
+    return table

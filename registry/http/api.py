@@ -1,0 +1,126 @@
+"""Everything below `/v2`: one ASGI callable over a Registry.
+
+A handler reads the request, makes its call on the registry, and writes the answer. What goes wrong is raised, and
+mapped to an answer in one place: here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import quote
+
+from registry.http import blobs, listing, manifests, uploads
+from registry.http.errors import MethodUnknown, status_of
+from registry.http.exchange import ACTING, ClientGone, Exchange, Receive, Scope, Send
+from registry.http.limits import Limits
+from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
+from registry.http.routing import locate
+from storage.errors import RegistryError, StorageFailed
+from storage.interface import Registry
+from storage.names import RepositoryName
+
+log = logging.getLogger("registry.http")
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+async def ping(exchange: Exchange) -> None:
+    """Says that this is a registry of version 2 ("Determining Support", end-1)."""
+    await send_whole(exchange, 200, b"{}", JSON, REVALIDATE)
+
+
+HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
+    {
+        "ping": {"GET": ping, "HEAD": ping},
+        "catalog": {"GET": listing.list_repositories, "HEAD": listing.list_repositories},
+        "tags": {"GET": listing.list_tags, "HEAD": listing.list_tags},
+        "referrers": {"GET": listing.list_referrers, "HEAD": listing.list_referrers},
+        "manifests": {
+            "GET": manifests.get_manifest,
+            "HEAD": manifests.head_manifest,
+            "PUT": manifests.put_manifest,
+            "DELETE": manifests.delete_manifest,
+        },
+        "blobs": {"GET": blobs.get_blob, "HEAD": blobs.head_blob, "DELETE": blobs.delete_blob},
+        "uploads": {"POST": uploads.start_upload},
+        "session": {
+            "GET": uploads.get_upload,
+            "HEAD": uploads.get_upload,
+            "PATCH": uploads.append_chunk,
+            "PUT": uploads.close_upload,
+            "DELETE": uploads.cancel_upload,
+        },
+    }
+)
+"""What each kind of place does, by method."""
+
+_ALLOWED: Final[Mapping[str, tuple[str, ...]]] = {kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()}
+
+
+def raw_path(scope: Scope) -> bytes:
+    """The path as it came, still percent-encoded."""
+    raw: bytes | None = scope.get("raw_path")
+    return raw if raw is not None else quote(scope["path"]).encode("ascii")
+
+
+def is_distribution(path: bytes) -> bool:
+    """Whether a raw path is `/v2` or lies below it."""
+    return path.startswith(b"/v2") and (len(path) == 3 or path[3] == 0x2F)
+
+
+class DistributionAPI:
+    """The OCI distribution API over `registry`, as an ASGI application.
+
+    Addresses in Location are paths without a host, or lie under `public_url` where that is set."""
+
+    def __init__(self, registry: Registry, *, limits: Limits | None = None, public_url: str | None = None) -> None:
+        self.registry = registry
+        self.limits = limits or Limits()
+        self._base = (public_url or "").rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send)
+        ACTING.set(exchange)
+        try:
+            await self._answer(exchange)
+        except ClientGone:
+            return
+        except RegistryError as error:
+            if exchange.started:
+                error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
+                raise
+            _log_failure(exchange, error)
+            await send_error(exchange, error)
+        except Exception as error:
+            if exchange.started:
+                error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
+                raise
+            log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
+            await send_failure(exchange)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        place = locate(raw_path(exchange.scope))
+        exchange.allowed = _ALLOWED[place.kind]
+        exchange.item = place.item
+        if place.name or place.kind not in ("ping", "catalog"):
+            exchange.repo = RepositoryName(place.name)
+        if exchange.scope.get("query_string"):
+            exchange.query  # noqa: B018  a query that cannot be read is refused even where nothing in it is wanted
+        handler = HANDLERS[place.kind].get(exchange.method)
+        if handler is not None:
+            await handler(exchange)
+        elif exchange.method == "OPTIONS":
+            await send_empty(exchange, 204, allow(exchange.allowed))
+        else:
+            raise MethodUnknown(f"{exchange.method[:20]} does nothing here")
+
+
+def _log_failure(exchange: Exchange, error: RegistryError) -> None:
+    """What is nobody's request's fault is the operator's to know."""
+    status = status_of(error)
+    if status >= 500:
+        cause = error if isinstance(error, StorageFailed) else None
+        log.error("request %s answered %d %s: %s", exchange.request_id, status, error.code, error, exc_info=cause)

@@ -1,0 +1,149 @@
+"""Blobs: pull whole or in ranges, ask, delete (OCI distribution spec, end-2, end-10; RFC 9110, section 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing, suppress
+
+from registry.http import params
+from registry.http.exchange import ClientGone, Exchange, Header
+from registry.http.responses import (
+    ACCEPT_RANGES,
+    IMMUTABLE,
+    OCTETS,
+    content_headers,
+    send_empty,
+    send_head,
+    send_part,
+)
+from storage.content import Span
+from storage.errors import RangeInvalid
+from storage.interface import BlobReader
+from storage.names import Digest
+
+_CONDITIONS = (b"if-none-match", b"if-match")
+
+
+def _headers(digest: Digest) -> list[Header]:
+    return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
+
+
+async def head_blob(exchange: Exchange) -> None:
+    """Range is for GET alone (RFC 9110, 14.2), so it is not looked at."""
+    digest = Digest(exchange.item)
+    found = await exchange.registry.resolve_blob(exchange.repo, digest)
+    if params.not_modified(exchange, digest):
+        await send_empty(exchange, 304, *_headers(digest))
+        return
+    await send_head(exchange, 200, [OCTETS, (b"content-length", b"%d" % found.size), *_headers(digest)])
+    await send_part(exchange, b"")
+
+
+async def get_blob(exchange: Exchange) -> None:
+    digest = Digest(exchange.item)
+    if any(exchange.header(name) is not None for name in _CONDITIONS):
+        await exchange.registry.resolve_blob(exchange.repo, digest)
+        if params.not_modified(exchange, digest):
+            await send_empty(exchange, 304, *_headers(digest))
+            return
+    spans = params.read_ranges(exchange, digest)
+    if spans and len(spans) > 1:
+        spans = await _within(exchange, digest, spans)
+        if len(spans) > 1:
+            await _send_parts(exchange, digest, spans)
+            return
+    reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
+    async with aclosing(reader):
+        await _send_one(exchange, reader, partial=bool(spans))
+
+
+async def delete_blob(exchange: Exchange) -> None:
+    await exchange.registry.delete_blob(exchange.repo, Digest(exchange.item), by=exchange.actor)
+    await send_empty(exchange, 202)
+
+
+async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) -> None:
+    start, stop = reader.span
+    size = reader.descriptor.size
+    headers = [OCTETS, (b"content-length", b"%d" % (stop - start)), *_headers(reader.descriptor.digest)]
+    if partial:
+        headers.append((b"content-range", _content_range(start, stop, size)))
+    await send_head(exchange, 206 if partial else 200, headers)
+    await _send_stream(exchange, reader)
+
+
+async def _within(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
+    """The spans that the blob has, in the order asked for; none: all of it, when they add up to more than the blob.
+
+    They are not merged: clients pair the parts with the ranges they named. The bound keeps overlapping ranges from
+    costing more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown, RangeInvalid (none lies
+    inside)."""
+    size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
+    inside = []
+    for span in spans:
+        with suppress(RangeInvalid):
+            inside.append(Span(*span.within(size)))
+    if not inside:
+        raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in those ranges", size=size)
+    return inside if sum((span.stop or 0) - span.start for span in inside) <= size else []
+
+
+async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
+    """`multipart/byteranges` (RFC 9110, 14.6). The first part is opened before anything is sent; a later one that fails
+    cuts the connection."""
+    reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0])
+    size = reader.descriptor.size
+    boundary = secrets.token_hex(16).encode("ascii")
+    heads = [_part_head(boundary, span, size) for span in spans]
+    tail = b"\r\n--%b--\r\n" % boundary
+    length = sum(map(len, heads)) + sum((span.stop or 0) - span.start for span in spans) + len(tail)
+    kind = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        opened = reader
+        for place, (head, span) in enumerate(zip(heads, spans, strict=True)):
+            if place:
+                opened = await exchange.registry.open_blob(exchange.repo, digest, span)
+            async with aclosing(opened):
+                yield head
+                async for data in opened:
+                    yield data
+        yield tail
+
+    async with aclosing(reader), aclosing(pieces()) as stream:
+        await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *_headers(digest)])
+        await _send_stream(exchange, stream)
+
+
+def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
+    return b"\r\n--%b\r\ncontent-type: %b\r\ncontent-range: %b\r\n\r\n" % (
+        boundary,
+        OCTETS[1],
+        _content_range(span.start, span.stop or size, size),
+    )
+
+
+def _content_range(start: int, stop: int, size: int) -> bytes:
+    return b"bytes %d-%d/%d" % (start, stop - 1, size)
+
+
+async def _send_stream(exchange: Exchange, stream: AsyncIterable[bytes]) -> None:
+    """The body, chunk by chunk. A server takes what is sent to nobody without a word, so from the second chunk on
+    somebody watches for the client's leaving. Raises ClientGone, and whatever reading raises: the connection is cut
+    then, since the promised length is not reached."""
+    leaving: asyncio.Task[None] | None = None
+    first = True
+    try:
+        async for data in stream:
+            if leaving is None and not first:
+                leaving = asyncio.create_task(exchange.gone())
+            elif leaving is not None and leaving.done():
+                raise ClientGone
+            await send_part(exchange, data, more=True)
+            first = False
+    finally:
+        if leaving is not None:
+            leaving.cancel()
+    await send_part(exchange, b"")

@@ -1,0 +1,80 @@
+"""Errors as HTTP tells them: the one table from error class to status, and the body in the OCI spec's shape.
+
+Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429 and 431.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from storage import errors
+from storage.errors import RegistryError
+
+
+class RequestInvalid(RegistryError):
+    """A request that HTTP itself, or the query, makes unreadable. The spec has no code of its own for it."""
+
+    code = "UNSUPPORTED"
+    default = "the request cannot be read"
+
+
+class PathUnknown(RegistryError):
+    code = "UNSUPPORTED"
+    default = "there is nothing at this path"
+
+
+class MethodUnknown(RegistryError):
+    """A method that the thing at this path does not have. The answer lists those it has, in Allow."""
+
+    code = "UNSUPPORTED"
+    default = "this method does nothing here"
+
+
+class TooManyTags(errors.ManifestInvalid):
+    default = "the request sets more tags than this registry takes at once"
+
+
+STATUS: Final[Mapping[type[RegistryError], int]] = {
+    RegistryError: 500,
+    errors.BlobUnknown: 404,
+    errors.BlobUploadInvalid: 400,
+    errors.BlobUploadUnknown: 404,
+    errors.DigestInvalid: 400,
+    errors.ManifestBlobUnknown: 404,
+    errors.ManifestInvalid: 400,
+    errors.TagInvalid: 400,
+    errors.PreconditionFailed: 412,
+    errors.ManifestTooLarge: 413,
+    errors.ManifestUnknown: 404,
+    errors.NameInvalid: 400,
+    errors.NameUnknown: 404,
+    errors.SizeInvalid: 400,
+    errors.RangeInvalid: 416,
+    errors.Unauthorized: 401,
+    errors.Denied: 403,
+    errors.Unsupported: 405,
+    errors.TooManyRequests: 429,
+    errors.UpstreamUnavailable: 502,
+    errors.StorageFull: 507,
+    errors.StorageFailed: 500,
+    RequestInvalid: 400,
+    PathUnknown: 404,
+    MethodUnknown: 405,
+    TooManyTags: 414,
+}
+"""The status of each class. A test demands that it names every one."""
+
+
+def status_of(error: RegistryError) -> int:
+    """The status an error is answered with: its own class's, or its nearest base's."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def body_of(code: str, message: str, detail: object = None) -> bytes:
+    """An error's JSON as the spec has it."""
+    error: dict[str, object] = {"code": code, "message": message}
+    if detail is not None:
+        error["detail"] = detail
+    return json.dumps({"errors": [error]}, separators=(",", ":"), default=str).encode("ascii") + b"\n"

@@ -1,0 +1,138 @@
+"""One request and its answer, as handlers see them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import quote
+
+from registry.http.limits import Limits
+from registry.http.query import Query
+from storage.content import Actor
+from storage.interface import Registry
+from storage.names import RepositoryName
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+ACTING: ContextVar[Exchange | None] = ContextVar("acting", default=None)
+"""The exchange a call on a registry is made for: logs say whose call it was, of reads too."""
+
+_USER_AGENT = 256
+"""Characters of a User-Agent that are kept."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was whole. Nobody is left to answer."""
+
+
+class Exchange:
+    """A request, what it is about, and the way back.
+
+    `repo` and `item` (the path's last part) are set by the router; `started` says that a status has been sent.
+    """
+
+    __slots__ = (
+        "_headers",
+        "_query",
+        "_receive",
+        "_send",
+        "allowed",
+        "base",
+        "item",
+        "limits",
+        "method",
+        "registry",
+        "repo",
+        "request_id",
+        "scope",
+        "started",
+    )
+
+    def __init__(
+        self, registry: Registry, limits: Limits, base: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self.registry = registry
+        self.limits = limits
+        self.base = base
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.request_id = os.urandom(8).hex()
+        self.started = False
+        self.allowed: Sequence[str] = ()
+        self.repo: RepositoryName
+        self.item = ""
+        self._headers: list[Header] = scope["headers"]
+        self._query: Query | None = None
+        self._receive = receive
+        self._send = send
+
+    # -- what came
+
+    def headers(self, name: bytes) -> list[bytes]:
+        """Each value of a header, in order. `name` is in lower case."""
+        return [value for key, value in self._headers if key == name]
+
+    def header(self, name: bytes) -> bytes | None:
+        """A header's first value."""
+        for key, value in self._headers:
+            if key == name:
+                return value
+        return None
+
+    @property
+    def query(self) -> Query:
+        """Raises RequestInvalid for a query that cannot be read."""
+        if self._query is None:
+            self._query = Query(self.scope.get("query_string", b""))
+        return self._query
+
+    @property
+    def length(self) -> int | None:
+        """The body's length in bytes; None where it is not known before (chunked transfer coding)."""
+        value = self.header(b"content-length")
+        if value is not None and value.isdigit():
+            return int(value[:20])
+        return None if self.header(b"transfer-encoding") else 0
+
+    @property
+    def actor(self) -> Actor:
+        client = self.scope.get("client")
+        agent = (self.header(b"user-agent") or b"")[:_USER_AGENT].decode("latin-1")
+        return Actor(address=client[0] if client else "", request_id=self.request_id, user_agent=agent)
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises ClientGone when it ends early."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            if data := message.get("body"):
+                yield data
+            if not message.get("more_body"):
+                return
+
+    async def gone(self) -> None:
+        """Returns when the client has left. What it still sends is thrown away."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # -- the way back
+
+    async def send(self, message: Message) -> None:
+        self.started = True
+        await self._send(message)
+
+    def locate(self, *parts: str) -> bytes:
+        """The address of something in this repository, for Location."""
+        return f"{self.base}/v2/{self.repo}/{'/'.join(parts)}".encode("ascii")
+
+    def link(self, path: str, parameters: dict[str, str]) -> Header:
+        """The Link header that leads to a list's next page."""
+        asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
+        return b"link", f'<{path}?{asked}>; rel="next"'.encode("ascii")

@@ -1,0 +1,75 @@
+"""Lists: tags, repositories, referrers (OCI distribution spec, "Content Discovery"), page by page with Link."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from registry.http import params
+from registry.http.exchange import Exchange, Header
+from registry.http.responses import REVALIDATE, send_json, send_whole
+from storage.content import OCI_INDEX, Descriptor
+from storage.names import Digest
+
+_INDEX: Header = (b"content-type", OCI_INDEX.encode())
+_INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
+_INDEX_TAIL = b"]}"
+
+
+async def list_tags(exchange: Exchange) -> None:
+    """With `n=0` an empty list, as the spec has it: but still of a repository that exists."""
+    asked, last = params.read_count(exchange), exchange.query.one("last")
+    limit = min(exchange.limits.tags_page if asked is None else asked, exchange.limits.tags_page)
+    page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
+    tags = page.items[:limit]
+    headers = [REVALIDATE]
+    if tags and page.more:
+        headers.append(_next(exchange, f"/v2/{exchange.repo}/tags/list", tags[-1], asked))
+    await send_json(exchange, {"name": exchange.repo, "tags": list(tags)}, *headers)
+
+
+async def list_repositories(exchange: Exchange) -> None:
+    asked, last = params.read_count(exchange), exchange.query.one("last")
+    limit = min(exchange.limits.catalog_page if asked is None else asked, exchange.limits.catalog_most)
+    page = await exchange.registry.repositories(last, max(limit, 1))
+    names = page.items[:limit]
+    headers = [REVALIDATE]
+    if names and page.more:
+        headers.append(_next(exchange, "/v2/_catalog", names[-1], asked))
+    await send_json(exchange, {"repositories": list(names)}, *headers)
+
+
+def _next(exchange: Exchange, path: str, last: str, asked: int | None) -> Header:
+    return exchange.link(path, {"last": last} if asked is None else {"n": str(asked), "last": last})
+
+
+async def list_referrers(exchange: Exchange) -> None:
+    """An index of what refers to a manifest, which need not exist. Pages end at a count and at a size, since clients
+    read a page like a manifest."""
+    subject = Digest(exchange.item)
+    # No media type holds a space: it was a '+' that its sender did not escape.
+    wanted = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
+    last = exchange.query.one("last")
+    page = await exchange.registry.referrers(exchange.repo, subject, wanted, last, exchange.limits.referrers_page)
+    body, taken = _index(page.items, exchange.limits.referrers_bytes)
+    headers = [_INDEX, REVALIDATE]
+    if wanted:
+        headers.append((b"oci-filters-applied", b"artifactType"))
+    if taken and (page.more or taken < len(page.items)):
+        parameters = {"artifactType": wanted} if wanted else {}
+        parameters["last"] = page.items[taken - 1].digest
+        headers.append(exchange.link(f"/v2/{exchange.repo}/referrers/{subject}", parameters))
+    await send_whole(exchange, 200, body, *headers)
+
+
+def _index(referrers: Sequence[Descriptor], most: int) -> tuple[bytes, int]:
+    """An image index of as many referrers as fit into `most` bytes, at least one, and how many those are."""
+    parts: list[bytes] = []
+    size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
+    for referrer in referrers:
+        part = json.dumps(referrer.as_json(), separators=(",", ":")).encode("ascii")
+        size += len(part) + 1
+        if parts and size > most:
+            break
+        parts.append(part)
+    return _INDEX_HEAD + b",".join(parts) + _INDEX_TAIL, len(parts)

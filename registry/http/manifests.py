@@ -1,0 +1,110 @@
+"""Manifests: pull, push, delete (OCI distribution spec, end-2, end-3, end-7, end-9)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from registry.http import params
+from registry.http.errors import TooManyTags
+from registry.http.exchange import Exchange, Header
+from registry.http.responses import IMMUTABLE, REVALIDATE, content_headers, send_empty, send_head, send_part, send_whole
+from storage.content import Condition, Descriptor, Manifest
+from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
+from storage.names import Digest, Reference, Tag, as_reference
+
+_PARSED_HERE = 256 * 1024
+"""Bytes up to which reading a manifest's JSON holds the event loop less long than handing it to a thread would."""
+
+
+def _caching(reference: Reference) -> Header:
+    return IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
+
+
+async def get_manifest(exchange: Exchange) -> None:
+    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted."""
+    reference = as_reference(exchange.item)
+    manifest = await exchange.registry.get_manifest(exchange.repo, reference)
+    headers = [*content_headers(manifest.digest), _caching(reference)]
+    if params.not_modified(exchange, manifest.digest):
+        await send_empty(exchange, 304, *headers)
+        return
+    await send_whole(exchange, 200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
+
+
+async def head_manifest(exchange: Exchange) -> None:
+    reference = as_reference(exchange.item)
+    found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
+    headers = [*content_headers(found.digest), _caching(reference)]
+    if params.not_modified(exchange, found.digest):
+        await send_empty(exchange, 304, *headers)
+        return
+    kind = (b"content-type", found.media_type.encode("ascii"))
+    await send_head(exchange, 200, [kind, (b"content-length", b"%d" % found.size), *headers])
+    await send_part(exchange, b"")
+
+
+async def put_manifest(exchange: Exchange) -> None:
+    """By tag or digest, with further tags in the query. Location names the digest: it is what was just stored, whatever
+    becomes of the tag."""
+    reference = as_reference(exchange.item)
+    extra = _read_tags(exchange)
+    condition = params.read_condition(exchange)
+    media_type = params.read_media_type(exchange)
+    body = await _read_body(exchange)
+    expected = reference if isinstance(reference, Digest) else None
+    if len(body) > _PARSED_HERE:
+        manifest = await asyncio.to_thread(Manifest.parse, body, media_type, expected)
+    else:
+        manifest = Manifest.parse(body, media_type, expected)
+    tags = extra
+    if isinstance(reference, Tag):
+        tags = [reference, *(tag for tag in extra if tag != reference)]
+    elif condition is not None:
+        await _check_digest(exchange, reference, condition)
+        condition = None
+    stored = await exchange.registry.put_manifest(exchange.repo, manifest, tags, by=exchange.actor, condition=condition)
+    headers = [(b"location", exchange.locate("manifests", stored.digest)), *content_headers(stored.digest)]
+    if extra:
+        headers += [(b"oci-tag", tag.encode("ascii")) for tag in extra]
+    if manifest.subject:
+        headers.append((b"oci-subject", manifest.subject.encode("ascii")))
+    await send_empty(exchange, 201, *headers)
+
+
+async def delete_manifest(exchange: Exchange) -> None:
+    """A digest with every tag at it, or just a tag."""
+    reference = as_reference(exchange.item)
+    if isinstance(reference, Digest):
+        await exchange.registry.delete_manifest(exchange.repo, reference, by=exchange.actor)
+    else:
+        await exchange.registry.delete_tag(exchange.repo, reference, by=exchange.actor)
+    await send_empty(exchange, 202)
+
+
+def _read_tags(exchange: Exchange) -> list[Tag]:
+    given = exchange.query.all("tag")
+    if len(given) > exchange.limits.tags_per_put:
+        raise TooManyTags(f"{len(given)} tags in one request; at most {exchange.limits.tags_per_put} are taken")
+    return list(dict.fromkeys(map(Tag, given)))
+
+
+async def _read_body(exchange: Exchange) -> bytes:
+    most = exchange.limits.manifest
+    if (exchange.length or 0) > most:
+        raise ManifestTooLarge(f"the manifest has {exchange.length} bytes; at most {most} are taken")
+    body = bytearray()
+    async for data in exchange.body():
+        body += data
+        if len(body) > most:
+            raise ManifestTooLarge(f"the manifest has more than {most} bytes, the most that are taken")
+    return bytes(body)
+
+
+async def _check_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
+    """A condition on a PUT by digest. What a digest names never changes, so asking before is enough."""
+    try:
+        current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
+    except ManifestUnknown:
+        current = None
+    if not condition.holds(current):
+        raise PreconditionFailed("the manifest is there already, or is not there yet, against what was demanded")

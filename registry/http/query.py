@@ -1,0 +1,53 @@
+"""The query string, read strictly: what two readers could understand in two ways is refused.
+
+Sources: RFC 3986, 2.1 (percent-encoding); the `application/x-www-form-urlencoded` format for '+' and '&'.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from registry.http.errors import RequestInvalid
+from storage.names import shown
+
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def decode(raw: bytes, what: str) -> str:
+    """Percent-decoded text. Raises RequestInvalid: a '%' without two hex digits, not UTF-8, or a NUL in it."""
+    if _BAD_ESCAPE.search(raw):
+        raise RequestInvalid(f"{what} has a '%' that is not followed by two hex digits")
+    try:
+        text = unquote_to_bytes(raw).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RequestInvalid(f"{what} is not UTF-8") from None
+    if "\0" in text:
+        raise RequestInvalid(f"{what} holds a NUL character")
+    return text
+
+
+class Query:
+    """The parameters of a query string. Raises RequestInvalid when it cannot be read."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, raw: bytes) -> None:
+        self._values: dict[str, list[str]] = {}
+        for pair in raw.split(b"&") if raw else ():
+            if pair:
+                name, _, value = pair.replace(b"+", b" ").partition(b"=")
+                self._values.setdefault(decode(name, "the query"), []).append(decode(value, "the query"))
+
+    def all(self, name: str) -> list[str]:
+        """Each value of a parameter, in order."""
+        return self._values.get(name, [])
+
+    def one(self, name: str) -> str | None:
+        """A parameter that may be given once; None when it is missing. Raises RequestInvalid."""
+        values = self._values.get(name)
+        if values is None:
+            return None
+        if len(values) > 1:
+            raise RequestInvalid(f"the query gives {shown(name)} {len(values)} times; once is meant")
+        return values[0]

@@ -1,0 +1,64 @@
+"""From a raw path to what it is about. Names may hold any word, so a path is read from its end.
+
+Each segment is percent-decoded by itself: an escaped '/' never parts segments.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from registry.http.errors import PathUnknown, RequestInvalid
+from registry.http.query import decode
+from storage.errors import NameInvalid
+
+
+class Place(NamedTuple):
+    """What a path is about: a kind of thing, the repository's name, and what is left."""
+
+    kind: str
+    name: str = ""
+    item: str = ""
+
+
+_PING = Place("ping")
+_CATALOG = Place("catalog")
+_ITEMS = frozenset({"manifests", "blobs", "referrers"})
+
+
+def _segments(path: bytes) -> list[str]:
+    parts = path.split(b"/")
+    if b"%" not in path and path.isascii() and b"\0" not in path:
+        return [part.decode("ascii") for part in parts]
+    try:
+        segments = [decode(part, "the path") for part in parts]
+    except RequestInvalid as error:
+        raise NameInvalid(error.message) from None
+    if any("/" in segment for segment in segments):
+        raise NameInvalid("the path holds an escaped '/'")
+    return segments
+
+
+def locate(path: bytes) -> Place:
+    """What a raw path below `/v2` (or `/v2` itself) is about. Raises PathUnknown, NameInvalid."""
+    if path in (b"/v2/", b"/v2"):
+        return _PING
+    segments = _segments(path[4:])
+    if segments == ["_catalog"]:
+        return _CATALOG
+    place = _locate_in_repository(segments)
+    if place is None or any(segment.startswith("_") for segment in place.name.split("/")):
+        raise PathUnknown
+    return place
+
+
+def _locate_in_repository(segments: list[str]) -> Place | None:
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]
+    if kind == "uploads" and name and name[-1] == "blobs":
+        return Place("session" if item else "uploads", "/".join(name[:-1]), item)
+    if kind == "blobs" and item == "uploads":
+        return Place("uploads", "/".join(name))
+    if kind == "tags" and item == "list":
+        return Place("tags", "/".join(name))
+    if kind in _ITEMS:
+        return Place(kind, "/".join(name), item)
+    return None

@@ -1,0 +1,146 @@
+"""`Observed`: one log line for each call on a registry, whoever makes it.
+
+The line is `key=value` pairs: what was done, to what, how it came out, how long it took, and for whom. Why something
+failed is logged where the failure is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from registry.http.exchange import ACTING
+from storage.base import Refusing
+from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.errors import RegistryError
+from storage.interface import BlobReader, BlobWriter, Registry
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+
+log = logging.getLogger("registry.calls")
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+async def observe(
+    call: Awaitable[T], operation: str, repo: str, what: str, by: Actor | None = None, clock: Clock = time.perf_counter
+) -> T:
+    """Awaits `call` and writes its line. Raises what it raises."""
+    if not log.isEnabledFor(logging.INFO):
+        return await call
+    outcome, begun = "OK", clock()
+    try:
+        return await call
+    except RegistryError as error:
+        outcome = error.code
+        raise
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        exchange = ACTING.get()
+        actor = by or (exchange.actor if exchange else Actor())
+        log.info(
+            "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
+            operation,
+            repo or "-",
+            what or "-",
+            outcome,
+            (clock() - begun) * 1000,
+            actor.name,
+            actor.address or "-",
+            actor.request_id or "-",
+        )
+
+
+class _ObservedWriter:
+    """An upload session; its end is worth a line. `write` is the session's own: it is called for every chunk."""
+
+    def __init__(self, inner: BlobWriter, repo: RepositoryName) -> None:
+        self._inner = inner
+        self._repo = repo
+        self.id = inner.id
+        self.write = inner.write
+        self.read_at = inner.read_at
+        self.aclose = inner.aclose
+
+    @property
+    def offset(self) -> int:
+        return self._inner.offset
+
+    async def commit(self, digest: Digest) -> Descriptor:
+        return await observe(self._inner.commit(digest), "commit_upload", self._repo, digest)
+
+    async def cancel(self) -> None:
+        await observe(self._inner.cancel(), "cancel_upload", self._repo, self.id)
+
+
+class Observed(Refusing):
+    """`inner`, with a line for each call."""
+
+    def __init__(self, inner: Registry) -> None:
+        self.inner = inner
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        return await observe(self.inner.resolve_blob(repo, digest), "resolve_blob", repo, digest)
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+        return await observe(self.inner.open_blob(repo, digest, span), "open_blob", repo, digest)
+
+    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        return await observe(self.inner.resolve_manifest(repo, reference), "resolve_manifest", repo, reference)
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        return await observe(self.inner.get_manifest(repo, reference), "get_manifest", repo, reference)
+
+    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
+        writer = await observe(self.inner.start_upload(repo, algorithm), "start_upload", repo, algorithm)
+        return _ObservedWriter(writer, repo)
+
+    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
+        writer = await observe(self.inner.resume_upload(repo, upload, offset), "resume_upload", repo, upload)
+        return _ObservedWriter(writer, repo)
+
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+        return await observe(self.inner.upload_offset(repo, upload), "upload_offset", repo, upload)
+
+    async def mount_blob(
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+    ) -> Descriptor:
+        return await observe(self.inner.mount_blob(repo, digest, source, by), "mount_blob", repo, digest, by)
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag] = (),
+        *,
+        by: Actor,
+        sparse: bool = False,
+        condition: Condition | None = None,
+    ) -> Descriptor:
+        call = self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
+        return await observe(call, "put_manifest", repo, ",".join((manifest.digest, *tags)), by)
+
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        await observe(self.inner.delete_blob(repo, digest, by=by), "delete_blob", repo, digest, by)
+
+    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        await observe(self.inner.delete_manifest(repo, digest, by=by), "delete_manifest", repo, digest, by)
+
+    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+        await observe(self.inner.delete_tag(repo, tag, by=by), "delete_tag", repo, tag, by)
+
+    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+        return await observe(self.inner.repositories(after, limit), "repositories", "", "")
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        return await observe(self.inner.tags(repo, after, limit), "tags", repo, "")
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        call = self.inner.referrers(repo, subject, artifact_type, after, limit)
+        return await observe(call, "referrers", repo, subject)

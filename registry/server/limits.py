@@ -1,0 +1,35 @@
+"""What one connection may take of us: bytes and seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Sizes are in bytes, times in seconds. None of the times is a total: a 40 GiB layer may take all day."""
+
+    header_bytes: int = 32 * 1024
+    """Request line and headers together; the same again for the trailers of a chunked body. Above: 431, or 414."""
+    header_seconds: float = 15.0
+    """From a connection's start, or a later request's first byte, to the end of the headers. Above: 408."""
+    keep_alive_seconds: float = 75.0
+    """How long an idle connection is kept for its next request."""
+    body_idle_seconds: float = 60.0
+    """Without a byte of the body while the application waits for one. Above: 408, and the application is told."""
+    send_idle_seconds: float = 60.0
+    """Without the client taking a byte while there are some for it. Above: the connection is cut."""
+    half_close_seconds: float = 5.0
+    """For an answer to a client that shut its sending side after a whole request; later it counts as gone."""
+    linger_seconds: float = 2.0
+    """After an early answer, or an error of ours: how long to let the client read it before the connection ends."""
+    linger_bytes: int = 256 * 1024
+    """And how much of what it still sends is read and thrown away; then reading stops."""
+    drain_bytes: int = 64 * 1024
+    """A rest of a declared body up to this is read and thrown away, to keep the connection for the next request."""
+    buffer_bytes: int = 512 * 1024
+    """Body bytes held for a slow application before reading pauses (one read more may come on top)."""
+    pipelined: int = 64
+    """Requests a client may send ahead; those beyond are not looked at, and the connection ends after the answers."""
+    pulse_seconds: float = 1.0
+    """How often the times above are looked at: each may be exceeded by this much."""

@@ -1,0 +1,367 @@
+"""One connection: uvicorn's httptools protocol with limits, time-outs, and an orderly end for all that can go wrong.
+
+What it adds to uvicorn's class, and why, is told in docs/adr/0005-supervisor-and-protocol.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from http import HTTPStatus
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from registry.server.exchange import Exchange
+from registry.server.limits import ServerLimits
+from registry.server.logs import log
+from registry.server.refusal import Refused, Surplus, error_response
+from registry.server.target import check_host, parse_target
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+Waiting = Literal["send", "linger", "body", "half", "work", "drain", "head", "fresh", "idle"]
+
+
+class RegistryProtocol(HttpToolsProtocol):
+    """Requests are parsed as they come and answered in their order, one at a time.
+
+    `active` is being answered, `queue` holds those sent ahead, `latest` is the one parsed last. Once `last` is set
+    nothing more is parsed: what still comes is thrown away.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        limits: ServerLimits,
+    ) -> None:
+        super().__init__(config, server_state, app_state, loop)
+        self.limits = limits
+        self.active: Exchange | None = None
+        self.queue: deque[Exchange] = deque()
+        self.latest: Exchange | None = None
+        self.last = False
+        self._refused: Refused | None = None  # to be said after the answers before it
+        self._begun = 0  # requests whose first byte has come
+        self._in_head = False
+        self._head_bytes = 0  # of the head, or the trailers, being parsed
+        self._steps = 0  # heads, body pieces and ends the parser has found
+        self._unfinished = 0  # bytes since the parser last found one
+        self._upgrading = False
+        self._replaying = False
+        self._half_closed = False
+        self._lingering = False
+        self._thrown_away = 0
+        self._waits: tuple[object, ...] = ()
+        self._since = 0.0
+        self._make_parser()
+
+    def _make_parser(self) -> None:
+        # A new one is strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
+        self.parser = httptools.HttpRequestParser(self)
+
+    # Bytes
+
+    def data_received(self, data: bytes) -> None:
+        if self.last:
+            self._throw_away(len(data))
+            return
+        steps = self._steps
+        self._feed(data)
+        if self._steps != steps:
+            self._unfinished = 0
+            return
+        self._unfinished += len(data)
+        if self._unfinished > self.limits.header_bytes and not self.last:
+            self.refuse(self._too_large())
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, Refused):
+                self.refuse(cause)
+            elif isinstance(cause, Surplus) or self.last:
+                self.last = True
+                self._throw_away(len(data))
+            elif isinstance(error, httptools.HttpParserCallbackError):
+                log.error("the parser's callbacks failed", exc_info=cause)
+                self.transport.abort()
+            else:
+                self.refuse(Refused(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}"))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Serves a request that asks for another protocol as the HTTP/1.1 it is (RFC 9110, section 7.8).
+
+        The parser took its head for the end of HTTP and would lose the body; a new one, told how the body is framed,
+        goes on where it stopped.
+        """
+        self._upgrading = False
+        self._make_parser()
+        self._replaying = True
+        framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING)
+        self._feed(b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + rest)
+
+    def _throw_away(self, count: int) -> None:
+        self._thrown_away += count
+        if self._thrown_away > self.limits.linger_bytes:
+            self.flow.pause_reading()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A client that shut its sending side after a whole request gets its answer; any other is gone."""
+        if self._lingering:
+            return None
+        if not self.last and (self._in_head or self._unfinished or (self.latest and self.latest.more_body)):
+            self.refuse(Refused(HTTPStatus.BAD_REQUEST, "the request ended early"))
+        self.last = self._half_closed = True
+        return self.active is not None and not self.transport.is_closing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        if self.active is not None:
+            self.active.hang_up()
+        self.queue.clear()
+        self.flow.resume_writing()
+        self.last = True
+        self.parser = None  # type: ignore[assignment]
+
+    # What the parser finds
+
+    def on_message_begin(self) -> None:
+        if self._replaying:
+            return
+        if self.latest is not None and len(self.queue) >= self.limits.pipelined:
+            self.latest.keep_alive = False
+            self.last = True
+        if self.last:
+            raise Surplus
+        super().on_message_begin()
+        self._begun += 1
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        if self._replaying:
+            return
+        self.url += url
+        self._head_bytes = len(self.url)
+        if self._head_bytes > self.limits.header_bytes:
+            raise self._too_large()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._replaying:
+            return
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self.limits.header_bytes:
+            raise self._too_large()
+        if not self._in_head:
+            return  # a trailer; nothing here has a use for one
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._replaying:
+            self._replaying = False
+            return
+        version = self.parser.get_http_version()
+        method = self.parser.get_method().decode("ascii")
+        self._check_head(version, method)
+        target = parse_target(self.url, method)
+        check_host(self.headers, version)
+        if target.host is not None:
+            self.headers[:] = [header for header in self.headers if header[0] != b"host"] + [(b"host", target.host)]
+        self.scope["method"] = method
+        self.scope["http_version"] = version
+        self.scope["path"] = _unquote(target.path)
+        self.scope["raw_path"] = target.path
+        self.scope["query_string"] = target.query
+        self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
+        keep_alive = version == "1.1" and self.parser.should_keep_alive()
+        self._in_head = False
+        self._head_bytes = 0
+        self._steps += 1
+        self._upgrading = self.parser.should_upgrade()
+        self.latest = Exchange(self, self.scope, keep_alive=keep_alive, length=self._length())
+        if self.active is None:
+            self._answer(self.latest)
+        else:
+            self.queue.append(self.latest)
+            self.flow.pause_reading()
+
+    def _check_head(self, version: str, method: str) -> None:
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if version not in ("1.1", "1.0"):
+            raise Refused(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
+        if method == "CONNECT":
+            raise Refused(HTTPStatus.BAD_REQUEST, "this is no proxy to connect through")
+        if codings and (version != "1.1" or [coding.lower() for coding in codings] != [b"chunked"]):
+            raise Refused(HTTPStatus.BAD_REQUEST, "the only transfer coding is chunked, in HTTP/1.1")
+
+    def _length(self) -> int | None:
+        for name, value in self.headers:
+            if name == b"content-length":
+                return int(value)
+            if name == b"transfer-encoding":
+                return None
+        return 0
+
+    def on_body(self, body: bytes) -> None:
+        self._steps += 1
+        if self.latest is not None:
+            self.latest.take_body(body)
+
+    def on_message_complete(self) -> None:
+        self._steps += 1
+        if self._upgrading or self.latest is None:
+            return
+        self.latest.end_body()
+        if not self.latest.keep_alive:
+            self.last = True
+
+    # Answers
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.active = exchange
+        task = self.loop.create_task(exchange.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def on_response_complete(self) -> None:
+        done, self.active = self.active, None
+        self.server_state.total_requests += 1
+        if done is None or self.transport.is_closing():
+            return
+        if not done.keep_alive:
+            self._finish(linger=done.more_body or self._thrown_away > 0)
+        elif self.queue:
+            self._answer(self.queue.popleft())
+            if not self.queue:
+                self.flow.resume_reading()
+        elif self._refused is not None:
+            self._say(self._refused)
+        elif self.last:
+            self._finish(linger=not self._half_closed)
+        else:
+            self.flow.resume_reading()
+
+    def refuse(self, refused: Refused) -> None:
+        """Answers the request being received with an error of ours, after the answers to those before it, and ends."""
+        self.last = True
+        broken = self.latest if self.latest is not None and self.latest.more_body else None
+        if broken is None and self.active is None:
+            self._say(refused)
+        elif broken is None:
+            self._refused = refused
+        elif broken in self.queue:
+            self.queue.remove(broken)
+            self._refused = refused
+        elif broken is not self.active:
+            self.transport.close()  # answered already: it was the rest of its body that broke
+        else:
+            broken.hang_up()
+            self.active = None
+            if broken.response_started:
+                self.transport.abort()
+            else:
+                self._say(refused)
+
+    def _too_large(self) -> Refused:
+        most = f"{self.limits.header_bytes} bytes"
+        if self._in_head and not self.headers and len(self.url) * 2 > self.limits.header_bytes:
+            return Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {most}")
+        return Refused(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers are too large: together they may have {most}"
+        )
+
+    def _say(self, refused: Refused) -> None:
+        log.debug("refused with %d: %s", refused.status, refused.message)
+        if not self.transport.is_closing():
+            self.transport.write(error_response(refused, self.server_state.default_headers))
+            self._finish(linger=True)
+
+    def _finish(self, *, linger: bool) -> None:
+        """Ends the connection after what was written.
+
+        Closing a socket with unread data resets the connection, and the reset can overtake the answer in the client's
+        kernel. So where the client may still be sending: end our side, read on a little, then close (RFC 9112, 9.6).
+        """
+        self.last = True
+        if not linger:
+            self.transport.close()
+            return
+        self._lingering = True
+        self._thrown_away = 0
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def shutdown(self) -> None:
+        """Ends the connection after the requests received so far; at once where there is none. May come again."""
+        if self._lingering:
+            return
+        if self.active is None:
+            self.transport.close()
+            return
+        final = self.queue[-1] if self.queue else self.active
+        final.keep_alive = False
+        self.last = self.last or not final.more_body
+
+    # Time
+
+    def check(self, now: float) -> None:
+        """Called every second: has the connection waited too long for the same thing?"""
+        waits, seconds = self._waiting_for()
+        if waits != self._waits:
+            self._waits = waits
+            self._since = now
+        elif now - self._since >= seconds:
+            self._late(waits[0])
+
+    def _waiting_for(self) -> tuple[tuple[Waiting, int], float]:
+        limits = self.limits
+        moved = self.active.moved if self.active is not None else 0
+        unsent = self.transport.get_write_buffer_size()
+        if unsent:
+            return ("send", moved * 2**32 + unsent), limits.send_idle_seconds
+        if self._lingering:
+            return ("linger", 0), limits.linger_seconds
+        if self.active is not None:
+            if self.active.receiving:
+                return ("body", moved), limits.body_idle_seconds
+            if self._half_closed:
+                return ("half", 0), limits.half_close_seconds
+            return ("work", 0), float("inf")
+        if self.latest is not None and self.latest.more_body:
+            return ("drain", self.latest.rest or 0), limits.body_idle_seconds
+        if self._in_head or self._unfinished:
+            return ("head", self._begun), limits.header_seconds
+        if not self._begun:
+            return ("fresh", 0), limits.header_seconds
+        return ("idle", self._begun), limits.keep_alive_seconds
+
+    def _late(self, waits: object) -> None:
+        if waits == "head":
+            self.refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come in time"))
+        elif waits == "body":
+            self.refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
+        elif waits in ("send", "linger"):
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+def _unquote(path: bytes) -> str:
+    text = path.decode("ascii")
+    return unquote(text) if "%" in text else text

@@ -1,0 +1,73 @@
+"""`serve`: the one call the command makes to run an application on its sockets until it is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from uvicorn._types import ASGI3Application
+
+from registry.server.kernel import raise_file_limit
+from registry.server.limits import ServerLimits
+from registry.server.logs import log, quiet_logging
+from registry.server.supervisor import Supervisor
+from registry.server.worker import Worker
+
+# How long threads of the application may take to end once the loop has; they hold nothing that was acknowledged.
+_THREAD_SECONDS = 2.0
+
+
+def serve(
+    make_app: Callable[[], ASGI3Application],
+    *,
+    sockets: Sequence[socket.socket],
+    workers: int,
+    shutdown_grace: float,
+    limits: ServerLimits | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> int:
+    """Serves until SIGTERM or SIGINT; the exit code for the command (0 after an orderly stop, 1 after a failed start).
+
+    `make_app` is called in each worker, after the fork; databases belong into the application's lifespan. What it needs
+    should be imported before, once, in the parent: the workers share those pages. `on_ready` is called once, in the
+    parent, when all workers take requests. `shutdown_grace` is in seconds: how long requests in flight may go on.
+
+    One worker runs in this very process: nothing to supervise is the least memory. Call it from the main thread. The
+    sockets are closed when it returns. A start that fails prints one line on stderr.
+    """
+    if workers < 1:
+        raise ValueError("there must be at least one worker")
+    quiet_logging()
+    raise_file_limit()
+    limits = limits or ServerLimits()
+    if workers > 1:
+        gc.collect()
+        gc.freeze()  # the collector must not touch, and so copy, what the workers share
+        code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready).run()
+    else:
+        code, failure = Worker(make_app, sockets, shutdown_grace, limits, on_ready or (lambda: None)).run()
+        _end_threads(code)
+    if failure:
+        print(f"error: {failure}", file=sys.stderr, flush=True)
+    return code
+
+
+def _end_threads(code: int) -> None:
+    """Ends the process here where a thread of the application is stuck: the interpreter would wait for it for ever."""
+    until = time.monotonic() + _THREAD_SECONDS
+    for thread in threading.enumerate():
+        if thread is threading.current_thread() or thread.daemon:
+            continue
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive():
+            log.warning("ending although the thread %s is still busy", thread.name)
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)

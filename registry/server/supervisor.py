@@ -1,0 +1,314 @@
+"""The parent of the workers: forks them, starts one again that died, and stops them all within a bounded time."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from uvicorn._types import ASGI3Application
+
+from registry.server.kernel import die_with_parent
+from registry.server.limits import ServerLimits
+from registry.server.logs import log
+from registry.server.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+_KILL_MARGIN = CANCEL_SECONDS + CLOSE_SECONDS + 2.0  # over the grace; then SIGKILL
+_REAP_SECONDS = 5.0  # a process stuck in the kernel does not die of SIGKILL; we do not wait for it for ever
+_REPLACE_SECONDS = 60.0  # for a worker's start while SIGHUP renews them
+_BACK_OFF = (0.1, 10.0)  # first and longest pause before a worker that died is started again
+_STEADY_SECONDS = 10.0  # a worker that lived this long did not die of its start
+
+
+@dataclass(slots=True)
+class _Child:
+    pid: int
+    slot: int
+    status: int  # our end of the pipe on which it says "ready", or why it failed
+    started: float
+    said: bytearray = field(default_factory=bytearray)
+    ready: bool = False
+    retiring: bool = False
+    kill_at: float = float("inf")
+
+
+class Supervisor:
+    """`run` returns when all workers are gone: the exit code and, for a failed start, one line that says why.
+
+    Signals: SIGTERM and SIGINT stop (a second SIGINT at once), SIGHUP renews the workers one after another, each old
+    one draining once its successor serves. All processes share the parent's process group. To be run in the main
+    thread: the kernel ends the workers with the *thread* that forked them.
+    """
+
+    def __init__(
+        self,
+        make_app: Callable[[], ASGI3Application],
+        sockets: Sequence[socket.socket],
+        workers: int,
+        grace: float,
+        limits: ServerLimits,
+        on_ready: Callable[[], None] | None,
+    ) -> None:
+        self._make_app = make_app
+        self._sockets = sockets
+        self._workers = workers
+        self._grace = grace
+        self._limits = limits
+        self._on_ready = on_ready
+        self._children: dict[int, _Child] = {}
+        self._due: dict[int, float] = {}  # slot → when to start its worker
+        self._pauses: dict[int, float] = {}  # slot → the pause before its next start
+        self._renew: list[_Child] = []  # workers SIGHUP has yet to replace
+        self._successor: _Child | None = None
+        self._served = False  # all workers were ready once
+        self._stopping = False
+        self._give_up = float("inf")
+        self._code = 0
+        self._failure: str | None = None
+
+    def run(self) -> tuple[int, str | None]:
+        self._parent = os.getpid()
+        self._wake, self._waker = os.pipe()
+        self._alive, self._alive_writer = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._waker, False)
+        # poll, not epoll: a child must not share an epoll set with us.
+        self._selector = selectors.PollSelector()
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        wakeup = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        try:
+            self._due = dict.fromkeys(range(self._workers), 0.0)
+            self._loop()
+        finally:
+            self._kill_all()
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            for end in (self._wake, self._waker, self._alive, self._alive_writer):
+                os.close(end)
+        return self._code, self._failure
+
+    def _loop(self) -> None:
+        while not self._stopping or self._children:
+            now = time.monotonic()
+            if now > self._give_up:
+                log.error("the kernel does not end the workers %s; leaving them", sorted(self._children))
+                return
+            self._start_due(now)
+            self._kill_late(now)
+            for key, _ in self._selector.select(self._sleep(now)):
+                if key.fd == self._wake:
+                    self._take_signals()
+                else:
+                    self._listen_to(key.data)
+            self._reap()
+            self._step()
+
+    def _sleep(self, now: float) -> float | None:
+        times = [*self._due.values(), *(child.kill_at for child in self._children.values()), self._give_up]
+        if self._successor is not None:
+            times.append(self._successor.started + _REPLACE_SECONDS)
+        first = min(times)
+        return None if first == float("inf") else max(0.0, first - now) + 0.001
+
+    # Starting
+
+    def _start_due(self, now: float) -> None:
+        for slot in [slot for slot, when in self._due.items() if when <= now]:
+            del self._due[slot]
+            self._fork(slot)
+
+    def _fork(self, slot: int) -> _Child:
+        status, status_writer = os.pipe()
+        # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(self._be_worker(status, status_writer))
+        except OSError:
+            os.close(status)
+            raise
+        finally:
+            os.close(status_writer)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.set_blocking(status, False)
+        child = _Child(pid, slot, status, time.monotonic())
+        self._children[pid] = child
+        self._selector.register(status, selectors.EVENT_READ, child)
+        return child
+
+    def _be_worker(self, status: int, status_writer: int) -> int:
+        """All a child does, from fork to exit code. Nothing of the parent's own may run on in it."""
+        code = 1
+        try:
+            if not die_with_parent(self._parent):
+                return 1
+            signal.set_wakeup_fd(-1)
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            ends = [child.status for child in self._children.values()]
+            for end in (self._wake, self._waker, self._alive_writer, status, *ends):
+                os.close(end)
+            worker = Worker(
+                self._make_app,
+                self._sockets,
+                self._grace,
+                self._limits,
+                lambda: _say(status_writer, "ready"),
+                alive=self._alive,
+            )
+            code, failure = worker.run()
+            if failure is not None:
+                _say(status_writer, failure)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return code
+
+    # Watching
+
+    def _take_signals(self) -> None:
+        for number in os.read(self._wake, 4096):
+            if number == signal.SIGINT and self._stopping:
+                self._code = 128 + signal.SIGINT
+                self._stop(at_once=True)
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._stop()
+            elif number == signal.SIGHUP and self._served and not self._stopping and not self._renew:
+                self._renew = list(self._children.values())
+
+    def _listen_to(self, child: _Child) -> None:
+        text = os.read(child.status, 65536)
+        child.said += text
+        if not text:
+            self._selector.unregister(child.status)
+        if not child.ready and child.said.startswith(b"ready\n"):
+            child.ready = True
+            del child.said[: len(b"ready\n")]
+
+    def _reap(self) -> None:
+        for child in list(self._children.values()):
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid == 0:
+                continue
+            if child.status in self._selector.get_map():
+                self._drain_status(child)
+                self._selector.unregister(child.status)
+            os.close(child.status)
+            del self._children[pid]
+            self._lost(child, os.waitstatus_to_exitcode(status))
+
+    def _drain_status(self, child: _Child) -> None:
+        try:
+            while text := os.read(child.status, 65536):
+                child.said += text
+        except BlockingIOError:
+            pass  # a process of the worker's still holds the other end
+
+    def _lost(self, child: _Child, code: int) -> None:
+        if child in self._renew:
+            self._renew.remove(child)
+        if self._stopping or child.retiring:
+            return
+        if child is self._successor:
+            self._abandon_renewal(f"the new worker {_ended(child, code)}")
+            return
+        if not self._served:
+            self._code = 1
+            self._failure = child.said.decode(errors="replace").strip() or f"a worker {_ended(child, code)}"
+            self._stop()
+            return
+        now = time.monotonic()
+        pause = self._pauses.get(child.slot, 0.0)
+        if code == 0 or (child.ready and now - child.started >= _STEADY_SECONDS):
+            pause = 0.0
+        self._due[child.slot] = now + pause
+        self._pauses[child.slot] = min(max(pause * 2, _BACK_OFF[0]), _BACK_OFF[1])
+        log.warning("the worker %d %s; starting it again in %g s", child.pid, _ended(child, code), pause)
+
+    def _step(self) -> None:
+        """What follows from who is ready now."""
+        if self._stopping:
+            return
+        if not self._served and len(self._children) == self._workers and all(c.ready for c in self._children.values()):
+            self._served = True
+            if self._on_ready is not None:
+                self._on_ready()
+        if self._successor is not None:
+            if self._successor.ready:
+                self._retire(self._renew.pop(0))
+                self._successor = None
+            elif time.monotonic() - self._successor.started > _REPLACE_SECONDS:
+                late = self._successor
+                late.retiring = True
+                os.kill(late.pid, signal.SIGKILL)
+                self._abandon_renewal(f"the new worker was not ready within {_REPLACE_SECONDS:g} s")
+        if self._successor is None and self._renew:
+            self._successor = self._fork(self._renew[0].slot)
+
+    def _abandon_renewal(self, why: str) -> None:
+        log.error("the workers are not renewed: %s", why)
+        self._renew.clear()
+        self._successor = None
+
+    # Stopping
+
+    def _retire(self, child: _Child) -> None:
+        child.retiring = True
+        child.kill_at = time.monotonic() + self._grace + _KILL_MARGIN
+        os.kill(child.pid, signal.SIGTERM)
+
+    def _stop(self, *, at_once: bool = False) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._due.clear()
+            self._renew.clear()
+            self._successor = None
+            for sock in self._sockets:
+                sock.close()  # with the workers' copies closed too, new clients are refused instead of left waiting
+            for child in self._children.values():
+                self._retire(child)
+            self._give_up = time.monotonic() + self._grace + _KILL_MARGIN + _REAP_SECONDS
+        if at_once:
+            for child in self._children.values():
+                child.kill_at = 0.0
+
+    def _kill_late(self, now: float) -> None:
+        for child in self._children.values():
+            if child.kill_at <= now:
+                child.kill_at = float("inf")
+                os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is still this child's
+
+    def _kill_all(self) -> None:
+        """Leaves nothing behind, also when something unforeseen was raised here."""
+        until = time.monotonic() + _REAP_SECONDS
+        for child in self._children.values():
+            os.kill(child.pid, signal.SIGKILL)
+        while self._children and time.monotonic() < until:
+            self._stopping = True
+            self._reap()
+            time.sleep(0.005)
+
+
+def _say(pipe: int, text: str) -> None:
+    os.write(pipe, text.encode() + b"\n")
+
+
+def _ended(child: _Child, code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    said = child.said.decode(errors="replace").strip()
+    return f"ended with exit code {code}" + (f" ({said})" if said else "")

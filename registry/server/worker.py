@@ -1,0 +1,175 @@
+"""One worker: an event loop, the application, and the connections it has accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from typing import Any, cast
+
+import uvicorn
+from uvicorn._types import ASGI3Application
+from uvicorn.server import ServerState
+
+from registry.server.accept import Acceptor
+from registry.server.kernel import keep_large_blocks
+from registry.server.lifespan import Lifespan
+from registry.server.limits import ServerLimits
+from registry.server.logs import LoopErrors, log
+from registry.server.protocol import RegistryProtocol
+
+try:
+    import uvloop
+except ImportError:  # no wheel for this platform
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+else:
+    new_event_loop = uvloop.new_event_loop
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
+CANCEL_SECONDS = 1.0
+CLOSE_SECONDS = 5.0
+
+
+class Worker:
+    """Serves in this process and thread. `run` returns the exit code and, for a failed start, the reason in a line."""
+
+    def __init__(
+        self,
+        make_app: Callable[[], ASGI3Application],
+        sockets: Sequence[socket.socket],
+        grace: float,
+        limits: ServerLimits,
+        on_ready: Callable[[], None],
+        *,
+        alive: int | None = None,
+    ) -> None:
+        """`alive` is a pipe's reading end whose writer is the parent: it is readable when the parent is gone."""
+        self._make_app = make_app
+        self._sockets = sockets
+        self._grace = grace
+        self._limits = limits
+        self._on_ready = on_ready
+        self._alive = alive
+        self._state = ServerState()
+        self._stop = asyncio.Event()
+
+    def run(self) -> tuple[int, str | None]:
+        keep_large_blocks()
+        loop = new_event_loop()
+        loop.set_exception_handler(LoopErrors())
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._serve(loop))
+        except Exception as error:
+            return 1, explain(error)
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+        return 0, None
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch(loop)
+        app = self._make_app()
+        lifespan = Lifespan(app)
+        starting = asyncio.create_task(lifespan.start())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await asyncio.wait({starting}, timeout=self._grace)  # told to stop during the start: let it end in order
+        if not starting.done():
+            return
+        starting.result()
+        pulse = asyncio.create_task(self._pulse(loop))
+        acceptors = self._listen(loop, app, lifespan.state)
+        self._on_ready()
+        await stopping
+        await self._drain(acceptors)
+        pulse.cancel()
+        try:
+            await asyncio.wait_for(lifespan.stop(), CLOSE_SECONDS)
+        except TimeoutError:
+            log.warning("the application did not close within %g s", CLOSE_SECONDS)
+        except Exception:
+            log.exception("the application failed while closing")
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        # Sent to the whole group when a terminal closes; a lone process has no workers to renew.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if self._alive is not None:
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+            loop.add_reader(self._alive, os._exit, 1)  # only the parent's end can make it readable
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOP_SIGNALS, signal.SIGHUP))
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGINT and self._stop.is_set():
+            os._exit(128 + number)  # asked twice: at once
+        self._stop.set()
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, app: ASGI3Application, state: dict[str, Any]) -> list[Acceptor]:
+        config = uvicorn.Config(
+            app,
+            http=RegistryProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        config.load()
+
+        def connection() -> RegistryProtocol:
+            return RegistryProtocol(config, self._state, state, loop, self._limits)
+
+        return [Acceptor(loop, sock, connection) for sock in self._sockets]
+
+    async def _pulse(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Once a second: the Date header, and every connection's time limits. No read or write sets a timer."""
+        while True:
+            self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+            now = loop.time()
+            for connection in self._connections():
+                connection.check(now)
+            await asyncio.sleep(self._limits.pulse_seconds)
+
+    async def _drain(self, acceptors: list[Acceptor]) -> None:
+        """Takes no more connections, lets the requests in flight end within the grace, then cuts what is left."""
+        for acceptor in acceptors:
+            acceptor.close()
+        until = time.monotonic() + self._grace
+        while (self._state.connections or self._state.tasks) and time.monotonic() < until:
+            for connection in self._connections():  # each time: one may have been accepted just before
+                connection.shutdown()
+            await asyncio.sleep(0.02)
+        for connection in self._connections():
+            connection.transport.abort()
+        tasks = set(self._state.tasks)
+        if tasks:
+            log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+
+    def _connections(self) -> list[RegistryProtocol]:
+        return cast(list[RegistryProtocol], list(self._state.connections))
+
+
+def explain(error: BaseException) -> str:
+    """One line for a person. What is no plain fault of the surroundings is a bug: its traceback goes to the log."""
+    message = getattr(error, "message", None)
+    if isinstance(message, str) and message:
+        return " ".join(message.split())
+    if isinstance(error, OSError):
+        return " ".join(str(error).split())
+    log.error("the start failed", exc_info=error)
+    return f"the server could not start: {type(error).__name__}: {' '.join(str(error).split())}"

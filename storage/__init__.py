@@ -1,0 +1,1 @@
+"""What registry content is and how it is kept. Knows no HTTP; usable without a web framework."""

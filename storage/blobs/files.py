@@ -1,0 +1,98 @@
+"""Durable steps on blob files, as plain blocking functions: each is called once, in a thread.
+
+Orders (architecture, "What is kept where"): content is synced under a temporary name, renamed into place, and its
+directory synced, before any metadata names it; it is moved away only after no metadata names it any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage.errors import StorageFailed, StorageFull
+from storage.system import System
+
+WRITEBACK = 8 * 1024 * 1024
+"""Bytes after which the kernel is asked to start writing a growing file to the disk."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turns what the disk says into StorageFull or StorageFailed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull() from error
+        raise StorageFailed(f"the registry's storage failed: {error.strerror or error}") from error
+
+
+def write_all(system: System, fd: int, chunks: Sequence[bytes], offset: int) -> int:
+    """Writes the chunks at `offset`; returns where they end. On an error the file is cut back to `offset`."""
+    start, rest = offset, list(chunks)
+    try:
+        while rest:
+            part = rest[:512]
+            done = system.write(fd, part, offset)
+            offset += done
+            for chunk in part:
+                if done < len(chunk):
+                    rest[0] = chunk[done:]
+                    break
+                done -= len(chunk)
+                del rest[0]
+    except OSError:
+        with suppress(OSError):
+            system.truncate(fd, start)
+        raise
+    if offset // WRITEBACK != start // WRITEBACK:
+        begin = start // WRITEBACK * WRITEBACK
+        system.start_writeback(fd, begin, offset - begin)
+    return offset
+
+
+def sync_directory(system: System, path: Path) -> None:
+    fd = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        system.sync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(system: System, source: Path, target: Path) -> None:
+    """Moves a synced file into place, for good. A file already there has the same content and is replaced."""
+    system.rename(source, target)
+    sync_directory(system, target.parent)
+
+
+def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
+    """Makes those that are missing, and syncs their parents once."""
+    changed: dict[Path, None] = {}
+    for path in paths:
+        with suppress(FileExistsError):
+            system.mkdir(path)
+            changed[path.parent] = None
+    for parent in changed:
+        sync_directory(system, parent)
+
+
+def try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(fd: int) -> Iterator[None]:
+    """Holds the file's lock; waits for it. For steps that last no longer than one write."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)

@@ -1,0 +1,81 @@
+"""The data directory's tree; the only module that knows paths.
+
+    DATA/
+      entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
+      locks/metadata                                    one writer of metadata at a time
+      locks/collect                                     one collector at a time
+      locks/00 … ff                                     stripes: one change of a blob file at a time
+      blobs/sha256/ab/abcdef…                           content, by digest
+      uploads/UUID/GENERATION                           an upload session's bytes; who took it over last
+      trash/                                            files on their way out
+
+All of it lies on one file system, so that a rename moves a file without copying it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.names import ALGORITHMS, Digest, UploadID
+
+STRIPES = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below one data directory."""
+
+    root: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.root / "entrepot.db"
+
+    @property
+    def metadata_lock(self) -> Path:
+        return self.root / "locks" / "metadata"
+
+    @property
+    def collect_lock(self) -> Path:
+        return self.root / "locks" / "collect"
+
+    @property
+    def trash(self) -> Path:
+        return self.root / "trash"
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
+
+    def upload(self, upload: UploadID) -> Path:
+        return self.uploads / upload
+
+    def blob(self, digest: Digest) -> Path:
+        return self.root / self.place(digest)
+
+    @staticmethod
+    def place(digest: Digest) -> str:
+        """Where a blob lies below the data directory; what metadata keeps as its place."""
+        return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
+
+    def at(self, place: str) -> Path:
+        return self.root / place
+
+    def stripe(self, digest: Digest) -> Path:
+        return self.root / "locks" / f"{zlib.crc32(digest.encode()) % STRIPES:02x}"
+
+    def shards(self) -> Iterator[Path]:
+        """The directories blobs lie in."""
+        for algorithm in ALGORITHMS:
+            for number in range(256):
+                yield self.root / "blobs" / algorithm / f"{number:02x}"
+
+    def directories(self) -> Iterator[Path]:
+        """What must exist, parents first. The shards are made with the data directory, so that a push never has to make
+        one durable first."""
+        yield from (self.root / "locks", self.uploads, self.trash, self.root / "blobs")
+        yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
+        yield from self.shards()

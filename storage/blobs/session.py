@@ -1,0 +1,155 @@
+"""The bytes of one upload session, and who may write them.
+
+They lie in `uploads/UUID/GENERATION`. Taking a session over renames the file to the next generation; the one before
+finds its name gone and stops. Each write checks the name and writes under the file's lock, and so does the rename:
+whoever lost the session cannot change a byte after the new owner has looked at the length. It never has to be asked,
+so a half-open connection cannot hold a session.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage.blobs import files
+from storage.errors import BlobUploadInvalid, BlobUploadUnknown
+from storage.system import System
+
+PIECE = 1024 * 1024
+
+
+class SessionFile:
+    """An upload session's file, owned by this generation. All calls block; they raise OSError, and BlobUploadInvalid
+    once a newer generation has taken the session over."""
+
+    def __init__(self, system: System, path: Path, fd: int) -> None:
+        self._system = system
+        self._fd = fd
+        self.path = path
+
+    @classmethod
+    def create(cls, system: System, directory: Path) -> SessionFile:
+        """A new session's file. Raises BlobUploadInvalid when somebody has resumed the session already."""
+        path = directory / "1"
+        try:
+            system.mkdir(directory)
+            return cls(system, path, system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise BlobUploadInvalid("a newer request has taken this upload over") from None
+
+    @classmethod
+    def take_over(cls, system: System, directory: Path) -> SessionFile:
+        """The session in `directory`, from whoever has it; a new one where there is none."""
+        with suppress(FileExistsError):
+            system.mkdir(directory)
+        while True:
+            try:
+                current = _generation(directory)
+                if current is None:
+                    path = directory / "1"
+                    return cls(system, path, system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                raise BlobUploadUnknown("the upload session was just ended by another request") from None
+            with suppress(FileNotFoundError, BlobUploadInvalid):
+                return cls._succeed(system, directory, current)
+
+    @classmethod
+    def _succeed(cls, system: System, directory: Path, current: int) -> SessionFile:
+        path = directory / str(current)
+        owned = cls(system, path, system.open(path, os.O_RDWR))
+        try:
+            with owned._owning():
+                owned.path = directory / str(current + 1)
+                system.rename(path, owned.path)
+        except BaseException:
+            owned.close()
+            raise
+        return owned
+
+    @contextmanager
+    def _owning(self) -> Iterator[None]:
+        with files.locked(self._fd):
+            try:
+                same = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise BlobUploadInvalid("a newer request has taken this upload over")
+            yield
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def append(self, chunks: Sequence[bytes], offset: int) -> int:
+        """Writes at `offset`, the end; returns the new end."""
+        with self._owning():
+            return files.write_all(self._system, self._fd, chunks, offset)
+
+    def restart(self) -> None:
+        """Drops all bytes."""
+        with self._owning():
+            self._system.truncate(self._fd, 0)
+
+    def cut(self, size: int) -> None:
+        """Drops what follows the first `size` bytes."""
+        with self._owning():
+            self._system.truncate(self._fd, size)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` to `stop`, fewer where the file ends."""
+        while start < stop:
+            piece = self.read_at(start, min(PIECE, stop - start))
+            if not piece:
+                return
+            yield piece
+            start += len(piece)
+
+    def sync(self) -> None:
+        self._system.sync(self._fd)
+
+    def publish(self, target: Path) -> None:
+        """Moves the synced bytes to `target`, durably; the session's directory goes."""
+        with self._owning():
+            files.publish(self._system, self.path, target)
+        self._drop_directory()
+
+    def discard(self) -> None:
+        """Drops the session's bytes."""
+        with self._owning():
+            self._system.unlink(self.path)
+        self._drop_directory()
+
+    def _drop_directory(self) -> None:
+        # Not empty: a newer request is at work there. Gone: it was quicker.
+        with suppress(OSError):
+            self._system.rmdir(self.path.parent)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _generation(directory: Path) -> int | None:
+    """The highest generation there; None where the session has no bytes yet."""
+    return max((int(name) for name in os.listdir(directory) if name.isdigit()), default=None)
+
+
+def session_size(directory: Path) -> int:
+    """Bytes the session has, without taking it over."""
+    while True:
+        try:
+            generation = _generation(directory)
+            if generation is None:
+                return 0
+            return os.stat(directory / str(generation)).st_size
+        except FileNotFoundError:
+            if not directory.exists():
+                return 0

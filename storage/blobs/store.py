@@ -1,0 +1,61 @@
+"""The bytes of blobs, by digest. Knows nothing of repositories: what exists is for metadata to say."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from storage.blobs.session import SessionFile
+from storage.content import Span
+from storage.interface import BlobReader
+from storage.names import Digest, UploadID
+
+
+class BlobStore(Protocol):
+    """Where blobs lie. Errors: StorageFull, StorageFailed."""
+
+    async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> BlobReader:
+        """Raises RangeInvalid, and FileNotFoundError where the bytes are not at `place`."""
+        ...
+
+    async def create(self, upload: UploadID) -> SessionFile:
+        """A new session's bytes. Raises BlobUploadInvalid when somebody has resumed the session already."""
+        ...
+
+    async def take_over(self, upload: UploadID) -> SessionFile:
+        """The session's bytes, from whoever has them."""
+        ...
+
+    async def session_size(self, upload: UploadID) -> int: ...
+
+    def hold(self, digest: Digest) -> AbstractAsyncContextManager[None]:
+        """The digest's lock, over all processes. Held from a publish to the commit of its row, and from the commit of a
+        removed row to the move of its file: so a push and a collection of one digest cannot cross."""
+        ...
+
+    async def publish(self, session: SessionFile, digest: Digest) -> str:
+        """Puts the synced bytes in place, durably; returns the place. Call it inside `hold`."""
+        ...
+
+    async def remove(self, place: str) -> None:
+        """Takes the bytes at `place` away. Call it inside `hold`, with no row naming them."""
+        ...
+
+    async def empty_trash(self) -> None:
+        """Frees what `remove` took away."""
+        ...
+
+    async def discard(self, upload: UploadID) -> None:
+        """Drops a session's bytes."""
+        ...
+
+    async def shard(self, number: int) -> list[tuple[Digest, str, float]]:
+        """The blobs that lie in one of `shards` parts of the store, with their places and when they were written
+        (seconds since 1970)."""
+        ...
+
+    async def sessions(self) -> list[tuple[UploadID, float]]:
+        """Upload sessions that have bytes, and when they last changed."""
+        ...
+
+    shards: int

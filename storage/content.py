@@ -1,0 +1,215 @@
+"""What registry content is: descriptors, manifests with their exact bytes, spans, pages, and who acts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from storage import parsing
+from storage.errors import DigestInvalid, ManifestInvalid, RangeInvalid
+from storage.names import Digest
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What points at content: its type, digest and size in bytes (OCI image spec, "Content Descriptors")."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] | None = None
+    platform: Mapping[str, object] | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """As it stands in an index."""
+        document: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        if self.artifact_type:
+            document["artifactType"] = self.artifact_type
+        if self.annotations:
+            document["annotations"] = dict(self.annotations)
+        if self.platform:
+            document["platform"] = dict(self.platform)
+        return document
+
+
+BLOB_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `start` to `stop` (exclusive; None: to the end). A negative `start` counts from the end, with no `stop`."""
+
+    start: int
+    stop: int | None = None
+
+    def within(self, size: int) -> tuple[int, int]:
+        """First byte and the one after the last, inside `size` bytes (RFC 9110, 14.1.2). Raises RangeInvalid."""
+        if self.start < 0:
+            start, stop = max(size + self.start, 0), size
+        else:
+            start, stop = self.start, size if self.stop is None else min(self.stop, size)
+        if start >= stop:
+            raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in that range", size=size)
+        return start, stop
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open file descriptor (its owner closes it) and the offset at which the content's byte 0 lies."""
+
+    fd: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A part of a list. `more` says that something follows the last item."""
+
+    items: Sequence[T]
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, for tag history and logs."""
+
+    name: str = "anonymous"
+    address: str = ""
+    request_id: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a tag must point at for a PUT to go through: one of `digests`; `absent` and no digests: nothing at all;
+    neither: anything that exists (RFC 9110, 13.1.1 and 13.1.2)."""
+
+    digests: frozenset[str] = frozenset()
+    absent: bool = False
+
+    def holds(self, current: Digest | None) -> bool:
+        if self.absent:
+            return current is None if not self.digests else current not in self.digests
+        return current is not None and (not self.digests or current in self.digests)
+
+
+def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
+    """The digest of `body`."""
+    return Digest(f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest or index: its exact bytes, and what they say. The bytes are never changed.
+
+    Made from bytes of unknown origin by `Manifest.parse`, which checks them; the plain constructor trusts its caller
+    (the store, which checked them when they came)."""
+
+    body: bytes = field(repr=False)
+    media_type: str
+    digest: Digest
+
+    @classmethod
+    def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
+        """Checks and takes a pushed manifest. `media_type` is the Content-Type without parameters; None or empty: the
+        body's own. Raises ManifestInvalid, DigestInvalid (not the `expected` digest)."""
+        digest = digest_of(body, expected.algorithm if expected else "sha256")
+        if expected and digest != expected:
+            raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
+        document = parsing.load_object(body)
+        manifest = cls(body, parsing.media_type(document, media_type), digest)
+        manifest.__dict__["document"] = document
+        if manifest.media_type not in MANIFESTS | INDEXES:
+            raise ManifestInvalid(f"manifests of type {manifest.media_type} are not taken here")
+        manifest._parts  # noqa: B018  reading them checks them
+        return manifest
+
+    @cached_property
+    def document(self) -> dict[str, object]:
+        return parsing.load_object(self.body)
+
+    @cached_property
+    def _parts(self) -> parsing.Parts:
+        return parsing.read_parts(self.document, index=self.media_type in INDEXES)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Of the manifest itself, with artifact type and annotations as the referrers API lists them."""
+        return Descriptor(self.media_type, self.digest, len(self.body), self.artifact_type, self.annotations or None)
+
+    @property
+    def config(self) -> Descriptor | None:
+        return self._describe(self._parts.config)
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        return self._describe_all(self._parts.layers)
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Config and layers; those only held elsewhere (`urls`, non-distributable types) are in `foreign` as well."""
+        return (*((self.config,) if self.config else ()), *self.layers)
+
+    @property
+    def foreign(self) -> frozenset[Digest]:
+        """Blobs that need not be here: non-distributable layers."""
+        return frozenset(
+            d.digest for d in self.blobs if "nondistributable" in d.media_type or "foreign" in d.media_type
+        )
+
+    @property
+    def manifests(self) -> tuple[Descriptor, ...]:
+        """An index's children."""
+        return self._describe_all(self._parts.manifests)
+
+    @property
+    def blob_children(self) -> frozenset[Digest]:
+        """An index's entries whose type is no manifest's; they may be blobs. BuildKit's cache lists its layers so."""
+        return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
+
+    @property
+    def subject(self) -> Digest | None:
+        part = self._parts.subject
+        return Digest(part["digest"]) if part else None
+
+    @property
+    def artifact_type(self) -> str | None:
+        """Its own; an image manifest without one: its config's type (spec, "Listing Referrers")."""
+        if own := self._parts.artifact_type:
+            return own
+        return self._parts.config["mediaType"] if self._parts.config else None
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        return self._parts.annotations
+
+    @staticmethod
+    def _describe(part: parsing.Part | None) -> Descriptor | None:
+        if part is None:
+            return None
+        return Descriptor(
+            part["mediaType"],
+            Digest(part["digest"]),
+            part["size"],
+            part.get("artifactType"),
+            part.get("annotations"),
+            part.get("platform"),
+        )
+
+    @classmethod
+    def _describe_all(cls, parts: Sequence[parsing.Part]) -> tuple[Descriptor, ...]:
+        return tuple(d for d in map(cls._describe, parts) if d is not None)

@@ -1,0 +1,148 @@
+"""The one family of errors a registry raises.
+
+A subclass per error code of the OCI distribution spec ("Error Codes"), plus a few the spec has no code of its own for.
+The core knows codes, never HTTP statuses: `registry.http.errors.STATUS` gives each class its status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RegistryError(Exception):
+    """Something a client can be told: `code` for programs, `message` for people, `detail` for either (any JSON)."""
+
+    code: ClassVar[str] = "UNKNOWN"
+    default: ClassVar[str] = "the registry could not do this"
+
+    def __init__(self, message: str | None = None, detail: object = None) -> None:
+        self.message = message or self.default
+        self.detail = detail
+        super().__init__(self.message)
+
+
+class BlobUnknown(RegistryError):
+    code = "BLOB_UNKNOWN"
+    default = "the repository has no such blob"
+
+
+class BlobUploadInvalid(RegistryError):
+    code = "BLOB_UPLOAD_INVALID"
+    default = "the blob upload is not valid"
+
+
+class BlobUploadUnknown(RegistryError):
+    code = "BLOB_UPLOAD_UNKNOWN"
+    default = "there is no such upload session: it was finished, cancelled, or has timed out; start a new one"
+
+
+class DigestInvalid(RegistryError):
+    code = "DIGEST_INVALID"
+    default = "the digest is not valid, or the content has another one"
+
+
+class ManifestBlobUnknown(RegistryError):
+    code = "MANIFEST_BLOB_UNKNOWN"
+    default = "the manifest refers to content this repository does not have; push that first"
+
+
+class ManifestInvalid(RegistryError):
+    code = "MANIFEST_INVALID"
+    default = "the manifest is not valid"
+
+
+class TagInvalid(ManifestInvalid):
+    """A tag outside the grammar. The spec has no code of its own for it; the reference belongs to a manifest."""
+
+    default = "the tag is not valid"
+
+
+class PreconditionFailed(ManifestInvalid):
+    """`If-Match` or `If-None-Match` on a manifest PUT does not hold (RFC 9110, section 13.1)."""
+
+    default = "the tag has changed meanwhile; fetch it again and retry"
+
+
+class ManifestTooLarge(ManifestInvalid):
+    default = "the manifest is larger than this registry accepts"
+
+
+class ManifestUnknown(RegistryError):
+    code = "MANIFEST_UNKNOWN"
+    default = "the repository has no such manifest"
+
+
+class NameInvalid(RegistryError):
+    code = "NAME_INVALID"
+    default = "the repository name is not valid"
+
+
+class NameUnknown(RegistryError):
+    code = "NAME_UNKNOWN"
+    default = "there is no such repository"
+
+
+class SizeInvalid(RegistryError):
+    code = "SIZE_INVALID"
+    default = "the length sent is not the length declared"
+
+
+class RangeInvalid(RegistryError):
+    """A span outside the content, or a chunk that does not start where the upload stands.
+
+    `size` is the whole length in bytes where it is known (for `Content-Range: bytes */size`), `offset` where an upload
+    stands.
+    """
+
+    code = "BLOB_UPLOAD_INVALID"
+    default = "the range lies outside the content"
+
+    def __init__(self, message: str | None = None, *, size: int | None = None, offset: int | None = None) -> None:
+        super().__init__(message, {k: v for k, v in (("size", size), ("offset", offset)) if v is not None} or None)
+        self.size = size
+        self.offset = offset
+
+
+class Unauthorized(RegistryError):
+    code = "UNAUTHORIZED"
+    default = "log in first"
+
+
+class Denied(RegistryError):
+    code = "DENIED"
+    default = "you may not do this"
+
+
+class Unsupported(RegistryError):
+    code = "UNSUPPORTED"
+    default = "this registry does not do that"
+
+
+class TooManyRequests(RegistryError):
+    """`retry_after` is in seconds."""
+
+    code = "TOOMANYREQUESTS"
+    default = "too many requests; wait a little"
+
+    def __init__(self, message: str | None = None, detail: object = None, *, retry_after: int = 1) -> None:
+        super().__init__(message, detail)
+        self.retry_after = retry_after
+
+
+class UpstreamUnavailable(RegistryError):
+    code = "UNAVAILABLE"
+    default = "the upstream registry does not answer"
+
+
+class StorageFull(RegistryError):
+    """The disk (or a quota on it) is full. Nothing of the refused write is kept."""
+
+    code = "STORAGE_FULL"
+    default = "the registry's disk is full; free some space or ask its operator to"
+
+
+class StorageFailed(RegistryError):
+    """The disk or the database answered with an error that is nobody's request's fault."""
+
+    code = "STORAGE_FAILED"
+    default = "the registry's storage failed; its log says how"

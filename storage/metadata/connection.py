@@ -1,0 +1,32 @@
+"""How a connection to the metadata database is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+
+BUSY = 10_000
+"""Milliseconds to wait for somebody outside (a backup, a person with a shell) who holds the database."""
+
+
+def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
+    """A connection to the database at `path`, which must exist. `read_only` refuses changes; the file is still opened
+    for writing, since readers keep their marks in the shared memory beside it."""
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    db.set_busy_timeout(BUSY)
+    db.pragma("wal_autocheckpoint", 0)
+    db.pragma("foreign_keys", True)
+    if read_only:
+        db.pragma("query_only", True)
+    return db
+
+
+def create(path: Path) -> apsw.Connection:
+    """A connection to the database at `path`, made if it is missing, in WAL mode."""
+    db = apsw.Connection(str(path))
+    db.set_busy_timeout(BUSY)
+    db.pragma("journal_mode", "wal")
+    db.pragma("synchronous", "FULL")
+    db.pragma("wal_autocheckpoint", 0)
+    return db

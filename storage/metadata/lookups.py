@@ -1,0 +1,143 @@
+"""Reads of the metadata, as functions of a connection. Each is one statement, read to its end: no read transaction is
+left open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import apsw
+
+from storage.content import Descriptor, Manifest, Page
+from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
+from storage.metadata.catalog import BlobRow, UploadRow
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+
+PAGE_BYTES = 1024 * 1024
+"""Annotations in one page of referrers, about."""
+
+_BLOB = """
+SELECT b.size, b.place, l.needed,
+       EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = r.id AND q.digest = b.digest)
+  FROM repository r JOIN blob b ON b.digest = ?2 JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
+ WHERE r.name = ?1"""
+_BY_TAG = """
+  FROM repository r JOIN tag t ON t.repository = r.id AND t.name = ?2 JOIN manifest m ON m.id = t.manifest
+ WHERE r.name = ?1"""
+_BY_DIGEST = """
+  FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2
+ WHERE r.name = ?1"""
+_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations"
+_MANIFEST = "SELECT m.body, m.media_type, m.digest"
+_REFERRERS = (
+    _DESCRIPTOR
+    + """
+  FROM repository r JOIN manifest m ON m.repository = r.id
+ WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3 AND (?4 IS NULL OR m.artifact_type = ?4)
+ ORDER BY m.digest LIMIT ?5"""
+)
+
+
+def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
+    """Raises NameUnknown."""
+    number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
+    if number is None:
+        raise NameUnknown(f"there is no repository {repo}")
+    return int(number)
+
+
+def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
+    row = db.execute(_BLOB, (repo, digest)).get
+    if row is None:
+        raise BlobUnknown(f"{repo} has no blob {digest}")
+    size, place, needed, fleeting = row
+    return BlobRow(digest, size, place, bool(fleeting), needed)
+
+
+def upload(db: apsw.Connection, repo: RepositoryName, wanted: UploadID) -> UploadRow:
+    row = db.execute(
+        "SELECT algorithm, offset, state, boot FROM upload WHERE id = ? AND repository = ?", (wanted, repo)
+    ).get
+    if row is None:
+        raise BlobUploadUnknown()
+    return UploadRow(wanted, repo, *row)
+
+
+def _one(db: apsw.Connection, columns: str, repo: RepositoryName, reference: Reference) -> tuple[Any, ...]:
+    where = _BY_DIGEST if isinstance(reference, Digest) else _BY_TAG
+    row: tuple[Any, ...] | None = db.execute(columns + where, (repo, reference)).get
+    if row is None:
+        raise ManifestUnknown(f"{repo} has no manifest {reference}")
+    return row
+
+
+def _descriptor(row: tuple[Any, ...]) -> Descriptor:
+    media_type, digest, size, artifact_type, annotations = row
+    return Descriptor(media_type, _digest(digest), size, artifact_type, json.loads(annotations or "null"))
+
+
+def _digest(text: str) -> Digest:
+    """A digest from the database: it was checked when it came."""
+    return str.__new__(Digest, text)
+
+
+def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
+    return _descriptor(_one(db, _DESCRIPTOR, repo, reference))
+
+
+def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
+    body, media_type, digest = _one(db, _MANIFEST, repo, reference)
+    return Manifest(body, media_type, _digest(digest))
+
+
+def repositories(db: apsw.Connection, after: str | None, limit: int) -> Page[RepositoryName]:
+    rows = db.execute(
+        "SELECT name FROM repository WHERE manifests > 0 AND name > ? ORDER BY name LIMIT ?", (after or "", limit + 1)
+    ).fetchall()
+    return Page([str.__new__(RepositoryName, name) for (name,) in rows[:limit]], len(rows) > limit)
+
+
+def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+    number = repository_id(db, repo)
+    rows = db.execute(
+        "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (number, after or "", limit + 1)
+    ).fetchall()
+    return Page([str.__new__(Tag, name) for (name,) in rows[:limit]], len(rows) > limit)
+
+
+def tags_at(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> list[Tag]:
+    rows = db.execute(
+        "SELECT t.name FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 "
+        "JOIN tag t ON t.manifest = m.id WHERE r.name = ?1 ORDER BY t.name",
+        (repo, digest),
+    )
+    return [str.__new__(Tag, name) for (name,) in rows.fetchall()]
+
+
+def referrers(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    subject: Digest,
+    artifact_type: str | None,
+    after: str | None,
+    limit: int,
+) -> Page[Descriptor]:
+    found: list[Descriptor] = []
+    taken = 0
+    rows = db.execute(_REFERRERS, (repo, subject, after or "", artifact_type, limit + 1))
+    try:
+        for row in rows:
+            if len(found) == limit or (found and taken > PAGE_BYTES):
+                return Page(found, more=True)
+            found.append(_descriptor(row))
+            taken += len(row[4] or "") + 256
+    finally:
+        rows.close()
+    return Page(found)
+
+
+def known(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
+    """Those of `values` that stand in a column."""
+    sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
+    return {value for value in values if db.execute(sql, (value,)).get is not None}

@@ -1,0 +1,161 @@
+"""Changes to manifests and tags, as functions of a connection inside a transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apsw
+
+from storage.content import Actor, Condition, Manifest
+from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
+from storage.metadata import lookups
+from storage.metadata.blob_changes import is_referred, make_repository, queue
+from storage.names import Digest, RepositoryName, Tag
+
+_MISSING_BLOBS = """
+SELECT value FROM json_each(?2)
+ WHERE NOT EXISTS (
+       SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = value AND l.repository = ?1)"""
+_MISSING_MANIFESTS = """
+SELECT value FROM json_each(?2)
+ WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value)"""
+
+
+def put_manifest(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    manifest: Manifest,
+    tags: Sequence[Tag],
+    by: Actor,
+    now: float,
+    *,
+    sparse: bool,
+    condition: Condition | None,
+) -> None:
+    repository = make_repository(db, repo, now)
+    if condition and tags:
+        _check_condition(db, repository, tags[0], condition)
+    if not sparse:
+        _check_complete(db, repository, manifest)
+    number = _store(db, repository, manifest, now)
+    for tag in tags:
+        _point(db, repository, tag, number, manifest.digest, by, now)
+
+
+def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
+    current = db.execute(
+        "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?",
+        (repository, tag),
+    ).get
+    if not condition.holds(None if current is None else Digest(current)):
+        raise PreconditionFailed(
+            f"{tag} points at {current or 'nothing'} now; fetch it again and retry", {"tag": tag, "current": current}
+        )
+
+
+def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
+    foreign = manifest.foreign
+    blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
+    children = {d.digest for d in manifest.manifests}
+    missing = _missing(db, _MISSING_BLOBS, repository, blobs) + [
+        digest
+        for digest in _missing(db, _MISSING_MANIFESTS, repository, children)
+        if digest not in manifest.blob_children or _missing(db, _MISSING_BLOBS, repository, {digest})
+    ]
+    if missing:
+        raise ManifestBlobUnknown(
+            f"the manifest refers to content the repository does not have: {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
+            [{"digest": digest} for digest in missing[:100]],
+        )
+
+
+def _missing(db: apsw.Connection, sql: str, repository: int, wanted: set[Digest]) -> list[Digest]:
+    rows: list[Any] = db.execute(sql, (repository, json.dumps(sorted(wanted)))).fetchall()
+    return [Digest(digest) for (digest,) in rows]
+
+
+def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> int:
+    have = db.execute(
+        "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
+    ).get
+    if have is not None:
+        number, media_type = have
+        if media_type != manifest.media_type:
+            db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, number))
+        return int(number)
+    number = db.execute(
+        "INSERT INTO manifest "
+        "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        (
+            repository,
+            manifest.digest,
+            manifest.media_type,
+            len(manifest.body),
+            manifest.subject,
+            manifest.artifact_type,
+            json.dumps(dict(manifest.annotations)) if manifest.annotations else None,
+            now,
+            manifest.body,
+        ),
+    ).get
+    _refer(db, "manifest_blob", repository, number, {d.digest for d in manifest.blobs} | manifest.blob_children)
+    _refer(db, "manifest_child", repository, number, {d.digest for d in manifest.manifests})
+    db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
+    return int(number)
+
+
+def _refer(db: apsw.Connection, table: str, repository: int, manifest: int, digests: Iterable[Digest]) -> None:
+    db.executemany(
+        f"INSERT INTO {table} (repository, digest, manifest) VALUES (?, ?, ?)",
+        [(repository, digest, manifest) for digest in digests],
+    )
+
+
+def _point(
+    db: apsw.Connection, repository: int, tag: Tag, manifest: int, digest: Digest, by: Actor, now: float
+) -> None:
+    before = db.execute("SELECT manifest FROM tag WHERE repository = ? AND name = ?", (repository, tag)).get
+    db.execute(
+        "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (repository, name) DO UPDATE SET manifest = excluded.manifest, updated = excluded.updated",
+        (repository, tag, manifest, now),
+    )
+    if before != manifest:
+        _record(db, repository, tag, digest, by, now)
+
+
+def _record(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
+    db.execute(
+        "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (repository, tag, digest, now, by.name, by.address, by.request_id, by.user_agent),
+    )
+
+
+def delete_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag, by: Actor, now: float) -> None:
+    repository = lookups.repository_id(db, repo)
+    db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
+    if db.changes() == 0:
+        raise ManifestUnknown(f"{repo} has no tag {tag}")
+    _record(db, repository, tag, None, by, now)
+
+
+def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float) -> None:
+    repository = lookups.repository_id(db, repo)
+    number = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
+    if number is None:
+        raise ManifestUnknown(f"{repo} has no manifest {digest}")
+    tags: list[Any] = db.execute("DELETE FROM tag WHERE manifest = ? RETURNING name", (number,)).fetchall()
+    for (tag,) in tags:
+        _record(db, repository, tag, None, by, now)
+    gone: list[Any] = db.execute("DELETE FROM manifest_blob WHERE manifest = ? RETURNING digest", (number,)).fetchall()
+    db.execute("DELETE FROM manifest_child WHERE manifest = ?", (number,))
+    db.execute("DELETE FROM manifest WHERE id = ?", (number,))
+    db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
+    for (blob,) in gone:
+        if not is_referred(db, repository, Digest(blob)):
+            queue(db, repository, Digest(blob), now)

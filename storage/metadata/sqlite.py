@@ -1,0 +1,135 @@
+"""Metadata in an embedded SQLite database (`Metadata`).
+
+Reads run inline on the event loop's own connection: they take microseconds, and see what any process has committed.
+Changes go through the `Writer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from storage.blobs.layout import Layout
+from storage.content import Actor, Condition, Descriptor, Manifest, Page
+from storage.metadata import blob_changes, lookups, manifest_changes
+from storage.metadata.catalog import BlobRow, Dropped, UploadRow
+from storage.metadata.connection import connect
+from storage.metadata.writer import Writer
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.system import System
+
+
+class SqliteMetadata:
+    """Opened after a fork, by the process that uses it; used from one event loop."""
+
+    def __init__(self, layout: Layout, system: System, clock: Callable[[], float]) -> None:
+        self._db = connect(layout.metadata, read_only=True)
+        self._writer = Writer(layout, system)
+        self._clock = clock
+
+    def close(self) -> None:
+        """Makes the changes that wait, then closes."""
+        self._writer.close()
+        self._db.close()
+
+    async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
+        return lookups.blob(self._db, repo, digest)
+
+    async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: blob_changes.need_blob(db, repo, digest, now), durable=False)
+
+    async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now))
+
+    async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | None) -> int:
+        now = self._clock()
+        return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, now))
+
+    async def delete_blob(self, repo: RepositoryName, digest: Digest) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: blob_changes.delete_blob(db, repo, digest, now))
+
+    async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str) -> None:
+        now = self._clock()
+        await self._writer.run(
+            lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, now), durable=False
+        )
+
+    async def upload(self, repo: RepositoryName, upload: UploadID) -> UploadRow:
+        return lookups.upload(self._db, repo, upload)
+
+    async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: blob_changes.save_upload(db, upload, offset, state, boot, now), durable=False)
+
+    async def end_upload(self, upload: UploadID) -> None:
+        await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False)
+
+    async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        return lookups.manifest_descriptor(self._db, repo, reference)
+
+    async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        return lookups.manifest(self._db, repo, reference)
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag],
+        by: Actor,
+        sparse: bool,
+        condition: Condition | None,
+    ) -> None:
+        now = self._clock()
+        await self._writer.run(
+            lambda db: manifest_changes.put_manifest(
+                db, repo, manifest, tags, by, now, sparse=sparse, condition=condition
+            )
+        )
+
+    async def delete_manifest(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: manifest_changes.delete_manifest(db, repo, digest, by, now))
+
+    async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: manifest_changes.delete_tag(db, repo, tag, by, now))
+
+    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+        return lookups.repositories(self._db, after, limit)
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        return lookups.tags(self._db, repo, after, limit)
+
+    async def tags_at(self, repo: RepositoryName, digest: Digest) -> list[Tag]:
+        return lookups.tags_at(self._db, repo, digest)
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        return lookups.referrers(self._db, repo, subject, artifact_type, after, limit)
+
+    async def dropped_links(self, before: float, limit: int) -> list[Dropped]:
+        return blob_changes.dropped_links(self._db, before, limit)
+
+    async def dropped_blobs(self, limit: int) -> list[Digest]:
+        return blob_changes.dropped_blobs(self._db, limit)
+
+    async def drop_link(self, entry: Dropped, before: float) -> bool:
+        now = self._clock()
+        return await self._writer.run(lambda db: blob_changes.drop_link(db, entry, before, now))
+
+    async def drop_blob(self, digest: Digest) -> str | None:
+        return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest))
+
+    async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
+        known = lookups.known(self._db, "blob", "digest", digests)
+        return {digest for digest in digests if digest in known}
+
+    async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
+        return blob_changes.stale_uploads(self._db, before, limit)
+
+    async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
+        known = lookups.known(self._db, "upload", "id", uploads)
+        return {upload for upload in uploads if upload in known}

@@ -1,0 +1,179 @@
+"""The one place metadata is written: a thread that commits what waits for it, together.
+
+SQLite lets one connection write at a time. Left to its busy timeout, a writer among several processes can starve for
+seconds; behind one `flock` the processes take turns. What several requests ask for meanwhile goes into one transaction
+and costs one fsync. Checkpoints run here too, under the same lock, so nobody is ever surprised by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import apsw
+
+from storage.blobs.files import locked
+from storage.blobs.layout import Layout
+from storage.errors import RegistryError, StorageFailed, StorageFull
+from storage.metadata.connection import connect
+from storage.system import System
+
+BATCH = 256
+CHECKPOINT_PAGES = 1000
+RESTART_PAGES = 16_000
+log = logging.getLogger("entrepot.metadata")
+T = TypeVar("T")
+Change = Callable[[apsw.Connection], T]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    change: Change[Any]
+    durable: bool
+    done: Future[Any]
+    result: Any = None
+
+
+class Writer:
+    """Runs changes of the database, in order. A change is a function of the connection; it never waits for anything."""
+
+    def __init__(self, layout: Layout, system: System) -> None:
+        self._layout = layout
+        self._system = system
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._pages = 0
+        self._full: bool | None = None
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)
+        self._thread.start()
+        opened.result()
+
+    async def run(self, change: Change[T], *, durable: bool = True) -> T:
+        """Runs `change` in a transaction and returns its result once that is committed; `durable`: and would survive a
+        power cut. Raises what the change raised, and then nothing of it is kept; StorageFull, StorageFailed.
+        Cancelled: the change is made all the same."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(change, durable=durable)))
+
+    def submit(self, change: Change[T], *, durable: bool = True) -> Future[T]:
+        waiting = _Waiting(change, durable, Future())
+        self._queue.put(waiting)
+        return cast("Future[T]", waiting.done)
+
+    def close(self) -> None:
+        """Makes the changes that wait, then ends."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self, opened: Future[None]) -> None:
+        try:
+            db = connect(self._layout.metadata)
+            lock = self._system.open(self._layout.metadata_lock, os.O_RDWR | os.O_CREAT)
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        db.set_wal_hook(self._note_pages)
+        opened.set_result(None)
+        try:
+            while batch := self._next_batch():
+                with locked(lock):
+                    self._commit(db, batch)
+                    self._checkpoint(db)
+        finally:
+            db.close()
+            os.close(lock)
+
+    def _next_batch(self) -> list[_Waiting]:
+        first = self._queue.get()
+        if first is None:
+            return []
+        batch = [first]
+        with suppress(queue.Empty):
+            while len(batch) < BATCH:
+                following = self._queue.get_nowait()
+                if following is None:
+                    self._queue.put(None)
+                    break
+                batch.append(following)
+        return batch
+
+    def _commit(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
+        """One transaction for all; each change in a savepoint of its own. Where the whole cannot be committed, each is
+        tried alone: a small change may fit where a large one does not."""
+        try:
+            failed = self._transact(db, batch)
+        except BaseException as error:
+            with suppress(apsw.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            if len(batch) > 1:
+                for waiting in batch:
+                    self._commit(db, [waiting])
+            else:
+                batch[0].done.set_exception(_told(error))
+            return
+        for waiting in batch:
+            if (reason := failed.get(id(waiting))) is not None:
+                waiting.done.set_exception(reason)
+            else:
+                waiting.done.set_result(waiting.result)
+
+    def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> dict[int, BaseException]:
+        failed: dict[int, BaseException] = {}
+        self._sync_commits(db, any(waiting.durable for waiting in batch))
+        db.execute("BEGIN IMMEDIATE")
+        for waiting in batch:
+            try:
+                with db:
+                    waiting.result = waiting.change(db)
+            except (apsw.FullError, apsw.IOError):
+                raise
+            except Exception as error:
+                failed[id(waiting)] = error if isinstance(error, RegistryError) else _told(error)
+        if len(failed) == len(batch):
+            db.execute("ROLLBACK")
+        else:
+            self._system.commit(lambda: _end(db))
+        return failed
+
+    def _sync_commits(self, db: apsw.Connection, full: bool) -> None:
+        """An upload's progress need not survive a power cut, and is not worth an fsync. A later full commit syncs it
+        along."""
+        if full is not self._full:
+            db.pragma("synchronous", "FULL" if full else "NORMAL")
+            self._full = full
+
+    def _note_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        self._pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self, db: apsw.Connection) -> None:
+        if self._pages < CHECKPOINT_PAGES:
+            return
+        mode = apsw.SQLITE_CHECKPOINT_PASSIVE if self._pages < RESTART_PAGES else apsw.SQLITE_CHECKPOINT_RESTART
+        self._pages = 0
+        try:
+            db.wal_checkpoint(mode=mode)
+        except apsw.Error as error:
+            # Nothing is lost: it all stands in the WAL, and the next commit tries again.
+            log.warning("the metadata could not be checkpointed: %s", error)
+
+
+def _end(db: apsw.Connection) -> None:
+    db.execute("COMMIT")
+
+
+def _told(error: BaseException) -> RegistryError:
+    if isinstance(error, RegistryError):
+        return error
+    if isinstance(error, apsw.FullError):
+        return StorageFull()
+    log.error("a metadata transaction failed", exc_info=error)
+    return StorageFailed("the registry's metadata failed; its log says how")

@@ -1,0 +1,115 @@
+"""From a data directory to a registry: checked and migrated once, then opened by each process for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import apsw
+
+from storage.blobs import files
+from storage.blobs.disk import DiskBlobs
+from storage.blobs.layout import Layout
+from storage.data_directory import DataDirectoryError, check_writable
+from storage.errors import RegistryError
+from storage.metadata.connection import create
+from storage.metadata.migrate import migrate
+from storage.metadata.sqlite import SqliteMetadata
+from storage.stored import StoredRegistry
+from storage.system import System, boot_id
+from storage.upkeep.collect import Collector
+
+DAY = 86400.0
+FIRST_ROUND = 300.0
+"""Seconds after the start until the collector's first round, at the most."""
+log = logging.getLogger("entrepot.storage")
+
+
+def prepare(data: Path, system: System | None = None) -> None:
+    """Makes the data directory, or brings it to this version; leaves nothing open. Called before any fork. Raises
+    DataDirectoryError."""
+    layout = layout_of(data)
+    system = system or System()
+    check_writable(layout.root)
+    try:
+        files.make_directories(system, layout.root, layout.directories())
+        lock = os.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with files.locked(lock):
+                db = create(layout.metadata)
+                try:
+                    migrate(db)
+                finally:
+                    db.close()
+                files.sync_directory(system, layout.root)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        where = error.filename or layout.root
+        raise DataDirectoryError(f"cannot set up the data directory: {where}: {error.strerror}") from None
+    except apsw.Error as error:
+        raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
+
+
+def layout_of(data: Path) -> Layout:
+    """The tree below a data directory, however the process changes its working directory later."""
+    return Layout(data.absolute())
+
+
+@asynccontextmanager
+async def open_registry(
+    data: Path,
+    *,
+    grace: float = DAY,
+    expire: float = 7 * DAY,
+    collect_every: float | None = None,
+    clock: Callable[[], float] = time.time,
+    system: System | None = None,
+    boot: str | None = None,
+) -> AsyncIterator[StoredRegistry]:
+    """The registry in a prepared data directory, for this process and its running event loop.
+
+    Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions, `collect_every` between the collector's
+    rounds (None: it does not run by itself; one process at a time runs it). `boot` names the run of the machine.
+    """
+    layout = layout_of(data)
+    system = system or System()
+    blobs = DiskBlobs(layout, system)
+    metadata = SqliteMetadata(layout, system, clock)
+    collector = Collector(metadata, blobs, clock, grace, expire)
+    registry = StoredRegistry(metadata, blobs, clock, boot_id() if boot is None else boot, collector)
+    rounds = None
+    if collect_every is not None:
+        rounds = asyncio.create_task(_collect_regularly(collector, layout, collect_every))
+    try:
+        yield registry
+    finally:
+        if rounds is not None:
+            rounds.cancel()
+            with suppress(asyncio.CancelledError):
+                await rounds
+        metadata.close()
+        blobs.close()
+
+
+async def _collect_regularly(collector: Collector, layout: Layout, every: float) -> None:
+    """The first process that takes the lock collects for all of them; when it dies, the next one does."""
+    lock = os.open(layout.collect_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        await asyncio.sleep(min(every, FIRST_ROUND))
+        while True:
+            if files.try_lock(lock):
+                try:
+                    await collector.collect()
+                except RegistryError as error:
+                    log.warning("a collection was broken off: %s", error)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            await asyncio.sleep(every)
+    finally:
+        os.close(lock)

@@ -1,0 +1,164 @@
+"""Reading a manifest's JSON strictly: what two readers could understand in two ways is refused.
+
+Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4 for duplicate names.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict, cast
+
+from storage.errors import DigestInvalid, ManifestInvalid
+from storage.names import Digest, shown
+
+DEPTH = 64
+"""Nesting of objects and arrays at the most. Real manifests have five or six levels."""
+
+
+class Part(TypedDict):
+    """A descriptor's JSON once it is checked."""
+
+    mediaType: str
+    digest: str
+    size: int
+    artifactType: NotRequired[str]
+    annotations: NotRequired[dict[str, str]]
+    platform: NotRequired[dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a manifest refers to."""
+
+    config: Part | None
+    layers: tuple[Part, ...]
+    manifests: tuple[Part, ...]
+    subject: Part | None
+    artifact_type: str | None
+    annotations: dict[str, str]
+
+
+def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ManifestInvalid(f"the manifest names {shown(twice)} twice in one object")
+    return document
+
+
+def _no_constant(name: str) -> object:
+    raise ManifestInvalid(f"the manifest holds {name}, which is not JSON")
+
+
+def _too_deep(document: object) -> bool:
+    level, depth = [document], 0
+    while level:
+        depth += 1
+        if depth > DEPTH:
+            return True
+        inner = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
+        level = [node for nodes in inner for node in nodes if isinstance(node, dict | list)]
+    return False
+
+
+def load_object(body: bytes) -> dict[str, object]:
+    """The JSON object in `body`. Raises ManifestInvalid: no UTF-8, no JSON, a name twice, too deep, no object."""
+    try:
+        document = json.loads(body.decode("utf-8"), object_pairs_hook=_object_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep") from None
+    except ValueError as error:
+        raise ManifestInvalid(f"the manifest is not JSON: {error}") from None
+    if _too_deep(document):
+        raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep")
+    if not isinstance(document, dict):
+        raise ManifestInvalid("the manifest is not a JSON object")
+    return cast("dict[str, object]", document)
+
+
+def media_type(document: dict[str, object], declared: str | None) -> str:
+    """The manifest's type: `declared` (Content-Type), which the body must not contradict; else the body's own; else
+    what its shape says. Raises ManifestInvalid."""
+    own = document.get("mediaType")
+    if own is not None and not isinstance(own, str):
+        raise ManifestInvalid("the manifest's mediaType is not text")
+    if document.get("schemaVersion") == 1:
+        raise ManifestInvalid("schema 1 manifests are not taken here; push with Docker 1.10 or newer")
+    if declared and own and declared != own:
+        raise ManifestInvalid(f"Content-Type says {shown(declared)}, the manifest's mediaType says {shown(own)}")
+    if declared or own:
+        return declared or own or ""
+    if "manifests" in document:
+        return "application/vnd.oci.image.index.v1+json"
+    if "config" in document or "layers" in document:
+        return "application/vnd.oci.image.manifest.v1+json"
+    raise ManifestInvalid("the manifest has no type: send Content-Type, or set mediaType")
+
+
+def _texts(value: object, where: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ManifestInvalid(f"{where} is not an object of texts")
+    return cast("dict[str, str]", value)
+
+
+def _text(value: object, where: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ManifestInvalid(f"{where} is not text")
+    return value or None
+
+
+def _part(value: object, where: str) -> Part:
+    if not isinstance(value, dict):
+        raise ManifestInvalid(f"{where} is not a descriptor")
+    digest, size, kind = value.get("digest"), value.get("size"), value.get("mediaType")
+    if not isinstance(digest, str) or not isinstance(kind, str) or not kind:
+        raise ManifestInvalid(f"{where} lacks a mediaType or a digest")
+    try:
+        Digest(digest)
+    except DigestInvalid as error:
+        raise ManifestInvalid(f"{where}: {error.message}") from None
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
+        raise ManifestInvalid(f"{where}: size is not a count of bytes")
+    _texts(value.get("annotations"), f"{where}.annotations")
+    _text(value.get("artifactType"), f"{where}.artifactType")
+    if not isinstance(value.get("platform") or {}, dict):
+        raise ManifestInvalid(f"{where}.platform is not an object")
+    return cast("Part", value)
+
+
+def _part_list(document: dict[str, object], name: str) -> tuple[Part, ...]:
+    values = document.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list):
+        raise ManifestInvalid(f"{name} is not a list")
+    return tuple(_part(value, f"{name}[{place}]") for place, value in enumerate(values))
+
+
+def read_parts(document: dict[str, object], *, index: bool) -> Parts:
+    """What the manifest refers to, each descriptor checked. Raises ManifestInvalid."""
+    version = document.get("schemaVersion")
+    artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
+    if not (version == 2 and type(version) is int) and not artifact:
+        raise ManifestInvalid("the manifest's schemaVersion is not 2")
+    if index and ("layers" in document or "config" in document):
+        raise ManifestInvalid("an index has no config and no layers; is this a manifest of another type?")
+    if not index and "manifests" in document:
+        raise ManifestInvalid("an image manifest has no manifests; is this an index?")
+    config, subject = document.get("config"), document.get("subject")
+    if not index and not artifact and config is None:
+        raise ManifestInvalid("the manifest has no config")
+    if index and "manifests" not in document:
+        raise ManifestInvalid("the index has no manifests")
+    return Parts(
+        config=None if config is None else _part(config, "config"),
+        layers=_part_list(document, "blobs" if artifact else "layers"),
+        manifests=_part_list(document, "manifests"),
+        subject=None if subject is None else _part(subject, "subject"),
+        artifact_type=_text(document.get("artifactType"), "artifactType"),
+        annotations=_texts(document.get("annotations"), "annotations"),
+    )

@@ -1,0 +1,131 @@
+"""The registry hosted here (`Registry`), told in calls to metadata and blob files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from storage.blobs.disk import DiskBlobs
+from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.digesting import start_digest
+from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed
+from storage.interface import BlobReader
+from storage.metadata.catalog import BlobRow, Metadata, UploadRow
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.upkeep.collect import Collector
+from storage.uploading import StoredUpload, resume
+
+FRESH = 60.0
+"""Seconds for which a blob that was needed just now is not noted again."""
+
+
+class StoredRegistry:
+    """Repositories in a data directory. Opened by `storage.opening.open_registry`."""
+
+    def __init__(
+        self, metadata: Metadata, blobs: DiskBlobs, clock: Callable[[], float], boot: str, collector: Collector
+    ) -> None:
+        self.metadata = metadata
+        self.blobs = blobs
+        self._clock = clock
+        self._boot = boot
+        self.collector = collector
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        row = await self.metadata.blob(repo, digest)
+        if row.fleeting and self._clock() - row.needed > FRESH:
+            await self.metadata.need_blob(repo, digest)
+        return Descriptor(BLOB_TYPE, digest, row.size)
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+        row = await self.metadata.blob(repo, digest)
+        try:
+            return await self._open(row, span)
+        except FileNotFoundError:
+            # Collected between the two, and perhaps pushed again: the row knows.
+            row = await self.metadata.blob(repo, digest)
+        try:
+            return await self._open(row, span)
+        except FileNotFoundError:
+            raise StorageFailed(f"the file of {digest} is missing; push it again to restore it") from None
+
+    async def _open(self, row: BlobRow, span: Span | None) -> BlobReader:
+        return await self.blobs.open(row.digest, row.size, row.place, span)
+
+    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        return await self.metadata.manifest_descriptor(repo, reference)
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        return await self.metadata.manifest(repo, reference)
+
+    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> StoredUpload:
+        row = UploadRow(UploadID.random(), repo, as_algorithm(algorithm), 0, None, self._boot)
+        await self.metadata.start_upload(row.id, repo, algorithm, self._boot)
+        return StoredUpload(self.blobs, self.metadata, self._boot, row, start_digest(algorithm))
+
+    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> StoredUpload:
+        def check(actual: int) -> None:
+            if offset is not None and offset != actual:
+                raise RangeInvalid(
+                    f"the upload stands at byte {actual}; a chunk that starts at {offset} does not follow",
+                    offset=actual,
+                )
+
+        row = await self.metadata.upload(repo, upload)
+        if row.boot == self._boot:
+            check(await self.blobs.session_size(upload))
+        taken = await resume(self.blobs, self.metadata, self._boot, row, check)
+        try:
+            await self.metadata.upload(repo, upload)
+        except BlobUploadUnknown:
+            # Ended between the two: what was taken over is an empty session nobody knows of.
+            await taken.cancel()
+            raise
+        return taken
+
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+        row = await self.metadata.upload(repo, upload)
+        if row.boot == self._boot:
+            return await self.blobs.session_size(upload)
+        taken = await self.resume_upload(repo, upload)
+        try:
+            return taken.offset
+        finally:
+            await taken.aclose()
+
+    async def mount_blob(
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+    ) -> Descriptor:
+        return Descriptor(BLOB_TYPE, digest, await self.metadata.mount_blob(repo, digest, source))
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag] = (),
+        *,
+        by: Actor,
+        sparse: bool = False,
+        condition: Condition | None = None,
+    ) -> Descriptor:
+        await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition)
+        return manifest.descriptor
+
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        await self.metadata.delete_blob(repo, digest)
+
+    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        await self.metadata.delete_manifest(repo, digest, by)
+
+    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+        await self.metadata.delete_tag(repo, tag, by)
+
+    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+        return await self.metadata.repositories(after, limit)
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        return await self.metadata.tags(repo, after, limit)
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        return await self.metadata.referrers(repo, subject, artifact_type, after, limit)

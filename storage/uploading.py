@@ -1,0 +1,266 @@
+"""A stored registry's upload session while one request owns it (`BlobWriter`).
+
+What arrives is gathered to a mebibyte, then written and digested in a thread while the next one is gathered: the event
+loop never waits for the disk, and one upload holds two such pieces at the most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from storage.blobs.disk import DiskBlobs
+from storage.blobs.session import SessionFile
+from storage.content import BLOB_TYPE, Descriptor
+from storage.digesting import RunningDigest, restore_digest, start_digest
+from storage.errors import (
+    BlobUploadInvalid,
+    BlobUploadUnknown,
+    DigestInvalid,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+)
+from storage.metadata.catalog import Metadata, UploadRow
+from storage.names import Digest, RepositoryName, UploadID
+
+GATHER = 1024 * 1024
+SAVE_EVERY = 64 * 1024 * 1024
+"""Bytes after which a session's progress is saved while a request is still sending: what a successor has to read again
+at the most."""
+log = logging.getLogger("entrepot.storage")
+
+
+class StoredUpload:
+    """Made by `StoredRegistry.start_upload` and `resume_upload`."""
+
+    def __init__(
+        self,
+        blobs: DiskBlobs,
+        metadata: Metadata,
+        boot: str,
+        row: UploadRow,
+        running: RunningDigest,
+        file: SessionFile | None = None,
+        offset: int = 0,
+    ) -> None:
+        self.id: UploadID = row.id
+        self.repository: RepositoryName = row.repository
+        self._blobs = blobs
+        self._metadata = metadata
+        self._boot = boot
+        self._running = running
+        self._opening: asyncio.Future[SessionFile] | None = None
+        if file is not None:
+            self._opening = asyncio.get_running_loop().create_future()
+            self._opening.set_result(file)
+        self._gathered: list[bytes] = []
+        self._gathered_size = 0
+        self._written = offset
+        self._saved = row.offset if row.boot == boot else -1
+        self._flight: asyncio.Future[int] | None = None
+        self._closing: asyncio.Future[Descriptor] | None = None
+        self._ended = False
+
+    @property
+    def offset(self) -> int:
+        return self._written + self._gathered_size
+
+    async def write(self, data: bytes) -> None:
+        self._check_open()
+        self._gathered.append(data)
+        self._gathered_size += len(data)
+        if self._gathered_size >= GATHER:
+            await self._land()
+            await self._launch()
+            if self._written - max(self._saved, 0) >= SAVE_EVERY:
+                await self._land()
+                await self._save()
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        file = await self._flush()
+        return await self._blobs.run(lambda: file.read_at(offset, length))
+
+    async def commit(self, digest: Digest) -> Descriptor:
+        """The session ends here, whatever happens to the request that asked for it."""
+        self._check_open()
+        self._closing = asyncio.ensure_future(self._commit(digest))
+        return await asyncio.shield(self._closing)
+
+    async def _commit(self, digest: Digest) -> Descriptor:
+        try:
+            file = await self._flush()
+            size = self._written
+            actual = await self._digest(file, digest.algorithm, size)
+            if actual != digest:
+                await self._cancel()
+                raise DigestInvalid(
+                    "the content has another digest; the upload was dropped", {"expected": digest, "actual": actual}
+                )
+            await self._blobs.run(file.sync)
+            await self._publish(file, digest, size)
+        except (StorageFull, StorageFailed):
+            # After a failed fsync the kernel forgets which bytes never reached the disk: they cannot be trusted again.
+            await self._give_up()
+            raise
+        self._ended = True
+        file.close()
+        return Descriptor(BLOB_TYPE, digest, size)
+
+    async def _publish(self, file: SessionFile, digest: Digest, size: int) -> None:
+        async with self._blobs.hold(digest):
+            place = await self._blobs.publish(file, digest)
+            try:
+                await self._metadata.add_blob(self.repository, digest, size, place, self.id)
+            except StorageFull:
+                # Surely not committed; the file is what fills the disk. (A failed fsync of the commit would not be so
+                # sure: the row could come back after a crash, and must find its file.)
+                if not await self._metadata.known_blobs([digest]):
+                    await self._blobs.remove(place)
+                    await self._blobs.empty_trash()
+                raise
+
+    async def _digest(self, file: SessionFile, algorithm: str, size: int) -> Digest:
+        """Computed while the bytes came; read again only where the client did not declare this algorithm first."""
+        if algorithm == self._running.algorithm:
+            return self._running.digest()
+
+        def read() -> Digest:
+            other = start_digest(algorithm)
+            for piece in file.pieces(0, size):
+                other.update(piece)
+            return other.digest()
+
+        return await self._blobs.run(read)
+
+    async def cancel(self) -> None:
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
+        await self._cancel()
+
+    async def _cancel(self) -> None:
+        if self._ended:
+            return
+        with suppress(StorageFailed):
+            await self._land()
+        file = await self._own_file()
+        await self._blobs.run(file.discard)
+        self._ended = True
+        file.close()
+        with suppress(BlobUploadUnknown):
+            await self._metadata.end_upload(self.id)
+
+    async def aclose(self) -> None:
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
+        try:
+            if not self._ended and (self._gathered or self._flight or self._opening):
+                await self._flush()
+                await self._save()
+        finally:
+            self._ended = True
+            if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
+                self._opening.result().close()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise BlobUploadInvalid("the upload session has ended")
+
+    async def _launch(self) -> None:
+        """Starts writing what was gathered."""
+        file = await self._own_file()
+        chunks, at = self._gathered, self._written
+        self._gathered, self._gathered_size = [], 0
+
+        def step() -> int:
+            end = file.append(chunks, at)
+            for chunk in chunks:
+                self._running.update(chunk)
+            return end
+
+        self._flight = asyncio.ensure_future(self._blobs.run(step))
+        self._written += sum(map(len, chunks))
+
+    async def _land(self) -> None:
+        """Waits for what is being written. What went wrong there is raised by each later call again."""
+        flight = self._flight
+        if flight is None:
+            return
+        try:
+            await asyncio.shield(flight)
+        except StorageFull:
+            await self._give_up()
+            raise
+        if self._flight is flight:
+            self._flight = None
+
+    async def _flush(self) -> SessionFile:
+        await self._land()
+        if self._gathered:
+            await self._launch()
+            await self._land()
+        return await self._own_file()
+
+    async def _own_file(self) -> SessionFile:
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._blobs.create(self.id))
+        return await asyncio.shield(self._opening)
+
+    async def _save(self) -> None:
+        if self._written != self._saved:
+            await self._metadata.save_upload(self.id, self._written, self._running.save(), self._boot)
+            self._saved = self._written
+
+    async def _give_up(self) -> None:
+        """The disk is full: the session's bytes are the first thing to let go, so that other pushes can work."""
+        self._flight, self._gathered, self._gathered_size = None, [], 0
+        try:
+            await self._cancel()
+        except BlobUploadInvalid:
+            pass
+        except RegistryError as error:
+            log.warning("upload %s could not be dropped from the full disk: %s", self.id, error)
+
+
+async def resume(
+    blobs: DiskBlobs, metadata: Metadata, boot: str, row: UploadRow, check: Callable[[int], None]
+) -> StoredUpload:
+    """Takes the session over and its digest up again. `check` is given the offset and may refuse it by raising."""
+    file = await blobs.take_over(row.id)
+    try:
+        running, offset = await blobs.run(lambda: _take_up(file, row, same_boot=row.boot == boot))
+        upload = StoredUpload(blobs, metadata, boot, row, running, file, offset)
+        if row.boot != boot:
+            await metadata.save_upload(row.id, offset, running.save(), boot)
+        check(offset)
+    except BaseException:
+        file.close()
+        raise
+    return upload
+
+
+def _take_up(file: SessionFile, row: UploadRow, *, same_boot: bool) -> tuple[RunningDigest, int]:
+    """The session's digest and offset.
+
+    Written under this run of the machine, all bytes in the file are there: those the saved state does not cover are
+    read again. Under an earlier run, only what the state covers can be told from garbage, by computing it anew; if that
+    differs (or no state was kept), the session starts over.
+    """
+    size = file.size()
+    if same_boot and size >= row.offset:
+        running, covered = restore_digest(row.algorithm, row.state), row.offset
+        if running is None:
+            running, covered = start_digest(row.algorithm), 0
+        for piece in file.pieces(covered, size):
+            running.update(piece)
+        return running, size
+    running = start_digest(row.algorithm)
+    for piece in file.pieces(0, row.offset):
+        running.update(piece)
+    if row.state is not None and size >= row.offset and running.save() == row.state:
+        file.cut(row.offset)
+        return running, row.offset
+    file.restart()
+    return start_digest(row.algorithm), 0
