@@ -13,8 +13,6 @@ from typing import TypeVar
 
 from storage.content import (
     BLOB_TYPE,
-    INDEXES,
-    MANIFESTS,
     Actor,
     Condition,
     Descriptor,
@@ -54,8 +52,8 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 
 def _referred(manifest: Manifest) -> set[Digest]:
-    """What the manifest keeps from collection. An index may list blobs too: BuildKit's cache index does."""
-    return {part.digest for part in (*manifest.blobs, *manifest.manifests)}
+    """The blobs that the manifest keeps from collection."""
+    return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
 @dataclass
@@ -71,11 +69,10 @@ class _Repository:
         return {digest for manifest in self.manifests.values() for digest in _referred(manifest)}
 
     def missing(self, manifest: Manifest) -> set[Digest]:
-        """What the manifest refers to and is not here. A child whose type is no manifest's may be a blob."""
+        """What the manifest refers to and is not here."""
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
-        children = {part.digest for part in manifest.manifests}
-        may_be_blobs = {part.digest for part in manifest.manifests if part.media_type not in MANIFESTS | INDEXES}
-        return (blobs - self.blobs.keys()) | (children - self.manifests.keys() - (may_be_blobs & self.blobs.keys()))
+        children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
+        return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
 
 
 @dataclass

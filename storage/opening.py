@@ -18,8 +18,8 @@ from storage.blobs.disk import DiskBlobs
 from storage.blobs.layout import Layout
 from storage.data_directory import DataDirectoryError, check_writable
 from storage.errors import RegistryError
-from storage.metadata.connection import create
-from storage.metadata.migrate import migrate
+from storage.metadata.connection import connect, create
+from storage.metadata.migrate import migrate, steps
 from storage.metadata.sqlite import SqliteMetadata
 from storage.stored import StoredRegistry
 from storage.system import System, boot_id
@@ -55,6 +55,23 @@ def prepare(data: Path, system: System | None = None) -> None:
         raise DataDirectoryError(f"cannot set up the data directory: {where}: {error.strerror}") from None
     except apsw.Error as error:
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
+
+
+def check_version(data: Path) -> None:
+    """For who only looks: a server of the older version may be running, so nothing is brought up to date. Raises
+    DataDirectoryError: no registry in there, or one of another version."""
+    file = layout_of(data).metadata
+    if not file.is_file():
+        raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
+    db = connect(file, read_only=True)
+    try:
+        have, newest = db.pragma("user_version"), steps()[-1][0]
+    finally:
+        db.close()
+    if have > newest:
+        raise DataDirectoryError(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
+    if have < newest:
+        raise DataDirectoryError(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
 
 
 def layout_of(data: Path) -> Layout:

@@ -63,6 +63,15 @@ def _too_deep(document: object) -> bool:
     return False
 
 
+def _has_half_characters(document: object) -> bool:
+    """Whether a text in it is not Unicode: JSON's escapes can write what UTF-8, and so no database, can hold."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def load_object(body: bytes) -> dict[str, object]:
     """The JSON object in `body`. Raises ManifestInvalid: no UTF-8, no JSON, a name twice, too deep, no object."""
     try:
@@ -75,6 +84,8 @@ def load_object(body: bytes) -> dict[str, object]:
         raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep")
     if not isinstance(document, dict):
         raise ManifestInvalid("the manifest is not a JSON object")
+    if b"\\u" in body and _has_half_characters(document):
+        raise ManifestInvalid("the manifest holds half of a surrogate pair, which is not a character")
     return cast("dict[str, object]", document)
 
 

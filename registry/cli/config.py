@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from functools import reduce
 from pathlib import Path
@@ -92,16 +91,14 @@ def as_toml(loaded: Loaded) -> str:
 
 
 def _print_table(loaded: Loaded) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("setting", "value", "from", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    from registry.cli.report import plain_console, table_of
+
+    table = table_of("setting", "value", "from")
     for path, _ in fields():
         name = ".".join(path)
         origin = loaded.origins[name]
         style = "dim" if origin == "default" else "bold"
         table.add_row(Text(name), Text(shown(loaded.settings, path), style), Text(origin, style))
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    console.print(table)
+    plain_console().print(table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +33,7 @@ def inspect(
     with one_line_errors():
         from registry.cli.owner import become_owner
         from registry.cli.survey import survey
-        from storage.opening import open_registry
+        from storage.opening import check_version, open_registry
 
         where = locate(reference)
         if not settings.data.is_dir():
@@ -53,28 +52,6 @@ def inspect(
         from registry.cli.report import report
 
         report(seen)
-
-
-def check_version(data: Path) -> None:
-    """Raises DataDirectoryError: no registry in there, or of another version. Looking must not migrate it: a server of
-    the older version may be running."""
-    from storage.blobs.layout import Layout
-    from storage.data_directory import DataDirectoryError
-    from storage.metadata.connection import connect
-    from storage.metadata.migrate import steps
-
-    file = Layout(data.absolute()).metadata
-    if not file.is_file():
-        raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
-    db = connect(file, read_only=True)
-    try:
-        have, newest = db.pragma("user_version"), steps()[-1][0]
-    finally:
-        db.close()
-    if have > newest:
-        raise DataDirectoryError(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
-    if have < newest:
-        raise DataDirectoryError(f"{data} is of an older Entrepot; start `entrepot serve` once to bring it up to date")
 
 
 def locate(text: str) -> Location:

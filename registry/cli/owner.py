@@ -45,8 +45,8 @@ def _become(uid: int, gid: int, *, keep_reading: bool) -> None:
     os.setgid(gid)
     os.setuid(uid)
     if keep_reading:
-        # Python loads modules late, and root's Python may lie where only root can look (/root/.pyenv): this one
-        # capability stays, to read; it makes and changes no file.
+        # Python loads modules late, and root's Python may lie where only root can look (its home): this
+        # one capability stays, to read; it makes and changes no file.
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
         sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
         _checked(libc.capset(header, sets))

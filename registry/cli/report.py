@@ -10,21 +10,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+IMAGE_CONFIGS = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+"""Artifact types that only say "an image"."""
 SHOWN = 20
 """Tags and referrers listed at the most; the rest is counted."""
 
 
 def report(seen: dict[str, Any]) -> None:
     """Prints it; plain, whole lines when stdout is no terminal."""
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = plain_console()
     console.print(Text(seen["reference"], "bold"))
     facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
     for name, value in _facts(seen):
         facts.add_row(Text(f"  {name}", "dim"), Text(value))
     console.print(facts)
     rows = _rows(seen)
     if rows.row_count:
+        console.print()
         console.print(rows)
+
+
+def plain_console() -> Console:
+    """Prints what it is given, whole: a terminal wraps what is too long, a file or pipe gets it in one line."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def human(count: int) -> str:
@@ -37,7 +47,7 @@ def human(count: int) -> str:
 
 def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("digest", seen["digest"]), ("type", seen["mediaType"])]
-    if seen["artifactType"]:
+    if seen["artifactType"] and seen["artifactType"] not in IMAGE_CONFIGS:
         facts.append(("artifact", seen["artifactType"]))
     if "total" in seen:
         facts.append(("size", f"{human(seen['total'])} (manifest {human(seen['size'])})"))
@@ -59,14 +69,22 @@ def _some(texts: list[str]) -> str:
     return ", ".join(texts[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def table_of(*columns: str) -> Table:
+    """An empty table; a cell that does not fit is folded, never cut."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in ("role", "platform", "size"))
+    return table
+
+
 def _rows(seen: dict[str, Any]) -> Table:
     if "manifests" in seen:
-        table = Table("platform", "size", "digest", "type", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table = table_of("platform", "size", "digest", "type")
         for child in seen["manifests"]:
             total = "(not here)" if child["total"] is None else human(child["total"])
             table.add_row(*map(Text, (child["platform"] or "-", total, child["digest"], child["mediaType"])))
         return table
-    table = Table("role", "size", "digest", "type", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = table_of("role", "size", "digest", "type")
     parts = [("config", seen["config"])] if seen["config"] else []
     parts += [(f"layer {place}", layer) for place, layer in enumerate(seen["layers"], 1)]
     for role, part in parts:

@@ -56,19 +56,20 @@ class Exchange(RequestResponseCycle):
     async def run_asgi(self, app: ASGI3Application) -> None:
         try:
             await app(self.scope, self.receive, self.send)
-        except asyncio.CancelledError:  # the grace of a shutdown is over
-            self.transport.abort()
-        except Exception as error:
-            if self.disconnected and isinstance(error, ClientDisconnected):
-                log.debug("%s %s: the client left", self.scope["method"], self.scope["path"])
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                self.transport.abort()  # the grace of a shutdown is over
+            elif isinstance(error, ClientDisconnected) and self.disconnected:
+                log.debug("%s: the client left", self._asked())
             else:
                 self._failed("the application failed", error)
         else:
             if not self.response_complete and not self.disconnected:
                 self._failed("the application returned without a complete response", None)
 
-    def _failed(self, what: str, error: Exception | None) -> None:
-        log.error("%s %s: %s", self.scope["method"], self.scope["path"], what, exc_info=error)
+    def _failed(self, what: str, error: BaseException | None) -> None:
+        log.error("%s: %s", self._asked(), what, exc_info=error)
         if self.disconnected or self.response_complete:
             return
         if self.sent_headers:
@@ -79,6 +80,9 @@ class Exchange(RequestResponseCycle):
         self.keep_alive = False
         self._start(500, error_headers(body))
         self._give(body, more=False)
+
+    def _asked(self) -> str:
+        return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # as sent: no line breaks in the log
 
     # Coming in
 

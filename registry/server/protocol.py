@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -19,12 +19,11 @@ from uvicorn.server import ServerState
 from registry.server.exchange import Exchange
 from registry.server.limits import ServerLimits
 from registry.server.logs import log
+from registry.server.patience import Patience
 from registry.server.refusal import Refused, Surplus, error_response
 from registry.server.target import check_host, parse_target
 
 _FRAMING = (b"content-length", b"transfer-encoding")
-
-Waiting = Literal["send", "linger", "body", "half", "work", "drain", "head", "fresh", "idle"]
 
 
 class RegistryProtocol(HttpToolsProtocol):
@@ -49,18 +48,17 @@ class RegistryProtocol(HttpToolsProtocol):
         self.latest: Exchange | None = None
         self.last = False
         self._refused: Refused | None = None  # to be said after the answers before it
-        self._begun = 0  # requests whose first byte has come
-        self._in_head = False
+        self.begun = 0  # requests whose first byte has come
+        self.in_head = False
         self._head_bytes = 0  # of the head, or the trailers, being parsed
         self._steps = 0  # heads, body pieces and ends the parser has found
-        self._unfinished = 0  # bytes since the parser last found one
+        self.unfinished = 0  # bytes since the parser last found one
         self._upgrading = False
         self._replaying = False
-        self._half_closed = False
-        self._lingering = False
+        self.half_closed = False
+        self.lingering = False
         self._thrown_away = 0
-        self._waits: tuple[object, ...] = ()
-        self._since = 0.0
+        self._patience = Patience()
         self._make_parser()
 
     def _make_parser(self) -> None:
@@ -76,29 +74,35 @@ class RegistryProtocol(HttpToolsProtocol):
         steps = self._steps
         self._feed(data)
         if self._steps != steps:
-            self._unfinished = 0
+            self.unfinished = 0
             return
-        self._unfinished += len(data)
-        if self._unfinished > self.limits.header_bytes and not self.last:
+        self.unfinished += len(data)
+        if self.unfinished > self.limits.header_bytes and not self.last:
             self.refuse(self._too_large())
 
     def _feed(self, data: bytes) -> None:
+        rest: bytes | None = None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, Refused):
-                self.refuse(cause)
-            elif isinstance(cause, Surplus) or self.last:
-                self.last = True
-                self._throw_away(len(data))
-            elif isinstance(error, httptools.HttpParserCallbackError):
-                log.error("the parser's callbacks failed", exc_info=cause)
-                self.transport.abort()
-            else:
-                self.refuse(Refused(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}"))
+            self._parser_failed(error, len(data))
+        if rest is not None:  # not above: an error's context, which we look at, would be the upgrade's
+            self._ignore_upgrade(rest)
+
+    def _parser_failed(self, error: httptools.HttpParserError, size: int) -> None:
+        cause = error.__context__
+        if isinstance(cause, Refused):
+            self.refuse(cause)
+        elif isinstance(cause, Surplus) or self.last:
+            self.last = True
+            self._throw_away(size)
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            log.error("the parser's callbacks failed", exc_info=cause)
+            self.transport.abort()
+        else:
+            self.refuse(Refused(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}"))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Serves a request that asks for another protocol as the HTTP/1.1 it is (RFC 9110, section 7.8).
@@ -119,11 +123,11 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """A client that shut its sending side after a whole request gets its answer; any other is gone."""
-        if self._lingering:
+        if self.lingering:
             return None
-        if not self.last and (self._in_head or self._unfinished or (self.latest and self.latest.more_body)):
+        if not self.last and (self.in_head or self.unfinished or (self.latest and self.latest.more_body)):
             self.refuse(Refused(HTTPStatus.BAD_REQUEST, "the request ended early"))
-        self.last = self._half_closed = True
+        self.last = self.half_closed = True
         return self.active is not None and not self.transport.is_closing()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,8 +150,8 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.last:
             raise Surplus
         super().on_message_begin()
-        self._begun += 1
-        self._in_head = True
+        self.begun += 1
+        self.in_head = True
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -164,7 +168,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self.limits.header_bytes:
             raise self._too_large()
-        if not self._in_head:
+        if not self.in_head:
             return  # a trailer; nothing here has a use for one
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
@@ -189,7 +193,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self.scope["query_string"] = target.query
         self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
-        self._in_head = False
+        self.in_head = False
         self._head_bytes = 0
         self._steps += 1
         self._upgrading = self.parser.should_upgrade()
@@ -252,7 +256,7 @@ class RegistryProtocol(HttpToolsProtocol):
         elif self._refused is not None:
             self._say(self._refused)
         elif self.last:
-            self._finish(linger=not self._half_closed)
+            self._finish(linger=not self.half_closed)
         else:
             self.flow.resume_reading()
 
@@ -279,7 +283,7 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def _too_large(self) -> Refused:
         most = f"{self.limits.header_bytes} bytes"
-        if self._in_head and not self.headers and len(self.url) * 2 > self.limits.header_bytes:
+        if self.in_head and not self.headers and len(self.url) * 2 > self.limits.header_bytes:
             return Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {most}")
         return Refused(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers are too large: together they may have {most}"
@@ -301,7 +305,7 @@ class RegistryProtocol(HttpToolsProtocol):
         if not linger:
             self.transport.close()
             return
-        self._lingering = True
+        self.lingering = True
         self._thrown_away = 0
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -309,7 +313,7 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Ends the connection after the requests received so far; at once where there is none. May come again."""
-        if self._lingering:
+        if self.lingering:
             return
         if self.active is None:
             self.transport.close()
@@ -318,48 +322,9 @@ class RegistryProtocol(HttpToolsProtocol):
         final.keep_alive = False
         self.last = self.last or not final.more_body
 
-    # Time
-
     def check(self, now: float) -> None:
-        """Called every second: has the connection waited too long for the same thing?"""
-        waits, seconds = self._waiting_for()
-        if waits != self._waits:
-            self._waits = waits
-            self._since = now
-        elif now - self._since >= seconds:
-            self._late(waits[0])
-
-    def _waiting_for(self) -> tuple[tuple[Waiting, int], float]:
-        limits = self.limits
-        moved = self.active.moved if self.active is not None else 0
-        unsent = self.transport.get_write_buffer_size()
-        if unsent:
-            return ("send", moved * 2**32 + unsent), limits.send_idle_seconds
-        if self._lingering:
-            return ("linger", 0), limits.linger_seconds
-        if self.active is not None:
-            if self.active.receiving:
-                return ("body", moved), limits.body_idle_seconds
-            if self._half_closed:
-                return ("half", 0), limits.half_close_seconds
-            return ("work", 0), float("inf")
-        if self.latest is not None and self.latest.more_body:
-            return ("drain", self.latest.rest or 0), limits.body_idle_seconds
-        if self._in_head or self._unfinished:
-            return ("head", self._begun), limits.header_seconds
-        if not self._begun:
-            return ("fresh", 0), limits.header_seconds
-        return ("idle", self._begun), limits.keep_alive_seconds
-
-    def _late(self, waits: object) -> None:
-        if waits == "head":
-            self.refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come in time"))
-        elif waits == "body":
-            self.refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
-        elif waits in ("send", "linger"):
-            self.transport.abort()
-        else:
-            self.transport.close()
+        """Ends a connection that has waited too long for one thing. Called once a second."""
+        self._patience.check(self, now)
 
 
 def _unquote(path: bytes) -> str:

@@ -21,7 +21,7 @@ from registry.server.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
-_KILL_MARGIN = CANCEL_SECONDS + CLOSE_SECONDS + 2.0  # over the grace; then SIGKILL
+_KILL_MARGIN = 2 * CANCEL_SECONDS + CLOSE_SECONDS + 2.0  # over the grace; then SIGKILL
 _REAP_SECONDS = 5.0  # a process stuck in the kernel does not die of SIGKILL; we do not wait for it for ever
 _REPLACE_SECONDS = 60.0  # for a worker's start while SIGHUP renews them
 _BACK_OFF = (0.1, 10.0)  # first and longest pause before a worker that died is started again
@@ -130,6 +130,8 @@ class Supervisor:
 
     def _fork(self, slot: int) -> _Child:
         status, status_writer = os.pipe()
+        sys.stdout.flush()  # or the child would write it once more
+        sys.stderr.flush()
         # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -219,9 +221,13 @@ class Supervisor:
             pass  # a process of the worker's still holds the other end
 
     def _lost(self, child: _Child, code: int) -> None:
+        replaced = self._successor is not None and child is self._renew[0]
         if child in self._renew:
             self._renew.remove(child)
         if self._stopping or child.retiring:
+            return
+        if replaced:
+            self._successor = None  # it takes this one's place, now as any other worker
             return
         if child is self._successor:
             self._abandon_renewal(f"the new worker {_ended(child, code)}")

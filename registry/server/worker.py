@@ -29,8 +29,6 @@ except ImportError:  # no wheel for this platform
 else:
     new_event_loop = uvloop.new_event_loop
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 # What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
@@ -69,6 +67,7 @@ class Worker:
         except Exception as error:
             return 1, explain(error)
         finally:
+            _cancel_all(loop)
             asyncio.set_event_loop(None)
             loop.close()
         return 0, None
@@ -99,15 +98,15 @@ class Worker:
             log.exception("the application failed while closing")
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, number)
-        # Sent to the whole group when a terminal closes; a lone process has no workers to renew.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if self._alive is not None:
-            loop.remove_signal_handler(signal.SIGINT)
+        loop.add_signal_handler(signal.SIGTERM, self._on_signal, signal.SIGTERM)
+        if self._alive is None:
+            loop.add_signal_handler(signal.SIGINT, self._on_signal, signal.SIGINT)
+        else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
             loop.add_reader(self._alive, os._exit, 1)  # only the parent's end can make it readable
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOP_SIGNALS, signal.SIGHUP))
+        # Sent to the whole group when a terminal closes; only a parent has workers to renew.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGINT and self._stop.is_set():
@@ -162,6 +161,15 @@ class Worker:
 
     def _connections(self) -> list[RegistryProtocol]:
         return cast(list[RegistryProtocol], list(self._state.connections))
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Ends what is still going on in the loop; not what refuses to."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_SECONDS))
 
 
 def explain(error: BaseException) -> str:

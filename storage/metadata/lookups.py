@@ -106,15 +106,6 @@ def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: in
     return Page([str.__new__(Tag, name) for (name,) in rows[:limit]], len(rows) > limit)
 
 
-def tags_at(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> list[Tag]:
-    rows = db.execute(
-        "SELECT t.name FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 "
-        "JOIN tag t ON t.manifest = m.id WHERE r.name = ?1 ORDER BY t.name",
-        (repo, digest),
-    )
-    return [str.__new__(Tag, name) for (name,) in rows.fetchall()]
-
-
 def referrers(
     db: apsw.Connection,
     repo: RepositoryName,

@@ -102,9 +102,6 @@ class SqliteMetadata:
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return lookups.tags(self._db, repo, after, limit)
 
-    async def tags_at(self, repo: RepositoryName, digest: Digest) -> list[Tag]:
-        return lookups.tags_at(self._db, repo, digest)
-
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:

@@ -1,0 +1,88 @@
+# Entrepot. `make serve` and `make test` do all their set-up themselves; a second run starts at once.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+ARGS ?=
+
+# The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the
+# program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client.
+PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
+	busybox-static:busybox strace:strace
+
+.PHONY: help serve test lint format docs lock clean packages
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.0.1:5000; ARGS="--listen …" for more
+	@exec $(BIN)/entrepot serve $(ARGS)
+
+test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/cli -k config" for some
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.runtime ## Write docs/settings.md from the settings' model
+	$(BIN)/python -m registry.cli.settings_page > docs/settings.md
+
+# The files name no package index: pip asks the one it is set up for, and the hashes say what it may take.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links
+
+lock: $(VENV)/.dev ## Pin the dependencies anew, with hashes; UPGRADE=--upgrade for newer versions
+	$(LOCK) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
+	$(LOCK) $(UPGRADE) --group pyproject.toml:build --output-file requirements/build.txt
+	$(LOCK) $(UPGRADE) --constraint requirements/runtime.txt --constraint requirements/build.txt \
+		pyproject.toml --group dev --output-file requirements/dev.txt
+
+clean: ## Remove what the other targets made; the data directory stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find registry storage tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are made last, so that a set-up that was cut off is done again.
+$(VENV)/.venv:
+	@if [ -z "$(PYTHON)" ]; then echo "Entrepot needs Python 3.11 or newer; on Debian: apt-get install python3 python3-venv" >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing python3-venv"; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; \
+		else echo "$(PYTHON) cannot make virtual environments; run: sudo apt-get install python3-venv" >&2; exit 1; fi; fi
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.venv requirements/runtime.txt requirements/build.txt pyproject.toml
+	@echo "Installing the pinned dependencies (once)"
+	@$(PIP) install --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
+	@echo "Installing the pinned dependencies of the tests (once)"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+packages:
+	@missing=(); for pair in $(PACKAGES); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair#*:}" >/dev/null || missing+=("$${pair%%:*}"); done; \
+	if [ $${#missing[@]} = 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "The tests run real clients, and these Debian packages are missing: $${missing[*]}" >&2; \
+		echo "Run: sudo apt-get update && sudo apt-get install -y --no-install-recommends $${missing[*]}" >&2; exit 1; fi; \
+	echo "Installing $${missing[*]}"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null

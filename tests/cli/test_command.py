@@ -1,0 +1,64 @@
+"""The command itself: help, version, completion, bad usage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry import __version__
+from tests.cli.running import entrepot
+from tests.serving import ROOT
+
+
+def test_version(tmp_path: Path) -> None:
+    """`--version` prints the package's version."""
+    assert entrepot("--version", folder=tmp_path).stdout == f"entrepot {__version__}\n"
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    """The command without arguments says what it can do."""
+    shown = entrepot("--help", folder=tmp_path).stdout
+    for name in ("serve", "config", "inspect"):
+        assert f"\n  {name} " in shown
+
+
+@pytest.mark.parametrize("name", ["serve", "config", "inspect"])
+def test_help_has_examples(tmp_path: Path, name: str) -> None:
+    """Each command's help ends with examples that can be typed."""
+    done = entrepot(name, "-h", folder=tmp_path)
+    assert done.returncode == 0
+    assert f"\n    entrepot {name}" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(tmp_path: Path, shell: str) -> None:
+    """The command prints its completion for a shell."""
+    done = entrepot("--show-completion", shell, folder=tmp_path)
+    assert done.returncode == 0
+    assert "_ENTREPOT_COMPLETE" in done.stdout
+
+
+def test_completion_of_a_command(tmp_path: Path) -> None:
+    """Completing `entrepot ins` gives `inspect`."""
+    done = entrepot(folder=tmp_path, _ENTREPOT_COMPLETE="complete_bash", COMP_WORDS="entrepot ins", COMP_CWORD="1")
+    assert done.stdout.split() == ["inspect"]
+
+
+@pytest.mark.parametrize("args", [["--no-such"], ["no-such"], ["serve", "extra"], ["inspect"]])
+def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
+    """Bad usage exits with 2 and says on stderr what is wrong, without a traceback."""
+    done = entrepot(*args, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Help comes at once: neither the web framework, nor the server, nor the database is imported for it."""
+    code = "import sys, registry.__main__; print(*{'fastapi', 'uvicorn', 'apsw', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -1,0 +1,124 @@
+"""`entrepot serve`: what it says when it starts, and when it cannot."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import apsw
+import httpx2
+import pytest
+
+from registry import __version__
+from storage.opening import prepare
+from tests.cli.running import entrepot, one_line
+from tests.serving import Server, running_server
+
+
+def test_start_says_what_a_person_needs(server: Server) -> None:
+    """Version, address with the real port, absolute data directory, a push to try, and how to stop; and it answers."""
+    assert httpx2.get(server.url + "/v2/").status_code == 200
+    assert server.stop() == 0
+    lines = server.log_text().splitlines()
+    first = lines.index(f"Entrepot {__version__} listens on http://127.0.0.1:{server.port}")
+    said = [line.split(maxsplit=1) for line in lines[first + 1 : first + 4]]
+    assert said[0] == ["data", str(server.data.resolve())]
+    assert said[1][0] == "try"
+    assert said[1][1].endswith(f"docker push 127.0.0.1:{server.port}/team/busybox")
+    assert said[2][0] == "stop"
+
+
+def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
+    """A read-only registry offers a pull to try, and refuses an upload."""
+    with running_server(tmp_path, "--read-only", workers=1) as server:
+        assert httpx2.post(server.url + "/v2/a/blobs/uploads/").status_code == 405
+    assert f"docker pull {server.address}/team/busybox" in server.log_text()
+    assert "docker push" not in server.log_text()
+
+
+def test_start_on_every_address_warns(tmp_path: Path) -> None:
+    """Listening beyond the loopback address is told: there are no accounts."""
+    with running_server(tmp_path, workers=1, listen="0.0.0.0:0") as server:
+        pass
+    assert "no accounts yet" in server.log_text()
+    assert f"docker push localhost:{server.port}/team/busybox" in server.log_text()
+
+
+def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
+    """Behind a proxy, the push to try names the proxy."""
+    url = "https://registry.example.com"
+    with running_server(tmp_path, workers=1, env={"ENTREPOT_PUBLIC_URL": url + "/"}) as server:
+        pass
+    assert "docker push registry.example.com/team/busybox" in server.log_text()
+
+
+def test_log_level(tmp_path: Path) -> None:
+    """Calls are logged at `info`, and not at `warning`."""
+    with running_server(tmp_path / "a", workers=1) as server:
+        httpx2.get(server.url + "/v2/a/tags/list")
+    assert "operation=tags repository=a" in server.log_text()
+    with running_server(tmp_path / "b", workers=1, env={"ENTREPOT_LOG_LEVEL": "warning"}) as server:
+        httpx2.get(server.url + "/v2/a/tags/list")
+    assert "operation=tags" not in server.log_text()
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    """A port that is taken is told in one line, and the data directory is not made."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = one_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
+    assert line.startswith(f"cannot listen on {listen}: the port is in use")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("listen", ["5000", "127.0.0.1:99999", "no-such-host.invalid:5000", "127.0.0.1:x"])
+def test_bad_address(tmp_path: Path, listen: str) -> None:
+    """An address that cannot be listened on is told in one line."""
+    assert listen in one_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
+
+
+def serve_fails(folder: Path, data: Path) -> str:
+    return one_line(entrepot("serve", "--listen", "127.0.0.1:0", "--data", data, folder=folder), 1)
+
+
+def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    """A file in the data directory's place is told in one line."""
+    (tmp_path / "file").touch()
+    assert "is not a directory" in serve_fails(tmp_path, tmp_path / "file")
+
+
+def test_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A data directory below a file cannot be made; one line says so."""
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file" / "data") in serve_fails(tmp_path, tmp_path / "file" / "data")
+
+
+def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """A directory its owner may not write to is told in one line; root becomes that owner, and may not either."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o500)
+    os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
+    assert data.stat().st_uid == owner
+    assert str(data) in serve_fails(tmp_path, data)
+    assert list(data.iterdir()) == []
+
+
+def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
+    """A database that a newer version wrote is told in one line, and left as it is."""
+    prepare(tmp_path / "data")
+    db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
+    db.pragma("user_version", 9999)
+    db.close()
+    assert "newer" in serve_fails(tmp_path, tmp_path / "data")
+    done = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
+    assert "newer" in one_line(done, 1)
+
+
+def test_data_directory_with_a_broken_database(tmp_path: Path) -> None:
+    """A database that is none is told in one line."""
+    prepare(tmp_path / "data")
+    for name in ("entrepot.db-wal", "entrepot.db-shm"):
+        (tmp_path / "data" / name).unlink(missing_ok=True)
+    (tmp_path / "data" / "entrepot.db").write_bytes(b"not a database " * 1000)
+    assert "entrepot.db" in serve_fails(tmp_path, tmp_path / "data")

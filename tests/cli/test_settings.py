@@ -1,0 +1,209 @@
+"""Settings: who wins, where each came from, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ByteSize, TypeAdapter
+
+from registry.cli.loading import ConfigError, fields, load, variable
+from registry.cli.settings_page import page
+from registry.config import Settings, format_duration, format_size, parse_duration
+from tests.cli.running import entrepot, one_line
+from tests.serving import ROOT
+
+
+def in_force(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
+    done = entrepot("config", "--format", "json", *args, folder=folder, **variables)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """A flag wins over a variable, a variable over the file, the file over the default; each origin is named."""
+    file = tmp_path / "entrepot.toml"
+    file.write_text('workers = 4\nlisten = "127.0.0.1:4"\ndata = "from-file"\n')
+    seen = in_force(
+        tmp_path, "--config", str(file), "--workers", "2",
+        ENTREPOT_WORKERS="3", ENTREPOT_LISTEN="127.0.0.1:3",
+    )  # fmt: skip
+    assert seen["workers"] == {"value": 2, "origin": "--workers"}
+    assert seen["listen"] == {"value": "127.0.0.1:3", "origin": "ENTREPOT_LISTEN"}
+    assert seen["data"] == {"value": "from-file", "origin": str(file)}
+    assert seen["delete"] == {"value": True, "origin": "default"}
+
+
+def test_sources_mix_inside_a_group(tmp_path: Path) -> None:
+    """A variable that sets one setting of a group leaves the file's others in force."""
+    (tmp_path / "a.toml").write_text('[gc]\ngrace = "1h"\ninterval = "5m"\n')
+    seen = in_force(tmp_path, "--config", "a.toml", ENTREPOT_GC__GRACE="90m")
+    assert seen["gc.grace"] == {"value": "1h30m", "origin": "ENTREPOT_GC__GRACE"}
+    assert seen["gc.interval"] == {"value": "5m", "origin": "a.toml"}
+
+
+def test_file_named_by_variable(tmp_path: Path) -> None:
+    """ENTREPOT_CONFIG names the file; the flag names another one instead."""
+    (tmp_path / "a.toml").write_text("workers = 5\n")
+    (tmp_path / "b.toml").write_text("workers = 6\n")
+    assert in_force(tmp_path, ENTREPOT_CONFIG="a.toml")["workers"] == {"value": 5, "origin": "a.toml"}
+    assert in_force(tmp_path, "-c", "b.toml", ENTREPOT_CONFIG="a.toml")["workers"]["origin"] == "b.toml"
+
+
+def test_no_file_is_read_unasked(tmp_path: Path) -> None:
+    """A file that nobody named changes nothing, however it is called."""
+    (tmp_path / "entrepot.toml").write_text("workers = 5\n")
+    assert in_force(tmp_path)["workers"]["origin"] == "default"
+
+
+def test_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    """Compose files leave variables empty; that is no value."""
+    assert in_force(tmp_path, ENTREPOT_PUBLIC_URL="")["public_url"] == {"value": None, "origin": "default"}
+
+
+def test_settings_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Settings(...)` in a test depends on nothing but what it is given."""
+    monkeypatch.setenv("ENTREPOT_WORKERS", "63")
+    assert Settings(workers=1).workers == 1
+    assert Settings().workers != 63
+
+
+WRONG = [
+    ("data = [", "a.toml: not TOML: "),
+    ("lissen = 'x'", "a.toml: lissen: unknown setting; did you mean listen?"),
+    ("[gc]\ngrase = '1h'", "a.toml: gc.grase: unknown setting; did you mean gc.grace?"),
+    ("[gc]\ngrace = 'soon'", "a.toml: gc.grace: 'soon' is not a duration; write it like 90s, 5m, 1h30m or 7d"),
+    ("[gc]\ngrace = -1", "a.toml: gc.grace: -1 should be greater than or equal to 0"),
+    ("gc = 3", "a.toml: gc: 3 should be a table"),
+    ("workers = 'two'", "a.toml: workers: 'two' should be a valid integer"),
+    ("workers = 0", "a.toml: workers: 0 should be greater than or equal to 1"),
+    ("data = ''", "a.toml: data: '' is not a directory's path"),
+    ("log_level = 'loud'", "a.toml: log_level: 'loud' should be 'debug', 'info', 'warning' or 'error'"),
+    ("[limits]\nmanifest = '1MiB'", "a.toml: limits.manifest: '1MiB' should be at least 4MiB"),
+    ("public_url = 'https://x/y'", "a.toml: public_url: 'https://x/y' must end after the host and port"),
+    ("public_url = 'ftp://x'", "a.toml: public_url: 'ftp://x' is not an address like https://registry.example.com"),
+    ("[[upstream]]\nname = 'docker.io'", "a.toml: upstream: not a setting of this version: "),
+    ("[hosted]\nprefixes = ['team/**']", "a.toml: hosted: not a setting of this version: "),
+    ("a = 1\nb = 2\nc = 3", "a.toml: a: unknown setting (and 2 more)"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG)
+def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    """A wrong file is one line that names the file, the setting, and what would be right."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load({}, Path("a.toml"))
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
+    """A file's error does not hide behind a flag, and comes to light the day the flag goes."""
+    (tmp_path / "a.toml").write_text("workers = 0")
+    done = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
+    assert one_line(done, 2).startswith("a.toml: workers: 0 ")
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "said"),
+    [
+        (["--workers", "two"], {}, "--workers: 'two' should be a valid integer"),
+        (["--data", ""], {}, "--data: '' is not a directory's path"),
+        (["--config", "missing.toml"], {}, "missing.toml: cannot read the settings: no such file or directory"),
+        (["--config", "."], {}, ".: cannot read the settings: is a directory"),
+        ([], {"ENTREPOT_GC__GRACE": "x"}, "ENTREPOT_GC__GRACE: 'x' is not a duration"),
+        ([], {"ENTREPOT_GC": "{"}, "ENTREPOT_GC: not JSON; set ENTREPOT_GC__NAME instead"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_wrong_source_in_one_line(
+    tmp_path: Path, command: str, args: list[str], variables: dict[str, str], said: str
+) -> None:
+    """A wrong flag, variable or file ends the command with exit code 2 and one line that names it."""
+    assert one_line(entrepot(command, *args, folder=tmp_path, **variables), 2).startswith(said)
+
+
+def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
+    """A misspelt variable is told in one line, with the nearest name, and the command goes on."""
+    done = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "entrepot: warning: ENTREPOT_GC__GRASE is no setting and is ignored; did you mean ENTREPOT_GC__GRACE?",
+        "entrepot: warning: ENTREPOT_WORKER is no setting and is ignored; did you mean ENTREPOT_WORKERS?",
+    ]
+
+
+def test_variables_of_kubernetes_are_passed_over(tmp_path: Path) -> None:
+    """Kubernetes sets these beside a service named `entrepot`; they are no mistake of anybody."""
+    done = entrepot(
+        "config", folder=tmp_path,
+        ENTREPOT_PORT="tcp://10.0.0.1:5000", ENTREPOT_SERVICE_HOST="10.0.0.1", ENTREPOT_PORT_5000_TCP_ADDR="10.0.0.1",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_config_as_toml_is_a_file(tmp_path: Path) -> None:
+    """What `config --format toml` prints can be given back with --config, and the same is in force."""
+    done = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
+    (tmp_path / "again.toml").write_text(done.stdout)
+    again = in_force(tmp_path, "--config", "again.toml")
+    assert again["data"] == {"value": 'a "b"', "origin": "again.toml"}
+    assert again["gc.grace"] == {"value": "1m30s", "origin": "again.toml"}
+
+
+def test_config_for_people_has_every_setting(tmp_path: Path) -> None:
+    """The table has a row for each setting, plain where it does not go to a terminal."""
+    done = entrepot("config", folder=tmp_path)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {".".join(path) for path, _ in fields()} <= {row[0] for row in rows if row}
+    assert "\x1b" not in done.stdout
+
+
+def test_every_setting_has_help_and_a_variable() -> None:
+    """Each setting says what it does; no two share a variable."""
+    assert all(field.description for _, field in fields())
+    names = [variable(path) for path, _ in fields()]
+    assert len(set(names)) == len(names)
+
+
+def test_page_of_settings_is_current() -> None:
+    """docs/settings.md is what the model says; `make docs` writes it."""
+    assert (ROOT / "docs" / "settings.md").read_text() == page()
+
+
+def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
+    """The example on that page is a valid file and says what is in force without it."""
+    example = page().partition("```toml\n")[2].partition("```")[0]
+    file = tmp_path / "all.toml"
+    file.write_text(example)
+    assert tomllib.loads(example)
+    assert load({}, file).settings == Settings()
+
+
+@given(st.integers(min_value=0, max_value=10**9))
+def test_durations_read_back(seconds: int) -> None:
+    """What a duration is written as reads back as the same number of seconds."""
+    assert parse_duration(format_duration(float(seconds))) == seconds
+
+
+@given(st.integers(min_value=0, max_value=1 << 62))
+def test_sizes_read_back(count: int) -> None:
+    """What a size is written as reads back as the same number of bytes."""
+    assert TypeAdapter(ByteSize).validate_python(format_size(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604800), ("1w", 604800), ("2.5", 2.5), ("250ms", 0.25)],
+)
+def test_durations_people_write(text: str, seconds: float) -> None:
+    """The forms the documentation shows."""
+    assert parse_duration(text) == seconds

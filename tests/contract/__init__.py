@@ -1,0 +1,1 @@
+"""Facts that hold for every `storage.interface.Registry`, whatever is behind it."""

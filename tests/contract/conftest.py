@@ -1,0 +1,82 @@
+"""The kinds of registry that the contract holds for; each test runs once on each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.observe import Observed
+from registry.restrict import Restricted
+from storage.interface import Registry
+from storage.memory import MemoryRegistry
+from storage.names import RepositoryName
+from storage.opening import open_registry, prepare
+
+
+class InTurns:
+    """Several registries over one data directory: each call goes to the next one, as requests go to several workers."""
+
+    def __init__(self, *registries: Registry) -> None:
+        self._next = itertools.cycle(registries)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(next(self._next), name)
+
+
+@asynccontextmanager
+async def _memory(_: Path) -> AsyncIterator[Registry]:
+    yield MemoryRegistry()
+
+
+@asynccontextmanager
+async def _observed(_: Path) -> AsyncIterator[Registry]:
+    yield Observed(MemoryRegistry())
+
+
+@asynccontextmanager
+async def _restricted(_: Path) -> AsyncIterator[Registry]:
+    yield Restricted(MemoryRegistry())
+
+
+@asynccontextmanager
+async def _stored(data: Path) -> AsyncIterator[Registry]:
+    prepare(data)
+    async with open_registry(data) as registry:
+        yield registry
+
+
+@asynccontextmanager
+async def _stored_twice(data: Path) -> AsyncIterator[Any]:
+    prepare(data)
+    async with open_registry(data) as one, open_registry(data) as two:
+        yield InTurns(one, two)
+
+
+KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
+    "memory": _memory,
+    "observed": _observed,
+    "restricted": _restricted,
+    "stored": _stored,
+    "stored, by two": _stored_twice,
+}
+
+
+@pytest.fixture(params=sorted(KINDS))
+async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+    async with KINDS[request.param](tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+def repo() -> RepositoryName:
+    return RepositoryName("team/app")
+
+
+@pytest.fixture
+def other() -> RepositoryName:
+    return RepositoryName("team/app/deeper/other")

@@ -1,0 +1,262 @@
+"""Blobs: read in spans, served through a repository's own link only, mounted, deleted."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from storage.content import Span, digest_of
+from storage.errors import BlobUnknown, NameUnknown, RangeInvalid
+from storage.interface import Registry
+from storage.names import RepositoryName
+
+from .making import BY, NOWHERE, all_tags, image_of, push_blob, push_image, read_blob
+
+DATA = bytes(range(256)) * 4 + b"tail"
+SIZE = len(DATA)
+
+INSIDE = {
+    "the first byte": (Span(0, 1), (0, 1)),
+    "the whole": (Span(0, SIZE), (0, SIZE)),
+    "all from the start": (Span(0), (0, SIZE)),
+    "the middle": (Span(500, 700), (500, 700)),
+    "from the middle on": (Span(500), (500, SIZE)),
+    "over the end": (Span(500, 5000), (500, SIZE)),
+    "the last byte": (Span(SIZE - 1, SIZE), (SIZE - 1, SIZE)),
+    "the last byte from the end": (Span(-1), (SIZE - 1, SIZE)),
+    "the last 500": (Span(-500), (SIZE - 500, SIZE)),
+    "a suffix longer than the blob": (Span(-5000), (0, SIZE)),
+}
+OUTSIDE = {
+    "right after the end": Span(SIZE),
+    "far after the end": Span(5000, 6000),
+    "huge": Span(1 << 62, (1 << 62) + 1),
+    "turned round": Span(7, 3),
+    "nothing": Span(5, 5),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+async def test_a_span_gives_its_bytes(registry: Registry, repo: RepositoryName, case: str) -> None:
+    """A span inside the blob yields exactly its bytes, cut at the blob's end; the descriptor is the whole blob's."""
+    span, (start, stop) = INSIDE[case]
+    await push_blob(registry, repo, DATA)
+    reader = await registry.open_blob(repo, digest_of(DATA), span)
+    assert tuple(reader.span) == (start, stop)
+    assert (reader.descriptor.digest, reader.descriptor.size) == (digest_of(DATA), SIZE)
+    assert b"".join([chunk async for chunk in reader]) == DATA[start:stop]
+    await reader.aclose()
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+async def test_a_span_outside_is_refused_on_opening(registry: Registry, repo: RepositoryName, case: str) -> None:
+    """A span with no byte in the blob raises RangeInvalid when it is opened, and says the size."""
+    await push_blob(registry, repo, DATA)
+    with pytest.raises(RangeInvalid) as refused:
+        await registry.open_blob(repo, digest_of(DATA), OUTSIDE[case])
+    assert refused.value.size == SIZE
+    assert await read_blob(registry, repo, digest_of(DATA)) == DATA
+
+
+@pytest.mark.parametrize("span", [Span(0), Span(0, 1), Span(-1), Span(1)])
+async def test_a_blob_of_no_bytes(registry: Registry, repo: RepositoryName, span: Span) -> None:
+    """The empty blob opens and yields nothing; every span of it is outside."""
+    await push_blob(registry, repo, b"")
+    assert (await registry.resolve_blob(repo, digest_of(b""))).size == 0
+    assert await read_blob(registry, repo, digest_of(b"")) == b""
+    with pytest.raises(RangeInvalid) as refused:
+        await registry.open_blob(repo, digest_of(b""), span)
+    assert refused.value.size == 0
+
+
+async def test_where_there_is_a_file_it_holds_the_bytes(registry: Registry, repo: RepositoryName) -> None:
+    """A reader's file, where it has one, holds the blob from `offset` on: the same bytes as iterating gives."""
+    await push_blob(registry, repo, DATA)
+    reader = await registry.open_blob(repo, digest_of(DATA), Span(100, 300))
+    if reader.file is not None:
+        assert os.pread(reader.file.fd, 200, reader.file.offset + 100) == DATA[100:300]
+    assert b"".join([chunk async for chunk in reader]) == DATA[100:300]
+    await reader.aclose()
+
+
+async def test_readers_do_not_disturb_each_other(registry: Registry, repo: RepositoryName) -> None:
+    """Two readers of one blob, read in turns, both yield all of it; one closed early does not end the other."""
+    data = os.urandom(3_000_000)
+    await push_blob(registry, repo, data)
+    first, second, third = [await registry.open_blob(repo, digest_of(data)) for _ in range(3)]
+    got: list[list[bytes]] = [[], []]
+    iterators = [aiter(first), aiter(second)]
+    live = [0, 1]
+    await third.aclose()
+    while live:
+        for place in tuple(live):
+            try:
+                got[place].append(await anext(iterators[place]))
+            except StopAsyncIteration:
+                live.remove(place)
+    assert [b"".join(chunks) for chunks in got] == [data, data]
+    await first.aclose()
+    await second.aclose()
+
+
+async def test_a_reader_may_be_closed_at_any_time(registry: Registry, repo: RepositoryName) -> None:
+    """Closing an unread, a half-read and a closed reader is no error."""
+    data = os.urandom(3_000_000)
+    await push_blob(registry, repo, data)
+    unread = await registry.open_blob(repo, digest_of(data))
+    await unread.aclose()
+    await unread.aclose()
+    half = await registry.open_blob(repo, digest_of(data))
+    iterator = aiter(half)
+    assert data.startswith(await anext(iterator))
+    await half.aclose()
+    await half.aclose()
+    assert await read_blob(registry, repo, digest_of(data)) == data
+
+
+async def test_an_open_reader_outlives_the_link(registry: Registry, repo: RepositoryName) -> None:
+    """Who opened a blob before it was deleted reads it to its end."""
+    data = os.urandom(2_000_000)
+    await push_blob(registry, repo, data)
+    reader = await registry.open_blob(repo, digest_of(data))
+    await registry.delete_blob(repo, digest_of(data), by=BY)
+    assert b"".join([chunk async for chunk in reader]) == data
+    await reader.aclose()
+
+
+async def test_an_unknown_blob(registry: Registry, repo: RepositoryName) -> None:
+    """A digest never pushed is unknown, in a known repository and in an unknown one, for every way to ask."""
+    await push_blob(registry, repo, b"something else")
+    for name in (repo, NOWHERE):
+        for algorithm in ("sha256", "sha512"):
+            digest = digest_of(b"never pushed", algorithm)
+            with pytest.raises(BlobUnknown):
+                await registry.resolve_blob(name, digest)
+            with pytest.raises(BlobUnknown):
+                await registry.open_blob(name, digest)
+            with pytest.raises(BlobUnknown):
+                await registry.open_blob(name, digest, Span(5, 3))
+            with pytest.raises(BlobUnknown):
+                await registry.delete_blob(name, digest, by=BY)
+
+
+async def test_knowing_a_digest_opens_nothing(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+    """A blob of one repository is unknown in another, even one that is nested in it and has content of its own."""
+    await push_blob(registry, repo, DATA)
+    await push_image(registry, other, "something of its own", "latest")
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(other, digest_of(DATA))
+    with pytest.raises(BlobUnknown):
+        await registry.open_blob(other, digest_of(DATA))
+    with pytest.raises(BlobUnknown):
+        await registry.delete_blob(other, digest_of(DATA), by=BY)
+
+
+async def test_a_manifest_does_not_lend_its_blobs(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """A sparse manifest that names another repository's blob does not make it readable."""
+    layer = await push_blob(registry, repo, DATA)
+    await registry.put_manifest(other, image_of(layer), by=BY, sparse=True)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(other, layer.digest)
+    with pytest.raises(BlobUnknown):
+        await registry.open_blob(other, layer.digest)
+
+
+async def test_a_manifest_is_no_blob(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest's digest names no blob of the repository."""
+    manifest = await push_image(registry, repo, "one", "latest")
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, manifest.digest)
+
+
+async def test_a_mount_from_a_repository(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+    """A mount gives the blob to the target without a byte being sent; both have it then."""
+    await push_blob(registry, repo, DATA)
+    mounted = await registry.mount_blob(other, digest_of(DATA), repo, BY)
+    assert (mounted.digest, mounted.size) == (digest_of(DATA), SIZE)
+    assert await read_blob(registry, other, digest_of(DATA)) == DATA
+    assert await read_blob(registry, repo, digest_of(DATA)) == DATA
+    assert await all_tags(registry, other) == []
+
+
+async def test_a_mount_from_anywhere(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+    """Without a source, any repository's blob can be mounted; sha512 ones too."""
+    await push_blob(registry, repo, DATA, "sha512")
+    mounted = await registry.mount_blob(other, digest_of(DATA, "sha512"), None, BY)
+    assert (mounted.digest, mounted.size) == (digest_of(DATA, "sha512"), SIZE)
+    assert await read_blob(registry, other, digest_of(DATA, "sha512")) == DATA
+
+
+async def test_a_mount_of_what_is_there(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+    """A mount of a blob that the target has already succeeds, from itself, from another, from anywhere."""
+    await push_blob(registry, repo, DATA)
+    await push_blob(registry, other, DATA)
+    for source in (repo, other, None):
+        assert (await registry.mount_blob(repo, digest_of(DATA), source, BY)).size == SIZE
+    assert await read_blob(registry, repo, digest_of(DATA)) == DATA
+
+
+async def test_a_mount_of_what_the_source_has_not(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """A mount from a repository without the blob fails, even when a third one has it, and leaves the target unknown."""
+    await push_blob(registry, repo, DATA)
+    await push_blob(registry, other, b"something else")
+    target = RepositoryName("target")
+    for source in (other, NOWHERE, target):
+        with pytest.raises(BlobUnknown):
+            await registry.mount_blob(target, digest_of(DATA), source, BY)
+    with pytest.raises(BlobUnknown):
+        await registry.mount_blob(target, digest_of(b"nobody has this"), None, BY)
+    with pytest.raises(BlobUnknown):
+        await registry.mount_blob(target, digest_of(DATA, "sha512"), None, BY)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(target, digest_of(DATA))
+    with pytest.raises(NameUnknown):
+        await registry.tags(target, None, 10)
+
+
+async def test_a_mounted_blob_outlives_its_source(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """Deleted from the source, a mounted blob stays in the target; deleted everywhere, it can be mounted no more."""
+    await push_blob(registry, repo, DATA)
+    await registry.mount_blob(other, digest_of(DATA), repo, BY)
+    await registry.delete_blob(repo, digest_of(DATA), by=BY)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, digest_of(DATA))
+    assert await read_blob(registry, other, digest_of(DATA)) == DATA
+    with pytest.raises(BlobUnknown):
+        await registry.mount_blob(other, digest_of(DATA), repo, BY)
+    await registry.delete_blob(other, digest_of(DATA), by=BY)
+    with pytest.raises(BlobUnknown):
+        await registry.mount_blob(repo, digest_of(DATA), None, BY)
+
+
+async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: RepositoryName) -> None:
+    """After its deletion a blob is unknown to every call; deleting it again says so; others stay."""
+    await push_blob(registry, repo, DATA)
+    await push_blob(registry, repo, b"another")
+    await registry.delete_blob(repo, digest_of(DATA), by=BY)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, digest_of(DATA))
+    with pytest.raises(BlobUnknown):
+        await registry.open_blob(repo, digest_of(DATA))
+    with pytest.raises(BlobUnknown):
+        await registry.delete_blob(repo, digest_of(DATA), by=BY)
+    assert await read_blob(registry, repo, digest_of(b"another")) == b"another"
+
+
+async def test_a_blob_in_use_can_be_deleted(registry: Registry, repo: RepositoryName) -> None:
+    """A client may delete a blob that a manifest refers to: the manifest stays, and the blob can be pushed again."""
+    manifest = await push_image(registry, repo, "one", "latest")
+    layer = manifest.layers[0].digest
+    await registry.delete_blob(repo, layer, by=BY)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, layer)
+    assert (await registry.get_manifest(repo, manifest.digest)).body == manifest.body
+    await push_blob(registry, repo, b"layer of one")
+    assert await read_blob(registry, repo, layer) == b"layer of one"

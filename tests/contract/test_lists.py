@@ -1,0 +1,334 @@
+"""Lists: in byte order, strictly after, a page at a time, nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from storage.content import OCI_MANIFEST, Page, digest_of
+from storage.errors import BlobUnknown, DigestInvalid, NameUnknown
+from storage.interface import Registry
+from storage.names import Digest, RepositoryName, Tag
+
+from .making import (
+    BY,
+    CONFIG_TYPE,
+    NOWHERE,
+    all_tags,
+    described,
+    image_of,
+    in_bytes_order,
+    index_of,
+    names_of,
+    push_blob,
+    push_image,
+)
+
+TAGS = [
+    *("latest", "Latest", "LATEST", "0", "9", "10", "1", "1.0", "1-0", "1_0", "1.0.0", "a", "A", "_", "__", "_a"),
+    *("aa", "a-", "a.", "a_", "Z", "z", "z-z", "b" * 128, "b" * 127, "sha256-abc"),
+]
+NAMES = ["a", "a/b", "a-b", "a.b", "a_b", "ab", "a0", "0", "z", "b/a", "b", "a/b/c", "a--b", "b0/x", "n" * 255]
+CURSORS = [
+    *("", "0", "a", "A", "a-", "a/", "a/b", "a.b", "~", "{", "zzz", " ", "\t", "\n", "%", "a%", "'", '"', ";", "a'b"),
+    *(
+        "é",
+        "a\u00e9",
+        "a\u0301",
+        "\u00ff",
+        "\uffff",
+        "\U0001f600",
+        "\u7530",
+        "a\x00",
+        "\x00",
+        "a\x00b",
+        "n" * 1000,
+        "\\",
+    ),
+]
+"""What a client may send as `last`."""
+
+
+async def tag_all(registry: Registry, repo: RepositoryName) -> list[str]:
+    names = TAGS.copy()
+    random.Random(3).shuffle(names)
+    for place in range(0, len(names), 5):
+        await push_image(registry, repo, str(place), *names[place : place + 5])
+    return in_bytes_order(TAGS)
+
+
+async def push_all(registry: Registry) -> list[str]:
+    names = NAMES.copy()
+    random.Random(4).shuffle(names)
+    for name in names:
+        await push_image(registry, RepositoryName(name), "one", "latest")
+    return in_bytes_order(NAMES)
+
+
+async def walk(ask: Callable[[str | None], Awaitable[Page[str]]], limit: int) -> list[str]:
+    """All pages, each asked for after the last item of the one before."""
+    found: list[str] = []
+    while True:
+        page = await ask(found[-1] if found else None)
+        assert len(page.items) <= limit
+        found += page.items
+        if not page.more:
+            return found
+        assert page.items
+        assert len(found) <= 1000
+
+
+async def test_tags_are_in_byte_order(registry: Registry, repo: RepositoryName) -> None:
+    """Tags are listed in the order of their bytes, capitals before small letters, and all at once if they fit."""
+    expected = await tag_all(registry, repo)
+    page = await registry.tags(repo, None, 1000)
+    assert (list(page.items), page.more) == (expected, False)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, len(TAGS) - 1, len(TAGS), len(TAGS) + 1])
+async def test_a_walk_through_the_tags(registry: Registry, repo: RepositoryName, limit: int) -> None:
+    """Pages of any size together hold every tag once; the last page says that nothing follows."""
+    expected = await tag_all(registry, repo)
+    assert await walk(lambda after: registry.tags(repo, after, limit), limit) == expected
+    first = await registry.tags(repo, None, limit)
+    assert (list(first.items), first.more) == (expected[:limit], len(expected) > limit)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, len(NAMES) - 1, len(NAMES), len(NAMES) + 1])
+async def test_a_walk_through_the_repositories(registry: Registry, limit: int) -> None:
+    """Pages of any size together hold every repository once, in the order of their bytes."""
+    expected = await push_all(registry)
+    assert await walk(lambda after: registry.repositories(after, limit), limit) == expected
+
+
+async def test_lists_start_strictly_after(registry: Registry, repo: RepositoryName) -> None:
+    """`after` may be an item, no item, or no valid name at all: the list starts with what follows it in byte order."""
+    tags = await tag_all(registry, repo)
+    for after in (*CURSORS, *tags):
+        following = [tag for tag in tags if tag.encode() > after.encode()]
+        page = await registry.tags(repo, after, 4)
+        assert (list(page.items), page.more) == (following[:4], len(following) > 4), after
+
+
+async def test_repositories_start_strictly_after(registry: Registry) -> None:
+    """The list of repositories takes any `after` too."""
+    names = await push_all(registry)
+    for after in (*CURSORS, *names):
+        following = [name for name in names if name.encode() > after.encode()]
+        page = await registry.repositories(after, 4)
+        assert (list(page.items), page.more) == (following[:4], len(following) > 4), after
+
+
+async def test_a_page_of_nothing(registry: Registry, repo: RepositoryName) -> None:
+    """A limit of 0 gives no item (`n=0`)."""
+    await push_image(registry, repo, "one", "latest")
+    assert list((await registry.tags(repo, None, 0)).items) == []
+    assert list((await registry.repositories(None, 0)).items) == []
+
+
+async def test_a_list_while_it_changes(registry: Registry, repo: RepositoryName) -> None:
+    """Tags that are there during the whole walk are met once, though the one last seen was deleted meanwhile."""
+    await tag_all(registry, repo)
+    found: list[Tag] = []
+    while True:
+        page = await registry.tags(repo, found[-1] if found else None, 3)
+        found += page.items
+        if not page.more:
+            break
+        await registry.delete_tag(repo, found[-1], by=BY)
+    assert [str(tag) for tag in found] == in_bytes_order(TAGS)
+
+
+async def test_a_registry_without_content(registry: Registry) -> None:
+    """A new registry lists no repository and has no referrer; an unknown repository's tags raise NameUnknown."""
+    page = await registry.repositories(None, 100)
+    assert (list(page.items), page.more) == ([], False)
+    with pytest.raises(NameUnknown):
+        await registry.tags(NOWHERE, None, 100)
+    with pytest.raises(NameUnknown):
+        await registry.tags(NOWHERE, "after", 1)
+    assert names_of(await registry.referrers(NOWHERE, digest_of(b"x"), None, None, 100)) == []
+
+
+async def test_an_upload_alone_makes_no_repository(registry: Registry, repo: RepositoryName) -> None:
+    """A session that is open, failed or cancelled leaves the repository unknown."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"bytes")
+    with pytest.raises(NameUnknown):
+        await registry.tags(repo, None, 10)
+    with pytest.raises(DigestInvalid):
+        await writer.commit(digest_of(b"others"))
+    await (await registry.start_upload(repo)).cancel()
+    with pytest.raises(NameUnknown):
+        await registry.tags(repo, None, 10)
+    with pytest.raises(NameUnknown):
+        await registry.delete_tag(repo, Tag("latest"), by=BY)
+    assert list((await registry.repositories(None, 10)).items) == []
+
+
+async def test_a_blob_makes_a_repository_without_tags(registry: Registry, repo: RepositoryName) -> None:
+    """With a blob alone, pushed or mounted, a repository has an empty list of tags and is not in the catalog."""
+    await push_blob(registry, repo, b"bytes")
+    mounted = RepositoryName("mounted")
+    await registry.mount_blob(mounted, digest_of(b"bytes"), repo, BY)
+    for name in (repo, mounted):
+        page = await registry.tags(name, None, 10)
+        assert (list(page.items), page.more) == ([], False)
+    assert list((await registry.repositories(None, 10)).items) == []
+
+
+async def test_a_repository_emptied(registry: Registry, repo: RepositoryName) -> None:
+    """With everything in it deleted, a repository is not in the catalog, and its list of tags is empty."""
+    manifest = await push_image(registry, repo, "one", "latest")
+    assert list((await registry.repositories(None, 10)).items) == [repo]
+    await registry.delete_manifest(repo, manifest.digest, by=BY)
+    assert list((await registry.repositories(None, 10)).items) == []
+    for part in manifest.blobs:
+        await registry.delete_blob(repo, part.digest, by=BY)
+    page = await registry.tags(repo, None, 10)
+    assert (list(page.items), page.more) == ([], False)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, manifest.layers[0].digest)
+
+
+async def test_an_untagged_manifest_is_in_the_catalog(registry: Registry, repo: RepositoryName) -> None:
+    """A repository with a manifest and no tag is listed; its tags are an empty list."""
+    await push_image(registry, repo, "one", "latest")
+    await registry.delete_tag(repo, Tag("latest"), by=BY)
+    assert list((await registry.repositories(None, 10)).items) == [repo]
+    assert await all_tags(registry, repo) == []
+
+
+async def test_lists_of_tags_do_not_mix(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+    """Each repository lists its own tags."""
+    await push_image(registry, repo, "one", "mine")
+    await push_image(registry, other, "one", "yours")
+    assert await all_tags(registry, repo) == ["mine"]
+    assert await all_tags(registry, other) == ["yours"]
+
+
+# Referrers (spec, "Listing Referrers")
+
+
+async def push_referrers(registry: Registry, repo: RepositoryName, subject: Digest, count: int) -> list[Digest]:
+    """Pushes `count` referrers, every other one of type `sig/x`; gives their digests in order."""
+    digests = []
+    for number in range(count):
+        fields = {"artifactType": "sig/x" if number % 2 else "sbom/y", "annotations": {"number": str(number)}}
+        digests.append((await push_image(registry, repo, f"referrer {number}", subject=subject, **fields)).digest)
+    return sorted(digests)
+
+
+async def test_referrers_are_listed_by_digest(registry: Registry, repo: RepositoryName) -> None:
+    """All manifests with the subject are listed, by digest, and no other."""
+    subject = (await push_image(registry, repo, "subject", "latest")).digest
+    expected = await push_referrers(registry, repo, subject, 6)
+    await push_referrers(registry, RepositoryName("elsewhere"), subject, 2)
+    await push_image(registry, repo, "other's", subject=digest_of(b"another subject"))
+    page = await registry.referrers(repo, subject, None, None, 1000)
+    assert (names_of(page), page.more) == (expected, False)
+
+
+async def test_a_referrers_descriptor_is_whole(registry: Registry, repo: RepositoryName) -> None:
+    """A listed referrer has type, size, artifact type and annotations; the artifact type of an image without one is its
+    config's type, an index without one has none."""
+    subject = digest_of(b"subject")
+    config = described(b"{}", CONFIG_TYPE)
+    await push_blob(registry, repo, b"{}")
+    notes = {"org.example.key": "välue", "empty": ""}
+    manifests = [
+        image_of(config, subject=subject, artifactType="sig/x", annotations=notes),
+        image_of(config, subject=subject),
+        index_of([], subject=subject),
+        index_of([], subject=subject, artifactType="group/z"),
+    ]
+    for manifest in manifests:
+        await registry.put_manifest(repo, manifest, by=BY)
+    page = await registry.referrers(repo, subject, None, None, 100)
+    listed = {descriptor.digest: descriptor for descriptor in page.items}
+    types = [listed[manifest.digest].artifact_type for manifest in manifests]
+    assert types == ["sig/x", CONFIG_TYPE, None, "group/z"]
+    assert listed[manifests[0].digest].as_json() == {
+        "mediaType": OCI_MANIFEST,
+        "digest": manifests[0].digest,
+        "size": len(manifests[0].body),
+        "artifactType": "sig/x",
+        "annotations": notes,
+    }
+    assert [listed[manifest.digest].as_json() for manifest in manifests] == [
+        manifest.descriptor.as_json() for manifest in manifests
+    ]
+
+
+async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryName) -> None:
+    """With an artifact type only those of this type are listed; a config's type counts where there is no own one."""
+    subject = digest_of(b"subject")
+    expected = await push_referrers(registry, repo, subject, 5)
+    config = described(b"{}", CONFIG_TYPE)
+    await push_blob(registry, repo, b"{}")
+    plain = image_of(config, subject=subject)
+    await registry.put_manifest(repo, plain, by=BY)
+
+    async def of_type(artifact_type: str) -> list[Digest]:
+        return names_of(await registry.referrers(repo, subject, artifact_type, None, 100))
+
+    signatures, sboms = await of_type("sig/x"), await of_type("sbom/y")
+    assert sorted(signatures + sboms) == expected
+    assert (len(signatures), len(sboms)) == (2, 3)
+    assert await of_type(CONFIG_TYPE) == [plain.digest]
+    assert await of_type("nobody/has") == []
+    assert await of_type("SIG/X") == []
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6, 7, 8])
+@pytest.mark.parametrize("artifact_type", [None, "sig/x"])
+async def test_a_walk_through_the_referrers(
+    registry: Registry, repo: RepositoryName, limit: int, artifact_type: str | None
+) -> None:
+    """Pages of any size together hold every referrer once, with a filter and without."""
+    subject = digest_of(b"subject", "sha512")
+    await push_referrers(registry, repo, subject, 7)
+
+    async def ask(after: str | None) -> Page[str]:
+        page = await registry.referrers(repo, subject, artifact_type, after, limit)
+        return Page(names_of(page), page.more)
+
+    whole = names_of(await registry.referrers(repo, subject, artifact_type, None, 1000))
+    assert len(whole) == (3 if artifact_type else 7)
+    assert await walk(ask, limit) == whole == sorted(whole)
+
+
+async def test_referrers_of_what_nobody_refers_to(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest without referrers, and a digest that is not here, have an empty list."""
+    manifest = await push_image(registry, repo, "one", "latest")
+    for subject in (manifest.digest, digest_of(b"not here"), digest_of(b"not here", "sha512")):
+        page = await registry.referrers(repo, subject, None, None, 10)
+        assert (list(page.items), page.more) == ([], False)
+
+
+async def test_a_referrer_comes_before_its_subject_and_stays_after_it(registry: Registry, repo: RepositoryName) -> None:
+    """A referrer is listed before its subject is pushed, while it is here, and after it was deleted."""
+    subject = await push_image(registry, RepositoryName("elsewhere"), "subject")
+    referrer = await push_image(registry, repo, "signature", subject=subject.digest)
+    for step in (None, "push", "delete"):
+        if step == "push":
+            await push_image(registry, repo, "subject", "latest")
+        if step == "delete":
+            await registry.delete_manifest(repo, subject.digest, by=BY)
+        assert names_of(await registry.referrers(repo, subject.digest, None, None, 10)) == [referrer.digest]
+
+
+async def test_a_deleted_referrer_is_listed_no_more(registry: Registry, repo: RepositoryName) -> None:
+    """Deleting a referrer takes it out of the list at once; deleting just its tag does not; pushed again it is back."""
+    subject = digest_of(b"subject")
+    stays = await push_image(registry, repo, "stays", subject=subject)
+    goes = await push_image(registry, repo, "goes", "signature", subject=subject)
+    both = sorted([stays.digest, goes.digest])
+    await registry.delete_tag(repo, Tag("signature"), by=BY)
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == both
+    await registry.delete_manifest(repo, goes.digest, by=BY)
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [stays.digest]
+    await registry.put_manifest(repo, goes, by=BY)
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == both

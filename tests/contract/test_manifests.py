@@ -1,0 +1,516 @@
+"""Manifests: kept byte for byte, found by tag and digest, refused when what they refer to is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from storage.content import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_ARTIFACT,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Condition,
+    Descriptor,
+    Manifest,
+    digest_of,
+)
+from storage.errors import ManifestBlobUnknown, ManifestUnknown, NameUnknown, PreconditionFailed
+from storage.interface import Registry
+from storage.names import Digest, RepositoryName, Tag
+
+from .making import (
+    BY,
+    CONFIG_TYPE,
+    NOWHERE,
+    all_tags,
+    described,
+    image_of,
+    index_of,
+    manifest_from,
+    push_blob,
+    push_image,
+)
+
+LATEST = Tag("latest")
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+
+
+def named_in(detail: object) -> str:
+    return json.dumps(detail)
+
+
+async def assert_is(registry: Registry, repo: RepositoryName, reference: Tag | Digest, manifest: Manifest) -> None:
+    """`reference` gives `manifest`, to both ways of asking."""
+    got = await registry.get_manifest(repo, reference)
+    assert (got.body, got.media_type, got.digest) == (manifest.body, manifest.media_type, manifest.digest)
+    resolved = await registry.resolve_manifest(repo, reference)
+    assert (resolved.digest, resolved.media_type, resolved.size) == (
+        manifest.digest,
+        manifest.media_type,
+        len(manifest.body),
+    )
+
+
+async def assert_unknown(registry: Registry, repo: RepositoryName, reference: Tag | Digest) -> None:
+    with pytest.raises(ManifestUnknown):
+        await registry.get_manifest(repo, reference)
+    with pytest.raises(ManifestUnknown):
+        await registry.resolve_manifest(repo, reference)
+
+
+async def test_a_manifest_is_found_by_tag_and_digest(registry: Registry, repo: RepositoryName) -> None:
+    """A tagged manifest is found under its tag and its digest."""
+    manifest = await push_image(registry, repo, "one", "latest")
+    await assert_is(registry, repo, LATEST, manifest)
+    await assert_is(registry, repo, manifest.digest, manifest)
+
+
+async def test_putting_says_what_was_put(registry: Registry, repo: RepositoryName) -> None:
+    """The answer to a put is the manifest's descriptor."""
+    manifest = image_of(await push_blob(registry, repo, b"{}"))
+    put = await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    assert (put.digest, put.media_type, put.size) == (manifest.digest, OCI_MANIFEST, len(manifest.body))
+
+
+async def test_a_manifest_without_a_tag(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest pushed by digest alone is found by digest, and no tag appears."""
+    manifest = await push_image(registry, repo, "one")
+    await assert_is(registry, repo, manifest.digest, manifest)
+    await assert_unknown(registry, repo, LATEST)
+    assert await all_tags(registry, repo) == []
+
+
+async def test_many_tags_in_one_put(registry: Registry, repo: RepositoryName) -> None:
+    """One put can set many tags, and naming a tag twice is no error."""
+    manifest = image_of(await push_blob(registry, repo, b"{}"))
+    names = [f"v{number:02}" for number in range(30)]
+    await registry.put_manifest(repo, manifest, [Tag(name) for name in (*names, "v00")], by=BY)
+    for name in names:
+        await assert_is(registry, repo, Tag(name), manifest)
+    assert await all_tags(registry, repo) == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schemaVersion":2,"mediaType":"%(type)s","config":%(config)s,"layers":[]}',
+        '\n\t {  "layers" :[],\r\n"config":%(config)s,   "schemaVersion"\n:2}  \n\n',
+        '{"schemaVersion":2,"config":%(config)s,"layers":[],"unknown":{"deep":[1,2.50,1e3,null,true]},"":""}',
+        '{"schemaVersion":2,"config":%(config)s,"layers":[],"annotations":{"k":"\\u00e9\\ud83d\\ude00 é 😀 \\/"}}',
+        '{"schemaVersion":2,"config":%(config)s}',
+    ],
+)
+async def test_the_bytes_are_kept_exactly(registry: Registry, repo: RepositoryName, text: str) -> None:
+    """White space, order, escapes and unknown fields come back as they were sent."""
+    config = await push_blob(registry, repo, b"{}")
+    body = (text % {"type": OCI_MANIFEST, "config": json.dumps(config.as_json())}).encode()
+    manifest = Manifest.parse(body, OCI_MANIFEST)
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    assert (await registry.get_manifest(repo, LATEST)).body == body
+    assert (await registry.get_manifest(repo, digest_of(body))).body == body
+
+
+async def test_a_manifest_of_four_mebibytes(registry: Registry, repo: RepositoryName) -> None:
+    """The store keeps a manifest of 4 MiB (spec: registries should accept at least that much)."""
+    config = await push_blob(registry, repo, b"{}")
+    manifest = image_of(config, annotations={"padding": "x" * (4 << 20)})
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+
+
+@pytest.mark.parametrize("media_type", [OCI_MANIFEST, DOCKER_MANIFEST])
+async def test_image_manifests_of_both_families(registry: Registry, repo: RepositoryName, media_type: str) -> None:
+    """OCI's and Docker's image manifests come back with their own type."""
+    config, layer = await push_blob(registry, repo, b"{}"), await push_blob(registry, repo, b"layer")
+    manifest = image_of(config, [layer], media_type=media_type)
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+
+
+@pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
+async def test_indexes_of_both_families(registry: Registry, repo: RepositoryName, media_type: str) -> None:
+    """OCI's index and Docker's list come back with their own type, and so does an empty one."""
+    children = [(await push_image(registry, repo, seed)).descriptor for seed in ("amd64", "arm64")]
+    for name, parts in (("full", children), ("empty", [])):
+        manifest = index_of(parts, media_type=media_type)
+        await registry.put_manifest(repo, manifest, [Tag(name)], by=BY)
+        await assert_is(registry, repo, Tag(name), manifest)
+
+
+async def test_an_artifact_manifest(registry: Registry, repo: RepositoryName) -> None:
+    """The artifact manifest of OCI 1.1's release candidates is kept; its blobs must be there."""
+    blob = described(b"sbom")
+    manifest = manifest_from(
+        {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "blobs": [blob.as_json()]}, OCI_ARTIFACT
+    )
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await push_blob(registry, repo, b"sbom")
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+
+
+async def test_an_index_of_indexes(registry: Registry, repo: RepositoryName) -> None:
+    """Indexes nest; each level is checked against what is in the repository."""
+    image = await push_image(registry, repo, "one")
+    inner = index_of([image.descriptor])
+    outer = index_of([inner.descriptor, image.descriptor])
+    with pytest.raises(ManifestBlobUnknown) as refused:
+        await registry.put_manifest(repo, outer, [LATEST], by=BY)
+    assert inner.digest in named_in(refused.value.detail)
+    assert image.digest not in named_in(refused.value.detail)
+    await registry.put_manifest(repo, inner, by=BY)
+    await registry.put_manifest(repo, outer, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, outer)
+    await assert_is(registry, repo, inner.digest, inner)
+
+
+async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryName) -> None:
+    """An index's child whose type is no manifest's may be a blob of the repository: BuildKit's cache index has such."""
+    layer = await push_blob(registry, repo, b"cached layer")
+    config = Descriptor("application/vnd.buildkit.cacheconfig.v0", described(b"{}").digest, 2)
+    manifest = index_of([layer, config])
+    with pytest.raises(ManifestBlobUnknown) as refused:
+        await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    assert config.digest in named_in(refused.value.detail)
+    assert layer.digest not in named_in(refused.value.detail)
+    await push_blob(registry, repo, b"{}")
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+
+
+async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Registry, repo: RepositoryName) -> None:
+    """A child of a manifest's type must be a manifest here: a blob with its bytes could not be pulled as one."""
+    child = image_of(await push_blob(registry, repo, b"{}"))
+    await push_blob(registry, repo, child.body)
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put_manifest(repo, index_of([child.descriptor]), by=BY)
+
+
+async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, repo: RepositoryName) -> None:
+    """A blob that a manifest refers to must be a blob here: a manifest with its bytes could not be pulled as one."""
+    inner = image_of(await push_blob(registry, repo, b"{}"))
+    await registry.put_manifest(repo, inner, by=BY)
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put_manifest(repo, image_of(described(b"{}"), [described(inner.body)]), by=BY)
+
+
+async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest whose blobs are missing is refused, the error's detail names every one, and nothing is kept."""
+    there = await push_blob(registry, repo, b"there")
+    missing = [described(b"config"), described(b"layer 1"), described(b"layer 2", algorithm="sha512")]
+    manifest = image_of(missing[0], [there, *missing[1:]])
+    with pytest.raises(ManifestBlobUnknown) as refused:
+        await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    assert all(part.digest in named_in(refused.value.detail) for part in missing)
+    assert there.digest not in named_in(refused.value.detail)
+    await assert_unknown(registry, repo, manifest.digest)
+    await assert_unknown(registry, repo, LATEST)
+    assert await all_tags(registry, repo) == []
+
+
+async def test_a_refused_put_leaves_tags_and_repository_alone(registry: Registry, repo: RepositoryName) -> None:
+    """A refused put moves no tag, and does not make an unknown repository known."""
+    before = await push_image(registry, repo, "one", "latest")
+    refused = image_of(described(b"missing"))
+    for name in (repo, NOWHERE):
+        with pytest.raises(ManifestBlobUnknown):
+            await registry.put_manifest(name, refused, [LATEST, Tag("new")], by=BY)
+    await assert_is(registry, repo, LATEST, before)
+    assert await all_tags(registry, repo) == ["latest"]
+    with pytest.raises(NameUnknown):
+        await registry.tags(NOWHERE, None, 10)
+
+
+async def test_another_repositorys_content_is_missing_here(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """Blobs and children count only where they are: another repository's are missing."""
+    image = await push_image(registry, repo, "one", "latest")
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put_manifest(other, image, [LATEST], by=BY)
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put_manifest(other, index_of([image.descriptor]), [LATEST], by=BY)
+    for part in image.blobs:
+        await registry.mount_blob(other, part.digest, repo, BY)
+    await registry.put_manifest(other, image, [LATEST], by=BY)
+    await registry.put_manifest(other, index_of([image.descriptor]), [Tag("index")], by=BY)
+    await assert_is(registry, other, LATEST, image)
+
+
+async def test_manifests_of_another_repository_are_unknown(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """A manifest is found in its own repository only, by tag and by digest."""
+    image = await push_image(registry, repo, "one", "latest")
+    await push_image(registry, other, "two", "other")
+    for name in (other, NOWHERE):
+        await assert_unknown(registry, name, LATEST)
+        await assert_unknown(registry, name, image.digest)
+
+
+async def test_a_blob_is_no_manifest(registry: Registry, repo: RepositoryName) -> None:
+    """A blob's digest names no manifest, even when the bytes are a manifest's."""
+    body = image_of(described(b"{}")).body
+    await push_blob(registry, repo, body)
+    await assert_unknown(registry, repo, digest_of(body))
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_manifest(repo, digest_of(body), by=BY)
+
+
+async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: RepositoryName) -> None:
+    """A sparse put keeps a manifest whose blobs and children are not here."""
+    image = image_of(described(b"config", CONFIG_TYPE), [described(b"layer")])
+    await registry.put_manifest(repo, image, [LATEST], by=BY, sparse=True)
+    index = index_of([image_of(described(b"never")).descriptor])
+    await registry.put_manifest(repo, index, [Tag("index")], by=BY, sparse=True)
+    await assert_is(registry, repo, LATEST, image)
+    await assert_is(registry, repo, Tag("index"), index)
+
+
+@pytest.mark.parametrize("media_type", [FOREIGN, NONDISTRIBUTABLE])
+async def test_foreign_layers_may_be_missing(registry: Registry, repo: RepositoryName, media_type: str) -> None:
+    """Layers that may not be distributed need not be here; the others must."""
+    foreign = described(b"windows", media_type)
+    with pytest.raises(ManifestBlobUnknown) as refused:
+        await registry.put_manifest(repo, image_of(described(b"config"), [foreign]), [LATEST], by=BY)
+    assert foreign.digest not in named_in(refused.value.detail)
+    manifest = image_of(await push_blob(registry, repo, b"{}"), [foreign])
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+
+
+async def test_an_unknown_subject_is_fine(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest or an index may have a subject that is not here (spec: MUST accept)."""
+    nowhere = digest_of(b"no such subject")
+    image = await push_image(registry, repo, "signature", "latest", subject=nowhere)
+    index = index_of([], subject=nowhere)
+    await registry.put_manifest(repo, index, [Tag("index")], by=BY)
+    await assert_is(registry, repo, LATEST, image)
+    await assert_is(registry, repo, Tag("index"), index)
+
+
+async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName) -> None:
+    """Pushing a manifest again changes nothing; a new tag in the second put is set, the old one stays."""
+    manifest = await push_image(registry, repo, "one", "latest")
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await registry.put_manifest(repo, manifest, [Tag("second")], by=BY)
+    await registry.put_manifest(repo, manifest, by=BY)
+    assert await all_tags(registry, repo) == ["latest", "second"]
+    await assert_is(registry, repo, manifest.digest, manifest)
+
+
+async def test_a_tag_moves(registry: Registry, repo: RepositoryName) -> None:
+    """A tag put again points at the newest manifest; the older one is still found by digest."""
+    older = await push_image(registry, repo, "older", "latest", "v1")
+    newer = await push_image(registry, repo, "newer", "latest")
+    await assert_is(registry, repo, LATEST, newer)
+    await assert_is(registry, repo, Tag("v1"), older)
+    await assert_is(registry, repo, older.digest, older)
+    await registry.put_manifest(repo, older, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, older)
+
+
+async def test_tags_tell_capitals_apart(registry: Registry, repo: RepositoryName) -> None:
+    """`Latest` and `latest` are two tags."""
+    lower = await push_image(registry, repo, "lower", "latest")
+    upper = await push_image(registry, repo, "upper", "Latest")
+    await assert_is(registry, repo, Tag("latest"), lower)
+    await assert_is(registry, repo, Tag("Latest"), upper)
+
+
+async def test_a_sha512_manifest(registry: Registry, repo: RepositoryName) -> None:
+    """A manifest pushed under sha512, over sha512 blobs, is found under that digest and its tag, not under sha256."""
+    config = described(b"{}", CONFIG_TYPE, "sha512")
+    await push_blob(registry, repo, b"{}", "sha512")
+    manifest = image_of(config, algorithm="sha512")
+    assert manifest.digest.algorithm == "sha512"
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+    await assert_is(registry, repo, manifest.digest, manifest)
+    await assert_unknown(registry, repo, digest_of(manifest.body))
+
+
+async def test_one_body_under_two_algorithms_is_two_manifests(registry: Registry, repo: RepositoryName) -> None:
+    """The same bytes under sha256 and sha512 are two manifests; deleting one leaves the other and its tags."""
+    config = await push_blob(registry, repo, b"{}")
+    short, long = (image_of(config, algorithm=algorithm) for algorithm in ("sha256", "sha512"))
+    assert short.body == long.body
+    await registry.put_manifest(repo, short, [Tag("short")], by=BY)
+    await registry.put_manifest(repo, long, [Tag("long")], by=BY)
+    await registry.delete_manifest(repo, short.digest, by=BY)
+    await assert_unknown(registry, repo, Tag("short"))
+    await assert_is(registry, repo, Tag("long"), long)
+    await assert_is(registry, repo, long.digest, long)
+
+
+async def test_nested_names_are_repositories_of_their_own(registry: Registry) -> None:
+    """`a`, `a/b`, `a/b/c` and names that look like paths of the store hold their own tags."""
+    names = ["a", "a/b", "a/b/c", "a/tags", "a/manifests", "a/blobs/uploads", "a-b", "a.b", "a_b", "a__b", "n" * 255]
+    pushed = {name: await push_image(registry, RepositoryName(name), name, "latest") for name in names}
+    for name, manifest in pushed.items():
+        await assert_is(registry, RepositoryName(name), LATEST, manifest)
+        assert await all_tags(registry, RepositoryName(name)) == ["latest"]
+
+
+# Conditions (RFC 9110, section 13.1)
+
+
+@pytest.mark.parametrize("case", ["absent", "another", "none of these"])
+async def test_a_condition_that_holds(registry: Registry, repo: RepositoryName, case: str) -> None:
+    """A put goes through when the tag is what the condition asks for."""
+    old = await push_image(registry, repo, "old", "old")
+    manifest = await push_image(registry, repo, "new")
+    tag, condition = {
+        "absent": (Tag("fresh"), Condition(absent=True)),
+        "another": (Tag("old"), Condition(frozenset({digest_of(b"other"), old.digest}))),
+        "none of these": (Tag("old"), Condition(frozenset({digest_of(b"other")}), absent=True)),
+    }[case]
+    await registry.put_manifest(repo, manifest, [tag], by=BY, condition=condition)
+    await assert_is(registry, repo, tag, manifest)
+
+
+async def test_if_match_anything(registry: Registry, repo: RepositoryName) -> None:
+    """`If-Match: *` asks that the tag exists, whatever it points at."""
+    manifest = await push_image(registry, repo, "old", "latest")
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition())
+    with pytest.raises(PreconditionFailed):
+        await registry.put_manifest(repo, manifest, [Tag("fresh")], by=BY, condition=Condition())
+
+
+@pytest.mark.parametrize("case", ["exists", "moved", "no tag", "one of these", "unknown repository"])
+async def test_a_condition_that_does_not_hold(registry: Registry, repo: RepositoryName, case: str) -> None:
+    """A put whose condition does not hold is refused and keeps nothing: no manifest, no tag, no repository."""
+    old = await push_image(registry, repo, "old", "old")
+    manifest = index_of([], annotations={"made": "now"})
+    name, tag, condition = {
+        "exists": (repo, "old", Condition(absent=True)),
+        "moved": (repo, "old", Condition(frozenset({digest_of(b"other")}))),
+        "no tag": (repo, "fresh", Condition(frozenset({old.digest}))),
+        "one of these": (repo, "old", Condition(frozenset({old.digest}), absent=True)),
+        "unknown repository": (NOWHERE, "old", Condition()),
+    }[case]
+    with pytest.raises(PreconditionFailed):
+        await registry.put_manifest(name, manifest, [Tag(tag), Tag("more")], by=BY, condition=condition)
+    await assert_is(registry, repo, Tag("old"), old)
+    assert await all_tags(registry, repo) == ["old"]
+    await assert_unknown(registry, name, manifest.digest)
+    with pytest.raises(NameUnknown):
+        await registry.tags(NOWHERE, None, 10)
+
+
+async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: RepositoryName) -> None:
+    """Of several tags only the first is held against the condition; all move when it holds."""
+    await push_image(registry, repo, "old", "there")
+    manifest = await push_image(registry, repo, "new")
+    absent = Condition(absent=True)
+    await registry.put_manifest(repo, manifest, [Tag("fresh"), Tag("there")], by=BY, condition=absent)
+    await assert_is(registry, repo, Tag("there"), manifest)
+    with pytest.raises(PreconditionFailed):
+        await registry.put_manifest(repo, manifest, [Tag("there"), Tag("fresher")], by=BY, condition=absent)
+    assert await all_tags(registry, repo) == ["fresh", "there"]
+
+
+async def test_of_many_puts_that_want_a_new_tag_one_wins(registry: Registry, repo: RepositoryName) -> None:
+    """Puts at the same time, each asking that the tag be absent: one goes through, the tag is its."""
+    manifests = [await push_image(registry, repo, f"candidate {number}") for number in range(6)]
+    answers = await asyncio.gather(
+        *(
+            registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition(absent=True))
+            for manifest in manifests
+        ),
+        return_exceptions=True,
+    )
+    won = [answer for answer in answers if isinstance(answer, Descriptor)]
+    assert len(won) == 1
+    assert sum(isinstance(answer, PreconditionFailed) for answer in answers) == len(manifests) - 1
+    assert (await registry.resolve_manifest(repo, LATEST)).digest == won[0].digest
+
+
+# Deletes
+
+
+async def test_deleting_a_manifest_takes_its_tags(registry: Registry, repo: RepositoryName) -> None:
+    """A deleted manifest and every tag at it are gone at once; other manifests and their tags stay."""
+    gone = await push_image(registry, repo, "gone", "latest", "v1", "v1.2")
+    stays = await push_image(registry, repo, "stays", "v2")
+    await registry.delete_manifest(repo, gone.digest, by=BY)
+    for reference in (gone.digest, Tag("latest"), Tag("v1"), Tag("v1.2")):
+        await assert_unknown(registry, repo, reference)
+    await assert_is(registry, repo, Tag("v2"), stays)
+    assert await all_tags(registry, repo) == ["v2"]
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_manifest(repo, gone.digest, by=BY)
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_tag(repo, LATEST, by=BY)
+
+
+async def test_deleting_a_manifest_in_one_repository(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """The same manifest in another repository stays, with its tags and blobs."""
+    manifest = await push_image(registry, repo, "shared", "latest")
+    await push_image(registry, other, "shared", "latest")
+    await registry.delete_manifest(repo, manifest.digest, by=BY)
+    await assert_is(registry, other, LATEST, manifest)
+    for part in manifest.blobs:
+        await registry.resolve_blob(other, part.digest)
+
+
+async def test_a_deleted_manifest_can_be_pushed_again(registry: Registry, repo: RepositoryName) -> None:
+    """Deleting and pushing the same manifest, over and over, works; its old tags do not come back by themselves."""
+    manifest = await push_image(registry, repo, "one", "first")
+    for _ in range(3):
+        await registry.delete_manifest(repo, manifest.digest, by=BY)
+        await assert_unknown(registry, repo, manifest.digest)
+        await registry.put_manifest(repo, manifest, [Tag("again")], by=BY)
+        assert await all_tags(registry, repo) == ["again"]
+
+
+async def test_a_child_can_be_deleted(registry: Registry, repo: RepositoryName) -> None:
+    """A client may delete an index's child; the index stays as it is."""
+    child = await push_image(registry, repo, "child")
+    index = index_of([child.descriptor])
+    await registry.put_manifest(repo, index, [LATEST], by=BY)
+    await registry.delete_manifest(repo, child.digest, by=BY)
+    await assert_unknown(registry, repo, child.digest)
+    await assert_is(registry, repo, LATEST, index)
+
+
+async def test_deleting_a_tag_takes_only_the_tag(registry: Registry, repo: RepositoryName) -> None:
+    """A deleted tag is gone at once; the manifest and its other tags stay."""
+    manifest = await push_image(registry, repo, "one", "latest", "v1")
+    await registry.delete_tag(repo, LATEST, by=BY)
+    await assert_unknown(registry, repo, LATEST)
+    await assert_is(registry, repo, Tag("v1"), manifest)
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_tag(repo, LATEST, by=BY)
+    await registry.delete_tag(repo, Tag("v1"), by=BY)
+    await assert_is(registry, repo, manifest.digest, manifest)
+    assert await all_tags(registry, repo) == []
+    await registry.put_manifest(repo, manifest, [LATEST], by=BY)
+    await assert_is(registry, repo, LATEST, manifest)
+
+
+async def test_deleting_in_an_unknown_repository(registry: Registry) -> None:
+    """Where nothing was ever pushed, deleting a manifest or a tag raises NameUnknown."""
+    with pytest.raises(NameUnknown):
+        await registry.delete_manifest(NOWHERE, digest_of(b"x"), by=BY)
+    with pytest.raises(NameUnknown):
+        await registry.delete_tag(NOWHERE, LATEST, by=BY)
+    with pytest.raises(NameUnknown):
+        await registry.tags(NOWHERE, None, 10)
+
+
+async def test_deleting_what_is_unknown_in_a_known_repository(registry: Registry, repo: RepositoryName) -> None:
+    """In a repository that has content, an unknown manifest or tag raises ManifestUnknown."""
+    await push_blob(registry, repo, b"content")
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_manifest(repo, digest_of(b"x"), by=BY)
+    with pytest.raises(ManifestUnknown):
+        await registry.delete_tag(repo, LATEST, by=BY)

@@ -1,0 +1,94 @@
+"""`Restricted`: what is switched off is refused, all else goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from registry.restrict import Restricted
+from storage.errors import Unsupported
+from storage.interface import Registry
+from storage.memory import MemoryRegistry
+from storage.names import RepositoryName, Tag, UploadID
+
+from .making import BY, all_tags, described, image_of, names_of, push_blob, push_image, read_blob
+
+REPO = RepositoryName("team/app")
+LATEST = Tag("latest")
+BLOB = described(b"{}")
+EMPTY = BLOB.digest
+
+WRITES: dict[str, Callable[[Registry, UploadID], Awaitable[object]]] = {
+    "start_upload": lambda registry, upload: registry.start_upload(REPO),
+    "resume_upload": lambda registry, upload: registry.resume_upload(REPO, upload),
+    "mount_blob": lambda registry, upload: registry.mount_blob(REPO, EMPTY, None, BY),
+    "put_manifest": lambda registry, upload: registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY),
+}
+DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {
+    "delete_blob": lambda registry: registry.delete_blob(REPO, EMPTY, by=BY),
+    "delete_tag": lambda registry: registry.delete_tag(REPO, LATEST, by=BY),
+    "delete_manifest": lambda registry: registry.delete_manifest(REPO, image_of(BLOB).digest, by=BY),
+}
+"""In an order in which each finds what it deletes."""
+
+
+async def filled() -> tuple[MemoryRegistry, UploadID]:
+    """A registry with an image, and the id of an open session."""
+    registry = MemoryRegistry()
+    await push_blob(registry, REPO, b"{}")
+    await registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY)
+    return registry, (await registry.start_upload(REPO)).id
+
+
+async def assert_readable(registry: Registry) -> None:
+    assert await read_blob(registry, REPO, EMPTY) == b"{}"
+    assert (await registry.resolve_blob(REPO, EMPTY)).size == 2
+    assert (await registry.get_manifest(REPO, LATEST)).digest == image_of(BLOB).digest
+    assert (await registry.resolve_manifest(REPO, LATEST)).digest == image_of(BLOB).digest
+    assert await all_tags(registry, REPO) == ["latest"]
+    assert list((await registry.repositories(None, 10)).items) == [REPO]
+    assert names_of(await registry.referrers(REPO, EMPTY, None, None, 10)) == []
+
+
+@pytest.mark.parametrize("call", WRITES)
+async def test_read_only_refuses_writes(call: str) -> None:
+    """With `read_only`, each write raises Unsupported and changes nothing; without, it goes on."""
+    inner, upload = await filled()
+    with pytest.raises(Unsupported):
+        await WRITES[call](Restricted(inner, read_only=True), upload)
+    await assert_readable(inner)
+    await WRITES[call](Restricted(inner, delete=False), upload)
+
+
+@pytest.mark.parametrize("switches", [{"read_only": True}, {"delete": False}, {"read_only": True, "delete": False}])
+async def test_deletes_switched_off(switches: dict[str, bool]) -> None:
+    """With `read_only`, or without `delete`, each delete raises Unsupported and changes nothing."""
+    inner, _ = await filled()
+    for call in DELETES.values():
+        with pytest.raises(Unsupported):
+            await call(Restricted(inner, **switches))
+    await assert_readable(inner)
+
+
+async def test_deletes_switched_on() -> None:
+    """As it comes, deletes go on."""
+    inner, _ = await filled()
+    for call in DELETES.values():
+        await call(Restricted(inner))
+    assert await all_tags(inner, REPO) == []
+
+
+async def test_reading_is_never_switched_off() -> None:
+    """Everything can be read and listed with all switches off."""
+    inner, _ = await filled()
+    await assert_readable(Restricted(inner, read_only=True, delete=False))
+
+
+async def test_a_session_may_be_cancelled_where_deletes_are_off() -> None:
+    """Cancelling one's own upload is no delete: it works without `delete`."""
+    inner, upload = await filled()
+    registry = Restricted(inner, delete=False)
+    await (await registry.resume_upload(REPO, upload)).cancel()
+    await push_image(registry, REPO, "one more", "v2")
+    assert await all_tags(inner, REPO) == ["latest", "v2"]

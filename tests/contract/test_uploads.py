@@ -1,0 +1,453 @@
+"""Upload sessions: written, resumed, taken over, committed, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from storage.content import digest_of
+from storage.errors import (
+    BlobUnknown,
+    BlobUploadInvalid,
+    BlobUploadUnknown,
+    DigestInvalid,
+    NameUnknown,
+    RangeInvalid,
+)
+from storage.interface import BlobWriter, Registry
+from storage.names import RepositoryName, UploadID
+
+from .making import BY, push_blob, read_blob
+
+MIB = 1 << 20
+ENDED = (BlobUploadInvalid, BlobUploadUnknown)
+"""What a writer raises whose session is over: the interface leaves open which."""
+
+
+def some_bytes(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def write_in_chunks(writer: BlobWriter, data: bytes, chunk: int) -> None:
+    for place in range(0, len(data), chunk):
+        await writer.write(data[place : place + chunk])
+        assert writer.offset == min(place + chunk, len(data))
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+@pytest.mark.parametrize(
+    ("size", "chunk"),
+    [(0, 1), (1, 1), (65535, 1021), (65535, 65535), (MIB + 1, 4097), (MIB + 1, MIB), (5 * MIB + 3, 2 * MIB + 1)],
+)
+async def test_a_blob_reads_back_as_it_was_written(
+    registry: Registry, repo: RepositoryName, size: int, chunk: int, algorithm: str
+) -> None:
+    """A blob of any size, written in chunks of any size, reads back byte for byte under its digest."""
+    data = some_bytes(size)
+    writer = await registry.start_upload(repo, algorithm)
+    assert writer.offset == 0
+    await write_in_chunks(writer, data, chunk)
+    committed = await writer.commit(digest_of(data, algorithm))
+    await writer.aclose()
+    assert (committed.digest, committed.size) == (digest_of(data, algorithm), size)
+    resolved = await registry.resolve_blob(repo, digest_of(data, algorithm))
+    assert (resolved.digest, resolved.size) == (digest_of(data, algorithm), size)
+    assert await read_blob(registry, repo, digest_of(data, algorithm)) == data
+
+
+async def test_writing_nothing_changes_nothing(registry: Registry, repo: RepositoryName) -> None:
+    """An empty write is no error and moves nothing."""
+    writer = await registry.start_upload(repo)
+    for piece in (b"", b"abc", b"", b"def", b""):
+        await writer.write(piece)
+    assert writer.offset == 6
+    await writer.commit(digest_of(b"abcdef"))
+    assert await read_blob(registry, repo, digest_of(b"abcdef")) == b"abcdef"
+
+
+@pytest.mark.parametrize(("declared", "asked"), [("sha256", "sha512"), ("sha512", "sha256")])
+async def test_a_commit_may_use_another_algorithm_than_was_declared(
+    registry: Registry, repo: RepositoryName, declared: str, asked: str
+) -> None:
+    """The closing request may bring a digest of another algorithm; the blob is there under that one only."""
+    data = some_bytes(200_000)
+    writer = await registry.start_upload(repo, declared)
+    await write_in_chunks(writer, data, 70_001)
+    await writer.commit(digest_of(data, asked))
+    assert await read_blob(registry, repo, digest_of(data, asked)) == data
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, digest_of(data, declared))
+
+
+async def test_an_undeclared_algorithm_after_a_resume(registry: Registry, repo: RepositoryName) -> None:
+    """A session that changed hands can still be closed with an undeclared sha512 digest."""
+    data = some_bytes(100_000)
+    first = await registry.start_upload(repo)
+    await first.write(data[:30_000])
+    await first.aclose()
+    second = await registry.resume_upload(repo, first.id, 30_000)
+    await second.write(data[30_000:])
+    await second.aclose()
+    third = await registry.resume_upload(repo, first.id, len(data))
+    await third.commit(digest_of(data, "sha512"))
+    assert await read_blob(registry, repo, digest_of(data, "sha512")) == data
+
+
+async def test_the_same_bytes_under_two_algorithms_are_two_blobs(registry: Registry, repo: RepositoryName) -> None:
+    """Pushed under sha256 and sha512, bytes are two blobs; deleting one leaves the other."""
+    data = b"the same bytes"
+    await push_blob(registry, repo, data)
+    await push_blob(registry, repo, data, "sha512")
+    await registry.delete_blob(repo, digest_of(data), by=BY)
+    assert await read_blob(registry, repo, digest_of(data, "sha512")) == data
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, digest_of(data))
+
+
+async def test_an_unknown_algorithm_starts_no_session(registry: Registry, repo: RepositoryName) -> None:
+    """A session with an algorithm that is not supported is refused."""
+    for algorithm in ("md5", "sha1", "SHA256", "", "sha256:"):
+        with pytest.raises(DigestInvalid):
+            await registry.start_upload(repo, algorithm)
+
+
+async def test_sessions_have_ids_of_their_own(registry: Registry, repo: RepositoryName) -> None:
+    """Sessions of one repository do not mix: each has its id and its bytes."""
+    writers = [await registry.start_upload(repo) for _ in range(5)]
+    assert len({writer.id for writer in writers}) == 5
+    await asyncio.gather(*(writer.write(b"blob %d" % number) for number, writer in enumerate(writers)))
+    await asyncio.gather(*(writer.commit(digest_of(b"blob %d" % number)) for number, writer in enumerate(writers)))
+    for number in range(5):
+        assert await read_blob(registry, repo, digest_of(b"blob %d" % number)) == b"blob %d" % number
+
+
+async def test_a_session_is_kept_after_aclose(registry: Registry, repo: RepositoryName) -> None:
+    """After `aclose` the session has all bytes taken, says so, and goes on from there."""
+    data = some_bytes(300_000)
+    digest = digest_of(data)
+    writer = await registry.start_upload(repo)
+    upload = writer.id
+    for place in range(0, len(data), 99_991):
+        assert await registry.upload_offset(repo, upload) == place
+        writer = await registry.resume_upload(repo, upload, place)
+        assert (writer.id, writer.offset) == (upload, place)
+        assert await writer.read_at(0, place) == data[:place]
+        await writer.write(data[place : place + 99_991])
+        await writer.aclose()
+    assert await registry.upload_offset(repo, upload) == len(data)
+    await (await registry.resume_upload(repo, upload)).commit(digest)
+    assert await read_blob(registry, repo, digest) == data
+
+
+async def test_a_closing_request_without_a_body(registry: Registry, repo: RepositoryName) -> None:
+    """A handle that wrote nothing itself may commit what others wrote."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"all of it")
+    await writer.aclose()
+    closing = await registry.resume_upload(repo, writer.id, 9)
+    assert (await closing.commit(digest_of(b"all of it"))).size == 9
+    await closing.aclose()
+    assert await read_blob(registry, repo, digest_of(b"all of it")) == b"all of it"
+
+
+async def test_an_empty_session_is_kept_too(registry: Registry, repo: RepositoryName) -> None:
+    """A session that nothing was written to can be left, resumed at 0 and committed as the empty blob."""
+    writer = await registry.start_upload(repo)
+    await writer.aclose()
+    assert await registry.upload_offset(repo, writer.id) == 0
+    await (await registry.resume_upload(repo, writer.id, 0)).commit(digest_of(b""))
+    assert await read_blob(registry, repo, digest_of(b"")) == b""
+
+
+async def test_read_at_gives_what_was_written(registry: Registry, repo: RepositoryName) -> None:
+    """Bytes already written can be read from any place; past the end there are none; writing goes on after it."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"0123456789")
+    assert await writer.read_at(0, 10) == b"0123456789"
+    assert await writer.read_at(3, 4) == b"3456"
+    assert await writer.read_at(8, 100) == b"89"
+    assert await writer.read_at(10, 5) == b""
+    assert await writer.read_at(5, 0) == b""
+    await writer.write(b"ab")
+    assert await writer.read_at(9, 3) == b"9ab"
+    await writer.commit(digest_of(b"0123456789ab"))
+    assert await read_blob(registry, repo, digest_of(b"0123456789ab")) == b"0123456789ab"
+
+
+@pytest.mark.parametrize("wrong", [0, 3, 5, 4_000_000_000])
+async def test_a_resume_at_the_wrong_offset(registry: Registry, repo: RepositoryName, wrong: int) -> None:
+    """A resume elsewhere than where the session stands says where that is, and nobody loses the session."""
+    first = await registry.start_upload(repo)
+    await first.write(b"0123")
+    await first.aclose()
+    second = await registry.resume_upload(repo, first.id, 4)
+    with pytest.raises(RangeInvalid) as refused:
+        await registry.resume_upload(repo, first.id, wrong)
+    assert refused.value.offset == 4
+    await second.write(b"45")
+    await second.commit(digest_of(b"012345"))
+    assert await read_blob(registry, repo, digest_of(b"012345")) == b"012345"
+
+
+async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: RepositoryName) -> None:
+    """Once resumed elsewhere, every call of the old writer raises BlobUploadInvalid; the new one is not disturbed."""
+    data = some_bytes(250_000)
+    old = await registry.start_upload(repo)
+    await old.write(data[:100_000])
+    new = await registry.resume_upload(repo, old.id)
+    assert 0 <= new.offset <= 100_000
+    assert await new.read_at(0, new.offset) == data[: new.offset]
+    for call in (
+        old.read_at(0, 1),
+        old.commit(digest_of(b"wrong")),
+        old.commit(digest_of(data[:100_000])),
+        old.cancel(),
+    ):
+        with pytest.raises(BlobUploadInvalid):
+            await call
+    await new.write(data[new.offset : 200_000])
+    with contextlib.suppress(BlobUploadInvalid):
+        await old.aclose()
+    await new.write(data[200_000:])
+    await new.commit(digest_of(data))
+    assert await read_blob(registry, repo, digest_of(data)) == data
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, digest_of(data[:100_000]))
+
+
+@pytest.mark.parametrize("before", [0, 10, 3 * MIB])
+@pytest.mark.parametrize("late", [4, 5 * MIB])
+async def test_bytes_that_come_too_late_are_not_acknowledged(
+    registry: Registry, repo: RepositoryName, before: int, late: int
+) -> None:
+    """What is written after the takeover fails, at `aclose` at the latest: nobody is told that such bytes are kept."""
+    old = await registry.start_upload(repo)
+    await old.write(some_bytes(before))
+    new = await registry.resume_upload(repo, old.id)
+    with pytest.raises(BlobUploadInvalid):
+        await write_and_close(old, some_bytes(late))
+    assert await new.read_at(0, new.offset) == some_bytes(before)[: new.offset]
+    await new.write(some_bytes(before)[new.offset :])
+    await new.commit(digest_of(some_bytes(before)))
+    assert await read_blob(registry, repo, digest_of(some_bytes(before))) == some_bytes(before)
+
+
+async def write_and_close(writer: BlobWriter, data: bytes) -> None:
+    """What a request does that sends a chunk: its answer goes out after `aclose`."""
+    await writer.write(data)
+    await writer.aclose()
+
+
+async def test_a_session_can_be_taken_over_many_times(registry: Registry, repo: RepositoryName) -> None:
+    """Only the newest of many owners may write."""
+    writers = [await registry.start_upload(repo)]
+    for number in range(10):
+        await writers[-1].write(b"%d" % number)
+        await writers[-1].aclose()
+        writers.append(await registry.resume_upload(repo, writers[0].id, number + 1))
+    for old in writers[:-1]:
+        with pytest.raises(BlobUploadInvalid):
+            await write_and_close(old, b"x")
+    await writers[-1].commit(digest_of(b"0123456789"))
+    assert await read_blob(registry, repo, digest_of(b"0123456789")) == b"0123456789"
+
+
+async def test_of_many_resumes_at_once_one_owns_the_session(registry: Registry, repo: RepositoryName) -> None:
+    """Of resumes made at the same moment, one writer can commit; the others raise."""
+    first = await registry.start_upload(repo)
+    await first.write(b"bytes")
+    await first.aclose()
+    writers = await asyncio.gather(*(registry.resume_upload(repo, first.id, 5) for _ in range(6)))
+    answers = await asyncio.gather(*(writer.commit(digest_of(b"bytes")) for writer in writers), return_exceptions=True)
+    assert sum(not isinstance(answer, BaseException) for answer in answers) == 1
+    assert all(isinstance(answer, ENDED) for answer in answers if isinstance(answer, BaseException))
+    assert await read_blob(registry, repo, digest_of(b"bytes")) == b"bytes"
+
+
+async def test_an_old_writer_after_the_new_one_committed(registry: Registry, repo: RepositoryName) -> None:
+    """A writer that was overtaken cannot touch a session that has been committed meanwhile."""
+    old = await registry.start_upload(repo)
+    await old.write(b"content")
+    await old.aclose()
+    new = await registry.resume_upload(repo, old.id)
+    await new.commit(digest_of(b"content"))
+    with pytest.raises(ENDED):
+        await old.commit(digest_of(b"content"))
+    with pytest.raises(ENDED):
+        await write_and_close(old, b"x")
+    assert await read_blob(registry, repo, digest_of(b"content")) == b"content"
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_a_commit_under_a_wrong_digest(registry: Registry, repo: RepositoryName, algorithm: str) -> None:
+    """A commit under a wrong digest fails, the blob is there under neither digest, and the session is over."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"what was sent")
+    wrong = digest_of(b"what was meant", algorithm)
+    with pytest.raises(DigestInvalid):
+        await writer.commit(wrong)
+    await writer.aclose()
+    for digest in (wrong, digest_of(b"what was sent"), digest_of(b"what was sent", algorithm)):
+        with pytest.raises(BlobUnknown):
+            await registry.resolve_blob(repo, digest)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.resume_upload(repo, writer.id)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(repo, writer.id)
+    with pytest.raises(NameUnknown):
+        await registry.tags(repo, None, 10)
+
+
+async def test_a_wrong_digest_does_not_touch_the_blob_of_that_digest(registry: Registry, repo: RepositoryName) -> None:
+    """A commit of other bytes under the digest of an existing blob fails and leaves that blob as it was."""
+    await push_blob(registry, repo, b"the true bytes")
+    writer = await registry.start_upload(repo)
+    await writer.write(b"other bytes")
+    with pytest.raises(DigestInvalid):
+        await writer.commit(digest_of(b"the true bytes"))
+    assert await read_blob(registry, repo, digest_of(b"the true bytes")) == b"the true bytes"
+
+
+async def test_nothing_works_after_a_commit(registry: Registry, repo: RepositoryName) -> None:
+    """After `commit` the session is gone: no write, no second commit, no resume; the blob stays as it is."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"once")
+    await writer.commit(digest_of(b"once"))
+    with pytest.raises(ENDED):
+        await writer.write(b"x")
+    with pytest.raises(ENDED):
+        await writer.commit(digest_of(b"once"))
+    await writer.aclose()
+    await writer.aclose()
+    with pytest.raises(BlobUploadUnknown):
+        await registry.resume_upload(repo, writer.id)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(repo, writer.id)
+    assert await read_blob(registry, repo, digest_of(b"once")) == b"once"
+
+
+async def test_a_cancelled_session_is_gone(registry: Registry, repo: RepositoryName) -> None:
+    """After `cancel` the session is unknown, and its bytes are nobody's blob."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"never mind")
+    await writer.cancel()
+    await writer.aclose()
+    with pytest.raises(ENDED):
+        await writer.write(b"x")
+    with pytest.raises(ENDED):
+        await writer.commit(digest_of(b"never mind"))
+    with pytest.raises(BlobUploadUnknown):
+        await registry.resume_upload(repo, writer.id)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(repo, writer.id)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, digest_of(b"never mind"))
+
+
+async def test_a_resumed_session_can_be_cancelled(registry: Registry, repo: RepositoryName) -> None:
+    """A DELETE of the session comes through another handle than the one that wrote."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"never mind")
+    await (await registry.resume_upload(repo, writer.id)).cancel()
+    with pytest.raises(ENDED):
+        await write_and_close(writer, b"x")
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(repo, writer.id)
+
+
+async def test_a_session_nobody_started(registry: Registry, repo: RepositoryName) -> None:
+    """An id that no session has is unknown."""
+    with pytest.raises(BlobUploadUnknown):
+        await registry.resume_upload(repo, UploadID.random())
+    with pytest.raises(BlobUploadUnknown):
+        await registry.resume_upload(repo, UploadID.random(), 0)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(repo, UploadID.random())
+
+
+async def test_a_session_belongs_to_its_repository(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """Another repository does not know the session, and asking there takes it from nobody."""
+    writer = await registry.start_upload(repo)
+    await writer.write(b"mine")
+    with pytest.raises(BlobUploadUnknown):
+        await registry.resume_upload(other, writer.id)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(other, writer.id)
+    await writer.commit(digest_of(b"mine"))
+    assert await read_blob(registry, repo, digest_of(b"mine")) == b"mine"
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(other, digest_of(b"mine"))
+
+
+async def test_a_blob_pushed_twice_is_one_blob(registry: Registry, repo: RepositoryName) -> None:
+    """Pushing what is there already succeeds, one after the other and at the same time."""
+    data = some_bytes(100_000)
+    await push_blob(registry, repo, data)
+    await push_blob(registry, repo, data)
+    await asyncio.gather(*(push_blob(registry, repo, data) for _ in range(4)))
+    assert await read_blob(registry, repo, digest_of(data)) == data
+
+
+async def test_one_blob_pushed_to_many_repositories_at_once(registry: Registry) -> None:
+    """Pushes of the same bytes to several repositories at the same time all succeed."""
+    data = some_bytes(100_000)
+    repos = [RepositoryName(f"team/app{number}") for number in range(6)]
+    await asyncio.gather(*(push_blob(registry, name, data) for name in repos))
+    for name in repos:
+        assert await read_blob(registry, name, digest_of(data)) == data
+
+
+async def test_a_blob_can_be_pushed_again_after_its_deletion(registry: Registry, repo: RepositoryName) -> None:
+    """What was deleted can be pushed again at once, and is there again."""
+    for _ in range(3):
+        await push_blob(registry, repo, b"back again")
+        assert await read_blob(registry, repo, digest_of(b"back again")) == b"back again"
+        await registry.delete_blob(repo, digest_of(b"back again"), by=BY)
+        with pytest.raises(BlobUnknown):
+            await registry.open_blob(repo, digest_of(b"back again"))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
+async def test_a_cancelled_commit_is_done_or_not(registry: Registry, repo: RepositoryName, turns: int) -> None:
+    """A client that goes during the commit leaves the whole blob or none, and the next push of it succeeds."""
+    data = some_bytes(400_000, turns)
+    writer = await registry.start_upload(repo)
+    await writer.write(data)
+    commit = asyncio.create_task(writer.commit(digest_of(data)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    commit.cancel()
+    await asyncio.gather(commit, return_exceptions=True)
+    await writer.aclose()
+    with contextlib.suppress(BlobUnknown):
+        assert await read_blob(registry, repo, digest_of(data)) == data
+    await push_blob(registry, repo, data)
+    assert await read_blob(registry, repo, digest_of(data)) == data
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
+async def test_a_cancelled_write_keeps_what_was_written_before(
+    registry: Registry, repo: RepositoryName, turns: int
+) -> None:
+    """A client that goes during a write can resume: what was written before is there, the rest is true bytes."""
+    data = some_bytes(1_500_000, turns)
+    writer = await registry.start_upload(repo)
+    await writer.write(data[:500_000])
+    write = asyncio.create_task(writer.write(data[500_000:]))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    write.cancel()
+    await asyncio.gather(write, return_exceptions=True)
+    await writer.aclose()
+    stands = await registry.upload_offset(repo, writer.id)
+    assert 500_000 <= stands <= len(data)
+    resumed = await registry.resume_upload(repo, writer.id, stands)
+    assert await resumed.read_at(0, stands) == data[:stands]
+    await resumed.write(data[stands:])
+    await resumed.commit(digest_of(data))
+    assert await read_blob(registry, repo, digest_of(data)) == data
