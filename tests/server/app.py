@@ -1,0 +1,156 @@
+"""A small application to run the server with, as a process: `python -m tests.server.app '{"workers": 2}'`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+from urllib.parse import parse_qs
+
+from registry.server.limits import ServerLimits
+from registry.server.listen import ListenError, address_of, bind
+from registry.server.run import serve
+
+
+class Full(Exception):
+    message = "the data directory\nis full"
+
+
+class App:
+    def __init__(self, start: str) -> None:
+        self.start = start
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.lifespan(receive, send)
+            return
+        query = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
+        action = getattr(self, scope["raw_path"].decode().strip("/") or "echo", self.echo)
+        await action(scope, receive, send, query)
+
+    async def lifespan(self, receive: Any, send: Any) -> None:
+        await receive()
+        if self.start == "oserror":
+            raise PermissionError(13, "Permission denied", "/data")
+        if self.start == "message":
+            raise Full
+        if self.start == "bug":
+            raise ZeroDivisionError("a bug")
+        if self.start == "marked":  # fails from the moment on that a file is there
+            raise PermissionError(13, "Permission denied", "/data")
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        say("closed")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def echo(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        size = 0
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                say(f"disconnected {size}")
+                return
+            size += len(message["body"])
+            more = message["more_body"]
+        seen = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "raw_path": scope["raw_path"].decode(),
+            "query": scope["query_string"].decode(),
+            "host": [v.decode("latin-1") for n, v in scope["headers"] if n == b"host"],
+            "names": [n.decode() for n, _ in scope["headers"]],
+            "size": size,
+            "pid": os.getpid(),
+        }
+        await answer(send, 200, json.dumps(seen).encode())
+
+    async def refuse(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await answer(send, 403, b"no")
+
+    async def slow(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        say("slow")
+        await asyncio.sleep(float(query["seconds"]))
+        await answer(send, 200, b"slow")
+
+    async def patient(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Waits for the client to leave."""
+        while (await receive())["type"] != "http.disconnect":
+            say("patient")
+        say("left")
+
+    async def big(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        size = int(query["size"])
+        headers = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            while size:
+                piece = bytes(min(size, 1 << 20))
+                size -= len(piece)
+                await send({"type": "http.response.body", "body": piece, "more_body": size > 0})
+        except OSError:
+            say("cut")
+            raise
+
+    async def stream(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+        await send({"type": "http.response.body", "body": b"cd", "more_body": False})
+
+    async def unmodified(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await send({"type": "http.response.start", "status": 304, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def fail_late(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
+        await send({"type": "http.response.body", "body": b"abc", "more_body": True})
+        raise ZeroDivisionError("a bug")
+
+    async def silent(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        return
+
+    async def split(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-name", b"a\r\nSet-Cookie: b")]})
+
+
+async def answer(send: Any, status: int, body: bytes) -> None:
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def say(text: str) -> None:
+    os.write(1, f"{text}\n".encode())
+
+
+def mark_or(start: str) -> str:
+    """`marked` where the test has put its mark, else what the test asked for."""
+    mark = os.environ.get("MARK")
+    return "marked" if mark is not None and os.path.exists(mark) else start
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    try:
+        sock = bind(options.get("listen", "127.0.0.1:0"))
+    except ListenError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+    address = address_of(sock)
+    return serve(
+        lambda: App(mark_or(options.get("start", ""))),
+        sockets=[sock],
+        workers=options.get("workers", 1),
+        shutdown_grace=options.get("grace", 5.0),
+        limits=ServerLimits(**options.get("limits", {})),
+        on_ready=lambda: say(f"ready {address}"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

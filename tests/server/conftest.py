@@ -1,0 +1,53 @@
+"""Servers for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.server.running import Running, Start
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts servers, and ends them after the test."""
+    with ExitStack() as stack:
+
+        def run(env: dict[str, str] | None = None, ready: bool = True, **options: Any) -> Running:
+            running = Running(options, env)
+            stack.callback(running.close)
+            return running.until_ready() if ready else running
+
+        yield run
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Running]:
+    """A server all tests of the protocol share."""
+    running = Running({"limits": {"linger_seconds": 0.5, "pulse_seconds": 0.1}})
+    try:
+        yield running.until_ready()
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def impatient() -> Iterator[Running]:
+    """The same with very short times."""
+    seconds = {
+        "header_seconds": 0.3,
+        "keep_alive_seconds": 0.3,
+        "body_idle_seconds": 0.3,
+        "send_idle_seconds": 0.3,
+        "half_close_seconds": 0.3,
+        "linger_seconds": 0.3,
+        "pulse_seconds": 0.05,
+    }
+    running = Running({"limits": seconds})
+    try:
+        yield running.until_ready()
+    finally:
+        running.close()
