@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -44,6 +43,7 @@ def run(settings: Settings) -> int:
     becomes the data directory's owner. Raises DataDirectoryError, OwnerError."""
     from registry.app import create_app
     from registry.cli.owner import become_owner
+    from registry.logs import log_to_stderr
     from registry.server.listen import ListenError, address_of, bind
     from registry.server.run import serve as serve_app
     from storage.opening import prepare
@@ -64,14 +64,6 @@ def run(settings: Settings) -> int:
             shutdown_grace=settings.shutdown_grace,
             on_ready=lambda: typer.echo(text),
         )
-
-
-def log_to_stderr(level: str) -> None:
-    """Every log line goes to stderr, a line each; stdout is the greeting's alone."""
-    handler = logging.StreamHandler()
-    handler.setLevel(level.upper())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def greeting(settings: Settings, address: str, bound: socket.socket) -> str:

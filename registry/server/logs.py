@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import Any
 
+from registry.logs import LineFormatter
+
 log = logging.getLogger("registry.server")
 
 _OURS = ("registry.server", "uvicorn", "asyncio")
@@ -19,7 +21,7 @@ def quiet_logging() -> None:
     handler: logging.Handler | None = None
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"))
+        handler.setFormatter(LineFormatter())
     for name in _OURS:
         logger = logging.getLogger(name)
         logger.handlers = [handler] if handler else []

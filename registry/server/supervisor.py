@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import signal
@@ -176,6 +177,7 @@ class Supervisor:
         except BaseException:
             traceback.print_exc()
         finally:
+            logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
         return code

@@ -13,9 +13,26 @@ from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.metadata import blob_changes, lookups, manifest_changes
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
+from storage.metadata.remember import Remembered
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.system import System
+
+
+def _small(_: object) -> int:
+    return 512
+
+
+def _descriptor_size(found: Descriptor) -> int:
+    return 512 + sum(len(name) + len(text) for name, text in (found.annotations or {}).items())
+
+
+def _manifest_size(found: Manifest) -> int:
+    return 512 + len(found.body)
+
+
+def _page_size(page: Page[Tag]) -> int:
+    return 512 + 100 * len(page.items)
 
 
 class SqliteMetadata:
@@ -23,6 +40,7 @@ class SqliteMetadata:
 
     def __init__(self, layout: Layout, system: System, clock: Callable[[], float]) -> None:
         self._db = connect(layout.metadata, read_only=True)
+        self._remembered = Remembered(self._db)
         self._writer = Writer(layout, system)
         self._clock = clock
 
@@ -32,7 +50,7 @@ class SqliteMetadata:
         self._db.close()
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return lookups.blob(self._db, repo, digest)
+        return self._remembered.get(lookups.blob, repo, digest, weight=_small)
 
     async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
         now = self._clock()
@@ -67,10 +85,10 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False)
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return lookups.manifest_descriptor(self._db, repo, reference)
+        return self._remembered.get(lookups.manifest_descriptor, repo, reference, weight=_descriptor_size)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return lookups.manifest(self._db, repo, reference)
+        return self._remembered.get(lookups.manifest, repo, reference, weight=_manifest_size)
 
     async def put_manifest(
         self,
@@ -100,7 +118,7 @@ class SqliteMetadata:
         return lookups.repositories(self._db, after, limit)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return lookups.tags(self._db, repo, after, limit)
+        return self._remembered.get(lookups.tags, repo, after, limit, weight=_page_size)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int

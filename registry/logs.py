@@ -1,0 +1,84 @@
+"""How log lines get to stderr: a line each, cheap enough for one per request.
+
+A write for every line costs a request more than all else it does. So what merely informs is gathered for a moment while
+an event loop runs; what warns is written at once, after what was gathered before it. A kill loses that moment's
+information, never a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from typing import TextIO
+
+GATHER_BYTES = 16 * 1024
+GATHER_SECONDS = 0.2
+LINE = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+
+
+class LineFormatter(logging.Formatter):
+    """Local time with milliseconds; the calendar is asked once a second."""
+
+    def __init__(self) -> None:
+        super().__init__(LINE)
+        self._second = -1
+        self._text = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._text},{int(record.msecs):03d}"
+
+
+class GatheringHandler(logging.Handler):
+    """Writes lines to `stream` in portions."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+        self._size = 0
+        self.setFormatter(LineFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+            self._lines.append(line)
+            self._size += len(line)
+            if record.levelno >= logging.WARNING or self._size >= GATHER_BYTES or not self._flush_later():
+                self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def _flush_later(self) -> bool:
+        """Whether an event loop of this thread will flush soon."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if len(self._lines) == 1:
+            loop.call_later(GATHER_SECONDS, self.flush)
+        return True
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            lines, self._lines, self._size = self._lines, [], 0
+            if lines:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+        finally:
+            self.release()
+
+
+def log_to_stderr(level: str) -> None:
+    """Every log line of this process, and of those it forks, goes to stderr; stdout is the greeting's alone."""
+    # What our lines do not show need not be found out for each (the logging documentation, "Optimization").
+    for fact, off in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
+        setattr(logging, fact, off)
+    handler = GatheringHandler(sys.stderr)
+    handler.setLevel(level.upper())
+    logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -1,0 +1,69 @@
+"""Log lines on their way to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from registry.logs import GATHER_BYTES, GatheringHandler
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def log(stream: io.StringIO) -> Iterator[logging.Logger]:
+    logger = logging.Logger("a.logger", logging.INFO)
+    handler = GatheringHandler(stream)
+    logger.addHandler(handler)
+    yield logger
+    handler.close()
+
+
+def test_a_line_without_a_loop_is_written_at_once(log: logging.Logger, stream: io.StringIO) -> None:
+    """A command that runs no event loop loses no line by ending."""
+    log.info("one %s", "fact")
+    assert stream.getvalue().endswith(f" INFO a.logger[{os.getpid()}] one fact\n")
+
+
+async def test_information_is_gathered_and_a_warning_is_not(log: logging.Logger, stream: io.StringIO) -> None:
+    """A warning is written at once, with all that came before it, in order."""
+    log.info("first")
+    log.info("second")
+    assert stream.getvalue() == ""
+    log.warning("third")
+    assert [line.rsplit(" ", 1)[1] for line in stream.getvalue().splitlines()] == ["first", "second", "third"]
+
+
+async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.StringIO) -> None:
+    """Nothing that was gathered waits for the next line."""
+    written = asyncio.Event()
+    stream.flush = written.set  # type: ignore[method-assign]
+    log.info("alone")
+    await asyncio.wait_for(written.wait(), 10)
+    assert stream.getvalue().endswith(" alone\n")
+
+
+async def test_many_lines_do_not_pile_up(log: logging.Logger, stream: io.StringIO) -> None:
+    """No more than a portion is held, however many come before the loop has a turn."""
+    for number in range(3000):
+        log.info("line %04d", number)
+    line = len(stream.getvalue().splitlines()[0])
+    assert (3000 - stream.getvalue().count("\n")) * line <= GATHER_BYTES + line
+
+
+async def test_an_error_shows_its_traceback(log: logging.Logger, stream: io.StringIO) -> None:
+    """What failed is told whole, at once."""
+    try:
+        raise ValueError("what went wrong")
+    except ValueError:
+        log.exception("it failed")
+    assert "Traceback" in stream.getvalue()
+    assert stream.getvalue().endswith("ValueError: what went wrong\n")
