@@ -17,6 +17,9 @@ def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
     db.set_busy_timeout(BUSY)
     db.pragma("wal_autocheckpoint", 0)
     db.pragma("foreign_keys", True)
+    # Without this SQLite plans a statement anew for each value it is given, since a partial index or a LIKE might then
+    # apply: a look-up by tag took 15 µs, and takes 2.
+    db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     if read_only:
         db.pragma("query_only", True)
     return db

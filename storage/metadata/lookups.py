@@ -4,7 +4,7 @@ left open."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -29,7 +29,8 @@ _BY_DIGEST = """
   FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2
  WHERE r.name = ?1"""
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations"
-_MANIFEST = "SELECT m.body, m.media_type, m.digest"
+_DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
+_MANIFESTS = tuple("SELECT m.body, m.media_type, m.digest" + where for where in (_BY_TAG, _BY_DIGEST))
 _REFERRERS = (
     _DESCRIPTOR
     + """
@@ -64,9 +65,8 @@ def upload(db: apsw.Connection, repo: RepositoryName, wanted: UploadID) -> Uploa
     return UploadRow(wanted, repo, *row)
 
 
-def _one(db: apsw.Connection, columns: str, repo: RepositoryName, reference: Reference) -> tuple[Any, ...]:
-    where = _BY_DIGEST if isinstance(reference, Digest) else _BY_TAG
-    row: tuple[Any, ...] | None = db.execute(columns + where, (repo, reference)).get
+def _one(db: apsw.Connection, by_either: Sequence[str], repo: RepositoryName, reference: Reference) -> tuple[Any, ...]:
+    row: tuple[Any, ...] | None = db.execute(by_either[isinstance(reference, Digest)], (repo, reference)).get
     if row is None:
         raise ManifestUnknown(f"{repo} has no manifest {reference}")
     return row
@@ -83,11 +83,11 @@ def _digest(text: str) -> Digest:
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    return _descriptor(_one(db, _DESCRIPTOR, repo, reference))
+    return _descriptor(_one(db, _DESCRIPTORS, repo, reference))
 
 
 def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
-    body, media_type, digest = _one(db, _MANIFEST, repo, reference)
+    body, media_type, digest = _one(db, _MANIFESTS, repo, reference)
     return Manifest(body, media_type, _digest(digest))
 
 

@@ -1,4 +1,4 @@
-"""Answers that are kept until the database changes.
+"""Answers that are kept until the database changes: pages of lists, whose rows take longer to fetch than to send.
 
 SQLite counts, in the shared memory of its WAL, every commit of any connection in any process; `PRAGMA data_version`
 reads that count in about two microseconds. An answer found under the same count is still the answer; under another one

@@ -19,20 +19,8 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.system import System
 
 
-def _small(_: object) -> int:
-    return 512
-
-
-def _descriptor_size(found: Descriptor) -> int:
-    return 512 + sum(len(name) + len(text) for name, text in (found.annotations or {}).items())
-
-
-def _manifest_size(found: Manifest) -> int:
-    return 512 + len(found.body)
-
-
-def _page_size(page: Page[Tag]) -> int:
-    return 512 + 100 * len(page.items)
+def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
+    return 512 + sum(64 + len(name) for name in page.items)
 
 
 class SqliteMetadata:
@@ -50,7 +38,7 @@ class SqliteMetadata:
         self._db.close()
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return self._remembered.get(lookups.blob, repo, digest, weight=_small)
+        return lookups.blob(self._db, repo, digest)
 
     async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
         now = self._clock()
@@ -85,10 +73,10 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False)
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._remembered.get(lookups.manifest_descriptor, repo, reference, weight=_descriptor_size)
+        return lookups.manifest_descriptor(self._db, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return self._remembered.get(lookups.manifest, repo, reference, weight=_manifest_size)
+        return lookups.manifest(self._db, repo, reference)
 
     async def put_manifest(
         self,
@@ -115,7 +103,7 @@ class SqliteMetadata:
         await self._writer.run(lambda db: manifest_changes.delete_tag(db, repo, tag, by, now))
 
     async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        return lookups.repositories(self._db, after, limit)
+        return self._remembered.get(lookups.repositories, after, limit, weight=_page_size)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return self._remembered.get(lookups.tags, repo, after, limit, weight=_page_size)
