@@ -74,6 +74,9 @@ class OpenFile:
     fd: int
     offset: int = 0
 
+    def fileno(self) -> int:
+        return self.fd
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):

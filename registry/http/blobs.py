@@ -6,9 +6,10 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing, suppress
+from typing import Final, NamedTuple
 
 from registry.http import params
-from registry.http.exchange import ClientGone, Exchange, Header
+from registry.http.exchange import ClientGone, Exchange, Header, Message
 from registry.http.responses import (
     ACCEPT_RANGES,
     IMMUTABLE,
@@ -18,11 +19,12 @@ from registry.http.responses import (
     send_head,
     send_part,
 )
-from storage.content import Span
+from storage.content import OpenFile, Span
 from storage.errors import RangeInvalid
 from storage.interface import BlobReader
 from storage.names import Digest
 
+_ZERO_COPY: Final = "http.response.zerocopysend"
 _CONDITIONS = (b"if-none-match", b"if-match")
 
 
@@ -71,7 +73,7 @@ async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) ->
     if partial:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await send_head(exchange, 206 if partial else 200, headers)
-    await _send_stream(exchange, reader)
+    await _send_stream(exchange, _pieces(exchange, reader), stop - start)
 
 
 async def _within(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
@@ -101,20 +103,20 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
     length = sum(map(len, heads)) + sum((span.stop or 0) - span.start for span in spans) + len(tail)
     kind = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
 
-    async def pieces() -> AsyncGenerator[bytes, None]:
+    async def pieces() -> AsyncGenerator[Piece, None]:
         opened = reader
         for place, (head, span) in enumerate(zip(heads, spans, strict=True)):
             if place:
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
                 yield head
-                async for data in opened:
-                    yield data
+                async for piece in _pieces(exchange, opened):
+                    yield piece
         yield tail
 
     async with aclosing(reader), aclosing(pieces()) as stream:
         await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *_headers(digest)])
-        await _send_stream(exchange, stream)
+        await _send_stream(exchange, stream, length)
 
 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
@@ -129,21 +131,56 @@ def _content_range(start: int, stop: int, size: int) -> bytes:
     return b"bytes %d-%d/%d" % (start, stop - 1, size)
 
 
-async def _send_stream(exchange: Exchange, stream: AsyncIterable[bytes]) -> None:
-    """The body, chunk by chunk. A server takes what is sent to nobody without a word, so from the second chunk on
-    somebody watches for the client's leaving. Raises ClientGone, and whatever reading raises: the connection is cut
-    then, since the promised length is not reached."""
+class FilePart(NamedTuple):
+    """Bytes that lie in an open file, and need not be read to be sent."""
+
+    file: OpenFile
+    start: int
+    length: int
+
+
+Piece = bytes | FilePart
+
+
+async def _pieces(exchange: Exchange, reader: BlobReader) -> AsyncGenerator[Piece, None]:
+    """The reader's bytes; where they lie in a file and the server can send files, the file (ASGI's zero-copy
+    extension)."""
+    file = reader.file
+    if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
+        start, stop = reader.span
+        yield FilePart(file, start, stop - start)
+    else:
+        async for data in reader:
+            yield data
+
+
+async def _send_stream(exchange: Exchange, stream: AsyncIterable[Piece], length: int) -> None:
+    """A body of `length` bytes, piece by piece. Many a server takes what is sent to nobody without a word, so from the
+    second piece on somebody watches for the client's leaving. Raises ClientGone, and whatever reading raises: the
+    connection is cut then, since the promised length is not reached."""
     leaving: asyncio.Task[None] | None = None
     first = True
+    left = length
     try:
-        async for data in stream:
+        async for piece in stream:
             if leaving is None and not first:
                 leaving = asyncio.create_task(exchange.gone())
             elif leaving is not None and leaving.done():
                 raise ClientGone
-            await send_part(exchange, data, more=True)
             first = False
+            left -= piece.length if isinstance(piece, FilePart) else len(piece)
+            await _send_piece(exchange, piece, more=left > 0)
     finally:
         if leaving is not None:
             leaving.cancel()
-    await send_part(exchange, b"")
+    if not length:
+        await send_part(exchange, b"")
+
+
+async def _send_piece(exchange: Exchange, piece: Piece, *, more: bool) -> None:
+    if isinstance(piece, bytes):
+        await send_part(exchange, piece, more=more)
+        return
+    file, start, length = piece
+    message: Message = {"type": _ZERO_COPY, "file": file, "offset": file.offset + start, "count": length}
+    await exchange.send({**message, "more_body": more})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
-import aiofiles
-from aiofiles.threadpool.binary import AsyncFileIO
+import aiofiles.threadpool
 
 from storage.blobs import files
+from storage.blobs.cached import CachedOpener, read_cached
 from storage.blobs.layout import STRIPES, Layout
 from storage.blobs.session import SessionFile, session_size
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
@@ -21,35 +22,67 @@ from storage.names import Digest, UploadID
 from storage.system import System
 
 CHUNK = 1024 * 1024
+SMALL = 64 * 1024
+"""Bytes up to which a blob is read when it is opened."""
 THREADS = 16
 T = TypeVar("T")
 
 
 class DiskReader:
-    """An opened blob file (`BlobReader`)."""
+    """An opened blob file (`BlobReader`). Owns `fd`."""
 
     location: str | None = None
 
-    def __init__(self, file: AsyncFileIO, descriptor: Descriptor, span: tuple[int, int]) -> None:
-        self._file = file
+    def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
+        self._fd = fd
+        self._threads = threads
         self.descriptor = descriptor
         self.span = span
-        self.file: OpenFile | None = OpenFile(file.fileno())
+        self.file: OpenFile | None = OpenFile(fd)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         at, stop = self.span
+        file = aiofiles.threadpool.wrap(io.FileIO(self._fd, closefd=False), executor=self._threads)
         with files.told():
-            await self._file.seek(at)
+            await file.seek(at)
             while at < stop:
-                chunk = await self._file.read(min(CHUNK, stop - at))
+                chunk = await file.read(min(CHUNK, stop - at))
                 if not chunk:
-                    raise StorageFailed(f"the file of {self.descriptor.digest} ends after {at} bytes")
+                    raise _ended(self.descriptor, at)
                 at += len(chunk)
                 yield chunk
 
     async def aclose(self) -> None:
+        if self.file is None:
+            return
         self.file = None
-        await self._file.close()
+        if os.fstat(self._fd).st_nlink:
+            os.close(self._fd)
+        else:  # deleted meanwhile: the last to close it waits while the file system frees its blocks
+            await asyncio.get_running_loop().run_in_executor(self._threads, os.close, self._fd)
+
+
+class SmallReader:
+    """A small blob, or a small part of one, read when it was opened (`BlobReader`)."""
+
+    location: str | None = None
+    file: OpenFile | None = None
+
+    def __init__(self, data: bytes, descriptor: Descriptor, span: tuple[int, int]) -> None:
+        self._data = data
+        self.descriptor = descriptor
+        self.span = span
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._data:
+            yield self._data
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+def _ended(descriptor: Descriptor, at: int) -> StorageFailed:
+    return StorageFailed(f"the file of {descriptor.digest} ends after {at} bytes")
 
 
 class DiskBlobs:
@@ -60,6 +93,7 @@ class DiskBlobs:
         self.system = system
         self.shards = 2 * STRIPES
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
+        self._opener = CachedOpener(layout.root)
         self._held: dict[int, asyncio.Lock] = {}
 
     async def run(self, step: Callable[[], T]) -> T:
@@ -75,17 +109,46 @@ class DiskBlobs:
 
     def close(self) -> None:
         self._threads.shutdown()
+        self._opener.close()
 
-    async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> DiskReader:
+    async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> DiskReader | SmallReader:
+        """What the kernel has in memory is opened, and a small blob read, right here; the rest in a thread."""
         within = span.within(size) if span else (0, size)
-        path = self.layout.at(place)
+        descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
-            file = await aiofiles.open(path, "rb", buffering=0, executor=self._threads)
+            fd = self._opener.open(place)
+            if fd is None:
+                fd = await self._open_in_thread(place)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise StorageFailed(f"the file of {digest} cannot be opened: {error.strerror}") from error
-        return DiskReader(file, Descriptor(BLOB_TYPE, digest, size), within)
+        if within[1] - within[0] > SMALL:
+            return DiskReader(fd, self._threads, descriptor, within)
+        return SmallReader(await self._read_small(fd, descriptor, within), descriptor, within)
+
+    async def _open_in_thread(self, place: str) -> int:
+        path = self.layout.at(place)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_opened)
+            raise
+
+    async def _read_small(self, fd: int, descriptor: Descriptor, span: tuple[int, int]) -> bytes:
+        """Closes `fd`."""
+        start, length = span[0], span[1] - span[0]
+        try:
+            with files.told():
+                data = read_cached(fd, start, length)
+            if data is None:
+                data = await self.run(lambda: os.pread(fd, length, start))
+        finally:
+            os.close(fd)
+        if len(data) < length:
+            raise _ended(descriptor, start + len(data))
+        return data
 
     async def create(self, upload: UploadID) -> SessionFile:
         return await self.run(lambda: SessionFile.create(self.system, self.layout.upload(upload)))
@@ -167,3 +230,9 @@ class DiskBlobs:
             return found
 
         return await self.run(look)
+
+
+def _close_opened(future: asyncio.Future[int]) -> None:
+    """Nobody waits for the file any more."""
+    if not future.cancelled() and future.exception() is None:
+        os.close(future.result())

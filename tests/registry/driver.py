@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from registry.http.exchange import Message, Receive, Scope, Send
 
+ZERO_COPY = "http.response.zerocopysend"
 Headers = dict[str, str] | Sequence[tuple[str, str]]
 
 
@@ -52,7 +54,8 @@ class Answer:
 
 
 class Connection:
-    """A client's end: `parts` of a body, then silence, or a hang-up (`leaves`) once `after` is set."""
+    """A client's end: `parts` of a body, then silence, or a hang-up (`leaves`) once `after` is set. `sent`: how many
+    messages brought the answer's body, how many of them as parts of a file."""
 
     def __init__(
         self, method: str, parts: Iterable[bytes], *, leaves: bool, after: asyncio.Event | None = None
@@ -63,6 +66,7 @@ class Connection:
         self._leaves = leaves
         self._after = after
         self._ended = False
+        self.sent = [0, 0]
 
     async def receive(self) -> Message:
         if self._parts:
@@ -87,9 +91,14 @@ class Connection:
             assert all(name == name.lower() for name, _ in answer.fields)
             assert len(answer.all("content-length")) == (0 if answer.status in (204, 304) else 1)
         else:
-            assert message["type"] == "http.response.body"
             assert answer.status, "a body before the start"
-            answer.body += message.get("body", b"")
+            self.sent[0] += 1
+            if message["type"] == ZERO_COPY:
+                self.sent[1] += 1
+                answer.body += os.pread(message["file"].fileno(), message["count"], message["offset"])
+            else:
+                assert message["type"] == "http.response.body"
+                answer.body += message.get("body", b"")
             answer.whole = not message.get("more_body")
 
 
@@ -113,10 +122,13 @@ def scope_of(method: str, target: str | bytes, headers: Headers) -> Scope:
 
 
 class Client:
-    """Sends requests to an ASGI application."""
+    """Sends requests to an ASGI application. `zero_copy`: as a server that can send files. `sent` is the last one's,
+    see Connection."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
         self.app = app
+        self.zero_copy = zero_copy
+        self.sent = [0, 0]
 
     async def __call__(
         self,
@@ -139,7 +151,11 @@ class Client:
         else:
             given.append(("transfer-encoding", "chunked"))
         connection = Connection(method, [part for part in parts if part], leaves=leaves, after=after)
-        await self._run(scope_of(method, target, given), connection)
+        scope = scope_of(method, target, given)
+        if self.zero_copy:
+            scope["extensions"] = {ZERO_COPY: {}}
+        await self._run(scope, connection)
+        self.sent = connection.sent
         answer = connection.answer
         if answer.cut is None and not leaves:
             _check_whole(method, answer)
