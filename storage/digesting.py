@@ -67,7 +67,8 @@ class LibcryptoDigest:
         elif view.readonly:
             self._calls.update(self._state, bytes(view), view.nbytes)
         else:
-            self._calls.update(self._state, (ctypes.c_char * view.nbytes).from_buffer(view), view.nbytes)
+            first = ctypes.c_char.from_buffer(view)  # holds the memory; an array type of each length would cost more
+            self._calls.update(self._state, ctypes.addressof(first), view.nbytes)
 
     def digest(self) -> Digest:
         copy = ctypes.create_string_buffer(self._state.raw, self._calls.size)

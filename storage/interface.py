@@ -44,9 +44,10 @@ class BlobWriter(Protocol):
         """Bytes taken so far. After `aclose`, all of them survive this process."""
         ...
 
-    async def write(self, data: bytes) -> None:
-        """Appends. Raises StorageFull, StorageFailed, BlobUploadInvalid (taken over). Cancelled: the session keeps what
-        was written before."""
+    async def write(self, data: bytes | memoryview) -> None:
+        """Appends. The memory of a view is the writer's from now on: it is read later, so nobody may change it. Raises
+        StorageFull, StorageFailed, BlobUploadInvalid (taken over). Cancelled: the session keeps what was written
+        before."""
         ...
 
     async def read_at(self, offset: int, length: int) -> bytes:

@@ -126,7 +126,7 @@ class MemoryBlobWriter:
             raise BlobUploadInvalid("a newer request has taken this upload session over")
         return self._session
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         session = self._owned()
         session.data += data
         self._offset = len(session.data)

@@ -24,7 +24,7 @@ class System:
     def open(self, path: Path, flags: int, mode: int = 0o644) -> int:
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
-    def write(self, fd: int, chunks: Sequence[bytes], offset: int) -> int:
+    def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         """Writes at `offset`; returns the count of bytes taken, which may be fewer than given."""
         return os.pwritev(fd, chunks, offset)
 

@@ -56,11 +56,11 @@ class StoredUpload:
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._gathered_size = 0
         self._written = offset
         self._saved = row.offset if row.boot == boot else -1
-        self._flight: asyncio.Future[int] | None = None
+        self._flight: asyncio.Future[Digest | None] | None = None
         self._closing: asyncio.Future[Descriptor] | None = None
         self._ended = False
 
@@ -68,18 +68,19 @@ class StoredUpload:
     def offset(self) -> int:
         return self._written + self._gathered_size
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         self._check_open()
         self._gathered.append(data)
         self._gathered_size += len(data)
         if self._gathered_size >= GATHER:
             await self._land()
-            await self._launch()
+            self._launch(await self._own_file())
             if self._written - max(self._saved, 0) >= SAVE_EVERY:
                 await self._land()
                 await self._save()
 
     async def read_at(self, offset: int, length: int) -> bytes:
+        self._check_open()
         file = await self._flush()
         return await self._blobs.run(lambda: file.read_at(offset, length))
 
@@ -91,15 +92,15 @@ class StoredUpload:
 
     async def _commit(self, digest: Digest) -> Descriptor:
         try:
-            file = await self._flush()
-            size = self._written
-            actual = await self._digest(file, digest.algorithm, size)
+            await self._land()
+            file = await self._own_file()
+            self._launch(file, digest)
+            actual, size = await self._land(), self._written
             if actual != digest:
                 await self._cancel()
                 raise DigestInvalid(
                     "the content has another digest; the upload was dropped", {"expected": digest, "actual": actual}
                 )
-            await self._blobs.run(file.sync)
             await self._publish(file, digest, size)
         except (StorageFull, StorageFailed):
             # After a failed fsync the kernel forgets which bytes never reached the disk: they cannot be trusted again.
@@ -111,29 +112,25 @@ class StoredUpload:
 
     async def _publish(self, file: SessionFile, digest: Digest, size: int) -> None:
         async with self._blobs.hold(digest):
-            place = await self._blobs.publish(file, digest)
             try:
+                place = await self._blobs.publish(file, digest)
                 await self._metadata.add_blob(self.repository, digest, size, place, self.id)
             except StorageFull:
                 # Surely not committed; the file is what fills the disk. (A failed fsync of the commit would not be so
                 # sure: the row could come back after a crash, and must find its file.)
                 if not await self._metadata.known_blobs([digest]):
-                    await self._blobs.remove(place)
+                    await self._blobs.remove(self._blobs.layout.place(digest))
                     await self._blobs.empty_trash()
                 raise
 
-    async def _digest(self, file: SessionFile, algorithm: str, size: int) -> Digest:
+    def _digest(self, file: SessionFile, algorithm: str, size: int) -> Digest:
         """Computed while the bytes came; read again only where the client did not declare this algorithm first."""
         if algorithm == self._running.algorithm:
             return self._running.digest()
-
-        def read() -> Digest:
-            other = start_digest(algorithm)
-            for piece in file.pieces(0, size):
-                other.update(piece)
-            return other.digest()
-
-        return await self._blobs.run(read)
+        other = start_digest(algorithm)
+        for piece in file.pieces(0, size):
+            other.update(piece)
+        return other.digest()
 
     async def cancel(self) -> None:
         if self._closing is not None:
@@ -153,60 +150,80 @@ class StoredUpload:
             await self._metadata.end_upload(self.id)
 
     async def aclose(self) -> None:
-        if self._closing is not None:
-            await asyncio.wait([self._closing])
         try:
+            if self._closing is not None:
+                await asyncio.wait([self._closing])
             if not self._ended and (self._gathered or self._flight or self._opening):
                 await self._flush()
                 await self._save()
+        except StorageFull:
+            await self._give_up()
+            raise
         finally:
             self._ended = True
-            if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
-                self._opening.result().close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes the file once nothing works on it any more: by the time a thread writes to a number that was closed,
+        it may be another file's."""
+        for work in (self._opening, self._flight, self._closing):
+            if work is not None and not work.done():
+                work.add_done_callback(lambda _: self._let_go())
+                return
+        if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
+            self._opening.result().close()
 
     def _check_open(self) -> None:
         if self._ended:
             raise BlobUploadInvalid("the upload session has ended")
 
-    async def _launch(self) -> None:
-        """Starts writing what was gathered."""
-        file = await self._own_file()
+    def _launch(self, file: SessionFile, expected: Digest | None = None) -> None:
+        """Starts writing what was gathered; `expected`: as the last of the content, which is synced if that is its
+        digest. All in one step: for a small blob, waiting for threads is most of the work."""
         chunks, at = self._gathered, self._written
-        self._gathered, self._gathered_size = [], 0
+        end = at + self._gathered_size
+        self._gathered, self._gathered_size, self._written = [], 0, end
 
-        def step() -> int:
-            end = file.append(chunks, at)
-            for chunk in chunks:
-                self._running.update(chunk)
-            return end
+        def step() -> Digest | None:
+            if chunks:
+                file.append(chunks, at)
+                for chunk in chunks:
+                    self._running.update(chunk)
+            if expected is None:
+                return None
+            actual = self._digest(file, expected.algorithm, end)
+            if actual == expected:
+                file.sync()
+            return actual
 
-        self._flight = asyncio.ensure_future(self._blobs.run(step))
-        self._written += sum(map(len, chunks))
+        self._flight = self._blobs.run(step)
 
-    async def _land(self) -> None:
+    async def _land(self) -> Digest | None:
         """Waits for what is being written. What went wrong there is raised by each later call again."""
         flight = self._flight
         if flight is None:
-            return
+            return None
         try:
-            await asyncio.shield(flight)
+            actual = await flight
         except StorageFull:
             await self._give_up()
             raise
         if self._flight is flight:
             self._flight = None
+        return actual
 
     async def _flush(self) -> SessionFile:
         await self._land()
+        file = await self._own_file()
         if self._gathered:
-            await self._launch()
+            self._launch(file)
             await self._land()
-        return await self._own_file()
+        return file
 
     async def _own_file(self) -> SessionFile:
         if self._opening is None:
-            self._opening = asyncio.ensure_future(self._blobs.create(self.id))
-        return await asyncio.shield(self._opening)
+            self._opening = self._blobs.create(self.id)
+        return await self._opening
 
     async def _save(self) -> None:
         if self._written != self._saved:
@@ -225,31 +242,59 @@ class StoredUpload:
 
 
 async def resume(
-    blobs: DiskBlobs, metadata: Metadata, boot: str, row: UploadRow, check: Callable[[int], None]
+    blobs: DiskBlobs,
+    metadata: Metadata,
+    boot: str,
+    repo: RepositoryName,
+    upload_id: UploadID,
+    check_before: Callable[[int], None] | None,
+    check: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session over and its digest up again. `check` is given the offset and may refuse it by raising."""
-    file = await blobs.take_over(row.id)
+    """Takes the session over and its digest up again. Both checks are given the offset and may refuse it by raising,
+    the first one before anybody loses the session. Raises BlobUploadUnknown."""
+    file = await blobs.take_over(upload_id, check_before)
     try:
-        running, offset = await blobs.run(lambda: _take_up(file, row, same_boot=row.boot == boot))
+        # Read once the session is ours: whoever had it may have saved more, or ended it, until then.
+        row = await metadata.upload(repo, upload_id)
+        taken = _keep_up(file, row) if row.boot == boot else None
+        if taken is None:
+            taken = await blobs.run(lambda: _take_up(file, row, same_boot=row.boot == boot))
+        running, offset = taken
         upload = StoredUpload(blobs, metadata, boot, row, running, file, offset)
         if row.boot != boot:
             await metadata.save_upload(row.id, offset, running.save(), boot)
         check(offset)
+    except BlobUploadUnknown:
+        # What was taken over is an empty session nobody knows of.
+        with suppress(BlobUploadInvalid):
+            await blobs.run(file.discard)
+        file.close()
+        raise
     except BaseException:
         file.close()
         raise
     return upload
 
 
+def _keep_up(file: SessionFile, row: UploadRow) -> tuple[RunningDigest, int] | None:
+    """The session's digest and offset where its row says it all, as it mostly does; None where bytes must be read."""
+    if file.size() != row.offset:
+        return None
+    running = restore_digest(row.algorithm, row.state) if row.offset else start_digest(row.algorithm)
+    return (running, row.offset) if running else None
+
+
 def _take_up(file: SessionFile, row: UploadRow, *, same_boot: bool) -> tuple[RunningDigest, int]:
     """The session's digest and offset.
 
     Written under this run of the machine, all bytes in the file are there: those the saved state does not cover are
-    read again. Under an earlier run, only what the state covers can be told from garbage, by computing it anew; if that
-    differs (or no state was kept), the session starts over.
+    read again. Where there are fewer, a commit took the file and was stopped before the row went, and the session with
+    it: BlobUploadUnknown. Under an earlier run, only what the state covers can be told from garbage, by computing it
+    anew; if that differs (or no state was kept), the session starts over.
     """
     size = file.size()
-    if same_boot and size >= row.offset:
+    if same_boot:
+        check_whole(row, size)
         running, covered = restore_digest(row.algorithm, row.state), row.offset
         if running is None:
             running, covered = start_digest(row.algorithm), 0
@@ -259,8 +304,15 @@ def _take_up(file: SessionFile, row: UploadRow, *, same_boot: bool) -> tuple[Run
     running = start_digest(row.algorithm)
     for piece in file.pieces(0, row.offset):
         running.update(piece)
-    if row.state is not None and size >= row.offset and running.save() == row.state:
+    saved = restore_digest(row.algorithm, row.state)
+    if saved is not None and size >= row.offset and running.digest() == saved.digest():
         file.cut(row.offset)
         return running, row.offset
     file.restart()
     return start_digest(row.algorithm), 0
+
+
+def check_whole(row: UploadRow, size: int) -> None:
+    """Raises BlobUploadUnknown where the session has fewer bytes than its row says."""
+    if size < row.offset:
+        raise BlobUploadUnknown()

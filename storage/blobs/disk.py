@@ -16,6 +16,7 @@ from storage.blobs import files
 from storage.blobs.cached import CachedOpener, read_cached
 from storage.blobs.layout import STRIPES, Layout
 from storage.blobs.session import SessionFile, session_size
+from storage.blobs.steps import Step, start
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, StorageFailed
 from storage.names import Digest, UploadID
@@ -96,16 +97,9 @@ class DiskBlobs:
         self._opener = CachedOpener(layout.root)
         self._held: dict[int, asyncio.Lock] = {}
 
-    async def run(self, step: Callable[[], T]) -> T:
-        """Runs a blocking step in a thread. Cancelled: waits for the step's end all the same, so that a lock held
-        around it is never let go while it still works."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, step)
-        with files.told():
-            try:
-                return await asyncio.shield(future)
-            except asyncio.CancelledError:
-                await asyncio.wait([future])
-                raise
+    def run(self, step: Callable[[], T]) -> Step[T]:
+        """Runs a blocking step in a thread. It goes on when nobody waits for it any more."""
+        return start(self._threads, step)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -150,11 +144,18 @@ class DiskBlobs:
             raise _ended(descriptor, start + len(data))
         return data
 
-    async def create(self, upload: UploadID) -> SessionFile:
-        return await self.run(lambda: SessionFile.create(self.system, self.layout.upload(upload)))
+    def create(self, upload: UploadID) -> Step[SessionFile]:
+        return self.run(lambda: SessionFile.create(self.system, self.layout.upload(upload)))
 
-    async def take_over(self, upload: UploadID) -> SessionFile:
-        return await self.run(lambda: SessionFile.take_over(self.system, self.layout.upload(upload)))
+    def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Step[SessionFile]:
+        directory = self.layout.upload(upload)
+
+        def take() -> SessionFile:
+            if check is not None:
+                check(session_size(directory))
+            return SessionFile.take_over(self.system, directory)
+
+        return self.run(take)
 
     async def session_size(self, upload: UploadID) -> int:
         return await self.run(lambda: session_size(self.layout.upload(upload)))

@@ -31,7 +31,7 @@ def told() -> Iterator[None]:
         raise StorageFailed(f"the registry's storage failed: {error.strerror or error}") from error
 
 
-def write_all(system: System, fd: int, chunks: Sequence[bytes], offset: int) -> int:
+def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
     """Writes the chunks at `offset`; returns where they end. On an error the file is cut back to `offset`."""
     start, rest = offset, list(chunks)
     try:

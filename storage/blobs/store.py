@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -18,12 +19,13 @@ class BlobStore(Protocol):
         """Raises RangeInvalid, and FileNotFoundError where the bytes are not at `place`."""
         ...
 
-    async def create(self, upload: UploadID) -> SessionFile:
+    def create(self, upload: UploadID) -> Awaitable[SessionFile]:
         """A new session's bytes. Raises BlobUploadInvalid when somebody has resumed the session already."""
         ...
 
-    async def take_over(self, upload: UploadID) -> SessionFile:
-        """The session's bytes, from whoever has them."""
+    def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[SessionFile]:
+        """The session's bytes, from whoever has them. `check` is told before, in a thread, how many there are, and may
+        refuse by raising."""
         ...
 
     async def session_size(self, upload: UploadID) -> int: ...
