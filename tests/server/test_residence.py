@@ -1,0 +1,66 @@
+"""Which parts of a file are in memory is told to the byte, and asking changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from mmap import PAGESIZE
+from pathlib import Path
+
+import pytest
+
+from registry.server.residence import Residence
+
+PAGES = 600
+SIZE = PAGES * PAGESIZE - 100
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, os.urandom(SIZE))
+    os.fsync(fd)
+    yield fd
+    os.close(fd)
+
+
+def counts(fd: int, start: int, at: int, stop: int) -> int:
+    residence = Residence.of(fd, start, max(stop, SIZE))
+    assert residence is not None
+    try:
+        return residence.count(at, stop)
+    finally:
+        residence.close()
+
+
+@pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
+def test_what_was_just_written(fd: int, start: int) -> None:
+    """All of it is there, from whatever byte to whatever byte."""
+    for at in (start, start + 1, start + PAGESIZE):
+        for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
+            assert counts(fd, start, at, stop) == stop - at
+
+
+def test_beyond_the_end(fd: int) -> None:
+    """What a file does not have is not in memory."""
+    assert counts(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
+    assert counts(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
+
+
+def test_what_the_kernel_has_dropped(fd: int) -> None:
+    """A file dropped from memory is cold until it is read, however often one asks; then up to where it was read."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if counts(fd, 0, 0, SIZE) == SIZE:
+        return  # the file system lives in memory
+    for _ in range(5):
+        assert counts(fd, 0, 0, SIZE) == 0
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
+    os.pread(fd, 10 * PAGESIZE, 100 * PAGESIZE)
+    assert counts(fd, 0, 0, SIZE) == 0
+    assert 10 * PAGESIZE - 7 <= counts(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
+
+
+def test_nobody_can_tell() -> None:
+    """None for what cannot be mapped."""
+    with open("/proc/version", "rb") as file:
+        assert Residence.of(file.fileno(), 0, 10) is None
