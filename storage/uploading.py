@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from storage.blobs.disk import DiskBlobs
 from storage.blobs.session import SessionFile
+from storage.blobs.steps import outcome
 from storage.content import BLOB_TYPE, Descriptor
 from storage.digesting import RunningDigest, restore_digest, start_digest
 from storage.errors import (
@@ -204,7 +205,7 @@ class StoredUpload:
         if flight is None:
             return None
         try:
-            actual = await flight
+            actual = await outcome(flight)
         except StorageFull:
             await self._give_up()
             raise
@@ -223,7 +224,7 @@ class StoredUpload:
     async def _own_file(self) -> SessionFile:
         if self._opening is None:
             self._opening = self._blobs.create(self.id)
-        return await self._opening
+        return await outcome(self._opening)
 
     async def _save(self) -> None:
         if self._written != self._saved:

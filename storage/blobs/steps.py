@@ -25,6 +25,11 @@ class Step(asyncio.Future[T]):
         return False
 
 
+async def outcome(work: asyncio.Future[T]) -> T:
+    """What `work` comes to. Cancelled: this ends at once, and the work goes on."""
+    return work.result() if work.done() else await asyncio.shield(work)
+
+
 def start(threads: Executor, call: Callable[[], T]) -> Step[T]:
     """Runs `call` in a thread. Errors of the disk become StorageFull and StorageFailed."""
     loop = asyncio.get_running_loop()
