@@ -106,16 +106,26 @@ class Exchange:
         agent = (self.header(b"user-agent") or b"")[:_USER_AGENT].decode("latin-1")
         return Actor(address=client[0] if client else "", request_id=self.request_id, user_agent=agent)
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises ClientGone when it ends early."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
+    async def body(self) -> AsyncIterator[bytes | memoryview]:
+        """The body as it comes. Raises ClientGone when it ends early. The views are the taker's to keep: nobody writes
+        to their memory again."""
+        extension = (self.scope.get("extensions") or {}).get("entrepot.body")
+        receive = extension["receive"] if extension else self._receive_copied
+        more = True
+        while more:
+            came = await receive()
+            if came is None:
                 raise ClientGone
-            if data := message.get("body"):
-                yield data
-            if not message.get("more_body"):
-                return
+            pieces, more = came
+            for piece in pieces:
+                yield piece
+
+    async def _receive_copied(self) -> tuple[Sequence[bytes], bool] | None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            return None
+        data = message.get("body")
+        return [data] if data else [], message.get("more_body", False)
 
     async def gone(self) -> None:
         """Returns when the client has left. What it still sends is thrown away."""

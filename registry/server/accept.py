@@ -21,7 +21,7 @@ class Acceptor:
     """Accepts on one socket until `close`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, connection: Callable[[], asyncio.Protocol]
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, connection: Callable[[], asyncio.BaseProtocol]
     ) -> None:
         self._loop = loop
         self._sock = sock

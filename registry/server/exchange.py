@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
-from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
+from uvicorn._types import ASGI3Application, ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 
 from registry.server.logs import log
 from registry.server.refusal import error_body, error_headers
+from registry.server.sending import FileSending
 
 if TYPE_CHECKING:
     from registry.server.protocol import RegistryProtocol
 
 _BODYLESS = (204, 304)
+_CRUMBS = 512
+_LARGE = 64 * 1024
 
 
 class Exchange(RequestResponseCycle):
@@ -23,12 +27,12 @@ class Exchange(RequestResponseCycle):
 
     - `send` raises ClientDisconnected (an OSError) once the client is gone, as ASGI 2.4 has it: nobody reads a 40 GiB
       blob from the disk for a client that left;
-    - the body is handed over in the pieces it came in, not through one more buffer;
+    - the body is handed over in the memory it was received into, to whoever asks for it that way;
     - a response that starts before the request's body was read decides what becomes of the rest, and says so;
     - errors of ours have the spec's shape; HEAD, 204 and 304 may declare a length; HTTP/1.0 gets no chunks.
 
-    `send` is where a response takes another way to the socket (a file the kernel sends), `take_body` where a body
-    comes in; both count in `moved`, which is all the time limits look at.
+    `send` takes files too (ASGI's zero-copy extension), which the kernel sends: see registry.server.sending. It and
+    `take_body` count in `moved`, which is all the time limits look at.
     """
 
     def __init__(self, protocol: RegistryProtocol, scope: Any, *, keep_alive: bool, length: int | None) -> None:
@@ -47,11 +51,13 @@ class Exchange(RequestResponseCycle):
         )
         self.protocol = protocol
         self.rest = length  # of the body, in bytes, still to come; None where only its end will tell
-        self.pieces: list[bytes] = []
+        self.pieces: list[memoryview] = []
         self.held = 0  # bytes in pieces
         self.moved = 0  # bytes of body taken in, and of response given out
         self.receiving = False  # the application waits for the body
+        self.sending: FileSending | None = None
         self.sent_headers = False
+        self._head = b""  # of the response, until its first body message
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         try:
@@ -77,6 +83,7 @@ class Exchange(RequestResponseCycle):
             return
         body = error_body("the registry failed; its log says how", code="UNKNOWN")
         self.chunked_encoding = None
+        self.expected_content_length = 0
         self.keep_alive = False
         self._start(500, error_headers(body))
         self._give(body, more=False)
@@ -86,14 +93,17 @@ class Exchange(RequestResponseCycle):
 
     # Coming in
 
-    def take_body(self, piece: bytes) -> None:
+    def take_body(self, pieces: list[memoryview]) -> None:
+        size = sum(map(len, pieces))
         if self.rest is not None:
-            self.rest -= len(piece)
-        if self.response_complete or self.disconnected:
+            self.rest -= size
+        if self.response_complete or self.disconnected or not size:
             return
-        self.moved += len(piece)
-        self.held += len(piece)
-        self.pieces.append(piece)
+        self.moved += size
+        self.held += size
+        self.pieces += pieces
+        if len(self.pieces) > _CRUMBS:  # a view of a byte costs a hundred
+            self.pieces = [memoryview(b"".join(self.pieces))]
         if self.held >= self.protocol.limits.buffer_bytes:
             self.flow.pause_reading()
         self.message_event.set()
@@ -107,8 +117,21 @@ class Exchange(RequestResponseCycle):
         """Tells the application that the client is gone."""
         self.disconnected = True
         self.message_event.set()
+        if self.sending is not None:
+            self.sending.end(ClientDisconnected())
 
     async def receive(self) -> ASGIReceiveEvent:
+        came = await self.receive_pieces()
+        if came is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"".join(came[0]), "more_body": came[1]}
+
+    async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
+        """`receive` without a copy: what has come of the body, and whether there is more; None is the disconnect.
+
+        The application finds it in `scope["extensions"]`. Nobody writes to this memory again: it stays as it is for as
+        long as a view of it is held.
+        """
         if self.waiting_for_100_continue:
             self.waiting_for_100_continue = False
             if self.more_body and not self.held and not self.transport.is_closing():
@@ -123,15 +146,14 @@ class Exchange(RequestResponseCycle):
                 self.receiving = False
             self.message_event.clear()
         if self.disconnected or self.response_complete:
-            return {"type": "http.disconnect"}
-        body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-        self.pieces.clear()
+            return None
+        pieces, self.pieces = self.pieces, []
         self.held = 0
-        return {"type": "http.request", "body": body, "more_body": self.more_body}
+        return pieces, self.more_body
 
     # Going out
 
-    async def send(self, message: ASGISendEvent) -> None:
+    async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
@@ -141,9 +163,13 @@ class Exchange(RequestResponseCycle):
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
-            if message["type"] != "http.response.body":
-                raise RuntimeError(f"expected http.response.body, not {message['type']}")
-            self._give(message.get("body", b""), more=message.get("more_body", False))
+            kind = message["type"]
+            if kind == "http.response.body":
+                self._give(message.get("body", b""), more=message.get("more_body", False))
+            elif kind == "http.response.zerocopysend":
+                await self._give_file(message)
+            else:
+                raise RuntimeError(f"expected http.response.body, not {kind}")
         else:
             raise RuntimeError(f"{message['type']} after the response was complete")
 
@@ -177,8 +203,7 @@ class Exchange(RequestResponseCycle):
         if not self.keep_alive and not closes:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        self.sent_headers = True
-        self.transport.write(b"".join(lines))
+        self._head = b"".join(lines)
 
     def _decide_on_the_rest(self) -> None:
         """An answer before the request's end: a short rest is worth a connection, any other is not.
@@ -192,21 +217,93 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
 
     def _give(self, body: bytes, *, more: bool) -> None:
-        self.moved += len(body) + 1
-        if self.chunked_encoding:
-            frames = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
-            if not more:
-                frames.append(b"0\r\n\r\n")
-            self.transport.write(b"".join(frames))
-        elif self.chunked_encoding is False:
-            if self.expected_content_length >= 0:
-                self.expected_content_length -= len(body)
-                if self.expected_content_length < 0:
-                    raise RuntimeError("the response is longer than its content-length")
-            self.transport.write(body)
-            if not more and self.expected_content_length > 0:
-                raise RuntimeError("the response is shorter than its content-length")
-        if not more:
-            self.response_complete = True
-            self.message_event.set()
-            self.on_response()
+        if self.chunked_encoding is None:
+            body = b""
+        self._count(len(body))
+        before, after = self._frame(len(body), more=more)
+        if len(body) > _LARGE:  # not worth a copy
+            self._write(before)
+            self._write(body)
+            self._write(after)
+        else:
+            self._write(b"".join((before, body, after)))
+        self._go_on(more=more)
+
+    async def _give_file(self, message: Any) -> None:
+        """ASGI's zero-copy extension: `count` bytes of an open `file` from `offset` on, which the kernel sends.
+
+        Without an offset from where the file stands, without a count to its end. The application closes the file."""
+        file = message["file"] if isinstance(message["file"], int) else message["file"].fileno()
+        offset, count, more = message.get("offset"), message.get("count"), message.get("more_body", False)
+        start = os.lseek(file, 0, os.SEEK_CUR) if offset is None else offset
+        if count is None:
+            count = max(os.fstat(file).st_size - start, 0)
+        self._count(count)
+        before, after = self._frame(count, more=more)
+        if count == 0 or self.chunked_encoding is None:
+            self._write(before + after)
+        else:
+            await self._send_file(before, file, start, count)
+            self._write(after)
+        if offset is None:
+            os.lseek(file, start + count, os.SEEK_SET)
+        self._go_on(more=more)
+
+    async def _send_file(self, before: bytes, file: int, start: int, count: int) -> None:
+        if self.protocol.socket is None:
+            raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
+        await self._flush()
+        if self.transport.is_closing():
+            self.hang_up()
+            raise ClientDisconnected
+        self.sent_headers = True
+        self.sending = FileSending(self.protocol.loop, self.protocol.socket, file, self._progress)
+        try:
+            await self.sending.run(before, start, count)
+        finally:
+            self.sending = None
+
+    async def _flush(self) -> None:
+        """Waits until the transport has handed all it was given to the kernel."""
+        if self.transport.is_closing() or not self.transport.get_write_buffer_size():
+            return
+        self.transport.set_write_buffer_limits(0)
+        try:
+            await self.flow.drain()
+        finally:
+            if not self.transport.is_closing():
+                self.transport.set_write_buffer_limits()
+
+    def _progress(self, count: int) -> None:
+        self.moved += count
+
+    def _count(self, size: int) -> None:
+        """Raises RuntimeError for more than the declared length."""
+        self.moved += 1
+        if self.chunked_encoding is False and self.expected_content_length >= 0:
+            self.expected_content_length -= size
+            if self.expected_content_length < 0:
+                raise RuntimeError("the response is longer than its content-length")
+
+    def _frame(self, size: int, *, more: bool) -> tuple[bytes, bytes]:
+        """What goes before and after that much of the body: the head with the first of it, a chunk's frame."""
+        head, self._head = self._head, b""
+        if not self.chunked_encoding:
+            return head, b""
+        before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")
+        return before, after if more else after + b"0\r\n\r\n"
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            self.sent_headers = True
+            self.moved += len(data)
+            self.transport.write(data)
+
+    def _go_on(self, *, more: bool) -> None:
+        if more:
+            return
+        if self.chunked_encoding is False and self.expected_content_length > 0:
+            raise RuntimeError("the response is shorter than its content-length")
+        self.response_complete = True
+        self.message_event.set()
+        self.on_response()

@@ -7,11 +7,15 @@ import os
 import resource
 import signal
 import sys
+from typing import cast
 
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 8 * 1024 * 1024
+_UNFILLED = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+    ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
+)
 
 
 def die_with_parent(parent: int) -> bool:
@@ -33,6 +37,11 @@ def keep_large_blocks() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE)
+
+
+def fresh_memory(size: int) -> bytearray:
+    """`bytearray(size)` without the zeros: for memory that is filled before anybody sees it."""
+    return cast(bytearray, _UNFILLED(None, size))
 
 
 def raise_file_limit() -> None:

@@ -6,6 +6,7 @@ What it adds to uvicorn's class, and why, is told in docs/adr/0005-supervisor-an
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from http import HTTPStatus
 from typing import Any
@@ -17,17 +18,23 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from registry.server.exchange import Exchange
+from registry.server.framing import Chunked, Framing, Sized
 from registry.server.limits import ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
+from registry.server.receiving import PIECES, Body
 from registry.server.refusal import Refused, Surplus, error_response
+from registry.server.sending import socket_of
 from registry.server.target import check_host, parse_target
 
-_FRAMING = (b"content-length", b"transfer-encoding")
+_HEAD_END = b"\r\n\r\n"
 
 
 class RegistryProtocol(HttpToolsProtocol):
     """Requests are parsed as they come and answered in their order, one at a time.
+
+    The parser sees heads only. Bodies are framed here (`registry.server.framing`), so that they need not pass through
+    it; what follows one goes to a new parser.
 
     `active` is being answered, `queue` holds those sent ahead, `latest` is the one parsed last. Once `last` is set
     nothing more is parsed: what still comes is thrown away.
@@ -43,6 +50,7 @@ class RegistryProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
+        self.socket: socket.socket | None = None  # where files can be sent to it
         self.active: Exchange | None = None
         self.queue: deque[Exchange] = deque()
         self.latest: Exchange | None = None
@@ -50,11 +58,12 @@ class RegistryProtocol(HttpToolsProtocol):
         self._refused: Refused | None = None  # to be said after the answers before it
         self.begun = 0  # requests whose first byte has come
         self.in_head = False
-        self._head_bytes = 0  # of the head, or the trailers, being parsed
-        self._steps = 0  # heads, body pieces and ends the parser has found
-        self.unfinished = 0  # bytes since the parser last found one
-        self._upgrading = False
-        self._replaying = False
+        self._head_bytes = 0  # of the head being parsed
+        self._head_tail = b""  # its last bytes: where it ends may be cut in two
+        self._steps = 0  # heads and parts of bodies that have come
+        self.unfinished = 0  # bytes since the last of them
+        self._body: Body | None = None  # the one that is coming
+        self._parsed_head = False
         self.half_closed = False
         self.lingering = False
         self._thrown_away = 0
@@ -65,14 +74,21 @@ class RegistryProtocol(HttpToolsProtocol):
         # A new one is strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
         self.parser = httptools.HttpRequestParser(self)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.socket = socket_of(transport)
+
     # Bytes
 
+    def wanted_body(self) -> Body | None:
+        """The body to receive into; None where what comes next is a head, or not looked at."""
+        if self.last or self.latest is None or self.latest.response_complete:
+            return None
+        return self._body
+
     def data_received(self, data: bytes) -> None:
-        if self.last:
-            self._throw_away(len(data))
-            return
         steps = self._steps
-        self._feed(data)
+        self._read(data)
         if self._steps != steps:
             self.unfinished = 0
             return
@@ -80,41 +96,84 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.unfinished > self.limits.header_bytes and not self.last:
             self.refuse(self._too_large())
 
-    def _feed(self, data: bytes) -> None:
-        rest: bytes | None = None
+    def body_received(self, body: Body, count: int) -> None:
+        """`count` bytes have come into the body's room."""
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-        except httptools.HttpParserError as error:
-            self._parser_failed(error, len(data))
-        if rest is not None:  # not above: an error's context, which we look at, would be the upgrade's
-            self._ignore_upgrade(rest)
+            pieces, rest = body.filled(count)
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        self._take(body, pieces)
+        if rest:
+            self.data_received(bytes(rest))
 
-    def _parser_failed(self, error: httptools.HttpParserError, size: int) -> None:
+    def _read(self, data: bytes) -> None:
+        at = 0
+        while at < len(data) and not self.last:
+            if self._body is None:
+                at = self._read_head(data, at)
+                continue
+            try:
+                pieces, rest = self._body.take(memoryview(data)[at:])
+            except Refused as refused:
+                self.refuse(refused)
+                break
+            at = len(data) - len(rest)
+            self._take(self._body, pieces)
+        if at < len(data):
+            self._throw_away(len(data) - at)
+
+    def _take(self, body: Body, pieces: list[memoryview]) -> None:
+        self._steps += 1
+        if self.latest is None:
+            return
+        self.latest.take_body(pieces)
+        if body.crumbled and self.latest.held:
+            self.flow.pause_reading()
+        if body.ended:
+            self._body = None
+            self.latest.end_body()
+            self.last = self.last or not self.latest.keep_alive
+
+    def _read_head(self, data: bytes, at: int) -> int:
+        """Shows the parser what may be the rest of one head, and no byte more. Returns where that ends."""
+        stop = self._head_end(data, at)
+        part = data if stop - at == len(data) else data[at:stop]
+        self._head_tail = (self._head_tail + part[-3:])[-3:]
+        try:
+            self.parser.feed_data(part)
+        except httptools.HttpParserUpgrade:
+            pass  # served as the HTTP/1.1 it is (RFC 9110, section 7.8)
+        except httptools.HttpParserError as error:
+            self._parser_failed(error)
+            return at if self.last else stop
+        if self._parsed_head:
+            self._parsed_head = False
+            self._head_tail = b""
+            if self._body is not None or self.parser.should_upgrade():
+                self._make_parser()
+        return stop
+
+    def _head_end(self, data: bytes, at: int) -> int:
+        if at == 0 and self._head_tail:
+            found = (self._head_tail + data[:3]).find(_HEAD_END)
+            if found >= 0:
+                return found + len(_HEAD_END) - len(self._head_tail)
+        found = data.find(_HEAD_END, at)
+        return len(data) if found < 0 else found + len(_HEAD_END)
+
+    def _parser_failed(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
         if isinstance(cause, Refused):
             self.refuse(cause)
         elif isinstance(cause, Surplus) or self.last:
             self.last = True
-            self._throw_away(size)
         elif isinstance(error, httptools.HttpParserCallbackError):
             log.error("the parser's callbacks failed", exc_info=cause)
+            self.last = True
             self.transport.abort()
         else:
             self.refuse(Refused(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}"))
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Serves a request that asks for another protocol as the HTTP/1.1 it is (RFC 9110, section 7.8).
-
-        The parser took its head for the end of HTTP and would lose the body; a new one, told how the body is framed,
-        goes on where it stopped.
-        """
-        self._upgrading = False
-        self._make_parser()
-        self._replaying = True
-        framing = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING)
-        self._feed(b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + rest)
 
     def _throw_away(self, count: int) -> None:
         self._thrown_away += count
@@ -137,13 +196,12 @@ class RegistryProtocol(HttpToolsProtocol):
         self.queue.clear()
         self.flow.resume_writing()
         self.last = True
+        self._body = None
         self.parser = None  # type: ignore[assignment]
 
     # What the parser finds
 
     def on_message_begin(self) -> None:
-        if self._replaying:
-            return
         if self.latest is not None and len(self.queue) >= self.limits.pipelined:
             self.latest.keep_alive = False
             self.last = True
@@ -155,30 +213,21 @@ class RegistryProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        if self._replaying:
-            return
         self.url += url
         self._head_bytes = len(self.url)
         if self._head_bytes > self.limits.header_bytes:
             raise self._too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._replaying:
-            return
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self.limits.header_bytes:
             raise self._too_large()
-        if not self.in_head:
-            return  # a trailer; nothing here has a use for one
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._replaying:
-            self._replaying = False
-            return
         version = self.parser.get_http_version()
         method = self.parser.get_method().decode("ascii")
         self._check_head(version, method)
@@ -192,12 +241,22 @@ class RegistryProtocol(HttpToolsProtocol):
         self.scope["raw_path"] = target.path
         self.scope["query_string"] = target.query
         self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
+        if self.socket is not None:
+            self.scope["extensions"] = {"http.response.zerocopysend": {}}
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
         self.in_head = False
         self._head_bytes = 0
         self._steps += 1
-        self._upgrading = self.parser.should_upgrade()
-        self.latest = Exchange(self, self.scope, keep_alive=keep_alive, length=self._length())
+        self._parsed_head = True
+        length = self._length()
+        self.latest = Exchange(self, self.scope, keep_alive=keep_alive, length=length)
+        if length == 0:
+            self.latest.end_body()
+            self.last = not keep_alive
+        else:
+            framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
+            self._body = Body(framing)
+            self.scope.setdefault("extensions", {})[PIECES] = {"receive": self.latest.receive_pieces}
         if self.active is None:
             self._answer(self.latest)
         else:
@@ -222,17 +281,11 @@ class RegistryProtocol(HttpToolsProtocol):
         return 0
 
     def on_body(self, body: bytes) -> None:
-        self._steps += 1
-        if self.latest is not None:
-            self.latest.take_body(body)
+        # Were it ever to happen, parser and we would see different requests.
+        raise Refused(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")
 
     def on_message_complete(self) -> None:
-        self._steps += 1
-        if self._upgrading or self.latest is None:
-            return
-        self.latest.end_body()
-        if not self.latest.keep_alive:
-            self.last = True
+        pass  # of a head: what follows it is for `_read` to tell
 
     # Answers
 

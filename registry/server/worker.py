@@ -21,6 +21,7 @@ from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
 from registry.server.logs import LoopErrors, log
 from registry.server.protocol import RegistryProtocol
+from registry.server.receiving import HEADS, Receiver
 
 try:
     import uvloop
@@ -127,8 +128,10 @@ class Worker:
         )
         config.load()
 
-        def connection() -> RegistryProtocol:
-            return RegistryProtocol(config, self._state, state, loop, self._limits)
+        heads = memoryview(bytearray(HEADS))
+
+        def connection() -> Receiver:
+            return Receiver(RegistryProtocol(config, self._state, state, loop, self._limits), heads)
 
         return [Acceptor(loop, sock, connection) for sock in self._sockets]
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import json
 import os
 import sys
 from typing import Any
 from urllib.parse import parse_qs
+
+if os.environ.get("NO_UVLOOP"):  # as on a platform it has no wheel for
+    sys.modules["uvloop"] = None  # type: ignore[assignment]
 
 from registry.server.limits import ServerLimits
 from registry.server.listen import ListenError, address_of, bind
@@ -67,6 +72,24 @@ class App:
         }
         await answer(send, 200, json.dumps(seen).encode())
 
+    async def digest(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """What came of the body: in the memory it was received into, or `copied`; `keep`: looked at only at the end."""
+        running, size, kept, more = hashlib.sha256(), 0, [], True
+        take = scope.get("extensions", {}).get("entrepot.body", {}).get("receive")
+        while more:
+            if take is None or "copied" in query:
+                message = await receive()
+                pieces, more = [message["body"]], message["more_body"]
+            else:
+                pieces, more = await take()
+            size += sum(map(len, pieces))
+            kept += pieces
+            if "keep" not in query:
+                running.update(b"".join(kept))
+                kept.clear()
+        running.update(b"".join(kept))
+        await answer(send, 200, json.dumps({"digest": running.hexdigest(), "size": size}).encode())
+
     async def refuse(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await answer(send, 403, b"no")
 
@@ -99,6 +122,24 @@ class App:
         await send({"type": "http.response.body", "body": b"ab", "more_body": True})
         await send({"type": "http.response.body", "body": b"cd", "more_body": False})
 
+    async def file(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Sends `parts` of a file: `offset-count`, either left out, or `=text`. `length` declares one."""
+        assert scope["extensions"] == {"http.response.zerocopysend": {}}
+        headers = [(b"content-length", query["length"].encode())] if "length" in query else []
+        parts = query.get("parts", "-").split(",")
+        with io.FileIO(query["path"]) as file:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            for place, part in enumerate(parts):
+                more = {"more_body": place + 1 < len(parts)}
+                try:
+                    await send({**file_message(file, part), **more})
+                except OSError as error:
+                    say(f"cut {type(error).__name__}")
+                    raise
+
+    async def descriptors(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await answer(send, 200, str(len(os.listdir("/proc/self/fd"))).encode())
+
     async def unmodified(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await send({"type": "http.response.start", "status": 304, "headers": [(b"content-length", b"100")]})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -116,6 +157,15 @@ class App:
 
     async def split(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-name", b"a\r\nSet-Cookie: b")]})
+
+
+def file_message(file: Any, part: str) -> dict[str, Any]:
+    if part.startswith("="):
+        return {"type": "http.response.body", "body": part[1:].encode()}
+    offset, _, count = part.partition("-")
+    named = {"offset": offset, "count": count}
+    numbers = {name: int(text) for name, text in named.items() if text}
+    return {"type": "http.response.zerocopysend", "file": file, **numbers}
 
 
 async def answer(send: Any, status: int, body: bytes) -> None:
