@@ -42,6 +42,8 @@ def waiting_for(connection: RegistryProtocol) -> tuple[tuple[What, int, int], fl
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
         return ("send", active.moved if active is not None else 0, unsent), limits.send_idle_seconds
+    if active is not None and active.sending is not None and active.sending.blocked:
+        return ("send", active.moved, active.sending.untaken()), limits.send_idle_seconds
     if connection.lingering:
         return ("linger", 0, 0), limits.linger_seconds
     if active is not None:

@@ -112,11 +112,21 @@ def read_all(sock: socket.socket) -> bytes:
     return bytes(data)
 
 
+class Exact(socket.SocketIO):
+    """Reads as much as it is asked for, unless the connection ends, and never more."""
+
+    def read(self, size: int = -1) -> bytes:
+        data = bytearray()
+        while len(data) < size and (piece := super().read(size - len(data))):
+            data += piece
+        return bytes(data)
+
+
 def read_response(sock: socket.socket, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     """One response, and not a byte more of the connection than it has."""
     response = http.client.HTTPResponse(sock, method=method)
     response.fp.close()
-    response.fp = sock.makefile("rb", buffering=0)  # type: ignore[assignment]
+    response.fp = Exact(sock, "r")  # type: ignore[assignment]
     response.begin()
     headers = {name.lower(): value for name, value in response.getheaders()}
     body = response.read()
