@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from storage.blobs.disk import DiskBlobs
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.digesting import start_digest
-from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed
+from storage.errors import RangeInvalid, StorageFailed
 from storage.interface import BlobReader
 from storage.metadata.catalog import BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.upkeep.collect import Collector
-from storage.uploading import StoredUpload, resume
+from storage.uploading import StoredUpload, check_whole, resume
 
 FRESH = 60.0
-"""Seconds for which a blob that was needed just now is not noted again."""
+"""Seconds for which a blob that was needed just now is not noted again; half the grace at the most."""
 
 
 class StoredRegistry:
@@ -24,6 +24,7 @@ class StoredRegistry:
     def __init__(
         self, metadata: Metadata, blobs: DiskBlobs, clock: Callable[[], float], boot: str, collector: Collector
     ) -> None:
+        self._fresh = min(FRESH, collector.grace / 2)
         self.metadata = metadata
         self.blobs = blobs
         self._clock = clock
@@ -32,7 +33,7 @@ class StoredRegistry:
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
-        if row.fleeting and self._clock() - row.needed > FRESH:
+        if row.fleeting and self._clock() - row.needed > self._fresh:
             await self.metadata.need_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 
@@ -72,20 +73,18 @@ class StoredRegistry:
 
         row = await self.metadata.upload(repo, upload)
         if row.boot == self._boot:
-            check(await self.blobs.session_size(upload))
-        taken = await resume(self.blobs, self.metadata, self._boot, row, check)
-        try:
-            await self.metadata.upload(repo, upload)
-        except BlobUploadUnknown:
-            # Ended between the two: what was taken over is an empty session nobody knows of.
-            await taken.cancel()
-            raise
-        return taken
+            check(await self._session_size(row))
+        return await resume(self.blobs, self.metadata, self._boot, repo, upload, check)
+
+    async def _session_size(self, row: UploadRow) -> int:
+        size = await self.blobs.session_size(row.id)
+        check_whole(row, size)
+        return size
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
         row = await self.metadata.upload(repo, upload)
         if row.boot == self._boot:
-            return await self.blobs.session_size(upload)
+            return await self._session_size(row)
         taken = await self.resume_upload(repo, upload)
         try:
             return taken.offset

@@ -80,6 +80,7 @@ class StoredUpload:
                 await self._save()
 
     async def read_at(self, offset: int, length: int) -> bytes:
+        self._check_open()
         file = await self._flush()
         return await self._blobs.run(lambda: file.read_at(offset, length))
 
@@ -111,14 +112,14 @@ class StoredUpload:
 
     async def _publish(self, file: SessionFile, digest: Digest, size: int) -> None:
         async with self._blobs.hold(digest):
-            place = await self._blobs.publish(file, digest)
             try:
+                place = await self._blobs.publish(file, digest)
                 await self._metadata.add_blob(self.repository, digest, size, place, self.id)
             except StorageFull:
                 # Surely not committed; the file is what fills the disk. (A failed fsync of the commit would not be so
                 # sure: the row could come back after a crash, and must find its file.)
                 if not await self._metadata.known_blobs([digest]):
-                    await self._blobs.remove(place)
+                    await self._blobs.remove(self._blobs.layout.place(digest))
                     await self._blobs.empty_trash()
                 raise
 
@@ -153,16 +154,28 @@ class StoredUpload:
             await self._metadata.end_upload(self.id)
 
     async def aclose(self) -> None:
-        if self._closing is not None:
-            await asyncio.wait([self._closing])
         try:
+            if self._closing is not None:
+                await asyncio.wait([self._closing])
             if not self._ended and (self._gathered or self._flight or self._opening):
                 await self._flush()
                 await self._save()
+        except StorageFull:
+            await self._give_up()
+            raise
         finally:
             self._ended = True
-            if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
-                self._opening.result().close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes the file once nothing works on it any more: by the time a thread writes to a number that was closed,
+        it may be another file's."""
+        for work in (self._opening, self._flight, self._closing):
+            if work is not None and not work.done():
+                work.add_done_callback(lambda _: self._let_go())
+                return
+        if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
+            self._opening.result().close()
 
     def _check_open(self) -> None:
         if self._ended:
@@ -225,16 +238,30 @@ class StoredUpload:
 
 
 async def resume(
-    blobs: DiskBlobs, metadata: Metadata, boot: str, row: UploadRow, check: Callable[[int], None]
+    blobs: DiskBlobs,
+    metadata: Metadata,
+    boot: str,
+    repo: RepositoryName,
+    upload_id: UploadID,
+    check: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session over and its digest up again. `check` is given the offset and may refuse it by raising."""
-    file = await blobs.take_over(row.id)
+    """Takes the session over and its digest up again. `check` is given the offset and may refuse it by raising. Raises
+    BlobUploadUnknown."""
+    file = await blobs.take_over(upload_id)
     try:
+        # Read once the session is ours: whoever had it may have saved more, or ended it, until then.
+        row = await metadata.upload(repo, upload_id)
         running, offset = await blobs.run(lambda: _take_up(file, row, same_boot=row.boot == boot))
         upload = StoredUpload(blobs, metadata, boot, row, running, file, offset)
         if row.boot != boot:
             await metadata.save_upload(row.id, offset, running.save(), boot)
         check(offset)
+    except BlobUploadUnknown:
+        # What was taken over is an empty session nobody knows of.
+        with suppress(BlobUploadInvalid):
+            await blobs.run(file.discard)
+        file.close()
+        raise
     except BaseException:
         file.close()
         raise
@@ -245,11 +272,13 @@ def _take_up(file: SessionFile, row: UploadRow, *, same_boot: bool) -> tuple[Run
     """The session's digest and offset.
 
     Written under this run of the machine, all bytes in the file are there: those the saved state does not cover are
-    read again. Under an earlier run, only what the state covers can be told from garbage, by computing it anew; if that
-    differs (or no state was kept), the session starts over.
+    read again. Where there are fewer, a commit took the file and was stopped before the row went, and the session with
+    it: BlobUploadUnknown. Under an earlier run, only what the state covers can be told from garbage, by computing it
+    anew; if that differs (or no state was kept), the session starts over.
     """
     size = file.size()
-    if same_boot and size >= row.offset:
+    if same_boot:
+        check_whole(row, size)
         running, covered = restore_digest(row.algorithm, row.state), row.offset
         if running is None:
             running, covered = start_digest(row.algorithm), 0
@@ -259,8 +288,15 @@ def _take_up(file: SessionFile, row: UploadRow, *, same_boot: bool) -> tuple[Run
     running = start_digest(row.algorithm)
     for piece in file.pieces(0, row.offset):
         running.update(piece)
-    if row.state is not None and size >= row.offset and running.save() == row.state:
+    saved = restore_digest(row.algorithm, row.state)
+    if saved is not None and size >= row.offset and running.digest() == saved.digest():
         file.cut(row.offset)
         return running, row.offset
     file.restart()
     return start_digest(row.algorithm), 0
+
+
+def check_whole(row: UploadRow, size: int) -> None:
+    """Raises BlobUploadUnknown where the session has fewer bytes than its row says."""
+    if size < row.offset:
+        raise BlobUploadUnknown()

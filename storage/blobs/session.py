@@ -27,6 +27,7 @@ class SessionFile:
     def __init__(self, system: System, path: Path, fd: int) -> None:
         self._system = system
         self._fd = fd
+        self._published = False
         self.path = path
 
     @classmethod
@@ -100,12 +101,13 @@ class SessionFile:
             self._system.truncate(self._fd, size)
 
     def read_at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._fd, length, offset)
+        with self._owning():
+            return os.pread(self._fd, length, offset)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to `stop`, fewer where the file ends."""
         while start < stop:
-            piece = self.read_at(start, min(PIECE, stop - start))
+            piece = os.pread(self._fd, min(PIECE, stop - start), start)
             if not piece:
                 return
             yield piece
@@ -115,15 +117,19 @@ class SessionFile:
         self._system.sync(self._fd)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced bytes to `target`, durably; the session's directory goes."""
+        """Moves the synced bytes to `target`, durably; the session's directory goes. A file already there has the same
+        content and is replaced."""
         with self._owning():
-            files.publish(self._system, self.path, target)
+            self._system.rename(self.path, target)
+            self._published = True
+            files.sync_directory(self._system, target.parent)
         self._drop_directory()
 
     def discard(self) -> None:
-        """Drops the session's bytes."""
-        with self._owning():
-            self._system.unlink(self.path)
+        """Drops the session's bytes. Those that were published are the session's no more and stay."""
+        if not self._published:
+            with self._owning():
+                self._system.unlink(self.path)
         self._drop_directory()
 
     def _drop_directory(self) -> None:

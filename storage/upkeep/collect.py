@@ -46,7 +46,7 @@ class Collector:
         self._metadata = metadata
         self._blobs = blobs
         self._clock = clock
-        self._grace = grace
+        self.grace = grace
         self._expire = expire
         self._next_shard = int(clock()) % blobs.shards
 
@@ -72,7 +72,7 @@ class Collector:
                     await self._metadata.end_upload(upload)
                 await self._blobs.discard(upload)
                 done.uploads += 1
-        cut = self._clock() - max(self._grace, 60)
+        cut = self._clock() - max(self.grace, 60)
         old = [upload for upload, changed in await self._blobs.sessions() if changed < cut]
         known = await self._metadata.known_uploads(old)
         for upload in old:
@@ -80,7 +80,7 @@ class Collector:
                 await self._blobs.discard(upload)
 
     async def _drop_links(self, done: Collected) -> None:
-        before = self._clock() - self._grace
+        before = self._clock() - self.grace
         while entries := await self._metadata.dropped_links(before, PORTION):
             for entry in entries:
                 done.links += await self._metadata.drop_link(entry, before)
@@ -98,7 +98,7 @@ class Collector:
     async def _drop_strays(self, done: Collected) -> None:
         for _ in range(SHARDS):
             number, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
-            cut = self._clock() - max(self._grace, 60)
+            cut = self._clock() - max(self.grace, 60)
             old = {digest: place for digest, place, written in await self._blobs.shard(number) if written < cut}
             known = await self._metadata.known_blobs(list(old))
             for digest in old.keys() - known:
