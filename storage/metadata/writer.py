@@ -130,17 +130,19 @@ class Writer:
         self._sync_commits(db, any(waiting.durable for waiting in batch))
         db.execute("BEGIN IMMEDIATE")
         for waiting in batch:
+            db.execute("SAVEPOINT change")
             try:
-                with db:
-                    waiting.result = waiting.change(db)
-            except (apsw.FullError, apsw.IOError):
-                raise
+                waiting.result = waiting.change(db)
             except Exception as error:
+                if isinstance(error, apsw.FullError | apsw.IOError) or not db.in_transaction:
+                    raise  # SQLite may have rolled back all of the batch, what went before included
+                db.execute("ROLLBACK TO change")
                 failed[id(waiting)] = error if isinstance(error, RegistryError) else _told(error)
+            db.execute("RELEASE change")
         if len(failed) == len(batch):
             db.execute("ROLLBACK")
         else:
-            self._system.commit(lambda: _end(db))
+            self._system.commit(lambda: _end(db), durable=bool(self._full))
         return failed
 
     def _sync_commits(self, db: apsw.Connection, full: bool) -> None:
