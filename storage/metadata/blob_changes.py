@@ -134,6 +134,11 @@ def end_upload(db: apsw.Connection, upload: UploadID) -> None:
         raise BlobUploadUnknown()
 
 
+def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
+    db.execute("DELETE FROM upload WHERE id = ? AND touched <= ?", (upload, before))
+    return db.changes() > 0
+
+
 def drop_link(db: apsw.Connection, entry: Dropped, before: float, now: float) -> bool:
     since = db.execute(
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
