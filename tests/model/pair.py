@@ -86,9 +86,9 @@ class Pair:
         self.loop = loop
         self.both: list[Registry] = [model, tested]
 
-    def ask(self, call: Callable[[Registry], Awaitable[Any]]) -> Any:
+    def ask(self, call: Callable[..., Awaitable[Any]], *what: object) -> Any:
         """Makes the call on both; returns the answer on which they agree."""
-        return self.compare([call(registry) for registry in self.both])
+        return self.compare([call(registry, *what) for registry in self.both])
 
     def compare(self, calls: list[Awaitable[Any]]) -> Any:
         expected, actual = [self.loop.run_until_complete(answer_of(call)) for call in calls]
@@ -98,7 +98,7 @@ class Pair:
     def get(self, calls: list[Awaitable[Any]]) -> list[Any]:
         """The answers as they are; both or none raise."""
         answers: list[Any] = []
-        told = []
+        told: list[Raised | None] = []
         for call in calls:
             try:
                 answers.append(self.loop.run_until_complete(call))
@@ -112,15 +112,11 @@ class Pair:
         """Everything that can be seen is the same in both."""
         self.ask(lambda registry: registry.repositories(None, EVERYTHING))
         for repo in repos:
-            self.ask(lambda registry, repo=repo: registry.tags(repo, None, EVERYTHING))
+            self.ask(lambda registry, repo: registry.tags(repo, None, EVERYTHING), repo)
             for digest in digests:
-                self.ask(lambda registry, repo=repo, digest=digest: read_blob(registry, repo, digest, None))
-                self.ask(lambda registry, repo=repo, digest=digest: registry.get_manifest(repo, digest))
+                self.ask(read_blob, repo, digest, None)
+                self.ask(lambda registry, *what: registry.get_manifest(*what), repo, digest)
                 for kind in (None, *ARTIFACT_TYPES):
-                    self.ask(
-                        lambda registry, repo=repo, digest=digest, kind=kind: registry.referrers(
-                            repo, digest, kind, None, EVERYTHING
-                        )
-                    )
+                    self.ask(lambda registry, *what: registry.referrers(*what, None, EVERYTHING), repo, digest, kind)
             for tag in tags:
-                self.ask(lambda registry, repo=repo, tag=tag: described(registry, repo, tag))
+                self.ask(described, repo, tag)

@@ -113,6 +113,9 @@ class Agreement(RuleBasedStateMachine):
 
     @rule(target=uploads, repo=repos, algorithm=algorithms)
     def start(self, repo: RepositoryName, algorithm: str) -> Upload:
+        return self.begin(repo, algorithm)
+
+    def begin(self, repo: RepositoryName, algorithm: str) -> Upload:
         writers = self.pair.get([registry.start_upload(repo, algorithm) for registry in self.pair.both])
         upload = Upload(repo, [writer.id for writer in writers], writers)
         self.held.append(upload)
@@ -120,7 +123,7 @@ class Agreement(RuleBasedStateMachine):
 
     @rule(repo=repos, data=contents, algorithm=algorithms)
     def push_blob(self, repo: RepositoryName, data: bytes, algorithm: str) -> None:
-        upload = self.start(repo, algorithm)
+        upload = self.begin(repo, algorithm)
         self.write(upload, data)
         self.end(upload, [writer.commit(digest_of(data, algorithm)) for writer in upload.writers or ()])
 
@@ -197,14 +200,14 @@ class Agreement(RuleBasedStateMachine):
     @rule(repo=repos, data=contents, algorithm=algorithms)
     def commit_wrongly(self, repo: RepositoryName, data: bytes, algorithm: str) -> None:
         """What is sent is not what was announced: nothing of it stays."""
-        upload = self.start(repo, "sha256")
+        upload = self.begin(repo, "sha256")
         self.write(upload, data + b"broken")
         self.end(upload, [writer.commit(digest_of(data, algorithm)) for writer in upload.writers or ()])
 
     @rule(repo=repos, data=contents, call=st.sampled_from(["write", "commit", "read_at"]))
     def take_over(self, repo: RepositoryName, data: bytes, call: str) -> None:
         """A push that breaks off, is resumed while its old connection lives on, and is ended by the new one."""
-        upload = self.start(repo, "sha256")
+        upload = self.begin(repo, "sha256")
         self.write(upload, data[:3])
         self.resume(upload, "right")
         self.try_what_was_lost(upload, call)
@@ -230,7 +233,7 @@ class Agreement(RuleBasedStateMachine):
     def try_what_was_lost(self, upload: Upload, call: str) -> None:
         """A writer that lost its session, or let it go, can do nothing with it."""
         for writers in upload.old[-1:]:
-            calls = {
+            calls: dict[str, Callable[[Any], Awaitable[Any]]] = {
                 "write": lambda writer: self.write_and_close(writer),
                 "read_at": lambda writer: writer.read_at(0, 1),
                 "commit": lambda writer: writer.commit(digest_of(upload.taken)),
