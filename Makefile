@@ -16,16 +16,22 @@ ARGS ?=
 PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
 	busybox-static:busybox strace:strace
 
-.PHONY: help serve test lint format docs lock clean packages
+.PHONY: help serve test bench bench-growth lint format docs lock clean packages
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.0.1:5000; ARGS="--listen …" for more
 	@exec $(BIN)/entrepot serve $(ARGS)
 
 test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/cli -k config" for some
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.runtime ## Measure beside Debian's docker-registry; ARGS="--quick", "--only v2,tag-put" for less
+	@exec $(BIN)/python -m bench registries $(ARGS)
+
+bench-growth: $(VENV)/.runtime ## Measure stores of 100 to 1,000,000 manifests; ARGS="--quick" for less
+	@exec $(BIN)/python -m bench growth $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types and layers
 	$(BIN)/ruff check .
@@ -51,8 +57,8 @@ lock: $(VENV)/.dev ## Pin the dependencies anew, with hashes; UPGRADE=--upgrade 
 		pyproject.toml --group dev --output-file requirements/dev.txt
 
 clean: ## Remove what the other targets made; the data directory stays
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find registry storage tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find registry storage bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are made last, so that a set-up that was cut off is done again.
 $(VENV)/.venv:

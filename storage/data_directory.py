@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs"}
 )
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How mountinfo writes a space, a tab, a line's end and a backslash (proc(5))."""
 
 
 class DataDirectoryError(Exception):
@@ -18,7 +22,7 @@ class DataDirectoryError(Exception):
 def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
     """The type of the file system `path` lies on, as /proc/self/mountinfo names it; empty where that is unknown."""
     try:
-        text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mountinfo is None else mountinfo
     except OSError:
         return ""
     real = os.path.realpath(path)
@@ -28,7 +32,7 @@ def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
         fields, after = left.split(" "), right.split(" ")
         if len(fields) < 5 or not after[0]:
             continue
-        point = fields[4].encode().decode("unicode_escape").rstrip("/")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields[4]).rstrip("/")
         if (real == point or real.startswith(point + "/")) and len(point) >= len(best):
             best, kind = point, after[0]
     return kind

@@ -125,7 +125,7 @@ async def _collect_regularly(collector: Collector, layout: Layout, every: float)
                 try:
                     await collector.collect()
                 except RegistryError as error:
-                    log.warning("a collection was broken off: %s", error)
+                    log.warning("a collection was broken off: %s", error, exc_info=error.__cause__)
                 fcntl.flock(lock, fcntl.LOCK_UN)
             await asyncio.sleep(every)
     finally:

@@ -52,8 +52,8 @@ class System:
     def rmdir(self, path: Path) -> None:
         os.rmdir(path)
 
-    def commit(self, commit: Callable[[], None]) -> None:
-        """Runs the commit of a metadata transaction."""
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        """Runs the commit of a metadata transaction; `durable`: it is one that syncs the database's log."""
         commit()
 
 

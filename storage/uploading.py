@@ -149,6 +149,8 @@ class StoredUpload:
         file.close()
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
+        # A request that was on its way may have taken the session over between the two; from here on none can.
+        await self._blobs.discard(self.id)
 
     async def aclose(self) -> None:
         try:

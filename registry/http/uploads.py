@@ -13,9 +13,11 @@ from registry.http import params
 from registry.http.exchange import ClientGone, Exchange
 from registry.http.responses import content_headers, send_empty, upload_headers
 from storage.content import Descriptor
-from storage.errors import BlobUnknown, DigestInvalid, NameUnknown, RegistryError, SizeInvalid
+from storage.errors import BlobUnknown, BlobUploadInvalid, DigestInvalid, NameUnknown, RegistryError, SizeInvalid
 from storage.interface import ANY, BlobWriter
 from storage.names import Digest, RepositoryName, UploadID, as_algorithm
+
+CANCEL_TRIES = 5
 
 
 async def start_upload(exchange: Exchange) -> None:
@@ -72,9 +74,19 @@ async def get_upload(exchange: Exchange) -> None:
 
 
 async def cancel_upload(exchange: Exchange) -> None:
-    writer = await exchange.registry.resume_upload(exchange.repo, UploadID(exchange.item))
-    async with aclosing(writer):
-        await writer.cancel()
+    """A request whose connection broke, and which the client takes for dead, may still be on its way to the session and
+    take it over from this one: then once more."""
+    upload = UploadID(exchange.item)
+    for left in reversed(range(CANCEL_TRIES)):
+        writer = await exchange.registry.resume_upload(exchange.repo, upload)
+        try:
+            async with aclosing(writer):
+                await writer.cancel()
+        except BlobUploadInvalid:
+            if not left:
+                raise
+        else:
+            break
     await send_empty(exchange, 204)
 
 

@@ -26,6 +26,7 @@ _KILL_MARGIN = 2 * CANCEL_SECONDS + CLOSE_SECONDS + 2.0  # over the grace; then 
 _REAP_SECONDS = 5.0  # a process stuck in the kernel does not die of SIGKILL; we do not wait for it for ever
 _REPLACE_SECONDS = 60.0  # for a worker's start while SIGHUP renews them
 _BACK_OFF = (0.1, 10.0)  # first and longest pause before a worker that died is started again
+_GROUP_SECONDS = 0.5  # a worker that ended in order had a SIGTERM: sent to the whole group, ours is on its way
 _STEADY_SECONDS = 10.0  # a worker that lived this long did not die of its start
 
 
@@ -67,6 +68,7 @@ class Supervisor:
         self._children: dict[int, _Child] = {}
         self._due: dict[int, float] = {}  # slot → when to start its worker
         self._pauses: dict[int, float] = {}  # slot → the pause before its next start
+        self._why: dict[int, str] = {}  # slot → what became of the worker that is to be started again
         self._renew: list[_Child] = []  # workers SIGHUP has yet to replace
         self._successor: _Child | None = None
         self._served = False  # all workers were ready once
@@ -127,6 +129,8 @@ class Supervisor:
     def _start_due(self, now: float) -> None:
         for slot in [slot for slot, when in self._due.items() if when <= now]:
             del self._due[slot]
+            if slot in self._why:
+                log.warning(self._why.pop(slot))
             self._fork(slot)
 
     def _fork(self, slot: int) -> _Child:
@@ -243,9 +247,11 @@ class Supervisor:
         pause = self._pauses.get(child.slot, 0.0)
         if code == 0 or (child.ready and now - child.started >= _STEADY_SECONDS):
             pause = 0.0
-        self._due[child.slot] = now + pause
         self._pauses[child.slot] = min(max(pause * 2, _BACK_OFF[0]), _BACK_OFF[1])
-        log.warning("the worker %d %s; starting it again in %g s", child.pid, _ended(child, code), pause)
+        if code == 0:
+            pause = _GROUP_SECONDS
+        self._due[child.slot] = now + pause
+        self._why[child.slot] = f"the worker {child.pid} {_ended(child, code)}; starting it again after {pause:g} s"
 
     def _step(self) -> None:
         """What follows from who is ready now."""

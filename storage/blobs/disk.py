@@ -14,7 +14,7 @@ import aiofiles.threadpool
 
 from storage.blobs import files
 from storage.blobs.cached import CachedOpener, read_cached
-from storage.blobs.layout import STRIPES, Layout
+from storage.blobs.layout import SHARDS, Layout
 from storage.blobs.session import SessionFile, session_size
 from storage.blobs.steps import Step, start
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
@@ -92,7 +92,7 @@ class DiskBlobs:
     def __init__(self, layout: Layout, system: System) -> None:
         self.layout = layout
         self.system = system
-        self.shards = 2 * STRIPES
+        self.shards = SHARDS
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
         self._opener = CachedOpener(layout.root)
         self._held: dict[int, asyncio.Lock] = {}
@@ -200,16 +200,19 @@ class DiskBlobs:
 
     async def discard(self, upload: UploadID) -> None:
         def drop() -> None:
-            if self.layout.upload(upload).exists():
+            if not self.layout.upload(upload).exists():
+                return
+            with suppress(BlobUploadInvalid, BlobUploadUnknown):  # another one is at it
                 session = SessionFile.take_over(self.system, self.layout.upload(upload))
-                with suppress(BlobUploadInvalid):
+                try:
                     session.discard()
-                session.close()
+                finally:
+                    session.close()
 
         await self.run(drop)
 
     async def shard(self, number: int) -> list[tuple[Digest, str, float]]:
-        path = list(self.layout.shards())[number]
+        path = self.layout.shard(number)
         algorithm = path.parent.name
 
         def look() -> list[tuple[Digest, str, float]]:

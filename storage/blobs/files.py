@@ -63,21 +63,17 @@ def sync_directory(system: System, path: Path) -> None:
         os.close(fd)
 
 
-def publish(system: System, source: Path, target: Path) -> None:
-    """Moves a synced file into place, for good. A file already there has the same content and is replaced."""
-    system.rename(source, target)
-    sync_directory(system, target.parent)
-
-
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
-    """Makes those that are missing, and syncs their parents once."""
-    changed: dict[Path, None] = {}
+    """Makes those that are missing, and syncs their parents once; also where nothing was missing, since whoever made
+    them may have been stopped before."""
+    parents: dict[Path, None] = {root.parent: None}
     for path in paths:
         with suppress(FileExistsError):
             system.mkdir(path)
-            changed[path.parent] = None
-    for parent in changed:
-        sync_directory(system, parent)
+        parents[path.parent] = None
+    for parent in parents:
+        with suppress(PermissionError):  # somebody else's directory around the data directory
+            sync_directory(system, parent)
 
 
 def try_lock(fd: int) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 from storage.names import ALGORITHMS, Digest, UploadID
 
 STRIPES = 256
+SHARDS = 256 * len(ALGORITHMS)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ class Layout:
 
     def shards(self) -> Iterator[Path]:
         """The directories blobs lie in."""
-        for algorithm in ALGORITHMS:
-            for number in range(256):
-                yield self.root / "blobs" / algorithm / f"{number:02x}"
+        return map(self.shard, range(SHARDS))
+
+    def shard(self, number: int) -> Path:
+        """One of the `SHARDS` directories blobs lie in."""
+        return self.root / "blobs" / ALGORITHMS[number // 256] / f"{number % 256:02x}"
 
     def directories(self) -> Iterator[Path]:
         """What must exist, parents first. The shards are made with the data directory, so that a push never has to make

@@ -134,7 +134,17 @@ def end_upload(db: apsw.Connection, upload: UploadID) -> None:
         raise BlobUploadUnknown()
 
 
+def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
+    db.execute("DELETE FROM upload WHERE id = ? AND touched <= ?", (upload, before))
+    return db.changes() > 0
+
+
 def drop_link(db: apsw.Connection, entry: Dropped, before: float, now: float) -> bool:
+    since = db.execute(
+        "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
+    ).get
+    if since is None or since > before:
+        return False  # referred to and let go again since the queue was read: its grace began anew
     row = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (entry.digest, entry.repository),

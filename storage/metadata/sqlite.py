@@ -133,6 +133,9 @@ class SqliteMetadata:
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
         return blob_changes.stale_uploads(self._db, before, limit)
 
+    async def drop_upload(self, upload: UploadID, before: float) -> bool:
+        return await self._writer.run(lambda db: blob_changes.drop_upload(db, upload, before), durable=False)
+
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
         known = lookups.known(self._db, "upload", "id", uploads)
         return {upload for upload in uploads if upload in known}

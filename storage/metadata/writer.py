@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 import apsw
 
-from storage.blobs.files import locked
+from storage.blobs.files import locked, sync_directory, told
 from storage.blobs.layout import Layout
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.connection import connect
@@ -51,6 +51,7 @@ class Writer:
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._pages = 0
         self._full: bool | None = None
+        self._named = False
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)
         self._thread.start()
@@ -127,21 +128,33 @@ class Writer:
 
     def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> dict[int, BaseException]:
         failed: dict[int, BaseException] = {}
+        self._name_log(db)
         self._sync_commits(db, any(waiting.durable for waiting in batch))
         db.execute("BEGIN IMMEDIATE")
         for waiting in batch:
+            db.execute("SAVEPOINT change")
             try:
-                with db:
-                    waiting.result = waiting.change(db)
-            except (apsw.FullError, apsw.IOError):
-                raise
+                waiting.result = waiting.change(db)
             except Exception as error:
+                if isinstance(error, apsw.FullError | apsw.IOError) or not db.in_transaction:
+                    raise  # SQLite may have rolled back all of the batch, what went before included
+                db.execute("ROLLBACK TO change")
                 failed[id(waiting)] = error if isinstance(error, RegistryError) else _told(error)
+            db.execute("RELEASE change")
         if len(failed) == len(batch):
             db.execute("ROLLBACK")
         else:
-            self._system.commit(lambda: _end(db))
+            self._system.commit(lambda: _end(db), durable=bool(self._full))
         return failed
+
+    def _name_log(self, db: apsw.Connection) -> None:
+        """Before the first commit: makes the WAL's own name durable. SQLite does it only where the connection that made
+        the file is also the first to sync it."""
+        if not self._named:
+            db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # opens the WAL
+            with told():
+                sync_directory(self._system, self._layout.root)
+            self._named = True
 
     def _sync_commits(self, db: apsw.Connection, full: bool) -> None:
         """An upload's progress need not survive a power cut, and is not worth an fsync. A later full commit syncs it
@@ -175,5 +188,6 @@ def _told(error: BaseException) -> RegistryError:
         return error
     if isinstance(error, apsw.FullError):
         return StorageFull()
-    log.error("a metadata transaction failed", exc_info=error)
-    return StorageFailed("the registry's metadata failed; its log says how")
+    failed = StorageFailed("the registry's metadata failed; its log says how")
+    failed.__cause__ = error  # for whoever logs it: that is done once, at the edge
+    return failed

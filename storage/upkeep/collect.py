@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from storage.blobs.store import BlobStore
-from storage.errors import BlobUploadUnknown
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 
@@ -66,12 +64,12 @@ class Collector:
         return done
 
     async def _end_stale_uploads(self, done: Collected) -> None:
-        while stale := await self._metadata.stale_uploads(self._clock() - self._expire, PORTION):
+        before = self._clock() - self._expire
+        while stale := await self._metadata.stale_uploads(before, PORTION):
             for upload in stale:
-                with suppress(BlobUploadUnknown):
-                    await self._metadata.end_upload(upload)
-                await self._blobs.discard(upload)
-                done.uploads += 1
+                if await self._metadata.drop_upload(upload, before):
+                    await self._blobs.discard(upload)
+                    done.uploads += 1
         cut = self._clock() - max(self.grace, 60)
         old = [upload for upload, changed in await self._blobs.sessions() if changed < cut]
         known = await self._metadata.known_uploads(old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from storage.content import (
     OCI_INDEX,
@@ -86,7 +87,7 @@ async def push_blob(registry: Registry, repo: RepositoryName, data: bytes, algor
 
 
 async def push_image(
-    registry: Registry, repo: RepositoryName, seed: str, *tags: str, subject: Digest | None = None, **fields: object
+    registry: Registry, repo: RepositoryName, seed: str, *tags: str, subject: Digest | None = None, **fields: Any
 ) -> Manifest:
     """Pushes an image of a config and one layer that no other `seed` gives."""
     config = await push_blob(registry, repo, json.dumps({"seed": seed}).encode())

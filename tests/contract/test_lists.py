@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ async def push_all(registry: Registry) -> list[str]:
     return in_bytes_order(NAMES)
 
 
-async def walk(ask: Callable[[str | None], Awaitable[Page[str]]], limit: int) -> list[str]:
+async def walk(ask: Callable[[str | None], Awaitable[Page[Any]]], limit: int) -> list[str]:
     """All pages, each asked for after the last item of the one before."""
     found: list[str] = []
     while True:

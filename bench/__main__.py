@@ -1,0 +1,102 @@
+"""`python -m bench registries` and `python -m bench growth`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from bench import growth, registries
+from bench.errors import BenchFailed, TrialFailed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: measured; 1: something failed, or with `--strict` a goal is not met; 2: bad arguments."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = _parser().parse_args(arguments)
+    try:
+        good = _registries(options) if options.what == "registries" else _growth(options)
+    except (BenchFailed, TrialFailed) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0 if good else 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM unwinds as Ctrl-C does, so that what was started is ended."""
+    raise KeyboardInterrupt
+
+
+def _registries(options: argparse.Namespace) -> bool:
+    rounds, seconds = (1, 1.0) if options.quick else (7, 4.0)
+    plan = registries.Plan(
+        options.rounds or rounds,
+        options.seconds or seconds,
+        registries.chosen(options.only),
+        options.folder,
+        options.json,
+        options.plot,
+    )
+    outcome = registries.compare(plan)
+    return outcome.sound and (outcome.met or not options.strict)
+
+
+def _growth(options: argparse.Namespace) -> bool:
+    rounds, seconds, sizes = (1, 1.0, [100, 10_000]) if options.quick else (3, 4.0, [100, 10_000, 1_000_000])
+    plan = growth.Plan(
+        options.rounds or rounds,
+        options.seconds or seconds,
+        options.sizes or sizes,
+        options.folder,
+        options.json,
+        options.plot,
+    )
+    return growth.measure(plan) or not options.strict
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Entrepot.")
+    what = parser.add_subparsers(dest="what", required=True)
+    beside = what.add_parser("registries", help="beside Debian's docker-registry")
+    beside.add_argument("--only", metavar="ROW,…", help="just these rows")
+    grows = what.add_parser("growth", help="as the store grows")
+    grows.add_argument("--sizes", type=_sizes, metavar="N,…", help="manifests in each store, ascending")
+    for each in (beside, grows):
+        each.add_argument("--rounds", type=_count, metavar="N", help="rounds")
+        each.add_argument("--seconds", type=_duration, metavar="S", help="length of a trial, about")
+        each.add_argument("--quick", action="store_true", help="one short round: to see that it works")
+        each.add_argument("--strict", action="store_true", help="exit with 1 when a goal is not met")
+        each.add_argument("--folder", type=Path, help="where the temporary folder is made")
+        each.add_argument("--json", type=Path, metavar="PATH", help="write the figures there as well")
+        each.add_argument("--plot", type=Path, metavar="PATH", help="write the plot there as well (SVG)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 60")
+    return value
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = [int(part) for part in text.split(",")]
+    if sizes != sorted(set(sizes)) or sizes[0] < 100:
+        raise argparse.ArgumentTypeError("sizes ascend, from 100 on")
+    return sizes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

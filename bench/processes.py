@@ -1,0 +1,114 @@
+"""Processes as /proc shows them, and programs that end when their block does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")
+# Debian's own programs first; dockerd and its helpers lie in sbin.
+PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
+END_TIMEOUT = 40.0
+
+
+def cpu_ticks(stat: str) -> int:
+    """User and system time in the text of a /proc/PID/stat, of the process and of the children it has reaped
+    (proc(5): utime, stime, cutime, cstime). The name before them may hold spaces and parentheses."""
+    fields = stat.rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15])
+
+
+def pss_bytes(rollup: str) -> int:
+    """The proportional set size in the text of a /proc/PID/smaps_rollup."""
+    for line in rollup.splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it, itself first."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in (PROC / str(parent) / "task").iterdir():
+                with contextlib.suppress(OSError):
+                    found.extend(int(child) for child in (task / "children").read_text().split())
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time the tree has used so far. Whoever ended and was reaped counts with its parent, so nothing is lost."""
+    return sum(cpu_ticks(text) for text in _texts(pid, "stat")) / TICKS
+
+
+def pss(pid: int) -> int:
+    """Bytes of memory the tree takes, shared pages counted once."""
+    return sum(pss_bytes(text) for text in _texts(pid, "smaps_rollup"))
+
+
+def _texts(pid: int, file: str) -> Iterator[str]:
+    for one in tree(pid):
+        with contextlib.suppress(OSError):
+            yield (PROC / str(one) / file).read_text()
+
+
+def moved_bytes(pid: int) -> int:
+    """Bytes a process has read from and written to files so far (proc(5), /proc/PID/io: rchar, wchar)."""
+    with contextlib.suppress(OSError):
+        lines = (PROC / str(pid) / "io").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("rchar", "wchar")))
+    return 0
+
+
+def children_cpu() -> float:
+    """CPU seconds of the programs this process has waited for: the loaders, between two readings."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """A clean environment: no proxy, no settings of the person who measures, Python's own speed-ups left on."""
+    return {"PATH": PATH, "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8", "NO_PROXY": "*", **extra}
+
+
+@contextlib.contextmanager
+def program(command: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a program until the block ends; its output goes to `log`. It is asked to end, then made to."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to a program that leads its own session, SIGKILL to what is left of that session when it lingers."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def tail(log: Path, size: int = 4000) -> str:
+    """The end of a log."""
+    return log.read_text(errors="replace")[-size:] if log.exists() else ""

@@ -1,0 +1,155 @@
+"""Entrepot beside docker-registry: rounds of all rows, the two servers in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench import goals, results, table
+from bench.content import MIB
+from bench.errors import BenchFailed, TrialFailed
+from bench.figures import PSS
+from bench.memory import MemoryWatch
+from bench.packages import DOCKER, LOADERS, RIVAL, require, version
+from bench.plot import ratio_bars
+from bench.results import Line
+from bench.rows import Row, Stage, all_rows
+from bench.servers import ENTREPOT, Server, machine, running
+from bench.servers import RIVAL as RIVAL_KIND
+
+KINDS = (ENTREPOT, RIVAL_KIND)
+NAMES = [kind.name for kind in KINDS]
+SPACE = 12 << 30
+SPACE_A_ROUND = 1 << 30
+"""Bytes of disk: what is pushed and logged in a round, and what docker and the fixed content take."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is to be made."""
+
+    rounds: int
+    seconds: float
+    rows: Sequence[Row]
+    folder: Path | None = None
+    """Where the temporary folder is made."""
+    json: Path | None = None
+    plot: Path | None = None
+
+
+def chosen(only: str | None) -> list[Row]:
+    """The rows of a comma-separated list; all without one. Raises BenchFailed for a name that is none."""
+    rows = {row.name: row for row in all_rows()}
+    wanted = [name.strip() for name in only.split(",")] if only else list(rows)
+    if unknown := [name for name in wanted if name not in rows]:
+        raise BenchFailed(f"no row is called {', '.join(unknown)}; there are: {', '.join(rows)}")
+    return [row for name, row in rows.items() if name in wanted]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went: whether every trial gave figures, and whether every goal is met."""
+
+    sound: bool
+    met: bool
+
+
+def compare(plan: Plan) -> Outcome:
+    """Measures, prints and writes it all. Raises BenchFailed."""
+    needs = {**LOADERS, **RIVAL, **(DOCKER if any(row.name == "docker-pull" for row in plan.rows) else {})}
+    require(needs)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=plan.folder))
+    try:
+        _check_space(folder, plan.rounds)
+        about = _about(plan, folder)
+        lines = _measure(plan, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    verdicts = goals.judge({line.name: line for line in lines})
+    document = results.as_json(lines, NAMES, about)
+    document["goals"] = [
+        {"goal": goal.text, "wanted": goal.wanted, "measured": value, "met": value is not None and goal.met(value)}
+        for goal, value in verdicts
+    ]
+    results.write(document, [results.FOLDER / "latest.json", *([plan.json] if plan.json else [])])
+    plot = ratio_bars(lines, *NAMES)
+    for path in (results.FOLDER / "latest.svg", *([plan.plot] if plan.plot else [])):
+        path.write_text(plot)
+    print(f"\n{table.figures(lines, NAMES)}\n\n{table.verdicts(verdicts)}")
+    failed = [line for line in lines if line.failure]
+    for line in failed:
+        print(f"\nFAILED {line.name}: {line.failure}")
+    return Outcome(not failed, goals.all_met(verdicts))
+
+
+def _check_space(folder: Path, rounds: int) -> None:
+    needed, free = SPACE + rounds * SPACE_A_ROUND, shutil.disk_usage(folder).free
+    if free < needed:
+        raise BenchFailed(f"{folder.parent} has {free >> 30} GiB free, and {needed >> 30} are needed; see --folder")
+
+
+def _about(plan: Plan, folder: Path) -> dict[str, object]:
+    return {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine(folder),
+        "versions": {kind.name: kind.version() for kind in KINDS} | {name: version(name) for name in LOADERS.values()},
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+    }
+
+
+def _measure(plan: Plan, folder: Path) -> list[Line]:
+    lines = {row.name: Line(row.name, row.title, row.figures) for row in plan.rows}
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(running(kind, folder / kind.name)) for kind in KINDS]
+        watch = stack.enter_context(MemoryWatch())
+        stage = Stage(folder, plan.seconds, KINDS, stack)
+        for server in servers:
+            stage.fill(server)
+        for row in plan.rows:
+            for server in servers:
+                _attempt(lines[row.name], partial(row.prepare, stage, server), server)
+        for number in range(plan.rounds):
+            _round(plan.rows, lines, stage, servers if number % 2 == 0 else servers[::-1], watch, number)
+            print(f"round {number + 1} of {plan.rounds} done", flush=True)
+    peak = Line(goals.PEAK, "memory at its peak", (PSS,))
+    peak.samples = {name: [{PSS.key: size / MIB}] for name, size in watch.peaks.items()}
+    return [*lines.values(), peak]
+
+
+def _round(
+    rows: Sequence[Row], lines: dict[str, Line], stage: Stage, servers: list[Server], watch: MemoryWatch, number: int
+) -> None:
+    for row in rows:
+        line = lines[row.name]
+        if row.rounds is not None and number >= row.rounds:
+            continue
+        for server in servers:
+            if line.failure:
+                break
+            os.sync()  # what one server left to be written must not slow the other
+            watch.turn_to(server)
+            _attempt(line, partial(_trial, line, row, stage, server, number), server)
+    watch.turn_to(None)
+
+
+def _trial(line: Line, row: Row, stage: Stage, server: Server, number: int) -> None:
+    line.samples.setdefault(server.name, []).append(row.trial(stage, server, number))
+
+
+def _attempt(line: Line, step: Callable[[], None], server: Server) -> None:
+    """Runs a step of a row; when it fails, the row says so and is not tried again."""
+    if line.failure:
+        return
+    try:
+        step()
+    except TrialFailed as error:
+        line.failure = f"{server.name}: {error}"
+        print(f"FAILED {line.name}: {line.failure}", flush=True)

@@ -1,0 +1,139 @@
+"""The servers under test, each a process tree of its own on a free loopback port."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchFailed
+from bench.packages import version
+from bench.processes import cpu_seconds, environment, program, pss, tail
+from bench.wire import HOST
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT = 60.0
+POLL = 0.002
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A registry program: what it is called, which version is here, and how it is started."""
+
+    name: str
+    version: Callable[[], str]
+    command: Callable[[Path, int], list[str]]
+    """From the folder it may write to and the port it is to listen on."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running registry."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    started_in: float
+    """Seconds from exec to the first 200 on /v2/."""
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def cpu(self) -> float:
+        """CPU seconds of the whole tree so far."""
+        return cpu_seconds(self.process.pid)
+
+    def pss(self) -> int:
+        """Bytes of memory of the whole tree."""
+        return pss(self.process.pid)
+
+
+def _entrepot_version() -> str:
+    from registry import __version__
+
+    return __version__
+
+
+def _entrepot_command(folder: Path, port: int) -> list[str]:
+    command = [sys.executable, "-m", "registry", "serve"]
+    return [*command, "--workers", "2", "--listen", f"{HOST}:{port}", "--data", str(folder / "data")]
+
+
+def _rival_command(folder: Path, port: int) -> list[str]:
+    """Debian's set-up (the cache of descriptors in memory), with less to log than its default: that is its best."""
+    config = {
+        "version": "0.1",
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / "data")},
+            "cache": {"blobdescriptor": "inmemory"},
+            "delete": {"enabled": True},
+        },
+        "http": {"addr": f"{HOST}:{port}", "secret": "bench"},
+    }
+    path = folder / "config.yml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return ["docker-registry", "serve", str(path)]
+
+
+ENTREPOT = Kind("Entrepot", _entrepot_version, _entrepot_command)
+RIVAL = Kind("docker-registry", lambda: version("docker-registry"), _rival_command)
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(kind: Kind, folder: Path) -> Iterator[Server]:
+    """Starts a registry on `folder`, waits for its first 200, and ends it with the block. Raises BenchFailed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), folder / "server.log"
+    command = kind.command(folder, port)
+    env = environment(folder, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+    begun = time.perf_counter()
+    with program(command, env, log, folder) as process:
+        while not _answers(port):
+            if process.poll() is not None or time.perf_counter() - begun > START_TIMEOUT:
+                raise BenchFailed(f"{kind.name} did not start: {' '.join(command)}\n{tail(log)}")
+            time.sleep(POLL)
+        yield Server(kind.name, port, process, log, time.perf_counter() - begun)
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT)
+    try:
+        connection.request("GET", "/v2/")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def machine(folder: Path) -> dict[str, object]:
+    """What the figures were taken on."""
+    from storage.data_directory import filesystem_of
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / (1 << 30), 1),
+        "kernel": os.uname().release,
+        "python": sys.version.split()[0],
+        "file_system": filesystem_of(folder),
+    }

@@ -1,0 +1,84 @@
+"""wrk: many small requests over kept connections, from one thread, so that it takes at most one core."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import TrialFailed
+from bench.processes import environment
+
+SCRIPTS = Path(__file__).parent
+CONNECTIONS = 16
+MARGIN = 30.0
+"""Seconds a loader may take beyond its time before it counts as hung."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a loader saw: only requests that were answered well count, and one that was not fails the trial."""
+
+    requests: int
+    seconds: float
+    p50: float
+    """Milliseconds, as p99."""
+    p99: float
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+
+def load(
+    url: str,
+    seconds: float,
+    *,
+    size: int = 0,
+    connections: int = CONNECTIONS,
+    headers: Mapping[str, str] | None = None,
+    script: str | None = None,
+    arguments: Sequence[str] = (),
+) -> Load:
+    """Asks for `url`, or for what `script` makes of it, for that long. `size`: bytes of every body. Raises
+    TrialFailed when a request failed or a body was short."""
+    text = "".join((SCRIPTS / f"{name}.lua").read_text() for name in ("report", script) if name)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(text)
+        file.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
+        for name, value in (headers or {}).items():
+            command += ["-H", f"{name}: {value}"]
+        command += ["--latency", "-s", file.name, url, "--", *arguments]
+        out = run(command, seconds + MARGIN)
+    return read_report(out, size)
+
+
+def run(command: Sequence[str], timeout: float) -> str:
+    """Runs a loader to its end; what it printed. Raises TrialFailed."""
+    home = Path(tempfile.gettempdir())
+    try:
+        done = subprocess.run(
+            command, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise TrialFailed(f"{command[0]} did not end within {timeout:.0f} s") from None
+    if done.returncode != 0:
+        raise TrialFailed(f"{command[0]} failed ({done.returncode}): {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
+
+
+def read_report(out: str, size: int) -> Load:
+    """The figures in what a loader printed. Raises TrialFailed as `load` does."""
+    lines = [line.removeprefix("BENCH ") for line in out.splitlines() if line.startswith("BENCH ")]
+    if not lines:
+        raise TrialFailed(f"the loader said nothing: {out[-300:]!r}")
+    seen = json.loads(lines[-1])
+    if seen["errors"] or not seen["requests"]:
+        raise TrialFailed(f"{seen['errors']} of {seen['requests']} requests failed")
+    if seen["bytes"] < size * seen["requests"]:
+        raise TrialFailed(f"{seen['requests']} bodies of {size} bytes make more than {seen['bytes']} bytes")
+    return Load(seen["requests"], seen["microseconds"] / 1e6, seen["p50"] / 1e3, seen["p99"] / 1e3)

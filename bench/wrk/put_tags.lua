@@ -1,0 +1,27 @@
+-- Puts tags so that every request changes something: COUNT tags in turn, in each round of them the other manifest.
+-- Arguments: media type, tag prefix, COUNT, the two manifests' files, then the repositories, which take turns as well.
+local number, bodies, repositories = 0, {}, {}
+local media_type, prefix, count
+
+local function content(path)
+  local file = assert(io.open(path, "rb"))
+  local text = file:read("*a")
+  file:close()
+  return text
+end
+
+function init(args)
+  media_type, prefix, count = args[1], args[2], tonumber(args[3])
+  bodies = { content(args[4]), content(args[5]) }
+  for place = 6, #args do
+    repositories[#repositories + 1] = args[place]
+  end
+end
+
+function request()
+  local tag, turn = number % count, math.floor(number / count) % 2
+  local repository = repositories[tag % #repositories + 1]
+  number = number + 1
+  local path = "/v2/" .. repository .. "/manifests/" .. prefix .. tag
+  return wrk.format("PUT", path, { ["Content-Type"] = media_type }, bodies[turn + 1])
+end

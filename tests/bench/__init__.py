@@ -1,0 +1,1 @@
+"""The bench's own arithmetic: a wrong figure would be believed."""

@@ -1,0 +1,125 @@
+"""Medians, quartiles, ratios, goals."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.figures import CPU, RATE, ratio, spread
+from bench.goals import GOALS, Goal, all_met, judge
+from bench.plot import curves, ratio_bars
+from bench.results import Line, as_json
+from bench.rows import all_rows
+from bench.table import grid, number
+
+
+def line(ours: list[float], theirs: list[float]) -> Line:
+    samples = {"Entrepot": [{"rate": v} for v in ours], "docker-registry": [{"rate": v} for v in theirs]}
+    return Line("row", "a row", (RATE, CPU), samples)
+
+
+def test_quartiles_of_seven() -> None:
+    """Of seven samples in whatever order, the quartiles lie halfway between the second and third from each end."""
+    seen = spread([7, 1, 6, 2, 5, 3, 4])
+    assert (seen.low, seen.median, seen.high) == (2.5, 4, 5.5)
+
+
+def test_one_sample_is_its_own_spread() -> None:
+    """A single round gives figures as well."""
+    seen = spread([3.0])
+    assert (seen.low, seen.median, seen.high) == (3.0, 3.0, 3.0)
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=20))
+def test_spread_is_ordered_and_within(samples: list[float]) -> None:
+    """Low, median and high are in order and never leave the samples."""
+    seen = spread(samples)
+    low, high = min(samples), max(samples)
+    slack = 1e-9 * max(1.0, high)
+    assert low - slack <= seen.low <= seen.median + slack <= seen.high + 2 * slack <= high + 3 * slack
+
+
+def test_nothing_has_no_spread() -> None:
+    """No sample is no figure, not a zero."""
+    with pytest.raises(ValueError, match="no sample"):
+        spread([])
+
+
+def test_ratio_is_of_medians() -> None:
+    """One wild round on either side does not move it."""
+    assert ratio([10, 20, 9000], [5, 4, 6]) == 4
+
+
+def test_ratio_against_nothing() -> None:
+    """CPU time too short for the clock gives no division by zero."""
+    assert ratio([1], [0]) == float("inf")
+    assert ratio([0], [0]) == 1
+
+
+def test_goals_name_rows_and_figures_that_are_measured() -> None:
+    """No goal is passed over because its row or figure is spelt otherwise."""
+    measured = {(row.name, figure.key) for row in all_rows() for figure in row.figures} | {("memory-peak", "pss")}
+    assert {(goal.row, goal.key) for goal in GOALS} <= measured
+
+
+def test_names_of_rows_differ() -> None:
+    """`--only` can tell the rows apart."""
+    names = [row.name for row in all_rows()]
+    assert len(set(names)) == len(names)
+
+
+def test_goal_is_judged_by_the_ratio_of_medians() -> None:
+    """A bound from below and one from above, met and not met; the bound itself is met."""
+    seen = {"row": line([20, 30, 40], [10])}
+    for limit, at_least, met in ((3, True, True), (3.1, True, False), (3, False, True), (2.9, False, False)):
+        goal = Goal("row", "rate", "", limit, at_least=at_least, relative=True)
+        assert all_met(judge(seen, (goal,))) is met
+
+
+def test_goal_without_a_measurement_is_not_met() -> None:
+    """A row that failed cannot pass."""
+    verdicts = judge({"row": line([], [10])}, (Goal("row", "rate", "", 1, at_least=True, relative=True),))
+    assert verdicts[0][1] is None
+    assert not all_met(verdicts)
+
+
+def test_goal_of_a_row_not_asked_for_is_left_out() -> None:
+    """`--only` judges what it measures."""
+    assert judge({}, GOALS) == []
+
+
+def test_results_keep_every_sample() -> None:
+    """The JSON holds the samples, their quartiles and the ratio; a figure nobody measured stays empty."""
+    document = as_json([line([2, 4], [1])], ["Entrepot", "docker-registry"], {"rounds": 2})
+    rows = document["rows"]
+    assert isinstance(rows, dict)
+    assert rows["row"]["figures"]["rate"] == {
+        "unit": "requests/s",
+        "Entrepot": {"low": 2.5, "median": 3.0, "high": 3.5, "samples": [2, 4]},
+        "docker-registry": {"low": 1, "median": 1, "high": 1, "samples": [1]},
+        "ratio": 3.0,
+    }
+    assert rows["row"]["figures"]["cpu"] == {"unit": CPU.unit, "ratio": None}
+
+
+def test_table_has_columns_of_one_width() -> None:
+    """Each line of a table is as long as the others."""
+    widths = {len(text) for text in grid(["what", "a"], [["x", "1"], ["longer", "1234567"]]).splitlines()}
+    assert len(widths) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12345.6, "12346"), (99.94, "99.9"), (1.234, "1.23"), (0.125, "0.12"), (0.0331, "0.0331")]
+)
+def test_numbers_keep_what_they_are_worth(value: float, text: str) -> None:
+    """Three digits, and no more zeros than that."""
+    assert number(value) == text
+
+
+def test_plots_are_whole_with_and_without_figures() -> None:
+    """A run of one row, or of none that went well, gives a picture all the same."""
+    for lines in ([], [line([], [])], [line([40], [1])]):
+        assert ratio_bars(lines, "Entrepot", "docker-registry").endswith("</svg>\n")
+    assert "<polyline" in curves("title", [100, 10_000], {"a": [10.0, 9.0]})
+    assert curves("title", [100], {"a": [10.0], "none": [0.0]}).endswith("</svg>\n")

@@ -1,0 +1,85 @@
+"""What /proc and the loaders say, read right."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import packages
+from bench.curl import patched
+from bench.errors import TrialFailed
+from bench.processes import TICKS, cpu_seconds, cpu_ticks, pss, pss_bytes, tree
+from bench.wire import path_of
+from bench.wrk import read_report
+
+BURN = "import time\nwhile time.process_time() < 0.3: pass"
+GOOD = '{"requests":100,"microseconds":2000000,"bytes":5000,"errors":0,"p50":1500,"p99":9000}'
+
+
+def test_cpu_time_counts_reaped_children() -> None:
+    """utime, stime, cutime and cstime are added, whatever the program is called."""
+    stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 900 100 0 0 11 22 33 44 20 0 1 0 12345 1000 200"
+    assert cpu_ticks(stat) == 11 + 22 + 33 + 44
+
+
+def test_cpu_time_of_a_child_that_ended_is_not_lost() -> None:
+    """The tree's time includes what a child used that was reaped before anybody looked at it."""
+    code = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[1]])\nprint(flush=True)\ninput()"
+    command = [sys.executable, "-c", code, BURN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert cpu_seconds(process.pid) >= 0.3 - 2 / TICKS
+        process.communicate(b"\n")
+
+
+def test_tree_and_memory_of_this_process() -> None:
+    """A process is in its own tree, and takes memory."""
+    assert tree(os.getpid())[0] == os.getpid()
+    assert pss(os.getpid()) > 1 << 20
+
+
+def test_pss_is_the_whole_one() -> None:
+    """Pss, in bytes, and none of the lines that only look like it."""
+    rollup = "Rss:  999 kB\nPss:    120 kB\nPss_Dirty:  70 kB\nPss_Anon: 60 kB\n"
+    assert pss_bytes(rollup) == 120 * 1024
+
+
+def test_report_of_a_loader() -> None:
+    """Requests over time, latencies in milliseconds."""
+    seen = read_report(f"Running 2s test\nBENCH {GOOD}\n", size=50)
+    assert (seen.rate, seen.p50, seen.p99) == (50, 1.5, 9)
+
+
+@pytest.mark.parametrize(
+    "out",
+    ["nothing", "BENCH " + GOOD.replace('"errors":0', '"errors":1'), "BENCH " + GOOD.replace(":100,", ":0,")],
+)
+def test_report_of_failed_requests_fails(out: str) -> None:
+    """One error, no request at all, or no report: the trial gives no figure."""
+    with pytest.raises(TrialFailed):
+        read_report(out, size=0)
+
+
+def test_report_of_short_bodies_fails() -> None:
+    """Fewer bytes than the bodies have: the trial gives no figure."""
+    with pytest.raises(TrialFailed, match="more than 5000 bytes"):
+        read_report(f"BENCH {GOOD}", size=51)
+
+
+def test_upload_goes_on_where_the_registry_says() -> None:
+    """A Location may be a path or a whole address, with a state in its query; anything but a 202 fails."""
+    assert patched("", "202 http://127.0.0.1:5000/v2/a/blobs/uploads/1?_state=x") == "/v2/a/blobs/uploads/1?_state=x"
+    assert path_of("/v2/a/blobs/uploads/1") == "/v2/a/blobs/uploads/1"
+    with pytest.raises(TrialFailed):
+        patched("", "404 ")
+
+
+def test_lua_scripts_exist_for_the_loads() -> None:
+    """The scripts lie beside the module that runs them."""
+    folder = Path(packages.__file__).parent / "wrk"
+    assert {path.stem for path in folder.glob("*.lua")} == {"report", "put_tags", "any_tag"}

@@ -1,0 +1,125 @@
+"""One server with two workers, one dockerd, one containerd and one set of container tools for the whole session."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Server, running_server
+
+from .containerd import Containerd, running_containerd
+from .containers import Containers, containers
+from .cutting import CuttingProxy, cutting_proxy
+from .docker import Docker, running_docker
+from .images import MIB, Image, image, index, layer, noise, write_layout
+from .running import tail
+from .wire import Wire
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """A folder with a short absolute path, for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server all clients share; SIGTERM at the end must give exit code 0."""
+    with running_server(tmp_path_factory.mktemp("entrepot")) as running:
+        yield running
+    shutil.rmtree(running.data)
+
+
+@pytest.fixture(scope="session")
+def wire(server: Server) -> Wire:
+    return Wire(server.address)
+
+
+@pytest.fixture(scope="session")
+def docker(short_folder: Path) -> Iterator[Docker]:
+    folder = short_folder / "docker"
+    folder.mkdir()
+    with running_docker(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ctr(short_folder: Path) -> Iterator[Containerd]:
+    folder = short_folder / "ctr"
+    folder.mkdir()
+    with running_containerd(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tools(short_folder: Path) -> Containers:
+    folder = short_folder / "tools"
+    folder.mkdir()
+    return containers(folder)
+
+
+@pytest.fixture
+def repo(request: pytest.FixtureRequest) -> str:
+    """A repository name of the test's own: its images and layers meet nobody else's."""
+    return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+
+
+@pytest.fixture
+def fresh(repo: str) -> Image:
+    """A small image with a layer that no other test has."""
+    return image(f"hello from {repo}")
+
+
+@pytest.fixture(scope="session")
+def big() -> Image:
+    """An image with layers from a few hundred bytes to 80 MiB that do not compress."""
+    sizes = {"few": 3, "middle": 256 * 1024, "large": 80 * MIB}
+    return image("big", *[layer({name: noise(name, size)}) for name, size in sizes.items()])
+
+
+@pytest.fixture(scope="session")
+def multi() -> Image:
+    """An index of two platforms; both children run only as what they say, the layers are real files."""
+    return index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory, big: Image, multi: Image) -> Path:
+    """The session's images as an OCI layout: `big` and `multi`."""
+    return write_layout(tmp_path_factory.mktemp("layout"), {"big": big, "multi": multi})
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[CuttingProxy]:
+    """A line to the shared server that can be cut."""
+    with cutting_proxy(server.address) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the end of the server's and the daemons' logs."""
+    report = yield
+    if report.failed:
+        for name, log in _logs(item.funcargs):
+            report.sections.append((f"{name} log", tail(log)))
+    return report
+
+
+def _logs(used: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
+    for each in used.values():
+        if isinstance(each, Server):
+            yield "server", each.log
+        elif isinstance(each, Docker):
+            yield "dockerd", each.folder / "dockerd.log"
+        elif isinstance(each, Containerd):
+            yield "containerd", each.folder / "containerd.log"

@@ -1,0 +1,154 @@
+"""Content for the tests, and the plain requests that bring it into a repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+MIB = 1024 * 1024
+CONNECTIONS = 8
+"""Fresh connections that between them reach every worker."""
+
+Document = dict[str, Any]
+
+
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+def encode(document: Document) -> bytes:
+    """Not the most compact form: bytes have to be kept as they are."""
+    return json.dumps(document, indent=3).encode()
+
+
+def describe(data: bytes, media_type: str, algorithm: str = "sha256", **more: Any) -> Document:
+    return {"mediaType": media_type, "digest": digest_of(data, algorithm), "size": len(data), **more}
+
+
+def with_query(location: str, **parameters: str) -> str:
+    """`location` with more parameters, added as clients do: what is there already stays."""
+    return location + ("&" if "?" in location else "?") + urlencode(parameters)
+
+
+def make_client(url: str | httpx2.URL) -> httpx2.Client:
+    """A client for plain HTTP: without `verify` it does not load every certificate authority there is."""
+    return httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=False)
+
+
+def fresh(client: httpx2.Client) -> httpx2.Client:
+    """A client on a connection of its own."""
+    return make_client(client.base_url)
+
+
+def everywhere(client: httpx2.Client, method: str, path: str) -> set[int]:
+    """The statuses that fresh connections get, so that each worker is asked."""
+    statuses = set()
+    for _ in range(CONNECTIONS):
+        with fresh(client) as other:
+            statuses.add(other.request(method, path).status_code)
+    return statuses
+
+
+def error_codes(answer: httpx2.Response) -> list[str]:
+    """The codes of an error; the answer must have the spec's shape ("Error Codes")."""
+    assert answer.headers["content-type"] == "application/json"
+    document = answer.json()
+    assert set(document) == {"errors"}
+    assert document["errors"]
+    for error in document["errors"]:
+        assert set(error) <= {"code", "message", "detail"}
+        assert isinstance(error["message"], str)
+        assert error["message"]
+    return [error["code"] for error in document["errors"]]
+
+
+@dataclass
+class Pusher:
+    """Brings content into one repository; each step must succeed."""
+
+    client: httpx2.Client
+    repo: str
+
+    @property
+    def root(self) -> str:
+        return f"/v2/{self.repo}"
+
+    def start(self, **parameters: str) -> str:
+        """An upload session's location."""
+        answer = self.client.post(with_query(f"{self.root}/blobs/uploads/", **parameters))
+        assert answer.status_code == 202, answer.text
+        return answer.headers["location"]
+
+    def blob(self, data: bytes | None = None, algorithm: str = "sha256") -> str:
+        """A blob's digest; without `data` nobody else has pushed that one."""
+        data = os.urandom(64) if data is None else data
+        digest = digest_of(data, algorithm)
+        answer = self.client.put(with_query(self.start(), digest=digest), content=data)
+        assert answer.status_code == 201, answer.text
+        return digest
+
+    def put(self, document: Document | bytes, reference: str | None = None, algorithm: str = "sha256") -> str:
+        """Pushes a manifest under its digest, or a tag. Returns the digest."""
+        body = document if isinstance(document, bytes) else encode(document)
+        digest = digest_of(body, algorithm)
+        kind = json.loads(body).get("mediaType", OCI_MANIFEST)
+        answer = self.client.put(
+            f"{self.root}/manifests/{reference or digest}", content=body, headers={"Content-Type": kind}
+        )
+        assert answer.status_code == 201, answer.text
+        return digest
+
+    def image(self, algorithm: str = "sha256", **more: Any) -> Document:
+        """An image manifest whose config and layer are there."""
+        config, layer = encode({"nonce": os.urandom(8).hex()}), os.urandom(100)
+        self.blob(config, algorithm)
+        self.blob(layer, algorithm)
+        document: Document = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": describe(config, OCI_CONFIG, algorithm),
+            "layers": [describe(layer, OCI_LAYER, algorithm)],
+        }
+        return document | more
+
+    def artifact(self, subject: Document | None = None, artifact_type: str | None = None, **more: Any) -> Document:
+        """An artifact's manifest, with the empty config."""
+        self.blob(b"{}")
+        document: Document = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": describe(b"{}", OCI_EMPTY),
+            "layers": [describe(b"{}", OCI_EMPTY)],
+        }
+        if artifact_type:
+            document["artifactType"] = artifact_type
+        if subject:
+            document["subject"] = subject
+        return document | more
+
+    def index(self, *manifests: Document, **more: Any) -> Document:
+        document: Document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(manifests)}
+        return document | more
+
+    def tag(self, *tags: str) -> bytes:
+        """A new image under each of `tags`; its bytes."""
+        body = encode(self.image())
+        for tag in tags:
+            self.put(body, tag)
+        return body

@@ -1,0 +1,119 @@
+"""Spec, "Content Management": deleting tags, manifests, blobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.conformance.pushing import (
+    OCI_MANIFEST,
+    Pusher,
+    describe,
+    digest_of,
+    encode,
+    error_codes,
+    everywhere,
+    make_client,
+)
+from tests.serving import running_server
+
+
+def test_deleting_tags(push: Pusher) -> None:
+    """DELETE of a tag is 202; then the tag is 404 on every worker, and the manifest stays (end-9)."""
+    body = push.tag("one", "two")
+    assert push.client.delete(f"{push.root}/manifests/one").status_code == 202
+    assert everywhere(push.client, "GET", f"{push.root}/manifests/one") == {404}
+    for reference in ("two", digest_of(body)):
+        assert push.client.get(f"{push.root}/manifests/{reference}").content == body
+    assert push.client.get(f"{push.root}/tags/list").json()["tags"] == ["two"]
+
+
+def test_deleting_manifests(push: Pusher, algorithm: str) -> None:
+    """DELETE by digest is 202; then the digest and every tag at it are 404 on every worker (end-9)."""
+    body = encode(push.image())
+    digest = digest_of(body, algorithm)
+    path = f"{push.root}/manifests/{digest}?tag=one&tag=two"
+    assert push.client.put(path, content=body, headers={"Content-Type": OCI_MANIFEST}).status_code == 201
+    other = push.tag("other")
+    assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
+    for reference in (digest, "one", "two"):
+        for method in ("GET", "HEAD"):
+            assert everywhere(push.client, method, f"{push.root}/manifests/{reference}") == {404}
+    assert push.client.get(f"{push.root}/tags/list").json()["tags"] == ["other"]
+    assert push.client.get(f"{push.root}/manifests/other").content == other
+
+
+def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
+    """DELETE of a blob is 202; then it is 404 on every worker (end-10)."""
+    path = f"{push.root}/blobs/{push.blob(algorithm=algorithm)}"
+    assert push.client.delete(path).status_code == 202
+    for method in ("GET", "HEAD"):
+        assert everywhere(push.client, method, path) == {404}
+
+
+def test_pushing_what_was_deleted(push: Pusher) -> None:
+    """What was deleted can be pushed again at once (Content Management)."""
+    data, body = b"again " + push.repo.encode(), encode(push.image())
+    for _ in range(3):
+        blob, manifest = push.blob(data), push.put(body, "again")
+        assert push.client.get(f"{push.root}/blobs/{blob}").content == data
+        assert push.client.get(f"{push.root}/manifests/again").content == body
+        assert push.client.delete(f"{push.root}/blobs/{blob}").status_code == 202
+        assert push.client.delete(f"{push.root}/manifests/{manifest}").status_code == 202
+
+
+def test_deleting_what_is_missing(push: Pusher, algorithm: str) -> None:
+    """An unknown tag, manifest or blob, or an unknown repository, is 404 (end-9, end-10)."""
+    missing = digest_of(b"missing", algorithm)
+    for _ in range(2):
+        for path in ("manifests/missing", f"manifests/{missing}", f"blobs/{missing}"):
+            answer = push.client.delete(f"{push.root}/{path}")
+            assert answer.status_code == 404
+            assert error_codes(answer)[0] in ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN")
+        push.tag("exists")
+
+
+def test_deleting_twice(push: Pusher) -> None:
+    """The second time it is gone: 404 (end-9, end-10)."""
+    push.tag("once")
+    blob = push.blob()
+    for path in ("manifests/once", f"blobs/{blob}"):
+        assert push.client.delete(f"{push.root}/{path}").status_code == 202
+        assert push.client.delete(f"{push.root}/{path}").status_code == 404
+
+
+def test_deleting_an_index_keeps_its_manifests(push: Pusher) -> None:
+    """An index's manifests are content of their own (end-9)."""
+    body = push.tag("child")
+    digest = push.put(push.index(describe(body, OCI_MANIFEST)), "index")
+    assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
+    assert push.client.get(f"{push.root}/manifests/child").content == body
+
+
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A client of a server that deletes nothing."""
+    with (
+        running_server(tmp_path_factory.mktemp("keeping"), env={"ENTREPOT_DELETE": "false"}) as server,
+        make_client(server.url) as client,
+    ):
+        yield client
+
+
+def test_disabled_deletes(keeping: httpx2.Client, repo: str) -> None:
+    """With deletion disabled, tags, manifests and blobs are answered 405, and stay (Content Management)."""
+    push = Pusher(keeping, repo)
+    body = push.tag("kept")
+    blob = push.blob()
+    for path in ("manifests/kept", f"manifests/{digest_of(body)}", f"blobs/{blob}"):
+        answer = keeping.delete(f"{push.root}/{path}")
+        assert answer.status_code == 405
+        assert error_codes(answer) == ["UNSUPPORTED"]
+        assert keeping.get(f"{push.root}/{path}").status_code == 200
+
+
+def test_disabled_deletes_leave_uploads_alone(keeping: httpx2.Client, repo: str) -> None:
+    """Cancelling an upload deletes no content, so it works all the same (Cancel a blob upload)."""
+    assert keeping.delete(Pusher(keeping, repo).start()).status_code == 204

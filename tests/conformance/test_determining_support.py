@@ -1,0 +1,67 @@
+"""Spec, "Determining Support", and what every answer carries."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from tests.conformance.pushing import Pusher, error_codes
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v2"])
+def test_the_endpoint_says_yes(client: httpx2.Client, path: str) -> None:
+    """GET /v2/ answers 200 (end-1)."""
+    assert client.get(path).status_code == 200
+    assert client.head(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/", "/v2/_catalog", "/v2/none/tags/list", "/v2/none/manifests/x", "/v2/A/manifests/x", "/v2/x", "/nowhere"],
+)
+def test_every_answer_names_the_api_version(client: httpx2.Client, path: str) -> None:
+    """`Docker-Distribution-Api-Version: registry/2.0` on all answers (Legacy Docker support HTTP headers)."""
+    assert client.get(path).headers["docker-distribution-api-version"] == "registry/2.0"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/_oci/ext/discover",
+        "/v2/_chainguard/x/y",
+        "/v2/_docker/x",
+        "/v2/a/b/_oci/ext/discover",
+        "/v2/a/_x/tags/list",
+    ],
+)
+def test_extensions_are_not_repositories(client: httpx2.Client, path: str) -> None:
+    """Paths with a part that starts with `_` are kept for extensions; there are none here: 404 (Endpoints)."""
+    answer = client.get(path)
+    assert answer.status_code == 404
+    error_codes(answer)
+
+
+def test_unknown_paths_are_not_found(push: Pusher) -> None:
+    """What is none of the endpoints is answered 404, in the shape of errors (Endpoints)."""
+    for path in ("/v2/a", "/v2/a/b", f"{push.root}/tags", f"{push.root}/tags/other", f"{push.root}/blob/x"):
+        answer = push.client.get(path)
+        assert answer.status_code == 404, path
+        assert error_codes(answer) == ["UNSUPPORTED"]
+
+
+@pytest.mark.parametrize(
+    ("method", "rest", "allowed"),
+    [
+        ("POST", "manifests/x", "GET, HEAD, PUT, DELETE, OPTIONS"),
+        ("PUT", "blobs/sha256:" + "0" * 64, "GET, HEAD, DELETE, OPTIONS"),
+        ("DELETE", "tags/list", "GET, HEAD, OPTIONS"),
+        ("GET", "blobs/uploads/", "POST, OPTIONS"),
+        ("PATCH", "referrers/sha256:" + "0" * 64, "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_other_methods_are_not_allowed(push: Pusher, method: str, rest: str, allowed: str) -> None:
+    """A method an endpoint does not have is answered 405 with the ones it has (RFC 9110, 15.5.6)."""
+    answer = push.client.request(method, f"{push.root}/{rest}")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    assert error_codes(answer) == ["UNSUPPORTED"]

@@ -1,0 +1,119 @@
+"""Spec, "Error Codes" and "Warnings"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from tests.conformance.pushing import (
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Pusher,
+    describe,
+    digest_of,
+    encode,
+    error_codes,
+    with_query,
+)
+
+MISSING = digest_of(b"never pushed")
+WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"')
+
+Cause = Callable[[Pusher], httpx2.Response]
+CAUSES: dict[str, tuple[int, str, Cause]] = {
+    "unknown blob": (404, "BLOB_UNKNOWN", lambda p: p.client.get(f"{p.root}/blobs/{MISSING}")),
+    "malformed chunk": (
+        400,
+        "BLOB_UPLOAD_INVALID",
+        lambda p: p.client.patch(p.start(), content=b"x", headers={"Content-Range": "bytes 0-0/1"}),
+    ),
+    "chunk out of order": (
+        416,
+        "BLOB_UPLOAD_INVALID",
+        lambda p: p.client.patch(p.start(), content=b"x", headers={"Content-Range": "5-5"}),
+    ),
+    "unknown session": (
+        404,
+        "BLOB_UPLOAD_UNKNOWN",
+        lambda p: p.client.get(f"{p.root}/blobs/uploads/00000000-0000-4000-8000-000000000000"),
+    ),
+    "wrong digest": (
+        400,
+        "DIGEST_INVALID",
+        lambda p: p.client.put(with_query(p.start(), digest=MISSING), content=b"x"),
+    ),
+    "missing layer": (
+        404,
+        "MANIFEST_BLOB_UNKNOWN",
+        lambda p: p.client.put(
+            f"{p.root}/manifests/x",
+            content=encode(p.artifact(layers=[describe(b"never pushed", OCI_LAYER)])),
+            headers={"Content-Type": OCI_MANIFEST},
+        ),
+    ),
+    "no manifest": (400, "MANIFEST_INVALID", lambda p: p.client.put(f"{p.root}/manifests/x", content=b"no JSON")),
+    "bad tag": (400, "MANIFEST_INVALID", lambda p: p.client.get(f"{p.root}/manifests/-x")),
+    "large manifest": (
+        413,
+        "MANIFEST_INVALID",
+        lambda p: p.client.put(f"{p.root}/manifests/x", content=bytes(8 * 1024 * 1024 + 1)),
+    ),
+    "unknown manifest": (404, "MANIFEST_UNKNOWN", lambda p: p.client.get(f"{p.root}/manifests/{MISSING}")),
+    "bad name": (400, "NAME_INVALID", lambda p: p.client.get("/v2/Upper/manifests/x")),
+    "unknown name": (404, "NAME_UNKNOWN", lambda p: p.client.get(f"{p.root}/tags/list")),
+    "wrong size": (
+        400,
+        "SIZE_INVALID",
+        lambda p: p.client.patch(p.start(), content=b"x", headers={"Content-Range": "0-7"}),
+    ),
+    "wrong method": (405, "UNSUPPORTED", lambda p: p.client.put("/v2/")),
+    "unknown path": (404, "UNSUPPORTED", lambda p: p.client.get("/v2/x")),
+    "unreadable query": (400, "UNSUPPORTED", lambda p: p.client.get(f"{p.client.base_url}/v2/_catalog?n=%zz")),
+    "outside /v2": (404, "UNSUPPORTED", lambda p: p.client.get("/somewhere/else")),
+    "framework's own method error": (405, "UNSUPPORTED", lambda p: p.client.post("/health/live")),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_error_codes(push: Pusher, cause: str) -> None:
+    """Each error has its status, the spec's JSON, and one of its codes with a message for people (Error Codes)."""
+    status, code, run = CAUSES[cause]
+    answer = run(push)
+    assert answer.status_code == status
+    assert error_codes(answer) == [code]
+    assert re.fullmatch("[A-Z_]+", code)
+
+
+def test_errors_are_not_kept(push: Pusher) -> None:
+    """No cache may keep an error: what is missing now may be there in a moment (RFC 9111, 5.2.2.5)."""
+    for cause in ("unknown blob", "unknown manifest", "unknown name", "bad name"):
+        assert CAUSES[cause][2](push).headers["cache-control"] == "no-store"
+
+
+def test_errors_keep_the_connection(push: Pusher) -> None:
+    """An error ends the request, not the connection (RFC 9112, 9.3)."""
+    push.tag("there")
+    for cause in ("unknown blob", "unknown manifest", "unknown session", "bad name", "wrong method"):
+        answer = CAUSES[cause][2](push)
+        assert "close" not in answer.headers.get("connection", "")
+        assert push.client.get(f"{push.root}/manifests/there").status_code == 200
+
+
+def test_messages_do_not_echo_control_characters(push: Pusher) -> None:
+    """What a client sent comes back escaped, never raw (Error Codes)."""
+    answer = push.client.get(f"{push.client.base_url}{push.root}/manifests/%1b%5b31m%0d%0aX-Evil:%201")
+    assert answer.status_code == 400
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]", answer.content)
+    assert "x-evil" not in answer.headers
+
+
+def test_warnings(push: Pusher) -> None:
+    """A Warning is `299 - "text"` without a date, all together at most 4096 bytes; a hosted image needs none."""
+    push.tag("plain")
+    for path in ("/v2/", f"{push.root}/manifests/plain", f"{push.root}/tags/list", f"{push.root}/manifests/missing"):
+        found = push.client.get(path).headers.get_list("warning")
+        assert all(WARNING.fullmatch(text) for text in found)
+        assert sum(map(len, found)) <= 4096

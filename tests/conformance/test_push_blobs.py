@@ -1,0 +1,325 @@
+"""Spec, "Pushing blobs": monolithically, in chunks, cancelled."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import httpx2
+import pytest
+
+from tests.clients.replay.processes import eventually, files_below
+from tests.conformance.pushing import MIB, Pusher, digest_of, error_codes, everywhere, fresh, make_client, with_query
+from tests.serving import running_server
+
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+SIZES = [0, 1, 2, 4096, 2 * MIB + 5]
+
+
+def pieces(data: bytes, count: int = 3) -> list[bytes]:
+    step = max(len(data) // count, 1)
+    return [data[at : at + step] for at in range(0, len(data), step)]
+
+
+def stream(data: bytes) -> Iterator[bytes]:
+    """A body whose length is not told ahead: chunked transfer coding."""
+    yield from pieces(data, 5)
+
+
+def post_then_put(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    return push.client.put(with_query(push.start(), digest=digest), content=data)
+
+
+def post_then_streamed_put(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    return push.client.put(with_query(push.start(), digest=digest), content=stream(data))
+
+
+def single_post(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    return push.client.post(with_query(f"{push.root}/blobs/uploads/", digest=digest), content=data)
+
+
+def chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    """Each chunk on a connection of its own, so on any worker."""
+    return push.client.put(with_query(send_chunks(push, pieces(data)), digest=digest))
+
+
+def declared_chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    location = send_chunks(push, pieces(data), push.start(**{"digest-algorithm": digest.partition(":")[0]}))
+    return push.client.put(with_query(location, digest=digest))
+
+
+def last_chunk_in_put(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    *before, last = pieces(data) or [b""]
+    location = send_chunks(push, before)
+    at = sum(map(len, before))
+    headers = {"Content-Range": f"{at}-{at + len(last) - 1}"} if last else {}
+    return push.client.put(with_query(location, digest=digest), content=last, headers=headers)
+
+
+def streamed_patch(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    answer = push.client.patch(push.start(), content=stream(data))
+    assert answer.status_code == 202
+    return push.client.put(with_query(answer.headers["location"], digest=digest))
+
+
+def two_streamed_patches(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    half, location = len(data) // 2, push.start()
+    for piece in (data[:half], data[half:]):
+        answer = push.client.patch(location, content=stream(piece))
+        assert answer.status_code == 202
+        location = answer.headers["location"]
+    return push.client.put(with_query(location, digest=digest))
+
+
+def send_chunks(push: Pusher, data: list[bytes], location: str | None = None) -> str:
+    location = location or push.start()
+    at = 0
+    for piece in data:
+        with fresh(push.client) as client:
+            answer = client.patch(location, content=piece, headers={"Content-Range": f"{at}-{at + len(piece) - 1}"})
+        at += len(piece)
+        assert answer.status_code == 202
+        assert answer.headers["range"] == f"0-{at - 1}"
+        location = answer.headers["location"]
+    return location
+
+
+Form = Callable[[Pusher, bytes, str], httpx2.Response]
+FORMS = [
+    post_then_put,
+    post_then_streamed_put,
+    single_post,
+    chunks,
+    declared_chunks,
+    last_chunk_in_put,
+    streamed_patch,
+    two_streamed_patches,
+]
+forms = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+
+
+@forms
+@pytest.mark.parametrize("size", SIZES)
+def test_every_form(push: Pusher, form: Form, size: int, algorithm: str) -> None:
+    """201 with a Location from which the blob can be pulled, whatever the form and the size (Pushing blobs)."""
+    data = os.urandom(size)
+    digest = digest_of(data, algorithm)
+    answer = form(push, data, digest)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["docker-content-digest"] == digest
+    got = push.client.get(answer.headers["location"])
+    assert got.status_code == 200
+    assert got.content == data
+    assert everywhere(push.client, "HEAD", f"{push.root}/blobs/{digest}") == {200}
+
+
+@forms
+def test_a_wrong_digest(push: Pusher, form: Form, algorithm: str) -> None:
+    """Content with another digest than declared is refused with 400 in every form, and is not there (Pushing blobs)."""
+    data, claimed = os.urandom(3000), digest_of(b"something else", algorithm)
+    answer = form(push, data, claimed)
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["DIGEST_INVALID"]
+    for digest in (claimed, digest_of(data, algorithm)):
+        assert push.client.get(f"{push.root}/blobs/{digest}").status_code == 404
+
+
+@forms
+def test_pushing_again(push: Pusher, form: Form) -> None:
+    """A blob that is there already can be pushed again (Pushing blobs)."""
+    data = os.urandom(500)
+    for _ in range(2):
+        assert form(push, data, digest_of(data)).status_code == 201
+    assert push.client.get(f"{push.root}/blobs/{digest_of(data)}").content == data
+
+
+def test_a_session_has_its_own_location(push: Pusher) -> None:
+    """POST is answered 202 with a Location that holds a UUID, another one each time (POST then PUT)."""
+    found = [UUID.search(push.start()) for _ in range(5)]
+    assert all(found)
+    assert len({match[0] for match in found if match}) == 5
+
+
+def test_a_location_stays_on_the_host(push: Pusher) -> None:
+    """Locations are relative: the host a client sees is not the registry's to know (POST then PUT)."""
+    location = push.start()
+    assert location.startswith("/v2/")
+    assert push.client.put(with_query(location, digest=digest_of(b""))).headers["location"].startswith("/v2/")
+
+
+def test_an_upload_without_trailing_slash(push: Pusher) -> None:
+    """POST to `…/blobs/uploads` works as well; clients differ there (Endpoints, end-4a)."""
+    assert push.client.post(f"{push.root}/blobs/uploads").status_code == 202
+
+
+def test_there_is_no_smallest_chunk(push: Pusher) -> None:
+    """The registry takes chunks of any size, so it names no least one (Pushing a blob in chunks)."""
+    answer = push.client.post(f"{push.root}/blobs/uploads/")
+    assert "oci-chunk-min-length" not in answer.headers
+    data = os.urandom(7)
+    location = send_chunks(push, [data[at : at + 1] for at in range(7)], answer.headers["location"])
+    assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
+
+
+def test_an_unknown_digest_algorithm(push: Pusher) -> None:
+    """`digest-algorithm` with an algorithm not supported: 400 (Pushing blobs, end-4c)."""
+    answer = push.client.post(f"{push.root}/blobs/uploads/?digest-algorithm=md5")
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["DIGEST_INVALID"]
+
+
+def test_a_digest_of_another_algorithm_than_declared(push: Pusher) -> None:
+    """A session declared for sha512 can still be closed with sha256: the digest is what counts (end-4c, end-6)."""
+    data = os.urandom(2000)
+    location = send_chunks(push, pieces(data), push.start(**{"digest-algorithm": "sha512"}))
+    assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
+
+
+@pytest.mark.parametrize("where", ["PATCH", "PUT"])
+@pytest.mark.parametrize("at", [0, 50, 101, 5000])
+def test_chunks_out_of_order(push: Pusher, where: str, at: int) -> None:
+    """A chunk that does not follow the last is answered 416, also in the closing PUT; GET tells where to go on
+    (Pushing a blob in chunks)."""
+    data = os.urandom(200)
+    location = send_chunks(push, [data[:100]])
+    target = with_query(location, digest=digest_of(data)) if where == "PUT" else location
+    headers = {"Content-Range": f"{at}-{at + 99}"}
+    answer = push.client.request(where, target, content=data[100:], headers=headers)
+    assert answer.status_code == 416
+    error_codes(answer)
+    status = push.client.get(location)
+    assert status.status_code == 204
+    assert status.headers["range"] == "0-99"
+    location = send_patch(push, status.headers["location"], data, 100)
+    assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
+    assert push.client.get(f"{push.root}/blobs/{digest_of(data)}").content == data
+
+
+def send_patch(push: Pusher, location: str, data: bytes, at: int) -> str:
+    headers = {"Content-Range": f"{at}-{len(data) - 1}"}
+    answer = push.client.patch(location, content=data[at:], headers=headers)
+    assert answer.status_code == 202
+    return answer.headers["location"]
+
+
+def test_the_first_chunk_starts_at_zero(push: Pusher) -> None:
+    """The first chunk's range begins with 0; any other is out of order: 416 (Pushing a blob in chunks)."""
+    location = push.start()
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": "1-10"})
+    assert answer.status_code == 416
+    assert push.client.get(location).headers["range"] == "0-0"
+
+
+@pytest.mark.parametrize("given", ["bytes 0-9/10", "bytes=0-9", "0-9/10", "9-0", "-9", "0-", "a-b", "", "0-9,20-29"])
+def test_a_malformed_content_range(push: Pusher, given: str) -> None:
+    """Content-Range is `^[0-9]+-[0-9]+$`; anything else is 400 and takes nothing (Pushing a blob in chunks)."""
+    location = push.start()
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["BLOB_UPLOAD_INVALID"]
+    assert push.client.get(location).headers["range"] == "0-0"
+
+
+@pytest.mark.parametrize("given", ["0-4", "0-19"])
+def test_a_content_range_of_another_length(push: Pusher, given: str) -> None:
+    """A Content-Range that declares another length than Content-Length: SIZE_INVALID (Pushing a blob in chunks)."""
+    location = push.start()
+    answer = push.client.patch(location, content=b"0123456789", headers={"Content-Range": given})
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["SIZE_INVALID"]
+
+
+def test_the_status_of_a_session(push: Pusher) -> None:
+    """GET of a session is 204 with Location and Range, on each worker; a fresh one says 0-0 (end-13)."""
+    location = push.start()
+    answer = push.client.get(location)
+    assert answer.status_code == 204
+    assert answer.headers["range"] == "0-0"
+    assert answer.content == b""
+    location = send_chunks(push, [os.urandom(1000)])
+    for _ in range(8):
+        with fresh(push.client) as client:
+            answer = client.get(location)
+        assert answer.status_code == 204
+        assert answer.headers["range"] == "0-999"
+        assert answer.headers["location"] == location
+
+
+def test_a_session_survives_status_requests(push: Pusher) -> None:
+    """Asking for the status disturbs nothing (end-13)."""
+    data = os.urandom(600)
+    location = send_chunks(push, [data[:300]])
+    for _ in range(5):
+        assert push.client.get(location).status_code == 204
+    location = send_patch(push, location, data, 300)
+    assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
+
+
+@pytest.mark.parametrize("sent", [0, 1000])
+def test_cancel(push: Pusher, sent: int) -> None:
+    """DELETE of a session is 204; from then on the session is unknown to every method and worker (Cancel a blob
+    upload)."""
+    location = send_chunks(push, [os.urandom(sent)]) if sent else push.start()
+    assert push.client.delete(location).status_code == 204
+    assert everywhere(push.client, "GET", location) == {404}
+    for method in ("PATCH", "PUT", "DELETE", "GET"):
+        target = with_query(location, digest=digest_of(b"")) if method == "PUT" else location
+        answer = push.client.request(method, target)
+        assert answer.status_code == 404
+        assert error_codes(answer) == ["BLOB_UPLOAD_UNKNOWN"]
+
+
+def test_a_closed_session_is_gone(push: Pusher) -> None:
+    """After the closing PUT the session is unknown (Pushing a blob in chunks)."""
+    location = push.start()
+    assert push.client.put(with_query(location, digest=digest_of(b"")), content=b"").status_code == 201
+    assert everywhere(push.client, "GET", location) == {404}
+
+
+@pytest.mark.parametrize("upload", ["00000000-0000-4000-8000-000000000000", "no-uuid", "..", "%2e%2e", "a" * 500])
+def test_unknown_sessions(push: Pusher, upload: str) -> None:
+    """A session nobody started is 404 for every method (end-5, end-6, end-13, end-14)."""
+    url = f"{push.client.base_url}{push.root}/blobs/uploads/{upload}"
+    for method in ("GET", "PATCH", "PUT", "DELETE"):
+        answer = push.client.request(method, f"{url}?digest={digest_of(b'')}")
+        assert answer.status_code in (404, 405)
+        error_codes(answer)
+
+
+def test_a_session_belongs_to_its_repository(push: Pusher) -> None:
+    """A session is known in the repository it was started in, and in no other (POST then PUT)."""
+    location = push.start().replace(push.root, f"{push.root}/other")
+    assert push.client.get(location).status_code == 404
+    assert push.client.put(with_query(location, digest=digest_of(b""))).status_code == 404
+
+
+def test_a_closing_put_without_digest(push: Pusher) -> None:
+    """The closing PUT must name the digest of the whole blob: 400 without, and the session stays."""
+    data = os.urandom(10)
+    location = send_chunks(push, [data])
+    answer = push.client.put(location)
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["DIGEST_INVALID"]
+    assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
+
+
+def test_query_parameters_of_a_location_are_kept(push: Pusher) -> None:
+    """A client may add its own parameters to a Location; they do no harm (POST then PUT)."""
+    data = os.urandom(10)
+    location = with_query(push.start(), state="kept")
+    assert push.client.patch(location, content=data).status_code == 202
+    assert push.client.put(with_query(location, digest=digest_of(data))).status_code == 201
+
+
+def test_sessions_time_out(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A session that nobody continues ends by itself, with its bytes (Cancel a blob upload)."""
+    env = {"ENTREPOT_UPLOADS__EXPIRE": "100ms", "ENTREPOT_GC__INTERVAL": "200ms"}
+    with running_server(tmp_path_factory.mktemp("expiry"), env=env) as server:
+        with make_client(server.url) as client:
+            location = Pusher(client, "expiring").start()
+            client.patch(location, content=b"0123456789")
+            while (status := client.get(location).status_code) == 204:
+                pass
+            assert status == 404
+        assert eventually(lambda: files_below(server.data / "uploads") == 0)

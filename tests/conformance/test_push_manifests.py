@@ -1,0 +1,323 @@
+"""Spec, "Pushing Manifests", and "Pushing Manifests with Subject"."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from typing import Any
+
+import pytest
+
+from tests.conformance.pushing import (
+    DOCKER_MANIFEST,
+    MIB,
+    OCI_CONFIG,
+    OCI_EMPTY,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Document,
+    Pusher,
+    describe,
+    digest_of,
+    encode,
+    error_codes,
+    everywhere,
+    with_query,
+)
+
+LIMIT = 8 * MIB
+"""Of a manifest, by default."""
+
+
+def padded(document: Document, size: int) -> bytes:
+    """The document in exactly `size` bytes."""
+    empty = len(encode(document | {"annotations": {"padding": ""}}))
+    body = encode(document | {"annotations": {"padding": "x" * (size - empty)}})
+    assert len(body) == size
+    return body
+
+
+def put(push: Pusher, reference: str, body: bytes, kind: str | None = OCI_MANIFEST) -> Any:
+    headers = {} if kind is None else {"Content-Type": kind}
+    return push.client.put(f"{push.root}/manifests/{reference}", content=body, headers=headers)
+
+
+@pytest.mark.parametrize("by", ["tag", "digest"])
+def test_push(push: Pusher, algorithm: str, by: str) -> None:
+    """201 with the digest and a Location from which the very bytes can be pulled, on each worker (end-7a)."""
+    body = encode(push.image(algorithm))
+    digest = digest_of(body, algorithm if by == "digest" else "sha256")
+    answer = put(push, digest if by == "digest" else "v1", body)
+    assert answer.status_code == 201
+    assert answer.headers["docker-content-digest"] == digest
+    assert push.client.get(answer.headers["location"]).content == body
+    assert everywhere(push.client, "GET", answer.headers["location"]) == {200}
+
+
+def test_exact_bytes(push: Pusher) -> None:
+    """Spaces, order of names, escapes and a last line end are kept: the bytes are the manifest (Pushing Manifests)."""
+    text = json.dumps(push.image() | {"annotations": {"a": "\u00e4\U0001f40b", "z": "/"}})
+    body = b" \n" + text.replace("/", "\\/").encode() + b"\r\n\t "
+    digest = push.put(body, "spaced")
+    answer = push.client.get(f"{push.root}/manifests/spaced")
+    assert answer.content == body
+    assert answer.headers["docker-content-digest"] == digest
+
+
+def test_a_wrong_digest(push: Pusher, algorithm: str) -> None:
+    """A manifest under another digest than its own: 400, and nothing is there (Pushing Manifests)."""
+    body, claimed = encode(push.image()), digest_of(b"other", algorithm)
+    answer = put(push, claimed, body)
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["DIGEST_INVALID"]
+    for digest in (claimed, digest_of(body)):
+        assert push.client.get(f"{push.root}/manifests/{digest}").status_code == 404
+
+
+def test_a_tag_moves(push: Pusher) -> None:
+    """A tag points at what was pushed last; the former manifest stays under its digest (Pushing Manifests)."""
+    first, second = push.tag("latest"), push.tag("latest")
+    assert push.client.get(f"{push.root}/manifests/latest").content == second
+    assert push.client.get(f"{push.root}/manifests/{digest_of(first)}").content == first
+
+
+@pytest.mark.parametrize("kind", [f"{OCI_MANIFEST}; charset=utf-8", f"{OCI_MANIFEST};a=b;c=d", OCI_MANIFEST, None])
+def test_content_type_parameters(push: Pusher, kind: str | None) -> None:
+    """Parameters of Content-Type are ignored; without one the body's own mediaType counts (Pushing Manifests)."""
+    assert put(push, "typed", encode(push.image()), kind).status_code == 201
+    assert push.client.get(f"{push.root}/manifests/typed").headers["content-type"] == OCI_MANIFEST
+
+
+@pytest.mark.parametrize("kind", [OCI_INDEX, DOCKER_MANIFEST, "application/json"])
+def test_content_type_against_media_type(push: Pusher, kind: str) -> None:
+    """Content-Type other than the body's mediaType: 400 MANIFEST_INVALID (Pushing Manifests)."""
+    answer = put(push, "typed", encode(push.image()), kind)
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["MANIFEST_INVALID"]
+
+
+def test_a_manifest_without_media_type(push: Pusher) -> None:
+    """mediaType in the body is a SHOULD: Content-Type alone will do (Pushing Manifests)."""
+    document = push.image()
+    del document["mediaType"]
+    assert put(push, "untyped", encode(document)).status_code == 201
+    assert push.client.get(f"{push.root}/manifests/untyped").headers["content-type"] == OCI_MANIFEST
+
+
+def shapes(push: Pusher) -> dict[str, Document]:
+    image = push.image()
+    child = describe(encode(image), OCI_MANIFEST, platform={"os": "linux", "architecture": "arm64", "variant": "v8"})
+    push.put(image)
+    inner = push.index(child)
+    push.put(inner)
+    data = base64.b64encode(b"{}").decode()
+    return {
+        "without layers": push.image() | {"layers": []},
+        "empty index": push.index(),
+        "artifact without layers": push.artifact(artifact_type="application/vnd.test") | {"layers": []},
+        "artifact with the empty layer": push.artifact(artifact_type="application/vnd.test"),
+        "index": push.index(child),
+        "nested index": push.index(describe(encode(inner), OCI_INDEX)),
+        "index of an artifact type": push.index(child, artifactType="application/vnd.test"),
+        "data field": push.artifact() | {"config": describe(b"{}", OCI_EMPTY) | {"data": data}},
+        "unknown fields": push.image() | {"x": {"y": [1, 2.5, None, True]}, "annotations": {"a": ""}},
+        "the same layer twice": {**image, "layers": image["layers"] * 2},
+    }
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "without layers",
+        "empty index",
+        "artifact without layers",
+        "artifact with the empty layer",
+        "index",
+        "nested index",
+        "index of an artifact type",
+        "data field",
+        "unknown fields",
+        "the same layer twice",
+    ],
+)
+def test_shapes(push: Pusher, shape: str, algorithm: str) -> None:
+    """Every shape the image spec allows is stored as it is (Pushing Manifests)."""
+    body = encode(shapes(push)[shape])
+    digest = push.put(body, algorithm=algorithm)
+    assert push.client.get(f"{push.root}/manifests/{digest}").content == body
+
+
+@pytest.mark.parametrize("what", ["config", "layer", "child"])
+def test_missing_references(push: Pusher, what: str, algorithm: str) -> None:
+    """A manifest whose config, layer or child is not in the repository: MANIFEST_BLOB_UNKNOWN (Pushing Manifests)."""
+    missing = os.urandom(20)
+    document = {
+        "config": push.image() | {"config": describe(missing, OCI_CONFIG, algorithm)},
+        "layer": push.image() | {"layers": [describe(missing, OCI_LAYER, algorithm)]},
+        "child": push.index(describe(missing, OCI_MANIFEST, algorithm)),
+    }[what]
+    answer = put(push, "broken", encode(document), document["mediaType"])
+    assert answer.status_code == 404
+    assert error_codes(answer) == ["MANIFEST_BLOB_UNKNOWN"]
+    assert digest_of(missing, algorithm) in answer.text
+    assert push.client.get(f"{push.root}/manifests/broken").status_code == 404
+
+
+def test_references_of_another_repository(push: Pusher) -> None:
+    """Content of another repository is not in this one: it has to be mounted first (Pushing Manifests)."""
+    body = encode(push.image())
+    other = Pusher(push.client, f"{push.repo}/other")
+    assert error_codes(put(other, "x", body)) == ["MANIFEST_BLOB_UNKNOWN"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    ],
+)
+def test_layers_held_elsewhere(push: Pusher, kind: str) -> None:
+    """Non-distributable layers need not be here (Pushing Manifests; image spec, layer media types)."""
+    layer = describe(os.urandom(20), kind, urls=["https://example.test/layer"])
+    assert put(push, "windows", encode(push.image() | {"layers": [layer]})).status_code == 201
+
+
+@pytest.mark.parametrize("size", [4 * MIB, LIMIT])
+def test_large_manifests(push: Pusher, size: int) -> None:
+    """At least 4 MiB are taken, and up to the limit to the byte (Pushing Manifests)."""
+    body = padded(push.image(), size)
+    digest = push.put(body, "large")
+    assert push.client.get(f"{push.root}/manifests/{digest}").content == body
+
+
+@pytest.mark.parametrize("framing", ["Content-Length", "chunked"])
+def test_too_large_manifests(push: Pusher, framing: str) -> None:
+    """One byte above the limit: 413, however the length is told (Pushing Manifests)."""
+    body = padded(push.image(), LIMIT + 1)
+    content = body if framing == "Content-Length" else (body[at : at + MIB] for at in range(0, len(body), MIB))
+    answer = push.client.put(f"{push.root}/manifests/large", content=content, headers={"Content-Type": OCI_MANIFEST})
+    assert answer.status_code == 413
+    assert error_codes(answer) == ["MANIFEST_INVALID"]
+    assert push.client.get(f"{push.root}/manifests/large").status_code == 404
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
+    """`?tag=` sets each tag, ten and more at once, and OCI-Tag names each that was set (end-7b)."""
+    body = encode(push.image())
+    digest = digest_of(body, algorithm)
+    tags = [f"v{number}" for number in range(count)]
+    answer = put(push, f"{digest}?{'&'.join(f'tag={tag}' for tag in tags)}", body)
+    assert answer.status_code == 201
+    named = [tag.strip() for field in answer.headers.get_list("oci-tag") for tag in field.split(",")]
+    assert sorted(named) == sorted(tags)
+    for tag in tags:
+        got = push.client.get(f"{push.root}/manifests/{tag}")
+        assert got.content == body
+        assert got.headers["docker-content-digest"] == digest
+
+
+def test_too_many_tag_parameters(push: Pusher) -> None:
+    """Too many tags: 414, and none of them is set (end-7b)."""
+    body = encode(push.image())
+    query = "&".join(f"tag=v{number}" for number in range(500))
+    answer = put(push, f"{digest_of(body)}?{query}", body)
+    assert answer.status_code == 414
+    error_codes(answer)
+    assert push.client.get(f"{push.root}/manifests/v1").status_code == 404
+
+
+def test_an_invalid_tag_parameter(push: Pusher) -> None:
+    """One invalid tag: 400, and neither the manifest nor any tag is there (end-7b)."""
+    body = encode(push.image())
+    answer = put(push, f"{digest_of(body)}?tag=good&tag=.bad", body)
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["MANIFEST_INVALID"]
+    for reference in ("good", digest_of(body)):
+        assert push.client.get(f"{push.root}/manifests/{reference}").status_code == 404
+
+
+def test_no_tag_parameters(push: Pusher) -> None:
+    """Without `?tag=` there is no OCI-Tag (end-7b)."""
+    body = encode(push.image())
+    assert "oci-tag" not in put(push, digest_of(body), body).headers
+
+
+@pytest.mark.parametrize("shape", ["image", "index"])
+@pytest.mark.parametrize("there", [True, False])
+def test_subject(push: Pusher, algorithm: str, shape: str, there: bool) -> None:
+    """OCI-Subject names the subject, which need not be there (Pushing Manifests with Subject)."""
+    target = encode(push.image())
+    if there:
+        push.put(target, algorithm=algorithm)
+    subject = describe(target, OCI_MANIFEST, algorithm)
+    document = push.artifact(subject, "a/b") if shape == "image" else push.index(subject=subject)
+    answer = put(push, digest_of(encode(document)), encode(document), document["mediaType"])
+    assert answer.status_code == 201
+    assert answer.headers["oci-subject"] == digest_of(target, algorithm)
+
+
+def test_no_subject(push: Pusher) -> None:
+    """Without a subject there is no OCI-Subject (Pushing Manifests with Subject)."""
+    assert "oci-subject" not in put(push, "plain", encode(push.image())).headers
+
+
+def test_conditional_push(push: Pusher) -> None:
+    """If-Match and If-None-Match guard a tag: 412 when it moved (Referrers Tag Schema; RFC 9110, 13.1)."""
+    path = f"{push.root}/manifests/guarded"
+    first, second = encode(push.image()), encode(push.image())
+
+    def write(body: bytes, **condition: str) -> int:
+        headers = {"Content-Type": OCI_MANIFEST} | {name.replace("_", "-"): etag for name, etag in condition.items()}
+        return push.client.put(path, content=body, headers=headers).status_code
+
+    assert write(first, If_Match="*") == 412
+    assert write(first, If_None_Match="*") == 201
+    assert write(second, If_None_Match="*") == 412
+    etag = push.client.head(path).headers["etag"]
+    assert write(second, If_Match=etag) == 201
+    assert write(first, If_Match=etag) == 412
+    assert push.client.get(path).content == second
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{",
+        b"\xff\xfe{}",
+        b'{"schemaVersion":2}',
+        b'{"schemaVersion":1,"name":"x","tag":"y","fsLayers":[],"history":[]}',
+        b'{"schemaVersion":"2","config":{}}',
+        b'{"schemaVersion":2,"schemaVersion":2}',
+        b'{"schemaVersion":2,"config":NaN}',
+        b"[" * 100_000,
+    ],
+    ids=lambda body: body[:30].decode("latin-1") or "empty",
+)
+def test_what_is_no_manifest(push: Pusher, body: bytes) -> None:
+    """What cannot be read as a manifest: 400 MANIFEST_INVALID (Pushing Manifests)."""
+    answer = put(push, "bad", body)
+    assert answer.status_code == 400
+    assert error_codes(answer) == ["MANIFEST_INVALID"]
+
+
+def test_pull_of_a_nonexistent_repository(push: Pusher) -> None:
+    """An attempt to pull a nonexistent repository is 404 (Pushing Manifests)."""
+    for path in ("manifests/latest", f"blobs/{digest_of(b'')}", "tags/list"):
+        assert push.client.get(f"{push.root}/{path}").status_code == 404
+
+
+def test_pushing_again(push: Pusher) -> None:
+    """Pushing what is there already is 201 again (Pushing Manifests)."""
+    body = encode(push.image())
+    for reference in ("a", "a", "b", digest_of(body), digest_of(body)):
+        assert put(push, reference, body).status_code == 201
+    assert push.client.get(with_query(f"{push.root}/tags/list", n="9")).json()["tags"] == ["a", "b"]

@@ -1,0 +1,44 @@
+"""Spec, "Registry Proxying", of what is hosted here."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance.pushing import Pusher, describe, digest_of, encode
+
+
+@pytest.mark.parametrize("host", ["docker.io", "registry.example.org:5000", "", "NOT A HOST"])
+def test_ns_is_ignored(push: Pusher, host: str) -> None:
+    """`ns` names the host in a client's reference; a registry that hosts the name may ignore it, and then sends no
+    OCI-Namespace."""
+    body = encode(push.image())
+    digest = push.put(body, "here")
+    blob = push.blob(b"{}")
+    for path in (f"manifests/{digest}", "manifests/here", f"blobs/{blob}", f"referrers/{digest}", "tags/list"):
+        for method in ("GET", "HEAD"):
+            answer = push.client.request(method, f"{push.root}/{path}", params={"ns": host})
+            assert answer.status_code == 200
+            assert "oci-namespace" not in answer.headers
+
+
+def test_ns_on_a_push(push: Pusher) -> None:
+    """Clients add `ns` to pushes as well where the host differs: nothing changes."""
+    data = b"with ns"
+    answer = push.client.post(f"{push.root}/blobs/uploads/?ns=docker.io")
+    assert answer.status_code == 202
+    location = answer.headers["location"]
+    answer = push.client.put(location, content=data, params={"digest": digest_of(data), "ns": "docker.io"})
+    assert answer.status_code == 201
+    body = encode(push.artifact(layers=[describe(data, "text/plain")]))
+    kind = {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}
+    answer = push.client.put(f"{push.root}/manifests/x?ns=docker.io", content=body, headers=kind)
+    assert answer.status_code == 201
+    assert push.client.get(f"{push.root}/manifests/x").content == body
+
+
+def test_stray_credentials_are_ignored(push: Pusher) -> None:
+    """Credentials meant for another registry are neither needed nor refused here (Registry Proxying)."""
+    push.tag("open")
+    for value in ("Basic dXNlcjpwYXNz", "Bearer abc.def.ghi", "Negotiate x", "", "no scheme at all ="):
+        answer = push.client.get(f"{push.root}/manifests/open", headers={"Authorization": value})
+        assert answer.status_code == 200

@@ -1,0 +1,38 @@
+"""Disks that are really full."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.crash.full_disk import MIB, pull, push, told_full
+from tests.serving import ROOT, running_server
+
+
+def test_a_full_disk_refuses_with_507_and_works_again_once_there_is_room(tmp_path: Path) -> None:
+    """On a disk of 24 MiB a larger push gets 507 in the OCI shape, in one body and in chunks, and gives the room back;
+    then a small push works. With no room for the metadata a manifest gets 507, and goes in once there is room."""
+    alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    run = subprocess.run(
+        [*alone, sys.executable, "-m", "tests.crash.full_disk", str(tmp_path)],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+
+
+def test_a_blob_above_the_largest_file_the_system_allows_is_refused_with_507(tmp_path: Path) -> None:
+    """Where the system refuses files above a size (RLIMIT_FSIZE), a larger blob gets 507 and leaves nothing; a smaller
+    one works."""
+    with running_server(tmp_path, workers=2) as server:
+        for pid in server.worker_pids():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 * MIB, 4 * MIB))
+        large, small = random.Random(4).randbytes(6 * MIB), random.Random(5).randbytes(MIB)
+        told_full(push(server, "team/app", large))
+        assert pull(server, "team/app", large) is None
+        assert not list((server.data / "uploads").iterdir())
+        assert push(server, "team/app", small)[0] == 201
+        assert pull(server, "team/app", small) == small

@@ -1,0 +1,1 @@
+"""Bad input and faults: thousands of malformed requests, and each kind by name."""

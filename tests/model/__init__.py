@@ -1,0 +1,1 @@
+"""The stored registry against the reference model, driven by random steps."""

@@ -1,0 +1,89 @@
+"""The writer of the metadata: one thread, many changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.blobs.layout import Layout
+from storage.errors import BlobUnknown, StorageFailed, StorageFull
+from storage.metadata.writer import Writer
+from storage.opening import prepare
+from storage.system import System
+
+Change = Callable[[apsw.Connection], None]
+
+
+@pytest.fixture
+async def writer(tmp_path: Path) -> AsyncIterator[Writer]:
+    prepare(tmp_path / "data")
+    opened = Writer(Layout(tmp_path / "data"), System())
+    yield opened
+    opened.close()
+
+
+def _repository(name: str, then: Exception | None = None) -> Change:
+    def change(db: apsw.Connection) -> None:
+        db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", (name,))
+        if then is not None:
+            raise then
+
+    return change
+
+
+async def _names(writer: Writer) -> set[str]:
+    def read(db: apsw.Connection) -> set[str]:
+        return {name for (name,) in db.execute("SELECT name FROM repository")}
+
+    return await writer.run(read)
+
+
+async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: Writer) -> None:
+    """Changes made together: those that raise are undone, each with its own error; the others are kept."""
+    changes = [
+        _repository("one"),
+        _repository("two", BlobUnknown()),
+        _repository("three"),
+        _repository("four", ValueError("a bug")),
+        _repository("one"),
+    ]
+    results = await asyncio.gather(*map(writer.run, changes), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), BlobUnknown, type(None), StorageFailed, StorageFailed]
+    assert await _names(writer) == {"one", "three"}
+
+
+async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_along(writer: Writer) -> None:
+    """SQLite undoes a whole transaction when the disk is full in the midst of it; those that fit are made all the same,
+    once, and the one that does not fit gets StorageFull."""
+    await writer.run(lambda db: db.pragma("max_page_count", db.pragma("page_count") + 40))
+
+    def large(db: apsw.Connection) -> None:
+        db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", ("x" * 1_000_000,))
+
+    changes: list[Change] = [_repository("one"), large, _repository("two"), large, _repository("three")]
+    results = await asyncio.gather(*map(writer.run, changes), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), StorageFull, type(None), StorageFull, type(None)]
+    assert await _names(writer) == {"one", "two", "three"}
+
+
+async def test_changes_are_made_in_order_and_survive_their_callers(writer: Writer) -> None:
+    """A change whose caller is cancelled is made all the same, before those that were asked for later."""
+    first = asyncio.create_task(writer.run(_repository("one")))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert "one" in await _names(writer)
+
+
+async def test_the_log_of_changes_is_kept_short(writer: Writer, tmp_path: Path) -> None:
+    """The write-ahead log is checkpointed while changes go on: it does not grow with them."""
+
+    def change(db: apsw.Connection) -> None:
+        db.execute("INSERT OR REPLACE INTO repository (id, name, created) VALUES (1, ?, 0)", ("x" * 500_000,))
+
+    for _ in range(60):
+        await writer.run(change)
+    assert (tmp_path / "data/entrepot.db-wal").stat().st_size < 20_000_000
