@@ -247,7 +247,7 @@ def bad_target(rng: Random) -> Case:
             b"http://u@h/v2/",
             b"http://a b/v2/",
             b"//",
-            b"file://" + b"/etc/passwd",
+            b"file:%s" % b"///etc/passwd",
             b"http:/v2/",
             b"registry.test:443",
             b"http://h\x00/v2/",
