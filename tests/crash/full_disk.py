@@ -26,6 +26,7 @@ def ask(server: Server, method: str, path: str, body: bytes = b"", **headers: st
     """One request on a connection of its own. An answer that comes before the body was taken counts as well."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
+        connection.connect()
         connection.putrequest(method, path)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             connection.putheader(name.replace("_", "-"), value)
