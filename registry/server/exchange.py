@@ -66,8 +66,9 @@ class Exchange(RequestResponseCycle):
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 self.transport.abort()  # the grace of a shutdown is over
-            elif isinstance(error, ClientDisconnected) and self.disconnected:
+            elif isinstance(error, ClientDisconnected):
                 log.debug("%s: the client left", self._asked())
+                self.transport.abort()  # who sends a file may learn of it before the transport does
             else:
                 self._failed("the application failed", error)
         else:
