@@ -167,6 +167,7 @@ def test_worker_that_dies_during_its_renewal(start: Start) -> None:
     """A worker that dies while its successor starts is replaced once, not twice."""
     running = start(workers=2)
     before = running.children()
+    os.kill(before[0], signal.SIGSTOP)  # so that it cannot end in order before it is killed
     os.kill(running.pid, signal.SIGHUP)
     wait_for(lambda: running.children() != before)
     os.kill(before[0], signal.SIGKILL)
