@@ -28,7 +28,7 @@ from storage.upkeep.collect import Collector
 DAY = 86400.0
 FIRST_ROUND = 300.0
 """Seconds after the start until the collector's first round, at the most."""
-log = logging.getLogger("entrepot.storage")
+log = logging.getLogger("storage")
 
 
 def prepare(data: Path, system: System | None = None) -> None:

@@ -31,7 +31,7 @@ GATHER = 1024 * 1024
 SAVE_EVERY = 64 * 1024 * 1024
 """Bytes after which a session's progress is saved while a request is still sending: what a successor has to read again
 at the most."""
-log = logging.getLogger("entrepot.storage")
+log = logging.getLogger("storage")
 
 
 class StoredUpload:

@@ -29,7 +29,7 @@ from storage.system import System
 BATCH = 256
 CHECKPOINT_PAGES = 1000
 RESTART_PAGES = 16_000
-log = logging.getLogger("entrepot.metadata")
+log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
 

@@ -18,7 +18,7 @@ from storage.names import Digest
 PORTION = 500
 SHARDS = 16
 """Directories of blobs looked at in one round."""
-log = logging.getLogger("entrepot.collect")
+log = logging.getLogger("storage.collect")
 
 
 @dataclass(slots=True)
