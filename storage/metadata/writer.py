@@ -16,12 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar
 
 import apsw
 
 from storage.blobs.files import locked, sync_directory, told
 from storage.blobs.layout import Layout
+from storage.blobs.steps import Step
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.connection import connect
 from storage.system import System
@@ -38,8 +40,14 @@ Change = Callable[[apsw.Connection], T]
 class _Waiting:
     change: Change[Any]
     durable: bool
-    done: Future[Any]
+    done: Step[Any]
     result: Any = None
+
+    def tell(self, error: BaseException | None = None) -> None:
+        """Ends the wait. Called in the writer's thread; a loop that has ended meanwhile waits for nothing."""
+        end = partial(self.done.set_exception, error) if error else partial(self.done.set_result, self.result)
+        with suppress(RuntimeError):
+            self.done.get_loop().call_soon_threadsafe(end)
 
 
 class Writer:
@@ -57,16 +65,13 @@ class Writer:
         self._thread.start()
         opened.result()
 
-    async def run(self, change: Change[T], *, durable: bool = True) -> T:
-        """Runs `change` in a transaction and returns its result once that is committed; `durable`: and would survive a
+    def run(self, change: Change[T], *, durable: bool = True) -> Step[T]:
+        """Runs `change` in a transaction and gives its result once that is committed; `durable`: and would survive a
         power cut. Raises what the change raised, and then nothing of it is kept; StorageFull, StorageFailed.
-        Cancelled: the change is made all the same."""
-        return await asyncio.shield(asyncio.wrap_future(self.submit(change, durable=durable)))
-
-    def submit(self, change: Change[T], *, durable: bool = True) -> Future[T]:
-        waiting = _Waiting(change, durable, Future())
-        self._queue.put(waiting)
-        return cast("Future[T]", waiting.done)
+        Cancelled: who waits learns of it once the change is made."""
+        done: Step[T] = Step(loop=asyncio.get_running_loop())
+        self._queue.put(_Waiting(change, durable, done))
+        return done
 
     def close(self) -> None:
         """Makes the changes that wait, then ends."""
@@ -118,13 +123,13 @@ class Writer:
                 for waiting in batch:
                     self._commit(db, [waiting])
             else:
-                batch[0].done.set_exception(_told(error))
+                batch[0].tell(_told(error))
             return
         for waiting in batch:
             if (reason := failed.get(id(waiting))) is not None:
-                waiting.done.set_exception(reason)
+                waiting.tell(reason)
             else:
-                waiting.done.set_result(waiting.result)
+                waiting.tell()
 
     def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> dict[int, BaseException]:
         failed: dict[int, BaseException] = {}

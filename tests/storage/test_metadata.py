@@ -71,10 +71,17 @@ async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_al
 
 
 async def test_changes_are_made_in_order_and_survive_their_callers(writer: Writer) -> None:
-    """A change whose caller is cancelled is made all the same, before those that were asked for later."""
-    first = asyncio.create_task(writer.run(_repository("one")))
+    """A change whose caller is cancelled is made all the same, before those that were asked for later; the caller
+    learns of it once the change is made."""
+
+    async def call() -> None:
+        await writer.run(_repository("one"))
+
+    first = asyncio.create_task(call())
     await asyncio.sleep(0)
     first.cancel()
+    await asyncio.wait([first])
+    assert first.cancelled()
     assert "one" in await _names(writer)
 
 
