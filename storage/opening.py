@@ -59,15 +59,18 @@ def prepare(data: Path, system: System | None = None) -> None:
 
 def check_version(data: Path) -> None:
     """For who only looks: a server of the older version may be running, so nothing is brought up to date. Raises
-    DataDirectoryError: no registry in there, or one of another version."""
+    DataDirectoryError: no registry in there, one of another version, or a database that cannot be read."""
     file = layout_of(data).metadata
     if not file.is_file():
         raise DataDirectoryError(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
-    db = connect(file, read_only=True)
     try:
-        have, newest = db.pragma("user_version"), steps()[-1][0]
-    finally:
-        db.close()
+        db = connect(file, read_only=True)
+        try:
+            have, newest = db.pragma("user_version"), steps()[-1][0]
+        finally:
+            db.close()
+    except apsw.Error as error:
+        raise DataDirectoryError(f"{file} cannot be used: {error}") from None
     if have > newest:
         raise DataDirectoryError(f"{data} was written by a newer Entrepot; use the `entrepot` of that version")
     if have < newest:

@@ -120,6 +120,15 @@ def test_unknown_reference(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
         one_line(entrepot("inspect", reference, folder=tmp_path), 1)
 
 
+def test_a_database_that_is_none(tmp_path: Path) -> None:
+    """A file that is no database is told in one line that names it."""
+    file = tmp_path / "data" / "entrepot.db"
+    file.parent.mkdir()
+    file.write_bytes(b"not a database" * 1000)
+    said = one_line(entrepot("inspect", "team/app", folder=tmp_path), 1)
+    assert f"{file} cannot be used: file is not a database" in said
+
+
 def test_no_data_directory(tmp_path: Path) -> None:
     """Looking makes nothing: not the directory, and nothing in one that holds no registry."""
     assert "no data directory" in one_line(entrepot("inspect", "a", folder=tmp_path), 1)
