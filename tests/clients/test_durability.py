@@ -75,6 +75,8 @@ def push_traced(server: Server, folder: Path, made: Image) -> list[Step]:
         ask(connection, "PUT", with_digest(location, last.digest), b"")
         headers = {"Content-Type": made.manifest.media_type}
         ask(connection, "PUT", "/v2/team/traced/manifests/traced", made.manifest.body, **headers)
+        # Answered by the same thread after it: the write of the 201 has ended then, and strace has it whole.
+        ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
     return trace.steps()
 
 
