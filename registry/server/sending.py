@@ -1,4 +1,9 @@
-"""A file's way to a socket: the kernel copies it (sendfile(2)), and the event loop never waits for the disk.
+"""A file's way to a socket: the kernel copies it, and the event loop never waits for the disk.
+
+To another machine it goes by sendfile(2), which hands the file's own pages to the network card. To a client on this
+machine (or a proxy before us) it is sent from a mapping of the file: a copy more, yet sendfile gives the receiver
+single pages, 16 at a time. He copies them out more slowly, falls asleep between them, and waking him costs more than
+the copy: 0.46 CPU seconds a GiB here and 0.24 there, against 0.27 and 0.14.
 
 sendfile on a non-blocking socket still sleeps for a page that is not in memory, and the whole worker with it. So before
 each slice the kernel is asked what of it is in memory. Once something is missing, threads read the rest of the file in,
@@ -26,12 +31,14 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from registry.server.residence import Residence
 
-SLICE = 1024 * 1024
-"""Bytes a connection may send in one turn of the loop, about 0.3 ms: so long the others wait for each that sends."""
+SLICE = 2 * 1024 * 1024
+"""Bytes a connection may send in one turn of the loop, about 0.5 ms: so long the others wait for each that sends."""
 PIECE = 2 * 1024 * 1024
 """Bytes a thread reads in for one sender before other senders get their turn with it."""
 AHEAD = 8 * 1024 * 1024
 """How far threads read ahead of the sender, at the most."""
+_MAPPED = 8 * 1024 * 1024
+"""Bytes of a mapping that are sent before their pages are let go."""
 _COPY = 64 * 1024
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 
@@ -44,6 +51,17 @@ def socket_of(transport: asyncio.BaseTransport) -> socket.socket | None:
     return sock
 
 
+def is_near(sock: socket.socket) -> bool:
+    """Whether the other end is on this machine."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    try:
+        peer = str(sock.getpeername()[0])
+        return peer.startswith("127.") or peer == sock.getsockname()[0]
+    except OSError:  # gone already
+        return False
+
+
 class FileEnded(Exception):
     """The file has fewer bytes than were to be sent."""
 
@@ -52,9 +70,16 @@ class FileSending:
     """One file, or a part of one, on its way to one client. `blocked`: it waits for the client to take something."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, file: int, moved: Callable[[int], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        file: int,
+        moved: Callable[[int], None],
+        *,
+        near: bool | None = None,
     ) -> None:
-        """`sock` is a connection's, `file` open for reading; neither is closed. `moved` is told each count of bytes."""
+        """`sock` is a connection's, `file` open for reading; neither is closed. `moved` is told each count of bytes.
+        `near`: the other end is on this machine (None: to be found out)."""
         self._loop = loop
         self._sock = sock
         self._file = file
@@ -64,6 +89,8 @@ class FileSending:
         self._at = self._stop = 0
         self._ahead: ReadAhead | None = None
         self._residence: Residence | None = None
+        self._near = is_near(sock) if near is None else near
+        self._mapped = 0  # sent from the mapping up to here, and its pages not let go yet
         self._sure = 0  # just read in, up to here: whatever the kernel says of it, nothing more can be done
         self.blocked = False
 
@@ -83,6 +110,9 @@ class FileSending:
         self._sock = _copy(self._sock)
         try:
             self._residence = Residence.of(self._file, offset, offset + count)
+            self._mapped = offset
+            # A mapping has zeros between a file's end and the page's.
+            self._near = self._near and os.fstat(self._file).st_size >= self._stop
             self._step()
             error = await self._ended
         finally:
@@ -131,7 +161,7 @@ class FileSending:
         if count == 0:
             self._read_in()
             return False
-        sent = os.sendfile(self._sock.fileno(), self._file, self._at, count)
+        sent = self._send(count)
         if sent == 0:
             raise FileEnded(f"the file ends at byte {self._at}; {self._stop - self._at} more were promised")
         self._at += sent
@@ -139,6 +169,24 @@ class FileSending:
         if self._ahead is not None:
             self._ahead.follow(self._at)
         return True
+
+    def _send(self, count: int) -> int:
+        if self._near and self._residence is not None:
+            try:
+                return self._send_mapped(self._residence, count)
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+                self._near = False  # the file was cut, or cannot be read; sendfile says which
+        return os.sendfile(self._sock.fileno(), self._file, self._at, count)
+
+    def _send_mapped(self, residence: Residence, count: int) -> int:
+        with residence.view(self._at, self._at + count) as view:
+            sent = self._sock.send(view)
+        if self._at + sent - self._mapped >= _MAPPED:
+            self._mapped = self._at + sent
+            residence.release(self._mapped)
+        return sent
 
     def _count_in_memory(self, stop: int) -> int:
         """How many of the bytes up to `stop` can be sent without waiting for the disk."""

@@ -60,6 +60,45 @@ def test_what_the_kernel_has_dropped(fd: int) -> None:
     assert 10 * PAGESIZE - 7 <= counts(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
 
 
+def test_what_is_viewed(fd: int) -> None:
+    """A view holds the file's bytes, from any byte to any byte, and again after its pages were let go."""
+    data = os.pread(fd, SIZE, 0)
+    for start in (0, 5, 3 * PAGESIZE + 7):
+        residence = Residence.of(fd, start, SIZE)
+        assert residence is not None
+        for at, stop in ((start, SIZE), (start + 1, start + PAGESIZE), (SIZE - 1, SIZE)):
+            with residence.view(at, stop) as view:
+                assert view.readonly
+                assert view == data[at:stop]
+            residence.release(stop)
+        with residence.view(start, SIZE) as view:
+            assert view == data[start:]
+        residence.close()
+
+
+def test_what_is_let_go(fd: int) -> None:
+    """Pages that were viewed count as this process's memory until they are let go."""
+    residence = Residence.of(fd, 0, SIZE)
+    assert residence is not None
+    with residence.view(0, SIZE) as view:
+        assert len(bytes(view)) == SIZE
+    assert mapped(fd) >= SIZE // 1024
+    residence.release(SIZE)
+    assert mapped(fd) <= PAGESIZE // 1024
+    residence.close()
+
+
+def mapped(fd: int) -> int:
+    """KiB of the file that this process has in its memory."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    found = 0
+    for line in lines:
+        if line.endswith(path):
+            found += next(int(value.split()[1]) for value in lines if value.startswith("Rss:"))
+    return found
+
+
 def test_nobody_can_tell() -> None:
     """None for what cannot be mapped."""
     with open("/proc/version", "rb") as file:

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 from registry.server.limits import ServerLimits
 from registry.server.protocol import RegistryProtocol
 from registry.server.residence import Residence
-from registry.server.sending import FileSending
+from registry.server.sending import FileEnded, FileSending, is_near
 from tests.server.app import answer
 from tests.server.running import Running, Start, read_all, read_response, wait_for
 
@@ -72,6 +72,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with made.open("wb") as file:
         file.truncate(1024 * MIB)
     return made
+
+
+def ignore(count: int) -> None:
+    """Where nobody wants to know how many bytes have left."""
 
 
 def asks(path: Path, method: str = "GET", version: str = "1.1", **query: object) -> bytes:
@@ -258,16 +262,18 @@ def test_small_requests_beside_large_files(sender: Running, large: Path) -> None
         sender.said("cut ClientDisconnected")
 
 
+@pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
-def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop) -> None:
-    """What is in memory leaves at once; what is not is left to a thread, and the loop turns meanwhile."""
+def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, near: bool) -> None:
+    """To this machine or another: what is in memory leaves at once; what is not is left to a thread, and the loop turns
+    meanwhile."""
     path = tmp_path / "file"
     path.write_bytes(data)
     with path.open("rb") as file, asyncio.Runner(loop_factory=make_loop) as runner:
         os.fsync(file.fileno())
-        assert runner.run(first_turn(file.fileno(), data)) > len(b"head")
+        assert runner.run(first_turn(file.fileno(), data, near)) > len(b"head")
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data)) == len(b"head"))
+        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data, near)) == len(b"head"))
 
 
 def is_cold(fd: int) -> bool:
@@ -280,14 +286,14 @@ def is_cold(fd: int) -> bool:
         residence.close()
 
 
-async def first_turn(file: int, data: bytes) -> int:
+async def first_turn(file: int, data: bytes, near: bool) -> int:
     """Sends a whole file, and says how many bytes left in the first turn of the loop."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()  # of a kind that holds nothing back to fill a packet
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        sending = FileSending(loop, ours, file, lambda count: None)
+        sending = FileSending(loop, ours, file, ignore, near=near)
         task = asyncio.create_task(sending.run(b"head", 0, SIZE))
         await asyncio.sleep(0)
         got = bytearray(theirs.recv(2 * MIB))
@@ -299,6 +305,63 @@ async def first_turn(file: int, data: bytes) -> int:
     return first
 
 
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("offset", [0, 77])
+def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> None:
+    """To this machine or another: any part of a file arrives as it is, also one longer than a slice."""
+
+    async def send(count: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours, theirs, path.open("rb") as file:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            task = asyncio.create_task(
+                FileSending(loop, ours, file.fileno(), ignore, near=near).run(b"head", offset, count)
+            )
+            got = bytearray()
+            while len(got) < count + 4:
+                got += await loop.sock_recv(theirs, MIB)
+            await task
+        return bytes(got)
+
+    for count in (1, 4096, MIB + 5, SIZE - offset):
+        assert asyncio.run(send(count)) == b"head" + data[offset : offset + count]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> None:
+    """To this machine or another: nothing but the file's own bytes is sent, and that it ended is told."""
+    path = tmp_path / "short"
+    path.write_bytes(b"x" * 5000)
+
+    async def send() -> bytes:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with theirs, path.open("rb") as file:
+            with ours:
+                ours.setblocking(False)
+                theirs.setblocking(False)
+                with pytest.raises(FileEnded):
+                    await FileSending(loop, ours, file.fileno(), ignore, near=near).run(b"", 0, 6000)
+            return await loop.sock_recv(theirs, MIB)
+
+    assert asyncio.run(send()) == b"x" * 5000
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+def test_who_is_near(address: str) -> None:
+    """A client on this machine is near, whichever of its addresses it has; one that has left is not."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), source_address=(address, 0)),
+        server.accept()[0] as taken,
+    ):
+        assert is_near(taken)
+    with socket.socket() as gone:
+        assert not is_near(gone)
+
+
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
 def test_a_cancelled_sending(large: Path, make_loop: MakeLoop) -> None:
     """Cancelled, whatever it waits for, it leaves neither descriptors nor a watch on them behind."""
@@ -308,7 +371,7 @@ def test_a_cancelled_sending(large: Path, make_loop: MakeLoop) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs, large.open("rb") as file:
             ours.setblocking(False)
-            task = asyncio.create_task(FileSending(loop, ours, file.fileno(), lambda count: None).run(b"", 0, MIB))
+            task = asyncio.create_task(FileSending(loop, ours, file.fileno(), ignore).run(b"", 0, MIB))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
