@@ -15,16 +15,24 @@ from typing import TextIO
 
 GATHER_BYTES = 16 * 1024
 GATHER_SECONDS = 0.2
-LINE = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
 
 class LineFormatter(logging.Formatter):
-    """Local time with milliseconds; the calendar is asked once a second."""
+    """`2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time; the calendar is asked once a
+    second."""
 
     def __init__(self) -> None:
-        super().__init__(LINE)
+        super().__init__()
         self._second = -1
         self._text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{self.formatTime(record)} {record.levelname} {record.name}[{record.process}] {record.getMessage()}"
+        if not record.exc_info and not record.stack_info:
+            return line
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        stack = self.formatStack(record.stack_info) if record.stack_info else ""
+        return "\n".join(part for part in (line, trace, stack) if part)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         second = int(record.created)

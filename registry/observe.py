@@ -21,6 +21,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 log = logging.getLogger("registry.calls")
 
 T = TypeVar("T")
+_NOBODY = Actor()
 Clock = Callable[[], float]
 
 
@@ -41,7 +42,7 @@ async def observe(
         raise
     finally:
         exchange = ACTING.get()
-        actor = by or (exchange.actor if exchange else Actor())
+        who = by or exchange or _NOBODY
         log.info(
             "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
             operation,
@@ -49,9 +50,9 @@ async def observe(
             what or "-",
             outcome,
             (clock() - begun) * 1000,
-            actor.name,
-            actor.address or "-",
-            actor.request_id or "-",
+            who.name,
+            who.address or "-",
+            who.request_id or "-",
         )
 
 

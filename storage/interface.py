@@ -23,6 +23,8 @@ class BlobReader(Protocol):
     """Of the whole blob."""
     span: tuple[int, int]
     """First byte and the one after the last: what iterating yields."""
+    data: bytes | None
+    """All of `span`, where opening it has read that already, as it does with little."""
     file: OpenFile | None
     """The open file and the offset of byte 0, where the bytes lie in one file: a server can send it without copying."""
     location: str | None

@@ -90,6 +90,7 @@ class MemoryBlobReader:
     def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
         self.descriptor = descriptor
         self.span = span
+        self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= CHUNK else None
         self.file: OpenFile | None = None
         self.location: str | None = None
         self._data = data

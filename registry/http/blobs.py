@@ -25,7 +25,6 @@ from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
-_CONDITIONS = (b"if-none-match", b"if-match")
 
 
 def _headers(digest: Digest) -> list[Header]:
@@ -45,7 +44,7 @@ async def head_blob(exchange: Exchange) -> None:
 
 async def get_blob(exchange: Exchange) -> None:
     digest = Digest(exchange.item)
-    if any(exchange.header(name) is not None for name in _CONDITIONS):
+    if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
         await exchange.registry.resolve_blob(exchange.repo, digest)
         if params.not_modified(exchange, digest):
             await send_empty(exchange, 304, *_headers(digest))
@@ -57,8 +56,10 @@ async def get_blob(exchange: Exchange) -> None:
             await _send_parts(exchange, digest, spans)
             return
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
-    async with aclosing(reader):
+    try:
         await _send_one(exchange, reader, partial=bool(spans))
+    finally:
+        await reader.aclose()
 
 
 async def delete_blob(exchange: Exchange) -> None:
@@ -73,7 +74,10 @@ async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) ->
     if partial:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await send_head(exchange, 206 if partial else 200, headers)
-    await _send_stream(exchange, _pieces(exchange, reader), stop - start)
+    if reader.data is not None:
+        await send_part(exchange, reader.data)
+    else:
+        await _send_stream(exchange, _pieces(exchange, reader), stop - start)
 
 
 async def _within(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:

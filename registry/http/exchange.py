@@ -23,6 +23,7 @@ Header = tuple[bytes, bytes]
 ACTING: ContextVar[Exchange | None] = ContextVar("acting", default=None)
 """The exchange a call on a registry is made for: logs say whose call it was, of reads too."""
 
+_NOBODY = Actor()
 _USER_AGENT = 256
 """Characters of a User-Agent that are kept."""
 
@@ -101,10 +102,20 @@ class Exchange:
         return None if self.header(b"transfer-encoding") else 0
 
     @property
-    def actor(self) -> Actor:
+    def name(self) -> str:
+        """Who asks."""
+        return _NOBODY.name
+
+    @property
+    def address(self) -> str:
+        """The client's; empty where it has none."""
         client = self.scope.get("client")
+        return client[0] if client else ""
+
+    @property
+    def actor(self) -> Actor:
         agent = (self.header(b"user-agent") or b"")[:_USER_AGENT].decode("latin-1")
-        return Actor(address=client[0] if client else "", request_id=self.request_id, user_agent=agent)
+        return Actor(self.name, self.address, self.request_id, agent)
 
     async def body(self) -> AsyncIterator[bytes | memoryview]:
         """The body as it comes. Raises ClientGone when it ends early. The views are the taker's to keep: nobody writes

@@ -33,6 +33,7 @@ class DiskReader:
     """An opened blob file (`BlobReader`). Owns `fd`."""
 
     location: str | None = None
+    data: bytes | None = None
 
     def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
         self._fd = fd
@@ -70,13 +71,13 @@ class SmallReader:
     file: OpenFile | None = None
 
     def __init__(self, data: bytes, descriptor: Descriptor, span: tuple[int, int]) -> None:
-        self._data = data
+        self.data: bytes | None = data
         self.descriptor = descriptor
         self.span = span
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._data:
-            yield self._data
+        if self.data:
+            yield self.data
 
     async def aclose(self) -> None:
         """Nothing is held."""

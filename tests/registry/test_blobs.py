@@ -210,6 +210,7 @@ class EndlessReader:
         self.span = (0, 1 << 40)
         self.file: OpenFile | None = None
         self.location: str | None = None
+        self.data: bytes | None = None
         self.gone = gone
         self.read = 0
         self.closed = False

@@ -58,6 +58,7 @@ class BrokenReader:
         self.span = (0, 10)
         self.file: OpenFile | None = None
         self.location: str | None = None
+        self.data: bytes | None = None
         self.error = error
         self.closed = False
 
