@@ -52,6 +52,9 @@ def _no_constant(name: str) -> object:
     raise ManifestInvalid(f"the manifest holds {name}, which is not JSON")
 
 
+_JSON = json.JSONDecoder(object_pairs_hook=_object_once, parse_constant=_no_constant)
+
+
 def _too_deep(document: object) -> bool:
     level, depth = [document], 0
     while level:
@@ -75,7 +78,7 @@ def _has_half_characters(document: object) -> bool:
 def load_object(body: bytes) -> dict[str, object]:
     """The JSON object in `body`. Raises ManifestInvalid: no UTF-8, no JSON, a name twice, too deep, no object."""
     try:
-        document = json.loads(body.decode("utf-8"), object_pairs_hook=_object_once, parse_constant=_no_constant)
+        document = _JSON.decode(body.decode("utf-8"))
     except RecursionError:
         raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep") from None
     except ValueError as error:

@@ -111,7 +111,7 @@ class Writer:
         return batch
 
     def _commit(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
-        """One transaction for all; each change in a savepoint of its own. Where the whole cannot be committed, each is
+        """One transaction for all; each change in a savepoint of its own, unless it is the only one. Where the whole cannot be committed, each is
         tried alone: a small change may fit where a large one does not."""
         try:
             failed = self._transact(db, batch)
@@ -136,16 +136,20 @@ class Writer:
         self._name_log(db)
         self._sync_commits(db, any(waiting.durable for waiting in batch))
         db.execute("BEGIN IMMEDIATE")
+        several = len(batch) > 1
         for waiting in batch:
-            db.execute("SAVEPOINT change")
+            if several:
+                db.execute("SAVEPOINT change")
             try:
                 waiting.result = waiting.change(db)
             except Exception as error:
                 if isinstance(error, apsw.FullError | apsw.IOError) or not db.in_transaction:
                     raise  # SQLite may have rolled back all of the batch, what went before included
-                db.execute("ROLLBACK TO change")
+                if several:
+                    db.execute("ROLLBACK TO change")
                 failed[id(waiting)] = error if isinstance(error, RegistryError) else _told(error)
-            db.execute("RELEASE change")
+            if several:
+                db.execute("RELEASE change")
         if len(failed) == len(batch):
             db.execute("ROLLBACK")
         else:

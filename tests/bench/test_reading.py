@@ -13,6 +13,7 @@ from bench import packages
 from bench.curl import patched
 from bench.errors import TrialFailed
 from bench.processes import TICKS, cpu_seconds, cpu_ticks, pss, pss_bytes, tree
+from bench.touching import available
 from bench.wire import path_of
 from bench.wrk import read_report
 
@@ -83,3 +84,8 @@ def test_lua_scripts_exist_for_the_loads() -> None:
     """The scripts lie beside the module that runs them."""
     folder = Path(packages.__file__).parent / "wrk"
     assert {path.stem for path in folder.glob("*.lua")} == {"report", "put_tags", "any_tag"}
+
+
+def test_available_memory() -> None:
+    """What could be given to programs is known, and is no more than the machine has."""
+    assert 0 < available() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
