@@ -111,8 +111,8 @@ class Writer:
         return batch
 
     def _commit(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
-        """One transaction for all; each change in a savepoint of its own, unless it is the only one. Where the whole cannot be committed, each is
-        tried alone: a small change may fit where a large one does not."""
+        """One transaction for all; each change in a savepoint of its own, unless it is the only one. Where the whole
+        cannot be committed, each is tried alone: a small change may fit where a large one does not."""
         try:
             failed = self._transact(db, batch)
         except BaseException as error:
