@@ -26,11 +26,10 @@ _ITEMS = frozenset({"manifests", "blobs", "referrers"})
 
 
 def _segments(path: bytes) -> list[str]:
-    parts = path.split(b"/")
     if b"%" not in path and path.isascii() and b"\0" not in path:
-        return [part.decode("ascii") for part in parts]
+        return path.decode("ascii").split("/")
     try:
-        segments = [decode(part, "the path") for part in parts]
+        segments = [decode(part, "the path") for part in path.split(b"/")]
     except RequestInvalid as error:
         raise NameInvalid(error.message) from None
     if any("/" in segment for segment in segments):
@@ -46,7 +45,7 @@ def locate(path: bytes) -> Place:
     if segments == ["_catalog"]:
         return _CATALOG
     place = _locate_in_repository(segments)
-    if place is None or any(segment.startswith("_") for segment in place.name.split("/")):
+    if place is None or place.name.startswith("_") or "/_" in place.name:
         raise PathUnknown
     return place
 
