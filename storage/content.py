@@ -110,6 +110,25 @@ class Condition:
         return current is not None and (not self.digests or current in self.digests)
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """That an upstream was asked about a reference: when (seconds since 1970), and whether it had it."""
+
+    at: float
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What an upstream still lets us ask: `remaining` requests (None: it does not say) of `limit`, as of `at`; none
+    before `until` (0.0: no such wish). Times in seconds since 1970."""
+
+    at: float
+    remaining: int | None = None
+    limit: int | None = None
+    until: float = 0.0
+
+
 def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
     """The digest of `body`."""
     return Digest(f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}")

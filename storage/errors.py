@@ -134,6 +134,17 @@ class UpstreamUnavailable(RegistryError):
     default = "the upstream registry does not answer"
 
 
+class UpstreamTimeout(UpstreamUnavailable):
+    default = "the upstream registry does not answer in time"
+
+
+class PartialLost(RegistryError):
+    """A blob on its way in has no owner any more; what came of it is kept for the next."""
+
+    code = "UNAVAILABLE"
+    default = "the blob's way in was broken off; try again"
+
+
 class StorageFull(RegistryError):
     """The disk (or a quota on it) is full. Nothing of the refused write is kept."""
 

@@ -7,9 +7,10 @@ raises before anything is sent, so a fallback is a plain `try … except BlobUnk
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
-from storage.content import Actor, Condition, Descriptor, Manifest, OpenFile, Page, Span
+from storage.content import Actor, Allowance, Check, Condition, Descriptor, Manifest, OpenFile, Page, Span
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 
 ANY = None
@@ -29,6 +30,14 @@ class BlobReader(Protocol):
     """The open file and the offset of byte 0, where the bytes lie in one file: a server can send it without copying."""
     location: str | None
     """A self-authorising address of the bytes, where the store offers one."""
+    arriving: bool
+    """The blob is still on its way in: its bytes may have to be waited for."""
+
+    async def ready(self, at: int) -> int:
+        """Waits until the byte at `at` (inside `span`) is in `file`; how far the bytes reach from there without a gap,
+        inside `span`. A blob that is still on its way in grows; its last byte is there only once its digest is checked.
+        Raises what iterating raises. A cancellation leaves nothing."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -162,3 +171,119 @@ class Lister(Protocol):
 @runtime_checkable
 class Registry(Reader, Writer, Deleter, Lister, Protocol):
     """All of it."""
+
+
+class Partial(Protocol):
+    """A blob on its way in from an upstream: bytes in a file, and which of them are there. All processes see the same.
+
+    One process at a time owns it: only the owner writes, and when it dies, the next to ask becomes the owner and goes
+    on with what is there. `write_at` blocks; it is called in threads, all else on the event loop.
+    """
+
+    digest: Digest
+    size: int
+    file: OpenFile
+    """Open for reading, also after `commit` has put it in its place, until `close`."""
+
+    @property
+    def owned(self) -> bool:
+        """This object is the owner's."""
+        ...
+
+    def own(self) -> bool:
+        """Becomes the owner, if nobody is; whether it is now. Never waits."""
+        ...
+
+    def missing(self) -> list[tuple[int, int]]:
+        """What is not there yet: starts and stops, in order."""
+        ...
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """The owner's: puts bytes in their place; readers see them at once. Blocking; may be called in several threads.
+        Raises StorageFull, StorageFailed, PartialLost (it is not ours any more, or was given up)."""
+        ...
+
+    async def wait(self, at: int) -> int:
+        """Waits until the byte at `at` is there; how far the bytes reach from there without a gap (at most `size`).
+        `at` equal to `size` waits for the digest check: returns `size` once the blob is content. Raises PartialLost
+        when nobody owns it any more and bytes are wanting (the caller may `own` it and go on), DigestInvalid when the
+        bytes proved to be wrong. A cancellation leaves nothing."""
+        ...
+
+    async def commit(self, repo: RepositoryName) -> Descriptor:
+        """The owner's, with nothing missing: checks the digest (most of it was hashed while it came), makes the bytes a
+        blob of `repo`, durably, and tells all who wait. Raises DigestInvalid (nothing is kept; those who wait get it
+        too), StorageFull, StorageFailed. Cancelled: done or not, never half."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it: the owner's place is free, what has come stays for the next. Idempotent."""
+        ...
+
+
+class Partials(Protocol):
+    """Blobs on their way in, shared by all processes of a data directory."""
+
+    async def claim(self, digest: Digest, size: int, source: str = "") -> Partial:
+        """The partial blob, made where there is none; owned, if nobody else owns it. `source` is whose bytes they are:
+        one that comes from there is shared with nobody who asks elsewhere. Raises StorageFull,
+        StorageFailed, SizeInvalid (it is on its way in with another size)."""
+        ...
+
+    async def expire(self, before: float) -> int:
+        """Drops those nobody owns that were not written since `before` (seconds since 1970); how many."""
+        ...
+
+
+class Records(Protocol):
+    """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. None of it is
+    durable: a power cut may forget it, and it is asked for again."""
+
+    async def check(self, repo: RepositoryName, reference: Reference) -> Check | None:
+        """When an upstream was last asked about that reference, and what it said."""
+        ...
+
+    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None: ...
+
+    async def forget_checks(self, repo: RepositoryName, reference: Reference | None = None) -> None:
+        """What was said of `reference`, or of all in `repo`, counts no more."""
+        ...
+
+    async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
+        """The manifests of `repo` that name the blob `digest` as config or layer, newest first, at most 8."""
+        ...
+
+    async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
+        """A repository that has the blob, of those whose names begin with `prefix`, which ends with a '/'."""
+        ...
+
+    async def token(self, key: str) -> tuple[str, float] | None:
+        """A token and when it expires (seconds since 1970); None: none is kept, or it has expired."""
+        ...
+
+    async def keep_token(self, key: str, token: str, expires: float) -> None: ...
+
+    async def drop_token(self, key: str, token: str) -> None:
+        """The upstream refused it. Another one kept meanwhile stays."""
+        ...
+
+    async def allowance(self, upstream: str) -> Allowance | None: ...
+
+    async def note_allowance(self, upstream: str, allowance: Allowance) -> None: ...
+
+
+class Turns(Protocol):
+    """Whose turn it is, over all processes. What a process holds falls when it dies."""
+
+    def take(self, key: str) -> AbstractAsyncContextManager[None]:
+        """Waits for the turn at `key`, and has it inside the block."""
+        ...
+
+    def slot(self, name: str, count: int, leave: int = 0) -> AbstractAsyncContextManager[None]:
+        """Waits until one of `count` slots of `name` is free, and has it inside the block. `leave`: at least that many
+        others must be free as well, so that they stay for more urgent ones."""
+        ...
+
+    def try_slot(self, name: str, count: int, leave: int = 0) -> AbstractAsyncContextManager[bool]:
+        """The same without waiting; whether it has one."""
+        ...

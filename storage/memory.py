@@ -93,7 +93,12 @@ class MemoryBlobReader:
         self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= CHUNK else None
         self.file: OpenFile | None = None
         self.location: str | None = None
+        self.arriving = False
         self._data = data
+
+    async def ready(self, at: int) -> int:
+        """All of it is here."""
+        return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         start, stop = self.span

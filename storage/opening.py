@@ -21,8 +21,10 @@ from storage.errors import RegistryError
 from storage.metadata.connection import connect, create
 from storage.metadata.migrate import migrate, steps
 from storage.metadata.sqlite import SqliteMetadata
+from storage.partials import StoredPartials
 from storage.stored import StoredRegistry
 from storage.system import System, boot_id
+from storage.turns import FileTurns
 from storage.upkeep.collect import Collector
 
 DAY = 86400.0
@@ -94,16 +96,21 @@ async def open_registry(
     boot: str | None = None,
 ) -> AsyncIterator[StoredRegistry]:
     """The registry in a prepared data directory, for this process and its running event loop.
-
-    Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions, `collect_every` between the collector's
-    rounds (None: it does not run by itself; one process at a time runs it). `boot` names the run of the machine.
+    Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions and partial blobs, `collect_every`
+    between the collector's rounds (None: it does not run by itself; one process at a time does). `boot`: the
+    machine's run.
     """
     layout = layout_of(data)
     system = system or System()
     blobs = DiskBlobs(layout, system)
     metadata = SqliteMetadata(layout, system, clock)
-    collector = Collector(metadata, blobs, clock, grace, expire)
-    registry = StoredRegistry(metadata, blobs, clock, boot_id() if boot is None else boot, collector)
+    boot = boot_id() if boot is None else boot
+    partials = StoredPartials(blobs, metadata, boot)
+    turns = FileTurns(layout.turns, system)
+    collector = Collector(metadata, blobs, partials, clock, grace, expire)
+    registry = StoredRegistry(
+        metadata, blobs, clock, boot, collector, partials=partials, records=metadata.records, turns=turns
+    )
     rounds = None
     if collect_every is not None:
         rounds = asyncio.create_task(_collect_regularly(collector, layout, collect_every))
@@ -114,6 +121,8 @@ async def open_registry(
             rounds.cancel()
             with suppress(asyncio.CancelledError):
                 await rounds
+        turns.close()
+        await partials.aclose()
         metadata.close()
         blobs.close()
 

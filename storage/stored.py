@@ -8,7 +8,7 @@ from storage.blobs.disk import DiskBlobs
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.digesting import start_digest
 from storage.errors import RangeInvalid, StorageFailed
-from storage.interface import BlobReader
+from storage.interface import BlobReader, Partials, Records, Turns
 from storage.metadata.catalog import BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.upkeep.collect import Collector
@@ -19,10 +19,20 @@ FRESH = 60.0
 
 
 class StoredRegistry:
-    """Repositories in a data directory. Opened by `storage.opening.open_registry`."""
+    """Repositories in a data directory, and what a mirror keeps beside them. Opened by
+    `storage.opening.open_registry`."""
 
     def __init__(
-        self, metadata: Metadata, blobs: DiskBlobs, clock: Callable[[], float], boot: str, collector: Collector
+        self,
+        metadata: Metadata,
+        blobs: DiskBlobs,
+        clock: Callable[[], float],
+        boot: str,
+        collector: Collector,
+        *,
+        partials: Partials,
+        records: Records,
+        turns: Turns,
     ) -> None:
         self._fresh = min(FRESH, collector.grace / 2)
         self.metadata = metadata
@@ -30,6 +40,13 @@ class StoredRegistry:
         self._clock = clock
         self._boot = boot
         self.collector = collector
+        self.partials = partials
+        self.records = records
+        self.turns = turns
+
+    async def known(self, repo: RepositoryName) -> bool:
+        """Whether anything was ever put into that repository; also when all of it is deleted."""
+        return await self.metadata.known_repository(repo)
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)

@@ -26,6 +26,7 @@ from storage.errors import (
 )
 from storage.metadata.catalog import Metadata, UploadRow
 from storage.names import Digest, RepositoryName, UploadID
+from storage.publishing import publish
 
 GATHER = 1024 * 1024
 SAVE_EVERY = 64 * 1024 * 1024
@@ -112,17 +113,10 @@ class StoredUpload:
         return Descriptor(BLOB_TYPE, digest, size)
 
     async def _publish(self, file: SessionFile, digest: Digest, size: int) -> None:
-        async with self._blobs.hold(digest):
-            try:
-                place = await self._blobs.publish(file, digest)
-                await self._metadata.add_blob(self.repository, digest, size, place, self.id)
-            except StorageFull:
-                # Surely not committed; the file is what fills the disk. (A failed fsync of the commit would not be so
-                # sure: the row could come back after a crash, and must find its file.)
-                if not await self._metadata.known_blobs([digest]):
-                    await self._blobs.remove(self._blobs.layout.place(digest))
-                    await self._blobs.empty_trash()
-                raise
+        async def add(place: str) -> None:
+            await self._metadata.add_blob(self.repository, digest, size, place, self.id)
+
+        await publish(self._blobs, self._metadata, file, digest, add)
 
     def _digest(self, file: SessionFile, algorithm: str, size: int) -> Digest:
         """Computed while the bytes came; read again only where the client did not declare this algorithm first."""

@@ -17,6 +17,7 @@ from storage.blobs.cached import CachedOpener, read_cached
 from storage.blobs.layout import SHARDS, Layout
 from storage.blobs.session import SessionFile, session_size
 from storage.blobs.steps import Step, start
+from storage.blobs.store import Publishable
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, StorageFailed
 from storage.names import Digest, UploadID
@@ -33,6 +34,7 @@ class DiskReader:
     """An opened blob file (`BlobReader`). Owns `fd`."""
 
     location: str | None = None
+    arriving = False
     data: bytes | None = None
 
     def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
@@ -41,6 +43,10 @@ class DiskReader:
         self.descriptor = descriptor
         self.span = span
         self.file: OpenFile | None = OpenFile(fd)
+
+    async def ready(self, at: int) -> int:
+        """All of it is here."""
+        return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         at, stop = self.span
@@ -68,12 +74,17 @@ class SmallReader:
     """A small blob, or a small part of one, read when it was opened (`BlobReader`)."""
 
     location: str | None = None
+    arriving = False
     file: OpenFile | None = None
 
     def __init__(self, data: bytes, descriptor: Descriptor, span: tuple[int, int]) -> None:
         self.data: bytes | None = data
         self.descriptor = descriptor
         self.span = span
+
+    async def ready(self, at: int) -> int:
+        """All of it is here."""
+        return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self.data:
@@ -177,9 +188,9 @@ class DiskBlobs:
             finally:
                 os.close(fd)
 
-    async def publish(self, session: SessionFile, digest: Digest) -> str:
+    async def publish(self, content: Publishable, digest: Digest) -> str:
         place = self.layout.place(digest)
-        await self.run(lambda: session.publish(self.layout.at(place)))
+        await self.run(lambda: content.publish(self.layout.at(place)))
         return place
 
     async def remove(self, place: str) -> None:

@@ -5,8 +5,10 @@
       locks/metadata                                    one writer of metadata at a time
       locks/collect                                     one collector at a time
       locks/00 … ff                                     stripes: one change of a blob file at a time
+      locks/turns                                       turns and slots of the mirror, by byte
       blobs/sha256/ab/abcdef…                           content, by digest
       uploads/UUID/GENERATION                           an upload session's bytes; who took it over last
+      partials/SOURCE~sha256-abcdef….data, ….state      a blob on its way in; which bytes of it are there
       trash/                                            files on their way out
 
 All of it lies on one file system, so that a rename moves a file without copying it.
@@ -54,6 +56,26 @@ class Layout:
     def upload(self, upload: UploadID) -> Path:
         return self.uploads / upload
 
+    @property
+    def turns(self) -> Path:
+        return self.root / "locks" / "turns"
+
+    @property
+    def partials(self) -> Path:
+        return self.root / "partials"
+
+    def partial_data(self, digest: Digest, source: str = "") -> Path:
+        return self.partials / f"{_partial(digest, source)}.data"
+
+    def partial_state(self, digest: Digest, source: str = "") -> Path:
+        return self.partials / f"{_partial(digest, source)}.state"
+
+    @staticmethod
+    def partial_of(name: str) -> tuple[Digest, str]:
+        """Whose file `name` in `partials` is: the digest, and the source. Raises DigestInvalid: nobody's."""
+        source, _, digest = name.rpartition(".")[0].rpartition("~")
+        return Digest(digest.replace("-", ":", 1)), source
+
     def blob(self, digest: Digest) -> Path:
         return self.root / self.place(digest)
 
@@ -79,6 +101,10 @@ class Layout:
     def directories(self) -> Iterator[Path]:
         """What must exist, parents first. The shards are made with the data directory, so that a push never has to make
         one durable first."""
-        yield from (self.root / "locks", self.uploads, self.trash, self.root / "blobs")
+        yield from (self.root / "locks", self.uploads, self.partials, self.trash, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()
+
+
+def _partial(digest: Digest, source: str) -> str:
+    return f"{source}~{digest.algorithm}-{digest.encoded}" if source else f"{digest.algorithm}-{digest.encoded}"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Protocol
 
 from storage.blobs.session import SessionFile
 from storage.content import Span
 from storage.interface import BlobReader
 from storage.names import Digest, UploadID
+
+
+class Publishable(Protocol):
+    """Synced bytes under a temporary name."""
+
+    def publish(self, target: Path) -> None:
+        """Moves them to `target`, durably. Blocking."""
+        ...
 
 
 class BlobStore(Protocol):
@@ -35,7 +44,7 @@ class BlobStore(Protocol):
         removed row to the move of its file: so a push and a collection of one digest cannot cross."""
         ...
 
-    async def publish(self, session: SessionFile, digest: Digest) -> str:
+    async def publish(self, content: Publishable, digest: Digest) -> str:
         """Puts the synced bytes in place, durably; returns the place. Call it inside `hold`."""
         ...
 

@@ -57,6 +57,10 @@ def add_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, now: float
 ) -> None:
     end_upload(db, upload)
+    adopt_blob(db, repo, digest, size, place, now)
+
+
+def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> None:
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",

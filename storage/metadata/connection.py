@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -26,7 +29,13 @@ def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
 
 
 def create(path: Path) -> apsw.Connection:
-    """A connection to the database at `path`, made if it is missing, in WAL mode."""
+    """A connection to the database at `path`, made if it is missing, in WAL mode. Tokens of upstreams stand in it, so
+    it is made, and an older one becomes, unreadable for others on the machine. Raises OSError."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660))
+    for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(FileNotFoundError, PermissionError):  # those who may not change it do not own it
+            if (mode := stat.S_IMODE(name.stat().st_mode)) & 0o007:
+                name.chmod(mode & ~0o007)
     db = apsw.Connection(str(path))
     db.set_busy_timeout(BUSY)
     db.pragma("journal_mode", "wal")

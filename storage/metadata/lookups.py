@@ -48,6 +48,10 @@ def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
     return int(number)
 
 
+def known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
+    return db.execute("SELECT 1 FROM repository WHERE name = ?", (repo,)).get is not None
+
+
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:

@@ -13,6 +13,7 @@ from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.metadata import blob_changes, lookups, manifest_changes
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
+from storage.metadata.records import SqliteRecords
 from storage.metadata.remember import Remembered
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
@@ -31,6 +32,7 @@ class SqliteMetadata:
         self._remembered = Remembered(self._db)
         self._writer = Writer(layout, system)
         self._clock = clock
+        self.records = SqliteRecords(self._db, self._writer, clock)
 
     def close(self) -> None:
         """Makes the changes that wait, then closes."""
@@ -47,6 +49,10 @@ class SqliteMetadata:
     async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, now))
+
+    async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))
 
     async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | None) -> int:
         now = self._clock()
@@ -101,6 +107,9 @@ class SqliteMetadata:
     async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None:
         now = self._clock()
         await self._writer.run(lambda db: manifest_changes.delete_tag(db, repo, tag, by, now))
+
+    async def known_repository(self, repo: RepositoryName) -> bool:
+        return lookups.known_repository(self._db, repo)
 
     async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
         return self._remembered.get(lookups.repositories, after, limit, weight=_page_size)

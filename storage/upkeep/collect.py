@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.blobs.store import BlobStore
+from storage.interface import Partials
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 
@@ -28,21 +29,29 @@ class Collected:
     links: int = 0
     blobs: int = 0
     uploads: int = 0
+    partials: int = 0
     strays: int = 0
 
     def __bool__(self) -> bool:
-        return any((self.links, self.blobs, self.uploads, self.strays))
+        return any((self.links, self.blobs, self.uploads, self.partials, self.strays))
 
 
 class Collector:
     """`grace` and `expire` in seconds: how long a blob may lie without a manifest that refers to it, and an upload
-    session without progress. Several processes may collect at once; they do no harm to each other."""
+    session or a partial blob without progress. Several processes may collect at once; they do no harm to each other."""
 
     def __init__(
-        self, metadata: Metadata, blobs: BlobStore, clock: Callable[[], float], grace: float, expire: float
+        self,
+        metadata: Metadata,
+        blobs: BlobStore,
+        partials: Partials,
+        clock: Callable[[], float],
+        grace: float,
+        expire: float,
     ) -> None:
         self._metadata = metadata
         self._blobs = blobs
+        self._partials = partials
         self._clock = clock
         self.grace = grace
         self._expire = expire
@@ -52,14 +61,15 @@ class Collector:
         """One round. Raises StorageFull, StorageFailed; what it did until then stays done. Cancelled: likewise."""
         done = Collected()
         await self._end_stale_uploads(done)
+        done.partials += await self._partials.expire(self._clock() - self._expire)
         await self._drop_links(done)
         await self._drop_blobs(done)
         await self._drop_strays(done)
         await self._blobs.empty_trash()
         if done:
             log.info(
-                "collected %d blobs (%d links), %d stale uploads, %d stray files",
-                done.blobs, done.links, done.uploads, done.strays,
+                "collected %d blobs (%d links), %d stale uploads, %d stale partial blobs, %d stray files",
+                done.blobs, done.links, done.uploads, done.partials, done.strays,
             )  # fmt: skip
         return done
 

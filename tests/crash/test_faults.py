@@ -18,6 +18,8 @@ from storage.system import System
 from tests.crash.workload import Check, Event, Script, State, Told, files_below, sweep
 
 T = TypeVar("T")
+SPARE = ("tell", "tidy")
+"""Steps on a partial blob that may fail at the end, when the blob is one: that its lock falls tells others as well."""
 
 
 class Refusing(System):
@@ -51,7 +53,8 @@ class Refusing(System):
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         if self._left == 1:
             super().write(fd, [chunks[0][: len(chunks[0]) // 2]], offset)
-        return self._step("write", lambda: System.write(self, fd, chunks, offset))
+        told = os.readlink(f"/proc/self/fd/{fd}").endswith((".state", ".state (deleted)"))
+        return self._step("tell" if told else "write", lambda: System.write(self, fd, chunks, offset))
 
     def sync(self, fd: int) -> None:
         self._step("sync", lambda: System.sync(self, fd))
@@ -66,7 +69,7 @@ class Refusing(System):
 
     def unlink(self, path: Path) -> None:
         if self._code != errno.ENOSPC:
-            self._step("unlink", lambda: System.unlink(self, path))
+            self._step("tidy" if path.parent.name == "partials" else "unlink", lambda: System.unlink(self, path))
         else:
             super().unlink(path)
 
@@ -113,6 +116,8 @@ def _freed(data: Path, told: Told, event: Event, refused: str) -> None:
     left = [path for path in files_below(data / "uploads") if path.stat().st_size]
     assert sum(path.stat().st_size for path in left) <= kept, f"{event}: {left}"
     assert not list((data / "trash").iterdir())
+    texts = [str(word).partition(":")[2] for word in event]
+    assert not [path for path in files_below(data / "partials") if any(text and text in path.name for text in texts)]
     if event[0] in ("blob", "finish"):
         wanted = str(event[-1])
         there = any(digest == wanted for _, digest in state.blobs)
@@ -135,8 +140,9 @@ async def test_a_refused_step_is_told_and_leaves_nothing_partial(
             if system.refused is None:
                 break
             refusals.add(system.refused)
-            assert failures, "the request was acknowledged although a step of it failed"
-            assert isinstance(failures[0], error)
+            if system.refused not in SPARE:
+                assert failures, "the request was acknowledged although a step of it failed"
+                assert isinstance(failures[0], error)
             assert all(isinstance(failure, error) for failure in failures), failures
         except BaseException as problem:
             problem.add_note(f"step {number} refused: {system.refused}")

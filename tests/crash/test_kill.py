@@ -31,6 +31,7 @@ async def _check(data: Path, told: Told) -> None:
         assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
         assert not list((data / "trash").iterdir())
         assert not list((data / "uploads").iterdir())
+        assert not list((data / "partials").iterdir())
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

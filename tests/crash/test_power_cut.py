@@ -45,6 +45,7 @@ async def _check(data: Path, told: Told, thorough: bool) -> None:
         await check.blobs()
         await check.manifests()
         await check.uploads()
+        await check.partials()
         if thorough:
             await check.push_again()
     if thorough:
@@ -56,6 +57,7 @@ async def _check(data: Path, told: Told, thorough: bool) -> None:
         assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
         assert not list((data / "trash").iterdir())
         assert not list((data / "uploads").iterdir())
+        assert not list((data / "partials").iterdir())
 
 
 async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick: Path) -> None:

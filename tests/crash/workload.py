@@ -6,6 +6,7 @@ must be there, what must be gone, and what may be either (the one step that was 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
 FRESH = RepositoryName("team/later")
 SIZES = {
     "config": 200, "small": 7000, "big": 2 * MIB + 17, "chunked": 70_001, "long": 40_000, "loose": 900, "gone": 5000,
-    "left": 30_000, "cancelled": 20_000, "twice": 1234,
+    "left": 30_000, "cancelled": 20_000, "twice": 1234, "filled": 90_001, "half": 60_000,
 }  # fmt: skip
 CUTS = (0, 1, 30_000, 50_000, 70_001)
 
@@ -169,6 +170,33 @@ class Script:
 
         await self._step(["cancel", repo, upload], step)
 
+    async def bring(self, name: str, *pieces: tuple[int, int]) -> None:
+        """Bytes from an upstream, which are nobody's yet."""
+
+        async def step() -> None:
+            partial = await self.registry.partials.claim(digest(name), SIZES[name])
+            try:
+                for start, stop in pieces:
+                    await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
+            finally:
+                partial.close()
+
+        await self._step(["partial", digest(name), *(bound for piece in pieces for bound in piece)], step)
+
+    async def keep(self, repo: RepositoryName, name: str) -> None:
+        """What was brought becomes a blob; what an earlier step could not bring comes now."""
+
+        async def step() -> None:
+            partial = await self.registry.partials.claim(digest(name), SIZES[name])
+            try:
+                for start, stop in partial.missing():
+                    await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
+                await partial.commit(repo)
+            finally:
+                partial.close()
+
+        await self._step(["blob", repo, digest(name)], step)
+
     async def manifest(self, repo: RepositoryName, name: str, *tags: str) -> None:
         made = IMAGES[name]
         await self._step(
@@ -204,6 +232,9 @@ class Script:
         if (upload := await self.start(WEB)) is not None:
             await self.append(WEB, upload, "left", 0, 11_000)
             await self.append(WEB, upload, "left", 11_000, 12_000)
+        await self.bring("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
+        await self.keep(APP, "filled")
+        await self.bring("half", (0, 10_000), (30_000, 40_000))
         await self._step(["collect"], registry.collector.collect)
         await self.push(WEB, "gone", 2)
         await self.push(WEB, "config")
@@ -286,6 +317,7 @@ class Check:
         await self.blobs()
         await self.manifests()
         await self.uploads()
+        await self.partials()
         await self.push_again()
 
     async def blobs(self) -> None:
@@ -342,6 +374,26 @@ class Check:
             await writer.commit(digest(name))
             await writer.aclose()
             assert await read(self.registry, where, digest(name)) == content(name)
+
+    async def partials(self) -> None:
+        """What was brought is there while the machine runs, and can be gone on with until it is a blob."""
+        acknowledged = self.told.acknowledged
+        for event in [event for event in acknowledged if event[0] == "partial"]:
+            of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
+            name, pieces = DIGESTS[of], list(zip(bounds[::2], bounds[1::2], strict=True))
+            if ["blob", APP, of] in acknowledged or await read(self.registry, APP, of):
+                continue
+            partial = await self.registry.partials.claim(of, SIZES[name])
+            assert partial.owned
+            missing = partial.missing()
+            again = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
+            assert not again or self.faults or not self.survived, f"{again} of {name} would be fetched again"
+            if name == "filled":
+                for start, stop in missing:
+                    await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
+                await partial.commit(FRESH)
+                assert await read(self.registry, FRESH, of) == content(name)
+            partial.close()
 
     async def push_again(self) -> None:
         """The same content can be pushed anew, whatever was left lying about."""

@@ -413,7 +413,7 @@ class Agreement(RuleBasedStateMachine):
         self.wait(hours)
         self.model.collect(grace)
         expire = 1000 * 24 * HOUR
-        collector = Collector(self.stored.metadata, self.stored.blobs, self.clock, grace, expire)
+        collector = Collector(self.stored.metadata, self.stored.blobs, self.stored.partials, self.clock, grace, expire)
         self.loop.run_until_complete(collector.collect())
         self.changed = True
 

@@ -191,3 +191,28 @@ def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> No
     data.chmod(0o755)
     assert "DataDirectoryError: cannot write to the data directory" in run.stderr
     assert not list(data.iterdir())
+
+
+async def test_a_data_directory_of_the_first_version_becomes_one_of_this(tmp_path: Path) -> None:
+    """What was pushed is there, what has come new works, and others on the machine cannot read its database any
+    more."""
+    data = tmp_path / "data"
+    prepare(data)
+    await _push(data, b"hello")
+    (data / "partials").rmdir()
+    db = apsw.Connection(str(data / "entrepot.db"))
+    for table in ("check", "token", "allowance"):
+        db.execute(f"DROP TABLE upstream_{table}")
+    db.pragma("user_version", 1)
+    db.close()
+    (data / "entrepot.db").chmod(0o644)
+    prepare(data)
+    async with open_registry(data) as registry:
+        assert (await registry.resolve_blob(APP, digest_of(b"hello"))).size == 5
+        partial = await registry.partials.claim(digest_of(b"far"), 3)
+        partial.write_at(0, b"far")
+        await partial.commit(APP)
+        partial.close()
+        await registry.records.keep_token("key", "token", 2e9)
+        modes = {file.name: file.stat().st_mode & 0o007 for file in data.glob("entrepot.db*")}
+    assert modes == {"entrepot.db": 0, "entrepot.db-wal": 0, "entrepot.db-shm": 0}

@@ -1,0 +1,116 @@
+"""What the mirror remembers of its upstreams, in the metadata database (`Records`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+
+from storage.content import Allowance, Check, Manifest
+from storage.metadata.writer import Writer
+from storage.names import Digest, Reference, RepositoryName
+
+UNKNOWN_KEPT = 10_000
+"""References an upstream did not have that are remembered, about: anybody can ask for more of them."""
+PRUNE_EVERY = 64
+REFERRING = 8
+_REFERRING = """
+SELECT m.body, m.media_type, m.digest
+  FROM repository r JOIN manifest_blob b ON b.repository = r.id AND b.digest = ?2 JOIN manifest m ON m.id = b.manifest
+ WHERE r.name = ?1 ORDER BY m.pushed DESC, m.id DESC LIMIT ?3"""
+
+_HOLDER = """
+SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
+ WHERE b.digest = ?1 AND r.name >= ?2 AND r.name < ?3 LIMIT 1"""
+
+
+class SqliteRecords:
+    """Reads with `db`, on the event loop; changes through `writer`, none of them durable."""
+
+    def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
+        self._db = db
+        self._writer = writer
+        self._clock = clock
+        self._unknown = 0
+
+    async def check(self, repo: RepositoryName, reference: Reference) -> Check | None:
+        row = self._db.execute(
+            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, reference)
+        ).get
+        return None if row is None else Check(row[0], bool(row[1]))
+
+    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
+        now = self._clock()
+        prune = not known and self._unknown % PRUNE_EVERY == 0
+        self._unknown += not known
+
+        def note(db: apsw.Connection) -> None:
+            db.execute(
+                "INSERT INTO upstream_check (repository, reference, at, known) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (repository, reference) DO UPDATE SET at = excluded.at, known = excluded.known",
+                (repo, reference, now, int(known)),
+            )
+            if prune:
+                _prune(db)
+
+        await self._writer.run(note, durable=False)
+
+    async def forget_checks(self, repo: RepositoryName, reference: Reference | None = None) -> None:
+        await self._change(
+            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)", (repo, reference)
+        )
+
+    async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
+        name = self._db.execute(_HOLDER, (digest, prefix, prefix[:-1] + "0")).get  # '0' comes after '/'
+        return None if name is None else RepositoryName(name)
+
+    async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
+        rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING)).fetchall()
+        return [Manifest(body, media_type, str.__new__(Digest, of)) for body, media_type, of in rows]
+
+    async def token(self, key: str) -> tuple[str, float] | None:
+        row: tuple[str, float] | None = self._db.execute(
+            "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
+        ).get
+        return row
+
+    async def keep_token(self, key: str, token: str, expires: float) -> None:
+        now = self._clock()
+
+        def keep(db: apsw.Connection) -> None:
+            db.execute("DELETE FROM upstream_token WHERE expires <= ?", (now,))
+            db.execute("INSERT OR REPLACE INTO upstream_token (key, token, expires) VALUES (?, ?, ?)",
+                       (key, token, expires))  # fmt: skip
+
+        await self._writer.run(keep, durable=False)
+
+    async def drop_token(self, key: str, token: str) -> None:
+        await self._change("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token))
+
+    async def allowance(self, upstream: str) -> Allowance | None:
+        row: Any = self._db.execute(
+            "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (upstream,)
+        ).get
+        return None if row is None else Allowance(*row)
+
+    async def note_allowance(self, upstream: str, allowance: Allowance) -> None:
+        """One that is older than what is known changes nothing."""
+        await self._change(
+            "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (upstream) DO UPDATE SET at = excluded.at, remaining = excluded.remaining, "
+            "most = excluded.most, until = excluded.until WHERE excluded.at >= at",
+            (upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
+        )
+
+    async def _change(self, sql: str, values: tuple[str | float | None, ...]) -> None:
+        await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False)
+
+
+def _prune(db: apsw.Connection) -> None:
+    """Forgets the oldest of too many."""
+    db.execute(
+        "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "
+        "ORDER BY at DESC LIMIT 1 OFFSET ?)",
+        (UNKNOWN_KEPT,),
+    )

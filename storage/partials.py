@@ -1,0 +1,194 @@
+"""Blobs on their way in from an upstream (`Partials`), and how they become blobs."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from storage.blobs.disk import DiskBlobs
+from storage.blobs.files import told
+from storage.blobs.partial_file import PartialFile
+from storage.blobs.partials import Names, Opened, expire_partial, open_partial, partials_in
+from storage.blobs.progress import Status
+from storage.blobs.watch import Watch
+from storage.content import BLOB_TYPE, Descriptor, OpenFile
+from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
+from storage.locks import KeyedLocks
+from storage.metadata.catalog import Metadata
+from storage.names import Digest, RepositoryName
+from storage.publishing import publish
+
+THREADS = 4
+"""For digests that are computed while the bytes come."""
+
+
+class StoredPartial:
+    """One who asked for a partial blob (`Partial`). All who did so in this process share the open files."""
+
+    def __init__(self, partials: StoredPartials, shared: PartialFile) -> None:
+        self.digest = shared.digest
+        self.size = shared.size
+        self.file = OpenFile(shared.data)
+        self._partials = partials
+        self._shared = shared
+        self._closed = False
+
+    @property
+    def owned(self) -> bool:
+        return self._shared.is_owner(self)
+
+    def own(self) -> bool:
+        """Never true again once it was dropped: claim it anew."""
+        with told():
+            return not self._closed and self._shared.own(self)
+
+    def missing(self) -> list[tuple[int, int]]:
+        return self._shared.missing()
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        with self._shared.working(self):
+            self._shared.write_at(offset, memoryview(data).cast("B"))
+
+    async def wait(self, at: int) -> int:
+        return await self._shared.wait(at)
+
+    async def commit(self, repo: RepositoryName) -> Descriptor:
+        return await asyncio.shield(self._partials.finish(self, self._shared, repo))
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._shared.let_go(self)
+            self._shared.release()
+
+
+class StoredPartials:
+    """For one process and its running event loop. `boot` names the run of the machine."""
+
+    def __init__(self, blobs: DiskBlobs, metadata: Metadata, boot: str) -> None:
+        self._blobs = blobs
+        self._metadata = metadata
+        self._boot = boot[:40]
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="partials")
+        self._watch = Watch()
+        self._claiming = KeyedLocks[tuple[Digest, str]]()
+        self._shared: dict[tuple[Digest, str], PartialFile] = {}
+        self._finishing: set[asyncio.Task[Descriptor]] = set()
+
+    async def aclose(self) -> None:
+        """Waits for what is being committed."""
+        if self._finishing:
+            await asyncio.wait(self._finishing)
+        self._watch.close()
+        self._threads.shutdown()
+
+    async def claim(self, digest: Digest, size: int, source: str = "") -> StoredPartial:
+        """One that was committed a moment ago is not known any more: a new owner of nothing looks among the blobs
+        first. Cancelled: it is nobody's."""
+        if size < 0:
+            raise SizeInvalid(f"a blob has no {size} bytes")
+        async with self._claiming.hold((digest, source)):
+            pause = 0.001
+            while True:
+                # Whoever has it is just beginning or ending with it; that takes no longer than a few steps on the disk.
+                partial = self._join((digest, source), size) or await self._open(digest, size, source)
+                if partial is not None:
+                    return partial
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.02)
+
+    def _join(self, key: tuple[Digest, str], size: int) -> StoredPartial | None:
+        shared = self._shared.get(key)
+        if shared is None or shared.size != size or not shared.retain():
+            return None
+        try:
+            shared.look()
+            partial = StoredPartial(self, shared)
+            partial.own()
+            if shared.running:
+                return partial
+        except BaseException:
+            shared.release()
+            raise
+        shared.release()
+        return None
+
+    async def _open(self, digest: Digest, size: int, source: str) -> StoredPartial | None:
+        names = Names.of(self._blobs.layout, digest, source)
+        step = self._blobs.run(lambda: open_partial(self._blobs.system, names, size, self._boot))
+        try:
+            opened = await step
+        except asyncio.CancelledError:
+            if step.done() and step.exception() is None:
+                _close(step.result())
+            raise
+        if opened is None:
+            return None
+        shared = PartialFile(self._blobs.system, self._threads, self._watch, names, digest, opened)
+        shared.retain()
+        partial = StoredPartial(self, shared)
+        if opened.owned:
+            shared.own(partial, locked=True)
+        self._keep((digest, source), shared)
+        return partial
+
+    def _keep(self, key: tuple[Digest, str], shared: PartialFile) -> None:
+        for other in [other for other, file in self._shared.items() if not file.open]:
+            del self._shared[other]
+        self._shared[key] = shared
+
+    async def expire(self, before: float) -> int:
+        layout = self._blobs.layout
+
+        def drop_old() -> int:
+            return sum(
+                expire_partial(self._blobs.system, Names.of(layout, digest, source), before, self._boot)
+                for digest, source in partials_in(layout)
+            )
+
+        return await self._blobs.run(drop_old)
+
+    def finish(self, partial: StoredPartial, shared: PartialFile, repo: RepositoryName) -> asyncio.Task[Descriptor]:
+        """Commits, whatever becomes of who asked for it."""
+        task = asyncio.ensure_future(self._commit(partial, shared, repo))
+        self._finishing.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Descriptor]) -> None:
+        self._finishing.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to who asked, unless that one is gone
+
+    async def _commit(self, partial: StoredPartial, shared: PartialFile, repo: RepositoryName) -> Descriptor:
+        run = self._blobs.run
+        with shared.working(partial):
+            if shared.missing():
+                raise PartialLost("the blob has not come whole yet")
+            try:
+                actual = await run(shared.finish_digest)
+                if actual != shared.digest:
+                    await run(lambda: shared.drop(Status.BAD))
+                    raise DigestInvalid(
+                        "the upstream sent other bytes than the digest says; nothing of them is kept",
+                        {"expected": shared.digest, "actual": actual},
+                    )
+                await run(shared.sync)
+                await self._publish(shared, repo)
+            except (StorageFull, StorageFailed):
+                # After a failed fsync the kernel forgets which bytes never reached the disk: they cannot be trusted.
+                await run(lambda: shared.drop(Status.DROPPED))
+                raise
+            await run(lambda: shared.drop(Status.COMMITTED))
+        return Descriptor(BLOB_TYPE, shared.digest, shared.size)
+
+    async def _publish(self, shared: PartialFile, repo: RepositoryName) -> None:
+        async def add(place: str) -> None:
+            await self._metadata.adopt_blob(repo, shared.digest, shared.size, place)
+
+        await publish(self._blobs, self._metadata, shared, shared.digest, add)
+
+
+def _close(opened: Opened | None) -> None:
+    if opened is not None:
+        opened.close()
