@@ -1,0 +1,68 @@
+"""Addresses: what is one origin, and where a redirect leads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urljoin, urlsplit
+
+from storage.errors import UpstreamUnavailable
+
+REDIRECTS = 5
+"""Followed at the most, for one request."""
+
+_SENDS_ON = frozenset({301, 302, 303, 307, 308})
+_PORTS = {"http": 80, "https": 443}
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an http(s) address (RFC 6454, 4). Raises ValueError for any other."""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("not an http address")
+    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]
+
+
+def place(url: str) -> str:
+    """The origin as a message may show it: paths and queries of redirects can hold signatures."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+class Route:
+    """Where a request goes, redirect by redirect. `Authorization` goes to the first origin alone: once a redirect has
+    left it, none is sent any more, wherever the next one leads."""
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self.url = url
+        self.headers = dict(headers)
+        self._home = origin(url)
+        self._left = REDIRECTS
+
+    @property
+    def foreign(self) -> bool:
+        """It has left the origin it started at."""
+        return origin(self.url) != self._home
+
+    def follow(self, status: int, location: str | None) -> bool:
+        """Whether that answer sends us on; `url` and `headers` are then those of the next request. Raises
+        UpstreamUnavailable: too many redirects, an address that is none, or from https to http."""
+        if status not in _SENDS_ON:
+            return False
+        source = place(self.url)
+        if not self._left:
+            raise UpstreamUnavailable(f"{source} redirects more than {REDIRECTS} times")
+        if not location:
+            raise UpstreamUnavailable(f"{source} redirects without saying where to ({status})")
+        try:
+            target = urlsplit(urljoin(self.url, location))
+            following = target._replace(netloc=target.netloc.rpartition("@")[2], fragment="").geturl()
+            scheme, _, _ = origin(following)
+        except ValueError:
+            raise UpstreamUnavailable(f"{source} redirects to what is no http address") from None
+        if scheme == "http" and self.url.startswith("https:"):
+            raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
+        self.url = following
+        self._left -= 1
+        if self.foreign:
+            self.headers.pop("Authorization", None)
+        return True

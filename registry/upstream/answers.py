@@ -1,0 +1,81 @@
+"""What a far registry answered, and which of our errors that is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from registry.upstream.addresses import place
+from storage.content import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
+from storage.errors import Denied, DigestInvalid, RegistryError, UpstreamUnavailable
+from storage.names import Digest
+
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
+"""Every manifest type but schema 1. Without it registries convert, and the digest is another."""
+
+_UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response. Header names are in lower case; fields sent more than once are joined with ", "."""
+
+    status: int
+    headers: Mapping[str, str]
+    url: str
+    """Which address answered, after redirects."""
+    foreign: bool
+    """Another origin than the one asked answered."""
+    body: bytes = b""
+
+    @property
+    def length(self) -> int | None:
+        return as_count(self.headers.get("content-length"))
+
+    @property
+    def digest(self) -> Digest | None:
+        """`Docker-Content-Digest`; None where there is none, or none of an algorithm known here."""
+        try:
+            return Digest(self.headers.get("docker-content-digest", "").strip())
+        except DigestInvalid:
+            return None
+
+    @property
+    def media_type(self) -> str | None:
+        """The Content-Type, where it is a manifest's."""
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return kind if kind in MANIFESTS | INDEXES else None
+
+
+def as_count(text: str | None) -> int | None:
+    """A count of bytes, as headers write it; None for anything else."""
+    text = (text or "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def refusal(answer: Answer, unknown: RegistryError, login: bool) -> RegistryError:
+    """The error for an answer that is no success. `unknown`: what "there is no such thing" means here. `login`: we
+    are not anonymous there, so a refusal is one of the login configured."""
+    status, where = answer.status, place(answer.url)
+    if answer.foreign and status in (401, 403):
+        # A redirect's address carries its own authorisation, so this says nothing about who we are.
+        return UpstreamUnavailable(f"the upstream sent us on to {where}, which refuses us ({status})")
+    if status in (404, 410) or (status == 400 and _codes(answer.body) & _UNKNOWN_CODES):
+        return unknown
+    if status in (401, 403):
+        return denied(where) if login else unknown
+    return UpstreamUnavailable(f"the upstream registry {where} answers {status}")
+
+
+def denied(where: str) -> Denied:
+    return Denied(f"the upstream registry {where} refuses the login configured for it")
+
+
+def _codes(body: bytes) -> set[str]:
+    """The error codes in a body (OCI distribution spec, "Error Codes")."""
+    try:
+        errors = json.loads(body)["errors"]
+        return {str(error["code"]) for error in errors}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return set()

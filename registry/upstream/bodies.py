@@ -1,0 +1,243 @@
+"""Bodies of blobs: with urllib3 in threads, so that the event loop has nothing to do with the bytes (ADR 10)."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from urllib3 import HTTPResponse
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+
+from registry.config import Upstream
+from registry.upstream.addresses import Route, place
+from registry.upstream.answers import Answer, as_count
+from registry.upstream.direct import Body, pool_classes
+from registry.upstream.exchange import COMMON, KIB, SMALL
+from registry.upstream.proxies import Proxies
+from registry.upstream.ranges import span_of
+from registry.upstream.transfer import Abandoned, SinkRaised, Transfer
+from registry.upstream.trust import Trust
+from registry.upstream.waiting import to_the_end
+from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
+
+BUFFER = 1024 * KIB
+"""Of each thread, used again and again."""
+
+
+class _Thread(threading.local):
+    """What each thread has of its own."""
+
+    transfer: Transfer | None = None
+    buffer: bytearray | None = None
+
+
+class Bodies:
+    """One upstream's connections for blobs. Made without contacting anybody; threads start as they are needed."""
+
+    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust) -> None:
+        self._connections = settings.connections
+        self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
+        self._proxies = proxies
+        self._trust = trust
+        # Twice as many: a transfer that was abandoned while it connects still has its thread for a moment.
+        self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
+        self._own = _Thread()
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+        self._running: set[Transfer] = set()
+
+    async def fetch(self, transfer: Transfer, url: str, headers: Mapping[str, str]) -> Answer:
+        """The answer, once its body has gone to the sink; where it is no success, with its body and nothing gone to the
+        sink. Raises as `Source.fetch_blob`, and SinkRaised. Cancelled: the connection is closed, and the sink is not
+        called any more when this ends."""
+        future = self._threads.submit(self._run, transfer, url, headers)
+        waiting = asyncio.wrap_future(future)
+        self._running.add(transfer)
+        try:
+            return await asyncio.shield(waiting)
+        except Abandoned:
+            raise UpstreamUnavailable("the connection to the upstream was closed here") from None
+        except asyncio.CancelledError:
+            transfer.abandon()
+            if not future.cancel() and transfer.begun:
+                await to_the_end(waiting)
+            waiting.cancel()
+            raise
+        finally:
+            self._running.discard(transfer)
+
+    def close(self) -> None:
+        """Ends what is under way and closes the connections. Idempotent."""
+        for transfer in list(self._running):
+            transfer.abandon()
+        self._threads.shutdown(wait=False)
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.clear()
+
+    def _run(self, transfer: Transfer, url: str, headers: Mapping[str, str]) -> Answer:
+        """In a thread."""
+        self._own.transfer = transfer
+        route = Route(url, {**COMMON, **headers})
+        try:
+            while True:
+                transfer.hold(None)
+                response = self._open(route)
+                if route.follow(response.status, response.headers.get("location")):
+                    _let_go(response)
+                    continue
+                if response.status == 200 and _of_unknown_length(response) and "Range" not in route.headers:
+                    _let_go(response)
+                    route.headers["Range"] = "bytes=0-"  # an answer to that says how long the blob is
+                    continue
+                if response.status in (200, 206):
+                    self._take(transfer, response, route)
+                    return Answer(response.status, _fields(response), route.url, route.foreign)
+                return _small(response, route)
+        except (Abandoned, SinkRaised, RegistryError):
+            raise
+        except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            # ValueError: a socket of TLS that was shut down meanwhile.
+            raise _failure(error, route.url) from None
+        finally:
+            transfer.release()
+            self._own.transfer = None
+
+    def _open(self, route: Route) -> HTTPResponse:
+        """Sends the request and waits for the headers."""
+        for last in (False, True):
+            try:
+                pool = self._pool(self._proxies.of(route.url)).connection_from_url(route.url)
+                response = pool.urlopen(
+                    "GET",
+                    _target(route.url) if pool.proxy is None or pool.scheme == "https" else route.url,
+                    headers=route.headers,
+                    retries=False,
+                    assert_same_host=False,
+                    redirect=False,
+                    timeout=self._timeout,
+                    preload_content=False,
+                    decode_content=False,
+                )
+                if isinstance(response, HTTPResponse):
+                    return response
+                raise TypeError("urllib3 answers over something that is not HTTP/1.1")
+            except ProtocolError:
+                # A connection that was kept open may be closed by the other end just when it is used again.
+                if last:
+                    raise
+        raise AssertionError("the second try returns or raises")
+
+    def _pool(self, proxy: str | None) -> urllib3.PoolManager:
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = self._new_pool(proxy)
+            return self._pools[proxy]
+
+    def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
+        context = self._trust.context()
+        if proxy is None:
+            pool = urllib3.PoolManager(32, maxsize=self._connections, ssl_context=context)
+        else:
+            parts = urlsplit(proxy)
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+            pool = urllib3.ProxyManager(
+                parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
+                32,
+                maxsize=self._connections,
+                ssl_context=context,
+                proxy_ssl_context=context,
+                proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
+            )
+        pool.pool_classes_by_scheme = pool_classes(self._told)
+        return pool
+
+    def _told(self, connection: socket.socket) -> None:
+        if self._own.transfer is not None:
+            self._own.transfer.hold(connection)
+
+    def _take(self, transfer: Transfer, response: HTTPResponse, route: Route) -> None:
+        """The body, to the sink."""
+        try:
+            start, stop, size = span_of(response, transfer.span, route.url)
+            body = Body(response, stop - start)
+        except BaseException:
+            _let_go(response)
+            raise
+        try:
+            transfer.begin(start, stop, size)
+            if self._own.buffer is None:
+                self._own.buffer = bytearray(BUFFER)
+            memory, at = memoryview(self._own.buffer), start
+            while at < stop:
+                count = body.read_into(memory)
+                if not count:
+                    raise UpstreamUnavailable(f"{place(route.url)} broke off {stop - at} bytes early")
+                transfer.take(at, memory[:count])
+                at += count
+        except BaseException:
+            body.discard()
+            raise
+        transfer.release()
+        body.finish()
+
+
+def _target(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _of_unknown_length(response: HTTPResponse) -> bool:
+    """It does not say how long the blob is."""
+    return as_count(response.headers.get("content-length")) is None
+
+
+def _small(response: HTTPResponse, route: Route) -> Answer:
+    """An answer that is no success, with as much of its body as may matter."""
+    body = b""
+    try:
+        if (response.length_remaining or SMALL) <= SMALL:
+            body = response.read(SMALL, decode_content=False)
+    finally:
+        _let_go(response)
+    return Answer(response.status, _fields(response), route.url, route.foreign, body)
+
+
+def _let_go(response: HTTPResponse) -> None:
+    """Keeps the connection if little is left to read, else closes it."""
+    if response.length_remaining is not None and response.length_remaining <= SMALL:
+        response.drain_conn()
+    connection = response.connection
+    if connection is not None:
+        response.close()
+        connection.close()
+    response.release_conn()
+
+
+def _fields(response: HTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.itermerged()}
+
+
+def _failure(error: Exception, url: str) -> UpstreamUnavailable:
+    where = place(url)
+    cause: BaseException | None = error
+    while isinstance(cause, urllib3.exceptions.ProxyError):
+        cause = cause.original_error
+    timeouts = (ReadTimeoutError, ConnectTimeoutError, TimeoutError)
+    if isinstance(cause, timeouts) and not isinstance(cause, NewConnectionError):
+        return UpstreamTimeout(f"{where} does not answer in time")
+    return UpstreamUnavailable(f"{where} cannot be reached: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """The text without urllib3's own objects, whose text may hold a whole address."""
+    inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
+    text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
+    return str(text)[:200]

@@ -1,0 +1,129 @@
+"""Everything small: one request, its answer, redirects followed. With httpx2, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx2
+
+from registry import __version__
+from registry.config import Upstream
+from registry.upstream.addresses import Route, place
+from registry.upstream.answers import Answer
+from registry.upstream.proxies import Proxies
+from registry.upstream.trust import Trust
+from storage.errors import UpstreamTimeout, UpstreamUnavailable
+
+KIB, MIB = 1 << 10, 1 << 20
+SMALL = 64 * KIB
+"""Bytes of an answer that is no manifest and no list."""
+
+COMMON = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
+"""In every request. Content that is compressed on the way has another digest."""
+
+_STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
+
+
+class Exchange:
+    """One upstream's connections for small requests. Made without contacting anybody."""
+
+    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust) -> None:
+        self._proxies = proxies
+        self._trust = trust
+        idle = settings.idle_timeout
+        self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
+        self._clients: dict[str | None, httpx2.AsyncClient] = {}
+
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        most: int = SMALL,
+        form: Mapping[str, str] | None = None,
+        content: bool = True,
+    ) -> Answer:
+        """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. Raises
+        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed), UpstreamTimeout."""
+        route = Route(url, headers)
+        while True:
+            response = await self._send(method, route, form)
+            try:
+                if form is None and route.follow(response.status_code, response.headers.get("location")):
+                    continue
+                wanted = content and method != "HEAD"
+                body = await self._body(response, most) if wanted else b""
+            finally:
+                await response.aclose()
+            return Answer(response.status_code, _fields(response), route.url, route.foreign, body)
+
+    async def _send(self, method: str, route: Route, form: Mapping[str, str] | None) -> httpx2.Response:
+        client = await self._client(self._proxies.of(route.url))
+        for last in (False, True):
+            try:
+                request = client.build_request(method, route.url, headers=route.headers, data=form)
+                return await client.send(request, stream=True)
+            except _STALE as error:
+                # A connection that was kept open may be closed by the other end just when it is used again.
+                if last:
+                    raise _failure(error, route.url) from None
+            except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
+                raise _failure(error, route.url) from None
+        raise AssertionError("the second try returns or raises")
+
+    async def _body(self, response: httpx2.Response, most: int) -> bytes:
+        success, where = response.is_success, place(str(response.url))
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        if success and coding not in ("identity", ""):
+            raise UpstreamUnavailable(f"{where} compresses its answer, which was not asked for")
+        body = bytearray()
+        try:
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > most:
+                    if success:
+                        raise UpstreamUnavailable(f"{where} answers with more than {most} bytes")
+                    break
+        except (httpx2.HTTPError, OSError) as error:
+            raise _failure(error, where) from None
+        return bytes(body[:most])
+
+    async def _client(self, proxy: str | None) -> httpx2.AsyncClient:
+        if proxy not in self._clients:
+            context = await asyncio.to_thread(self._trust.context)
+            if proxy not in self._clients:
+                secure = proxy is not None and proxy.startswith("https:")
+                self._clients[proxy] = httpx2.AsyncClient(
+                    verify=context,
+                    proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,
+                    trust_env=False,
+                    timeout=self._timeout,
+                    limits=httpx2.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0),
+                    headers=COMMON,
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                )
+        return self._clients[proxy]
+
+    async def aclose(self) -> None:
+        """Closes the connections. Idempotent."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.aclose()
+
+
+def _fields(response: httpx2.Response) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name, value in response.headers.multi_items():
+        name = name.lower()
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
+
+
+def _failure(error: Exception, url: str) -> UpstreamUnavailable:
+    where = place(url)
+    if isinstance(error, httpx2.TimeoutException):
+        return UpstreamTimeout(f"{where} does not answer in time")
+    return UpstreamUnavailable(f"{where} cannot be reached: {str(error)[:200] or type(error).__name__}")

@@ -1,0 +1,176 @@
+"""Lists of a far registry: tags, and referrers by the API or the fallback tag.
+
+Registries order and page their lists in their own ways (some by collation, some not at all). Ours are in byte order
+and lose nothing, so a list is read whole and cut here; a client that goes through its pages gets them from one reading.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from registry.upstream.addresses import place
+from registry.upstream.answers import Answer
+from registry.upstream.asking import Asking
+from registry.upstream.endpoints import Endpoint, Trial
+from registry.upstream.exchange import MIB
+from registry.upstream.paging import PAGES, cut, next_page
+from storage.content import INDEXES, OCI_INDEX, Descriptor, Manifest, Page
+from storage.errors import ManifestInvalid, ManifestUnknown, NameUnknown, TagInvalid, UpstreamUnavailable
+from storage.names import Digest, RepositoryName, Tag
+
+LIST_SECONDS = 25.0
+"""For all pages of a list."""
+PAGE = 1000
+"""Tags asked for at a time; CNCF Distribution refuses more."""
+LIST_SIZE = 8 * MIB
+"""Bytes of one page."""
+LISTS_SIZE = 64 * MIB
+"""Bytes of all pages of a list."""
+KEPT_SECONDS, KEPT = 30.0, 16
+"""How long a list that was read serves the pages after the first, and how many are kept."""
+
+_NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
+"""Answers of registries that have no referrers API."""
+
+
+class Listing:
+    """One upstream's lists."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+        self._kept: OrderedDict[RepositoryName, tuple[float, list[Tag]]] = OrderedDict()
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        """As `Source.tags`."""
+        read, found = self._kept.get(repo, (0.0, []))
+        # A first page is always asked for: somebody may just have pushed a tag there.
+        if after is None or not found or time.monotonic() - read > KEPT_SECONDS:
+            found = await self._asking.first(
+                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), seconds=LIST_SECONDS
+            )
+            self._kept[repo] = (time.monotonic(), found)
+            self._kept.move_to_end(repo)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return cut(found, str, after, limit)
+
+    async def _all_tags(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName) -> list[Tag]:
+        found: set[Tag] = set()
+        path = f"tags/list?n={PAGE}"
+        room = LISTS_SIZE
+        for _ in range(PAGES):
+            answer = await self._asking.ask(
+                endpoint, trial, repo, "GET", path, NameUnknown(), most=LIST_SIZE, accepted=(400,)
+            )
+            if answer.status == 400:  # it does not like our `n`
+                answer = await self._asking.ask(
+                    endpoint, trial, repo, "GET", "tags/list", NameUnknown(), most=LIST_SIZE
+                )
+            room = _room_after(answer, room)
+            found.update(_tags(answer))
+            following = next_page(answer.headers, answer.url) if not answer.foreign else None
+            if following is None:
+                return sorted(found)
+            path = following
+        raise UpstreamUnavailable(f"the list of tags of {place(endpoint.url)} does not end")
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        """As `Source.referrers`."""
+        try:
+            found = await self._asking.first(
+                lambda endpoint, trial: self._all_referrers(endpoint, trial, repo, subject, artifact_type),
+                seconds=LIST_SECONDS,
+            )
+        except (NameUnknown, ManifestUnknown):
+            return Page([])
+        return cut(found, lambda each: each.digest, after, limit)
+
+    async def _all_referrers(
+        self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, subject: Digest, artifact_type: str | None
+    ) -> list[Descriptor]:
+        query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
+        path = f"referrers/{subject}{query}"
+        found: dict[Digest, Descriptor] = {}
+        room = LISTS_SIZE
+        for page in range(PAGES):
+            answer = await self._asking.ask(
+                endpoint,
+                trial,
+                repo,
+                "GET",
+                path,
+                NameUnknown(),
+                headers={"Accept": OCI_INDEX},
+                most=LIST_SIZE,
+                accepted=_NO_REFERRERS if page == 0 else (),
+            )
+            if answer.status in _NO_REFERRERS:
+                return _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+            room = _room_after(answer, room)
+            filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
+            for each in _of_type(_descriptors(answer), None if filtered else artifact_type):
+                found.setdefault(each.digest, each)
+            following = next_page(answer.headers, answer.url) if not answer.foreign else None
+            if following is None:
+                return sorted(found.values(), key=lambda each: each.digest)
+            path = following
+        raise UpstreamUnavailable(f"the list of referrers of {place(endpoint.url)} does not end")
+
+    async def _by_tag(
+        self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, subject: Digest
+    ) -> Sequence[Descriptor]:
+        """By the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index named after the digest."""
+        tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
+        answer = await self._asking.ask(
+            endpoint,
+            trial,
+            repo,
+            "GET",
+            f"manifests/{tag}",
+            ManifestUnknown(),
+            headers={"Accept": OCI_INDEX},
+            most=LIST_SIZE,
+        )
+        unique = {each.digest: each for each in _descriptors(answer)}
+        return [unique[digest] for digest in sorted(unique)]
+
+
+def _room_after(answer: Answer, room: int) -> int:
+    """Bytes that a list's further pages may have. Raises UpstreamUnavailable."""
+    if len(answer.body) > room:
+        raise UpstreamUnavailable(f"{place(answer.url)} answers with a list of more than {LISTS_SIZE} bytes")
+    return room - len(answer.body)
+
+
+def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> list[Descriptor]:
+    return [each for each in found if artifact_type is None or each.artifact_type == artifact_type]
+
+
+def _tags(answer: Answer) -> list[Tag]:
+    try:
+        texts = json.loads(answer.body).get("tags") or []
+        if not isinstance(texts, list):
+            raise ValueError
+    except (ValueError, AttributeError, RecursionError):
+        raise UpstreamUnavailable(f"{place(answer.url)} answers with something that is no list of tags") from None
+    found = []
+    for text in texts:
+        try:
+            found.append(Tag(text))
+        except (TagInvalid, TypeError):
+            continue  # nobody could ask for it by that name
+    return found
+
+
+def _descriptors(answer: Answer) -> Sequence[Descriptor]:
+    try:
+        index = Manifest.parse(answer.body, answer.media_type or OCI_INDEX)
+    except ManifestInvalid as error:
+        raise UpstreamUnavailable(f"{place(answer.url)} sends an index that is not valid: {error.message}") from None
+    return index.manifests if index.media_type in INDEXES else ()

@@ -1,0 +1,106 @@
+"""Which token services may be asked: a challenge names one, and whoever answers for the upstream writes the challenge.
+
+A realm is used when it is https and on the upstream's own site, or listed in `realms`. Without this rule a registry
+could have the password sent anywhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from urllib.parse import urlsplit
+
+from registry.config import Upstream
+from registry.upstream.addresses import origin, place
+from storage.errors import UpstreamUnavailable
+
+log = logging.getLogger(__name__)
+
+SHARED = frozenset(
+    {
+        *("amazonaws.com", "azurecr.io", "azurewebsites.net", "windows.net", "pkg.dev", "run.app", "appspot.com"),
+        *("googleapis.com", "github.io", "gitlab.io", "cloudfront.net", "herokuapp.com", "workers.dev", "r2.dev"),
+        *("fly.dev", "onrender.com", "vercel.app", "netlify.app", "digitaloceanspaces.com", "ngrok.io", "ngrok.app"),
+        *("duckdns.org", "nip.io", "sslip.io"),
+    }
+)
+"""Domains below which names belong to different people. The public list of those has thousands; these are where
+registries are run, and a name below any other can be named in `realms`."""
+
+
+def site(host: str) -> str:
+    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address: itself."""
+    host = host.rstrip(".").lower()
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return host
+    labels = host.split(".")
+    keep = 2
+    if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
+        keep = 3  # `co.uk`, `com.au`; a short name directly below a country is then held to be one of those
+    for suffix in range(2, len(labels)):
+        if ".".join(labels[-suffix:]) in SHARED:
+            keep = suffix + 1
+    return ".".join(labels[-keep:])
+
+
+class Realms:
+    """The token services of one upstream."""
+
+    def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
+        self._name = settings.name
+        self._listed = settings.realms
+        self._sites = {site(settings.name), *(site(urlsplit(endpoint).hostname or "") for endpoint in endpoints)}
+        self._told: set[str] = set()
+
+    def check(self, realm: str, endpoint: str) -> None:
+        """Raises UpstreamUnavailable when `endpoint` names a realm that must not be asked; logged once for each."""
+        if self._allowed(realm, endpoint):
+            return
+        shown = _shown(realm)
+        if shown not in self._told and len(self._told) < 100:
+            self._told.add(shown)
+            log.warning(
+                "upstream %s: %s names the token service %r, which is neither on its own site nor listed; if it is "
+                "right, add it to the upstream's realms",
+                self._name,
+                place(endpoint),
+                shown,
+            )
+        raise UpstreamUnavailable(
+            f"the upstream {self._name} names a token service that is neither on its own site nor in its realms"
+        )
+
+    def _allowed(self, realm: str, endpoint: str) -> bool:
+        try:
+            scheme, host, _ = origin(realm)
+            own_scheme, own_host, _ = origin(endpoint)
+        except ValueError:
+            return False
+        if urlsplit(realm).username is not None:
+            return False
+        if scheme == "http":
+            # In the clear, a password is no less safe there than at the endpoint itself.
+            return own_scheme == "http" and (host == own_host or self._is_listed(realm))
+        return self._is_listed(realm) or host == own_host or site(host) in self._sites
+
+    def _is_listed(self, realm: str) -> bool:
+        path = urlsplit(realm).path or "/"
+        for listed in self._listed:
+            listed = listed if "://" in listed else f"https://{listed}"
+            try:
+                same = origin(listed) == origin(realm)
+            except ValueError:
+                continue
+            below = urlsplit(listed).path.rstrip("/")
+            if same and (path == below or path.startswith(f"{below}/") or not below):
+                return True
+        return False
+
+
+def _shown(realm: str) -> str:
+    """Without its query, which may hold anything."""
+    return realm.partition("?")[0].rpartition("@")[2][:200]

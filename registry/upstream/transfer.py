@@ -1,0 +1,75 @@
+"""One span of a blob on its way to a sink, and the way to end it from outside its thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from registry.mirror.source import Sink
+from storage.content import Span
+
+
+class SinkRaised(Exception):
+    """Carries what the sink raised past those who look for a network's errors."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Abandoned(Exception):
+    """Nobody waits for this transfer any more."""
+
+
+class Transfer:
+    """One span on its way, and the way to end it from outside its thread."""
+
+    def __init__(self, endpoint: str, span: Span, sink: Sink) -> None:
+        self.endpoint = endpoint
+        self.span = span
+        self.begun = False
+        """The sink was called."""
+        self._sink = sink
+        self._socket: socket.socket | None = None
+        self._abandoned = False
+        self._lock = threading.Lock()
+
+    def abandon(self) -> None:
+        """Ends it: what waits for the other end wakes at once."""
+        with self._lock:
+            self._abandoned = True
+            if self._socket is not None:
+                try:
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                except (OSError, ValueError):
+                    return  # it is closed already
+
+    def hold(self, connection: socket.socket | None) -> None:
+        """The socket that is waited on from now on. Raises Abandoned."""
+        with self._lock:
+            self._socket = connection
+            if self._abandoned:
+                raise Abandoned
+
+    def release(self) -> None:
+        """There is no socket to shut down any more: it may be another's from now on."""
+        with self._lock:
+            self._socket = None
+
+    def begin(self, start: int, stop: int, size: int) -> None:
+        with self._lock:
+            if self._abandoned:
+                raise Abandoned
+            self.begun = True
+        try:
+            self._sink.begin(self.endpoint, start, stop, size)
+        except BaseException as error:
+            raise SinkRaised(error) from None
+
+    def take(self, offset: int, data: memoryview) -> None:
+        if self._abandoned:
+            raise Abandoned
+        try:
+            self._sink.take(offset, data)
+        except BaseException as error:
+            raise SinkRaised(error) from None

@@ -1,0 +1,313 @@
+"""Upstreams that fail: what is told, who is asked next, and who is left alone for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.upstream.endpoints import LIMIT
+from storage.errors import (
+    Denied,
+    ManifestUnknown,
+    RegistryError,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from storage.names import Digest, Tag
+from storage.stored import StoredRegistry
+from tests.upstreams.content import Content, Holding
+from tests.upstreams.hub import Hub, hub
+
+from .far import REPO, Clock, answer, far, fetched, opened, said, scripted
+
+TAG = Tag("1")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, UpstreamUnavailable),
+        (401, ManifestUnknown),
+        (403, ManifestUnknown),
+        (404, ManifestUnknown),
+        (410, ManifestUnknown),
+        (429, TooManyRequests),
+        (500, UpstreamUnavailable),
+        (502, UpstreamUnavailable),
+        (503, UpstreamUnavailable),
+        (504, UpstreamUnavailable),
+    ],
+)
+async def test_what_a_status_means(registry: StoredRegistry, status: int, error: type[RegistryError]) -> None:
+    """For manifests by GET and HEAD, and for blobs, to somebody without a login."""
+    async with scripted(lambda head: answer(status)) as server, far(registry, server.url) as source:
+        with pytest.raises(error) as raised:
+            await source.get_manifest(REPO, TAG)
+        assert type(raised.value) is error
+        if status != 429:
+            with pytest.raises(error):
+                await source.resolve_manifest(REPO, TAG)
+            with pytest.raises(RegistryError) as raised:
+                await fetched(source, "sha256:" + "0" * 64)
+            assert raised.value.code == ("BLOB_UNKNOWN" if error is ManifestUnknown else "UNAVAILABLE")
+
+
+async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -> None:
+    """They are refusals of the login; not found stays not found."""
+    file = tmp_path / "password"
+    file.write_text("x")
+    for status, error in ((401, Denied), (403, Denied), (404, ManifestUnknown)):
+        async with (
+            scripted(said(answer(status))) as server,
+            far(registry, server.url, username="ann", password_file=file) as source,
+        ):
+            with pytest.raises(error):
+                await source.get_manifest(REPO, TAG)
+
+
+async def test_codes_in_a_400(registry: StoredRegistry) -> None:
+    """A registry that says 400 for a name it would not have had says that there is none."""
+    body = '{"errors": [{"code": "NAME_INVALID"}]}'
+    async with scripted(lambda head: answer(400, body)) as server, far(registry, server.url) as source:
+        with pytest.raises(ManifestUnknown):
+            await source.get_manifest(REPO, TAG)
+
+
+async def test_a_redirect_s_target_that_refuses_us(registry: StoredRegistry) -> None:
+    """A link that is not good any more says nothing about who may see the blob: it is a failure, to be tried again."""
+    async with (
+        scripted(lambda head: answer(403)) as cdn,
+        scripted(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
+        far(registry, server.url) as source,
+    ):
+        with pytest.raises(UpstreamUnavailable, match="refuses us"):
+            await fetched(source, "sha256:" + "0" * 64)
+
+
+async def test_nobody_listens(registry: StoredRegistry, upstream: Hub) -> None:
+    """A refused connection is told at once."""
+    upstream.refuse()
+    async with far(registry, upstream.url) as source:
+        with pytest.raises(UpstreamUnavailable) as raised:
+            await source.get_manifest(REPO, TAG)
+        assert not isinstance(raised.value, UpstreamTimeout)
+        with pytest.raises(UpstreamUnavailable) as raised:
+            await fetched(source, "sha256:" + "0" * 64)
+        assert not isinstance(raised.value, UpstreamTimeout)
+
+
+async def test_connections_that_do_not_come_about(registry: StoredRegistry) -> None:
+    """They are a timeout after connect_timeout."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        host, port = full.getsockname()
+        # Whoever connects beyond what the queue holds waits for an answer that never comes.
+        queued = [await _connecting(host, port) for _ in range(4)]
+        try:
+            async with far(registry, f"http://{host}:{port}", connect_timeout=0.3, idle_timeout=0.3) as source:
+                with pytest.raises(UpstreamTimeout):
+                    await source.get_manifest(REPO, TAG)
+                with pytest.raises(UpstreamTimeout):
+                    await fetched(source, "sha256:" + "0" * 64)
+        finally:
+            for each in queued:
+                each.close()
+
+
+async def _connecting(host: str, port: int) -> socket.socket:
+    made = socket.socket()
+    made.setblocking(False)
+    made.connect_ex((host, port))
+    return made
+
+
+async def test_names_that_do_not_resolve(registry: StoredRegistry) -> None:
+    """The name is told, and that nobody is there."""
+    async with far(registry, "http://absent.invalid") as source:
+        with pytest.raises(UpstreamUnavailable, match=r"absent\.invalid"):
+            await source.get_manifest(REPO, TAG)
+        with pytest.raises(UpstreamUnavailable, match=r"absent\.invalid"):
+            await fetched(source, "sha256:" + "0" * 64)
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"hangup": True, "times": 2}, {"stall": True}, {"status": 500}])
+async def test_the_next_endpoint_is_asked(
+    registry: StoredRegistry, upstream: Hub, held: Holding, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    """When the first fails, whatever is asked for."""
+    with hub(tmp_path, Content()) as first:
+        async with far(registry, first.url, upstream.url, idle_timeout=0.5) as source:
+            for request in (
+                lambda: source.get_manifest(REPO, TAG),
+                lambda: source.resolve_manifest(REPO, TAG),
+                lambda: source.tags(REPO, None, 5),
+                lambda: source.resolve_blob(REPO, Digest(held.layers[0].digest)),
+                lambda: fetched(source, held.layers[0].digest),
+            ):
+                first.fault(on="any", method="", **fault)
+                await request()
+                first.clear()
+
+
+async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
+    """After failures in a row nobody asks for a moment; then one does, and the others wait for what it finds out."""
+    clock = Clock()
+    upstream.fault(on="any", status=503, times=None)
+    async with far(registry, upstream.url, clock=clock) as source:
+        for _ in range(LIMIT):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable, match="answers 503"):
+                await source.get_manifest(REPO, TAG)
+        upstream.forget()
+        with pytest.raises(UpstreamUnavailable, match="did not answer lately"):
+            await source.get_manifest(REPO, TAG)
+        with pytest.raises(UpstreamUnavailable, match="did not answer lately"):
+            await fetched(source, "sha256:" + "0" * 64)
+        assert upstream.count() == 0
+        clock.now += 5
+        with pytest.raises(UpstreamUnavailable, match="answers 503"):
+            await source.get_manifest(REPO, TAG)
+        clock.now += 5
+        with pytest.raises(UpstreamUnavailable, match="did not answer lately"):
+            await source.get_manifest(REPO, TAG)
+        clock.now += 5.1
+        upstream.clear()
+        upstream.fault(on="manifest", stall=True)
+        probe = asyncio.create_task(source.get_manifest(REPO, TAG))
+        await upstream.arrival(2, "manifest")
+        with pytest.raises(UpstreamUnavailable, match="did not answer lately"):
+            await source.get_manifest(REPO, TAG)
+        upstream.release()
+        await probe
+        await source.get_manifest(REPO, TAG)
+
+
+async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub) -> None:
+    """The next request is the probe then."""
+    clock = Clock()
+    upstream.fault(on="any", status=503, times=LIMIT)
+    async with far(registry, upstream.url, clock=clock) as source:
+        for _ in range(LIMIT):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable):
+                await source.get_manifest(REPO, TAG)
+        clock.now += 6
+        upstream.fault(on="manifest", stall=True)
+        probe = asyncio.create_task(source.get_manifest(REPO, TAG))
+        await upstream.arrival(LIMIT + 1, "manifest")
+        probe.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await probe
+        await source.get_manifest(REPO, TAG)
+
+
+async def test_many_failures_at_once_are_one(registry: StoredRegistry, upstream: Hub) -> None:
+    """Eight connections that break together do not open the breaker."""
+    upstream.fault(on="any", stall=True, times=8, status=503)
+    async with far(registry, upstream.url) as source:
+        tasks = [asyncio.create_task(source.get_manifest(REPO, TAG)) for _ in range(8)]
+        await upstream.arrival(8)
+        upstream.release()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await source.get_manifest(REPO, TAG)
+
+
+async def test_one_bad_thing_is_no_bad_endpoint(registry: StoredRegistry, upstream: Hub) -> None:
+    """A manifest for which it always says 500, a blob that breaks off: the rest of it is still asked for."""
+    upstream.fault(on="manifest", match="bad", status=500, times=None)
+    async with far(registry, upstream.url) as source:
+        for _ in range(2 * LIMIT):
+            with pytest.raises(UpstreamUnavailable):
+                await source.get_manifest(REPO, Tag("bad"))
+        await source.get_manifest(REPO, TAG)
+
+
+async def test_the_one_that_failed_comes_later(
+    registry: StoredRegistry, upstream: Hub, held: Holding, tmp_path: Path
+) -> None:
+    """After a failure the others are asked before it."""
+    content = Content()
+    content.add(REPO, held, "1")
+    with hub(tmp_path, content) as first:
+        async with far(registry, first.url, upstream.url) as source:
+            first.fault(on="any", status=503)
+            await source.get_manifest(REPO, TAG)
+            await source.get_manifest(REPO, TAG)
+            assert (first.count(), upstream.count()) == (1, 2)
+
+
+async def test_too_many_requests(tmp_path: Path, upstream: Hub) -> None:
+    """A 429 is told with its Retry-After, and until then nothing is asked, by no process."""
+    clock = Clock()
+    upstream.set(limit=1, retry_after=30)
+    async with (
+        opened(tmp_path / "data") as one,
+        opened(tmp_path / "data") as two,
+        far(one, upstream.url, clock=clock) as here,
+        far(two, upstream.url, clock=clock) as there,
+    ):
+        await here.get_manifest(REPO, TAG)
+        with pytest.raises(TooManyRequests) as raised:
+            await here.get_manifest(REPO, TAG)
+        assert raised.value.retry_after == 30
+        upstream.forget()
+        clock.now += 10
+        for source in (here, there):
+            with pytest.raises(TooManyRequests) as raised:
+                await source.resolve_manifest(REPO, TAG)
+            assert raised.value.retry_after == 20
+            with pytest.raises(TooManyRequests):
+                await fetched(source, "sha256:" + "0" * 64)
+        assert upstream.count() == 0
+        clock.now += 21
+        await there.resolve_manifest(REPO, TAG)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("7", 7), ("", 5), ("soon", 5), ("99999999", 3600), ("0", 1)])
+async def test_retry_after(registry: StoredRegistry, text: str, seconds: int) -> None:
+    """Seconds, at most an hour; five without it."""
+    fields = {"retry_after": text} if text else {}
+    async with scripted(lambda head: answer(429, **fields)) as server, far(registry, server.url) as source:
+        with pytest.raises(TooManyRequests) as raised:
+            await source.get_manifest(REPO, TAG)
+        assert raised.value.retry_after == seconds
+
+
+async def test_retry_after_a_date(registry: StoredRegistry) -> None:
+    """It may be a date as well."""
+    clock = Clock()
+    date = formatdate(clock.now + 42, usegmt=True)
+    async with (
+        scripted(lambda head: answer(429, retry_after=date)) as server,
+        far(registry, server.url, clock=clock) as source,
+    ):
+        with pytest.raises(TooManyRequests) as raised:
+            await source.get_manifest(REPO, TAG)
+        assert raised.value.retry_after == 42
+
+
+async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
+    """`exhausted` says so from a tenth of the limit on, in every process; an hour later nobody believes it."""
+    clock = Clock()
+    upstream.set(limit=20)
+    async with (
+        opened(tmp_path / "data") as one,
+        opened(tmp_path / "data") as two,
+        far(one, upstream.url, clock=clock) as here,
+        far(two, upstream.url, clock=clock) as there,
+    ):
+        for number in range(1, 19):
+            assert not here.exhausted()
+            await here.get_manifest(REPO, TAG)
+            assert here.exhausted() is (number == 18)
+        await there.resolve_manifest(REPO, TAG)
+        assert there.exhausted()
+        clock.now += 3601
+        assert not there.exhausted()

@@ -1,0 +1,94 @@
+"""Links to next pages, redirects, and proxies: where the next request goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.upstream.addresses import Route
+from registry.upstream.paging import next_page
+from registry.upstream.proxies import Proxies
+from storage.errors import UpstreamUnavailable
+
+URL = "https://far.test/v2/a/tags/list?n=5"
+
+
+@pytest.mark.parametrize(
+    ("link", "found"),
+    [
+        ("", None),
+        ('</v2/a/tags/list?n=5&last=x>; rel="next"', "https://far.test/v2/a/tags/list?n=5&last=x"),
+        ("<list?last=x>;rel=next", "https://far.test/v2/a/tags/list?last=x"),
+        ('<?last=x>; title="a, <b>"; rel="prev next"', "https://far.test/v2/a/tags/list?last=x"),
+        ("<http://evil.test:81/v2/x?last=x>; rel=next", "https://far.test/v2/x?last=x"),
+        ('</a>; rel="prev", </b>; rel="next"', "https://far.test/b"),
+        ('</a>; rel="nextish"', None),
+        ("</a>", None),
+        ("nonsense", None),
+    ],
+)
+def test_next_pages(link: str, found: str | None) -> None:
+    """As RFC 8288 writes them, and always at home."""
+    assert next_page({"link": link}, URL) == found
+
+
+def test_a_redirect_to_another_origin_loses_authorization() -> None:
+    """Another host, port or scheme is another origin; once lost, it does not come back."""
+    for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
+        route = Route("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
+        assert route.follow(307, target)
+        assert route.foreign
+        assert route.headers == {"Range": "bytes=1-"}
+        assert route.follow(307, "https://far.test/v2/")
+        assert not route.foreign
+        assert "Authorization" not in route.headers
+    for target in ("/x", "https://far.test:443/x", "https://user:pw@FAR.test/x"):
+        route = Route("https://far.test/v2/", {"Authorization": "x"})
+        assert route.follow(302, target)
+        assert route.headers == {"Authorization": "x"}
+        assert "pw" not in route.url
+
+
+def test_a_redirect_from_https_to_http_is_refused() -> None:
+    """What was asked for in private is not fetched in the open."""
+    with pytest.raises(UpstreamUnavailable, match="from https to http"):
+        Route("https://far.test/", {}).follow(307, "http://far.test/")
+    assert not Route("https://far.test/", {}).follow(200, "http://far.test/")
+
+
+@pytest.mark.parametrize(
+    ("url", "spared", "found"),
+    [
+        ("https://far.test/", "", "http://secure.test:3129"),
+        ("http://far.test/", "", "http://plain.test:3128"),
+        ("http://localhost:5000/", "", None),
+        ("http://127.0.0.1:5000/", "", None),
+        ("http://[::1]:5000/", "", None),
+        ("http://far.test/", "*", None),
+        ("http://far.test/", "other.test, far.test", None),
+        ("http://a.far.test/", ".far.test", None),
+        ("http://a.far.test/", "*.far.test", None),
+        ("http://notfar.test/", "far.test", "http://plain.test:3128"),
+        ("http://far.test:81/", "far.test:81", None),
+        ("http://far.test:82/", "far.test:81", "http://plain.test:3128"),
+        ("http://10.1.2.3/", "10.0.0.0/8", None),
+        ("http://11.1.2.3/", "10.0.0.0/8", "http://plain.test:3128"),
+        ("http://10.1.2.3/", "10.1.2.3", None),
+        ("http://10.1.2.3:81/", "10.1.2.3:81,nonsense/99", None),
+    ],
+)
+def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, spared: str, found: str | None) -> None:
+    """By scheme, unless NO_PROXY names the host; loopback addresses never."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "plain.test:3128")
+    monkeypatch.setenv("HTTPS_PROXY", "http://secure.test:3129")
+    monkeypatch.setenv("NO_PROXY", spared)
+    assert Proxies().of(url) == found
+
+
+def test_proxies_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused, not passed by."""
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://proxy.test:1080")
+    with pytest.raises(UpstreamUnavailable, match="socks5"):
+        Proxies().of("http://far.test/")

@@ -1,0 +1,169 @@
+"""Lists: tags and referrers, whole and in byte order, however the upstream pages them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from registry.upstream.exchange import MIB
+from storage.errors import NameUnknown, UpstreamUnavailable
+from storage.names import Digest
+from storage.stored import StoredRegistry
+from tests.clients.images import digest_of
+from tests.upstreams.content import Blob, Content, Holding, fallback_index, fallback_tag, manifest_of
+from tests.upstreams.hub import Hub
+
+from .far import REPO, answer, far, said, scripted
+
+
+async def all_tags(source: Any, limit: int) -> list[str]:
+    found: list[str] = []
+    while True:
+        page = await source.tags(REPO, found[-1] if found else None, limit)
+        found += page.items
+        if not page.more:
+            return found
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+async def test_tags(registry: StoredRegistry, upstream: Hub, held: Holding, limit: int) -> None:
+    """All of them, page by page, from an upstream with pages of its own size; read once for a walk through them."""
+    content = Content()
+    names = [f"v{number}" for number in range(50)] + ["Zed", "a_", "latest", "1"]
+    content.add(REPO, held, *names)
+    upstream.put(content)
+    upstream.set(page=20)
+    async with far(registry, upstream.url) as source:
+        assert await all_tags(source, limit) == sorted(names)
+        assert (await source.tags(REPO, "v48", 10)).items == ["v49", *[f"v{n}" for n in range(5, 10)]]
+    assert upstream.count("tags") == 3
+
+
+async def test_tags_that_are_not_in_byte_order(registry: StoredRegistry) -> None:
+    """Some registries sort by collation or not at all, repeat, and hold names that are no tags; none gets lost."""
+    pages = {"1": ["b", "B", "a"], "2": ["a", "not a tag", 7, "Z"], "3": None}
+
+    def reply(head: str) -> bytes:
+        number = head.split()[1].partition("page=")[2] or "1"
+        link = {"link": f'</v2/{REPO}/tags/list?page={int(number) + 1}>; rel="next"'} if number < "3" else {}
+        return answer(200, json.dumps({"name": REPO, "tags": pages[number]}), **link)
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert await all_tags(source, 2) == ["B", "Z", "a", "b"]
+
+
+async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
+    """A first page is always asked for."""
+    async with far(registry, upstream.url) as source:
+        assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
+        upstream.tag(REPO, "0", held.digest)
+        assert (await source.tags(REPO, None, 10)).items == ["0", "1", "latest"]
+
+
+async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) -> None:
+    """Then it chooses its own."""
+
+    def reply(head: str) -> bytes:
+        return answer(400) if "n=" in head.split()[1] else answer(200, json.dumps({"tags": ["x"]}))
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert (await source.tags(REPO, None, 10)).items == ["x"]
+
+
+async def test_the_next_page_is_asked_at_home(registry: StoredRegistry) -> None:
+    """A Link that names another host, as behind a proxy, is followed on the one that was asked."""
+
+    def reply(head: str) -> bytes:
+        if "last=" in head.split()[1]:
+            return answer(200, json.dumps({"tags": ["y"]}))
+        return answer(200, json.dumps({"tags": ["x"]}), link="<http://inner.test:81/v2/q/tags/list?last=x>; rel=next")
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert (await source.tags(REPO, None, 10)).items == ["x", "y"]
+
+
+async def test_lists_that_are_none(registry: StoredRegistry, upstream: Hub) -> None:
+    """No repository: NameUnknown. No list: the upstream's failure."""
+    async with far(registry, upstream.url) as source:
+        with pytest.raises(NameUnknown):
+            await source.tags(type(REPO)("library/absent"), None, 10)
+    for body in ("", "[]", '{"tags": 5}', "<html>"):
+        async with scripted(said(answer(200, body))) as server, far(registry, server.url) as source:
+            with pytest.raises(UpstreamUnavailable, match="no list of tags"):
+                await source.tags(REPO, None, 10)
+
+
+def signatures(held: Holding) -> list[Holding]:
+    """Manifests that refer to an image: three signatures and a bill of materials."""
+    kinds = ["application/vnd.test.signature"] * 3 + ["application/vnd.test.sbom"]
+    return [
+        manifest_of(
+            Blob(b"{}", "application/vnd.oci.empty.v1+json"),
+            Blob(f"signature {number}".encode(), "text/plain"),
+            artifact_type=kind,
+            subject=held,
+            annotations={"number": str(number)},
+        )
+        for number, kind in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize("api", [True, False])
+async def test_referrers(registry: StoredRegistry, upstream: Hub, held: Holding, api: bool) -> None:
+    """By the API in pages, or by the fallback tag; filtered and in the order of their digests."""
+    content = Content()
+    made = signatures(held)
+    for each in made:
+        content.add(REPO, each)
+    if not api:
+        content.add(REPO, fallback_index(*made), fallback_tag(held.digest))
+    upstream.put(content)
+    upstream.set(referrers=api, page=2)
+    ordered = sorted(each.digest for each in made)
+    async with far(registry, upstream.url) as source:
+        subject = Digest(held.digest)
+        page = await source.referrers(REPO, subject, None, None, 100)
+        assert ([each.digest for each in page.items], page.more) == (ordered, False)
+        assert {(each.annotations or {})["number"] for each in page.items} == {"0", "1", "2", "3"}
+        page = await source.referrers(REPO, subject, "application/vnd.test.sbom", None, 100)
+        assert [each.digest for each in page.items] == [made[3].digest]
+        page = await source.referrers(REPO, subject, None, ordered[0], 2)
+        assert ([each.digest for each in page.items], page.more) == (ordered[1:3], True)
+        nothing = await source.referrers(REPO, Digest("sha256:" + "0" * 64), None, None, 100)
+        assert (nothing.items, nothing.more) == ([], False)
+
+
+async def test_referrers_that_were_filtered_there(registry: StoredRegistry) -> None:
+    """`OCI-Filters-Applied` says so; descriptors without an artifact type are believed then."""
+    entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(b"x"), "size": 1}
+    index = json.dumps(
+        {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
+    )
+    applied = {"oci_filters_applied": "artifactType"}
+    async with scripted(lambda head: answer(200, index, **applied)) as server, far(registry, server.url) as source:
+        subject = Digest("sha256:" + "0" * 64)
+        assert len((await source.referrers(REPO, subject, "a/b", None, 9)).items) == 1
+        assert "artifactType=a%2Fb" in server.heads[0]
+        applied.clear()
+        assert (await source.referrers(REPO, subject, "a/b", None, 9)).items == []
+
+
+async def test_a_list_without_end(registry: StoredRegistry) -> None:
+    """An upstream whose pages go round is left after a while."""
+    body = json.dumps({"tags": ["x"]})
+    round_about = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
+    async with scripted(lambda head: answer(200, body, **round_about)) as server, far(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="does not end"):
+            await source.tags(REPO, None, 10)
+
+
+async def test_a_list_that_is_too_long(registry: StoredRegistry) -> None:
+    """A list whose pages add up to more than memory should be spent on is left, long before its pages end."""
+    body = json.dumps({"tags": ["x"]}) + " " * (7 * MIB)
+    following = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
+    async with scripted(said(answer(200, body, **following))) as server, far(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="a list of more than"):
+            await source.tags(REPO, None, 10)
+        assert server.count < 12

@@ -1,0 +1,195 @@
+"""Manifests: the exact bytes, checked, by tag and by digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.content import OCI_MANIFEST
+from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
+from storage.names import Digest, Reference, Tag
+from storage.stored import StoredRegistry
+from tests.upstreams.content import Content, Holding, ubuntu
+from tests.upstreams.hub import Hub, hub
+
+from .far import REPO, answer, far, said, scripted
+
+TAG = Tag("1")
+
+
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_a_manifest(registry: StoredRegistry, upstream: Hub, held: Holding, by: str) -> None:
+    """It comes as it was pushed, with one GET; resolving it is one HEAD."""
+    reference: Reference = TAG if by == "tag" else Digest(held.digest)
+    async with far(registry, upstream.url) as source:
+        found = await source.get_manifest(REPO, reference)
+        assert (found.body, found.media_type, found.digest) == (held.body, held.media_type, held.digest)
+        told = await source.resolve_manifest(REPO, reference)
+        assert (told.media_type, told.digest, told.size) == (held.media_type, held.digest, len(held.body))
+    assert [seen.method for seen in upstream.requests()] == ["GET", "HEAD"]
+
+
+async def test_every_kind_of_manifest_is_accepted(registry: StoredRegistry, upstream: Hub) -> None:
+    """Registries that look at Accept show lists and manifests, of docker and of OCI, and schema 1 is not asked for."""
+    content = Content()
+    real = content.add(REPO, ubuntu(), "18.04")
+    upstream.put(content)
+    upstream.set(negotiates=True)
+    async with far(registry, upstream.url) as source:
+        assert (await source.get_manifest(REPO, Tag("18.04"))).digest == real.digest
+        for digest in real.manifests:
+            assert (await source.get_manifest(REPO, Digest(digest))).digest == digest
+        await source.get_manifest(REPO, TAG)
+    assert all("v1+prettyjws" not in seen.headers["accept"] for seen in upstream.requests())
+
+
+@pytest.mark.parametrize("switches", [{"digests": False}, {"heads": False}, {"lengths": False}])
+async def test_an_answer_to_head_that_says_too_little(
+    registry: StoredRegistry, upstream: Hub, held: Holding, switches: dict[str, Any]
+) -> None:
+    """Then the manifest itself is fetched for its descriptor."""
+    upstream.set(**switches)
+    async with far(registry, upstream.url) as source:
+        told = await source.resolve_manifest(REPO, TAG)
+    assert (told.media_type, told.digest, told.size) == (held.media_type, held.digest, len(held.body))
+
+
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_wrong_bytes(registry: StoredRegistry, upstream: Hub, held: Holding, by: str) -> None:
+    """A manifest whose bytes have another digest than the one asked for, or the one the answer names, is refused."""
+    upstream.fault(on="manifest", corrupt=7)
+    async with far(registry, upstream.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="another digest"):
+            await source.get_manifest(REPO, TAG if by == "tag" else Digest(held.digest))
+
+
+async def test_wrong_bytes_at_one_endpoint(
+    registry: StoredRegistry, upstream: Hub, held: Holding, tmp_path: Path
+) -> None:
+    """The next one is asked."""
+    content = Content()
+    content.add(REPO, held, "1")
+    upstream.fault(on="manifest", corrupt=7)
+    with hub(tmp_path, content) as second:
+        async with far(registry, upstream.url, second.url) as source:
+            assert (await source.get_manifest(REPO, TAG)).body == held.body
+        assert second.count("manifest") == 1
+
+
+async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> None:
+    """404 means that there is none."""
+    async with far(registry, upstream.url) as source:
+        for reference in (Tag("absent"), Digest("sha256:" + "0" * 64)):
+            with pytest.raises(ManifestUnknown):
+                await source.get_manifest(REPO, reference)
+            with pytest.raises(ManifestUnknown):
+                await source.resolve_manifest(REPO, reference)
+
+
+async def test_a_tag_has_one_authority(registry: StoredRegistry, upstream: Hub, held: Holding, tmp_path: Path) -> None:
+    """What the first endpoint says of a tag is so; a digest may be found at any."""
+    with hub(tmp_path, Content()) as first:
+        async with far(registry, first.url, upstream.url) as source:
+            with pytest.raises(ManifestUnknown):
+                await source.get_manifest(REPO, TAG)
+            assert upstream.count() == 0
+            assert (await source.get_manifest(REPO, Digest(held.digest))).body == held.body
+            first.fault(on="manifest", status=503, method="")
+            assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (answer(200, "<html>hotel wifi</html>", content_type="text/html"), "not valid"),
+        (answer(200, '{"schemaVersion": 1}', content_type="application/json"), "not valid"),
+        (answer(200, b"\x1f\x8b", content_encoding="gzip"), "compresses"),
+        (answer(200, b"x" * (8 << 20) + b"x"), "more than"),
+        (b"HTTP/1.1 200\r\ncontent-length: 9\r\nconnection: close\r\n\r\n{}", "cannot be reached"),
+        (b"nonsense\r\nconnection: close\r\n\r\n", "cannot be reached"),
+        (answer(302), "without saying where"),
+        (answer(302, location="ftp://127.0.0.1/x"), "no http address"),
+        (answer(302, location="http://[/x"), "no http address"),
+        (answer(418), "answers 418"),
+    ],
+)
+async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes, says: str) -> None:
+    """They are the upstream's failure."""
+    async with scripted(lambda head: given) as server, far(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match=says):
+            await source.get_manifest(REPO, TAG)
+
+
+async def test_a_type_that_is_none(registry: StoredRegistry, held: Holding) -> None:
+    """A plain file server says application/json or nothing; then the manifest's own word counts."""
+    for kind in ({"content_type": "application/json"}, {"content_type": f"{held.media_type}; charset=utf-8"}, {}):
+        given = answer(200, held.body, **kind)
+        async with scripted(said(given)) as server, far(registry, server.url) as source:
+            assert (await source.get_manifest(REPO, TAG)).media_type == held.media_type
+
+
+async def test_a_digest_of_another_algorithm(registry: StoredRegistry, held: Holding) -> None:
+    """Whatever algorithm the answer names its digest by, that digest is checked and told."""
+    named = "sha512:" + hashlib.sha512(held.body).hexdigest()
+    fields = {"content_type": OCI_MANIFEST, "docker_content_digest": named}
+
+    def reply(head: str) -> bytes:
+        return answer(200, b"" if head.startswith("HEAD") else held.body, content_length=str(len(held.body)), **fields)
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert (await source.get_manifest(REPO, TAG)).digest == named
+        assert (await source.resolve_manifest(REPO, TAG)).digest == named
+        fields["docker_content_digest"] = "sha512:" + "0" * 128
+        with pytest.raises(UpstreamUnavailable, match="another digest"):
+            await source.get_manifest(REPO, TAG)
+
+
+async def test_head_that_names_another_digest(registry: StoredRegistry, upstream: Hub) -> None:
+    """Asked for one digest, an answer about another is a failure."""
+    named = {"docker_content_digest": "sha256:" + "1" * 64, "content_type": OCI_MANIFEST, "content_length": "5"}
+    async with scripted(lambda head: answer(200, **named)) as server, far(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="another manifest"):
+            await source.resolve_manifest(REPO, Digest("sha256:" + "2" * 64))
+
+
+async def test_redirected_manifests(registry: StoredRegistry, held: Holding) -> None:
+    """Five redirects are followed, relative ones too; a sixth is not."""
+    hops = 5
+
+    def reply(head: str) -> bytes:
+        target = head.split()[1]
+        hop = int(target.removeprefix("/hop/")) if target.startswith("/hop/") else 0
+        if hop < hops:
+            return answer((301, 302, 303, 307, 308)[hop % 5], "moved", location=f"/hop/{hop + 1}")
+        return answer(200, held.body, content_type=held.media_type)
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert (await source.get_manifest(REPO, TAG)).body == held.body
+        hops = 6
+        with pytest.raises(UpstreamUnavailable, match="more than 5"):
+            await source.get_manifest(REPO, TAG)
+
+
+async def test_an_upstream_that_is_silent(registry: StoredRegistry, upstream: Hub) -> None:
+    """It times out, and the next request may go well."""
+    upstream.fault(on="manifest", stall=True)
+    async with far(registry, upstream.url, idle_timeout=0.3) as source:
+        with pytest.raises(UpstreamTimeout):
+            await source.get_manifest(REPO, TAG)
+        await source.get_manifest(REPO, TAG)
+
+
+async def test_no_cookies(registry: StoredRegistry) -> None:
+    """A registry's cookies are not sent back: requests say nothing of the ones before."""
+    body = json.dumps({"name": REPO, "tags": ["1"]})
+    async with (
+        scripted(lambda head: answer(200, body, set_cookie="a=b; Path=/")) as server,
+        far(registry, server.url) as source,
+    ):
+        for _ in range(2):
+            await source.tags(REPO, None, 1)
+    assert "cookie:" not in "".join(server.heads).lower()

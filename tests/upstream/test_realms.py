@@ -1,0 +1,72 @@
+"""A challenge cannot have the password sent where it does not belong."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.config import Upstream
+from registry.upstream.realms import Realms, site
+from storage.errors import UpstreamUnavailable
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("registry-1.docker.io", "docker.io"),
+        ("GHCR.io", "ghcr.io"),
+        ("localhost", "localhost"),
+        ("a.b.example.co.uk", "example.co.uk"),
+        ("registry.example.de", "example.de"),
+        ("tenant.azurecr.io", "tenant.azurecr.io"),
+        ("1.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1.amazonaws.com"),
+        ("10.1.2.3", "10.1.2.3"),
+        ("::1", "::1"),
+    ],
+)
+def test_sites(host: str, own: str) -> None:
+    """What of a name has one owner."""
+    assert site(host) == own
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "realm", "allowed"),
+    [
+        ("https://registry-1.docker.io", "https://auth.docker.io/token", True),
+        ("https://registry-1.docker.io", "https://auth.docker.io:8443/token", True),
+        ("https://registry-1.docker.io", "http://auth.docker.io/token", False),
+        ("https://registry-1.docker.io", "https://evil.io/token", False),
+        ("https://registry-1.docker.io", "https://evildocker.io/token", False),
+        ("https://registry-1.docker.io", "https://docker.io.evil.io/token", False),
+        ("https://registry-1.docker.io", "https://docker.io@evil.io/token", False),
+        ("https://registry-1.docker.io", "https://evil.io\\@docker.io/token", False),
+        ("https://registry-1.docker.io", "https://user:pw@auth.docker.io/token", False),
+        ("https://registry-1.docker.io", "auth.docker.io/token", False),
+        ("https://registry-1.docker.io", "", False),
+        ("https://registry-1.docker.io", "https://[/token", False),
+        ("https://one.azurecr.io", "https://two.azurecr.io/token", False),
+        ("https://one.azurecr.io", "https://one.azurecr.io/oauth2/token", True),
+        ("https://cache.example.com", "https://login.other.net/token", True),
+        ("https://cache.example.com", "https://login.other.net/token/more", True),
+        ("https://cache.example.com", "https://login.other.net/tokens", False),
+        ("https://cache.example.com", "https://login.other.net:444/token", False),
+        ("https://cache.example.com", "https://whole.other.net/any", True),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5001/auth", True),
+        ("http://127.0.0.1:5000", "http://127.0.0.2:5001/auth", False),
+        ("http://127.0.0.1:5000", "https://127.0.0.1:5001/auth", True),
+    ],
+)
+def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
+    """https on the upstream's own site or listed; http only from an http endpoint to its own host."""
+    settings = Upstream.model_validate(
+        {
+            "name": "docker.io" if "docker" in endpoint else "example.com",
+            "endpoints": [endpoint],
+            "realms": ["https://login.other.net/token", "https://whole.other.net"],
+        }
+    )
+    realms = Realms(settings, [endpoint])
+    if allowed:
+        realms.check(realm, endpoint)
+    else:
+        with pytest.raises(UpstreamUnavailable):
+            realms.check(realm, endpoint)
