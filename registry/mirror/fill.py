@@ -1,0 +1,255 @@
+"""`Fill`: one blob on its way in, for any number of readers. It belongs to none of them.
+
+Each process has one for a blob that somebody wants there; over all processes one of them downloads, and the others
+follow what it writes. When that one dies, the next goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from registry.mirror.demand import Demand
+from registry.mirror.download import Download, Unread
+from registry.mirror.flights import end
+from registry.mirror.manifests import MIRROR
+from registry.mirror.misses import Misses
+from registry.mirror.source import Source
+from storage.content import OpenFile
+from storage.errors import BlobUnknown, DigestInvalid, PartialLost, RegistryError, SizeInvalid, UpstreamUnavailable
+from storage.interface import Partial, Partials, Records, Registry, Turns
+from storage.names import Digest, RepositoryName
+
+log = logging.getLogger("registry.mirror")
+
+RETRY: Final = 0.05
+"""Seconds until what another process is just changing is looked at again."""
+CLAIMS: Final = 100
+LOSSES: Final = 40
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What fills work with. `far` gives a stored name as the upstream has it."""
+
+    local: Registry
+    source: Source
+    partials: Partials
+    turns: Turns
+    misses: Misses
+    records: Records
+    far: Callable[[RepositoryName], RepositoryName]
+
+    async def mount(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Gives a repository that is entitled to the blob what another of this upstream's has. Of no other's: whoever
+        publishes a manifest at one upstream must not read with it what is hosted here, or comes from another."""
+        holder = await self.records.holder(f"{self.source.name}/", digest)
+        if holder is None:
+            return False
+        try:
+            await self.local.mount_blob(repo, digest, holder, MIRROR)
+        except BlobUnknown:  # collected since
+            return False
+        return True
+
+
+class Fill:
+    """`size` in bytes. `repo` is asked for the blob; `repositories` get it. `avoid`: endpoints that sent wrong bytes
+    before; `endpoints`: those that sent these. `error`: why it ended, where it did not end well."""
+
+    def __init__(
+        self, tools: Tools, repo: RepositoryName, digest: Digest, size: int, avoid: Collection[str] = ()
+    ) -> None:
+        self.repo = repo
+        self.digest = digest
+        self.size = size
+        self.repositories = {repo}
+        self.demand = Demand()
+        self.endpoints: Collection[str] = ()
+        self.error: RegistryError | None = None
+        self._tools = tools
+        self._avoid = avoid
+        self._partial: Partial | None = None
+        self._download: Download | None = None
+        self._answer = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._turn = 0
+        self._turned = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    @property
+    def file(self) -> OpenFile:
+        """Where the bytes are while it runs, once `opened` was true."""
+        assert self._partial is not None
+        return self._partial.file
+
+    @property
+    def queued(self) -> bool:
+        """It waits for a connection, since the upstream has as many as it may have: nothing speaks against it."""
+        return not self.ended and self._download is not None and not self._download.asked
+
+    async def opened(self) -> bool:
+        """Waits until the upstream has begun to send. False: the blob is content, and to be had where it is stored.
+        Raises what ended the fill."""
+        await self._answer.wait()
+        if self.error is not None:
+            raise self.error
+        return not self.ended
+
+    async def finished(self) -> None:
+        """Waits for its end. Raises what ended it."""
+        await self._ended.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def wait(self, at: int) -> int:
+        """Waits until the byte at `at` is there; how far they reach from there. `at` equal to `size`: until the digest
+        is checked. Raises what ended the fill, DigestInvalid."""
+        assert self._partial is not None
+        with self.demand.waiting(at):
+            while not self.ended:
+                turn = self._turn
+                try:
+                    return await self._partial.wait(at)
+                except PartialLost:
+                    await self._next_turn(turn)
+        if self.error is not None:
+            raise self.error
+        return self.size
+
+    async def run(self) -> None:
+        """Its whole life. Raises nothing; cancelled, what came stays for the next."""
+        error: RegistryError | None = _stopping()
+        try:
+            await self._run()
+            error = None
+        except Unread:
+            error = PartialLost("nobody waited for the blob any more; try again")
+        except BlobUnknown as unknown:
+            error = unknown
+            with suppress(RegistryError):
+                await self._tools.misses.note(self.repo, self.digest)
+        except RegistryError as failure:
+            error = failure
+        except Exception:
+            log.exception("the fill of %s failed", self.digest)
+            error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
+        finally:
+            self._end(error)
+
+    def abandon(self) -> None:
+        """Its task has ended, perhaps before it began."""
+        if not self.ended:
+            self._end(_stopping())
+
+    def _end(self, error: RegistryError | None) -> None:
+        self.error = error
+        self._ended.set()
+        self._answer.set()
+        self._turned.set()
+        if self._partial is not None:
+            self._partial.close()
+
+    async def _run(self) -> None:
+        self._partial = partial = await self._claim()
+        owned, losses = partial.owned, 0
+        while not owned:
+            if not self.demand.asked.is_set():
+                raise Unread  # another process is at it
+            if await self._follow(partial):
+                return await self._link(self.repositories)
+            owned = partial.own()
+            self._take_turn()
+            if not owned:
+                losses += 1
+                if losses > LOSSES:
+                    raise PartialLost
+                await asyncio.sleep(RETRY / 5)
+        return await self._bring_in(partial)
+
+    async def _claim(self) -> Partial:
+        """Another size is under way for as long as it takes to find out that it is wrong, unless ours is."""
+        for _ in range(CLAIMS):
+            try:
+                return await self._tools.partials.claim(self.digest, self.size, self._tools.source.name)
+            except SizeInvalid as error:
+                conflict = error
+                await asyncio.sleep(RETRY)
+        raise UpstreamUnavailable(f"{self.digest}: {conflict.message}")
+
+    async def _follow(self, partial: Partial) -> bool:
+        """Another process downloads; False: it does no more."""
+        gaps = partial.missing()
+        first = asyncio.create_task(self._await_first(partial, gaps[0][0] if gaps else self.size))
+        try:
+            await partial.wait(self.size)
+        except PartialLost:
+            return False
+        finally:
+            await end([first])
+        return True
+
+    async def _await_first(self, partial: Partial, at: int) -> None:
+        if partial.missing() in ([], [(0, self.size)]):
+            await partial.wait(at)
+        self._answer.set()
+
+    async def _bring_in(self, partial: Partial) -> None:
+        tools = self._tools
+        if not self._answer.is_set() and await self._stored():
+            return
+        if self._turn and await tools.misses.has(self.repo, self.digest):
+            raise BlobUnknown
+        self._download = download = Download(
+            tools.source, tools.turns, tools.far(self.repo), partial, self.demand, self._avoid, self._answer.set
+        )
+        self.endpoints = download.endpoints
+        while True:
+            try:
+                await download.run()
+                break
+            except Unread:
+                if not self.demand.alive():
+                    raise
+        await partial.commit(self.repo)
+        await self._link(self.repositories - {self.repo})
+
+    async def _stored(self) -> bool:
+        """Whether it came in, by whatever way, before this process got the right to fetch it."""
+        if not await self._tools.mount(self.repo, self.digest):
+            return False
+        await self._link(self.repositories - {self.repo})
+        return True
+
+    async def _link(self, repositories: Collection[RepositoryName]) -> None:
+        """The others that were asked for it get it too; one that comes later finds it stored."""
+        for repo in list(repositories):
+            await self._tools.mount(repo, self.digest)
+
+    def _take_turn(self) -> None:
+        self._turn += 1
+        self._turned.set()
+        self._turned = asyncio.Event()
+
+    async def _next_turn(self, turn: int) -> None:
+        """The owner is gone: waits until somebody has taken over, or a moment, in which somebody may have done so
+        unseen."""
+        if self._turn == turn and not self.ended:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._turned.wait(), RETRY)
+
+
+def _stopping() -> UpstreamUnavailable:
+    return UpstreamUnavailable("the server is stopping; try again in a moment")
+
+
+def is_wrong(error: RegistryError | None) -> bool:
+    """Whether the bytes had another digest."""
+    return isinstance(error, DigestInvalid)

@@ -1,0 +1,180 @@
+"""`Mirror`: an upstream's repositories, as if they were here (pull-through)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from registry.config import Upstream
+from registry.mirror.blobs import BEGINNING, Blobs
+from registry.mirror.fill import Fill, Tools
+from registry.mirror.fills import Fills
+from registry.mirror.freshness import Freshness
+from registry.mirror.manifests import PATIENCE, Manifests
+from registry.mirror.misses import Misses
+from registry.mirror.prefetch import Prefetch
+from registry.mirror.source import Source
+from registry.notices import notice
+from storage.base import Refusing
+from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
+from storage.interface import BlobReader, BlobWriter, Partials, Records, Registry, Turns
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+
+
+class Mirror(Refusing):
+    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`), in `local` as far as they
+    have come. Nothing can be pushed to them; a delete drops what is here.
+
+    `clock` gives seconds since 1970; `steady` seconds of a clock that is never set. `patience` is for how many seconds
+    a client waits for the upstream when there is something older to give it, `beginning` for how many until a blob
+    begins to come. `aclose` ends it with its source.
+    """
+
+    def __init__(
+        self,
+        local: Registry,
+        source: Source,
+        partials: Partials,
+        records: Records,
+        turns: Turns,
+        settings: Upstream,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
+        beginning: float = BEGINNING,
+    ) -> None:
+        self._local = local
+        self._source = source
+        self._records = records
+        self._name = settings.name
+        freshness = Freshness(settings, clock)
+        self._misses = Misses(records, freshness)
+        tools = Tools(local, source, partials, turns, self._misses, records, self.far)
+        self._manifests = Manifests(local, source, records, turns, settings, freshness, self.far, patience)
+        self._fills = Fills(tools, steady)
+        self._prefetch = Prefetch(
+            settings.prefetch, lambda *what: self._blobs.begin(*what), lambda: not source.exhausted(), steady
+        )
+        self._blobs = Blobs(tools, records, self._fills, self._prefetch, beginning)
+
+    def far(self, repo: RepositoryName) -> RepositoryName:
+        """The name the upstream has for it. Raises NameUnknown for one that is not the upstream's."""
+        own = repo.removeprefix(f"{self._name}/")
+        if own == repo:
+            raise NameUnknown(f"{repo} is not of {self._name}")
+        return RepositoryName(own)
+
+    async def renew(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
+        """Asks upstream about a tag that is not fresh; `force`: about any. None: what is here is what upstream has now;
+        else why it may not be. Raises ManifestUnknown, and what the upstream's trouble is when nothing is here."""
+        return await self._manifests.renew(repo, tag, force=force)
+
+    @property
+    def filling(self) -> Sequence[Fill]:
+        """Blobs on their way in through this process."""
+        return self._fills.running()
+
+    @property
+    def busy(self) -> bool:
+        """Whether upstream is asked for anything, or about to be, whoever waits for it."""
+        return bool(self._fills.running()) or self._prefetch.busy or self._manifests.busy
+
+    async def aclose(self) -> None:
+        """Ends what runs, in order: what nobody waits for, then the rest, then the connections. What came of blobs
+        stays for the next time."""
+        await self._prefetch.aclose()
+        await self._fills.aclose()
+        await self._blobs.aclose()
+        await self._manifests.aclose()
+        await self._source.aclose()
+
+    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        return await self._manifests.read(self._local.resolve_manifest, repo, reference)
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        manifest = await self._manifests.read(self._local.get_manifest, repo, reference)
+        self._prefetch.on_manifest(repo, manifest)
+        return manifest
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        return await self._blobs.resolve(repo, digest)
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+        return await self._blobs.open(repo, digest, span)
+
+    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+        """Those something was pulled from."""
+        prefix = f"{self._name}/"
+        page = await self._local.repositories(max(after or "", prefix), limit)
+        own = [repo for repo in page.items if repo.startswith(prefix)]
+        return Page(own, page.more and len(own) == len(page.items))
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        try:
+            return await self._source.tags(self.far(repo), after, limit)
+        except (UpstreamUnavailable, TooManyRequests) as error:
+            try:
+                page = await self._local.tags(repo, after, limit)
+            except NameUnknown:
+                raise error from None
+            notice(f"only the tags of {repo} that were pulled before are listed, since {self._name}: {error.message}")
+            return page
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        try:
+            return await self._source.referrers(self.far(repo), subject, artifact_type, after, limit)
+        except (UpstreamUnavailable, TooManyRequests) as error:
+            page = await self._local.referrers(repo, subject, artifact_type, after, limit)
+            notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
+            return page
+
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        try:
+            await self._local.delete_blob(repo, digest, by=by)
+        finally:
+            await self._misses.forget(repo, digest)
+
+    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        try:
+            await self._local.delete_manifest(repo, digest, by=by)
+        finally:
+            await self._records.forget_checks(repo)
+
+    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+        try:
+            await self._local.delete_tag(repo, tag, by=by)
+        finally:
+            await self._records.forget_checks(repo, tag)
+
+    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
+        self._deny(repo)
+
+    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
+        self._deny(repo)
+
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+        self._deny(repo)
+
+    async def mount_blob(
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+    ) -> Descriptor:
+        self._deny(repo)
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag] = (),
+        *,
+        by: Actor,
+        sparse: bool = False,
+        condition: Condition | None = None,
+    ) -> Descriptor:
+        self._deny(repo)
+
+    def _deny(self, repo: RepositoryName) -> NoReturn:
+        raise Denied(f"{repo} is mirrored from {self._name}; push under another name")

@@ -1,0 +1,81 @@
+"""What a mirror needs of a far registry (`Source`). The mirror knows no HTTP; `registry.upstream` does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from storage.content import Descriptor, Manifest, Page, Span
+from storage.errors import RegistryError
+from storage.names import Digest, Reference, RepositoryName, Tag
+
+
+class RangesUnsupported(RegistryError):
+    """The far registry sends blobs only whole. Nothing was handed on."""
+
+    default = "the upstream registry sends blobs only from their start"
+
+
+class Sink(Protocol):
+    """Where a blob's bytes go. Called in a thread, one call at a time; whatever it raises ends the fetch, and is raised
+    by it."""
+
+    def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        """The far registry answered: what follows are the bytes from `start` to `stop`, of `size` in all."""
+        ...
+
+    def take(self, offset: int, data: memoryview) -> None:
+        """Bytes of the blob, in order. The memory is used again once this returns."""
+        ...
+
+
+class Source(Protocol):
+    """A far registry. Names are its own (`library/ubuntu`). Content is verified where that can be done at once:
+    manifests are, blobs are not. Nothing is asked before it is needed.
+
+    Errors of all: UpstreamUnavailable (it cannot be reached, or failed), UpstreamTimeout, TooManyRequests (with
+    `retry_after`), Denied (it refuses the login configured for it), StorageFailed. A refusal of an anonymous request
+    is told as "unknown", since private content cannot be told from none.
+    """
+
+    name: str
+    connections: int
+    """For blobs, the most at once over all processes."""
+
+    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        """With one HEAD (free of Hub's rate limit). Raises ManifestUnknown. Where the answer names no digest, it is a
+        GET."""
+        ...
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        """Raises ManifestUnknown; UpstreamUnavailable also for bytes of another digest."""
+        ...
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        """Raises BlobUnknown."""
+        ...
+
+    async def fetch_blob(
+        self, repo: RepositoryName, digest: Digest, span: Span, sink: Sink, avoid: Collection[str] = ()
+    ) -> None:
+        """Hands the bytes of `span` to `sink` and returns when it has them all. `avoid`: endpoints not to be asked,
+        unless there is no other. Raises BlobUnknown, RangesUnsupported (it would send from byte 0), and what the sink
+        raised; UpstreamUnavailable or UpstreamTimeout when it broke off: what the sink took stays taken. Cancelled:
+        the connection is closed, and the sink is not called again once this has ended."""
+        ...
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        """Raises NameUnknown."""
+        ...
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        """By its referrers API, or the fallback tag where it has none."""
+        ...
+
+    def exhausted(self) -> bool:
+        """It said that few requests are left to us: leave out what nobody waits for."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,101 @@
+"""Mirrors over a real store, before a far registry in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from registry.config import Upstream
+from registry.mirror.mirror import Mirror
+from storage.names import RepositoryName
+from storage.opening import open_registry, prepare
+from storage.stored import StoredRegistry
+from storage.system import System
+from tests.mirror.far import FarRegistry
+
+HERE = RepositoryName("docker.io/library/app")
+FAR = "library/app"
+NOW = 1_750_000_000.0
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for what another task or thread is about to do."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110  the other side knows nothing of who waits
+            await asyncio.sleep(0.001)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Disk(System):
+    """The machine's, but that it can be full for metadata."""
+
+    full = False
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        if self.full:
+            raise apsw.FullError("database or disk is full")
+        super().commit(commit, durable=durable)
+
+
+class Worker:
+    """A mirror and the store below it, as one process has them."""
+
+    def __init__(self, mirror: Mirror, store: StoredRegistry) -> None:
+        self.mirror = mirror
+        self.store = store
+
+
+class Site:
+    """A data directory, the upstream before it, and what it is told of time."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.far = FarRegistry()
+        self.clock = Clock()
+        self.disk = Disk()
+        self.steady = Clock()
+        self.patience = 60.0
+        self.beginning = 60.0
+        self.settings = Upstream(name="docker.io", prefetch="off")
+        prepare(data)
+
+    def configure(self, **changes: object) -> None:
+        self.settings = Upstream.model_validate({**self.settings.model_dump(), **changes})
+
+    @asynccontextmanager
+    async def worker(self, far: FarRegistry | None = None) -> AsyncIterator[Worker]:
+        """`far` stays the upstream of the others after this one has stopped, so each may have its own."""
+        async with open_registry(self.data, clock=self.clock, system=self.disk) as store:
+            mirror = Mirror(
+                store,
+                far or self.far,
+                store.partials,
+                store.records,
+                store.turns,
+                self.settings,
+                self.clock,
+                self.steady,
+                self.patience,
+                self.beginning,
+            )
+            try:
+                yield Worker(mirror, store)
+            finally:
+                await mirror.aclose()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "data")

@@ -1,0 +1,345 @@
+"""Blobs through the mirror: one fill for all who read, over all workers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator
+from itertools import pairwise
+
+import pytest
+
+from storage.content import Span, digest_of
+from storage.errors import BlobUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
+from storage.interface import BlobReader
+from storage.names import Digest, RepositoryName, Tag
+from tests.contract.making import push_blob, read_blob
+from tests.mirror.conftest import FAR, HERE, Site, Worker, until
+from tests.mirror.far import missing_digest
+
+MIB = 1 << 20
+BIG = random.Random(4).randbytes(12 * MIB + 12345)
+DIGEST = digest_of(BIG)
+OTHER = RepositoryName("docker.io/library/other")
+
+
+@pytest.fixture
+async def worker(site: Site) -> AsyncIterator[Worker]:
+    async with site.worker() as opened:
+        yield opened
+
+
+async def begun(site: Site, worker: Worker, *layers: bytes) -> None:
+    """An image whose manifest was pulled."""
+    site.far.add_image(FAR, *(layers or (BIG,)))
+    await worker.mirror.get_manifest(HERE, Tag("1"))
+
+
+async def read(reader: BlobReader) -> bytes:
+    try:
+        return b"".join([chunk async for chunk in reader])
+    finally:
+        await reader.aclose()
+
+
+def sent_once(site: Site, digest: Digest, size: int) -> None:
+    """Every byte was sent, and none twice."""
+    spans = sorted(site.far.sent[digest])
+    assert spans[0][0] == 0
+    assert spans[-1][1] == size
+    assert all(one[1] == two[0] for one, two in pairwise(spans))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 1000, 65536, 65537, 3 * MIB, 12 * MIB])
+async def test_sizes(site: Site, worker: Worker, size: int) -> None:
+    """A blob of any size comes right, is kept, and is sent once by upstream."""
+    data = BIG[:size]
+    await begun(site, worker, data)
+    digest = digest_of(data)
+    for _ in range(2):
+        assert await read_blob(worker.mirror, HERE, digest) == data
+    assert await read_blob(worker.store, HERE, digest) == data
+    assert site.far.bytes_sent(digest) == size
+
+
+async def test_many_readers_of_two_workers(site: Site) -> None:
+    """Thirty-two clients of two workers that read one new blob get the right bytes, and upstream sends each once."""
+    site.far.add_image(FAR, BIG)
+    async with site.worker() as one, site.worker() as two:
+        await one.mirror.get_manifest(HERE, Tag("1"))
+        read = await asyncio.gather(*(read_blob(w.mirror, HERE, DIGEST) for w in (one, two) for _ in range(16)))
+        assert all(data == BIG for data in read)
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_ranges_of_a_blob_on_its_way(site: Site, worker: Worker) -> None:
+    """Any range of a new blob can be read at once, and together they cost each byte once."""
+    await begun(site, worker)
+    size = len(BIG)
+    spans = [Span(0, 10), Span(-5), Span(size - 1), Span(7 * MIB, 7 * MIB + 100), Span(MIB, 9 * MIB), Span(11 * MIB)]
+    got = await asyncio.gather(*(read_blob(worker.mirror, HERE, DIGEST, span) for span in spans))
+    for span, data in zip(spans, got, strict=True):
+        start, stop = span.within(size)
+        assert data == BIG[start:stop]
+    with pytest.raises(RangeInvalid):
+        await worker.mirror.open_blob(HERE, DIGEST, Span(size))
+    sent_once(site, DIGEST, size)
+
+
+async def test_a_range_ahead_is_fetched_early(site: Site, worker: Worker) -> None:
+    """Who reads at the end of a large blob does not wait for all that lies before it."""
+    await begun(site, worker)
+    gate = site.far.faults.gates[0] = threading.Event()  # the first connection brings nothing
+    first = asyncio.create_task(read_blob(worker.mirror, HERE, DIGEST, Span(0, 10)))
+    async with asyncio.timeout(10):
+        late = asyncio.create_task(read_blob(worker.mirror, HERE, DIGEST, Span(11 * MIB, 11 * MIB + 5)))
+        assert await late == BIG[11 * MIB : 11 * MIB + 5]
+    gate.set()
+    await first
+
+
+async def test_headers_do_not_wait_for_the_body(site: Site, worker: Worker) -> None:
+    """A new blob is opened as soon as upstream begins to send, and read as far as it has come."""
+    await begun(site, worker)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    reader = await worker.mirror.open_blob(HERE, DIGEST)
+    assert reader.descriptor.size == len(BIG)
+    assert reader.file is not None
+    at = 0
+    while at < MIB:
+        at = await reader.ready(at)
+    assert at == MIB
+    gate.set()
+    assert await read(reader) == BIG
+
+
+async def test_the_last_byte_waits_for_the_digest(site: Site, worker: Worker) -> None:
+    """Nobody is given a blob's last byte before its digest is checked, also one who asks just for that."""
+    await begun(site, worker)
+    gate = site.far.faults.gates[len(BIG) - 1] = threading.Event()
+    reader = await worker.mirror.open_blob(HERE, DIGEST)
+    tail = await worker.mirror.open_blob(HERE, DIGEST, Span(-1))
+    waiting = asyncio.create_task(tail.ready(len(BIG) - 1))
+    at = 0
+    while at < 12 * MIB:
+        at = await reader.ready(at)
+        assert at < len(BIG)
+    assert not waiting.done()
+    gate.set()
+    assert await waiting == len(BIG)
+    assert await worker.store.resolve_blob(HERE, DIGEST)
+    assert await read(reader) == BIG
+    assert await read(tail) == BIG[-1:]
+
+
+async def test_a_departed_client_ends_nothing(site: Site, worker: Worker) -> None:
+    """A blob that a client asked for is fetched to its end, whoever leaves."""
+    await begun(site, worker)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    reader = await worker.mirror.open_blob(HERE, DIGEST)
+    await reader.aclose()
+    await reader.aclose()
+    gate.set()
+    await stored(worker, DIGEST)
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def stored(worker: Worker, digest: Digest, repo: RepositoryName = HERE) -> None:
+    """Until it is in the store."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await worker.store.resolve_blob(repo, digest)
+            except BlobUnknown:
+                await asyncio.sleep(0.001)
+            else:
+                return
+
+
+async def test_no_ranges(site: Site, worker: Worker) -> None:
+    """An upstream that sends blobs only whole is asked once, over one connection."""
+    await begun(site, worker)
+    site.far.faults.ranges = False
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+    assert site.far.most_at_once == 1
+
+
+async def test_connections_are_bounded(site: Site, worker: Worker) -> None:
+    """However many blobs are fetched at once, no more connections are used than are set, and each blob comes."""
+    site.far.connections = 3
+    layers = [BIG[start : start + 9 * MIB] for start in range(0, 6000, 1000)]
+    await begun(site, worker, *layers)
+    got = await asyncio.gather(*(read_blob(worker.mirror, HERE, digest_of(layer)) for layer in layers))
+    assert got == layers
+    assert site.far.most_at_once <= 3
+
+
+async def test_one_blob_does_not_keep_the_connections(site: Site, worker: Worker) -> None:
+    """A large blob may use all connections; another that somebody asks for gets one as soon as a piece has come."""
+    site.far.connections = 2
+    small = BIG[1 : 3 * MIB]
+    await begun(site, worker, BIG, small)
+    first, second = (site.far.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
+    reader = await worker.mirror.open_blob(HERE, DIGEST)
+    await until(lambda: site.far.at_once == 2)
+    other = asyncio.create_task(read_blob(worker.mirror, HERE, digest_of(small)))
+    second.set()
+    assert await other == small
+    first.set()
+    assert await read(reader) == BIG
+    assert site.far.most_at_once == 2
+
+
+async def test_head_fetches_nothing(site: Site, worker: Worker) -> None:
+    """HEAD of a blob that a manifest names asks nobody; of another, it asks upstream whether the repository has it."""
+    await begun(site, worker)
+    assert (await worker.mirror.resolve_blob(HERE, DIGEST)).size == len(BIG)
+    assert site.far.calls == {"get manifest": 1}
+    loose = site.far.add_blob(FAR, b"named by no manifest here")
+    assert (await worker.mirror.resolve_blob(HERE, loose.digest)).size == loose.size
+    assert site.far.calls == {"get manifest": 1, "head blob": 1}
+
+
+async def test_unknown_blobs(site: Site, worker: Worker) -> None:
+    """What upstream does not have is unknown, and is not asked for again for a short while, by no worker."""
+    async with site.worker() as other:
+        for _ in range(2):
+            for mirror in (worker.mirror, other.mirror):
+                with pytest.raises(BlobUnknown):
+                    await mirror.open_blob(HERE, missing_digest())
+                with pytest.raises(BlobUnknown):
+                    await mirror.resolve_blob(HERE, missing_digest())
+        assert site.far.calls == {"head blob": 1}
+        site.clock.now += 61
+        with pytest.raises(BlobUnknown):
+            await worker.mirror.open_blob(HERE, missing_digest())
+        assert site.far.calls == {"head blob": 2}
+
+
+async def test_a_manifest_names_what_is_not_there(site: Site, worker: Worker) -> None:
+    """A blob that a manifest names and upstream does not have is unknown before any header is sent."""
+    await begun(site, worker)
+    del site.far.blobs[FAR, DIGEST]
+    for _ in range(2):
+        with pytest.raises(BlobUnknown):
+            await worker.mirror.open_blob(HERE, DIGEST)
+    assert site.far.calls["get blob"] == 1
+
+
+async def test_what_is_hosted_here_is_not_given_out(site: Site, worker: Worker) -> None:
+    """A blob that is stored here for a hosted repository, or another upstream's, is not read through a mirrored one:
+    not even where a manifest of that names it. What upstream has, it sends itself."""
+    await push_blob(worker.store, RepositoryName("team/secret"), BIG)
+    await push_blob(worker.store, RepositoryName("docker.io.example/secret"), BIG)
+    with pytest.raises(BlobUnknown):
+        await worker.mirror.open_blob(HERE, DIGEST)
+    await begun(site, worker)
+    del site.far.blobs[FAR, DIGEST]
+    site.clock.now += 61
+    with pytest.raises(BlobUnknown):
+        await worker.mirror.open_blob(HERE, DIGEST)
+    site.clock.now += 61
+    site.far.add_blob(FAR, BIG)
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+    await stored(worker, DIGEST, HERE)
+
+
+async def test_repositories_of_one_upstream_share_what_is_stored(site: Site, worker: Worker) -> None:
+    """A blob that came for one repository is given to another whose manifest names it, without being fetched again;
+    not to one that upstream does not say has it."""
+    await begun(site, worker)
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    await stored(worker, DIGEST, HERE)
+    with pytest.raises(BlobUnknown):
+        await worker.mirror.open_blob(RepositoryName("docker.io/library/third"), DIGEST)
+    site.far.add_image("library/other", BIG)
+    await worker.mirror.get_manifest(OTHER, Tag("1"))
+    assert await read_blob(worker.mirror, OTHER, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_two_repositories_share_a_fill(site: Site, worker: Worker) -> None:
+    """A layer that two repositories have, asked for in both at once, is fetched once and then stored for both."""
+    await begun(site, worker)
+    site.far.add_image("library/other", BIG)
+    await worker.mirror.get_manifest(OTHER, Tag("1"))
+    got = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (HERE, OTHER)))
+    assert got == [BIG, BIG]
+    for repo in (HERE, OTHER):
+        await stored(worker, DIGEST, repo)
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_stop_keeps_what_came(site: Site) -> None:
+    """A server that stops mid-fill cuts its readers; after the next start only what is missing is fetched."""
+    async with site.worker() as worker:
+        await begun(site, worker)
+        site.far.faults.gates[MIB] = threading.Event()
+        reader = await worker.mirror.open_blob(HERE, DIGEST)
+        at = 0
+        while at < MIB:
+            at = await reader.ready(at)
+        waiting = asyncio.create_task(reader.ready(at))
+        await worker.mirror.aclose()
+        with pytest.raises(UpstreamUnavailable):
+            await waiting
+        await reader.aclose()
+        with pytest.raises(UpstreamUnavailable):
+            await worker.mirror.open_blob(HERE, DIGEST)
+    site.far.closed = False
+    site.far.faults.gates.clear()
+    async with site.worker() as worker:
+        assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_workers_take_turns_at_the_connections(site: Site) -> None:
+    """A fill that comes in many pieces lets another worker's have the connection in between."""
+    site.far.connections = 1
+    small = BIG[: 3 * MIB]
+    site.far.add_image(FAR, BIG, small)
+    gate = site.far.faults.gates[5 * MIB] = threading.Event()
+    order: list[Digest] = []
+    site.far.on_fetch = order.append
+    async with site.worker() as one, site.worker() as two:
+        await one.mirror.get_manifest(HERE, Tag("1"))
+        first = await one.mirror.open_blob(HERE, DIGEST)
+        reading = asyncio.create_task(read(first))
+        await until(lambda: order.count(DIGEST) > 1)
+        other = asyncio.create_task(read_blob(two.mirror, HERE, digest_of(small)))
+        await until(lambda: bool(two.mirror.filling))
+        gate.set()
+        assert (await reading, await other) == (BIG, small)
+    assert order[-1] == DIGEST
+
+
+async def test_headers_in_time_when_all_connections_are_busy(site: Site) -> None:
+    """A blob that only waits for a connection is answered at once, and comes when there is one."""
+    site.far.connections, site.beginning = 1, 0.05
+    small = BIG[: 3 * MIB]
+    site.far.add_image(FAR, BIG, small)
+    gate = site.far.faults.gates[0] = threading.Event()
+    async with site.worker() as worker:
+        await worker.mirror.get_manifest(HERE, Tag("1"))
+        readers = [await worker.mirror.open_blob(HERE, digest) for digest in (DIGEST, digest_of(small))]
+        gate.set()
+        assert await asyncio.gather(*map(read, readers)) == [BIG, small]
+
+
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+async def test_an_upstream_that_says_nothing(site: Site, size: int) -> None:
+    """A client is told in time, before it gives up; what comes later is kept for it."""
+    site.beginning = 0.05
+    data = BIG[:size]
+    stall = site.far.faults.stall = asyncio.Event()
+    async with site.worker() as worker:
+        await begun(site, worker, data)
+        with pytest.raises(UpstreamTimeout):
+            await worker.mirror.open_blob(HERE, digest_of(data))
+        stall.set()
+        await until(lambda: not worker.mirror.filling)
+        assert await read_blob(worker.mirror, HERE, digest_of(data)) == data
+    sent_once(site, digest_of(data), size)

@@ -1,0 +1,190 @@
+"""What is fetched before it is asked for, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from registry.mirror.demand import LINGER
+from storage.content import Manifest, Span, digest_of
+from storage.errors import BlobUnknown, UpstreamUnavailable
+from storage.names import Tag
+from tests.contract.making import image_of, index_of, read_blob
+from tests.mirror.conftest import FAR, HERE, Site, Worker, until
+from tests.mirror.far import FarRegistry
+from tests.mirror.test_blobs import BIG, DIGEST, MIB, sent_once, stored
+
+CONFIG = b'{"architecture":"amd64"}'
+LAYERS = (b"first layer", b"second layer" * 10_000, b"third layer")
+TAG = Tag("1")
+
+
+@pytest.fixture
+async def worker(site: Site) -> AsyncIterator[Worker]:
+    site.configure(prefetch="layers")
+    async with site.worker() as opened:
+        yield opened
+
+
+def image(site: Site) -> Manifest:
+    return site.far.add_image(FAR, *LAYERS, config=CONFIG)
+
+
+async def idle(worker: Worker) -> None:
+    """Until nothing is fetched any more."""
+    await until(lambda: not worker.mirror.busy)
+
+
+async def test_a_manifest_brings_its_config(site: Site, worker: Worker) -> None:
+    """Who gets an image's manifest will want its config: it is fetched at once, and nothing else is."""
+    image(site)
+    await worker.mirror.get_manifest(HERE, TAG)
+    await stored(worker, digest_of(CONFIG))
+    await idle(worker)
+    assert set(site.far.sent) == {digest_of(CONFIG)}
+    for _ in range(3):
+        await worker.mirror.get_manifest(HERE, TAG)
+    await idle(worker)
+    assert site.far.calls == {"get manifest": 1, "get blob": 1}
+
+
+async def test_a_layer_brings_the_others(site: Site, worker: Worker) -> None:
+    """Who asks for a layer pulls the image: its other layers are fetched too, each once."""
+    image(site)
+    await worker.mirror.get_manifest(HERE, TAG)
+    assert await read_blob(worker.mirror, HERE, digest_of(LAYERS[1])) == LAYERS[1]
+    for data in (*LAYERS, CONFIG):
+        await stored(worker, digest_of(data))
+        assert await read_blob(worker.mirror, HERE, digest_of(data)) == data
+    assert site.far.calls == {"get manifest": 1, "get blob": 4}
+
+
+async def test_looking_starts_nothing(site: Site, worker: Worker) -> None:
+    """HEADs, an index, and the config start no layer."""
+    made = image(site)
+    site.far.add_manifest(FAR, index_of([made.descriptor]), "list")
+    await worker.mirror.resolve_manifest(HERE, TAG)
+    await worker.mirror.get_manifest(HERE, Tag("list"))
+    await worker.mirror.resolve_blob(HERE, digest_of(LAYERS[0]))
+    await idle(worker)
+    assert site.far.sent == {}
+    assert await read_blob(worker.mirror, HERE, digest_of(CONFIG)) == CONFIG
+    await idle(worker)
+    assert set(site.far.sent) == {digest_of(CONFIG)}
+
+
+@pytest.mark.parametrize(("mode", "brought"), [("off", set()), ("config", {digest_of(CONFIG)})])
+async def test_modes(site: Site, mode: str, brought: set[str]) -> None:
+    """`prefetch` says how much is fetched ahead."""
+    site.configure(prefetch=mode)
+    async with site.worker() as worker:
+        image(site)
+        await worker.mirror.get_manifest(HERE, TAG)
+        await read_blob(worker.mirror, HERE, digest_of(LAYERS[0]))
+        await idle(worker)
+    assert set(site.far.sent) == {digest_of(LAYERS[0]), *brought}
+
+
+async def test_few_requests_left(site: Site, worker: Worker) -> None:
+    """When few requests are left at the upstream, nothing is fetched ahead."""
+    site.far.faults.few_left = True
+    image(site)
+    await worker.mirror.get_manifest(HERE, TAG)
+    await read_blob(worker.mirror, HERE, digest_of(LAYERS[0]))
+    await idle(worker)
+    assert set(site.far.sent) == {digest_of(LAYERS[0])}
+
+
+async def test_foreign_layers_are_left_alone(site: Site, worker: Worker) -> None:
+    """Layers that are held elsewhere are not asked for."""
+    foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    first, second = (site.far.add_blob(FAR, layer) for layer in LAYERS[:2])
+    made = image_of(site.far.add_blob(FAR, CONFIG), [first, type(second)(foreign, digest_of(b"elsewhere"), 9), second])
+    site.far.add_manifest(FAR, made, "1")
+    await worker.mirror.get_manifest(HERE, TAG)
+    await read_blob(worker.mirror, HERE, first.digest)
+    await stored(worker, second.digest)
+    await idle(worker)
+    assert digest_of(b"elsewhere") not in site.far.asked
+
+
+async def test_of_many_images_the_one_being_pulled(site: Site, worker: Worker) -> None:
+    """A base layer that many images share brings the layers of the one that is pulled, not of all."""
+    for number in range(3):
+        site.far.add_image(FAR, LAYERS[0], b"top %d" % number, tags=(str(number),))
+        await worker.mirror.resolve_manifest(HERE, Tag(str(number)))
+    await worker.mirror.get_manifest(HERE, Tag("1"))
+    await read_blob(worker.mirror, HERE, digest_of(LAYERS[0]))
+    await stored(worker, digest_of(b"top 1"))
+    await idle(worker)
+    assert set(site.far.sent) == {digest_of(data) for data in (b"{}", LAYERS[0], b"top 1")}
+
+
+async def test_what_nobody_reads_stops(site: Site, worker: Worker) -> None:
+    """A layer fetched ahead that nobody asks for is not fetched to its end once the pull is over; what came is kept,
+    and a later client costs only the rest."""
+    site.far.add_image(FAR, LAYERS[0], BIG)
+    await worker.mirror.get_manifest(HERE, TAG)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    await read_blob(worker.mirror, HERE, digest_of(LAYERS[0]))
+    await until(lambda: site.far.bytes_sent(DIGEST) >= MIB)
+    site.steady.now += LINGER + 1
+    gate.set()
+    await idle(worker)
+    assert MIB < site.far.bytes_sent(DIGEST) < len(BIG)
+    with pytest.raises(BlobUnknown):
+        await worker.store.resolve_blob(HERE, DIGEST)
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_reader_keeps_the_pull_alive(site: Site, worker: Worker) -> None:
+    """While somebody reads a blob of the image, however slowly, its other layers are fetched on."""
+    site.far.connections = 8
+    slow = BIG[: 9 * MIB]
+    site.far.add_image(FAR, slow, BIG)
+    await worker.mirror.get_manifest(HERE, TAG)
+    gate = site.far.faults.gates[9 * MIB + 1] = threading.Event()
+    reader = await worker.mirror.open_blob(HERE, digest_of(slow))
+    site.steady.now += LINGER + 1
+    gate.set()
+    await stored(worker, DIGEST)
+    await reader.aclose()
+
+
+async def test_what_somebody_waits_for_goes_first(site: Site, worker: Worker) -> None:
+    """Fetching ahead never takes the last connections: a blob somebody asks for begins at once."""
+    site.far.connections = 3
+    layers = [BIG[start : start + 100_000] for start in range(10)]
+    site.far.add_image(FAR, *layers)
+    other = site.far.add_image("library/other", BIG[: 2 * MIB], tags=("1",))
+    repo = type(HERE)("docker.io/library/other")
+    await worker.mirror.get_manifest(repo, TAG)
+    await worker.mirror.get_manifest(HERE, TAG)
+    gate = site.far.faults.gates[70_000] = threading.Event()
+    first = asyncio.create_task(read_blob(worker.mirror, HERE, digest_of(layers[0]), Span(0, 10)))
+    assert len(await first) == 10
+    async with asyncio.timeout(10):
+        reader = await worker.mirror.open_blob(repo, other.layers[0].digest)
+        assert await reader.ready(0) > 0
+    await reader.aclose()
+    gate.set()
+    await stored(worker, digest_of(layers[9]))
+
+
+async def test_a_shutdown_ends_it(site: Site) -> None:
+    """A server that stops does not wait for what it fetches ahead, and the connection is closed in order."""
+    site.configure(prefetch="layers")
+    far: FarRegistry = site.far
+    async with site.worker() as worker:
+        image(site)
+        await worker.mirror.get_manifest(HERE, TAG)
+        far.faults.gates[0] = threading.Event()
+        waiting = asyncio.create_task(read_blob(worker.mirror, HERE, digest_of(LAYERS[1])))
+        await until(lambda: far.at_once == 2)
+    with pytest.raises(UpstreamUnavailable):
+        await waiting
+    assert far.closed
