@@ -11,13 +11,14 @@ from fastapi import FastAPI
 from registry.admin import health, welcome
 from registry.admin.errors import add_error_handlers
 from registry.config import Settings
-from registry.http import DistributionAPI, Limits
+from registry.http import DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import Receive, Scope, Send
+from registry.http.namespaces import hosts_of
 from registry.observe import Observed
+from registry.opening import open_service
 from registry.restrict import Restricted
 from storage.interface import Registry
-from storage.opening import open_registry
 
 
 class Entrepot(FastAPI):
@@ -28,10 +29,14 @@ class Entrepot(FastAPI):
 
     def serve(self, registry: Registry, settings: Settings) -> None:
         """From here on `registry` is what this application serves."""
-        limits = Limits(manifest=settings.limits.manifest)
         restricted = Restricted(registry, read_only=settings.read_only, delete=settings.delete)
         self.registry = Observed(restricted)
-        self.distribution = DistributionAPI(self.registry, limits=limits, public_url=settings.public_url)
+        self.distribution = DistributionAPI(
+            self.registry,
+            limits=Limits(manifest=settings.limits.manifest),
+            public_url=settings.public_url,
+            namespaces=namespaces_of(settings),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and is_distribution(raw_path(scope)):
@@ -40,10 +45,22 @@ class Entrepot(FastAPI):
             await super().__call__(scope, receive, send)
 
 
+def namespaces_of(settings: Settings) -> Namespaces | None:
+    """The upstreams that requests may name; None where nothing is mirrored."""
+    if not settings.upstream:
+        return None
+    return Namespaces(
+        frozenset(upstream.name for upstream in settings.upstream),
+        {host: upstream.name for upstream in settings.upstream for host in upstream.hosts},
+        hosts_of(settings.public_url),
+    )
+
+
 def create_app(settings: Settings, registry: Registry | None = None) -> Entrepot:
-    """The application over `registry`, or over the store in `settings.data`: that one is opened when the server starts
-    the application (after a fork, so no process shares another's files) and closed when it stops. The data directory
-    has been prepared (`storage.opening.prepare`). A read-only registry collects nothing."""
+    """The application over `registry`, or over the store in `settings.data` and the mirrors of `settings.upstream`:
+    those are opened when the server starts the application (after a fork, so no process shares another's files) and
+    closed when it stops. The data directory has been prepared (`storage.opening.prepare`). A read-only registry
+    collects nothing; its mirrors go on filling, since only what clients push or delete is refused."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,10 +69,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> Entrepot
             yield
             return
         every = None if settings.read_only else settings.gc.interval
-        async with open_registry(
-            settings.data, grace=settings.gc.grace, expire=settings.uploads.expire, collect_every=every
-        ) as stored:
-            app.serve(stored, settings)
+        async with open_service(settings, collect_every=every, scheduled=True) as router:
+            app.serve(router if router.mirrors else router.hosted, settings)
             yield
 
     # The documentation pages load their scripts from the internet, so only the description itself is served.

@@ -90,3 +90,6 @@ def log_to_stderr(level: str) -> None:
     handler = GatheringHandler(sys.stderr)
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    # Their lines hold whole addresses, and that of a redirect can be a key to what it leads to.
+    for library in ("httpx2", "httpcore2", "urllib3"):
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import config, inspect, serve
+from registry.cli import client, config, inspect, mirror, serve
 
 app = typer.Typer(
     help="A Docker/OCI registry in one process tree, with nothing else to install.",
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command("serve", help=serve.HELP, epilog=serve.EXAMPLES)(serve.serve)
 app.command("config", help=config.HELP, epilog=config.EXAMPLES)(config.config)
 app.command("inspect", help=inspect.HELP, epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("client", help=client.HELP, epilog=client.EXAMPLES)(client.client)
+app.add_typer(mirror.app, name="mirror")
 
 
 def _version(wanted: bool) -> None:

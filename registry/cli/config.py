@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ByteSize, SecretStr
+from pydantic import BaseModel, ByteSize, SecretStr
+from pydantic.fields import FieldInfo
 
-from registry.cli.loading import Loaded, Names, fields
-from registry.cli.options import ConfigFile, Data, Listen, ReadOnly, Workers, load_or_fail
+from registry.cli.loading import Loaded, Names, fields, table_model
+from registry.cli.options import ConfigFile, Data, Listen, Mirror, ReadOnly, Workers, load_or_fail
 from registry.config import Settings, format_duration, format_size, is_duration
 
 HELP = "Show each setting in force, and where it came from."
@@ -35,9 +36,11 @@ def config(
     listen: Listen = None,
     workers: Workers = None,
     read_only: ReadOnly = None,
+    mirror: Mirror = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="How to print it.")] = Format.table,
 ) -> None:
-    loaded = load_or_fail(config, data=data, listen=listen, workers=workers, read_only=read_only)
+    flags = {"data": data, "listen": listen, "workers": workers, "read_only": read_only, "mirror": mirror or None}
+    loaded = load_or_fail(config, **flags)
     if form is Format.json:
         rows = {
             ".".join(path): {"value": plain(loaded.settings, path), "origin": loaded.origins[".".join(path)]}
@@ -54,9 +57,21 @@ def value_of(settings: Settings, path: Names) -> Any:
     return reduce(getattr, path, settings)
 
 
-def plain(settings: Settings, path: Names) -> str | int | float | bool | None:
-    """The value as JSON and TOML can carry it, in the form the file takes; a secret is masked."""
+def plain(settings: Settings, path: Names) -> Any:
+    """The value as JSON and TOML can carry it, in the form the file takes; a secret is masked. Tables of a list leave
+    out what has no value."""
     value, field = value_of(settings, path), dict(fields())[path]
+    if table_model(field):
+        return [_table(item) for item in value]
+    return _plain(value, field)
+
+
+def _table(item: BaseModel) -> dict[str, Any]:
+    values = {name: _plain(getattr(item, name), field) for name, field in type(item).model_fields.items()}
+    return {name: value for name, value in values.items() if value not in (None, [], {})}
+
+
+def _plain(value: Any, field: FieldInfo) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, SecretStr):
@@ -65,29 +80,46 @@ def plain(settings: Settings, path: Names) -> str | int | float | bool | None:
         return format_size(value)
     if is_duration(field):
         return format_duration(value)
+    if isinstance(value, dict):
+        return {key: format_duration(each) for key, each in value.items()}  # all tables of settings are times
     return str(value) if isinstance(value, Path) else value
 
 
-def shown(settings: Settings, path: Names) -> str:
-    """The value for a person."""
-    value = plain(settings, path)
-    if value is None:
+def shown(value: Any) -> str:
+    """A plain value for a person."""
+    if value in (None, [], {}):
         return "(none)"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {each}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def as_toml(loaded: Loaded) -> str:
     """A file that sets what is in force; what has no value stands as a comment."""
     lines: list[str] = []
+    tables: list[str] = []
     group: Names = ()
     for path, field in sorted(fields(), key=lambda item: item[0][:-1]):
+        value, origin = plain(loaded.settings, path), loaded.origins[".".join(path)]
+        if table_model(field):
+            for table in value:
+                tables += ["", f"# ({origin})", f"[[{'.'.join(path)}]]"]
+                tables += [f"{name} = {_toml(each)}" for name, each in table.items()]
+            continue
         if path[:-1] != group:
             group = path[:-1]
             lines += ["", f"[{'.'.join(group)}]"]
-        value = plain(loaded.settings, path)
-        lines.append(f"# {field.description} ({loaded.origins['.'.join(path)]})")
-        lines.append(f"# {path[-1]} =" if value is None else f"{path[-1]} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines)
+        lines.append(f"# {field.description} ({origin})")
+        lines.append(f"# {path[-1]} =" if value is None else f"{path[-1]} = {_toml(value)}")
+    return "\n".join([*lines, *tables])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _print_table(loaded: Loaded) -> None:
@@ -96,9 +128,14 @@ def _print_table(loaded: Loaded) -> None:
     from registry.cli.report import plain_console, table_of
 
     table = table_of("setting", "value", "from")
-    for path, _ in fields():
+    for path, field in fields():
         name = ".".join(path)
         origin = loaded.origins[name]
         style = "dim" if origin == "default" else "bold"
-        table.add_row(Text(name), Text(shown(loaded.settings, path), style), Text(origin, style))
+        value = plain(loaded.settings, path)
+        rows = {name: shown(value)}
+        if table_model(field) and value:
+            rows = {f"{name}[{item['name']}].{key}": shown(each) for item in value for key, each in item.items()}
+        for setting, text in rows.items():
+            table.add_row(Text(setting), Text(text, style), Text(origin, style))
     plain_console().print(table)

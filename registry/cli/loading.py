@@ -11,21 +11,20 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from registry.config import NESTED, PREFIX, Settings, format_size
+from registry.config import NESTED, PREFIX, Settings, Upstream, format_size
 
 CONFIG = PREFIX + "CONFIG"
 """The variable that names the file."""
-
-PLANNED = {"upstream": "mirrors of other registries", "hosted": "mirrors of other registries"}
-"""Names that documents of later versions use: a clearer word than "unknown" for them."""
 
 _KUBERNETES = re.compile(rf"{PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
 """What Kubernetes sets in every pod beside a service named `entrepot`."""
@@ -76,6 +75,12 @@ def fields(model: type[BaseModel] = Settings, above: Names = ()) -> Iterator[tup
             yield (*above, name), field
 
 
+def table_model(field: FieldInfo) -> type[BaseModel] | None:
+    """What each table of a setting is that is a list of tables (`[[upstream]]`); None for any other setting."""
+    inner = get_args(field.annotation)
+    return next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
 def variable(path: Names) -> str:
     """The variable that sets `path`."""
     return PREFIX + NESTED.join(path).upper()
@@ -91,8 +96,10 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Loaded:
         layers.append(Layer(_read_file(file), "file", str(file)))
     for layer in layers:  # each by itself: so the message can name the one that is wrong
         _check(layer)
-    settings = Settings(**_merged(layers))
+    settings = _put_together(layers)
     origins = {".".join(path): _origin(path, layers) or "default" for path, _ in fields()}
+    if origins["upstream"] == "default":
+        origins["upstream"] = origins["mirror"]
     return Loaded(settings, origins, tuple(_unknown_line(name) for name in unknown))
 
 
@@ -112,7 +119,10 @@ def _environment(unknown: tuple[str, ...]) -> dict[str, Any]:
         values: dict[str, Any] = EnvSettingsSource(Settings)()
     except SettingsError as error:
         group = next((path[0] for path, _ in fields() if f'"{path[0]}"' in str(error)), "")
-        raise ConfigError(f"{variable((group,))}: not JSON; set {variable((group, 'NAME'))} instead") from None
+        better = f"set {variable((group, 'NAME'))} instead"
+        if group == "upstream":
+            better = 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]'
+        raise ConfigError(f"{variable((group,))}: not JSON; {better}") from None
     for name in unknown:
         group, *rest = name.removeprefix(PREFIX).lower().split(NESTED)
         if rest and isinstance(values.get(group), dict):
@@ -169,6 +179,16 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             below[name] = value
 
 
+def _put_together(layers: list[Layer]) -> Settings:
+    """Each layer is right by itself; together they may still contradict each other. Raises ConfigError."""
+    try:
+        return Settings(**_merged(layers))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        names = ", ".join(layer.name or f"{layer.kind}s" for layer in reversed(layers) if layer.values)
+        raise ConfigError(f"{names} together: {_problem(problem)}") from None
+
+
 def _origin(path: Names, layers: list[Layer]) -> str | None:
     return next((origin for layer in layers if (origin := layer.origin(path))), None)
 
@@ -181,24 +201,42 @@ def _check(layer: Layer) -> None:
         problems = error.errors(include_url=False)
     else:
         return
-    path = tuple(str(part) for part in problems[0]["loc"])
+    path = problems[0]["loc"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    where = layer.origin(path) or layer.name
-    if layer.kind == "file":
-        where += f": {'.'.join(path)}"
-    raise ConfigError(f"{where}: {_problem(problems[0], '.'.join(path))}{more}".replace("\n", " "))
+    setting = tuple(takewhile(lambda part: isinstance(part, str), path))
+    where = (layer.origin(cast(Names, setting)) if setting else None) or layer.name or f"{layer.kind}s"
+    if path and (layer.kind == "file" or (layer.kind == "variable" and setting != path)):
+        where += f": {_dotted(path, layer.values)}"
+    raise ConfigError(f"{where}: {_problem(problems[0])}{more}".replace("\n", " "))
 
 
-def _problem(problem: ErrorDetails, dotted: str) -> str:
+def _dotted(path: tuple[int | str, ...], values: object = None) -> str:
+    """Where in the settings a problem is, as a person would say it: an upstream by its name, else by its place."""
+    text = ""
+    for part in path:
+        if isinstance(part, str):
+            values = values.get(part) if isinstance(values, Mapping) else None
+            text += f".{part}" if text else part
+        else:
+            values = values[part] if isinstance(values, list) and part < len(values) else None
+            name = values.get("name") if isinstance(values, Mapping) else None
+            text += f"[{name or part + 1}]"
+    return text
+
+
+def _problem(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
-        if later := PLANNED.get(dotted):
-            return f"not a setting of this version: {later} come with a later one"
-        return f"unknown setting{_nearest(dotted, ['.'.join(path) for path, _ in fields()])}"
+        known = [".".join(path) for path, _ in (*fields(), *fields(Upstream, ("upstream",)))]
+        return f"unknown setting{_nearest('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"].removeprefix("Input ")
+    if problem["type"] == "missing":
+        return "is missing"
     if problem["type"] == "model_type":
         message = "should be a table"
+    if problem["type"] == "list_type":
+        message = "is no list" + ("; write [[upstream]]" if problem["loc"][-1] == "upstream" else "")
     if "ge" in problem.get("ctx", {}) and "limits" in problem["loc"]:
         message = f"should be at least {format_size(problem['ctx']['ge'])}"
     shown = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])

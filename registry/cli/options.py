@@ -35,6 +35,15 @@ Workers = Annotated[
 ]
 ReadOnly = Annotated[bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and delete.")]
 
+Mirror = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror",
+        metavar="NAME",
+        help="Mirror a registry, such as docker.io; may be given again. The first answers for names without a host.",
+    ),
+]
+
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on stderr, and the end."""

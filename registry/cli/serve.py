@@ -9,8 +9,18 @@ from urllib.parse import urlsplit
 
 import typer
 
-from registry.cli.options import ConfigFile, Data, Listen, ReadOnly, Workers, fail, load_or_fail, one_line_errors
-from registry.config import Settings
+from registry.cli.options import (
+    ConfigFile,
+    Data,
+    Listen,
+    Mirror,
+    ReadOnly,
+    Workers,
+    fail,
+    load_or_fail,
+    one_line_errors,
+)
+from registry.config import HUB, Settings
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -21,6 +31,7 @@ Examples:
   entrepot serve
   entrepot serve --data /srv/entrepot --listen 0.0.0.0:5000
   entrepot serve --config /etc/entrepot/entrepot.toml
+  entrepot serve --mirror docker.io --mirror ghcr.io
 
 Every setting can be set by a flag, an ENTREPOT_* variable or the file; `entrepot config` shows them all."""
 
@@ -31,9 +42,10 @@ def serve(
     listen: Listen = None,
     workers: Workers = None,
     read_only: ReadOnly = None,
+    mirror: Mirror = None,
 ) -> None:
-    loaded = load_or_fail(config, data=data, listen=listen, workers=workers, read_only=read_only)
-    settings = loaded.settings
+    flags = {"data": data, "listen": listen, "workers": workers, "read_only": read_only, "mirror": mirror or None}
+    settings = load_or_fail(config, **flags).settings
     with one_line_errors():
         raise typer.Exit(run(settings))
 
@@ -44,6 +56,7 @@ def run(settings: Settings) -> int:
     from registry.app import create_app
     from registry.cli.owner import become_owner
     from registry.logs import log_to_stderr
+    from registry.opening import load_mirrors
     from registry.server.listen import ListenError, address_of, bind
     from registry.server.run import serve as serve_app
     from storage.opening import prepare
@@ -53,6 +66,7 @@ def run(settings: Settings) -> int:
     except ListenError as error:
         fail(str(error))
     log_to_stderr(settings.log_level)
+    load_mirrors(settings)
     text = greeting(settings, address_of(bound), bound)
     with bound:
         become_owner(settings.data)
@@ -80,10 +94,20 @@ def greeting(settings: Settings, address: str, bound: socket.socket) -> str:
     else:
         name = f"{host}/team/busybox"
         lines.append(f"  try       docker pull busybox && docker tag busybox {name} && docker push {name}")
+    if settings.upstream:
+        lines += _mirrored(settings, host)
     if not is_loopback(bound):
         lines.append("  note      there are no accounts yet: whoever reaches this address can push and delete")
     lines.append("  stop      Ctrl-C, or SIGTERM to this process")
     return "\n".join(lines)
+
+
+def _mirrored(settings: Settings, host: str) -> list[str]:
+    names = [f"{each.name} (default)" if each.default else each.name for each in settings.upstream]
+    first = next((each for each in settings.upstream if each.default), settings.upstream[0])
+    name = "ubuntu" if first.name == HUB else "NAME"
+    path = name if first.default else f"{first.name}/{name}"
+    return [f"  mirrors   {', '.join(names)}", f"  pull      docker pull {host}/{path}"]
 
 
 def reachable(bound: socket.socket) -> str:

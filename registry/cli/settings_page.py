@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from registry.cli.loading import Names, fields, variable
+from registry.cli.loading import Names, fields, table_model, variable
 from registry.config import Settings, format_duration, format_size, is_duration
 
 _HEAD = """# Settings
@@ -28,8 +28,40 @@ _FOOT = """
 A file with all of it at its default:
 
 ```toml
-{toml}
+TOML
 ```
+
+One that mirrors Docker Hub with a login and GitHub's registry without, and keeps names for this registry:
+
+```toml
+[[upstream]]
+name = "docker.io"
+default = true
+username = "somebody"
+password_file = "/etc/entrepot/docker.io.password"
+tag_ttl = "15m"
+tag_ttls = { "*-nightly" = "1m", "v*" = "1h" }
+
+[[upstream]]
+name = "ghcr.io"
+
+[hosted]
+prefixes = ["team/**"]
+```
+
+Where defaults will do, `mirror = ["docker.io"]`, `--mirror docker.io` and `ENTREPOT_MIRROR=docker.io` are the same as
+naming that upstream and making it the default.
+
+## Who owns a name
+
+Every name below an upstream's own (`ghcr.io/org/app`) is mirrored and takes no pushes; with a default upstream, so is
+`library/*`. Every other name can be pushed to, and is this registry's own from then on, also after its content was
+deleted: the upstream is never asked for it. A name that `hosted.prefixes` matches is so from the start. What is neither
+is read from the default upstream; a name with the host of a registry that is not mirrored is asked of nobody.
+
+A name that was not pushed yet is asked of the default upstream when somebody pulls by it, so a private name that is
+pulled too early becomes known there; `hosted.prefixes` keeps it from that. A push asks the upstream nothing, unless
+something was pulled by the same name before.
 """
 
 
@@ -40,7 +72,9 @@ def page() -> str:
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
             parts.append(f"\n## `[{name}]`\n\n{group.__doc__}\n\n{_table((name,))}")
-    return "".join([*parts, _FOOT.format(toml=_example())])
+        elif model := table_model(field):
+            parts.append(f"\n## `[[{name}]]`\n\n{model.__doc__}\n\n{_table_of(model)}")
+    return "".join([*parts, _FOOT.replace("TOML", _example())])
 
 
 def _table(group: Names) -> str:
@@ -50,6 +84,15 @@ def _table(group: Names) -> str:
         for path, field in fields()
         if path[:-1] == group
     ]
+    return "\n".join(rows) + "\n"
+
+
+def _table_of(model: type[BaseModel]) -> str:
+    """Of one table in a list: variables set such a list only as a whole."""
+    rows = ["| Setting | Default | What it does |", "|---|---|---|"]
+    for path, field in fields(model):
+        shown = "(must be set)" if field.is_required() else _default_shown(path, field)
+        rows.append(f"| `{'.'.join(path)}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 
@@ -63,7 +106,7 @@ def default_text(path: Names, field: FieldInfo) -> str:
     if path == ("workers",):
         return "one for each core, at most 4"
     value = field.default
-    if value is None:
+    if value is None or value in ([], {}):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
@@ -76,12 +119,16 @@ def _example() -> str:
     lines: list[str] = []
     group: Names = ()
     for path, field in fields():
+        if table_model(field):
+            continue
         if path[:-1] != group:
             group = path[:-1]
             lines += ["", f"[{'.'.join(group)}]"]
         text = default_text(path, field)
         bare = isinstance(field.default, bool)
-        if not text or " " in text:
+        if isinstance(field.default, list):
+            lines.append(f"{path[-1]} = []")
+        elif not text or " " in text:
             lines.append(f"# {path[-1]} =" + (f"  # {text}" if text else ""))
         else:
             lines.append(f"{path[-1]} = {text}" if bare else f'{path[-1]} = "{text}"')

@@ -2,5 +2,6 @@
 
 from registry.http.api import DistributionAPI
 from registry.http.limits import Limits
+from registry.http.namespaces import Namespaces
 
-__all__ = ["DistributionAPI", "Limits"]
+__all__ = ["DistributionAPI", "Limits", "Namespaces"]

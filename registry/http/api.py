@@ -16,8 +16,10 @@ from registry.http import blobs, listing, manifests, uploads
 from registry.http.errors import MethodUnknown, status_of
 from registry.http.exchange import ACTING, ClientGone, Exchange, Receive, Scope, Send
 from registry.http.limits import Limits
+from registry.http.namespaces import Namespaces
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
+from registry.notices import NOTICE
 from storage.errors import RegistryError, StorageFailed
 from storage.interface import Registry
 from storage.names import RepositoryName
@@ -76,8 +78,17 @@ class DistributionAPI:
 
     Addresses in Location are paths without a host, or lie under `public_url` where that is set."""
 
-    def __init__(self, registry: Registry, *, limits: Limits | None = None, public_url: str | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        limits: Limits | None = None,
+        public_url: str | None = None,
+        namespaces: Namespaces | None = None,
+    ) -> None:
+        """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing."""
         self.registry = registry
+        self._namespaces = namespaces
         self.limits = limits or Limits()
         self._base = (public_url or "").rstrip("/")
 
@@ -106,7 +117,10 @@ class DistributionAPI:
         exchange.allowed = _ALLOWED[place.kind]
         exchange.item = place.item
         if place.name or place.kind not in ("ping", "catalog"):
-            exchange.repo = RepositoryName(place.name)
+            exchange.repo = exchange.asked = RepositoryName(place.name)
+            if self._namespaces is not None:
+                NOTICE.set(None)
+                self._namespaces.enter(exchange)
         if exchange.scope.get("query_string"):
             exchange.query  # noqa: B018  a query that cannot be read is refused even where nothing in it is wanted
         handler = HANDLERS[place.kind].get(exchange.method)

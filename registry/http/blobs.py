@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from typing import Final, NamedTuple
 
 from registry.http import params
-from registry.http.exchange import ClientGone, Exchange, Header, Message
+from registry.http.exchange import Exchange, Header, Message
+from registry.http.leaving import Leaving
 from registry.http.responses import (
     ACCEPT_RANGES,
     IMMUTABLE,
@@ -76,8 +76,12 @@ async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) ->
     await send_head(exchange, 206 if partial else 200, headers)
     if reader.data is not None:
         await send_part(exchange, reader.data)
-    else:
-        await _send_stream(exchange, _pieces(exchange, reader), stop - start)
+        return
+    if reader.arriving and start < stop:
+        # A server keeps the headers for the first bytes, which may take longer than a client waits for headers.
+        await send_part(exchange, b"", more=True)
+    with closing(Leaving(exchange)) as leaving:
+        await _send_stream(exchange, _pieces(exchange, reader, leaving), stop - start, leaving)
 
 
 async def _within(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
@@ -114,13 +118,14 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
                 yield head
-                async for piece in _pieces(exchange, opened):
+                async for piece in _pieces(exchange, opened, leaving):
                     yield piece
         yield tail
 
-    async with aclosing(reader), aclosing(pieces()) as stream:
-        await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *_headers(digest)])
-        await _send_stream(exchange, stream, length)
+    with closing(Leaving(exchange)) as leaving:
+        async with aclosing(reader), aclosing(pieces()) as stream:
+            await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *_headers(digest)])
+            await _send_stream(exchange, stream, length, leaving)
 
 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
@@ -146,37 +151,33 @@ class FilePart(NamedTuple):
 Piece = bytes | FilePart
 
 
-async def _pieces(exchange: Exchange, reader: BlobReader) -> AsyncGenerator[Piece, None]:
+async def _pieces(exchange: Exchange, reader: BlobReader, leaving: Leaving) -> AsyncGenerator[Piece, None]:
     """The reader's bytes; where they lie in a file and the server can send files, the file (ASGI's zero-copy
-    extension)."""
+    extension). Of a blob that is still on its way in, what of it is there, piece by piece."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
-        start, stop = reader.span
-        yield FilePart(file, start, stop - start)
+        at, stop = reader.span
+        while at < stop:
+            reach = await leaving.outlast(reader.ready(at))
+            yield FilePart(file, at, reach - at)
+            at = reach
     else:
         async for data in reader:
             yield data
 
 
-async def _send_stream(exchange: Exchange, stream: AsyncIterable[Piece], length: int) -> None:
+async def _send_stream(exchange: Exchange, stream: AsyncIterable[Piece], length: int, leaving: Leaving) -> None:
     """A body of `length` bytes, piece by piece. Many a server takes what is sent to nobody without a word, so from the
     second piece on somebody watches for the client's leaving. Raises ClientGone, and whatever reading raises: the
     connection is cut then, since the promised length is not reached."""
-    leaving: asyncio.Task[None] | None = None
     first = True
     left = length
-    try:
-        async for piece in stream:
-            if leaving is None and not first:
-                leaving = asyncio.create_task(exchange.gone())
-            elif leaving is not None and leaving.done():
-                raise ClientGone
-            first = False
-            left -= piece.length if isinstance(piece, FilePart) else len(piece)
-            await _send_piece(exchange, piece, more=left > 0)
-    finally:
-        if leaving is not None:
-            leaving.cancel()
+    async for piece in stream:
+        if not first:
+            leaving.check()
+        first = False
+        left -= piece.length if isinstance(piece, FilePart) else len(piece)
+        await _send_piece(exchange, piece, more=left > 0)
     if not length:
         await send_part(exchange, b"")
 

@@ -57,6 +57,8 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.Unsupported: 405,
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,
+    errors.UpstreamTimeout: 504,
+    errors.PartialLost: 502,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
     RequestInvalid: 400,

@@ -35,7 +35,8 @@ class ClientGone(Exception):
 class Exchange:
     """A request, what it is about, and the way back.
 
-    `repo` and `item` (the path's last part) are set by the router; `started` says that a status has been sent.
+    `repo` and `item` (the path's last part) are set by the API; `started` says that a status has been sent. `asked` is
+    the repository's name as the client wrote it, `namespace` the upstream that it named beside it (`ns`).
     """
 
     __slots__ = (
@@ -44,10 +45,12 @@ class Exchange:
         "_receive",
         "_send",
         "allowed",
+        "asked",
         "base",
         "item",
         "limits",
         "method",
+        "namespace",
         "registry",
         "repo",
         "request_id",
@@ -67,6 +70,8 @@ class Exchange:
         self.started = False
         self.allowed: Sequence[str] = ()
         self.repo: RepositoryName
+        self.asked: RepositoryName
+        self.namespace: str | None = None
         self.item = ""
         self._headers: list[Header] = scope["headers"]
         self._query: Query | None = None
@@ -150,10 +155,13 @@ class Exchange:
         await self._send(message)
 
     def locate(self, *parts: str) -> bytes:
-        """The address of something in this repository, for Location."""
-        return f"{self.base}/v2/{self.repo}/{'/'.join(parts)}".encode("ascii")
+        """The address of something in this repository, for Location: under the name the client uses."""
+        scope = f"?ns={self.namespace}" if self.namespace else ""
+        return f"{self.base}/v2/{self.asked}/{'/'.join(parts)}{scope}".encode("ascii")
 
     def link(self, path: str, parameters: dict[str, str]) -> Header:
         """The Link header that leads to a list's next page."""
+        if self.namespace:
+            parameters = {"ns": self.namespace, **parameters}
         asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
         return b"link", f'<{path}?{asked}>; rel="next"'.encode("ascii")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from registry.http import params
 from registry.http.exchange import Exchange, Header
-from registry.http.responses import REVALIDATE, send_json, send_whole
+from registry.http.responses import REVALIDATE, send_json, send_whole, warning_headers
 from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest
 
@@ -22,10 +22,10 @@ async def list_tags(exchange: Exchange) -> None:
     limit = min(exchange.limits.tags_page if asked is None else asked, exchange.limits.tags_page)
     page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
     tags = page.items[:limit]
-    headers = [REVALIDATE]
+    headers = [REVALIDATE, *warning_headers()]
     if tags and page.more:
-        headers.append(_next(exchange, f"/v2/{exchange.repo}/tags/list", tags[-1], asked))
-    await send_json(exchange, {"name": exchange.repo, "tags": list(tags)}, *headers)
+        headers.append(_next(exchange, f"/v2/{exchange.asked}/tags/list", tags[-1], asked))
+    await send_json(exchange, {"name": exchange.asked, "tags": list(tags)}, *headers)
 
 
 async def list_repositories(exchange: Exchange) -> None:
@@ -52,13 +52,13 @@ async def list_referrers(exchange: Exchange) -> None:
     last = exchange.query.one("last")
     page = await exchange.registry.referrers(exchange.repo, subject, wanted, last, exchange.limits.referrers_page)
     body, taken = _index(page.items, exchange.limits.referrers_bytes)
-    headers = [_INDEX, REVALIDATE]
+    headers = [_INDEX, REVALIDATE, *warning_headers()]
     if wanted:
         headers.append((b"oci-filters-applied", b"artifactType"))
     if taken and (page.more or taken < len(page.items)):
         parameters = {"artifactType": wanted} if wanted else {}
         parameters["last"] = page.items[taken - 1].digest
-        headers.append(exchange.link(f"/v2/{exchange.repo}/referrers/{subject}", parameters))
+        headers.append(exchange.link(f"/v2/{exchange.asked}/referrers/{subject}", parameters))
     await send_whole(exchange, 200, body, *headers)
 
 

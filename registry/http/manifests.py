@@ -7,7 +7,16 @@ import asyncio
 from registry.http import params
 from registry.http.errors import TooManyTags
 from registry.http.exchange import Exchange, Header
-from registry.http.responses import IMMUTABLE, REVALIDATE, content_headers, send_empty, send_head, send_part, send_whole
+from registry.http.responses import (
+    IMMUTABLE,
+    REVALIDATE,
+    content_headers,
+    send_empty,
+    send_head,
+    send_part,
+    send_whole,
+    warning_headers,
+)
 from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
@@ -24,7 +33,7 @@ async def get_manifest(exchange: Exchange) -> None:
     """The bytes as they were pushed. Accept is not looked at: nothing is ever converted."""
     reference = as_reference(exchange.item)
     manifest = await exchange.registry.get_manifest(exchange.repo, reference)
-    headers = [*content_headers(manifest.digest), _caching(reference)]
+    headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     if params.not_modified(exchange, manifest.digest):
         await send_empty(exchange, 304, *headers)
         return
@@ -34,7 +43,7 @@ async def get_manifest(exchange: Exchange) -> None:
 async def head_manifest(exchange: Exchange) -> None:
     reference = as_reference(exchange.item)
     found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    headers = [*content_headers(found.digest), _caching(reference)]
+    headers = [*content_headers(found.digest), _caching(reference), *warning_headers()]
     if params.not_modified(exchange, found.digest):
         await send_empty(exchange, 304, *headers)
         return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 from registry.http.errors import body_of, status_of
 from registry.http.exchange import Exchange, Header
+from registry.notices import NOTICE
 from storage.content import BLOB_TYPE
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
 from storage.names import Digest
@@ -23,10 +25,14 @@ fetched with Authorization (RFC 9111, 3.5)."""
 REVALIDATE: Header = (b"cache-control", b"no-cache")
 """For what a tag names, and for lists: a cache asks each time, with If-None-Match."""
 NEVER_STORE: Header = (b"cache-control", b"no-store")
+_WARNING = 1024
+"""Characters of a warning at the most; the spec allows 4096 bytes of them in all."""
 
 
 async def send_head(exchange: Exchange, status: int, headers: Iterable[Header]) -> None:
     """Status and headers; a body has to follow."""
+    if exchange.namespace is not None:
+        headers = (*headers, (b"oci-namespace", exchange.namespace.encode("ascii")))
     await exchange.send(
         {
             "type": "http.response.start",
@@ -89,6 +95,15 @@ def content_headers(digest: Digest) -> list[Header]:
     """What says which content this is, for clients and for caches."""
     encoded = digest.encode("ascii")
     return [(b"docker-content-digest", encoded), (b"etag", b'"%b"' % encoded)]
+
+
+def warning_headers() -> list[Header]:
+    """What the client should be told about this answer: a Warning, as the spec has it ("Warnings")."""
+    text = NOTICE.get()
+    if text is None:
+        return []
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:_WARNING])
+    return [(b"warning", b'299 - "%b"' % re.sub(rb'(["\\])', rb"\\\1", plain.encode("ascii", "replace")))]
 
 
 def upload_headers(exchange: Exchange, upload: str, offset: int) -> list[Header]:

@@ -37,7 +37,7 @@ PIECE = 2 * 1024 * 1024
 """Bytes a thread reads in for one sender before other senders get their turn with it."""
 AHEAD = 8 * 1024 * 1024
 """How far threads read ahead of the sender, at the most."""
-_MAPPED = 8 * 1024 * 1024
+_MAPPED = 2 * 1024 * 1024
 """Bytes of a mapping that are sent before their pages are let go."""
 _COPY = 64 * 1024
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)

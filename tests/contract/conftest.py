@@ -12,6 +12,8 @@ import pytest
 
 from registry.observe import Observed
 from registry.restrict import Restricted
+from registry.router import Router
+from storage.errors import NameUnknown
 from storage.interface import Registry
 from storage.memory import MemoryRegistry
 from storage.names import RepositoryName
@@ -43,6 +45,29 @@ async def _restricted(_: Path) -> AsyncIterator[Registry]:
     yield Restricted(MemoryRegistry())
 
 
+def _router(hosted: MemoryRegistry, **options: Any) -> Router:
+    async def known(repo: RepositoryName) -> bool:
+        try:
+            await hosted.tags(repo, None, 1)
+        except NameUnknown:
+            return False
+        return True
+
+    return Router(hosted, {"docker.io": MemoryRegistry()}, known, **options)
+
+
+@asynccontextmanager
+async def _routed(_: Path) -> AsyncIterator[Registry]:
+    """Names are hosted unless they are an upstream's."""
+    yield _router(MemoryRegistry())
+
+
+@asynccontextmanager
+async def _routed_with_default(_: Path) -> AsyncIterator[Registry]:
+    """Names are asked of an upstream, which has nothing, until they are pushed."""
+    yield _router(MemoryRegistry(), default="docker.io")
+
+
 @asynccontextmanager
 async def _stored(data: Path) -> AsyncIterator[Registry]:
     prepare(data)
@@ -61,6 +86,8 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
     "memory": _memory,
     "observed": _observed,
     "restricted": _restricted,
+    "routed": _routed,
+    "routed, with a default upstream": _routed_with_default,
     "stored": _stored,
     "stored, by two": _stored_twice,
 }

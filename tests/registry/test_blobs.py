@@ -210,10 +210,14 @@ class EndlessReader:
         self.span = (0, 1 << 40)
         self.file: OpenFile | None = None
         self.location: str | None = None
+        self.arriving = False
         self.data: bytes | None = None
         self.gone = gone
         self.read = 0
         self.closed = False
+
+    async def ready(self, at: int) -> int:
+        return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:

@@ -11,6 +11,7 @@ import pytest
 from registry.http import DistributionAPI
 from registry.observe import Observed
 from registry.restrict import Restricted
+from registry.router import Router
 from storage.base import Reading, Refusing
 from storage.content import OCI_MANIFEST, Actor, Manifest, digest_of
 from storage.interface import Deleter, Lister, Reader, Registry, Writer
@@ -63,7 +64,7 @@ async def outcome(registry: Registry, name: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("wrapper", [Refusing, Reading, Restricted, Observed])
+@pytest.mark.parametrize("wrapper", [Refusing, Reading, Restricted, Observed, Router])
 def test_no_call_of_the_interface_is_inherited_from_the_protocol(wrapper: type) -> None:
     """A method that the interface gains must be given a meaning here: a Protocol's own body would answer None."""
     for name in calls_of(Registry):

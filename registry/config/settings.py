@@ -7,59 +7,19 @@ makes one depends on nothing else. `registry.cli.loading` builds it from flags, 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from registry.config.units import MIB, Duration
+from registry.config.upstream import Group, Hosted, Upstream, UpstreamName, check_upstreams, listed, with_mirrors
+from registry.config.warm import Warm
 
 PREFIX = "ENTREPOT_"
 NESTED = "__"
-
-KIB, MIB = 1 << 10, 1 << 20
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PIECE = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
-_DURATION = re.compile(rf"(?:{_PIECE}\s*)+", re.IGNORECASE)
-
-
-def parse_duration(value: object) -> object:
-    """Seconds from what people write: `90s`, `5m`, `1h30m`, `7d`, or a plain number of seconds. Raises ValueError."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a duration; write it like 90s, 5m, 1h30m or 7d")
-    text = value.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    if not _DURATION.fullmatch(text):
-        raise ValueError(f"{value!r} is not a duration; write it like 90s, 5m, 1h30m or 7d")
-    return sum(float(count) * _UNITS[unit.lower()] for count, unit in re.findall(_PIECE, text, re.IGNORECASE))
-
-
-def format_duration(seconds: float) -> str:
-    """`5400.0` as `1h30m`; what `parse_duration` reads back."""
-    if seconds != int(seconds):
-        return f"{round(seconds * 1000)}ms"
-    rest, parts = int(seconds), []
-    if rest >= 172800 and rest % 86400 == 0:  # `24h`, `36h`, but `7d`
-        return f"{rest // 86400}d"
-    for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, length)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts) or "0s"
-
-
-def format_size(count: int) -> str:
-    """`8388608` as `8MiB`; what `ByteSize` reads back. A size that is no whole KiB is written in bytes."""
-    for unit, length in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", MIB), ("KiB", KIB)):
-        if count and count % length == 0:
-            return f"{count // length}{unit}"
-    return str(int(count))
 
 
 def _public_url(value: str | None) -> str | None:
@@ -83,20 +43,12 @@ def _directory(value: object) -> object:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
-"""Seconds."""
-
-
 def default_workers() -> int:
     """One for each core this process may use, at most four."""
     return max(1, min(len(os.sched_getaffinity(0)), 4))
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Collection(_Group):
+class Collection(Group):
     """Removal of content that nothing refers to any more. It runs while the registry serves."""
 
     grace: Duration = Field(
@@ -106,7 +58,7 @@ class Collection(_Group):
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
 
-class Uploads(_Group):
+class Uploads(Group):
     """Upload sessions."""
 
     expire: Duration = Field(
@@ -114,7 +66,7 @@ class Uploads(_Group):
     )
 
 
-class Limits(_Group):
+class Limits(Group):
     """What a client may send."""
 
     manifest: ByteSize = Field(
@@ -152,9 +104,34 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity that is logged"
     )
+    mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(listed)] = Field(
+        default=[],
+        description="Registries to mirror as they come, such as `docker.io`: each as an `[[upstream]]` of that name. "
+        "The first is the default upstream, unless one is",
+    )
     gc: Collection = Collection()
     uploads: Uploads = Uploads()
     limits: Limits = Limits()
+    hosted: Hosted = Hosted()
+    warm: Warm = Warm()
+    upstream: list[Upstream] = Field(
+        default=[], description="The registries mirrored here, and how; see below. As a variable: JSON"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_mirrors(cls, given: Any) -> Any:
+        return with_mirrors(given) if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _check_upstreams(self) -> Self:
+        check_upstreams(self.upstream, self.hosted)
+        return self
+
+    @property
+    def default_upstream(self) -> str | None:
+        """The name of the one that names without a host go to."""
+        return next((upstream.name for upstream in self.upstream if upstream.default), None)
 
     @classmethod
     def settings_customise_sources(
@@ -167,8 +144,3 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what the caller gives: the environment and the file are read, and named, by `registry.cli.loading`."""
         return (init_settings,)
-
-
-def is_duration(field: FieldInfo) -> bool:
-    """Whether a setting is a time."""
-    return any(isinstance(mark, BeforeValidator) and mark.func is parse_duration for mark in field.metadata)

@@ -1,0 +1,58 @@
+"""What is hosted and what is mirrored, opened together: for the server, and for commands that work beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from registry.config import Settings
+from registry.router import Router
+from storage.interface import Registry
+from storage.opening import open_registry
+
+
+def load_mirrors(settings: Settings) -> None:
+    """Loads what mirrors need, where there are any. Called before a fork, the workers share that memory."""
+    if settings.upstream:
+        import registry.mirror.schedule
+        import registry.mirroring  # noqa: F401
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    *,
+    collect_every: float | None = None,
+    scheduled: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Router]:
+    """The router over the (prepared) data directory and a mirror of each upstream, for this process and its running
+    event loop. No upstream is contacted. `collect_every`, in seconds: see `storage.opening.open_registry`.
+    `scheduled`: what `[warm]` names is warmed meanwhile, by one process at a time."""
+    async with AsyncExitStack() as stack:
+        stored = await stack.enter_async_context(
+            open_registry(
+                settings.data,
+                grace=settings.gc.grace,
+                expire=settings.uploads.expire,
+                collect_every=collect_every,
+                clock=clock,
+            )
+        )
+        mirrors: dict[str, Registry] = {}
+        for upstream in settings.upstream:
+            from registry.mirroring import make_mirror
+
+            mirror = make_mirror(upstream, stored, clock)
+            stack.push_async_callback(mirror.aclose)
+            mirrors[upstream.name] = mirror
+        default = settings.default_upstream
+        router = Router(stored, mirrors, stored.known, default=default, prefixes=settings.hosted.prefixes)
+        if scheduled and mirrors:
+            from registry.mirror.schedule import warming
+
+            await stack.enter_async_context(
+                warming(settings.warm, router.locate, stored.metadata.known_blobs, stored.turns)
+            )
+        yield router
