@@ -21,14 +21,17 @@ def test_version(tmp_path: Path) -> None:
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     """The command without arguments says what it can do."""
     shown = entrepot("--help", folder=tmp_path).stdout
-    for name in ("serve", "config", "inspect"):
+    for name in ("serve", "config", "inspect", "client", "mirror"):
         assert f"\n  {name} " in shown
 
 
-@pytest.mark.parametrize("name", ["serve", "config", "inspect"])
+@pytest.mark.parametrize(
+    "name",
+    ["serve", "config", "inspect", "client", "mirror warm", "mirror status", "mirror refresh", "mirror purge"],
+)
 def test_help_has_examples(tmp_path: Path, name: str) -> None:
     """Each command's help ends with examples that can be typed."""
-    done = entrepot(name, "-h", folder=tmp_path)
+    done = entrepot(*name.split(), "-h", folder=tmp_path)
     assert done.returncode == 0
     assert f"\n    entrepot {name}" in done.stdout
 

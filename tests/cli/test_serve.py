@@ -53,6 +53,23 @@ def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
     assert "docker push registry.example.com/team/busybox" in server.log_text()
 
 
+def test_start_of_a_mirror_says_what_to_pull(tmp_path: Path) -> None:
+    """The mirrored registries, and a pull through the default one; no upstream is asked for that."""
+    with running_server(tmp_path, "--mirror", "docker.io", "--mirror", "ghcr.io", workers=1) as server:
+        pass
+    text = server.log_text()
+    assert "  mirrors   docker.io (default), ghcr.io\n" in text
+    assert f"  pull      docker pull {server.address}/ubuntu\n" in text
+
+
+def test_start_of_a_mirror_without_a_default(tmp_path: Path) -> None:
+    """The pull to try names the upstream."""
+    (tmp_path / "a.toml").write_text('[[upstream]]\nname = "ghcr.io"\n')
+    with running_server(tmp_path, "--config", "a.toml", workers=1) as server:
+        pass
+    assert f"  pull      docker pull {server.address}/ghcr.io/NAME\n" in server.log_text()
+
+
 def test_log_level(tmp_path: Path) -> None:
     """Calls are logged at `info`, and not at `warning`."""
     with running_server(tmp_path / "a", workers=1) as server:

@@ -88,13 +88,47 @@ WRONG = [
     ("[limits]\nmanifest = '1MiB'", "a.toml: limits.manifest: '1MiB' should be at least 4MiB"),
     ("public_url = 'https://x/y'", "a.toml: public_url: 'https://x/y' must end after the host and port"),
     ("public_url = 'ftp://x'", "a.toml: public_url: 'ftp://x' is not an address like https://registry.example.com"),
-    ("[[upstream]]\nname = 'docker.io'", "a.toml: upstream: not a setting of this version: "),
-    ("[hosted]\nprefixes = ['team/**']", "a.toml: hosted: not a setting of this version: "),
     ("a = 1\nb = 2\nc = 3", "a.toml: a: unknown setting (and 2 more)"),
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG)
+HUB = "[[upstream]]\nname = 'docker.io'\n"
+GHCR = "[[upstream]]\nname = 'ghcr.io'\n"
+WRONG_UPSTREAMS = [
+    (HUB + HUB, "a.toml: there are two upstreams named docker.io"),
+    (HUB + "default = true\n" + GHCR + "default = true", "a.toml: docker.io and ghcr.io are both the default; "),
+    (HUB + "hosts = ['a']\n" + GHCR + "hosts = ['A']", "a.toml: two upstreams have the host a"),
+    (HUB + "tagttl = '5m'", "a.toml: upstream[docker.io].tagttl: unknown setting; did you mean upstream.tag_ttl?"),
+    (HUB + "connections = 0", "a.toml: upstream[docker.io].connections: 0 should be greater than or equal to 1"),
+    (HUB + "prefetch = 'all'", "a.toml: upstream[docker.io].prefetch: 'all' should be 'off', 'config' or 'layers'"),
+    (HUB + "tag_ttls = { 'v*' = 'x' }", "a.toml: upstream[docker.io].tag_ttls.v*: 'x' is not a duration"),
+    (HUB + "tag_ttls = { '' = '1h' }", "a.toml: upstream[docker.io].tag_ttls..[key]: '' is not a pattern of tags"),
+    (HUB + "hosts = ['a b']", "a.toml: upstream[docker.io].hosts[1]: 'a b' is not a host's name like hub.example.com"),
+    (GHCR + "endpoints = ['ghcr.io']", "a.toml: upstream[ghcr.io].endpoints[1]: 'ghcr.io' is not an address like "),
+    (GHCR + "endpoints = ['https://x/v2']", "a.toml: upstream[ghcr.io].endpoints[1]: 'https://x/v2' must end after "),
+    (GHCR + "realms = ['x']", "a.toml: upstream[ghcr.io].realms[1]: 'x' is not an address like "),
+    (HUB + "username = 'me'", "a.toml: upstream[docker.io]: username 'me' has no password; set password_file or "),
+    (HUB + "password_file = 'p'", "a.toml: upstream[docker.io]: password_file is set without a username"),
+    (
+        HUB + "username = 'me'\npassword_file = 'p'\npassword_env = 'P'",
+        "a.toml: upstream[docker.io]: password_file and password_env are both set; one login is meant",
+    ),
+    (
+        HUB + "username = 'me'\ndocker_config = 'c'",
+        "a.toml: upstream[docker.io]: username and docker_config are both set; docker_config brings its own user",
+    ),
+    ("[[upstream]]\nendpoints = ['https://x']", "a.toml: upstream[1].name: is missing"),
+    ("[[upstream]]\nname = 'GHCR'", "a.toml: upstream[GHCR].name: 'GHCR' is not a name like docker.io or ghcr.io"),
+    ("[[upstream]]\nname = 'library'", "a.toml: upstream[library].name: 'library' cannot be an upstream's name"),
+    ("mirror = ['index.docker.io']", "a.toml: mirror[1]: 'index.docker.io' is called 'docker.io' in names"),
+    ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is no list; write [[upstream]]"),
+    ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names like team/** "),
+    ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' names what is mirrored"),
+    ("mirror = ['docker.io']\n[hosted]\nprefixes = ['library/*']", "a.toml: hosted.prefixes: 'library/*' names what"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG + WRONG_UPSTREAMS)
 def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
     """A wrong file is one line that names the file, the setting, and what would be right."""
     monkeypatch.chdir(tmp_path)
@@ -121,6 +155,14 @@ def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
         (["--config", "."], {}, ".: cannot read the settings: is a directory"),
         ([], {"ENTREPOT_GC__GRACE": "x"}, "ENTREPOT_GC__GRACE: 'x' is not a duration"),
         ([], {"ENTREPOT_GC": "{"}, "ENTREPOT_GC: not JSON; set ENTREPOT_GC__NAME instead"),
+        (["--mirror", "docker.io/x"], {}, "--mirror: 'docker.io/x' is not a name like docker.io or ghcr.io"),
+        ([], {"ENTREPOT_UPSTREAM": "["}, "ENTREPOT_UPSTREAM: not JSON; write it like [{"),
+        ([], {"ENTREPOT_UPSTREAM": '[{"name": "a", "x": 1}]'}, "ENTREPOT_UPSTREAM: upstream[a].x: unknown setting"),
+        (
+            ["--mirror", "docker.io"],
+            {"ENTREPOT_HOSTED__PREFIXES": "team/**,library/x"},
+            "variables, flags together: hosted.prefixes: 'library/x' names what is mirrored",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["serve", "config"])
@@ -186,6 +228,101 @@ def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
     file.write_text(example)
     assert tomllib.loads(example)
     assert load({}, file).settings == Settings()
+
+
+def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
+    """Where it answers follows from the name; Docker Hub's address and token service are known."""
+    (tmp_path / "a.toml").write_text(HUB + GHCR + "endpoints = []")
+    hub, ghcr = load({}, tmp_path / "a.toml").settings.upstream
+    assert (hub.endpoints, hub.realms) == (["https://registry-1.docker.io"], ["https://auth.docker.io/token"])
+    assert (ghcr.endpoints, ghcr.realms) == (["https://ghcr.io"], [])
+
+
+def test_an_address_replaces_what_is_known(tmp_path: Path) -> None:
+    """`docker.io` with an address of its own is asked there and nowhere else."""
+    (tmp_path / "a.toml").write_text(HUB + "endpoints = ['http://127.0.0.1:5001/']")
+    (hub,) = load({}, tmp_path / "a.toml").settings.upstream
+    assert (hub.endpoints, hub.realms) == (["http://127.0.0.1:5001"], [])
+
+
+MIRRORS = [
+    ("", ["docker.io"], {"docker.io": True}),
+    ("", ["ghcr.io", "docker.io"], {"ghcr.io": True, "docker.io": False}),
+    (HUB, [], {"docker.io": False}),
+    (HUB, ["docker.io"], {"docker.io": True}),
+    (GHCR + "default = true", ["docker.io"], {"ghcr.io": True, "docker.io": False}),
+    ("mirror = ['quay.io']", ["docker.io"], {"docker.io": True}),
+]
+
+
+@pytest.mark.parametrize(("text", "flags", "upstreams"), MIRRORS)
+def test_mirror(tmp_path: Path, text: str, flags: list[str], upstreams: dict[str, bool]) -> None:
+    """`--mirror` adds upstreams that the file does not have; the first is the default where the file has none."""
+    (tmp_path / "a.toml").write_text(text)
+    settings = load({"mirror": flags} if flags else {}, tmp_path / "a.toml").settings
+    assert {upstream.name: upstream.default for upstream in settings.upstream} == upstreams
+    assert settings.default_upstream == next((name for name, default in upstreams.items() if default), None)
+
+
+def test_mirror_keeps_what_the_file_says(tmp_path: Path) -> None:
+    """An upstream that is configured stays as it is configured."""
+    (tmp_path / "a.toml").write_text(HUB + "endpoints = ['https://hub.example.com']\ntag_ttl = '1h'")
+    (hub,) = load({"mirror": ["docker.io", "docker.io"]}, tmp_path / "a.toml").settings.upstream
+    assert (hub.endpoints, hub.tag_ttl) == (["https://hub.example.com"], 3600)
+
+
+def test_lists_as_variables(tmp_path: Path) -> None:
+    """Parted by commas; each is named as where it came from."""
+    seen = in_force(tmp_path, ENTREPOT_MIRROR="docker.io, ghcr.io", ENTREPOT_HOSTED__PREFIXES="team/**,*")
+    assert seen["mirror"] == {"value": ["docker.io", "ghcr.io"], "origin": "ENTREPOT_MIRROR"}
+    assert seen["hosted.prefixes"] == {"value": ["team/**", "*"], "origin": "ENTREPOT_HOSTED__PREFIXES"}
+    assert [each["name"] for each in seen["upstream"]["value"]] == ["docker.io", "ghcr.io"]
+    assert seen["upstream"]["origin"] == "ENTREPOT_MIRROR"
+
+
+UPSTREAMS = """
+[[upstream]]
+name = "docker.io"
+default = true
+username = "me"
+password_file = "secret"
+tag_ttls = { "v*" = "1h", "*-nightly" = "90s" }
+hosts = ["hub.example.com"]
+
+[[upstream]]
+name = "ghcr.io"
+docker_config = "docker/config.json"
+"""
+
+
+def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
+    """Each setting of each upstream has its row; where passwords are is told, what they are is not."""
+    (tmp_path / "a.toml").write_text(UPSTREAMS)
+    (tmp_path / "secret").write_text("hunter2")
+    done = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
+    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.split()[1:]}
+    assert rows["upstream[docker.io].password_file"] == "secret"
+    assert rows["upstream[ghcr.io].endpoints"] == "https://ghcr.io"
+    for form in ("table", "toml", "json"):
+        assert "hunter2" not in entrepot("config", "-c", "a.toml", "-f", form, folder=tmp_path).stdout
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
+    """The message does not repeat what may be a password."""
+    (tmp_path / "a.toml").write_text(GHCR + "endpoints = ['https://me:hunter2@ghcr.io']")
+    line = one_line(entrepot("config", "-c", "a.toml", folder=tmp_path), 2)
+    assert line.startswith("a.toml: upstream[ghcr.io].endpoints[1]: an address holds no user and no password")
+    assert "hunter2" not in line
+
+
+def test_upstreams_as_toml_are_a_file(tmp_path: Path) -> None:
+    """What `config --format toml` prints of upstreams reads back as the same."""
+    (tmp_path / "a.toml").write_text(UPSTREAMS)
+    done = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
+    (tmp_path / "b.toml").write_text(done.stdout)
+    given = load({"mirror": ["quay.io"]}, tmp_path / "a.toml").settings
+    assert load({}, tmp_path / "b.toml").settings.upstream == given.upstream
+    assert [upstream.name for upstream in given.upstream] == ["docker.io", "ghcr.io", "quay.io"]
 
 
 @given(st.integers(min_value=0, max_value=10**9))

@@ -1,0 +1,106 @@
+"""`entrepot client`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from registry.cli.options import USAGE, ConfigFile, Listen, fail, load_or_fail
+from registry.config import Settings, Upstream
+from registry.config.upstream import HUB
+
+HELP = "Print what to set up so that a client pulls through this registry."
+EXAMPLES = """\b
+Examples:
+  entrepot client docker --url http://registry.example.com:5000
+  entrepot client podman > /etc/containers/registries.conf.d/50-entrepot.conf
+  entrepot client containerd --upstream docker.io > /etc/containerd/certs.d/docker.io/hosts.toml
+  entrepot client buildkit --config /etc/entrepot/entrepot.toml
+
+The files go to stdout, what to do with them to stderr. Address and upstreams come from the settings; without any
+upstream there it is docker.io."""
+
+
+class Program(StrEnum):
+    docker = "docker"
+    containerd = "containerd"
+    podman = "podman"
+    buildkit = "buildkit"
+
+
+def client(
+    program: Annotated[Program, typer.Argument(help="Which client.", show_default=False)],
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            "-u",
+            metavar="URL",
+            help="This registry as the client reaches it. [default: public_url, else listen]",
+        ),
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option("--upstream", metavar="NAME", help="Only this upstream; may be given again. [default: all]"),
+    ] = None,
+    config: ConfigFile = None,
+    listen: Listen = None,
+) -> None:
+    from registry.cli import client_files
+
+    settings = load_or_fail(config, listen=listen).settings
+    address = client_files.Address(_checked(url) if url else _own_url(settings))
+    upstreams = _upstreams(settings, upstream or [])
+    if program is Program.docker:
+        _check_default(settings, upstreams)
+    setup = client_files.SETUPS[program.value](address, upstreams)
+    typer.echo("\n".join(text for _, text in setup.files), nl=False)
+    for hint in setup.hints:
+        typer.echo(f"# {hint}", err=True)
+
+
+def _checked(url: str) -> str:
+    try:
+        checked = Settings(public_url=url if "://" in url else f"http://{url}").public_url
+    except ValidationError as error:
+        fail(f"--url: {error.errors()[0]['ctx']['error']}", USAGE)
+    assert checked is not None
+    return checked
+
+
+def _own_url(settings: Settings) -> str:
+    """`public_url`, or the address it listens on. One that means "every address" is no address for a client."""
+    if settings.public_url:
+        return settings.public_url
+    host, _, port = settings.listen.rpartition(":")
+    if port == "0":
+        fail("the settings leave the choice of the port to the server; name its address with --url", USAGE)
+    if host in ("", "0.0.0.0", "[::]", "::", "*"):
+        typer.echo("# this is for clients on the same machine; for others name the address with --url", err=True)
+        host = "localhost"
+    return _checked(f"http://{host}:{port}")
+
+
+def _upstreams(settings: Settings, wanted: list[str]) -> list[str]:
+    known = [each.name for each in settings.upstream]
+    for name in wanted:
+        if known and name not in known:
+            fail(f"--upstream: {name} is not mirrored here; these are: {', '.join(known)}", USAGE)
+        try:
+            Upstream(name=name)
+        except ValidationError as error:
+            fail(f"--upstream: {error.errors()[0]['ctx']['error']}", USAGE)
+    return list(dict.fromkeys(wanted or known or [HUB]))
+
+
+def _check_default(settings: Settings, upstreams: list[str]) -> None:
+    """A mirror in daemon.json is asked for `library/ubuntu`, with nothing that says "of Docker Hub"."""
+    if HUB in upstreams and settings.upstream and settings.default_upstream != HUB:
+        fail(
+            "docker asks a mirror for names without a host, and here they do not mean docker.io; "
+            "set default = true for the upstream docker.io",
+            USAGE,
+        )

@@ -1,0 +1,264 @@
+"""`entrepot mirror`: what is fetched ahead, looked at, asked for again and dropped, beside a running server or not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.cli.options import USAGE, ConfigFile, Data, Mirror, fail, load_or_fail, one_line_errors
+from registry.config import Settings
+
+if TYPE_CHECKING:
+    from registry.mirror.platforms import Platform
+    from registry.mirror.warm import Warmed
+    from registry.router import Router
+    from storage.names import Location
+    from storage.stored import StoredRegistry
+
+HELP = "What is mirrored: fetch it ahead, look at it, ask for it again, drop it. The registry may be running."
+INTERRUPTED = 130
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+
+References = Annotated[list[str], typer.Argument(metavar="REF", help="NAME, NAME:TAG or NAME@DIGEST, as one pulls.")]
+
+
+@app.command(
+    "warm",
+    help="Fetch images of an upstream before anybody asks for them.",
+    epilog="""\b
+Examples:
+  entrepot mirror warm ubuntu:24.04 ghcr.io/org/app:1 --mirror docker.io --mirror ghcr.io
+  entrepot mirror warm --file images.txt --platform linux/amd64 --platform linux/arm64
+  entrepot mirror warm --config entrepot.toml
+
+Without REF and --file it fetches what [warm] in the settings names. What is here is not fetched again, and after
+an interruption the same command goes on where it was.""",
+)
+def warm(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="REF", help="NAME, NAME:TAG or NAME@DIGEST, as one pulls.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="More references, one a line; # comments.")
+    ] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option("--platform", metavar="OS/ARCH", help="May be given again. [default: this machine's]"),
+    ] = None,
+    all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Everything an index lists.")] = False,
+    config: ConfigFile = None,
+    data: Data = None,
+    mirror: Mirror = None,
+) -> None:
+    settings = _load(config, data, mirror)
+    with one_line_errors():
+        from registry.cli import warming
+        from registry.mirror.references import ReferencesError, parse_references, read_references
+
+        if platform and all_platforms:
+            fail("--platform and --all-platforms contradict each other", USAGE)
+        platforms = _platforms(["all"] if all_platforms else platform or settings.warm.platforms)
+        named = references or file
+        file = file if named else settings.warm.file
+        try:
+            listed = read_references(file) if file else []
+            places = parse_references([*((references or []) if named else settings.warm.references), *listed])
+        except ReferencesError as error:
+            fail(str(error), USAGE)
+        if not places:
+            fail(f"{file} names nothing" if file else "name what to fetch: a reference, --file, or [warm]", USAGE)
+        _prepare(settings, make=True)
+        began = time.monotonic()
+        outcomes = _run(_warm(settings, places, platforms))
+        typer.echo(warming.summed(outcomes, began))
+        raise typer.Exit(any(each.error is not None for each in outcomes))
+
+
+async def _warm(settings: Settings, places: list[Location], platforms: list[Platform] | None) -> list[Warmed]:
+    from registry.cli import warming
+    from registry.mirror.warm import Warmer
+
+    async with _open(settings) as (router, stored):
+        with warming.watcher() as watcher:
+            return await Warmer(router.locate, stored.metadata.known_blobs, platforms, watcher).warm(places)
+
+
+@app.command(
+    "status",
+    help="Show what of each upstream is here, what is on its way in, and how many requests are left.",
+    epilog="""\b
+Examples:
+  entrepot mirror status --config entrepot.toml
+  entrepot mirror status --mirror docker.io --json""",
+)
+def status(
+    config: ConfigFile = None,
+    data: Data = None,
+    mirror: Mirror = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    settings = _load(config, data, mirror)
+    with one_line_errors():
+        from registry.cli import mirrored
+
+        _prepare(settings, make=False)
+        seen = _run(_status(settings))
+    if as_json:
+        typer.echo(json.dumps(seen, indent=2))
+    else:
+        mirrored.report(seen)
+
+
+async def _status(settings: Settings) -> dict[str, Any]:
+    from registry.cli import mirrored
+
+    async with _open(settings) as (_, stored):
+        return await mirrored.survey(settings, stored.records)
+
+
+@app.command(
+    "refresh",
+    help="Ask the upstream now what a tag points at, however fresh the cached answer is.",
+    epilog="""\b
+Examples:
+  entrepot mirror refresh ubuntu:24.04 --mirror docker.io""",
+)
+def refresh(references: References, config: ConfigFile = None, data: Data = None, mirror: Mirror = None) -> None:
+    settings = _load(config, data, mirror)
+    with one_line_errors():
+        places = _parse(references)
+        _prepare(settings, make=True)
+        raise typer.Exit(_run(_refresh(settings, places)))
+
+
+async def _refresh(settings: Settings, places: list[Location]) -> bool:
+    from registry.cli.changing import refreshed
+
+    return await _each(settings, places, refreshed)
+
+
+@app.command(
+    "purge",
+    help="Drop what is cached of a tag, a digest, or with --all a whole repository.",
+    epilog="""\b
+Examples:
+  entrepot mirror purge ubuntu:24.04 --mirror docker.io
+  entrepot mirror purge --all ghcr.io/org/app --config entrepot.toml
+
+The next pull fetches it again. The upstream is not asked and keeps what it has.""",
+)
+def purge(
+    references: References,
+    everything: Annotated[bool, typer.Option("--all", help="REF is a NAME: drop all that is in it.")] = False,
+    config: ConfigFile = None,
+    data: Data = None,
+    mirror: Mirror = None,
+) -> None:
+    settings = _load(config, data, mirror)
+    with one_line_errors():
+        if everything and (tagged := next((text for text in references if _has_reference(text)), None)):
+            fail(f"{tagged}: --all takes a name without tag and digest", USAGE)
+        places = _parse(references)
+        _prepare(settings, make=False)
+        raise typer.Exit(_run(_purge(settings, places, everything)))
+
+
+async def _purge(settings: Settings, places: list[Location], everything: bool) -> bool:
+    from functools import partial
+
+    from registry.cli.changing import purged
+
+    act = partial(purged, data=settings.data, grace=settings.gc.grace, everything=everything)
+    return await _each(settings, places, act, whole=everything)
+
+
+async def _each(settings: Settings, places: list[Location], act: Any, *, whole: bool = False) -> bool:
+    """Prints what `act` says of each, errors on stderr; whether there were any. `whole`: it is about repositories, not
+    about what their references name."""
+    from storage.errors import RegistryError
+
+    failed = False
+    async with _open(settings) as (router, stored):
+        for where in places:
+            name = where.repository if whole else where
+            try:
+                typer.echo(f"{name}: {await act(router, stored, where)}")
+            except RegistryError as error:
+                typer.echo(f"entrepot: {name}: {error.message}", err=True)
+                failed = True
+    return failed
+
+
+def _load(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
+    settings = load_or_fail(config, data=data, mirror=mirror or None).settings
+    if not settings.upstream:
+        fail("nothing is mirrored: name an upstream with --mirror docker.io, or give the server's --config", USAGE)
+    return settings
+
+
+def _platforms(texts: list[str]) -> list[Platform] | None:
+    """None: all of them."""
+    from registry.mirror.platforms import parse_platforms
+
+    try:
+        return parse_platforms(texts)
+    except ValueError as error:
+        fail(f"--platform: {error}", USAGE)
+
+
+def _parse(references: list[str]) -> list[Location]:
+    from registry.mirror.references import ReferencesError, parse_references
+
+    try:
+        return parse_references(references)
+    except ReferencesError as error:
+        fail(str(error), USAGE)
+
+
+def _has_reference(text: str) -> bool:
+    return "@" in text or ":" in text.rpartition("/")[2]
+
+
+def _prepare(settings: Settings, *, make: bool) -> None:
+    """A data directory of this version, made where `make` says so and there is none. A server that runs on an older one
+    is not disturbed."""
+    from registry.cli.owner import become_owner
+    from storage.opening import check_version, layout_of, prepare
+
+    if make and not layout_of(settings.data).metadata.exists():
+        become_owner(settings.data)
+        prepare(settings.data)
+        return
+    if not settings.data.is_dir():
+        fail(f"there is no data directory at {settings.data.absolute()}; name it with --data")
+    become_owner(settings.data)
+    check_version(settings.data)
+
+
+@asynccontextmanager
+async def _open(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
+    """As one more process beside those that serve."""
+    import logging
+
+    from registry.opening import open_service
+    from storage.stored import StoredRegistry
+
+    logging.getLogger("registry").addHandler(logging.NullHandler())  # what goes wrong is told here
+    async with open_service(settings) as router:
+        assert isinstance(router.hosted, StoredRegistry)
+        yield router, router.hosted
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        fail("interrupted; what has come stays, and the same command goes on from there", INTERRUPTED)
