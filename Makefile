@@ -14,9 +14,11 @@ ARGS ?=
 # The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the
 # program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client.
 PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
-	busybox-static:busybox strace:strace
+	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl
+# Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
+UNWANTED := docker-registry nginx
 
-.PHONY: help serve test bench bench-growth lint format docs lock clean packages
+.PHONY: help serve test bench bench-mirror bench-growth lint format docs lock clean packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,9 @@ test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="
 
 bench: $(VENV)/.runtime ## Measure beside Debian's docker-registry; ARGS="--quick", "--only v2,tag-put" for less
 	@exec $(BIN)/python -m bench registries $(ARGS)
+
+bench-mirror: $(VENV)/.runtime ## Measure the mirror beside docker-registry in proxy mode; ARGS="--quick" for less
+	@exec $(BIN)/python -m bench mirror $(ARGS)
 
 bench-growth: $(VENV)/.runtime ## Measure stores of 100 to 1,000,000 manifests; ARGS="--quick" for less
 	@exec $(BIN)/python -m bench growth $(ARGS)
@@ -89,6 +94,12 @@ packages:
 	if [ $${#missing[@]} = 0 ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then \
 		echo "The tests run real clients, and these Debian packages are missing: $${missing[*]}" >&2; \
-		echo "Run: sudo apt-get update && sudo apt-get install -y --no-install-recommends $${missing[*]}" >&2; exit 1; fi; \
+		echo "Run: sudo apt-get update && sudo apt-get install -y --no-install-recommends $${missing[*]}" >&2; \
+		echo "Debian may start some of them: sudo systemctl disable --now $(UNWANTED)" >&2; exit 1; fi; \
 	echo "Installing $${missing[*]}"; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
+	policy=/usr/sbin/policy-rc.d; \
+	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; fi; \
+	apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	if [ -d /run/systemd/system ]; then for unit in $(UNWANTED); do \
+		case " $${missing[*]} " in *" $$unit "*) systemctl --quiet disable $$unit;; esac; done; fi

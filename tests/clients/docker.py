@@ -50,12 +50,12 @@ class Docker:
 
 
 @contextlib.contextmanager
-def running_docker(folder: Path) -> Iterator[Docker]:
-    """A dockerd below `folder` (absolute and short: a socket's path has at most 107 bytes)."""
+def running_docker(folder: Path, *options: str) -> Iterator[Docker]:
+    """A dockerd below `folder` (absolute and short: a socket's path has at most 107 bytes), with further options."""
     socket, state, log = f"unix://{folder}/d.sock", folder / "exec", folder / "dockerd.log"
     command = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", str(state), "-H", socket]
     command += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]
-    command += ["--pidfile", f"{folder}/pid", "--max-download-attempts", "5"]
+    command += ["--pidfile", f"{folder}/pid", "--max-download-attempts", "5", *options]
     env = environment(folder / "home", DOCKER_CONFIG=f"{folder}/config")
     env |= {"DOCKER_CLI_EXPERIMENTAL": "enabled", "DOCKER_BUILDKIT": "0"}
     docker = Docker(Client(("docker", "-H", socket), env), folder)

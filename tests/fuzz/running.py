@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import apsw
 
-from tests.clients.replay.processes import files_below
+from tests.clients.replay.processes import eventually, files_below
 from tests.clients.replay.steps import Steps, digest_of, image
 from tests.clients.replay.wire import Answer, Closed, Wire, message
 from tests.fuzz.case import CODES, Case
@@ -190,6 +190,12 @@ def kept(server: Server) -> Kept:
         db.close()
     rows = tuple((name, count) for name, count in counts if not name.startswith(("sqlite_", "tag_history")))
     return Kept(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
+
+
+def settled(server: Server) -> Kept:
+    """The same, once no session is left of a request that an earlier test sent and did not wait for."""
+    eventually(lambda: ("upload", 0) in kept(server).rows)
+    return kept(server)
 
 
 def sound_request(server: Server) -> None:

@@ -12,7 +12,7 @@ from tests.clients.replay.steps import OCI_MANIFEST, Steps, digest_of
 from tests.clients.replay.wire import Answer, Wire, chunked, message
 from tests.fuzz.case import Case
 from tests.fuzz.contents import BLOB, BLOB_DIGEST, REPO, UNKNOWN, sound_manifest
-from tests.fuzz.running import Kept, judge, kept
+from tests.fuzz.running import Kept, judge, kept, settled
 from tests.serving import Server
 
 HOST = b"Host: registry.test\r\n"
@@ -66,7 +66,7 @@ class Bench:
 @pytest.fixture
 def bench(server: Server) -> Iterator[Bench]:
     """After the test the data directory holds what it held before, and the log tells of no failure."""
-    before = kept(server)
+    before = settled(server)
     bench = Bench(server, Wire(("127.0.0.1", server.port)), before)
     try:
         yield bench

@@ -1,0 +1,79 @@
+"""Bytes that are not what the digest says: no answer that holds a blob's last byte carries them, and none are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.accelerator.site import REPO, SIZE, Site, until
+from tests.clients.images import MIB
+from tests.upstreams.hub import union
+
+PLACES = pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
+
+
+@PLACES
+def test_a_wrong_byte(site: Site, place: int) -> None:
+    """Whoever wants the last byte is cut off before it, at both workers, whole or by range; nothing is kept, and the
+    next request gets what is right."""
+    site.start(settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=place, stall_after=MIB)
+    workers = site.server.worker_pids()
+    # Those who are there already when it comes to an end: later ones would begin anew.
+    readers = [site.get(worker=pid).reached(MIB) for pid in workers]
+    readers += [site.get(span=span, worker=pid).answered() for pid in workers for span in ("-1", "-1000", "100-")]
+    site.hub.release()
+    for reader in readers:
+        assert not reader.ended().whole
+    until(lambda: not site.kept(), "wrong bytes are kept")
+    assert site.get().ended().body == site.blob
+    assert site.get(span="-1000").ended().body == site.blob[-1000:]
+
+
+def test_a_wrong_byte_in_one_of_many_pieces(site: Site) -> None:
+    """The same of a blob that comes over several connections."""
+    site.start(1000, 12 * MIB, settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=7 * MIB)
+    assert not site.get().ended().whole
+    until(lambda: not site.kept(), "wrong bytes are kept")
+    assert site.get().ended().body == site.blob
+
+
+def test_the_next_endpoint_is_tried(site: Site) -> None:
+    """Where one endpoint has wrong bytes, a client that comes again gets those of the next."""
+    site.start(settings='prefetch = "off"', endpoints=2)
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=0, times=None)
+    worker = site.server.worker_pids()[0]
+    assert not site.get(worker=worker).ended().whole
+    assert site.get(worker=worker).ended().body == site.blob
+    assert union(site.other.sent(site.digest)) == [(0, SIZE)]
+
+
+def test_a_small_blob_comes_right_at_once(site: Site) -> None:
+    """It is checked before anybody gets it: the client does not see that there were wrong bytes."""
+    site.start(settings='prefetch = "off"', endpoints=2)
+    site.inspect()
+    digest = site.image.layers[0].digest
+    site.hub.fault(on="blob", match=digest.partition(":")[2], corrupt=500, times=None)
+    assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == site.image.layers[0].read()
+
+
+def test_a_wrong_manifest(site: Site) -> None:
+    """It is given to nobody, by tag or by digest; the next one may be right."""
+    site.start(settings='prefetch = "off"')
+    for reference in (site.image.digest, "1"):
+        site.hub.fault(on="manifest", corrupt=20)
+        answer = site.http.get(f"/v2/{REPO}/manifests/{reference}")
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (502, "UNAVAILABLE")
+        assert site.http.get(f"/v2/{REPO}/manifests/{reference}").content == site.image.body
+        site.http.delete(f"/v2/{REPO}/manifests/{site.image.digest}")
+
+
+def test_a_wrong_manifest_with_another_endpoint(site: Site) -> None:
+    """Nobody notices."""
+    site.start(settings='prefetch = "off"', endpoints=2)
+    site.hub.fault(on="manifest", corrupt=20, times=None)
+    assert site.inspect().content == site.image.body
+    assert site.asked("manifest", far=site.other) == 1
