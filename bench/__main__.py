@@ -1,4 +1,4 @@
-"""`python -m bench registries` and `python -m bench growth`."""
+"""`python -m bench registries`, `python -m bench mirror` and `python -m bench growth`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import growth, registries
+from bench import growth, mirror, registries
 from bench.errors import BenchFailed, TrialFailed
 
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     options = _parser().parse_args(arguments)
     try:
-        good = _registries(options) if options.what == "registries" else _growth(options)
+        good = RUNS[options.what](options)
     except (BenchFailed, TrialFailed) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -46,6 +46,19 @@ def _registries(options: argparse.Namespace) -> bool:
     return outcome.sound and (outcome.met or not options.strict)
 
 
+def _mirror(options: argparse.Namespace) -> bool:
+    plan = mirror.Plan(
+        options.rounds or (1 if options.quick else 5),
+        mirror.chosen(options.only),
+        options.quick,
+        options.folder,
+        options.json,
+        options.plot,
+    )
+    outcome = mirror.compare(plan)
+    return outcome.sound and (outcome.met or not options.strict)
+
+
 def _growth(options: argparse.Namespace) -> bool:
     rounds, seconds, sizes = (1, 1.0, [100, 10_000]) if options.quick else (3, 4.0, [100, 10_000, 1_000_000])
     plan = growth.Plan(
@@ -59,16 +72,22 @@ def _growth(options: argparse.Namespace) -> bool:
     return growth.measure(plan) or not options.strict
 
 
+RUNS = {"registries": _registries, "mirror": _mirror, "growth": _growth}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Entrepot.")
     what = parser.add_subparsers(dest="what", required=True)
     beside = what.add_parser("registries", help="beside Debian's docker-registry")
-    beside.add_argument("--only", metavar="ROW,…", help="just these rows")
+    mirrors = what.add_parser("mirror", help="as a mirror, beside docker-registry in proxy mode")
     grows = what.add_parser("growth", help="as the store grows")
     grows.add_argument("--sizes", type=_sizes, metavar="N,…", help="manifests in each store, ascending")
+    for each in (beside, mirrors):
+        each.add_argument("--only", metavar="ROW,…", help="just these rows")
     for each in (beside, grows):
-        each.add_argument("--rounds", type=_count, metavar="N", help="rounds")
         each.add_argument("--seconds", type=_duration, metavar="S", help="length of a trial, about")
+    for each in (beside, mirrors, grows):
+        each.add_argument("--rounds", type=_count, metavar="N", help="rounds")
         each.add_argument("--quick", action="store_true", help="one short round: to see that it works")
         each.add_argument("--strict", action="store_true", help="exit with 1 when a goal is not met")
         each.add_argument("--folder", type=Path, help="where the temporary folder is made")

@@ -15,7 +15,8 @@ EVERY = 1.0
 class MemoryWatch:
     """Looks at one server after the other, whichever is under load; a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = EVERY) -> None:
+        self._every = every
         self.peaks: dict[str, int] = {}
         """Bytes by server name."""
         self._server: Server | None = None
@@ -37,6 +38,6 @@ class MemoryWatch:
         self._server = server
 
     def _look(self) -> None:
-        while not self._ended.wait(EVERY):
+        while not self._ended.wait(self._every):
             if (server := self._server) is not None:
                 self.peaks[server.name] = max(self.peaks.get(server.name, 0), server.pss())

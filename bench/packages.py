@@ -13,6 +13,7 @@ from bench.processes import PATH
 LOADERS = {"wrk": "wrk", "curl": "curl"}
 """Package by the program that shows it is there."""
 RIVAL = {"docker-registry": "docker-registry"}
+GATE = {"nginx": "nginx"}
 DOCKER = {"dockerd": "docker.io", "docker": "docker.io"}
 
 

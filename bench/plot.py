@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
-from bench.figures import RATE, SPEED
+from bench.figures import RATE, SPEED, Figure
 from bench.results import Line
 from bench.table import number
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
+CHARACTER = 5.8
+"""About how wide one of a label is."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 
 
-def ratio_bars(lines: Sequence[Line], ours: str, theirs: str) -> str:
-    """How many times as much one does as the other, for each row that has a rate or a speed; a logarithmic scale."""
+def ratio_bars(lines: Sequence[Line], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)) -> str:
+    """How many times as much one does as the other, for each row that has one of the figures drawn; a logarithmic
+    scale."""
     bars = [
         (f"{line.title}, {figure.unit}", ratio)
         for line in lines
         for figure in line.figures
-        if figure in (RATE, SPEED) and (ratio := line.ratio(ours, theirs, figure.key))
+        if figure in drawn and (ratio := line.ratio(ours, theirs, figure.key))
     ]
+    left = max([LEFT, *(20 + round(CHARACTER * len(label)) for label, _ in bars)])
     low = min([0.5, *(ratio for _, ratio in bars)])
     high = max([2.0, *(ratio for _, ratio in bars)])
 
     def x(ratio: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(ratio / low) / math.log(high / low)
+        return left + (WIDTH - left - RIGHT) * math.log(ratio / low) / math.log(high / low)
 
     height = TOP + STEP * len(bars) + 30
-    parts = [_text(LEFT, 24, f"{ours}, as a multiple of {theirs}", size=15)]
+    parts = [_text(left, 24, f"{ours}, as a multiple of {theirs}", size=15)]
     for mark in (mark for power in range(-2, 4) for mark in (10.0**power, 3 * 10.0**power) if low <= mark <= high):
         parts.append(_line(x(mark), TOP - 8, x(mark), height - 24, INK if mark == 1 else GRID))
         parts.append(_text(x(mark), height - 8, f"{mark:g}x", anchor="middle"))
     for place, (label, ratio) in enumerate(bars):
         y = TOP + STEP * place
         start, stop = sorted((x(1.0), x(ratio)))
-        parts.append(_text(LEFT - 10, y + 13, label, anchor="end"))
+        parts.append(_text(left - 10, y + 13, label, anchor="end"))
         parts.append(f'<rect x="{start:.1f}" y="{y}" width="{stop - start:.1f}" height="16" fill="{BAR}"/>')
         parts.append(_text(stop + 6, y + 13, f"{number(ratio)}x"))
     return _svg(height, parts)

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench import goals, results, table
+from bench import goals
+from bench.choice import pick
 from bench.content import MIB
-from bench.errors import BenchFailed, TrialFailed
+from bench.errors import TrialFailed
 from bench.figures import PSS
 from bench.memory import MemoryWatch
 from bench.packages import DOCKER, LOADERS, RIVAL, require, version
 from bench.plot import ratio_bars
+from bench.report import Outcome, publish
 from bench.results import Line
 from bench.rows import Row, Stage, all_rows
-from bench.servers import ENTREPOT, Server, machine, running
+from bench.servers import ENTREPOT, Server, check_space, machine, running
 from bench.servers import RIVAL as RIVAL_KIND
 from bench.touching import touch_memory
 
@@ -47,19 +49,7 @@ class Plan:
 
 def chosen(only: str | None) -> list[Row]:
     """The rows of a comma-separated list; all without one. Raises BenchFailed for a name that is none."""
-    rows = {row.name: row for row in all_rows()}
-    wanted = [name.strip() for name in only.split(",")] if only else list(rows)
-    if unknown := [name for name in wanted if name not in rows]:
-        raise BenchFailed(f"no row is called {', '.join(unknown)}; there are: {', '.join(rows)}")
-    return [row for name, row in rows.items() if name in wanted]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run went: whether every trial gave figures, and whether every goal is met."""
-
-    sound: bool
-    met: bool
+    return pick(all_rows(), only)
 
 
 def compare(plan: Plan) -> Outcome:
@@ -68,32 +58,22 @@ def compare(plan: Plan) -> Outcome:
     require(needs)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=plan.folder))
     try:
-        _check_space(folder, plan.rounds)
+        check_space(folder, SPACE + plan.rounds * SPACE_A_ROUND)
         about = _about(plan, folder)
         lines = _measure(plan, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     verdicts = goals.judge({line.name: line for line in lines})
-    document = results.as_json(lines, NAMES, about)
-    document["goals"] = [
-        {"goal": goal.text, "wanted": goal.wanted, "measured": value, "met": value is not None and goal.met(value)}
-        for goal, value in verdicts
-    ]
-    results.write(document, [results.FOLDER / "latest.json", *([plan.json] if plan.json else [])])
-    plot = ratio_bars(lines, *NAMES)
-    for path in (results.FOLDER / "latest.svg", *([plan.plot] if plan.plot else [])):
-        path.write_text(plot)
-    print(f"\n{table.figures(lines, NAMES)}\n\n{table.verdicts(verdicts)}")
-    failed = [line for line in lines if line.failure]
-    for line in failed:
-        print(f"\nFAILED {line.name}: {line.failure}")
-    return Outcome(not failed, goals.all_met(verdicts))
-
-
-def _check_space(folder: Path, rounds: int) -> None:
-    needed, free = SPACE + rounds * SPACE_A_ROUND, shutil.disk_usage(folder).free
-    if free < needed:
-        raise BenchFailed(f"{folder.parent} has {free >> 30} GiB free, and {needed >> 30} are needed; see --folder")
+    return publish(
+        lines,
+        NAMES,
+        about,
+        verdicts,
+        ratio_bars(lines, NAMES[0], NAMES[1]),
+        name="latest",
+        json=plan.json,
+        picture=plan.plot,
+    )
 
 
 def _about(plan: Plan, folder: Path) -> dict[str, object]:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def _entrepot_version() -> str:
     return __version__
 
 
-def _entrepot_command(folder: Path, port: int) -> list[str]:
+def entrepot_command(folder: Path, port: int) -> list[str]:
+    """The defaults, with two workers."""
     command = [sys.executable, "-m", "registry", "serve"]
     return [*command, "--workers", "2", "--listen", f"{HOST}:{port}", "--data", str(folder / "data")]
 
@@ -86,7 +88,7 @@ def _rival_command(folder: Path, port: int) -> list[str]:
     return ["docker-registry", "serve", str(path)]
 
 
-ENTREPOT = Kind("Entrepot", _entrepot_version, _entrepot_command)
+ENTREPOT = Kind("Entrepot", _entrepot_version, entrepot_command)
 RIVAL = Kind("docker-registry", lambda: version("docker-registry"), _rival_command)
 
 
@@ -107,14 +109,15 @@ def running(kind: Kind, folder: Path) -> Iterator[Server]:
     env = environment(folder, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
     begun = time.perf_counter()
     with program(command, env, log, folder) as process:
-        while not _answers(port):
+        while not answers(port):
             if process.poll() is not None or time.perf_counter() - begun > START_TIMEOUT:
                 raise BenchFailed(f"{kind.name} did not start: {' '.join(command)}\n{tail(log)}")
             time.sleep(POLL)
         yield Server(kind.name, port, process, log, time.perf_counter() - begun)
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether a registry serves there."""
     connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT)
     try:
         connection.request("GET", "/v2/")
@@ -137,3 +140,10 @@ def machine(folder: Path) -> dict[str, object]:
         "python": sys.version.split()[0],
         "file_system": filesystem_of(folder),
     }
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises BenchFailed where the disk has fewer bytes free than are needed."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BenchFailed(f"{folder.parent} has {free >> 30} GiB free, and {needed >> 30} are needed; see --folder")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bench import results, table
 from bench.content import CONFIG_TYPE, SMALL, blob, manifest
-from bench.errors import BenchFailed
 from bench.figures import spread
 from bench.goals import Goal, Verdict, all_met
 from bench.growth.store import Size, grow
@@ -22,7 +21,7 @@ from bench.growth.trials import BASE, CATALOG, FIGURES, MANIFEST, PUT, START, TA
 from bench.packages import require
 from bench.plot import curves
 from bench.results import Line
-from bench.servers import ENTREPOT, machine, running
+from bench.servers import ENTREPOT, check_space, machine, running
 from bench.wire import Client
 
 SPACE_A_MANIFEST = 6000
@@ -48,9 +47,7 @@ def measure(plan: Plan) -> bool:
     require({"wrk": "wrk"})
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=plan.folder))
     try:
-        needed, free = (1 << 30) + SPACE_A_MANIFEST * sum(plan.sizes), shutil.disk_usage(folder).free
-        if free < needed:
-            raise BenchFailed(f"{folder.parent} has {free >> 30} GiB free, and {needed >> 30} are needed; see --folder")
+        check_space(folder, (1 << 30) + SPACE_A_MANIFEST * sum(plan.sizes))
         about: dict[str, object] = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": machine(folder),

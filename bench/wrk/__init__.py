@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ SCRIPTS = Path(__file__).parent
 CONNECTIONS = 16
 MARGIN = 30.0
 """Seconds a loader may take beyond its time before it counts as hung."""
+ENDLESS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,42 @@ def load(
 ) -> Load:
     """Asks for `url`, or for what `script` makes of it, for that long. `size`: bytes of every body. Raises
     TrialFailed when a request failed or a body was short."""
+    with _command(url, seconds, connections, headers, script, arguments) as command:
+        out = run(command, seconds + MARGIN)
+    return read_report(out, size)
+
+
+def load_during(work: Callable[[], None], url: str, *, size: int = 0, headers: Mapping[str, str] | None = None) -> Load:
+    """Asks for `url` for as long as `work` takes. Raises TrialFailed as `load` does, and what `work` raises."""
+    env, nothing, pipe = environment(Path(tempfile.gettempdir())), subprocess.DEVNULL, subprocess.PIPE
+    with (
+        _command(url, ENDLESS, CONNECTIONS, headers, None, ()) as command,
+        subprocess.Popen(command, env=env, stdin=nothing, stdout=pipe, stderr=pipe, text=True) as process,
+    ):
+        try:
+            work()
+            process.send_signal(signal.SIGINT)  # wrk stops and reports
+            out, complaint = process.communicate(timeout=MARGIN)
+        except subprocess.TimeoutExpired:
+            raise TrialFailed("wrk did not stop") from None
+        finally:
+            if process.poll() is None:
+                process.kill()
+    if process.returncode != 0:
+        raise TrialFailed(f"wrk failed ({process.returncode}): {(complaint or out).strip()[-300:]}")
+    return read_report(out, size)
+
+
+@contextlib.contextmanager
+def _command(
+    url: str,
+    seconds: float,
+    connections: int,
+    headers: Mapping[str, str] | None,
+    script: str | None,
+    arguments: Sequence[str],
+) -> Iterator[list[str]]:
+    """The command of a load; its script is there until the block ends."""
     text = "".join((SCRIPTS / f"{name}.lua").read_text() for name in ("report", script) if name)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(text)
@@ -52,9 +91,7 @@ def load(
         command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
         for name, value in (headers or {}).items():
             command += ["-H", f"{name}: {value}"]
-        command += ["--latency", "-s", file.name, url, "--", *arguments]
-        out = run(command, seconds + MARGIN)
-    return read_report(out, size)
+        yield [*command, "--latency", "-s", file.name, url, "--", *arguments]
 
 
 def run(command: Sequence[str], timeout: float) -> str:
