@@ -12,6 +12,7 @@ from rich.text import Text
 from registry.cli.report import human, plain_console, table_of
 from registry.config import Settings, Upstream
 from registry.mirror.freshness import Freshness, Verdict
+from registry.upstream.holds import held_until
 from storage.content import Allowance
 from storage.interface import Records
 from storage.upkeep.arriving import arriving
@@ -28,6 +29,7 @@ async def survey(settings: Settings, records: Records) -> dict[str, Any]:
 async def _upstream(upstream: Upstream, records: Records, holdings: Holdings) -> dict[str, Any]:
     held = holdings.below(upstream.name)
     allowance = await records.allowance(upstream.name)
+    until = await held_until(records, upstream.name, upstream.endpoints, time.time())
     return {
         "name": upstream.name,
         "default": upstream.default,
@@ -38,7 +40,7 @@ async def _upstream(upstream: Upstream, records: Records, holdings: Holdings) ->
         "manifests": held.manifests,
         "blobs": held.blobs,
         "size": held.size,
-        "allowance": None if allowance is None else _allowance(allowance),
+        "allowance": _allowance(allowance, until),
     }
 
 
@@ -51,12 +53,14 @@ async def _stale(upstream: Upstream, records: Records, holdings: Holdings) -> in
     return stale
 
 
-def _allowance(allowance: Allowance) -> dict[str, Any]:
+def _allowance(allowance: Allowance | None, until: float | None) -> dict[str, Any] | None:
+    if allowance is None and until is None:
+        return None
     return {
-        "remaining": allowance.remaining,
-        "limit": allowance.limit,
-        "at": allowance.at,
-        "until": allowance.until or None,
+        "remaining": allowance.remaining if allowance else None,
+        "limit": allowance.limit if allowance else None,
+        "at": allowance.at if allowance else None,
+        "until": until,
     }
 
 
@@ -94,7 +98,7 @@ def _left(allowance: dict[str, Any] | None) -> str:
     """`57 of 100 at 14:02`; a limit that was hit, with the time at which it ends."""
     if allowance is None:
         return "-"
-    if allowance["until"] and allowance["until"] > time.time():
+    if allowance["until"]:
         return f"none until {_time(allowance['until'])}"
     if allowance["remaining"] is None:
         return "-"

@@ -12,10 +12,11 @@ from typing import Final, TypeVar
 from registry.config import Upstream, format_duration
 from registry.mirror.flights import Flights, outcome
 from registry.mirror.freshness import Freshness, Verdict
-from registry.mirror.source import Source
+from registry.mirror.source import ManifestDoubtful, Source
 from registry.notices import notice
 from storage.content import Actor, Check, Descriptor, Manifest
 from storage.errors import (
+    Denied,
     ManifestUnknown,
     StorageFailed,
     StorageFull,
@@ -160,13 +161,13 @@ class Manifests:
                 await self._store(repo, tag, await self._take(repo, tag, found.digest))
             else:
                 await self._note(repo, tag, True)
-        except ManifestUnknown:
-            await self._drop(repo, tag)
-            raise
-        except (UpstreamUnavailable, TooManyRequests, StorageFull, StorageFailed) as error:
+        except (ManifestDoubtful, Denied, UpstreamUnavailable, TooManyRequests, StorageFull, StorageFailed) as error:
             text = self._outdated(repo, tag, check, f"{self._name}: {error.message}")
             log.warning("%s", text)
             return text
+        except ManifestUnknown:
+            await self._drop(repo, tag)
+            raise
         return None
 
     async def _take(self, repo: RepositoryName, tag: Tag, digest: Digest) -> Manifest:

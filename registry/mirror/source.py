@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from storage.content import Descriptor, Manifest, Page, Span
-from storage.errors import RegistryError
+from storage.errors import ManifestUnknown, RegistryError
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 
@@ -14,6 +14,13 @@ class RangesUnsupported(RegistryError):
     """The far registry sends blobs only whole. Nothing was handed on."""
 
     default = "the upstream registry sends blobs only from their start"
+
+
+class ManifestDoubtful(ManifestUnknown):
+    """An answer that looks like "there is none", but nothing shows that the registry itself gave it: it may be a
+    firewall's page, or that of a proxy before a registry that is being restarted. No reason to drop what is here."""
+
+    default = "the upstream registry does not give out such a manifest"
 
 
 class Sink(Protocol):
@@ -35,7 +42,8 @@ class Source(Protocol):
 
     Errors of all: UpstreamUnavailable (it cannot be reached, or failed), UpstreamTimeout, TooManyRequests (with
     `retry_after`), Denied (it refuses the login configured for it), StorageFailed. A refusal of an anonymous request
-    is told as "unknown", since private content cannot be told from none.
+    is told as "unknown", since private content cannot be told from none. ManifestUnknown is ManifestDoubtful where the
+    answer may not have been the registry's own.
     """
 
     name: str
@@ -43,8 +51,8 @@ class Source(Protocol):
     """For blobs, the most at once over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """With one HEAD (free of Hub's rate limit). Raises ManifestUnknown. Where the answer names no digest, it is a
-        GET."""
+        """With one HEAD (free of Hub's rate limit). Raises ManifestUnknown. Where the answer names no digest, or
+        may not be the registry's own, a GET follows."""
         ...
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:

@@ -6,15 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from registry.mirror.source import ManifestDoubtful
 from registry.upstream.addresses import place
 from storage.content import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
-from storage.errors import Denied, DigestInvalid, RegistryError, UpstreamUnavailable
+from storage.errors import Denied, DigestInvalid, ManifestUnknown, RegistryError, UpstreamUnavailable
 from storage.names import Digest
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
 """Every manifest type but schema 1. Without it registries convert, and the digest is another."""
 
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
+_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
+"""Codes of refusals: the OCI distribution spec's ("Error Codes"), and those that Docker's registry and Harbor add."""
+_CODES_SIZE = 64 << 10
+"""Bytes of an answer that may hold codes; what is larger is some page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +59,34 @@ def as_count(text: str | None) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def refusal(answer: Answer, unknown: RegistryError, login: bool) -> RegistryError:
+def refusal(answer: Answer, unknown: RegistryError, login: bool, granted: bool = False) -> RegistryError:
     """The error for an answer that is no success. `unknown`: what "there is no such thing" means here. `login`: we
-    are not anonymous there, so a refusal is one of the login configured."""
+    are not anonymous there, so a refusal is one of the login configured. `granted`: the answer before it demanded a
+    token, and it was got: so this one, too, is from whoever demanded it."""
     status, where = answer.status, place(answer.url)
     if answer.foreign and status in (401, 403):
         # A redirect's address carries its own authorisation, so this says nothing about who we are.
         return UpstreamUnavailable(f"the upstream sent us on to {where}, which refuses us ({status})")
-    if status in (404, 410) or (status == 400 and _codes(answer.body) & _UNKNOWN_CODES):
+    if status in (404, 410):
+        return unknown if from_registry(answer) else doubted(unknown)
+    if status == 400 and _codes(answer.body) & _UNKNOWN_CODES:
         return unknown
     if status in (401, 403):
-        return denied(where) if login else unknown
+        if login:
+            return denied(where)
+        return unknown if granted or from_registry(answer) else doubted(unknown)
     return UpstreamUnavailable(f"the upstream registry {where} answers {status}")
+
+
+def from_registry(answer: Answer) -> bool:
+    """Its body shows that a registry refuses, and not something before it. An answer to HEAD shows nothing."""
+    return bool(_codes(answer.body) & _CODES)
+
+
+def doubted(unknown: RegistryError) -> RegistryError:
+    """The same where it is not sure that the registry said so. It matters for manifests alone: what is here of them is
+    dropped when the upstream has them no more."""
+    return ManifestDoubtful() if isinstance(unknown, ManifestUnknown) else unknown
 
 
 def denied(where: str) -> Denied:
@@ -74,6 +95,8 @@ def denied(where: str) -> Denied:
 
 def _codes(body: bytes) -> set[str]:
     """The error codes in a body (OCI distribution spec, "Error Codes")."""
+    if len(body) > _CODES_SIZE:
+        return set()
     try:
         errors = json.loads(body)["errors"]
         return {str(error["code"]) for error in errors}

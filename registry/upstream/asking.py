@@ -7,19 +7,22 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from registry.config import Upstream
-from registry.mirror.source import RangesUnsupported
+from registry.mirror.source import ManifestDoubtful, RangesUnsupported
 from registry.upstream.addresses import place
 from registry.upstream.allowance import Allowances
-from registry.upstream.answers import Answer, refusal
+from registry.upstream.answers import Answer, doubted, refusal
 from registry.upstream.auth import AnonymousRefused, Auth
 from registry.upstream.endpoints import Endpoint, Endpoints, Trial
 from registry.upstream.exchange import SMALL, Exchange
+from registry.upstream.holds import Holds, Kind
 from registry.upstream.waiting import ANSWER_SECONDS, within
 from storage.errors import (
     BlobUnknown,
     Denied,
     ManifestUnknown,
+    NameUnknown,
     RegistryError,
+    TooManyRequests,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -31,17 +34,22 @@ T = TypeVar("T")
 Attempt = Callable[[Endpoint, Trial], Awaitable[T]]
 Send = Callable[[Mapping[str, str]], Awaitable[Answer]]
 
-_WITHOUT = (BlobUnknown, ManifestUnknown, Denied, RangesUnsupported)
+_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful)
+"""What says nothing of the thing asked for."""
+_WITHOUT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
 """Said by one endpoint, but another may have the same bytes."""
 _GRAVITY: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
+    TooManyRequests,
     UpstreamTimeout,
     UpstreamUnavailable,
     Denied,
+    ManifestDoubtful,
     ManifestUnknown,
     BlobUnknown,
+    NameUnknown,
 )
-"""What is told when all endpoints failed, each in its way. "Unknown" is told only if all say so."""
+"""What is told when no endpoint had it, each for its reason. "Unknown" is told only if all say so."""
 
 
 class Asking:
@@ -51,37 +59,53 @@ class Asking:
         self, settings: Upstream, exchange: Exchange, records: Records, turns: Turns, clock: Callable[[], float]
     ) -> None:
         self.allowances = Allowances(settings.name, records, clock)
+        self._holds = Holds(settings.name, records, clock)
         self._exchange = exchange
         self._endpoints = Endpoints(settings, clock)
-        self._auth = Auth(settings, self._endpoints.urls, exchange, self.allowances, records, turns, clock)
+        self._auth = Auth(settings, self._endpoints.urls, exchange, self._holds, records, turns, clock)
 
     async def first(
         self,
         attempt: Attempt[T],
+        kind: Kind,
         *,
         anywhere: bool = False,
         avoid: Collection[str] = (),
         seconds: float | None = ANSWER_SECONDS,
     ) -> T:
         """The outcome at the first endpoint that answers. `anywhere`: what is asked for has a digest, so one endpoint's
-        "unknown" is not the last word. `seconds`: for all of it, so that an endpoint that hangs leaves time for the
-        next."""
-        await self.allowances.heed()
+        "unknown" is not the last word. Of names and tags the first of the settings is the authority: its "unknown" is
+        final, and that of the others counts for nothing, since they are asked only when it says nothing. `seconds`: for
+        all of it, so that an endpoint that hangs leaves time for the next."""
+        await self.allowances.look()
         order = self._endpoints.order(avoid)
+        resting = self._endpoints.resting(order)
+        failures: list[RegistryError] = []
+        order = await self._unheld(order, kind, failures)
         loop = asyncio.get_running_loop()
         ends = None if seconds is None else loop.time() + seconds
-        failures: list[RegistryError] = []
         for place_in_line, endpoint in enumerate(order):
             share = None if ends is None else (ends - loop.time()) / (len(order) - place_in_line)
             try:
                 return await self._try(endpoint, attempt, share)
-            except UpstreamUnavailable as error:
+            except _FAILED as error:
                 failures.append(error)
             except _WITHOUT as error:
-                if not anywhere:
+                if not anywhere and endpoint is self._endpoints.all[0]:
                     raise
                 failures.append(error)
-        raise next(error for kind in _GRAVITY for error in failures if type(error) is kind)
+        raise _gravest([*failures, *resting])
+
+    async def _unheld(self, order: list[Endpoint], kind: Kind, failures: list[RegistryError]) -> list[Endpoint]:
+        """Those that let us ask for that; what the others said goes to `failures`."""
+        found = []
+        for endpoint in order:
+            try:
+                await self._holds.heed(endpoint.url, kind)
+                found.append(endpoint)
+            except TooManyRequests as error:
+                failures.append(error)
+        return found
 
     async def _try(self, endpoint: Endpoint, attempt: Attempt[T], seconds: float | None) -> T:
         with endpoint.trial() as trial:
@@ -95,36 +119,52 @@ class Asking:
         endpoint: Endpoint,
         trial: Trial,
         repo: RepositoryName,
+        kind: Kind,
         send: Send,
         unknown: RegistryError,
         accepted: Collection[int] = (),
     ) -> Answer:
-        """The answer of `send`, called with the headers that let us in, once more where a token has to be got first.
+        """The answer of `send`, called with the headers that let us in, again where a token has to be got first.
         Raises what any answer means that is neither a success nor among `accepted`."""
-        scope = f"repository:{repo}:pull"
+        await self._holds.heed(endpoint.url, kind)
         try:
-            authorization = await self._auth.header(endpoint.url, scope)
-            answer = await send(_headers(authorization))
-            if _wants_more(answer):
-                other = await self._auth.renew(endpoint.url, scope, answer, authorization)
-                answer = await send(_headers(other)) if other else answer
-        except AnonymousRefused:
+            answer, granted = await self._let_in(endpoint, f"repository:{repo}:pull", send)
+        except AnonymousRefused as refused:
             trial.answered()
-            raise unknown from None
+            raise (unknown if refused.proven else doubted(unknown)) from None
+        except Denied:
+            trial.answered()
+            raise
         if answer.status < 501:  # 500 is about this request, the others about the server
             trial.answered()
-        if answer.status == 429:
-            raise await self.allowances.refused(answer.headers)
+        if answer.foreign and answer.status == 429:
+            raise self._holds.passing(answer.headers)
         await self.allowances.note(answer.headers)
+        if answer.status == 429:
+            raise await self._holds.hold(endpoint.url, kind, answer.headers)
         if answer.status in (200, 206) or answer.status in accepted:
             return answer
-        raise refusal(answer, unknown, self._auth.configured)
+        raise refusal(answer, unknown, self._auth.configured, granted)
+
+    async def _let_in(self, endpoint: Endpoint, scope: str, send: Send) -> tuple[Answer, bool]:
+        """The last answer of `send`, and whether it was asked with what the one before had demanded."""
+        authorization = await self._auth.header(endpoint.url, scope)
+        answer = await send(_headers(authorization))
+        if authorization is None and _is_mute(answer) and (login := self._auth.unasked(endpoint.url)):
+            authorization, answer = login, await send(_headers(login))
+            if answer.status in (200, 206):
+                self._auth.welcomed(endpoint.url)
+        if not _wants_more(answer):
+            return answer, False
+        other = await self._auth.renew(endpoint.url, scope, answer, authorization)
+        return (await send(_headers(other)), True) if other else (answer, False)
 
     async def ask(
         self,
         endpoint: Endpoint,
         trial: Trial,
         repo: RepositoryName,
+        kind: Kind,
         method: str,
         path: str,
         unknown: RegistryError,
@@ -143,14 +183,26 @@ class Asking:
                 method, url, {**(headers or {}), **authorization}, most=most, content=content
             )
 
-        return await self.admitted(endpoint, trial, repo, send, unknown, accepted)
+        return await self.admitted(endpoint, trial, repo, kind, send, unknown, accepted)
 
     async def aclose(self) -> None:
         await self._auth.aclose()
 
 
+def _gravest(failures: list[RegistryError]) -> RegistryError:
+    """Of several that weigh the same the first; of several "too many requests" the one that ends first."""
+    found = [error for kind in _GRAVITY for error in failures if type(error) is kind]
+    waits = [error for error in failures if isinstance(error, TooManyRequests)]
+    return min(waits, key=lambda error: error.retry_after) if found[0] in waits else found[0]
+
+
 def _headers(authorization: str | None) -> dict[str, str]:
     return {"Authorization": authorization} if authorization else {}
+
+
+def _is_mute(answer: Answer) -> bool:
+    """It refuses, and does not say what would help."""
+    return answer.status in (401, 403, 404) and not answer.foreign and "www-authenticate" not in answer.headers
 
 
 def _wants_more(answer: Answer) -> bool:

@@ -15,11 +15,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from registry.config import Upstream
 from registry.upstream.addresses import place
-from registry.upstream.allowance import Allowances
-from registry.upstream.answers import Answer, denied
+from registry.upstream.answers import Answer, denied, from_registry
 from registry.upstream.challenges import Challenge, choose, parse_challenges
 from registry.upstream.credentials import Credentials, Login
 from registry.upstream.exchange import KIB, Exchange
+from registry.upstream.holds import Holds, Kind
 from registry.upstream.realms import Realms
 from registry.upstream.waiting import ANSWER_SECONDS, Flights, within
 from storage.errors import StorageFailed, StorageFull, UpstreamUnavailable
@@ -36,12 +36,22 @@ KEPT = 1000
 MOST = 256 * KIB
 """Bytes of a token service's answer."""
 
+OPEN_SECONDS = 600.0
+"""For how long an endpoint that asked for no login at `/v2/` is believed to want none."""
+SHUT_SECONDS = 60.0
+"""The same where it said neither: it refused, without saying what it wants."""
+
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
-_OPEN = Challenge("none")
+_BASIC = Challenge("basic")
 
 
 class AnonymousRefused(Exception):
-    """The token service gives nothing to somebody without a login."""
+    """The token service gives nothing to somebody without a login. `proven`: its answer shows that it is a registry's,
+    and not that of something before it."""
+
+    def __init__(self, proven: bool) -> None:
+        super().__init__("the token service gives nothing to the anonymous")
+        self.proven = proven
 
 
 class Auth:
@@ -52,7 +62,7 @@ class Auth:
         settings: Upstream,
         endpoints: list[str],
         exchange: Exchange,
-        allowances: Allowances,
+        holds: Holds,
         records: Records,
         turns: Turns,
         clock: Callable[[], float],
@@ -61,11 +71,12 @@ class Auth:
         self._credentials = Credentials(settings)
         self._realms = Realms(settings, endpoints)
         self._exchange = exchange
-        self._allowances = allowances
+        self._holds = holds
         self._records = records
         self._turns = turns
         self._clock = clock
         self._challenges: dict[str, Challenge] = {}
+        self._looked: dict[str, tuple[bool, float]] = {}  # whether it is open, and until when that is believed
         self._tokens: dict[str, tuple[str, float]] = {}
         self._flights = Flights()
 
@@ -82,13 +93,25 @@ class Auth:
         if token := await self._kept(key):
             return f"Bearer {token}"
         challenge = self._challenges.get(endpoint)
-        if challenge is None and login is not None:
+        if challenge is None and login is not None and self._clock() >= self._looked.get(endpoint, (False, 0.0))[1]:
             # Some registries show public content to everybody and answer 404, not 401, for the rest: what the login
             # may see is seen only by asking with it. Clients look at `/v2/` for that.
             challenge = await self._flights.share(f"ping {endpoint}", lambda: self._ping(endpoint, login))
-        if challenge is None or challenge is _OPEN:
+        if challenge is None:
             return None
         return await self._meet(endpoint, key, challenge, scope, login, None)
+
+    def unasked(self, endpoint: str) -> str | None:
+        """The `Authorization` to try where an endpoint refuses and says nowhere how to log in; None: there is nothing
+        to try. It goes to the endpoint alone, which the settings name; no realm is asked."""
+        login = self._credentials.current()
+        if login is None or not login.username or login.identity or endpoint in self._challenges:
+            return None
+        return None if self._looked.get(endpoint, (True, 0.0))[0] else login.basic()
+
+    def welcomed(self, endpoint: str) -> None:
+        """What was `unasked` let us in: from now on it is sent at once."""
+        self._challenges[endpoint] = _BASIC
 
     async def renew(self, endpoint: str, scope: str, answer: Answer, refused: str | None) -> str | None:
         """Another `Authorization`, after `answer` refused the one sent. None: there is no other. Raises as `header`."""
@@ -111,16 +134,22 @@ class Auth:
         who = f"{login.username}#{login.version}" if login else "anonymous"
         return f"{self._name} {endpoint} {scope} {who}"
 
-    async def _ping(self, endpoint: str, login: Login) -> Challenge:
+    async def _ping(self, endpoint: str, login: Login) -> Challenge | None:
+        """What `/v2/` asks for; None: nothing, or nothing that we know how to meet."""
+        await self._holds.heed(endpoint, Kind.LOGIN)
         async with within(ANSWER_SECONDS, place(endpoint)):
             answer = await self._exchange.ask("GET", f"{endpoint}/v2/", {})
-        if answer.status >= 500:
+        if answer.status == 429 and not answer.foreign:
+            raise await self._holds.hold(endpoint, Kind.LOGIN, answer.headers)
+        if answer.status == 429 or answer.status >= 500:
             raise UpstreamUnavailable(f"the upstream registry {place(endpoint)} answers {answer.status}")
         asks = answer.status == 401 and not answer.foreign
         challenges = parse_challenges(answer.headers.get("www-authenticate", "")) if asks else []
-        challenge = choose(challenges, bool(login.username)) or _OPEN
-        self._challenges.setdefault(endpoint, challenge)
-        return challenge
+        if challenge := choose(challenges, bool(login.username)):
+            return self._challenges.setdefault(endpoint, challenge)
+        is_open = answer.status == 200
+        self._looked[endpoint] = is_open, self._clock() + (OPEN_SECONDS if is_open else SHUT_SECONDS)
+        return None
 
     async def _meet(
         self, endpoint: str, key: str, challenge: Challenge, scope: str, login: Login | None, refused: str | None
@@ -166,10 +195,11 @@ class Auth:
         async with within(ANSWER_SECONDS, f"the token service {place(realm)}"), self._turns.take(f"token {key}"):
             if (known := await self._kept(key)) and known != refused:
                 return known
+            await self._holds.heed(realm, Kind.LOGIN)
             asked = self._clock()
             answer = await self._ask(realm, service, scope, login)
             if answer.status == 429:
-                raise await self._allowances.refused(answer.headers)
+                raise await self._holds.hold(realm, Kind.LOGIN, answer.headers)
             token, lifetime = self._read(answer, login)
             expires = asked + lifetime - min(MARGIN, lifetime / 5)
             self._remember(key, token, expires)
@@ -203,7 +233,7 @@ class Auth:
         where = f"the token service {place(answer.url)}"
         if answer.status in (401, 403) or (answer.status == 400 and login and login.identity):
             if login is None:
-                raise AnonymousRefused
+                raise AnonymousRefused(from_registry(answer))
             raise denied(place(answer.url))
         if answer.status != 200:
             raise UpstreamUnavailable(f"{where} answers {answer.status}")

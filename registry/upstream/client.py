@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from registry.config import Upstream
-from registry.mirror.source import Sink, Source
+from registry.mirror.source import ManifestDoubtful, RangesUnsupported, Sink, Source
 from registry.upstream.addresses import place
 from registry.upstream.answers import ACCEPT, Answer, as_count
 from registry.upstream.asking import Asking
 from registry.upstream.bodies import Bodies
 from registry.upstream.endpoints import Endpoint, Trial
 from registry.upstream.exchange import MIB, Exchange
+from registry.upstream.holds import Kind
 from registry.upstream.listing import Listing
 from registry.upstream.proxies import Proxies
 from registry.upstream.ranges import range_of
@@ -59,21 +62,23 @@ class FarRegistry:
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Descriptor:
-            answer = await self._manifest(endpoint, trial, repo, "HEAD", reference)
-            digest = reference if isinstance(reference, Digest) else answer.digest
-            if answer.status in _NO_HEAD or not digest or not answer.length or not answer.media_type:
-                answer = await self._manifest(endpoint, trial, repo, "GET", reference)
-                return _checked(answer, reference).descriptor
-            _compare(answer, digest)
-            return Descriptor(answer.media_type, digest, answer.length)
+            # An answer to HEAD has no body that shows whose it is, and what is here may hang on it.
+            with suppress(ManifestDoubtful):
+                answer = await self._manifest(endpoint, trial, repo, "HEAD", reference)
+                digest = reference if isinstance(reference, Digest) else answer.digest
+                if answer.status not in _NO_HEAD and digest and answer.length and answer.media_type:
+                    _compare(answer, digest)
+                    return Descriptor(answer.media_type, digest, answer.length)
+            answer = await self._manifest(endpoint, trial, repo, "GET", reference)
+            return _checked(answer, reference).descriptor
 
-        return await self._asking.first(attempt, anywhere=isinstance(reference, Digest))
+        return await self._asking.first(attempt, Kind.HEAD, anywhere=isinstance(reference, Digest))
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Manifest:
             return _checked(await self._manifest(endpoint, trial, repo, "GET", reference), reference)
 
-        return await self._asking.first(attempt, anywhere=isinstance(reference, Digest))
+        return await self._asking.first(attempt, Kind.MANIFEST, anywhere=isinstance(reference, Digest))
 
     async def _manifest(
         self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, method: str, reference: Reference
@@ -82,6 +87,7 @@ class FarRegistry:
             endpoint,
             trial,
             repo,
+            Kind.HEAD if method == "HEAD" else Kind.MANIFEST,
             method,
             f"manifests/{reference}",
             ManifestUnknown(),
@@ -94,11 +100,11 @@ class FarRegistry:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Descriptor:
             return Descriptor(BLOB_TYPE, digest, await self._size(endpoint, trial, repo, digest))
 
-        return await self._asking.first(attempt, anywhere=True)
+        return await self._asking.first(attempt, Kind.BLOB, anywhere=True)
 
     async def _size(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, digest: Digest) -> int:
         path, unknown = f"blobs/{digest}", BlobUnknown()
-        answer = await self._asking.ask(endpoint, trial, repo, "HEAD", path, unknown, accepted=_NO_SIZE)
+        answer = await self._asking.ask(endpoint, trial, repo, Kind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE)
         if answer.status == 200 and answer.length is not None:
             return answer.length
         # Addresses that redirects lead to may be signed for GET alone; and not all answer HEAD with a length.
@@ -106,6 +112,7 @@ class FarRegistry:
             endpoint,
             trial,
             repo,
+            Kind.BLOB,
             "GET",
             path,
             unknown,
@@ -124,27 +131,31 @@ class FarRegistry:
     ) -> None:
         wanted = range_of(span)
         asked = {"Range": wanted} if wanted else {}
+        loop = asyncio.get_running_loop()
 
         async def attempt(endpoint: Endpoint, trial: Trial) -> None:
-            transfer = Transfer(endpoint.url, span, sink)
+            # The endpoint lives once it sends; that this ends, long afterwards, is no news of it.
+            transfer = Transfer(endpoint.url, span, sink, lambda: loop.call_soon_threadsafe(trial.answered))
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
             async def send(authorization: Mapping[str, str]) -> Answer:
                 return await self._bodies.fetch(transfer, url, {**asked, **authorization})
 
             try:
-                await self._asking.admitted(endpoint, trial, repo, send, BlobUnknown())
+                await self._asking.admitted(endpoint, trial, repo, Kind.BLOB, send, BlobUnknown())
             except SinkRaised as raised:
                 trial.answered()
                 raise Ended(raised.error) from None
             except RegistryError as error:
+                if isinstance(error, RangesUnsupported):
+                    trial.answered()
                 if not transfer.begun:
                     raise
                 trial.answered()
                 raise Ended(error) from None
 
         try:
-            await self._asking.first(attempt, anywhere=True, avoid=avoid, seconds=None)
+            await self._asking.first(attempt, Kind.BLOB, anywhere=True, avoid=avoid, seconds=None)
         except Ended as ended:
             raise ended.error from None
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from registry.config import Upstream
-from storage.errors import RegistryError, UpstreamUnavailable
+from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +22,17 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 
 
 class Trial:
-    """One request to an endpoint. `answered` says that the endpoint lives, whatever happens to the request."""
+    """One request to an endpoint. `answered` says that the endpoint lives, whatever happens to the request: others may
+    be sent there from then on, though this one may take long, as blobs do."""
 
-    def __init__(self) -> None:
+    def __init__(self, lives: Callable[[], None]) -> None:
         self.alive = False
+        self._lives = lives
 
     def answered(self) -> None:
-        self.alive = True
+        if not self.alive:
+            self.alive = True
+            self._lives()
 
 
 class Endpoint:
@@ -58,29 +62,24 @@ class Endpoint:
     @contextmanager
     def trial(self) -> Iterator[Trial]:
         """Around one request: counts UpstreamUnavailable and its kind, unless the endpoint `answered`."""
-        trial, started, half_open = Trial(), self._clock(), self.failures >= LIMIT
+        started, half_open = self._clock(), self.failures >= LIMIT
+        trial = Trial(self._lives)
         self._tried = self._tried or half_open
         try:
             yield trial
-            self._lives()
+            trial.answered()
         except UpstreamUnavailable:
-            if trial.alive:
-                self._lives()
-            else:
+            if not trial.alive:
                 self._failed(started)
             raise
-        except BaseException as error:
-            if trial.alive or isinstance(error, RegistryError):
-                self._lives()
-            raise
         finally:
-            if half_open:
+            if half_open and not trial.alive:
                 self._tried = False
 
     def _lives(self) -> None:
         if self.failures >= LIMIT:
             log.info("the upstream endpoint %s answers again", self.url)
-        self.failures, self._pause = 0, FIRST_PAUSE
+        self.failures, self._pause, self._tried = 0, FIRST_PAUSE, False
 
     def _failed(self, started: float) -> None:
         # Requests that went out before the last failure was seen failed with it: one event, one count.
@@ -106,15 +105,22 @@ class Endpoints:
         return [endpoint.url for endpoint in self.all]
 
     def order(self, avoid: Collection[str] = ()) -> list[Endpoint]:
-        """Whom to ask, the first first: those that failed last time come later, those in `avoid` last. Raises
-        UpstreamUnavailable when none is to be asked now."""
+        """Whom to ask, the first first: those that failed last time come later, those in `avoid` last; without those
+        that are left alone."""
         found = [endpoint for endpoint in self.all if not endpoint.open]
-        if not found:
-            wait = max(1, round(min(endpoint.wait for endpoint in self.all)))
-            raise UpstreamUnavailable(
+        return sorted(found, key=lambda endpoint: (endpoint.url in avoid, _ailing(endpoint)))
+
+    def resting(self, asked: Collection[Endpoint]) -> list[UpstreamUnavailable]:
+        """What is to be said of those that are not among the `asked`, if there are any."""
+        waits = [endpoint.wait for endpoint in self.all if endpoint not in asked]
+        if not waits:
+            return []
+        wait = max(1, round(min(waits)))
+        return [
+            UpstreamUnavailable(
                 f"the upstream registry {self._name} did not answer lately; it is tried again in {wait} s"
             )
-        return sorted(found, key=lambda endpoint: (endpoint.url in avoid, _ailing(endpoint)))
+        ]
 
 
 def _ailing(endpoint: Endpoint) -> bool:

@@ -17,6 +17,7 @@ from registry.upstream.answers import Answer
 from registry.upstream.asking import Asking
 from registry.upstream.endpoints import Endpoint, Trial
 from registry.upstream.exchange import MIB
+from registry.upstream.holds import Kind
 from registry.upstream.paging import PAGES, cut, next_page
 from storage.content import INDEXES, OCI_INDEX, Descriptor, Manifest, Page
 from storage.errors import ManifestInvalid, ManifestUnknown, NameUnknown, TagInvalid, UpstreamUnavailable
@@ -50,7 +51,7 @@ class Listing:
         # A first page is always asked for: somebody may just have pushed a tag there.
         if after is None or not found or time.monotonic() - read > KEPT_SECONDS:
             found = await self._asking.first(
-                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), seconds=LIST_SECONDS
+                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), Kind.LIST, seconds=LIST_SECONDS
             )
             self._kept[repo] = (time.monotonic(), found)
             self._kept.move_to_end(repo)
@@ -64,11 +65,11 @@ class Listing:
         room = LISTS_SIZE
         for _ in range(PAGES):
             answer = await self._asking.ask(
-                endpoint, trial, repo, "GET", path, NameUnknown(), most=LIST_SIZE, accepted=(400,)
+                endpoint, trial, repo, Kind.LIST, "GET", path, NameUnknown(), most=LIST_SIZE, accepted=(400,)
             )
             if answer.status == 400:  # it does not like our `n`
                 answer = await self._asking.ask(
-                    endpoint, trial, repo, "GET", "tags/list", NameUnknown(), most=LIST_SIZE
+                    endpoint, trial, repo, Kind.LIST, "GET", "tags/list", NameUnknown(), most=LIST_SIZE
                 )
             room = _room_after(answer, room)
             found.update(_tags(answer))
@@ -85,6 +86,7 @@ class Listing:
         try:
             found = await self._asking.first(
                 lambda endpoint, trial: self._all_referrers(endpoint, trial, repo, subject, artifact_type),
+                Kind.LIST,
                 seconds=LIST_SECONDS,
             )
         except (NameUnknown, ManifestUnknown):
@@ -103,6 +105,7 @@ class Listing:
                 endpoint,
                 trial,
                 repo,
+                Kind.LIST,
                 "GET",
                 path,
                 NameUnknown(),
@@ -131,6 +134,7 @@ class Listing:
             endpoint,
             trial,
             repo,
+            Kind.MANIFEST,
             "GET",
             f"manifests/{tag}",
             ManifestUnknown(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 
 from registry.mirror.source import Sink
 from storage.content import Span
@@ -24,12 +25,14 @@ class Abandoned(Exception):
 class Transfer:
     """One span on its way, and the way to end it from outside its thread."""
 
-    def __init__(self, endpoint: str, span: Span, sink: Sink) -> None:
+    def __init__(self, endpoint: str, span: Span, sink: Sink, on_begin: Callable[[], object]) -> None:
+        """`on_begin` is called, in the thread, when the other end has answered with what was asked for."""
         self.endpoint = endpoint
         self.span = span
         self.begun = False
         """The sink was called."""
         self._sink = sink
+        self._on_begin = on_begin
         self._socket: socket.socket | None = None
         self._abandoned = False
         self._lock = threading.Lock()
@@ -61,6 +64,7 @@ class Transfer:
             if self._abandoned:
                 raise Abandoned
             self.begun = True
+        self._on_begin()
         try:
             self._sink.begin(self.endpoint, start, stop, size)
         except BaseException as error:

@@ -95,11 +95,12 @@ class SqliteRecords:
         return None if row is None else Allowance(*row)
 
     async def note_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """One that is older than what is known changes nothing."""
+        """What is left is as the newest of them says; a wish to be left alone lasts as long as the longest says."""
         await self._change(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (upstream) DO UPDATE SET at = excluded.at, remaining = excluded.remaining, "
-            "most = excluded.most, until = excluded.until WHERE excluded.at >= at",
+            "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "
+            "remaining = iif(excluded.at >= at, excluded.remaining, remaining), "
+            "most = iif(excluded.at >= at, excluded.most, most)",
             (upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
         )
 

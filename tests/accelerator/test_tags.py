@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.accelerator.site import REPO, Site
+from tests.clients.images import MIB
 from tests.upstreams.content import noise_image
 
 OLD = 'tag_ttl = "0s"\nmiss_ttl = "0s"'
@@ -46,6 +47,50 @@ def test_requests_that_run_out(site: Site) -> None:
         assert answer.headers["docker-content-digest"] == site.image.digest
         assert answer.headers["warning"].startswith('299 - "')
     assert site.asked("manifest") == 1
+
+
+def test_a_limit_reached_while_a_blob_comes(site: Site) -> None:
+    """A client that asks for another image and gets the 429 for it takes nothing from those who read a blob: its next
+    pieces are asked for all the same."""
+    site.content.add(REPO, noise_image("second", 3000), "2")
+    site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
+    site.inspect()
+    reading = site.get().reached(1)
+    site.hub.set(limit=0, retry_after=60)
+    assert site.http.get(f"/v2/{REPO}/manifests/2").status_code == 429
+    asked = site.asked("blob")
+    assert reading.ended().body == site.blob
+    assert site.asked("blob") > asked
+
+
+def test_a_fallback_that_has_less(site: Site) -> None:
+    """While the first endpoint is off, the second one's "there is no such tag" takes away no tag that is here, and is
+    not told of one that is not."""
+    site.start(settings=OLD, endpoints=2)
+    pulled(site)
+    for tag in ("1", "latest"):
+        site.other.remove(REPO, tag)
+    site.hub.refuse()
+    for _ in range(5):
+        answer = site.inspect()
+        assert answer.headers["docker-content-digest"] == site.image.digest
+        assert answer.headers["warning"].startswith('299 - "')
+        assert site.http.get(f"/v2/{REPO}/manifests/latest").status_code == 502
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_a_page_that_is_no_registry_s(site: Site, status: int) -> None:
+    """A firewall or proxy that refuses in the upstream's place takes nothing away; the upstream itself does."""
+    site.start(settings=OLD, auth="off")
+    pulled(site)
+    site.hub.fault(on="manifest", method="", status=status, page=True, times=None)
+    for method in ("GET", "HEAD", "GET"):
+        answer = site.http.request(method, f"/v2/{REPO}/manifests/1")
+        assert (answer.status_code, answer.headers["docker-content-digest"]) == (200, site.image.digest)
+        assert answer.headers["warning"].startswith('299 - "')
+    site.hub.clear()
+    site.hub.remove(REPO, "1")
+    assert site.http.get(f"/v2/{REPO}/manifests/1").status_code == 404
 
 
 def test_the_upstream_is_off(site: Site) -> None:

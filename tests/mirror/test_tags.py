@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from registry.mirror.source import ManifestDoubtful
 from registry.notices import NOTICE
 from storage.content import Manifest, digest_of
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
@@ -115,10 +116,19 @@ async def test_patterns(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [UpstreamUnavailable("it refuses connections"), UpstreamTimeout(), TooManyRequests(retry_after=60)]
+    "error",
+    [
+        UpstreamUnavailable("it refuses connections"),
+        UpstreamTimeout(),
+        TooManyRequests(retry_after=60),
+        ManifestDoubtful(),
+        Denied("it refuses the login configured for it"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 async def test_stale_if_error(site: Site, worker: Worker, error: Exception) -> None:
-    """While upstream does not answer, a tag of any age is served as it was, and the client is told so."""
+    """While upstream does not answer, does not let us in, or something that may not be the upstream says that there is
+    no such tag, a tag of any age is served as it was, and the client is told so. It stays."""
     image = await pulled(site, worker)
     site.clock.now += 30 * 86400
     site.far.faults.down = error  # type: ignore[assignment]
@@ -129,6 +139,9 @@ async def test_stale_if_error(site: Site, worker: Worker, error: Exception) -> N
     assert "30d" in told
     assert told.isascii()
     assert '"' not in told
+    assert (await worker.store.resolve_manifest(HERE, TAG)).digest == image.digest
+    site.far.faults.down = UpstreamUnavailable()
+    assert (await worker.mirror.get_manifest(HERE, TAG)).digest == image.digest
 
 
 async def test_a_slow_upstream_is_not_waited_for(site: Site) -> None:

@@ -160,3 +160,14 @@ async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistr
     async with open_registry(data) as other:
         assert await other.records.allowance("docker.io") == Allowance(12.0, 97, 100, 60.0)
         assert await other.records.allowance("ghcr.io") == Allowance(5.0)
+
+
+async def test_a_wish_to_be_left_alone_outlasts_other_news(registry: StoredRegistry, data: Path) -> None:
+    """A process that did not hear of it says what is left, or that the wish ends earlier: the later end stays, from
+    whichever process and in whichever order."""
+    async with open_registry(data) as other:
+        await registry.records.note_allowance("docker.io", Allowance(12.0, 5, 100, until=72.0))
+        await other.records.note_allowance("docker.io", Allowance(13.0, 4, 100))
+        assert await other.records.allowance("docker.io") == Allowance(13.0, 4, 100, 72.0)
+        await other.records.note_allowance("docker.io", Allowance(11.0, 9, 100, until=90.0))
+        assert await registry.records.allowance("docker.io") == Allowance(13.0, 4, 100, 90.0)

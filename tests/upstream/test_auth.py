@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from registry.upstream.auth import OPEN_SECONDS
 from storage.errors import (
     BlobUnknown,
     Denied,
@@ -199,6 +200,96 @@ async def test_a_login_may_see_what_others_are_told_is_not_there(registry: Store
     async with scripted(reply) as server, far(registry, server.url) as source:
         with pytest.raises(NameUnknown):
             await source.tags(REPO, None, 10)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_an_endpoint_that_does_not_say_how_to_log_in(
+    registry: StoredRegistry, tmp_path: Path, status: int
+) -> None:
+    """`/v2/` may refuse without a word, as behind a proxy that hands on repositories alone, and what is private be a
+    404: then the login is tried as it is, once something is refused; from then on it is sent at once."""
+    expected = "Basic " + base64.b64encode(b"ann:correct horse").decode()
+
+    def reply(head: str) -> bytes:
+        if head.startswith("GET /v2/ "):
+            return answer(status)
+        known = f"authorization: {expected}".lower() in head.lower()
+        return answer(200, json.dumps({"name": REPO, "tags": ["1"]})) if known else answer(404)
+
+    async with scripted(reply) as server, far(registry, server.url, **logged_in(tmp_path)) as source:
+        for _ in range(2):
+            assert (await source.tags(REPO, None, 10)).items == ["1"]
+        assert ["authorization" in head.lower() for head in server.heads] == [False, False, True, True]
+
+
+async def test_a_login_nobody_asked_for(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A registry that answers it with a challenge gets what it asks for then, by its realm's rules."""
+
+    def reply(head: str) -> bytes:
+        target, lower = head.split()[1], head.lower()
+        if target.startswith("/token"):
+            return answer(200, json.dumps({"token": "given"}))
+        if "authorization: bearer given" in lower:
+            return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
+        if "authorization: basic" in lower:
+            return answer(401, www_authenticate=f'Bearer realm="{realm}"')
+        return answer(404)
+
+    async with scripted(reply) as server:
+        realm = f"{server.url}/token"
+        async with far(registry, server.url, **logged_in(tmp_path)) as source:
+            assert (await source.tags(REPO, None, 10)).items == ["1"]
+    async with scripted(reply) as server:
+        realm = "http://127.0.0.2:1/token"
+        async with far(registry, server.url, **logged_in(tmp_path)) as source:
+            with pytest.raises(UpstreamUnavailable, match="token service"):
+                await source.tags(REPO, None, 10)
+
+
+async def test_an_endpoint_that_wants_no_login(registry: StoredRegistry, tmp_path: Path) -> None:
+    """One whose `/v2/` says 200 to everybody is not told the password, and is asked again after a while."""
+    clock = Clock()
+    shut = False
+
+    def reply(head: str) -> bytes:
+        if "authorization: basic" in head.lower():
+            return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
+        if head.startswith("GET /v2/ "):
+            return answer(401, www_authenticate='Basic realm="x"') if shut else answer(200, "{}")
+        return answer(404)
+
+    async with scripted(reply) as server, far(registry, server.url, clock=clock, **logged_in(tmp_path)) as source:
+        with pytest.raises(NameUnknown):
+            await source.tags(REPO, None, 10)
+        assert "authorization" not in "".join(server.heads).lower()
+        shut = True
+        clock.now += OPEN_SECONDS - 1
+        with pytest.raises(NameUnknown):
+            await source.tags(REPO, None, 10)
+        clock.now += 1
+        assert (await source.tags(REPO, None, 10)).items == ["1"]
+
+
+async def test_a_limit_on_asking_how_to_log_in(registry: StoredRegistry, tmp_path: Path) -> None:
+    """Nothing is asked as somebody else then, who may see less: the limit is told, and its end waited for."""
+    clock = Clock()
+    limited = True
+
+    def reply(head: str) -> bytes:
+        if "authorization: basic" in head.lower():
+            return answer(200, json.dumps({"name": REPO, "tags": ["1"]}))
+        if head.startswith("GET /v2/ "):
+            return answer(429, retry_after="9") if limited else answer(401, www_authenticate='Basic realm="x"')
+        return answer(404)
+
+    async with scripted(reply) as server, far(registry, server.url, clock=clock, **logged_in(tmp_path)) as source:
+        for _ in range(2):
+            with pytest.raises(TooManyRequests):
+                await source.tags(REPO, None, 10)
+        assert server.count == 1
+        limited = False
+        clock.now += 10
+        assert (await source.tags(REPO, None, 10)).items == ["1"]
 
 
 async def test_passwords_that_change(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry.mirror.source import ManifestDoubtful
 from registry.upstream.endpoints import LIMIT
+from storage.content import Span
 from storage.errors import (
     Denied,
     ManifestUnknown,
@@ -24,7 +27,7 @@ from storage.stored import StoredRegistry
 from tests.upstreams.content import Content, Holding
 from tests.upstreams.hub import Hub, hub
 
-from .far import REPO, Clock, answer, far, fetched, opened, said, scripted
+from .far import REPO, Clock, Collecting, answer, far, fetched, opened, said, scripted
 
 TAG = Tag("1")
 
@@ -49,13 +52,95 @@ async def test_what_a_status_means(registry: StoredRegistry, status: int, error:
     async with scripted(lambda head: answer(status)) as server, far(registry, server.url) as source:
         with pytest.raises(error) as raised:
             await source.get_manifest(REPO, TAG)
-        assert type(raised.value) is error
+        assert isinstance(raised.value, ManifestUnknown) or type(raised.value) is error
         if status != 429:
             with pytest.raises(error):
                 await source.resolve_manifest(REPO, TAG)
             with pytest.raises(RegistryError) as raised:
                 await fetched(source, "sha256:" + "0" * 64)
             assert raised.value.code == ("BLOB_UNKNOWN" if error is ManifestUnknown else "UNAVAILABLE")
+
+
+CODE = '{"errors": [{"code": "DENIED", "message": "requested access to the resource is denied"}]}'
+PAGE = "<html>not for you</html>"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("status", "body", "sure"),
+    [
+        (404, CODE, True),
+        (410, CODE, True),
+        (401, CODE, True),
+        (403, CODE, True),
+        (404, "404 page not found\n", False),
+        (404, "", False),
+        (404, '{"message": "no Route matched with those values"}', False),
+        (404, '{"errors": [{"code": "E1020"}]}', False),
+        (404, CODE + " " * (64 << 10), False),
+        (403, PAGE, False),
+        (401, PAGE, False),
+    ],
+)
+async def test_whose_refusal_it_is(registry: StoredRegistry, status: int, body: str, sure: bool, method: str) -> None:
+    """One with a registry's error code is the registry's. What stands before it (a firewall, a proxy while the registry
+    is restarted) refuses in words of its own: that is doubtful. An answer to HEAD has no words, so a GET follows."""
+
+    def reply(head: str) -> bytes:
+        return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        with pytest.raises(ManifestUnknown) as raised:
+            await (source.get_manifest if method == "GET" else source.resolve_manifest)(REPO, TAG)
+        assert type(raised.value) is (ManifestUnknown if sure else ManifestDoubtful)
+        assert server.count == (1 if method == "GET" else 2)
+
+
+async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
+    """Whoever demands a token and refuses the one it got is the registry, also where it says no word (HEAD)."""
+    upstream.set(auth="bearer", private=[REPO], username="ann", password="x")
+    async with far(registry, upstream.url) as source:
+        with pytest.raises(ManifestUnknown) as raised:
+            await source.resolve_manifest(REPO, TAG)
+        assert type(raised.value) is ManifestUnknown
+    assert upstream.count("manifest", "GET") == 0
+
+
+@pytest.mark.parametrize(("body", "sure"), [(CODE, True), (PAGE, False), ("", False)])
+async def test_whose_refusal_of_a_token_it_is(registry: StoredRegistry, body: str, sure: bool) -> None:
+    """The same of a token service that refuses the anonymous."""
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            return answer(403, body)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        for request in (source.get_manifest, source.resolve_manifest):
+            with pytest.raises(ManifestUnknown) as raised:
+                await request(REPO, TAG)
+            assert type(raised.value) is (ManifestUnknown if sure else ManifestDoubtful)
+
+
+async def test_a_head_that_is_wrong(registry: StoredRegistry, held: Holding) -> None:
+    """Where HEAD says that there is none and GET gives one, there is one."""
+
+    def reply(head: str) -> bytes:
+        return answer(404) if head.startswith("HEAD") else answer(200, held.body, content_type=held.media_type)
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+
+
+async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
+    """The next endpoint is asked, for a tag as well; but its word is not the last one."""
+    async with (
+        scripted(lambda head: answer(404, PAGE)) as first,
+        far(registry, first.url, upstream.url) as source,
+    ):
+        assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+        with pytest.raises(ManifestDoubtful):
+            await source.resolve_manifest(REPO, Tag("absent"))
 
 
 async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -> None:
@@ -208,6 +293,26 @@ async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub
         await source.get_manifest(REPO, TAG)
 
 
+async def test_a_probe_that_takes_long(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
+    """A blob may be the request that tries an endpoint: once its headers are here the others are let through, and a
+    failure after that is counted from nought."""
+    clock = Clock()
+    upstream.fault(on="any", status=503, times=LIMIT)
+    async with far(registry, upstream.url, clock=clock) as source:
+        for _ in range(LIMIT):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable):
+                await source.get_manifest(REPO, TAG)
+        clock.now += 6
+        upstream.fault(stall_after=100_000)
+        sink = Collecting()
+        probe = asyncio.create_task(source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink))
+        await upstream.comes_true(lambda: sink.at > 0)
+        await source.get_manifest(REPO, TAG)
+        upstream.release()
+        await probe
+
+
 async def test_many_failures_at_once_are_one(registry: StoredRegistry, upstream: Hub) -> None:
     """Eight connections that break together do not open the breaker."""
     upstream.fault(on="any", stall=True, times=8, status=503)
@@ -243,8 +348,44 @@ async def test_the_one_that_failed_comes_later(
             assert (first.count(), upstream.count()) == (1, 2)
 
 
+@pytest.mark.parametrize("says", [404, 401, 403])
+@pytest.mark.parametrize("trouble", ["ill", "gone", "left alone"])
+async def test_only_the_first_says_what_tags_there_are(
+    registry: StoredRegistry, upstream: Hub, trouble: str, says: int
+) -> None:
+    """While the first endpoint fails or is left alone, another's "there is none" is no answer to what has no digest:
+    nothing is known then. It is again when the first one answers."""
+    body = '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
+    clock = Clock()
+    async with (
+        scripted(lambda head: answer(says, body)) as second,
+        far(registry, upstream.url, second.url, clock=clock) as source,
+    ):
+        if trouble == "gone":
+            upstream.refuse()
+        else:
+            upstream.fault(on="any", method="", status=503, times=None)
+        rounds = LIMIT + 1 if trouble == "left alone" else 1
+        for _ in range(rounds):
+            for request in (source.get_manifest(REPO, TAG), source.resolve_manifest(REPO, TAG)):
+                clock.now += 0.1
+                with pytest.raises(UpstreamUnavailable):
+                    await request
+        with pytest.raises(UpstreamUnavailable):
+            await source.tags(REPO, None, 10)
+        with pytest.raises(UpstreamUnavailable):
+            await source.referrers(REPO, Digest("sha256:" + "0" * 64), None, None, 10)
+        upstream.clear()
+        if trouble == "gone":
+            upstream.listen()
+        clock.now += 61
+        with pytest.raises(ManifestUnknown):
+            await source.get_manifest(REPO, Tag("absent"))
+        assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
+
+
 async def test_too_many_requests(tmp_path: Path, upstream: Hub) -> None:
-    """A 429 is told with its Retry-After, and until then nothing is asked, by no process."""
+    """A 429 is told with its Retry-After, and until then no manifest is asked for, by no process."""
     clock = Clock()
     upstream.set(limit=1, retry_after=30)
     async with (
@@ -261,13 +402,78 @@ async def test_too_many_requests(tmp_path: Path, upstream: Hub) -> None:
         clock.now += 10
         for source in (here, there):
             with pytest.raises(TooManyRequests) as raised:
-                await source.resolve_manifest(REPO, TAG)
+                await source.get_manifest(REPO, TAG)
             assert raised.value.retry_after == 20
-            with pytest.raises(TooManyRequests):
-                await fetched(source, "sha256:" + "0" * 64)
         assert upstream.count() == 0
+        upstream.set(limit=None)
         clock.now += 21
-        await there.resolve_manifest(REPO, TAG)
+        await there.get_manifest(REPO, TAG)
+
+
+async def test_a_limit_holds_what_it_limits(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
+    """Hub limits the manifests it gives and nothing else: HEADs, lists and blobs are asked for all the while."""
+    upstream.set(limit=0, retry_after=3600)
+    layer = held.layers[0]
+    async with far(registry, upstream.url) as source:
+        for _ in range(2):
+            with pytest.raises(TooManyRequests):
+                await source.get_manifest(REPO, TAG)
+            assert (await source.resolve_manifest(REPO, TAG)).digest == held.digest
+            assert (await source.resolve_blob(REPO, Digest(layer.digest))).size == layer.size
+            assert bytes((await fetched(source, layer.digest)).body) == layer.read()
+            assert (await source.tags(REPO, None, 9)).items == ["1", "latest"]
+    assert upstream.count("manifest", "GET") == 1
+
+
+@pytest.mark.parametrize("kind", ["manifest", "head", "blob", "tags"])
+async def test_the_next_is_asked_where_one_limits(
+    registry: StoredRegistry, upstream: Hub, held: Holding, kind: str
+) -> None:
+    """Another endpoint may have room, whatever is asked for; the one that has none is not asked meanwhile."""
+    async with (
+        scripted(said(answer(429, retry_after="60"))) as full,
+        far(registry, full.url, upstream.url) as source,
+    ):
+        requests: dict[str, Callable[[], Awaitable[object]]] = {
+            "manifest": lambda: source.get_manifest(REPO, TAG),
+            "head": lambda: source.resolve_manifest(REPO, TAG),
+            "blob": lambda: fetched(source, held.layers[0].digest),
+            "tags": lambda: source.tags(REPO, None, 9),
+        }
+        for _ in range(3):
+            await requests[kind]()
+        assert full.count == 1
+        upstream.refuse()
+        with pytest.raises(TooManyRequests):  # and not "unknown", nor "unavailable": it says when to come again
+            await requests[kind]()
+
+
+async def test_a_limit_elsewhere_holds_nothing(registry: StoredRegistry, held: Holding) -> None:
+    """A redirect's target that wants fewer requests is told with its Retry-After; the registry has not said so."""
+    layer = held.layers[0]
+    given = [answer(429, retry_after="60"), answer(200, layer.read())]
+    async with (
+        scripted(lambda head: given.pop(0)) as cdn,
+        scripted(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
+        far(registry, server.url) as source,
+    ):
+        with pytest.raises(TooManyRequests) as raised:
+            await fetched(source, layer.digest)
+        assert raised.value.retry_after == 60
+        assert bytes((await fetched(source, layer.digest)).body) == layer.read()
+
+
+async def test_a_token_service_s_limit_is_its_own(registry: StoredRegistry, upstream: Hub) -> None:
+    """While it gives no tokens, the requests that have one go out."""
+    upstream.set(auth="bearer")
+    async with far(registry, upstream.url) as source:
+        await source.get_manifest(REPO, TAG)
+        upstream.fault(on="token", status=429, retry_after="60")
+        for _ in range(2):
+            with pytest.raises(TooManyRequests):
+                await source.get_manifest(type(REPO)("library/other"), TAG)
+        await source.get_manifest(REPO, TAG)
+    assert upstream.count("token") == 2
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7), ("", 5), ("soon", 5), ("99999999", 3600), ("0", 1)])

@@ -33,9 +33,14 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None, c
     """An error as the specification has it; one that it does not know is a page of HTML, as from a load balancer."""
     code = code or _CODES.get(status, "")
     if not code:
-        return text(status, f"<html><body><h1>{status} {message}</h1></body></html>\n", "text/html", headers)
+        return page(status, message, headers)
     document = {"errors": [{"code": code, "message": message, "detail": None}]}
     return text(status, json.dumps(document) + "\n", "application/json", headers)
+
+
+def page(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """An error as a load balancer has it."""
+    return text(status, f"<html><body><h1>{status} {message}</h1></body></html>\n", "text/html", headers)
 
 
 def text(status: int, body: str, media_type: str, headers: Mapping[str, str] | None = None) -> Answer:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .answering import Registry, Target, target_of
-from .answers import Answer, corrupted, endless, error, shifted, text
+from .answers import Answer, corrupted, endless, error, page, shifted, text
 from .requests import Seen
 from .switches import Fault, Switches
 from .wire import Dropped, Gone, Line, Request
@@ -223,6 +223,8 @@ def _faulty(answer: Answer, fault: Fault) -> Answer:
         headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
         if fault.status < 300:
             return text(fault.status, "", "text/plain", headers)
+        if fault.page:
+            return page(fault.status, "as the test wants it", headers)
         return error(fault.status, "as the test wants it", headers)
     if fault.shift:
         answer = shifted(answer, fault.shift)

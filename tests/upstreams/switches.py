@@ -93,6 +93,8 @@ class Fault:
     status: int = 0
     """This status, with an error of the specification where it has one, else a page of HTML."""
     retry_after: str = ""
+    page: bool = False
+    """The status comes with a page of HTML, as from a firewall or proxy before the registry."""
     hangup: bool = False
     """The connection is closed without any answer."""
     stall: bool = False
