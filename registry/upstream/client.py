@@ -17,6 +17,7 @@ from registry.upstream.endpoints import Endpoint, Trial
 from registry.upstream.exchange import MIB, Exchange
 from registry.upstream.holds import Kind
 from registry.upstream.listing import Listing
+from registry.upstream.parsing import checked
 from registry.upstream.proxies import Proxies
 from registry.upstream.ranges import range_of
 from registry.upstream.transfer import SinkRaised, Transfer
@@ -24,8 +25,6 @@ from registry.upstream.trust import Trust
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Page, Span
 from storage.errors import (
     BlobUnknown,
-    DigestInvalid,
-    ManifestInvalid,
     ManifestUnknown,
     RegistryError,
     UpstreamUnavailable,
@@ -58,7 +57,7 @@ class FarRegistry:
         self._exchange = Exchange(settings, proxies, trust)
         self._bodies = Bodies(settings, proxies, trust)
         self._asking = Asking(settings, self._exchange, records, turns, clock)
-        self._listing = Listing(self._asking)
+        self._listing = Listing(settings.name, self._asking)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Descriptor:
@@ -70,13 +69,13 @@ class FarRegistry:
                     _compare(answer, digest)
                     return Descriptor(answer.media_type, digest, answer.length)
             answer = await self._manifest(endpoint, trial, repo, "GET", reference)
-            return _checked(answer, reference).descriptor
+            return (await checked(answer, reference)).descriptor
 
         return await self._asking.first(attempt, Kind.HEAD, anywhere=isinstance(reference, Digest))
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Manifest:
-            return _checked(await self._manifest(endpoint, trial, repo, "GET", reference), reference)
+            return await checked(await self._manifest(endpoint, trial, repo, "GET", reference), reference)
 
         return await self._asking.first(attempt, Kind.MANIFEST, anywhere=isinstance(reference, Digest))
 
@@ -173,6 +172,7 @@ class FarRegistry:
     async def aclose(self) -> None:
         """Ends what is under way. Idempotent."""
         self._bodies.close()
+        await self._listing.aclose()
         await self._asking.aclose()
         await self._exchange.aclose()
 
@@ -186,17 +186,3 @@ def make_source(settings: Upstream, records: Records, turns: Turns, clock: Calla
 def _compare(answer: Answer, digest: Digest) -> None:
     if answer.digest and answer.digest.algorithm == digest.algorithm and answer.digest != digest:
         raise UpstreamUnavailable(f"{place(answer.url)} answers with another manifest than the one asked for")
-
-
-def _checked(answer: Answer, reference: Reference) -> Manifest:
-    """The manifest, once its bytes have the digest asked for, or the one the answer names. Raises
-    UpstreamUnavailable."""
-    where = place(answer.url)
-    try:
-        return Manifest.parse(
-            answer.body, answer.media_type, reference if isinstance(reference, Digest) else answer.digest
-        )
-    except DigestInvalid:
-        raise UpstreamUnavailable(f"{where} sends a manifest whose bytes have another digest") from None
-    except ManifestInvalid as error:
-        raise UpstreamUnavailable(f"{where} sends a manifest that is not valid: {error.message}") from None

@@ -6,9 +6,8 @@ and lose nothing, so a list is read whole and cut here; a client that goes throu
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from urllib.parse import quote
 
@@ -19,20 +18,22 @@ from registry.upstream.endpoints import Endpoint, Trial
 from registry.upstream.exchange import MIB
 from registry.upstream.holds import Kind
 from registry.upstream.paging import PAGES, cut, next_page
-from storage.content import INDEXES, OCI_INDEX, Descriptor, Manifest, Page
-from storage.errors import ManifestInvalid, ManifestUnknown, NameUnknown, TagInvalid, UpstreamUnavailable
+from registry.upstream.parsing import PARSED_HERE, descriptors
+from registry.upstream.readings import READ_SECONDS, Reading, Readings
+from storage.content import OCI_INDEX, Descriptor, Page
+from storage.errors import ManifestUnknown, NameUnknown, TagInvalid, UpstreamUnavailable
 from storage.names import Digest, RepositoryName, Tag
 
-LIST_SECONDS = 25.0
-"""For all pages of a list."""
 PAGE = 1000
 """Tags asked for at a time; CNCF Distribution refuses more."""
 LIST_SIZE = 8 * MIB
 """Bytes of one page."""
-LISTS_SIZE = 64 * MIB
+LISTS_SIZE = 32 * MIB
 """Bytes of all pages of a list."""
-KEPT_SECONDS, KEPT = 30.0, 16
-"""How long a list that was read serves the pages after the first, and how many are kept."""
+TAG_SIZE, DESCRIPTOR_SIZE = 64, 1024
+"""Bytes of memory that one takes beside its text."""
+SORTED_HERE = 10_000
+"""Tags up to which the event loop sorts them."""
 
 _NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
 """Answers of registries that have no referrers API."""
@@ -41,29 +42,31 @@ _NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
 class Listing:
     """One upstream's lists."""
 
-    def __init__(self, asking: Asking) -> None:
+    def __init__(self, name: str, asking: Asking) -> None:
         self._asking = asking
-        self._kept: OrderedDict[RepositoryName, tuple[float, list[Tag]]] = OrderedDict()
+        self._tags: Readings[Tag] = Readings(name)
+        self._referrers: Readings[Descriptor] = Readings(name)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         """As `Source.tags`."""
-        read, found = self._kept.get(repo, (0.0, []))
-        # A first page is always asked for: somebody may just have pushed a tag there.
-        if after is None or not found or time.monotonic() - read > KEPT_SECONDS:
-            found = await self._asking.first(
-                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), Kind.LIST, seconds=LIST_SECONDS
-            )
-            self._kept[repo] = (time.monotonic(), found)
-            self._kept.move_to_end(repo)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return cut(found, str, after, limit)
 
-    async def _all_tags(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName) -> list[Tag]:
+        async def read() -> Reading[Tag]:
+            return await self._asking.first(
+                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), Kind.LIST, seconds=READ_SECONDS
+            )
+
+        return cut(await self._tags.items(repo, read, first=after is None), str, after, limit)
+
+    async def aclose(self) -> None:
+        """Ends what is being read."""
+        await self._tags.aclose()
+        await self._referrers.aclose()
+
+    async def _all_tags(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName) -> Reading[Tag]:
         found: set[Tag] = set()
         path = f"tags/list?n={PAGE}"
         room = LISTS_SIZE
-        for _ in range(PAGES):
+        for page in range(PAGES):
             answer = await self._asking.ask(
                 endpoint, trial, repo, Kind.LIST, "GET", path, NameUnknown(), most=LIST_SIZE, accepted=(400,)
             )
@@ -72,10 +75,11 @@ class Listing:
                     endpoint, trial, repo, Kind.LIST, "GET", "tags/list", NameUnknown(), most=LIST_SIZE
                 )
             room = _room_after(answer, room)
-            found.update(_tags(answer))
+            found.update(await _tags(answer))
             following = next_page(answer.headers, answer.url) if not answer.foreign else None
             if following is None:
-                return sorted(found)
+                ordered = sorted(found) if len(found) <= SORTED_HERE else await asyncio.to_thread(sorted, found)
+                return Reading(ordered, page + 1, LISTS_SIZE - room + TAG_SIZE * len(found))
             path = following
         raise UpstreamUnavailable(f"the list of tags of {place(endpoint.url)} does not end")
 
@@ -83,19 +87,24 @@ class Listing:
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
         """As `Source.referrers`."""
-        try:
-            found = await self._asking.first(
+
+        async def read() -> Reading[Descriptor]:
+            return await self._asking.first(
                 lambda endpoint, trial: self._all_referrers(endpoint, trial, repo, subject, artifact_type),
                 Kind.LIST,
-                seconds=LIST_SECONDS,
+                seconds=READ_SECONDS,
             )
+
+        key = f"{repo} {subject} {artifact_type or ''}"
+        try:
+            found = await self._referrers.items(key, read, first=after is None)
         except (NameUnknown, ManifestUnknown):
             return Page([])
         return cut(found, lambda each: each.digest, after, limit)
 
     async def _all_referrers(
         self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, subject: Digest, artifact_type: str | None
-    ) -> list[Descriptor]:
+    ) -> Reading[Descriptor]:
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         found: dict[Digest, Descriptor] = {}
@@ -114,14 +123,16 @@ class Listing:
                 accepted=_NO_REFERRERS if page == 0 else (),
             )
             if answer.status in _NO_REFERRERS:
-                return _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+                held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+                return Reading(held, 1, DESCRIPTOR_SIZE * len(held))  # never more than one beside the first
             room = _room_after(answer, room)
             filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
-            for each in _of_type(_descriptors(answer), None if filtered else artifact_type):
+            for each in _of_type(await descriptors(answer), None if filtered else artifact_type):
                 found.setdefault(each.digest, each)
             following = next_page(answer.headers, answer.url) if not answer.foreign else None
             if following is None:
-                return sorted(found.values(), key=lambda each: each.digest)
+                ordered = sorted(found.values(), key=lambda each: each.digest)
+                return Reading(ordered, page + 1, LISTS_SIZE - room + DESCRIPTOR_SIZE * len(found))
             path = following
         raise UpstreamUnavailable(f"the list of referrers of {place(endpoint.url)} does not end")
 
@@ -141,7 +152,7 @@ class Listing:
             headers={"Accept": OCI_INDEX},
             most=LIST_SIZE,
         )
-        unique = {each.digest: each for each in _descriptors(answer)}
+        unique = {each.digest: each for each in await descriptors(answer)}
         return [unique[digest] for digest in sorted(unique)]
 
 
@@ -156,7 +167,13 @@ def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> list[Des
     return [each for each in found if artifact_type is None or each.artifact_type == artifact_type]
 
 
-def _tags(answer: Answer) -> list[Tag]:
+async def _tags(answer: Answer) -> list[Tag]:
+    if len(answer.body) <= PARSED_HERE:
+        return _parse(answer)
+    return await asyncio.to_thread(_parse, answer)
+
+
+def _parse(answer: Answer) -> list[Tag]:
     try:
         texts = json.loads(answer.body).get("tags") or []
         if not isinstance(texts, list):
@@ -170,11 +187,3 @@ def _tags(answer: Answer) -> list[Tag]:
         except (TagInvalid, TypeError):
             continue  # nobody could ask for it by that name
     return found
-
-
-def _descriptors(answer: Answer) -> Sequence[Descriptor]:
-    try:
-        index = Manifest.parse(answer.body, answer.media_type or OCI_INDEX)
-    except ManifestInvalid as error:
-        raise UpstreamUnavailable(f"{place(answer.url)} sends an index that is not valid: {error.message}") from None
-    return index.manifests if index.media_type in INDEXES else ()

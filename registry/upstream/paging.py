@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -36,5 +37,7 @@ def next_page(headers: Mapping[str, str], url: str) -> str | None:
 
 def cut(items: Sequence[T], key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:
     """The page strictly after `after` of what is sorted by `key`, in byte order."""
-    rest = [item for item in items if after is None or key(item).encode() > after.encode(errors="surrogatepass")]
-    return Page(rest[:limit], len(rest) > limit)
+    start = 0
+    if after is not None:
+        start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: key(item).encode())
+    return Page(items[start : start + limit], len(items) > start + limit)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from registry.upstream.exchange import MIB
+from registry.upstream.readings import AT_ONCE, ENTRY_SIZE, KEPT_SECONDS, KEPT_SIZE, Reading, Readings
 from storage.errors import NameUnknown, UpstreamUnavailable
-from storage.names import Digest
+from storage.names import Digest, Tag
 from storage.stored import StoredRegistry
 from tests.clients.images import digest_of
 from tests.upstreams.content import Blob, Content, Holding, fallback_index, fallback_tag, manifest_of
@@ -60,6 +62,64 @@ async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, held: 
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
         upstream.tag(REPO, "0", held.digest)
         assert (await source.tags(REPO, None, 10)).items == ["0", "1", "latest"]
+
+
+async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
+    """Where one request of a client would be many upstream, those who ask at the same time share them, and those who
+    ask soon after get what was read."""
+    content = Content()
+    content.add(REPO, held, *(f"v{number}" for number in range(50)))
+    upstream.put(content)
+    upstream.set(page=10)
+    async with far(registry, upstream.url) as source:
+        upstream.fault(on="tags", stall=True)
+        asking = [asyncio.create_task(source.tags(REPO, None, limit)) for limit in (1, 1, 7, 1000)]
+        await upstream.arrival(1, "tags")
+        asking[0].cancel()
+        upstream.release()
+        found = await asyncio.gather(*asking[1:])
+        assert [len(page.items) for page in found] == [1, 7, 52]
+        for _ in range(5):
+            assert (await source.tags(REPO, None, 1)).items == ["1"]
+    assert upstream.count("tags") == 6
+
+
+async def test_lists_are_kept_for_a_moment() -> None:
+    """As long as they are young and there is room; the last one is kept, however large."""
+    now, read = 1000.0, 0
+
+    async def reading() -> Reading[str]:
+        nonlocal read
+        read += 1
+        return Reading([f"{read}"], 2, size)
+
+    readings: Readings[str] = Readings("far.test", lambda: now)
+
+    async def count(key: str) -> str:
+        return (await readings.items(key, reading, first=True))[0]
+
+    size = KEPT_SIZE // 2 - ENTRY_SIZE
+    assert [await count(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
+    now += KEPT_SECONDS + 1
+    assert [await count(key) for key in "aba"] == ["3", "4", "3"]
+    size = 2 * KEPT_SIZE
+    assert [await count(key) for key in "cca"] == ["5", "5", "6"]
+    await readings.aclose()
+
+
+async def test_few_lists_are_read_at_a_time(registry: StoredRegistry, upstream: Hub) -> None:
+    """Whoever asks for many different ones does not hold memory and connections for all of them."""
+    upstream.fault(on="tags", stall=True, times=AT_ONCE)
+    async with far(registry, upstream.url) as source:
+        names = [type(REPO)(f"library/x{number}") for number in range(3 * AT_ONCE)]
+        asking = [asyncio.create_task(source.tags(name, None, 9)) for name in names]
+        await upstream.arrival(AT_ONCE, "tags")
+        await source.get_manifest(REPO, Tag("1"))
+        assert upstream.count("tags") == AT_ONCE
+        upstream.release()
+        ends = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(end, NameUnknown) for end in ends)
+    assert upstream.count("tags") == len(names)
 
 
 async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) -> None:

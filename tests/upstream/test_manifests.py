@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.content import OCI_MANIFEST
+from storage.content import OCI_MANIFEST, Manifest
 from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Reference, Tag
 from storage.stored import StoredRegistry
-from tests.upstreams.content import Content, Holding, ubuntu
+from tests.upstreams.content import Blob, Content, Holding, manifest_of, ubuntu
 from tests.upstreams.hub import Hub, hub
 
 from .far import REPO, answer, far, said, scripted
@@ -78,6 +79,24 @@ async def test_wrong_bytes_at_one_endpoint(
         async with far(registry, upstream.url, second.url) as source:
             assert (await source.get_manifest(REPO, TAG)).body == held.body
         assert second.count("manifest") == 1
+
+
+async def test_a_large_manifest(registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of some MiB is parsed and hashed beside the event loop, on which all the others wait."""
+    parsed: list[threading.Thread] = []
+    parse = Manifest.parse
+
+    def seen(*args: Any) -> Manifest:
+        parsed.append(threading.current_thread())
+        return parse(*args)
+
+    monkeypatch.setattr(Manifest, "parse", seen)
+    for size in (1000, 1 << 20):
+        made = manifest_of(Blob(b"{}", "application/vnd.oci.empty.v1+json"), annotations={"text": "x" * size})
+        given = answer(200, made.body, content_type=made.media_type, docker_content_digest=made.digest)
+        async with scripted(said(given)) as server, far(registry, server.url) as source:
+            assert (await source.get_manifest(REPO, TAG)).digest == made.digest
+    assert [thread is threading.main_thread() for thread in parsed] == [True, False]
 
 
 async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> None:
