@@ -53,6 +53,7 @@ def namespaces_of(settings: Settings) -> Namespaces | None:
         frozenset(upstream.name for upstream in settings.upstream),
         {host: upstream.name for upstream in settings.upstream for host in upstream.hosts},
         hosts_of(settings.public_url),
+        {alias: upstream.name for upstream in settings.upstream for alias in upstream.aliases},
     )
 
 

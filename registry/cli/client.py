@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -11,6 +11,9 @@ from pydantic import ValidationError
 from registry.cli.options import USAGE, ConfigFile, Listen, fail, load_or_fail
 from registry.config import Settings, Upstream
 from registry.config.upstream import HUB
+
+if TYPE_CHECKING:
+    from registry.cli.client_files import Mirrored
 
 HELP = "Print what to set up so that a client pulls through this registry."
 EXAMPLES = """\b
@@ -84,21 +87,35 @@ def _own_url(settings: Settings) -> str:
     return _checked(f"http://{host}:{port}")
 
 
-def _upstreams(settings: Settings, wanted: list[str]) -> list[str]:
-    known = [each.name for each in settings.upstream]
-    for name in wanted:
-        if known and name not in known:
-            fail(f"--upstream: {name} is not mirrored here; these are: {', '.join(known)}", USAGE)
-        try:
-            Upstream(name=name)
-        except ValidationError as error:
-            fail(f"--upstream: {error.errors()[0]['ctx']['error']}", USAGE)
-    return list(dict.fromkeys(wanted or known or [HUB]))
+def _upstreams(settings: Settings, wanted: list[str]) -> list[Mirrored]:
+    from registry.cli.client_files import mirrored
+
+    if not settings.upstream:
+        return [each for name in dict.fromkeys(wanted or [HUB]) for each in mirrored(_upstream(name))]
+    known = [each for upstream in settings.upstream for each in mirrored(upstream)]
+    names = dict.fromkeys(name for each in known for name in (each.name, each.prefix))
+    if strange := next((name for name in wanted if name not in names), None):
+        fail(f"--upstream: {strange} is not mirrored here; these are: {', '.join(names)}", USAGE)
+    if not wanted:
+        return known
+    return [each for name in dict.fromkeys(wanted) for each in known if _is_meant(each, name, known)]
 
 
-def _check_default(settings: Settings, upstreams: list[str]) -> None:
+def _is_meant(each: Mirrored, name: str, known: list[Mirrored]) -> bool:
+    """A prefix means that one alone; a name that is none means all of its upstream's."""
+    return each.prefix == name or (each.name == name and all(other.prefix != name for other in known))
+
+
+def _upstream(name: str) -> Upstream:
+    try:
+        return Upstream(name=name)
+    except ValidationError as error:
+        fail(f"--upstream: {error.errors()[0]['ctx']['error']}", USAGE)
+
+
+def _check_default(settings: Settings, upstreams: list[Mirrored]) -> None:
     """A mirror in daemon.json is asked for `library/ubuntu`, with nothing that says "of Docker Hub"."""
-    if HUB in upstreams and settings.upstream and settings.default_upstream != HUB:
+    if any(each.name == HUB for each in upstreams) and settings.upstream and settings.default_upstream != HUB:
         fail(
             "docker asks a mirror for names without a host, and here they do not mean docker.io; "
             "set default = true for the upstream docker.io",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from registry.config import Upstream
 from registry.config.upstream import HUB
 
 HUB_SERVER = "https://registry-1.docker.io"
@@ -24,6 +25,28 @@ class Setup:
 
     files: tuple[tuple[str, str], ...]
     hints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """`prefix`: what images of an upstream begin with at the client (`registry.example.com:5000`); `name`: what this
+    registry calls the upstream; `server`: where the client itself goes for it."""
+
+    prefix: str
+    name: str
+    server: str
+
+
+def mirrored(upstream: Upstream) -> list[Mirrored]:
+    """By its name and its aliases. A name without a dot is no host, so where there are aliases no client uses it."""
+    hosts = upstream.aliases if upstream.aliases and "." not in upstream.name else [upstream.name, *upstream.aliases]
+    return [Mirrored(host, upstream.name, _server(host, upstream)) for host in hosts]
+
+
+def _server(host: str, upstream: Upstream) -> str:
+    if host == HUB:
+        return HUB_SERVER
+    return next((url for url in upstream.endpoints if urlsplit(url).netloc.lower() == host), f"https://{host}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +75,37 @@ class Address:
             return host == "localhost"
 
 
-def docker(address: Address, upstreams: Sequence[str]) -> Setup:
+def docker(address: Address, upstreams: Sequence[Mirrored]) -> Setup:
     """daemon.json. docker knows mirrors of Docker Hub only; the other upstreams stand in the image's name."""
     daemon: dict[str, list[str]] = {}
     hints = [
         "merge this into /etc/docker/daemon.json, then run: systemctl reload docker",
         "in Docker Desktop it goes into Settings, Docker Engine",
     ]
-    if HUB in upstreams:
+    names = list(dict.fromkeys(each.name for each in upstreams))
+    if HUB in names:
         daemon["registry-mirrors"] = [address.url]
         hints.append(f"try: docker pull ubuntu, and docker pull {address.host}/ubuntu")
     if address.plain and not address.trusted_by_docker:
         daemon["insecure-registries"] = [address.host]
     hints += [
         f"docker has mirrors of Docker Hub only; for {name}: docker pull {address.host}/{name}/NAME"
-        for name in upstreams
+        for name in names
         if name != HUB
     ]
     return Setup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
 
 
-def containerd(address: Address, upstreams: Sequence[str]) -> Setup:
+def containerd(address: Address, upstreams: Sequence[Mirrored]) -> Setup:
     """A hosts.toml for each upstream. containerd adds `?ns=` and the upstream's name to what it asks a mirror for."""
     files = []
-    for name in upstreams:
-        path = f"/etc/containerd/certs.d/{name}/hosts.toml"
+    for each in upstreams:
+        path = f"/etc/containerd/certs.d/{each.prefix}/hosts.toml"
         lines = [
             f"# {path}",
             "# containerd reads it at each pull; nothing needs to be restarted.",
-            "# It asks this registry first, with `?ns=" + name + "`, and the server named here when that fails.",
-            f"server = {_quoted(HUB_SERVER if name == HUB else 'https://' + name)}",
+            "# It asks this registry first, with `?ns=" + each.prefix + "`, and the server named here when that fails.",
+            f"server = {_quoted(each.server)}",
             "",
             f"[host.{_quoted(address.url)}]",
             '  capabilities = ["pull", "resolve"]',
@@ -96,7 +120,7 @@ def containerd(address: Address, upstreams: Sequence[str]) -> Setup:
     return Setup(tuple(files), tuple(hints))
 
 
-def podman(address: Address, upstreams: Sequence[str]) -> Setup:
+def podman(address: Address, upstreams: Sequence[Mirrored]) -> Setup:
     """registries.conf, version 2. podman puts `library/` before Hub's own names itself and sends no `?ns=`, so the
     upstream's name stands in the mirror's path."""
     path = "/etc/containers/registries.conf.d/50-entrepot.conf"
@@ -105,18 +129,18 @@ def podman(address: Address, upstreams: Sequence[str]) -> Setup:
         "# (without root: ~/.config/containers/registries.conf.d/50-entrepot.conf)",
         "# podman, buildah and skopeo read it when they start; for CRI-O run: systemctl reload crio",
     ]
-    for name in upstreams:
-        lines += ["", "[[registry]]", f"prefix = {_quoted(name)}", f"location = {_quoted(name)}"]
-        lines += ["", "[[registry.mirror]]", f"location = {_quoted(f'{address.host}/{name}')}"]
+    for each in upstreams:
+        lines += ["", "[[registry]]", f"prefix = {_quoted(each.prefix)}", f"location = {_quoted(each.prefix)}"]
+        lines += ["", "[[registry.mirror]]", f"location = {_quoted(f'{address.host}/{each.name}')}"]
         if address.plain:
             lines.append("insecure = true")
     if address.plain:
         lines += ["", "[[registry]]", f"location = {_quoted(address.host)}", "insecure = true"]
-    hints = [f"try: podman pull {upstreams[0]}/NAME"] if upstreams else []
+    hints = [f"try: podman pull {upstreams[0].prefix}/NAME"] if upstreams else []
     return Setup(((path, _text(lines)),), tuple(hints))
 
 
-def buildkit(address: Address, upstreams: Sequence[str]) -> Setup:
+def buildkit(address: Address, upstreams: Sequence[Mirrored]) -> Setup:
     """buildkitd.toml. BuildKit adds `?ns=` as containerd does; how it reaches the mirror is said once, of its host."""
     path = "/etc/buildkit/buildkitd.toml"
     lines = [
@@ -124,8 +148,8 @@ def buildkit(address: Address, upstreams: Sequence[str]) -> Setup:
         "# Merge it with what is there, then restart buildkitd; or make a builder with it:",
         "#   docker buildx create --use --driver docker-container --buildkitd-config FILE",
     ]
-    for name in upstreams:
-        lines += ["", f"[registry.{_quoted(name)}]", f"  mirrors = [{_quoted(address.host)}]"]
+    for each in upstreams:
+        lines += ["", f"[registry.{_quoted(each.prefix)}]", f"  mirrors = [{_quoted(address.host)}]"]
     if address.plain:
         lines += ["", f"[registry.{_quoted(address.host)}]", "  http = true"]
     hints = ["a builder of the docker driver has no such file: it follows docker's own daemon.json"]
@@ -137,7 +161,7 @@ def buildkit(address: Address, upstreams: Sequence[str]) -> Setup:
     return Setup(((path, _text(lines)),), tuple(hints))
 
 
-SETUPS: Mapping[str, Callable[[Address, Sequence[str]], Setup]] = {
+SETUPS: Mapping[str, Callable[[Address, Sequence[Mirrored]], Setup]] = {
     "docker": docker,
     "containerd": containerd,
     "podman": podman,

@@ -114,6 +114,9 @@ class Upstream(Group):
     hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
         default=[], description="Names of this server (Host header) under which it is this upstream"
     )
+    aliases: list[Annotated[str, AfterValidator(_host)]] = Field(
+        default=[], description="What else clients call it in `?ns=`: its host, with the port where it has one"
+    )
     realms: list[Annotated[str, AfterValidator(_realm)]] = Field(
         default=[], description="Token services that may see the password, beside those on the upstream's own site"
     )
@@ -209,6 +212,11 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: Hosted) -> None:
     hosts = [host for upstream in upstreams for host in upstream.hosts]
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise ValueError(f"two upstreams have the host {twice}")
+    aliases = [alias for upstream in upstreams for alias in upstream.aliases]
+    if twice := next((alias for alias in aliases if [*aliases, *names].count(alias) > 1), None):
+        raise ValueError(f"two upstreams are called {twice}, by name or alias")
+    if own := next((alias for alias in aliases if alias in hosts), None):
+        raise ValueError(f"{own} cannot be an alias, which is the upstream's own name, and in hosts, which are ours")
     taken = {*names, LIBRARY} if defaults else set(names)
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in taken:

@@ -18,11 +18,13 @@ from storage.names import RepositoryName, shown
 @dataclass(frozen=True)
 class Namespaces:
     """`upstreams`: the names that `ns` may have. `hosts`: this server's own hosts that stand for one of them each.
-    `own`: further hosts of this server, such as its public address's; `ns` with one of them means nothing."""
+    `own`: further hosts of this server, such as its public address's; `ns` with one of them means nothing. `aliases`:
+    what `ns` may be instead of an upstream's name, such as its host and port."""
 
     upstreams: frozenset[str]
     hosts: Mapping[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def enter(self, exchange: Exchange) -> None:
         """Puts the request's repository below the upstream it speaks of. A name that has the upstream in its path
@@ -31,12 +33,13 @@ class Namespaces:
         host = (exchange.header(b"host") or b"").decode("latin-1").lower() if asked or self.hosts else ""
         if asked:
             name = asked.lower()
-            if name in self.upstreams:
+            if (meant := self.aliases.get(name, name)) in self.upstreams:
                 exchange.namespace = name
-                exchange.repo = _below(name, exchange.repo)
+                exchange.repo = _below(meant, exchange.repo)
                 return
             if name not in self.own and name not in self.hosts and name not in (host, _without_port(host)):
-                raise NameUnknown(f"{shown(asked)} is not mirrored here; what is: {', '.join(sorted(self.upstreams))}")
+                known = ", ".join(sorted(self.upstreams | self.aliases.keys()))
+                raise NameUnknown(f"{shown(asked)} is not mirrored here; what is: {known}")
         upstream = self.hosts.get(host) or self.hosts.get(_without_port(host))
         if upstream is not None:
             exchange.repo = _below(upstream, exchange.repo)

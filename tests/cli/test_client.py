@@ -89,6 +89,37 @@ def test_containerd(tmp_path: Path) -> None:
         assert one == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
 
 
+CORP = """
+[[upstream]]
+name = "corp"
+endpoints = ["http://registry.corp:5000"]
+aliases = ["registry.corp:5000", "old.corp"]
+[[upstream]]
+name = "ghcr.io"
+"""
+
+
+def test_an_upstream_with_a_port(tmp_path: Path) -> None:
+    """Clients know it by its host and port, its alias: that is what the files are for, and where the client goes by
+    itself is the endpoint it has there. Its name here stands in the mirror's path alone."""
+    (tmp_path / "a.toml").write_text(CORP)
+    here = ("--config", "a.toml", "--url", REMOTE)
+    files = printed(tmp_path, "containerd", *here)
+    paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("registry.corp:5000", "old.corp", "ghcr.io")]
+    assert [line for line in files.splitlines() if line.startswith("# /")] == paths
+    for name, server in (("registry.corp:5000", "http://registry.corp:5000"), ("old.corp", "https://old.corp")):
+        one = toml(tmp_path, "containerd", *here, "--upstream", name)
+        assert one == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
+    assert printed(tmp_path, "containerd", *here, "--upstream", "corp").count("[host.") == 2
+    host = "registry.example.com:5000"
+    shown = toml(tmp_path, "podman", *here, "--upstream", "registry.corp:5000")["registry"]
+    mirror = {"location": f"{host}/corp", "insecure": True}
+    assert shown[0] == {"prefix": "registry.corp:5000", "location": "registry.corp:5000", "mirror": [mirror]}
+    shown = toml(tmp_path, "buildkit", *here, "--upstream", "registry.corp:5000")["registry"]
+    assert shown == {"registry.corp:5000": {"mirrors": [host]}, host: {"http": True}}
+    printed(tmp_path, "docker", *here, "--upstream", "corp", said=f"docker pull {host}/corp/NAME")
+
+
 def test_podman(tmp_path: Path) -> None:
     """One file for all upstreams: their names stand in the mirror's path, and plain HTTP is allowed where it is."""
     (tmp_path / "a.toml").write_text(TWO)

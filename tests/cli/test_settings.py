@@ -104,6 +104,13 @@ WRONG_UPSTREAMS = [
     (HUB + "tag_ttls = { 'v*' = 'x' }", "a.toml: upstream[docker.io].tag_ttls.v*: 'x' is not a duration"),
     (HUB + "tag_ttls = { '' = '1h' }", "a.toml: upstream[docker.io].tag_ttls..[key]: '' is not a pattern of tags"),
     (HUB + "hosts = ['a b']", "a.toml: upstream[docker.io].hosts[1]: 'a b' is not a host's name like hub.example.com"),
+    (HUB + "aliases = ['http://a']", "a.toml: upstream[docker.io].aliases[1]: 'http://a' is not a host's name like "),
+    (
+        HUB + "aliases = ['a:1']\n" + GHCR + "aliases = ['A:1']",
+        "a.toml: two upstreams are called a:1, by name or alias",
+    ),
+    (HUB + "aliases = ['ghcr.io']\n" + GHCR, "a.toml: two upstreams are called ghcr.io, by name or alias"),
+    (HUB + "aliases = ['a']\n" + GHCR + "hosts = ['a']", "a.toml: a cannot be an alias, which is the upstream's own "),
     (GHCR + "endpoints = ['ghcr.io']", "a.toml: upstream[ghcr.io].endpoints[1]: 'ghcr.io' is not an address like "),
     (GHCR + "endpoints = ['https://x/v2']", "a.toml: upstream[ghcr.io].endpoints[1]: 'https://x/v2' must end after "),
     (GHCR + "realms = ['x']", "a.toml: upstream[ghcr.io].realms[1]: 'x' is not an address like "),

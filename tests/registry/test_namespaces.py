@@ -21,6 +21,7 @@ from tests.registry.driver import Client
 
 HUB = "docker.io/library/ubuntu"
 PUBLIC = "https://registry.example.com"
+ALIASES = {"registry.corp:5000": "ghcr.io", "registry.corp": "docker.io"}
 HOSTS = {"hub.example.com": "docker.io", "ghcr.example.com:8080": "ghcr.io"}
 
 
@@ -40,7 +41,7 @@ def client_of(registry: MemoryRegistry) -> Client:
         lambda repo: known(registry, repo),
         default="docker.io",
     )
-    namespaces = Namespaces(frozenset(router.mirrors), HOSTS, hosts_of(PUBLIC))
+    namespaces = Namespaces(frozenset(router.mirrors), HOSTS, hosts_of(PUBLIC), ALIASES)
     return Client(DistributionAPI(Observed(router), namespaces=namespaces))
 
 
@@ -86,10 +87,27 @@ async def test_ns_separates_names(client: Client, registry: MemoryRegistry) -> N
         assert answer.all("oci-namespace") == ([ns] if ns else [])
 
 
+async def test_ns_by_another_name(client: Client, registry: MemoryRegistry) -> None:
+    """An upstream may be called otherwise as well, such as by its host and port, which cannot stand in a path. The
+    answer calls it as the client did, and so do the links to further pages."""
+    for repo in ("docker.io/team/app", "ghcr.io/team/app"):
+        for tag in ("1", "2"):
+            await put_image(registry, tag, repo=repo, annotations={"repo": repo})
+    for ns, repo in ALIASES.items():
+        name = f"{repo}/team/app"
+        answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns.upper()}")
+        assert (answer.status, answer["oci-namespace"]) == (200, ns)
+        assert answer.json["annotations"] == {"repo": name}
+        answer = await client("GET", f"/v2/team/app/tags/list?n=1&ns={ns}")
+        assert answer.json == {"name": "team/app", "tags": ["1"]}
+        answer = await client("GET", answer["link"].partition("<")[2].partition(">")[0])
+        assert answer.json == {"name": "team/app", "tags": ["2"]}
+
+
 async def test_an_unknown_ns_is_never_dialled(client: Client, registry: MemoryRegistry) -> None:
     """404 NAME_UNKNOWN with the names that are mirrored here; what is hosted under that path does not show."""
     await put_image(registry, "1", repo="team/app")
-    for ns in ("quay.io", "http://169.254.169.254", "docker.io/library", "ghcr.io:443", "x" * 300):
+    for ns in ("quay.io", "http://169.254.169.254", "docker.io/library", "ghcr.io:443", "registry.corp:80", "x" * 300):
         answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}")
         assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
         assert "docker.io, ghcr.io" in answer.json["errors"][0]["message"]
