@@ -120,3 +120,36 @@ def encoded(user: str, password: str) -> str:
 def not_in_log(site: Site, *secrets: str) -> bool:
     text = site.server.log_text()
     return not any(secret in text for secret in secrets)
+
+
+def test_clients_that_have_it_already(site: Site) -> None:
+    """If-None-Match with the digest of what is there is answered with 304: of a manifest that comes for it, of a blob
+    without fetching it. With another digest the content follows, and so does a tag that has moved on."""
+    site.start(settings='tag_ttl = "0s"\nprefetch = "off"')
+    manifest, blob = f"/v2/{REPO}/manifests/1", site.path
+    etag, stale = f'"{site.image.digest}"', f'"{site.digest}"'
+    for method in ("GET", "HEAD"):
+        for path, tag in ((manifest, etag), (blob, stale)):
+            answer = site.http.request(method, path, headers={"If-None-Match": f'"sha256:{"0" * 64}", W/{tag}'})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    assert site.hub.count("blob") == 0
+    answer = site.http.get(manifest, headers={"If-None-Match": stale})
+    assert (answer.status_code, answer.content) == (200, site.image.body)
+    answer = site.http.get(blob, headers={"If-None-Match": etag})
+    assert (answer.status_code, answer.content) == (200, site.blob)
+    moved = site.content.add(REPO, noise_image("moved", 2000), "1")
+    site.hub.put(site.content)
+    answer = site.http.get(manifest, headers={"If-None-Match": etag})
+    assert (answer.status_code, answer.content) == (200, moved.body)
+    site.hub.refuse()
+    answer = site.http.get(manifest, headers={"If-None-Match": f'"{moved.digest}"'})
+    assert (answer.status_code, answer.headers["warning"][:6]) == (304, "299 - ")
+
+
+def test_a_condition_on_what_is_not_there(site: Site) -> None:
+    """It changes nothing: 404."""
+    site.start()
+    digest = "sha256:" + "0" * 64
+    for path in (f"/v2/{REPO}/manifests/none", f"/v2/{REPO}/manifests/{digest}", f"/v2/{REPO}/blobs/{digest}"):
+        answer = site.http.get(path, headers={"If-None-Match": f'"{digest}"'})
+        assert answer.status_code == 404

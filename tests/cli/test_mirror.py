@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ import pytest
 
 from tests.cli.running import entrepot, one_line
 from tests.clients.images import MIB
-from tests.serving import ROOT, running_server
+from tests.serving import ROOT, Server, running_server
 from tests.upstreams.content import Content, Holding, index_of, noise_image
 from tests.upstreams.hub import Hub, hub, repeated, union
 
@@ -288,6 +289,21 @@ def test_status(tmp_path: Path, upstream: Hub, images: dict[str, Holding]) -> No
     assert "\x1b" not in table
 
 
+def test_status_of_a_limit(tmp_path: Path, upstream: Hub) -> None:
+    """A 429 is seen in every command until its time is over; of several endpoints all must have said it."""
+    upstream.set(limit=0, retry_after=600)
+    before = time.time()
+    assert "wants fewer requests" in one_line(mirror(tmp_path, "refresh", "app:1"), 1)
+    (seen,) = status(tmp_path)["upstreams"]
+    assert before + 599 < seen["allowance"]["until"] < time.time() + 600
+    assert seen["allowance"]["remaining"] == 0
+    assert "none until " in "\n".join(done(tmp_path, "status"))
+    text = (tmp_path / "entrepot.toml").read_text()
+    (tmp_path / "entrepot.toml").write_text(text.replace("endpoints = [", 'endpoints = ["http://127.0.0.2:1", '))
+    (seen,) = status(tmp_path)["upstreams"]
+    assert seen["allowance"]["until"] is None
+
+
 def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
     """A tag past its time to live is stale; looking does not ask the upstream."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
@@ -339,6 +355,36 @@ def test_refresh_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None
     assert (seen["tags"], seen["stale"]) == (1, 0)
 
 
+def digests_served(server: Server, path: str = "/v2/app/manifests/1") -> set[str]:
+    """By its workers, which take new connections in turn or as they like."""
+    found = set()
+    for _ in range(16):
+        answer = httpx2.head(f"{server.url}{path}")
+        assert "warning" not in answer.headers
+        found.add(answer.headers["docker-content-digest"])
+    return found
+
+
+def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, Holding]) -> None:
+    """The server that runs on the same data directory serves what the refresh found from then on, in all workers,
+    without asking by itself; a tag that is gone is gone there as well."""
+    with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
+        assert digests_served(server) == {images["index"].digest}
+        second = noise_image("second", 10)
+        content = Content()
+        content.add("library/app", second, "1")
+        upstream.put(content)
+        assert digests_served(server) == {images["index"].digest}
+        done(tmp_path, "refresh", "app:1")
+        upstream.forget()
+        assert digests_served(server) == {second.digest}
+        upstream.remove("library/app", "1")
+        assert mirror(tmp_path, "refresh", "app:1").returncode == 1
+        upstream.forget()
+        assert {httpx2.head(f"{server.url}/v2/app/manifests/1").status_code for _ in range(16)} == {404}
+        assert upstream.count() == 0
+
+
 # purge
 
 
@@ -352,6 +398,28 @@ def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, Holding]) 
     upstream.forget()
     done(tmp_path, "refresh", "app:1")
     assert upstream.count("manifest", "GET") == 1
+
+
+def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, Holding]) -> None:
+    """The server that runs on the same data directory has the dropped tag and manifests no more and fetches them when
+    somebody asks; who reads a layer meanwhile reads on."""
+    layer = images["amd64"].layers[1]
+    with (
+        running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server,
+        httpx2.Client(base_url=server.url) as client,
+    ):
+        done(tmp_path, "warm", "app:1", *FOR_AMD64)
+        upstream.forget()
+        with client.stream("GET", f"/v2/app/blobs/{layer.digest}") as reading:
+            body = reading.iter_raw()
+            begun = next(body)
+            done(tmp_path, "purge", "app:1")
+            assert begun + b"".join(body) == layer.read()
+        assert upstream.count() == 0
+        assert digests_served(server) == {images["index"].digest}
+        assert digests_served(server, f"/v2/app/manifests/{images['amd64'].digest}") == {images["amd64"].digest}
+        assert upstream.count("manifest", "GET") == 2
+        assert client.get(f"/v2/app/blobs/{layer.digest}").content == layer.read()
 
 
 def test_purge_a_repository(tmp_path: Path, upstream: Hub) -> None:
