@@ -239,13 +239,18 @@ class Records(Protocol):
     """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. None of it is
     durable: a power cut may forget it, and it is asked for again."""
 
-    async def check(self, repo: RepositoryName, reference: Reference) -> Check | None:
-        """When an upstream was last asked about that reference, and what it said."""
+    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
+        """When an upstream was last asked about that reference, and what it said: about the manifest, or the `blob` of
+        that digest. Clients choose references; none of a manifest is ever taken for a blob's."""
         ...
 
-    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None: ...
+    async def note_check(
+        self, repo: RepositoryName, reference: Reference, known: bool, *, blob: bool = False
+    ) -> None: ...
 
-    async def forget_checks(self, repo: RepositoryName, reference: Reference | None = None) -> None:
+    async def forget_checks(
+        self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
+    ) -> None:
         """What was said of `reference`, or of all in `repo`, counts no more."""
         ...
 

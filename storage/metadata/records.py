@@ -34,14 +34,14 @@ class SqliteRecords:
         self._clock = clock
         self._unknown = 0
 
-    async def check(self, repo: RepositoryName, reference: Reference) -> Check | None:
+    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
         row = self._db.execute(
-            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, reference)
+            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, _key(reference, blob))
         ).get
         return None if row is None else Check(row[0], bool(row[1]))
 
-    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
-        now = self._clock()
+    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool, *, blob: bool = False) -> None:
+        now, key = self._clock(), _key(reference, blob)
         prune = not known and self._unknown % PRUNE_EVERY == 0
         self._unknown += not known
 
@@ -49,16 +49,19 @@ class SqliteRecords:
             db.execute(
                 "INSERT INTO upstream_check (repository, reference, at, known) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (repository, reference) DO UPDATE SET at = excluded.at, known = excluded.known",
-                (repo, reference, now, int(known)),
+                (repo, key, now, int(known)),
             )
             if prune:
                 _prune(db)
 
         await self._writer.run(note, durable=False)
 
-    async def forget_checks(self, repo: RepositoryName, reference: Reference | None = None) -> None:
+    async def forget_checks(
+        self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
+    ) -> None:
+        key = None if reference is None else _key(reference, blob)
         await self._change(
-            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)", (repo, reference)
+            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)", (repo, key)
         )
 
     async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
@@ -105,6 +108,11 @@ class SqliteRecords:
 
     async def _change(self, sql: str, values: tuple[str | float | None, ...]) -> None:
         await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False)
+
+
+def _key(reference: Reference, blob: bool) -> str:
+    """What stands for a blob has a space: no tag and no digest, so that no client can name it."""
+    return f"blob {reference}" if blob else reference
 
 
 def _prune(db: apsw.Connection) -> None:

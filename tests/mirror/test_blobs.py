@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from storage.content import Span, digest_of
-from storage.errors import BlobUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
+from storage.errors import BlobUnknown, ManifestUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
 from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName, Tag
 from tests.contract.making import push_blob, read_blob
@@ -226,6 +226,17 @@ async def test_a_manifest_names_what_is_not_there(site: Site, worker: Worker) ->
         with pytest.raises(BlobUnknown):
             await worker.mirror.open_blob(HERE, DIGEST)
     assert site.far.calls["get blob"] == 1
+
+
+async def test_no_manifest_hides_a_blob(site: Site, worker: Worker) -> None:
+    """Whatever tags and digests a client asks for as manifests, and however often they are not there, the blobs of the
+    repository can be pulled."""
+    await begun(site, worker)
+    names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
+    for reference in (DIGEST, *names):
+        with pytest.raises(ManifestUnknown):
+            await worker.mirror.get_manifest(HERE, reference)
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
 
 
 async def test_what_is_hosted_here_is_not_given_out(site: Site, worker: Worker) -> None:

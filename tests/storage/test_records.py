@@ -73,6 +73,22 @@ async def test_a_check_is_remembered_with_its_time_and_outcome(
     assert await records.check(DEBIAN, LATEST) == Check(1001.5, False)
 
 
+async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredRegistry) -> None:
+    """The same digest may be asked about as either; both are forgotten with the repository."""
+    records, digest = registry.records, digest_of(b"1")
+    await records.note_check(UBUNTU, digest, False, blob=True)
+    assert await records.check(UBUNTU, digest) is None
+    assert await records.check(UBUNTU, digest, blob=True) == Check(1000.0, False)
+    await records.note_check(UBUNTU, digest, True)
+    await records.forget_checks(UBUNTU, digest)
+    assert await records.check(UBUNTU, digest, blob=True) == Check(1000.0, False)
+    await records.forget_checks(UBUNTU, digest, blob=True)
+    assert await records.check(UBUNTU, digest, blob=True) is None
+    await records.note_check(UBUNTU, digest, False, blob=True)
+    await records.forget_checks(UBUNTU)
+    assert await records.check(UBUNTU, digest, blob=True) is None
+
+
 async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegistry) -> None:
     """A name is known only once something was put there, and then for ever."""
     repo = RepositoryName("team/app")
