@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import apsw
@@ -71,6 +71,29 @@ class SqliteRecords:
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING)).fetchall()
         return [Manifest(body, media_type, str.__new__(Digest, of)) for body, media_type, of in rows]
+
+    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
+        now = self._clock()
+        # A clock that was set back makes what was noted old, not young.
+        rows: list[Any] = self._db.execute(
+            "SELECT endpoint, times FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
+            (upstream, digest, now - seconds, now + 1.0),
+        ).fetchall()
+        return dict(rows)
+
+    async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+        now = self._clock()
+
+        def note(db: apsw.Connection) -> None:
+            db.execute("DELETE FROM upstream_wrong WHERE at NOT BETWEEN ? AND ?", (now - seconds, now + 1.0))
+            for endpoint in endpoints:
+                db.execute(
+                    "INSERT INTO upstream_wrong (upstream, digest, endpoint, times, at) VALUES (?, ?, ?, 1, ?) "
+                    "ON CONFLICT (upstream, digest, endpoint) DO UPDATE SET times = times + 1, at = excluded.at",
+                    (upstream, digest, endpoint, now),
+                )
+
+        await self._writer.run(note, durable=False)
 
     async def token(self, key: str) -> tuple[str, float] | None:
         row: tuple[str, float] | None = self._db.execute(
