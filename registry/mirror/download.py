@@ -198,8 +198,10 @@ class Download:
                 await self._source.fetch_blob(
                     self._repo, self._partial.digest, span, sink, self._shunned | self._failing
                 )
-        except TimeoutError:  # it was cut; others may have been quicker to take what was left of it
-            return True
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            return True  # it was cut; what was left of its piece is for whoever takes it
         except RegistryError as error:
             self._on_error(sink, error, ranged=span != Span(0))
             return False

@@ -120,6 +120,16 @@ def test_an_upstream_that_is_started_anew(site: Site) -> None:
     assert union(site.hub.sent(site.digest)) == [(0, 12 * MIB)]
 
 
+def test_one_connection_that_stalls(site: Site) -> None:
+    """Whatever the idle timeout: once all else is here, what it had left comes over another, and no byte twice."""
+    site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
+    assert site.get().ended().body == site.blob
+    assert repeated(site.hub.sent(site.digest)) == []
+    assert union(site.hub.sent(site.digest)) == [(0, 24 * MIB)]
+
+
 def test_ranges_that_are_refused(site: Site) -> None:
     """An upstream that answers a Range with an error is asked for the whole blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
