@@ -6,7 +6,7 @@ raises before anything is sent, so a fallback is a plain `try … except BlobUnk
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
@@ -210,10 +210,31 @@ class Partial(Protocol):
         bytes proved to be wrong. A cancellation leaves nothing."""
         ...
 
-    async def commit(self, repo: RepositoryName) -> Descriptor:
+    def want(self) -> None:
+        """Somebody waits for it: its owner, in whatever process, finds it `wanted`, until this is closed. Raises
+        StorageFailed."""
+        ...
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody else than the holder of this object waits for it, in any process. A call to the system; raises
+        StorageFailed."""
+        ...
+
+    def begin(self) -> None:
+        """The owner's: from now on it asks its source for bytes. Raises StorageFailed."""
+        ...
+
+    @property
+    def begun(self) -> bool:
+        """Its owner, in whatever process, asks for bytes; else it has not come to its turn. Raises StorageFailed."""
+        ...
+
+    async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         """The owner's, with nothing missing: checks the digest (most of it was hashed while it came), makes the bytes a
         blob of `repo`, durably, and tells all who wait. Raises DigestInvalid (nothing is kept; those who wait get it
-        too), StorageFull, StorageFailed. Cancelled: done or not, never half."""
+        too), StorageFull, StorageFailed. `blame` is called for wrong bytes, before anybody learns of them. Cancelled:
+        done or not, never half."""
         ...
 
     def close(self) -> None:
@@ -226,8 +247,8 @@ class Partials(Protocol):
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> Partial:
         """The partial blob, made where there is none; owned, if nobody else owns it. `source` is whose bytes they are:
-        one that comes from there is shared with nobody who asks elsewhere. Raises StorageFull,
-        StorageFailed, SizeInvalid (it is on its way in with another size)."""
+        one that comes from there is shared with nobody who asks elsewhere. Nor is one of another `size`. Raises
+        StorageFull, StorageFailed, SizeInvalid (below 0)."""
         ...
 
     async def expire(self, before: float) -> int:
@@ -239,13 +260,18 @@ class Records(Protocol):
     """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. None of it is
     durable: a power cut may forget it, and it is asked for again."""
 
-    async def check(self, repo: RepositoryName, reference: Reference) -> Check | None:
-        """When an upstream was last asked about that reference, and what it said."""
+    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
+        """When an upstream was last asked about that reference, and what it said: about the manifest, or the `blob` of
+        that digest. Clients choose references; none of a manifest is ever taken for a blob's."""
         ...
 
-    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None: ...
+    async def note_check(
+        self, repo: RepositoryName, reference: Reference, known: bool, *, blob: bool = False
+    ) -> None: ...
 
-    async def forget_checks(self, repo: RepositoryName, reference: Reference | None = None) -> None:
+    async def forget_checks(
+        self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
+    ) -> None:
         """What was said of `reference`, or of all in `repo`, counts no more."""
         ...
 
@@ -255,6 +281,15 @@ class Records(Protocol):
 
     async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
         """A repository that has the blob, of those whose names begin with `prefix`, which ends with a '/'."""
+        ...
+
+    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
+        """The endpoints that sent wrong bytes for the blob, the last time at most so many seconds ago, and how often
+        they did."""
+        ...
+
+    async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+        """They did once more. What is older than so many seconds is forgotten."""
         ...
 
     async def token(self, key: str) -> tuple[str, float] | None:

@@ -30,12 +30,18 @@ def try_lock(fd: int, at: int = 0) -> bool:
     return True
 
 
+def share_lock(fd: int, at: int) -> None:
+    """Takes the byte's lock together with others who share it. Nobody may ever take that byte's lock alone: then this
+    never waits. Raises OSError."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
+
+
 def unlock(fd: int, at: int = 0) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))
 
 
 def is_locked(fd: int, at: int = 0) -> bool:
-    """Whether another opening of the file has the byte's lock. Raises OSError."""
+    """Whether another opening of the file has the byte's lock, alone or shared. Raises OSError."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0))
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK

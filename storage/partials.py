@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from storage.blobs.disk import DiskBlobs
@@ -52,12 +53,29 @@ class StoredPartial:
     async def wait(self, at: int) -> int:
         return await self._shared.wait(at)
 
-    async def commit(self, repo: RepositoryName) -> Descriptor:
-        return await asyncio.shield(self._partials.finish(self, self._shared, repo))
+    def want(self) -> None:
+        if not self._closed:
+            self._shared.marks.want(self)
+
+    @property
+    def wanted(self) -> bool:
+        return not self._closed and self._shared.marks.wanted(self)
+
+    def begin(self) -> None:
+        if self.owned:
+            self._shared.marks.begin()
+
+    @property
+    def begun(self) -> bool:
+        return not self._closed and self._shared.marks.begun()
+
+    async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
+        return await asyncio.shield(self._partials.finish(self, self._shared, repo, blame))
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._shared.marks.forgo(self)
             self._shared.let_go(self)
             self._shared.release()
 
@@ -71,8 +89,8 @@ class StoredPartials:
         self._boot = boot[:40]
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="partials")
         self._watch = Watch()
-        self._claiming = KeyedLocks[tuple[Digest, str]]()
-        self._shared: dict[tuple[Digest, str], PartialFile] = {}
+        self._claiming = KeyedLocks[str]()
+        self._shared: dict[str, PartialFile] = {}
         self._finishing: set[asyncio.Task[Descriptor]] = set()
 
     async def aclose(self) -> None:
@@ -87,19 +105,20 @@ class StoredPartials:
         first. Cancelled: it is nobody's."""
         if size < 0:
             raise SizeInvalid(f"a blob has no {size} bytes")
-        async with self._claiming.hold((digest, source)):
+        name = self._blobs.layout.partial(digest, size, source)
+        async with self._claiming.hold(name):
             pause = 0.001
             while True:
                 # Whoever has it is just beginning or ending with it; that takes no longer than a few steps on the disk.
-                partial = self._join((digest, source), size) or await self._open(digest, size, source)
+                partial = self._join(name) or await self._open(name, digest, size)
                 if partial is not None:
                     return partial
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 0.02)
 
-    def _join(self, key: tuple[Digest, str], size: int) -> StoredPartial | None:
-        shared = self._shared.get(key)
-        if shared is None or shared.size != size or not shared.retain():
+    def _join(self, name: str) -> StoredPartial | None:
+        shared = self._shared.get(name)
+        if shared is None or not shared.retain():
             return None
         try:
             shared.look()
@@ -113,8 +132,8 @@ class StoredPartials:
         shared.release()
         return None
 
-    async def _open(self, digest: Digest, size: int, source: str) -> StoredPartial | None:
-        names = Names.of(self._blobs.layout, digest, source)
+    async def _open(self, name: str, digest: Digest, size: int) -> StoredPartial | None:
+        names = Names.of(self._blobs.layout, name, digest)
         step = self._blobs.run(lambda: open_partial(self._blobs.system, names, size, self._boot))
         try:
             opened = await step
@@ -129,28 +148,34 @@ class StoredPartials:
         partial = StoredPartial(self, shared)
         if opened.owned:
             shared.own(partial, locked=True)
-        self._keep((digest, source), shared)
+        self._keep(name, shared)
         return partial
 
-    def _keep(self, key: tuple[Digest, str], shared: PartialFile) -> None:
+    def _keep(self, name: str, shared: PartialFile) -> None:
         for other in [other for other, file in self._shared.items() if not file.open]:
             del self._shared[other]
-        self._shared[key] = shared
+        self._shared[name] = shared
 
     async def expire(self, before: float) -> int:
         layout = self._blobs.layout
 
         def drop_old() -> int:
             return sum(
-                expire_partial(self._blobs.system, Names.of(layout, digest, source), before, self._boot)
-                for digest, source in partials_in(layout)
+                expire_partial(self._blobs.system, Names.of(layout, name, digest), before, self._boot)
+                for name, digest in partials_in(layout)
             )
 
         return await self._blobs.run(drop_old)
 
-    def finish(self, partial: StoredPartial, shared: PartialFile, repo: RepositoryName) -> asyncio.Task[Descriptor]:
+    def finish(
+        self,
+        partial: StoredPartial,
+        shared: PartialFile,
+        repo: RepositoryName,
+        blame: Callable[[], Awaitable[None]] | None,
+    ) -> asyncio.Task[Descriptor]:
         """Commits, whatever becomes of who asked for it."""
-        task = asyncio.ensure_future(self._commit(partial, shared, repo))
+        task = asyncio.ensure_future(self._commit(partial, shared, repo, blame))
         self._finishing.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -160,7 +185,13 @@ class StoredPartials:
         if not task.cancelled():
             task.exception()  # told to who asked, unless that one is gone
 
-    async def _commit(self, partial: StoredPartial, shared: PartialFile, repo: RepositoryName) -> Descriptor:
+    async def _commit(
+        self,
+        partial: StoredPartial,
+        shared: PartialFile,
+        repo: RepositoryName,
+        blame: Callable[[], Awaitable[None]] | None,
+    ) -> Descriptor:
         run = self._blobs.run
         with shared.working(partial):
             if shared.missing():
@@ -168,7 +199,11 @@ class StoredPartials:
             try:
                 actual = await run(shared.finish_digest)
                 if actual != shared.digest:
-                    await run(lambda: shared.drop(Status.BAD))
+                    try:
+                        if blame is not None:
+                            await blame()
+                    finally:
+                        await run(lambda: shared.drop(Status.BAD))
                     raise DigestInvalid(
                         "the upstream sent other bytes than the digest says; nothing of them is kept",
                         {"expected": shared.digest, "actual": actual},

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from registry.mirror.demand import Pull
-from registry.mirror.fill import Fill, Tools
+from registry.mirror.fill import Tools
 from registry.mirror.fills import Fills
 from registry.mirror.flights import Flights
 from registry.mirror.following import FollowingReader
@@ -41,9 +40,10 @@ class Blobs:
 
     async def resolve(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         """Nothing is fetched for it. Raises BlobUnknown, and what the source raises."""
+        ends = asyncio.get_running_loop().time() + self._beginning
         with suppress(BlobUnknown):
             return await self._tools.local.resolve_blob(repo, digest)
-        size, _ = await self._entitle(repo, digest)
+        size, _ = await self._entitle(repo, digest, ends)
         return Descriptor(BLOB_TYPE, digest, size)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
@@ -52,8 +52,10 @@ class Blobs:
         ends = asyncio.get_running_loop().time() + self._beginning
         local = self._tools.local
         with suppress(BlobUnknown):
-            return await local.open_blob(repo, digest, span)
-        size, manifests = await self._entitle(repo, digest)
+            reader = await local.open_blob(repo, digest, span)
+            self._prefetch.on_hit(repo, digest)
+            return reader
+        size, manifests = await self._entitle(repo, digest, ends)
         within = span.within(size) if span else (0, size)
         for _ in range(ATTEMPTS):
             if await self._tools.mount(repo, digest):
@@ -71,7 +73,7 @@ class Blobs:
             except TimeoutError:
                 if size > SMALL and fill.queued:
                     return FollowingReader(fill, within, self._prefetch.pulls_of(digest))
-                raise UpstreamTimeout(f"{digest} does not begin to come in time; try again in a moment") from None
+                raise _too_late(digest) from None
             except BlobUnknown:
                 if fill.repo == repo:
                     raise
@@ -79,21 +81,20 @@ class Blobs:
                 continue  # nothing of it was given to anybody here
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
 
-    async def begin(self, repo: RepositoryName, blob: Descriptor, pull: Pull) -> Fill | None:
-        """Begins to fetch a blob that a manifest of `repo` names, ahead of who may ask for it. None: it is here, or
-        known not to be there."""
+    async def lacks(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Whether a blob that a manifest of `repo` names is worth asking for: it is not here, nor known not to be
+        there."""
         with suppress(BlobUnknown):
-            await self._tools.local.resolve_blob(repo, blob.digest)
-            return None
-        if await self._tools.misses.has(repo, blob.digest) or await self._tools.mount(repo, blob.digest):
-            return None
-        return self._fills.want(repo, blob.digest, blob.size, pull)
+            await self._tools.local.resolve_blob(repo, digest)
+            return False
+        return not (await self._tools.misses.has(repo, digest) or await self._tools.mount(repo, digest))
 
     async def aclose(self) -> None:
         await self._sizes.aclose()
 
-    async def _entitle(self, repo: RepositoryName, digest: Digest) -> tuple[int, Sequence[Manifest]]:
-        """The blob's size and the manifests that name it. Raises BlobUnknown: the repository has no such blob."""
+    async def _entitle(self, repo: RepositoryName, digest: Digest, ends: float) -> tuple[int, Sequence[Manifest]]:
+        """The blob's size and the manifests that name it. Raises BlobUnknown: the repository has no such blob;
+        UpstreamTimeout: nobody said so until `ends`."""
         if await self._tools.misses.has(repo, digest):
             raise BlobUnknown("the upstream has no such blob; that is remembered for a moment")
         manifests = await self._records.referring(repo, digest)
@@ -101,7 +102,11 @@ class Blobs:
             for blob in manifest.blobs:
                 if blob.digest == digest:
                     return blob.size, manifests
-        return await self._sizes.join((repo, digest), lambda: self._ask_size(repo, digest)), manifests
+        try:
+            async with asyncio.timeout_at(ends):
+                return await self._sizes.join((repo, digest), lambda: self._ask_size(repo, digest)), manifests
+        except TimeoutError:
+            raise _too_late(digest) from None
 
     async def _ask_size(self, repo: RepositoryName, digest: Digest) -> int:
         tools = self._tools
@@ -113,3 +118,7 @@ class Blobs:
             except BlobUnknown:
                 await tools.misses.note(repo, digest)
                 raise
+
+
+def _too_late(digest: Digest) -> UpstreamTimeout:
+    return UpstreamTimeout(f"{digest} does not begin to come in time; try again in a moment")

@@ -35,8 +35,8 @@ class Pull:
 
 
 class Demand:
-    """`asked`: a client wants it, or did: it is fetched to its end, whoever leaves. Without that it was begun ahead of
-    its readers, for the sake of `pulls`."""
+    """`asked`: a client wants it, or did, of whichever process: it is fetched to its end, whoever leaves. Without that
+    it was begun ahead of its readers, for the sake of `pulls`."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()

@@ -13,14 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from registry.mirror.breaks import PERSISTENCE
 from registry.mirror.demand import Demand
 from registry.mirror.download import Download, Unread
 from registry.mirror.flights import end
 from registry.mirror.manifests import MIRROR
 from registry.mirror.misses import Misses
+from registry.mirror.slots import Slots
 from registry.mirror.source import Source
+from registry.mirror.suspicions import Suspicions
 from storage.content import OpenFile
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, RegistryError, SizeInvalid, UpstreamUnavailable
+from storage.errors import BlobUnknown, PartialLost, RegistryError, UpstreamUnavailable
 from storage.interface import Partial, Partials, Records, Registry, Turns
 from storage.names import Digest, RepositoryName
 
@@ -28,21 +31,24 @@ log = logging.getLogger("registry.mirror")
 
 RETRY: Final = 0.05
 """Seconds until what another process is just changing is looked at again."""
-CLAIMS: Final = 100
 LOSSES: Final = 40
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What fills work with. `far` gives a stored name as the upstream has it."""
+    """What fills work with. `far` gives a stored name as the upstream has it. `persistence`: seconds without progress
+    after which a fill that somebody reads is given up."""
 
     local: Registry
     source: Source
     partials: Partials
     turns: Turns
+    slots: Slots
     misses: Misses
+    suspicions: Suspicions
     records: Records
     far: Callable[[RepositoryName], RepositoryName]
+    persistence: float = PERSISTENCE
 
     async def mount(self, repo: RepositoryName, digest: Digest) -> bool:
         """Gives a repository that is entitled to the blob what another of this upstream's has. Of no other's: whoever
@@ -58,23 +64,18 @@ class Tools:
 
 
 class Fill:
-    """`size` in bytes. `repo` is asked for the blob; `repositories` get it. `avoid`: endpoints that sent wrong bytes
-    before; `endpoints`: those that sent these. `error`: why it ended, where it did not end well."""
+    """`size` in bytes. `repo` is asked for the blob; `repositories` get it. `error`: why it ended, where it did not end
+    well."""
 
-    def __init__(
-        self, tools: Tools, repo: RepositoryName, digest: Digest, size: int, avoid: Collection[str] = ()
-    ) -> None:
+    def __init__(self, tools: Tools, repo: RepositoryName, digest: Digest, size: int) -> None:
         self.repo = repo
         self.digest = digest
         self.size = size
         self.repositories = {repo}
         self.demand = Demand()
-        self.endpoints: Collection[str] = ()
         self.error: RegistryError | None = None
         self._tools = tools
-        self._avoid = avoid
         self._partial: Partial | None = None
-        self._download: Download | None = None
         self._answer = asyncio.Event()
         self._ended = asyncio.Event()
         self._turn = 0
@@ -92,8 +93,9 @@ class Fill:
 
     @property
     def queued(self) -> bool:
-        """It waits for a connection, since the upstream has as many as it may have: nothing speaks against it."""
-        return not self.ended and self._download is not None and not self._download.asked
+        """It waits for a connection, here or in the process whose it is, since the upstream has as many as it may have:
+        nothing speaks against it. Raises StorageFailed."""
+        return not self.ended and self._partial is not None and not self._partial.begun
 
     async def opened(self) -> bool:
         """Waits until the upstream has begun to send. False: the blob is content, and to be had where it is stored.
@@ -108,6 +110,14 @@ class Fill:
         await self._ended.wait()
         if self.error is not None:
             raise self.error
+
+    async def attended(self) -> None:
+        """Waits until somebody wants it who was not there when it began, or until its end. Raises nothing."""
+        waits = [asyncio.create_task(event.wait()) for event in (self.demand.asked, self._ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end(waits)
 
     async def wait(self, at: int) -> int:
         """Waits until the byte at `at` is there; how far they reach from there. `at` equal to `size`: until the digest
@@ -158,11 +168,12 @@ class Fill:
             self._partial.close()
 
     async def _run(self) -> None:
-        self._partial = partial = await self._claim()
+        self._partial = partial = await self._tools.partials.claim(self.digest, self.size, self._tools.source.name)
         owned, losses = partial.owned, 0
         while not owned:
             if not self.demand.asked.is_set():
                 raise Unread  # another process is at it
+            partial.want()
             if await self._follow(partial):
                 return await self._link(self.repositories)
             owned = partial.own()
@@ -173,16 +184,6 @@ class Fill:
                     raise PartialLost
                 await asyncio.sleep(RETRY / 5)
         return await self._bring_in(partial)
-
-    async def _claim(self) -> Partial:
-        """Another size is under way for as long as it takes to find out that it is wrong, unless ours is."""
-        for _ in range(CLAIMS):
-            try:
-                return await self._tools.partials.claim(self.digest, self.size, self._tools.source.name)
-            except SizeInvalid as error:
-                conflict = error
-                await asyncio.sleep(RETRY)
-        raise UpstreamUnavailable(f"{self.digest}: {conflict.message}")
 
     async def _follow(self, partial: Partial) -> bool:
         """Another process downloads; False: it does no more."""
@@ -207,10 +208,17 @@ class Fill:
             return
         if self._turn and await tools.misses.has(self.repo, self.digest):
             raise BlobUnknown
-        self._download = download = Download(
-            tools.source, tools.turns, tools.far(self.repo), partial, self.demand, self._avoid, self._answer.set
+        download = Download(
+            tools.source,
+            tools.slots,
+            tools.far(self.repo),
+            partial,
+            self.demand,
+            await tools.suspicions.avoided(self.digest),
+            self._answer.set,
+            begun=self._answer.is_set(),
+            persistence=tools.persistence,
         )
-        self.endpoints = download.endpoints
         while True:
             try:
                 await download.run()
@@ -218,7 +226,7 @@ class Fill:
             except Unread:
                 if not self.demand.alive():
                     raise
-        await partial.commit(self.repo)
+        await partial.commit(self.repo, lambda: tools.suspicions.note(self.repo, self.digest, download.endpoints))
         await self._link(self.repositories - {self.repo})
 
     async def _stored(self) -> bool:
@@ -248,8 +256,3 @@ class Fill:
 
 def _stopping() -> UpstreamUnavailable:
     return UpstreamUnavailable("the server is stopping; try again in a moment")
-
-
-def is_wrong(error: RegistryError | None) -> bool:
-    """Whether the bytes had another digest."""
-    return isinstance(error, DigestInvalid)

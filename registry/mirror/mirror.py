@@ -7,14 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from registry.config import Upstream
+from registry.mirror.ahead import Ahead
 from registry.mirror.blobs import BEGINNING, Blobs
+from registry.mirror.breaks import PERSISTENCE
 from registry.mirror.fill import Fill, Tools
 from registry.mirror.fills import Fills
 from registry.mirror.freshness import Freshness
 from registry.mirror.manifests import PATIENCE, Manifests
 from registry.mirror.misses import Misses
 from registry.mirror.prefetch import Prefetch
+from registry.mirror.slots import Slots
 from registry.mirror.source import Source
+from registry.mirror.suspicions import Suspicions
 from registry.notices import notice
 from storage.base import Refusing
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
@@ -29,7 +33,8 @@ class Mirror(Refusing):
 
     `clock` gives seconds since 1970; `steady` seconds of a clock that is never set. `patience` is for how many seconds
     a client waits for the upstream when there is something older to give it, `beginning` for how many until a blob
-    begins to come. `aclose` ends it with its source.
+    begins to come, `persistence` for how many a blob that somebody reads may bring nothing. `aclose` ends it with its
+    source.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Mirror(Refusing):
         steady: Callable[[], float] = time.monotonic,
         patience: float = PATIENCE,
         beginning: float = BEGINNING,
+        persistence: float = PERSISTENCE,
     ) -> None:
         self._local = local
         self._source = source
@@ -51,12 +57,12 @@ class Mirror(Refusing):
         self._name = settings.name
         freshness = Freshness(settings, clock)
         self._misses = Misses(records, freshness)
-        tools = Tools(local, source, partials, turns, self._misses, records, self.far)
+        slots, suspicions = Slots(turns, source), Suspicions(records, source.name)
+        tools = Tools(local, source, partials, turns, slots, self._misses, suspicions, records, self.far, persistence)
         self._manifests = Manifests(local, source, records, turns, settings, freshness, self.far, patience)
-        self._fills = Fills(tools, steady)
-        self._prefetch = Prefetch(
-            settings.prefetch, lambda *what: self._blobs.begin(*what), lambda: not source.exhausted(), steady
-        )
+        self._fills = Fills(tools)
+        ahead = Ahead(lambda *what: self._blobs.lacks(*what), slots.room, self._fills.begin)
+        self._prefetch = Prefetch(settings.prefetch, ahead, lambda: not source.exhausted(), steady)
         self._blobs = Blobs(tools, records, self._fills, self._prefetch, beginning)
 
     def far(self, repo: RepositoryName) -> RepositoryName:

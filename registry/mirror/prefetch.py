@@ -6,50 +6,50 @@ image, so the other layers are begun too. Who only looks (HEAD, an index) makes 
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final, Literal
 
+from registry.mirror.ahead import Ahead
 from registry.mirror.demand import Pull
-from registry.mirror.flights import end
-from storage.content import MANIFESTS, Descriptor, Manifest
-from storage.errors import RegistryError
+from storage.content import MANIFESTS, Manifest
 from storage.names import Digest, RepositoryName
-
-log = logging.getLogger("registry.mirror")
 
 MOST: Final = 256
 """Pulls that are kept in mind."""
-Begin = Callable[[RepositoryName, Descriptor, Pull], Awaitable[object]]
+BLOBS: Final = 256
+"""Blobs of one image that are fetched ahead; docker knows 127 layers at the most."""
 Mode = Literal["off", "config", "layers"]
 
 
 class _Image:
-    """An image that a client fetched the manifest of."""
+    """An image that a client fetched the manifest of, or a layer."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = Pull(clock)
         self.config = manifest.config
-        self.layers = manifest.layers
-        self.foreign = manifest.foreign
-        self.digests = frozenset(blob.digest for blob in manifest.blobs)
+        foreign = manifest.foreign
+        self.blobs = list(islice((blob for blob in manifest.blobs if blob.digest not in foreign), BLOBS))
+        self.digests = frozenset(blob.digest for blob in self.blobs)
         self.config_begun = self.layers_begun = False
+
+    def has_layer(self, digest: Digest) -> bool:
+        return digest in self.digests and (self.config is None or digest != self.config.digest)
 
 
 class Prefetch:
-    """`begin` starts to fetch a blob; `spare` says whether requests may be spent on what nobody waits for. `clock` runs
-    on, in seconds."""
+    """`spare` says whether requests may be spent on what nobody waits for. `clock` runs on, in seconds."""
 
-    def __init__(self, mode: Mode, begin: Begin, spare: Callable[[], bool], clock: Callable[[], float]) -> None:
+    def __init__(self, mode: Mode, ahead: Ahead, spare: Callable[[], bool], clock: Callable[[], float]) -> None:
         self._mode = mode
-        self._begin = begin
+        self._ahead = ahead
         self._spare = spare
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _Image] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._untouched: dict[RepositoryName, dict[Digest, _Image]] = {}
+        """Those of `_images` of which no layer was asked for yet, so that a look for them costs nothing once all are
+        begun."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
         """A client got it."""
@@ -58,7 +58,7 @@ class Prefetch:
         image = self._image(repo, manifest)
         if image.config is not None and not image.config_begun and self._spare():
             image.config_begun = True
-            self._start(repo, [image.config], image.pull)
+            self._ahead.add(repo, [image.config], image.pull, first=True)
 
     def on_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """A client asked for a blob that is not here; `manifests` name it, the newest first. The images begun are those
@@ -67,12 +67,16 @@ class Prefetch:
             return
         recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
         for manifest in recent or manifests[:1]:
-            image = self._image(repo, manifest)
-            if image.layers_begun or digest not in {layer.digest for layer in image.layers}:
-                continue
-            image.layers_begun = True
-            others = [b for b in manifest.blobs if b.digest != digest and b.digest not in image.foreign]
-            self._start(repo, others, image.pull)
+            self._begin_layers(repo, manifest.digest, self._image(repo, manifest), digest)
+
+    def on_hit(self, repo: RepositoryName, digest: Digest) -> None:
+        """A client asked for a blob that is here: it will ask for the others of images whose manifest was fetched here
+        of late."""
+        if self._mode != "layers" or repo not in self._untouched or not self._spare():
+            return
+        for name, image in list(self._untouched[repo].items()):
+            if image.pull.active():
+                self._begin_layers(repo, name, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[Pull]:
         """Those that a blob belongs to."""
@@ -81,33 +85,34 @@ class Prefetch:
     @property
     def busy(self) -> bool:
         """Whether something is about to be begun."""
-        return bool(self._tasks)
+        return self._ahead.busy
 
     async def aclose(self) -> None:
-        self._closed = True
-        await end(self._tasks)
+        await self._ahead.aclose()
+
+    def _begin_layers(self, repo: RepositoryName, name: Digest, image: _Image, asked: Digest) -> None:
+        if image.layers_begun or not image.has_layer(asked):
+            return
+        image.layers_begun = True
+        self._touch(repo, name)
+        self._ahead.add(repo, (blob for blob in image.blobs if blob.digest != asked), image.pull)
 
     def _image(self, repo: RepositoryName, manifest: Manifest) -> _Image:
         key = (repo, manifest.digest)
         image = self._images.get(key)
         if image is None or not image.pull.active():  # an older pull's blobs may be gone again
             image = self._images[key] = _Image(manifest, self._clock)
+            if self._mode == "layers":
+                self._untouched.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
         while len(self._images) > MOST:
-            self._images.popitem(last=False)
+            old, _ = self._images.popitem(last=False)
+            self._touch(*old)
         return image
 
-    def _start(self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: Pull) -> None:
-        if self._closed:
-            return
-        task = asyncio.create_task(self._fetch(repo, list(blobs), pull))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _fetch(self, repo: RepositoryName, blobs: Sequence[Descriptor], pull: Pull) -> None:
-        for blob in blobs:
-            try:
-                await self._begin(repo, blob, pull)
-            except RegistryError as error:  # who asks for it will be told
-                log.info("%s of %s was not begun ahead: %s", blob.digest, repo, error.message)
+    def _touch(self, repo: RepositoryName, name: Digest) -> None:
+        images = self._untouched.get(repo, {})
+        images.pop(name, None)
+        if not images:
+            self._untouched.pop(repo, None)

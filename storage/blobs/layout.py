@@ -8,7 +8,7 @@
       locks/turns                                       turns and slots of the mirror, by byte
       blobs/sha256/ab/abcdef…                           content, by digest
       uploads/UUID/GENERATION                           an upload session's bytes; who took it over last
-      partials/SOURCE~sha256-abcdef….data, ….state      a blob on its way in; which bytes of it are there
+      partials/SOURCE~sha256-abcdef….SIZE.data, .state  a blob on its way in; which bytes of it are there
       trash/                                            files on their way out
 
 All of it lies on one file system, so that a rename moves a file without copying it.
@@ -64,17 +64,24 @@ class Layout:
     def partials(self) -> Path:
         return self.root / "partials"
 
-    def partial_data(self, digest: Digest, source: str = "") -> Path:
-        return self.partials / f"{_partial(digest, source)}.data"
-
-    def partial_state(self, digest: Digest, source: str = "") -> Path:
-        return self.partials / f"{_partial(digest, source)}.state"
+    @staticmethod
+    def partial(digest: Digest, size: int, source: str = "") -> str:
+        """The name of a partial blob, which its files have before their endings. Who has a size from a manifest does
+        not know whether it is right: it is a part of the name, so that a wrong one is in nobody's way."""
+        own = f"{digest.algorithm}-{digest.encoded}.{size}"
+        return f"{source}~{own}" if source else own
 
     @staticmethod
-    def partial_of(name: str) -> tuple[Digest, str]:
-        """Whose file `name` in `partials` is: the digest, and the source. Raises DigestInvalid: nobody's."""
-        source, _, digest = name.rpartition(".")[0].rpartition("~")
-        return Digest(digest.replace("-", ":", 1)), source
+    def partial_of(file: str) -> tuple[str, Digest]:
+        """The partial blob that a file in `partials` belongs to: its name and digest. Raises DigestInvalid: to none."""
+        name = file.rpartition(".")[0]
+        return name, Digest(name.rpartition("~")[2].partition(".")[0].replace("-", ":", 1))
+
+    def partial_data(self, name: str) -> Path:
+        return self.partials / f"{name}.data"
+
+    def partial_state(self, name: str) -> Path:
+        return self.partials / f"{name}.state"
 
     def blob(self, digest: Digest) -> Path:
         return self.root / self.place(digest)
@@ -104,7 +111,3 @@ class Layout:
         yield from (self.root / "locks", self.uploads, self.partials, self.trash, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()
-
-
-def _partial(digest: Digest, source: str) -> str:
-    return f"{source}~{digest.algorithm}-{digest.encoded}" if source else f"{digest.algorithm}-{digest.encoded}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from storage.blobs import files
 from storage.blobs.extents import Extent, Extents
+from storage.blobs.marks import Marks
 from storage.blobs.partials import Names, Opened, close_data, drop, is_named, write_out, write_progress
 from storage.blobs.prefix_digest import PrefixDigest
 from storage.blobs.progress import Progress, Status, read_progress
@@ -37,6 +38,7 @@ class PartialFile:
         self.data = opened.data
         self.poked = False
         self.looked = 0.0
+        self.marks = Marks(opened.state)
         self._system = system
         self._threads = threads
         self._watch = watch
@@ -144,6 +146,7 @@ class PartialFile:
         self._owner, self._leaving = None, False
         self._orphan = True
         self._hashed.stop()
+        self.marks.end()
         with suppress(OSError):
             unlock(self._state)
         self._watch.poke(self)

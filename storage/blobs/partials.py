@@ -16,7 +16,7 @@ from pathlib import Path
 
 from storage.blobs.layout import Layout
 from storage.blobs.progress import ROOM, Progress, Status, read_progress
-from storage.errors import DigestInvalid, SizeInvalid, StorageFull
+from storage.errors import DigestInvalid, StorageFull
 from storage.locks import try_lock
 from storage.names import Digest
 from storage.system import System
@@ -31,8 +31,8 @@ class Names:
     place: Path
 
     @classmethod
-    def of(cls, layout: Layout, digest: Digest, source: str) -> Names:
-        return cls(layout.partial_state(digest, source), layout.partial_data(digest, source), layout.blob(digest))
+    def of(cls, layout: Layout, name: str, digest: Digest) -> Names:
+        return cls(layout.partial_state(name), layout.partial_data(name), layout.blob(digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ class Opened:
 
 def open_partial(system: System, names: Names, size: int, boot: str) -> Opened | None:
     """The partial of `size` bytes, made where there is none. Another owner is about to set it up or to end it: None;
-    ask again soon. Raises SizeInvalid (somebody has it under way with another size), StorageFull, OSError."""
+    ask again soon. Raises StorageFull, OSError."""
     state = _open_or_create(system, names.state)
     if state is None:
         return None
     try:
-        opened = _take(system, names, state, size, boot) if try_lock(state) else _join(names, state, size)
+        opened = _take(system, names, state, size, boot) if try_lock(state) else _join(names, state)
     except BaseException:
         os.close(state)
         raise
@@ -81,12 +81,12 @@ def expire_partial(system: System, names: Names, before: float, boot: str) -> bo
         os.close(state)
 
 
-def partials_in(layout: Layout) -> list[tuple[Digest, str]]:
-    """Those that have a file of either kind: their digests, and their sources."""
+def partials_in(layout: Layout) -> list[tuple[str, Digest]]:
+    """Those that have a file of either kind: their names and digests."""
     found = set()
-    for name in os.listdir(layout.partials):
+    for file in os.listdir(layout.partials):
         with suppress(DigestInvalid):
-            found.add(layout.partial_of(name))
+            found.add(layout.partial_of(file))
     return sorted(found)
 
 
@@ -166,13 +166,11 @@ def _open_data(names: Names, progress: Progress) -> int | None:
     return None
 
 
-def _join(names: Names, state: int, size: int) -> Opened | None:
+def _join(names: Names, state: int) -> Opened | None:
     """While somebody else has the lock."""
     before = read_progress(state)
     if before is None or before.status is not Status.RUNNING:
         return None
-    if before.size != size:
-        raise SizeInvalid(f"the blob is on its way in with {before.size} bytes, not {size}")
     try:
         data = os.open(names.data, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

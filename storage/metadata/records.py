@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import apsw
@@ -34,14 +34,14 @@ class SqliteRecords:
         self._clock = clock
         self._unknown = 0
 
-    async def check(self, repo: RepositoryName, reference: Reference) -> Check | None:
+    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
         row = self._db.execute(
-            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, reference)
+            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, _key(reference, blob))
         ).get
         return None if row is None else Check(row[0], bool(row[1]))
 
-    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
-        now = self._clock()
+    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool, *, blob: bool = False) -> None:
+        now, key = self._clock(), _key(reference, blob)
         prune = not known and self._unknown % PRUNE_EVERY == 0
         self._unknown += not known
 
@@ -49,16 +49,19 @@ class SqliteRecords:
             db.execute(
                 "INSERT INTO upstream_check (repository, reference, at, known) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (repository, reference) DO UPDATE SET at = excluded.at, known = excluded.known",
-                (repo, reference, now, int(known)),
+                (repo, key, now, int(known)),
             )
             if prune:
                 _prune(db)
 
         await self._writer.run(note, durable=False)
 
-    async def forget_checks(self, repo: RepositoryName, reference: Reference | None = None) -> None:
+    async def forget_checks(
+        self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
+    ) -> None:
+        key = None if reference is None else _key(reference, blob)
         await self._change(
-            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)", (repo, reference)
+            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)", (repo, key)
         )
 
     async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
@@ -68,6 +71,29 @@ class SqliteRecords:
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING)).fetchall()
         return [Manifest(body, media_type, str.__new__(Digest, of)) for body, media_type, of in rows]
+
+    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
+        now = self._clock()
+        # A clock that was set back makes what was noted old, not young.
+        rows: list[Any] = self._db.execute(
+            "SELECT endpoint, times FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
+            (upstream, digest, now - seconds, now + 1.0),
+        ).fetchall()
+        return dict(rows)
+
+    async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+        now = self._clock()
+
+        def note(db: apsw.Connection) -> None:
+            db.execute("DELETE FROM upstream_wrong WHERE at NOT BETWEEN ? AND ?", (now - seconds, now + 1.0))
+            for endpoint in endpoints:
+                db.execute(
+                    "INSERT INTO upstream_wrong (upstream, digest, endpoint, times, at) VALUES (?, ?, ?, 1, ?) "
+                    "ON CONFLICT (upstream, digest, endpoint) DO UPDATE SET times = times + 1, at = excluded.at",
+                    (upstream, digest, endpoint, now),
+                )
+
+        await self._writer.run(note, durable=False)
 
     async def token(self, key: str) -> tuple[str, float] | None:
         row: tuple[str, float] | None = self._db.execute(
@@ -106,6 +132,11 @@ class SqliteRecords:
 
     async def _change(self, sql: str, values: tuple[str | float | None, ...]) -> None:
         await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False)
+
+
+def _key(reference: Reference, blob: bool) -> str:
+    """What stands for a blob has a space: no tag and no digest, so that no client can name it."""
+    return f"blob {reference}" if blob else reference
 
 
 def _prune(db: apsw.Connection) -> None:

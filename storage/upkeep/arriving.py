@@ -32,9 +32,9 @@ def arriving(data: Path) -> list[Arriving]:
     layout = Layout(data.absolute())
     boot = boot_id()
     found = []
-    for digest, source in partials_in(layout):
+    for name, digest in partials_in(layout):
         try:
-            state = os.open(layout.partial_state(digest, source), os.O_RDONLY | os.O_CLOEXEC)
+            state = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:  # it is whole, or was given up, since the directory was read
             continue
         try:

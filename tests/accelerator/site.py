@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -215,7 +216,7 @@ class Site:
 
     def extents(self) -> list[Interval]:
         """Which bytes of the blob on its way in are here, as its owner told all processes."""
-        state = Layout(self.server.data).partial_state(Digest(self.digest), "docker.io")
+        state = self._state()
         for _ in range(1000):
             fd = os.open(state, os.O_RDONLY)
             try:
@@ -226,13 +227,17 @@ class Site:
         raise AssertionError("the state file cannot be read")
 
     def owner(self) -> int:
-        """The worker that has the lock on the blob on its way in (proc(5), fdinfo)."""
-        state = str(Layout(self.server.data).partial_state(Digest(self.digest), "docker.io"))
+        """The worker that has the lock on the first byte of the blob's state (proc(5), fdinfo)."""
+        state = str(self._state())
         for pid in self.server.worker_pids():
             for fd in _open_files(pid, state):
-                if "OFDLCK" in Path(f"/proc/{pid}/fdinfo/{fd}").read_text():
+                if re.search(r"OFDLCK .* WRITE .* 0 0$", Path(f"/proc/{pid}/fdinfo/{fd}").read_text(), re.MULTILINE):
                     return pid
         raise AssertionError("nobody owns it")
+
+    def _state(self) -> Path:
+        layout = Layout(self.server.data)
+        return layout.partial_state(layout.partial(Digest(self.digest), self.size, "docker.io"))
 
     def kept(self) -> list[str]:
         """Files that hold bytes of the blob."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.accelerator.site import REPO, SIZE, Site
+from tests.accelerator.site import REPO, SIZE, Site, until
 from tests.clients.images import MIB
 from tests.upstreams.hub import repeated, union
 
@@ -102,6 +102,39 @@ def test_a_blob_that_does_not_begin(site: Site) -> None:
         assert b'"UNAVAILABLE"' in each.body
     site.hub.clear()
     site.hub.release()
+    assert site.get().ended().body == site.blob
+
+
+def test_an_upstream_that_is_started_anew(site: Site) -> None:
+    """Its only endpoint refuses connections for so long that it is left alone for a moment: who is in the middle of a
+    blob, at whichever worker, waits and has it whole once it answers again."""
+    site.start(1000, 12 * MIB, settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
+    readers = [site.get(worker=pid).reached(MIB) for pid in site.server.worker_pids()]
+    site.hub.refuse()
+    until(lambda: "it is left alone for a moment" in site.server.log_text(), "the endpoint is not given up")
+    site.hub.listen()
+    for reader in readers:
+        assert reader.ended().body == site.blob
+    assert union(site.hub.sent(site.digest)) == [(0, 12 * MIB)]
+
+
+def test_one_connection_that_stalls(site: Site) -> None:
+    """Whatever the idle timeout: once all else is here, what it had left comes over another, and no byte twice."""
+    site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
+    assert site.get().ended().body == site.blob
+    assert repeated(site.hub.sent(site.digest)) == []
+    assert union(site.hub.sent(site.digest)) == [(0, 24 * MIB)]
+
+
+def test_ranges_that_are_refused(site: Site) -> None:
+    """An upstream that answers a Range with an error is asked for the whole blob."""
+    site.start(1000, 12 * MIB, settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, status=416, times=2)
     assert site.get().ended().body == site.blob
 
 

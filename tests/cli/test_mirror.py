@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,37 @@ def test_the_schedule(tmp_path: Path, upstream: Hub, images: dict[str, Holding])
         upstream.put(content)
         upstream.until(lambda: blobs_asked_for(upstream) >= set(later.blobs))
     assert all(repeated(upstream.sent(digest)) == [] for digest in {**images["amd64"].blobs, **later.blobs})
+
+
+def test_the_schedule_outlives_a_worker(tmp_path: Path, upstream: Hub) -> None:
+    """When the worker that warms is killed, another goes on with it."""
+    more = '[warm]\nreferences = ["app:1"]\nplatforms = ["linux/amd64"]\ninterval = "1s"\n'
+    (tmp_path / "entrepot.toml").write_text(settings(upstream, more).replace('"1h"', '"0s"'))
+    with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
+        for number in range(3):
+            later = noise_image(f"later {number}", 700)
+            content = Content()
+            content.add("library/app", later, "1")
+            upstream.put(content)
+            upstream.until(partial(asked_for, upstream, later))
+            upstream.until(lambda: bool(warming(server)))
+            os.kill(warming(server)[0], signal.SIGKILL)
+
+
+def asked_for(upstream: Hub, image: Holding) -> bool:
+    return blobs_asked_for(upstream) >= set(image.blobs)
+
+
+def warming(server: Server) -> list[int]:
+    """The worker whose turn it is (proc(5), fdinfo). Only while nothing is fetched has no other a lock on that file."""
+    found = []
+    for pid in server.worker_pids():
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                told = (fd.parent.parent / "fdinfo" / fd.name).read_text()
+                if fd.readlink() == server.data / "locks" / "turns" and "OFDLCK" in told:
+                    found.append(pid)
+    return found
 
 
 # status

@@ -16,9 +16,20 @@ from tests.serving import ROOT, running_server
 def test_a_full_disk_refuses_with_507_and_works_again_once_there_is_room(tmp_path: Path) -> None:
     """On a disk of 24 MiB a larger push gets 507 in the OCI shape, in one body and in chunks, and gives the room back;
     then a small push works. With no room for the metadata a manifest gets 507, and goes in once there is room."""
+    run_alone("tests.crash.full_disk", tmp_path)
+
+
+def test_a_disk_that_fills_up_under_a_mirror(tmp_path: Path) -> None:
+    """In the middle of a blob: its readers are cut at both workers, and the room it took is free again; who asks for it
+    next gets 507, what is here is served as before. Once there is room the blob comes."""
+    run_alone("tests.crash.full_disk_mirror", tmp_path)
+
+
+def run_alone(module: str, folder: Path) -> None:
+    """In a mount namespace of its own."""
     alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     run = subprocess.run(
-        [*alone, sys.executable, "-m", "tests.crash.full_disk", str(tmp_path)],
+        [*alone, sys.executable, "-m", module, str(folder)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout

@@ -68,6 +68,7 @@ class Site:
         self.steady = Clock()
         self.patience = 60.0
         self.beginning = 60.0
+        self.persistence = 60.0
         self.settings = Upstream(name="docker.io", prefetch="off")
         prepare(data)
 
@@ -89,6 +90,7 @@ class Site:
                 self.steady,
                 self.patience,
                 self.beginning,
+                self.persistence,
             )
             try:
                 yield Worker(mirror, store)

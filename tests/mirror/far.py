@@ -24,6 +24,8 @@ class Faults:
 
     down: RegistryError | None = None
     ranges: bool = True
+    refuses_ranges: bool = False
+    """What asks for a part gets an error."""
     drops: list[int] = field(default_factory=list)
     corrupt: set[str] = field(default_factory=set)
     gates: dict[int, threading.Event] = field(default_factory=dict)
@@ -52,6 +54,12 @@ class FarRegistry:
         self.at_once = 0
         self.on_fetch: Callable[[Digest], None] = lambda digest: None
         self.closed = False
+        self._sending: set[_Sending] = set()
+
+    def cut(self) -> None:
+        """Breaks off what is being sent."""
+        for sending in list(self._sending):
+            sending.cancelled.set()
 
     # What it holds.
 
@@ -143,16 +151,20 @@ class FarRegistry:
         if data is None:
             raise BlobUnknown
         start, stop = span.within(len(data)) if data else (0, 0)
+        if self.faults.refuses_ranges and span != Span(0):
+            raise UpstreamUnavailable("the upstream registry answers 416")
         if not self.faults.ranges and (start, stop) != (0, len(data)):
             raise RangesUnsupported
         endpoint = next((e for e in self.endpoints if e not in avoid), self.endpoints[0])
         sending = _Sending(self, digest, endpoint, data, start, stop, sink)
         self.at_once += 1
+        self._sending.add(sending)
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             await sending.run()
         finally:
             self.at_once -= 1
+            self._sending.remove(sending)
 
 
 class _Sending:
@@ -168,14 +180,14 @@ class _Sending:
         self._start, self._stop = start, stop
         self._sink = sink
         self._drop = far.faults.drops.pop(0) if far.faults.drops else None
-        self._cancelled = threading.Event()
+        self.cancelled = threading.Event()
 
     async def run(self) -> None:
         thread = asyncio.ensure_future(asyncio.to_thread(self._send))
         try:
             await asyncio.shield(thread)
         except asyncio.CancelledError:
-            self._cancelled.set()
+            self.cancelled.set()
             await asyncio.gather(thread, return_exceptions=True)
             raise
 
@@ -202,9 +214,9 @@ class _Sending:
     def _wait(self, at: int, stop: int) -> None:
         for offset, gate in list(self._far.faults.gates.items()):
             while at <= offset < stop and not gate.wait(0.01):
-                if self._cancelled.is_set():
+                if self.cancelled.is_set():
                     raise UpstreamUnavailable("cancelled")
-        if self._cancelled.is_set():
+        if self.cancelled.is_set():
             raise UpstreamUnavailable("cancelled")
 
 

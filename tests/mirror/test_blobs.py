@@ -10,10 +10,11 @@ from itertools import pairwise
 
 import pytest
 
+from registry.mirror import stragglers
 from storage.content import Span, digest_of
-from storage.errors import BlobUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
+from storage.errors import BlobUnknown, ManifestUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
 from storage.interface import BlobReader
-from storage.names import Digest, RepositoryName, Tag
+from storage.names import Digest, Reference, RepositoryName, Tag
 from tests.contract.making import push_blob, read_blob
 from tests.mirror.conftest import FAR, HERE, Site, Worker, until
 from tests.mirror.far import missing_digest
@@ -166,6 +167,35 @@ async def test_no_ranges(site: Site, worker: Worker) -> None:
     assert site.far.most_at_once == 1
 
 
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+async def test_ranges_that_are_refused(site: Site, worker: Worker, size: int) -> None:
+    """An upstream that answers a Range with an error, instead of leaving it alone, is asked for the whole."""
+    data = BIG[:size]
+    await begun(site, worker, data)
+    site.far.faults.refuses_ranges = True
+    assert await read_blob(worker.mirror, HERE, digest_of(data)) == data
+    sent_once(site, digest_of(data), size)
+
+
+async def test_one_slow_connection_does_not_hold_a_blob_up(
+    site: Site, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all else is here, what is left of a piece whose connection brings next to nothing comes over another; no
+    byte that came is fetched again."""
+    monkeypatch.setattr(stragglers, "WINDOW", 0.2)
+    await begun(site, worker)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+
+    def again(digest: Digest) -> None:
+        if any(span.start == MIB for span in site.far.asked[digest]):
+            gate.set()
+
+    site.far.on_fetch = again
+    async with asyncio.timeout(20):
+        assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
 async def test_connections_are_bounded(site: Site, worker: Worker) -> None:
     """However many blobs are fetched at once, no more connections are used than are set, and each blob comes."""
     site.far.connections = 3
@@ -226,6 +256,18 @@ async def test_a_manifest_names_what_is_not_there(site: Site, worker: Worker) ->
         with pytest.raises(BlobUnknown):
             await worker.mirror.open_blob(HERE, DIGEST)
     assert site.far.calls["get blob"] == 1
+
+
+async def test_no_manifest_hides_a_blob(site: Site, worker: Worker) -> None:
+    """Whatever tags and digests a client asks for as manifests, and however often they are not there, the blobs of the
+    repository can be pulled."""
+    await begun(site, worker)
+    names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
+    references: list[Reference] = [DIGEST, *names]
+    for reference in references:
+        with pytest.raises(ManifestUnknown):
+            await worker.mirror.get_manifest(HERE, reference)
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
 
 
 async def test_what_is_hosted_here_is_not_given_out(site: Site, worker: Worker) -> None:
@@ -327,6 +369,20 @@ async def test_headers_in_time_when_all_connections_are_busy(site: Site) -> None
         readers = [await worker.mirror.open_blob(HERE, digest) for digest in (DIGEST, digest_of(small))]
         gate.set()
         assert await asyncio.gather(*map(read, readers)) == [BIG, small]
+
+
+async def test_an_upstream_that_does_not_tell_a_size(site: Site) -> None:
+    """A client is told in time as well where the blob's size has to be asked for first."""
+    site.beginning = 0.05
+    loose = site.far.add_blob(FAR, b"named by no manifest here")
+    hold = site.far.faults.hold = asyncio.Event()
+    async with site.worker() as worker:
+        with pytest.raises(UpstreamTimeout):
+            await worker.mirror.open_blob(HERE, loose.digest)
+        with pytest.raises(UpstreamTimeout):
+            await worker.mirror.resolve_blob(HERE, loose.digest)
+        hold.set()
+        assert await read_blob(worker.mirror, HERE, loose.digest) == b"named by no manifest here"
 
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])

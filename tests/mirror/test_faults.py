@@ -17,10 +17,11 @@ from storage.errors import BlobUnknown, Denied, DigestInvalid, RegistryError, To
 from storage.names import Tag
 from storage.opening import open_registry
 from tests.contract.making import image_of, read_blob
-from tests.mirror.conftest import FAR, HERE, Site, Worker
+from tests.mirror.conftest import FAR, HERE, Site, Worker, until
 from tests.mirror.far import FarRegistry
-from tests.mirror.test_blobs import BIG, DIGEST, MIB, read, sent_once
+from tests.mirror.test_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
+OTHER_FAR = "library/other"
 SMALL = random.Random(5).randbytes(3 * MIB)
 
 
@@ -45,16 +46,64 @@ async def test_broken_connections_resume(site: Site, worker: Worker, data: bytes
     assert not site.far.faults.drops
 
 
-async def test_an_upstream_that_keeps_breaking(site: Site, worker: Worker) -> None:
-    """An upstream that brings nothing any more is given up after some attempts: readers are cut, and what came is kept
-    for the next try."""
-    await begun(site, worker, SMALL)
-    site.far.faults.drops = [MIB, *[0] * 20]
-    reader = await worker.mirror.open_blob(HERE, digest_of(SMALL))
-    with pytest.raises(UpstreamUnavailable):
-        await read(reader)
-    site.far.faults.drops = []
-    assert await read_blob(worker.mirror, HERE, digest_of(SMALL)) == SMALL
+async def test_an_upstream_that_keeps_breaking(site: Site) -> None:
+    """An upstream that brings nothing any more is given up after a while: readers are cut, and what came is kept for
+    the next try."""
+    site.persistence = 0.5
+    async with site.worker() as worker:
+        await begun(site, worker, SMALL)
+        site.far.faults.drops = [MIB, *[0] * 1000]
+        reader = await worker.mirror.open_blob(HERE, digest_of(SMALL))
+        with pytest.raises(UpstreamUnavailable):
+            await read(reader)
+        assert 2 < site.far.calls["get blob"] < 10
+        site.far.faults.drops = []
+        assert await read_blob(worker.mirror, HERE, digest_of(SMALL)) == SMALL
+        sent_once(site, digest_of(SMALL), len(SMALL))
+
+
+@pytest.mark.parametrize("error", [UpstreamUnavailable(), TooManyRequests(retry_after=1)], ids=lambda e: e.code)
+async def test_an_upstream_that_is_started_anew(site: Site, error: RegistryError) -> None:
+    """However often it cannot be asked meanwhile: a blob that somebody is in the middle of is gone on with once it
+    can."""
+    site.persistence = 2.0  # a tenth of a second between two attempts
+    async with site.worker() as worker:
+        await begun(site, worker, SMALL)
+        gate = site.far.faults.gates[MIB] = threading.Event()
+        reader = await worker.mirror.open_blob(HERE, digest_of(SMALL))
+        reading = asyncio.create_task(read(reader))
+        await until(lambda: site.far.bytes_sent(digest_of(SMALL)) == MIB)
+        site.far.faults.down = error
+        site.far.cut()
+        gate.set()
+        attempts = 2 if isinstance(error, TooManyRequests) else 10
+        await until(lambda: site.far.calls["get blob"] >= attempts)
+        site.far.faults.down = None
+        assert await reading == SMALL
+    sent_once(site, digest_of(SMALL), len(SMALL))
+
+
+async def test_whoever_takes_over_is_as_patient(site: Site) -> None:
+    """The worker that fetches a blob goes while the upstream cannot be asked: a reader of another waits as long as it
+    would have with the first."""
+    site.persistence = 2.0
+    gone = FarRegistry()
+    gone.blobs, gone.manifests, gone.sent = site.far.blobs, site.far.manifests, site.far.sent
+    gone.faults.gates[MIB] = threading.Event()
+    site.far.faults.down = UpstreamUnavailable()
+    async with site.worker() as stays:
+        async with site.worker(gone) as goes:
+            site.far.add_image(FAR, SMALL)
+            await goes.mirror.get_manifest(HERE, Tag("1"))
+            first = await goes.mirror.open_blob(HERE, digest_of(SMALL))
+            await until(lambda: gone.bytes_sent(digest_of(SMALL)) == MIB)
+            second = await stays.mirror.open_blob(HERE, digest_of(SMALL))
+            reading = asyncio.create_task(read(second))
+            await goes.mirror.aclose()
+            await first.aclose()
+        await until(lambda: site.far.calls["get blob"] >= 6)
+        site.far.faults.down = None
+        assert await reading == SMALL
     sent_once(site, digest_of(SMALL), len(SMALL))
 
 
@@ -108,7 +157,7 @@ async def test_only_wrong_bytes(site: Site, worker: Worker) -> None:
         with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
             await worker.mirror.open_blob(HERE, digest)
     assert site.far.calls["get blob"] == 3
-    site.steady.now += 61
+    site.clock.now += 61
     site.far.faults.corrupt = set()
     assert await read_blob(worker.mirror, HERE, digest) == b"a small layer"
 
@@ -126,6 +175,32 @@ async def test_a_manifest_that_names_another_size(site: Site, worker: Worker) ->
     site.clock.now += 1
     await begun(site, worker, BIG)
     assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+
+
+async def test_a_wrong_size_is_in_nobodys_way(site: Site, worker: Worker) -> None:
+    """An image that names a blob with another size loses nobody what came of it, and keeps nobody waiting, also while
+    upstream does not answer for it."""
+    await begun(site, worker, BIG)
+    gate = site.far.faults.gates[5 * MIB] = threading.Event()
+    async with site.worker() as other:
+        reader = await other.mirror.open_blob(HERE, DIGEST)
+        await until(lambda: site.far.bytes_sent(DIGEST) >= 5 * MIB)
+        await other.mirror.aclose()
+        await reader.aclose()
+    site.far.closed = False
+    gate.set()
+    wrong = image_of(site.far.add_blob(OTHER_FAR, b"{}"), [replace(site.far.add_blob(OTHER_FAR, BIG), size=9 * MIB)])
+    site.far.add_manifest(OTHER_FAR, wrong, "1")
+    await worker.mirror.get_manifest(OTHER, Tag("1"))
+    stall = site.far.faults.stall = asyncio.Event()
+    waiting = asyncio.create_task(worker.mirror.open_blob(OTHER, DIGEST))
+    await until(lambda: site.far.calls["get blob"] > 0 and bool(worker.mirror.filling))
+    site.far.faults.stall = None
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+    stall.set()
+    with pytest.raises(UpstreamUnavailable, match="where the manifest says"):
+        await waiting
 
 
 async def test_another_worker_takes_over(site: Site) -> None:

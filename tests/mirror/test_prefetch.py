@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from registry.mirror.demand import LINGER
+from registry.mirror.manifests import MIRROR
 from storage.content import Manifest, Span, digest_of
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag
@@ -121,6 +122,41 @@ async def test_of_many_images_the_one_being_pulled(site: Site, worker: Worker) -
     await stored(worker, digest_of(b"top 1"))
     await idle(worker)
     assert set(site.far.sent) == {digest_of(data) for data in (b"{}", LAYERS[0], b"top 1")}
+
+
+async def test_a_layer_that_is_here_brings_the_others(site: Site, worker: Worker) -> None:
+    """A client that begins with the layers that are here already gets the others fetched meanwhile."""
+    site.far.add_image("library/base", LAYERS[0], tags=("1",))
+    base = type(HERE)("docker.io/library/base")
+    await worker.mirror.get_manifest(base, TAG)
+    assert await read_blob(worker.mirror, base, digest_of(LAYERS[0])) == LAYERS[0]
+    image(site)
+    await worker.mirror.get_manifest(HERE, TAG)
+    await worker.store.mount_blob(HERE, digest_of(LAYERS[0]), base, MIRROR)
+    reader = await worker.mirror.open_blob(HERE, digest_of(LAYERS[0]))
+    for data in LAYERS[1:]:
+        await stored(worker, digest_of(data))
+    await reader.aclose()
+    await idle(worker)
+    assert site.far.bytes_sent(digest_of(LAYERS[0])) == len(LAYERS[0])
+
+
+async def test_an_image_that_is_here_is_looked_at_once(site: Site, worker: Worker) -> None:
+    """Who pulls what is all here makes nothing start; neither does one who reads a layer without the manifest, or long
+    after it."""
+    image(site)
+    for _ in range(3):
+        await worker.mirror.get_manifest(HERE, TAG)
+        for data in (CONFIG, *LAYERS):
+            assert await read_blob(worker.mirror, HERE, digest_of(data)) == data
+        await idle(worker)
+        assert site.far.calls == {"get manifest": 1, "get blob": 4}
+    site.far.add_image(FAR, LAYERS[0], b"another", config=CONFIG, tags=("2",))
+    await worker.mirror.get_manifest(HERE, Tag("2"))
+    site.steady.now += LINGER + 1
+    await read_blob(worker.mirror, HERE, digest_of(LAYERS[0]))
+    await idle(worker)
+    assert digest_of(b"another") not in site.far.sent
 
 
 async def test_what_nobody_reads_stops(site: Site, worker: Worker) -> None:

@@ -110,6 +110,8 @@ class _Actor:
                 return None
             case "wait":
                 return await self._partial.wait(words[0])
+            case "wanted":
+                return self._partial.wanted
             case "own":
                 return self._partial.own()
             case "missing":

@@ -229,11 +229,9 @@ async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredReg
 
 
 async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: Path) -> None:
-    """Another size than the owner's, a negative one, bytes outside of it; one that cannot fit is refused before
-    anything is fetched, and leaves nothing. A size nobody holds on to makes way."""
+    """A negative one, bytes outside of it; one that cannot fit is refused before anything is fetched, and leaves
+    nothing."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    with pytest.raises(SizeInvalid):
-        await registry.partials.claim(DIGEST, SIZE + 1)
     for offset, piece in ((SIZE - 1, b"xy"), (-1, b"xy"), (SIZE + 5, b"x")):
         with pytest.raises(SizeInvalid):
             partial.write_at(offset, piece)
@@ -243,10 +241,72 @@ async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: 
         await registry.partials.claim(digest_of(b"a"), 1 << 60)
     assert len(files_below(data / "partials")) == 2
     partial.close()
-    other = await registry.partials.claim(DIGEST, SIZE + 1)
-    assert other.owned
-    assert other.missing() == [(0, SIZE + 1)]
-    other.close()
+
+
+async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, data: Path) -> None:
+    """Who has a wrong size for a blob is in nobody's way: it has an owner and bytes of its own, cannot become content,
+    and what had come of the right one stays."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
+    partial.close()
+    for size in (SIZE + 1, STEP):
+        wrong = await registry.partials.claim(DIGEST, size)
+        assert wrong.owned
+        assert wrong.missing() == [(0, size)]
+        await _fill(wrong, BODY + b"x")
+        with pytest.raises(DigestInvalid):
+            await wrong.commit(UBUNTU)
+        wrong.close()
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    assert partial.missing() == [(STEP, SIZE)]
+    await _fill(partial)
+    await partial.commit(UBUNTU)
+    partial.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+    assert files_below(data / "partials") == []
+
+
+async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) -> None:
+    """Until that one lets go; its own wish it does not see. The others learn whether it has begun."""
+    owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
+    owner.want()
+    assert not owner.wanted
+    assert first.wanted
+    owner.begin()
+    assert first.begun
+    first.want()
+    second.want()
+    first.close()
+    assert owner.wanted
+    second.close()
+    assert not owner.wanted
+    owner.close()
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert again.owned
+    assert not again.begun
+    again.close()
+
+
+async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(registry: StoredRegistry) -> None:
+    """So that whoever begins anew knows it; also where noting it fails, the bytes go."""
+    for failing in (False, True):
+        owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+        waiting = asyncio.create_task(reader.wait(SIZE))
+        await _fill(owner, b"x" + BODY[1:])
+        told: list[bool] = []
+
+        async def blame(waiting: asyncio.Task[int] = waiting, told: list[bool] = told, *, fail: bool = failing) -> None:
+            told.append(waiting.done())
+            if fail:
+                raise StorageFailed
+
+        with pytest.raises(StorageFailed if failing else DigestInvalid):
+            await owner.commit(UBUNTU, blame)
+        with pytest.raises(DigestInvalid):
+            await waiting
+        assert told == [False]
+        owner.close()
+        reader.close()
 
 
 async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
@@ -271,13 +331,13 @@ async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegist
     owned = await registry.partials.claim(DIGEST, SIZE)
     idle = await registry.partials.claim(digest(2, 10), 10)
     idle.close()
-    (data / "partials" / f"sha256-{'a' * 64}.state").touch()
+    (data / "partials" / f"docker.io~sha256-{'a' * 64}.10.state").touch()
     (data / "partials" / f"sha256-{'b' * 64}.data").touch()
     (data / "partials" / "something else").touch()
     assert await registry.partials.expire(time.time() - 3600) == 0
     assert await registry.partials.expire(time.time() + 3600) == 3
     assert {path.name for path in files_below(data / "partials")} == {
-        "something else", f"sha256-{DIGEST.encoded}.data", f"sha256-{DIGEST.encoded}.state",
+        "something else", f"sha256-{DIGEST.encoded}.{SIZE}.data", f"sha256-{DIGEST.encoded}.{SIZE}.state",
     }  # fmt: skip
     await asyncio.to_thread(owned.write_at, 0, BODY)
     await owned.commit(UBUNTU)
@@ -382,7 +442,7 @@ async def test_a_file_that_was_cut_short_is_told(registry: StoredRegistry, data:
     """Somebody cut the file of the bytes: the commit fails, and the next claim starts over."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     await _fill(partial)
-    os.truncate(data / "partials" / f"sha256-{DIGEST.encoded}.data", 2 * 1024 * 1024)
+    os.truncate(data / "partials" / f"sha256-{DIGEST.encoded}.{SIZE}.data", 2 * 1024 * 1024)
     with pytest.raises((StorageFailed, DigestInvalid)):
         await partial.commit(UBUNTU)
     again = await registry.partials.claim(DIGEST, SIZE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import DigestInvalid, PartialLost, SizeInvalid
+from storage.errors import DigestInvalid, PartialLost
 from storage.stored import StoredRegistry
 from tests.crash.workload import files_below, read
 from tests.storage.filling import UBUNTU, content, digest, other
@@ -47,8 +47,6 @@ async def test_this_process_follows_another_one(registry: StoredRegistry, data: 
         assert await there.ask("claim", SEED, SIZE) is True
         partial = await registry.partials.claim(DIGEST, SIZE)
         assert not partial.owned
-        with pytest.raises(SizeInvalid):
-            await registry.partials.claim(DIGEST, SIZE - 1)
         waiting = [asyncio.create_task(partial.wait(at)) for at in (0, 5, HALF - 1)]
         await there.ask("write", 0, HALF)
         assert await asyncio.gather(*waiting) == [HALF] * 3
@@ -148,3 +146,27 @@ async def test_many_processes_that_take_a_blob_over_again_and_again_bring_it_who
     await partial.commit(UBUNTU)
     partial.close()
     assert await read(registry, UBUNTU, DIGEST) == BODY
+
+
+async def test_marks_reach_other_processes_and_fall_with_them(registry: StoredRegistry, data: Path) -> None:
+    """An owner sees that somebody waits in another process, the others that it has begun; a killed process says
+    nothing any more."""
+    async with other(data) as owner, other(data) as reader:
+        assert await owner.ask("claim", SEED, SIZE) is True
+        assert await reader.ask("claim", SEED, SIZE) is False
+        partial = await registry.partials.claim(DIGEST, SIZE)
+        assert await owner.ask("wanted") is False
+        await reader.ask("want")
+        assert await owner.ask("wanted") is True
+        partial.want()
+        await reader.kill()
+        assert await owner.ask("wanted") is True
+        partial.close()
+        assert await owner.ask("wanted") is False
+        partial = await registry.partials.claim(DIGEST, SIZE)
+        assert not partial.begun
+        await owner.ask("begin")
+        assert partial.begun
+        await owner.kill()
+        assert not partial.begun
+    partial.close()

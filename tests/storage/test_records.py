@@ -73,6 +73,22 @@ async def test_a_check_is_remembered_with_its_time_and_outcome(
     assert await records.check(DEBIAN, LATEST) == Check(1001.5, False)
 
 
+async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredRegistry) -> None:
+    """The same digest may be asked about as either; both are forgotten with the repository."""
+    records, digest = registry.records, digest_of(b"1")
+    await records.note_check(UBUNTU, digest, False, blob=True)
+    assert await records.check(UBUNTU, digest) is None
+    assert await records.check(UBUNTU, digest, blob=True) == Check(1000.0, False)
+    await records.note_check(UBUNTU, digest, True)
+    await records.forget_checks(UBUNTU, digest)
+    assert await records.check(UBUNTU, digest, blob=True) == Check(1000.0, False)
+    await records.forget_checks(UBUNTU, digest, blob=True)
+    assert await records.check(UBUNTU, digest, blob=True) is None
+    await records.note_check(UBUNTU, digest, False, blob=True)
+    await records.forget_checks(UBUNTU)
+    assert await records.check(UBUNTU, digest, blob=True) is None
+
+
 async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegistry) -> None:
     """A name is known only once something was put there, and then for ever."""
     repo = RepositoryName("team/app")
@@ -125,6 +141,31 @@ async def test_the_manifests_that_name_a_blob_are_found_newest_first(registry: S
     assert only in await records.referring(UBUNTU, digest_of(b"config"))
     assert await records.referring(UBUNTU, digest_of(b"nothing")) == []
     assert await records.referring(DEBIAN, layer) == []
+
+
+async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
+    registry: StoredRegistry, data: Path, clock: Clock
+) -> None:
+    """For each endpoint how often, in all processes, until nothing was heard of it for that long; what is old is not
+    kept, and a clock that is set back makes it old."""
+    records, digest, other = registry.records, digest_of(b"1"), digest_of(b"2")
+    await records.note_wrong("docker.io", digest, ["https://one", "https://two"], 60)
+    clock.now += 59
+    await records.note_wrong("docker.io", digest, ["https://one"], 60)
+    await records.note_wrong("ghcr.io", digest, ["https://three"], 60)
+    async with open_registry(data, clock=clock) as there:
+        assert await there.records.wrong_senders("docker.io", digest, 60) == {"https://one": 2, "https://two": 1}
+    assert await records.wrong_senders("docker.io", other, 60) == {}
+    clock.now += 2
+    assert await records.wrong_senders("docker.io", digest, 60) == {"https://one": 2}
+    await records.note_wrong("docker.io", other, [], 60)
+    clock.now -= 10
+    assert await records.wrong_senders("docker.io", digest, 60) == {}
+    clock.now += 100
+    await records.note_wrong("docker.io", other, ["https://one"], 60)
+    db = apsw.Connection(str(data / "entrepot.db"))
+    assert db.execute("SELECT digest, times FROM upstream_wrong").fetchall() == [(other, 1)]
+    db.close()
 
 
 async def test_a_token_is_kept_until_it_expires_or_is_refused(

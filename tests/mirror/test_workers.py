@@ -1,0 +1,120 @@
+"""What the workers of one server know of each other's fills."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import AsyncExitStack
+
+import pytest
+
+from registry.mirror.demand import LINGER
+from storage.content import digest_of
+from storage.errors import DigestInvalid, UpstreamTimeout
+from storage.names import Tag
+from tests.contract.making import read_blob
+from tests.mirror.conftest import FAR, HERE, Site, Worker, until
+from tests.mirror.far import FarRegistry
+from tests.mirror.test_blobs import BIG, DIGEST, MIB, read, sent_once
+
+FIRST = b"a first layer"
+TAG = Tag("1")
+
+
+def another(site: Site) -> FarRegistry:
+    """The same upstream, as another worker reaches it."""
+    far = FarRegistry(site.far.connections, site.far.endpoints)
+    far.blobs, far.manifests, far.sent, far.faults = site.far.blobs, site.far.manifests, site.far.sent, site.far.faults
+    return far
+
+
+async def take(worker: Worker, stack: AsyncExitStack, count: int) -> None:
+    """Connections that others have."""
+    for _ in range(count):
+        assert await stack.enter_async_context(worker.store.turns.try_slot("upstream-docker.io", 4))
+
+
+async def prefetched(site: Site, worker: Worker) -> threading.Event:
+    """A layer is being fetched that nobody has asked for; its second MiB comes once that is set."""
+    site.far.add_image(FAR, FIRST, BIG)
+    await worker.mirror.get_manifest(HERE, TAG)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    await read_blob(worker.mirror, HERE, digest_of(FIRST))
+    await until(lambda: site.far.bytes_sent(DIGEST) == MIB)
+    return gate
+
+
+async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(site: Site) -> None:
+    """A layer one worker fetches ahead of its readers is asked for at another: the first fetches it as what somebody
+    waits for, also where few connections are left."""
+    site.configure(prefetch="layers")
+    async with site.worker() as one, site.worker(another(site)) as two, AsyncExitStack() as stack:
+        gate = await prefetched(site, one)
+        await take(one, stack, 3)
+        reader = await two.mirror.open_blob(HERE, DIGEST)
+        gate.set()
+        async with asyncio.timeout(20):
+            assert await read(reader) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_what_somebody_reads_elsewhere_is_not_unread(site: Site) -> None:
+    """A layer fetched ahead is fetched to its end by the worker that began it, though only clients of another read
+    it."""
+    site.configure(prefetch="layers")
+    other = another(site)
+    async with site.worker() as one, site.worker(other) as two:
+        gate = await prefetched(site, one)
+        reader = await two.mirror.open_blob(HERE, DIGEST)
+        site.steady.now += LINGER + 1
+        gate.set()
+        assert await read(reader) == BIG
+        assert other.calls["get blob"] == 0
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: Site) -> None:
+    """A blob whose fill has no connection yet is answered in time at every worker, and comes when there is one."""
+    site.beginning = 0.2
+    site.far.add_image(FAR, BIG)
+    async with site.worker() as one, site.worker(another(site)) as two:
+        await one.mirror.get_manifest(HERE, TAG)
+        async with AsyncExitStack() as stack:
+            await take(one, stack, 4)
+            readers = [await worker.mirror.open_blob(HERE, DIGEST) for worker in (one, two)]
+        assert await asyncio.gather(*map(read, readers)) == [BIG, BIG]
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_follower_of_what_does_not_begin_is_told(site: Site) -> None:
+    """Where the upstream was asked and says nothing, clients of all workers are told in time."""
+    site.beginning = 0.2
+    site.far.add_image(FAR, BIG)
+    stall = site.far.faults.stall = asyncio.Event()
+    async with site.worker() as one, site.worker(another(site)) as two:
+        await one.mirror.get_manifest(HERE, TAG)
+        for worker in (one, two):
+            with pytest.raises(UpstreamTimeout):
+                await worker.mirror.open_blob(HERE, DIGEST)
+        stall.set()
+        assert await read_blob(two.mirror, HERE, DIGEST) == BIG
+
+
+async def test_wrong_bytes_are_fetched_once(site: Site) -> None:
+    """Who sent them is known to all workers, before their readers come again: nobody asks there any more."""
+    site.far.endpoints = ("https://one", "https://two")
+    site.far.faults.corrupt = {"https://one"}
+    site.far.add_image(FAR, BIG)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(site.worker(another(site))) for _ in range(4)]
+        await workers[0].mirror.get_manifest(HERE, TAG)
+        gate = site.far.faults.gates[MIB] = threading.Event()
+        readers = [await worker.mirror.open_blob(HERE, DIGEST) for worker in workers]
+        reading = [asyncio.create_task(read(reader)) for reader in readers]
+        gate.set()
+        ends = await asyncio.gather(*reading, return_exceptions=True)
+        assert [type(end) for end in ends] == [DigestInvalid] * 4
+        site.far.sent[DIGEST].clear()
+        got = await asyncio.gather(*(read_blob(worker.mirror, HERE, DIGEST) for worker in workers))
+        assert got == [BIG] * 4
+    sent_once(site, DIGEST, len(BIG))
