@@ -12,6 +12,7 @@ from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import Unsupported
 from storage.interface import BlobReader, BlobWriter, Registry
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES, Names
 
 
 class Refusing(Registry):
@@ -32,17 +33,21 @@ class Refusing(Registry):
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         self.refuse()
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> BlobWriter:
         self.refuse()
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> BlobWriter:
         self.refuse()
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
         self.refuse()
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
         self.refuse()
 
@@ -67,7 +72,7 @@ class Refusing(Registry):
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
         self.refuse()
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
         self.refuse()
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -97,8 +102,8 @@ class Reading(Refusing):
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         return await self.inner.get_manifest(repo, reference)
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        return await self.inner.repositories(after, limit)
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+        return await self.inner.repositories(after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return await self.inner.tags(repo, after, limit)

@@ -104,8 +104,15 @@ class RangeInvalid(RegistryError):
 
 
 class Unauthorized(RegistryError):
+    """Who asks is not known, or shows less than it takes. `reason` tells programs why a token was not enough:
+    `invalid_token` or `insufficient_scope` (RFC 6750, 3.1)."""
+
     code = "UNAUTHORIZED"
     default = "log in first"
+
+    def __init__(self, message: str | None = None, detail: object = None, *, reason: str | None = None) -> None:
+        super().__init__(message, detail)
+        self.reason = reason
 
 
 class Denied(RegistryError):

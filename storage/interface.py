@@ -12,9 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from storage.content import Actor, Allowance, Check, Condition, Descriptor, Manifest, OpenFile, Page, Span
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
-
-ANY = None
-"""A mount's source when any repository will do."""
+from storage.patterns import ALL_NAMES, Names
 
 
 class BlobReader(Protocol):
@@ -101,23 +99,29 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
-        """A new session, hashed with `algorithm` while it is written. Raises DigestInvalid for an unknown one."""
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> BlobWriter:
+        """A new session, hashed with `algorithm` while it is written. It is `by`'s (None: nobody's): others do not find
+        it. Raises DigestInvalid for an unknown algorithm."""
         ...
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
-        """Takes a session over, at once, from whoever has it. Raises BlobUploadUnknown; RangeInvalid (with the offset)
-        when the session does not stand at `offset`; nobody loses it then."""
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> BlobWriter:
+        """Takes a session over, at once, from whichever request has it. Raises BlobUploadUnknown, also for a session of
+        somebody else than `by` (None: who asks may take any); RangeInvalid (with the offset) when the session does not
+        stand at `offset`; no request loses it then."""
         ...
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
-        """Bytes the session has, without taking it over. Raises BlobUploadUnknown."""
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
+        """Bytes the session has, without taking it over. Raises BlobUploadUnknown, as `resume_upload` does."""
         ...
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
-        """Gives `repo` a blob that `source` (None: any repository) has. Raises BlobUnknown."""
+        """Gives `repo` a blob that `source` has; of a set, any repository in it. Raises BlobUnknown."""
         ...
 
     async def put_manifest(
@@ -152,8 +156,8 @@ class Deleter(Protocol):
 class Lister(Protocol):
     """Lists are in byte order, strictly after `after` (which need not exist, nor be a valid name), at most `limit`."""
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        """The repositories that hold a manifest."""
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+        """The repositories that hold a manifest, those outside `within` left out: pages are as full as there are."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:

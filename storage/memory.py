@@ -34,6 +34,7 @@ from storage.errors import (
     RangeInvalid,
 )
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.patterns import ALL_NAMES, Names
 
 CHUNK = 1 << 20
 """Bytes a reader yields at once."""
@@ -77,11 +78,16 @@ class _Repository:
 
 @dataclass
 class _Session:
-    """An upload. `generation` counts its owners: only the newest may touch it."""
+    """An upload of `owner` (None: of nobody). `generation` counts the requests it went to: only the newest may touch
+    it."""
 
     repo: RepositoryName
+    owner: str | None
     data: bytearray = field(default_factory=bytearray)
     generation: int = 0
+
+    def is_open_to(self, by: Actor | None) -> bool:
+        return by is None or self.owner in (None, by.name)
 
 
 class MemoryBlobReader:
@@ -182,9 +188,9 @@ class MemoryRegistry:
             raise BlobUnknown(detail={"digest": digest})
         return found
 
-    def _session(self, repo: RepositoryName, upload: UploadID) -> _Session:
+    def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
         session = self._uploads.get(upload)
-        if session is None or session.repo != repo:
+        if session is None or session.repo != repo or not session.is_open_to(by):
             raise BlobUploadUnknown(detail={"upload": upload})
         return session
 
@@ -229,29 +235,32 @@ class MemoryRegistry:
 
     # Writer
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> MemoryBlobWriter:
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> MemoryBlobWriter:
         as_algorithm(algorithm)
         upload = UploadID.random()
-        session = self._uploads[upload] = _Session(repo)
+        session = self._uploads[upload] = _Session(repo, by.name if by else None)
         return MemoryBlobWriter(self, upload, session)
 
     async def resume_upload(
-        self, repo: RepositoryName, upload: UploadID, offset: int | None = None
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
     ) -> MemoryBlobWriter:
-        session = self._session(repo, upload)
+        session = self._session(repo, upload, by)
         stands = len(session.data)
         if offset is not None and offset != stands:
             raise RangeInvalid(f"the upload stands at byte {stands}, not at {offset}", offset=stands)
         session.generation += 1
         return MemoryBlobWriter(self, upload, session)
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
-        return len(self._session(repo, upload).data)
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
+        return len(self._session(repo, upload, by).data)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
-        for name in self._repositories if source is None else (source,):
+        among = [name for name in self._repositories if name in source] if isinstance(source, Names) else [source]
+        for name in among:
             if (data := self._of(name).blobs.get(digest)) is not None:
                 return self.link(repo, digest, data)
         raise BlobUnknown(detail={"digest": digest})
@@ -297,8 +306,9 @@ class MemoryRegistry:
 
     # Lister
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        return _page((name for name, found in self._repositories.items() if found.manifests), after, limit)
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+        listed = (name for name, found in self._repositories.items() if found.manifests and name in within)
+        return _page(listed, after, limit)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return _page(self._known(repo).tags, after, limit)

@@ -7,17 +7,19 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import apsw
 
+from storage.accounts import Accounts
 from storage.blobs import files
 from storage.blobs.disk import DiskBlobs
 from storage.blobs.layout import Layout
 from storage.data_directory import DataDirectoryError, check_writable
-from storage.errors import RegistryError
+from storage.errors import RegistryError, StorageFailed
+from storage.metadata.access.epoch import CLOSED
 from storage.metadata.connection import connect, create
 from storage.metadata.migrate import migrate, steps
 from storage.metadata.sqlite import SqliteMetadata
@@ -91,14 +93,15 @@ async def open_registry(
     grace: float = DAY,
     expire: float = 7 * DAY,
     collect_every: float | None = None,
+    keep_audit: float = 365 * DAY,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
     boot: str | None = None,
 ) -> AsyncIterator[StoredRegistry]:
     """The registry in a prepared data directory, for this process and its running event loop.
-    Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions and partial blobs, `collect_every`
-    between the collector's rounds (None: it does not run by itself; one process at a time does). `boot`: the
-    machine's run.
+    Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions and partial blobs, `keep_audit` for lines
+    of the audit log, `collect_every` between the rounds that take away what is past its time (None: there are none by
+    themselves; one process at a time makes them). `boot`: the machine's run.
     """
     layout = layout_of(data)
     system = system or System()
@@ -109,11 +112,20 @@ async def open_registry(
     turns = FileTurns(layout.turns, system)
     collector = Collector(metadata, blobs, partials, clock, grace, expire)
     registry = StoredRegistry(
-        metadata, blobs, clock, boot, collector, partials=partials, records=metadata.records, turns=turns
+        *(metadata, blobs, clock, boot, collector),
+        partials=partials,
+        records=metadata.records,
+        turns=turns,
+        accounts=metadata.accounts,
     )
     rounds = None
     if collect_every is not None:
-        rounds = asyncio.create_task(_collect_regularly(collector, layout, collect_every))
+
+        async def tidy() -> None:
+            await collector.collect()
+            await metadata.accounts.prune_audit(clock() - keep_audit)
+
+        rounds = asyncio.create_task(_repeat(tidy, layout, collect_every))
     try:
         yield registry
     finally:
@@ -127,15 +139,40 @@ async def open_registry(
         blobs.close()
 
 
-async def _collect_regularly(collector: Collector, layout: Layout, every: float) -> None:
-    """The first process that takes the lock collects for all of them; when it dies, the next one does."""
+def is_closed(data: Path) -> bool:
+    """Whether a prepared data directory ever had an account (`Accounts.closed`). Leaves nothing open: it may be asked
+    before a fork. Raises StorageFailed."""
+    db = connect(layout_of(data).metadata, read_only=True)
+    try:
+        return bool(db.execute(CLOSED).get)
+    except apsw.Error as error:
+        raise StorageFailed(f"cannot read {layout_of(data).metadata}: {error}") from error
+    finally:
+        db.close()
+
+
+@asynccontextmanager
+async def open_accounts(
+    data: Path, *, clock: Callable[[], float] = time.time, system: System | None = None
+) -> AsyncIterator[Accounts]:
+    """Who may do what, in a prepared data directory, and nothing else of it: for commands that work beside a running
+    server. What they change, its workers see from the commit on."""
+    metadata = SqliteMetadata(layout_of(data), system or System(), clock)
+    try:
+        yield metadata.accounts
+    finally:
+        metadata.close()
+
+
+async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: float) -> None:
+    """The first process that takes the lock tidies up for all of them; when it dies, the next one does."""
     lock = os.open(layout.collect_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         await asyncio.sleep(min(every, FIRST_ROUND))
         while True:
             if files.try_lock(lock):
                 try:
-                    await collector.collect()
+                    await tidy()
                 except RegistryError as error:
                     log.warning("a collection was broken off: %s", error, exc_info=error.__cause__)
                 fcntl.flock(lock, fcntl.LOCK_UN)

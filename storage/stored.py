@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from storage.accounts import Accounts
 from storage.blobs.disk import DiskBlobs
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.digesting import start_digest
-from storage.errors import RangeInvalid, StorageFailed
+from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed
 from storage.interface import BlobReader, Partials, Records, Turns
-from storage.metadata.catalog import BlobRow, Metadata, UploadRow
+from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.patterns import ALL_NAMES, Names
 from storage.upkeep.collect import Collector
 from storage.uploading import StoredUpload, check_whole, resume
 
@@ -33,6 +35,7 @@ class StoredRegistry:
         partials: Partials,
         records: Records,
         turns: Turns,
+        accounts: Accounts,
     ) -> None:
         self._fresh = min(FRESH, collector.grace / 2)
         self.metadata = metadata
@@ -43,6 +46,7 @@ class StoredRegistry:
         self.partials = partials
         self.records = records
         self.turns = turns
+        self.accounts = accounts
 
     async def known(self, repo: RepositoryName) -> bool:
         """Whether anything was ever put into that repository; also when all of it is deleted."""
@@ -75,12 +79,17 @@ class StoredRegistry:
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         return await self.metadata.manifest(repo, reference)
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> StoredUpload:
-        row = UploadRow(UploadID.random(), repo, as_algorithm(algorithm), 0, None, self._boot)
-        await self.metadata.start_upload(row.id, repo, algorithm, self._boot)
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> StoredUpload:
+        owner = by.name if by else NOBODY
+        row = UploadRow(UploadID.random(), repo, as_algorithm(algorithm), 0, None, self._boot, owner)
+        await self.metadata.start_upload(row.id, repo, algorithm, self._boot, owner)
         return StoredUpload(self.blobs, self.metadata, self._boot, row, start_digest(algorithm))
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> StoredUpload:
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> StoredUpload:
         def check(actual: int) -> None:
             if offset is not None and offset != actual:
                 raise RangeInvalid(
@@ -88,7 +97,7 @@ class StoredRegistry:
                     offset=actual,
                 )
 
-        row = await self.metadata.upload(repo, upload)
+        row = await self._session(repo, upload, by)
 
         def check_before(size: int) -> None:
             check_whole(row, size)
@@ -97,8 +106,14 @@ class StoredRegistry:
         before = check_before if row.boot == self._boot else None
         return await resume(self.blobs, self.metadata, self._boot, repo, upload, before, check)
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+    async def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
         row = await self.metadata.upload(repo, upload)
+        if by is not None and row.owner not in (NOBODY, by.name):
+            raise BlobUploadUnknown
+        return row
+
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
+        row = await self._session(repo, upload, by)
         if row.boot == self._boot:
             size = await self.blobs.session_size(upload)
             check_whole(row, size)
@@ -110,9 +125,9 @@ class StoredRegistry:
             await taken.aclose()
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
-        return Descriptor(BLOB_TYPE, digest, await self.metadata.mount_blob(repo, digest, source))
+        return Descriptor(BLOB_TYPE, digest, await self.metadata.mount_blob(repo, digest, source, by))
 
     async def put_manifest(
         self,
@@ -128,7 +143,7 @@ class StoredRegistry:
         return manifest.descriptor
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        await self.metadata.delete_blob(repo, digest)
+        await self.metadata.delete_blob(repo, digest, by)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         await self.metadata.delete_manifest(repo, digest, by)
@@ -136,8 +151,8 @@ class StoredRegistry:
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
         await self.metadata.delete_tag(repo, tag, by)
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        return await self.metadata.repositories(after, limit)
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+        return await self.metadata.repositories(after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return await self.metadata.tags(repo, after, limit)

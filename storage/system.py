@@ -21,7 +21,7 @@ class System:
     def __init__(self) -> None:
         self._start_writeback = _sync_file_range()
 
-    def open(self, path: Path, flags: int, mode: int = 0o644) -> int:
+    def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -47,7 +47,7 @@ class System:
         os.unlink(path)
 
     def mkdir(self, path: Path) -> None:
-        os.mkdir(path, 0o755)
+        os.mkdir(path, 0o750)
 
     def rmdir(self, path: Path) -> None:
         os.rmdir(path)

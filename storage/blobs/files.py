@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -75,11 +76,14 @@ def sync_directory(system: System, path: Path) -> None:
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
     """Makes those that are missing, and syncs their parents once; also where nothing was missing, since whoever made
-    them may have been stopped before."""
+    them may have been stopped before. What others on this machine could read in `root` they can no longer."""
     parents: dict[Path, None] = {root.parent: None}
     for path in paths:
-        with suppress(FileExistsError):
+        try:
             system.mkdir(path)
+        except FileExistsError:
+            if path.parent == root and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
+                path.chmod(mode & ~0o007)
         parents[path.parent] = None
     for parent in parents:
         with suppress(PermissionError):  # somebody else's directory around the data directory

@@ -6,12 +6,19 @@ from typing import Any
 
 import apsw
 
+from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown
+from storage.metadata.access.audit import record_content
 from storage.metadata.catalog import Dropped
 from storage.names import Digest, RepositoryName, UploadID
+from storage.patterns import Names
 
 EVERYWHERE = 0
 """The collect queue's repository number for a blob as a whole."""
+_HELD = """
+SELECT b.id, b.size, r.name
+  FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
+ WHERE b.digest = ?"""
 
 
 def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> int:
@@ -70,18 +77,30 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
 
 
 def mount_blob(
-    db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | None, now: float
+    db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor, now: float
 ) -> int:
-    row = db.execute(
-        "SELECT b.id, b.size FROM blob b WHERE b.digest = ?1 AND EXISTS (SELECT 1 FROM blob_link l "
-        "JOIN repository r ON r.id = l.repository WHERE l.blob = b.id AND (?2 IS NULL OR r.name = ?2))",
-        (digest, source),
-    ).get
-    if row is None:
-        raise BlobUnknown(f"{source or 'no repository'} has {'no' if source else 'a'} blob {digest}")
-    blob, size = row
+    if isinstance(source, Names):
+        blob, size, holder = _held_within(db, digest, source)
+    else:
+        row: Any = db.execute(_HELD + " AND r.name = ?", (digest, source)).get
+        if row is None:
+            raise BlobUnknown(f"{source} has no blob {digest}")
+        blob, size, holder = row
     link(db, make_repository(db, repo, now), blob, digest, now)
+    record_content(db, by, now, "blob.mount", repo, digest, {"from": holder})
     return int(size)
+
+
+def _held_within(db: apsw.Connection, digest: Digest, names: Names) -> tuple[int, int, str]:
+    """The blob's number and size, and a repository of the set that has it."""
+    rows = db.execute(_HELD, (digest,))
+    try:
+        for blob, size, holder in rows:
+            if holder in names:
+                return blob, size, holder
+    finally:
+        rows.close()
+    raise BlobUnknown(f"no repository has a blob {digest}")
 
 
 def need_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
@@ -94,11 +113,12 @@ def need_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: fl
         raise BlobUnknown(f"{repo} has no blob {digest}")
 
 
-def delete_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
+def delete_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float) -> None:
     blob = db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get
     number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     if blob is None or number is None or not unlink(db, number, blob, digest, now):
         raise BlobUnknown(f"{repo} has no blob {digest}")
+    record_content(db, by, now, "blob.delete", repo, digest)
 
 
 def unlink(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:
@@ -113,11 +133,12 @@ def unlink(db: apsw.Connection, repository: int, blob: int, digest: Digest, now:
 
 
 def start_upload(
-    db: apsw.Connection, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, now: float
+    db: apsw.Connection, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str, now: float
 ) -> None:
     db.execute(
-        "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched) VALUES (?, ?, ?, 0, ?, ?, ?)",
-        (upload, repo, algorithm, boot, now, now),
+        "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched, owner) "
+        "VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
+        (upload, repo, algorithm, boot, now, now, owner),
     )
 
 

@@ -8,6 +8,10 @@ from typing import Protocol
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import Names
+
+NOBODY = ""
+"""The owner of an upload session that everybody may go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
-    """An upload session: what its digest covers so far, and under which run of the machine its bytes were written."""
+    """An upload session: what its digest covers so far, under which run of the machine its bytes were written, and
+    whose it is."""
 
     id: UploadID
     repository: RepositoryName
@@ -31,6 +36,7 @@ class UploadRow:
     offset: int
     state: bytes | None
     boot: str
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,13 @@ class Metadata(Protocol):
         """A published blob that came without an upload session becomes the repository's."""
         ...
 
-    async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | None) -> int:
+    async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor) -> int:
         """Returns the blob's size. Raises BlobUnknown."""
         ...
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest) -> None: ...
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor) -> None: ...
 
-    async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str) -> None:
+    async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         """Not durable, as with all of an upload's progress: a power cut may forget it."""
         ...
 
@@ -104,7 +110,7 @@ class Metadata(Protocol):
         """Whether anything was ever put there; also when all of it is deleted."""
         ...
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]: ...
+    async def repositories(self, after: str | None, limit: int, within: Names) -> Page[RepositoryName]: ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]: ...
 

@@ -4,7 +4,9 @@ left open."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import apsw
@@ -13,9 +15,12 @@ from storage.content import Descriptor, Manifest, Page
 from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
 from storage.metadata.catalog import BlobRow, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import Names
 
 PAGE_BYTES = 1024 * 1024
 """Annotations in one page of referrers, about."""
+MISSES = 8
+"""Names outside a set that are looked at, one after the other, before what they have in common is passed over."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -31,6 +36,7 @@ _BY_DIGEST = """
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
 _MANIFESTS = tuple("SELECT m.body, m.media_type, m.digest" + where for where in (_BY_TAG, _BY_DIGEST))
+_LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? AND name < ? ORDER BY name"
 _REFERRERS = (
     _DESCRIPTOR
     + """
@@ -62,7 +68,7 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
 
 def upload(db: apsw.Connection, repo: RepositoryName, wanted: UploadID) -> UploadRow:
     row = db.execute(
-        "SELECT algorithm, offset, state, boot FROM upload WHERE id = ? AND repository = ?", (wanted, repo)
+        "SELECT algorithm, offset, state, boot, owner FROM upload WHERE id = ? AND repository = ?", (wanted, repo)
     ).get
     if row is None:
         raise BlobUploadUnknown()
@@ -95,11 +101,30 @@ def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) ->
     return Manifest(body, media_type, _digest(digest))
 
 
-def repositories(db: apsw.Connection, after: str | None, limit: int) -> Page[RepositoryName]:
-    rows = db.execute(
-        "SELECT name FROM repository WHERE manifests > 0 AND name > ? ORDER BY name LIMIT ?", (after or "", limit + 1)
-    ).fetchall()
-    return Page([str.__new__(RepositoryName, name) for (name,) in rows[:limit]], len(rows) > limit)
+def repositories(db: apsw.Connection, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:
+    first = "" if after is None else after + "\0"
+    with closing(_listed(db, first, within)) as names:
+        found = [str.__new__(RepositoryName, name) for name in islice(names, limit + 1)]
+    return Page(found[:limit], len(found) > limit)
+
+
+def _listed(db: apsw.Connection, first: str, within: Names) -> Generator[str]:
+    """Those of the set from `first` on. Where no name can be in it, none is looked at, or only a few."""
+    for part in within.ranges_from(first):
+        start: str | None = part.start
+        while start is not None:
+            rows = db.execute(_LISTED, (start, part.stop))
+            start, missed = None, 0
+            try:
+                for (name,) in rows:
+                    if part.whole or name in within:
+                        missed = 0
+                        yield name
+                    elif (missed := missed + 1) == MISSES:
+                        start = within.beyond(name)
+                        break
+            finally:
+                rows.close()
 
 
 def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:

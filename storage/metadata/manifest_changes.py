@@ -11,6 +11,7 @@ import apsw
 from storage.content import Actor, Condition, Manifest
 from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
 from storage.metadata import lookups
+from storage.metadata.access.audit import record_content
 from storage.metadata.blob_changes import is_referred, make_repository, queue
 from storage.names import Digest, RepositoryName, Tag
 
@@ -39,7 +40,9 @@ def put_manifest(
         _check_condition(db, repository, tags[0], condition)
     if not sparse:
         _check_complete(db, repository, manifest)
-    number = _store(db, repository, manifest, now)
+    number, new = _store(db, repository, manifest, now)
+    if new and not tags:
+        record_content(db, by, now, "manifest.put", repo, manifest.digest)
     for tag in tags:
         _point(db, repository, tag, number, manifest.digest, by, now)
 
@@ -79,7 +82,8 @@ def _missing(db: apsw.Connection, sql: str, repository: int, wanted: set[Digest]
     return [Digest(digest) for (digest,) in rows]
 
 
-def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> int:
+def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
+    """The manifest's number, and whether it is new to the repository."""
     have = db.execute(
         "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
@@ -87,7 +91,7 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
         number, media_type = have
         if media_type != manifest.media_type:
             db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, number))
-        return int(number)
+        return int(number), False
     number = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
@@ -107,7 +111,7 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
     _refer(db, "manifest_blob", repository, number, {d.digest for d in manifest.blobs} | manifest.blob_children)
     _refer(db, "manifest_child", repository, number, {d.digest for d in manifest.manifests})
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
-    return int(number)
+    return int(number), True
 
 
 def _refer(db: apsw.Connection, table: str, repository: int, manifest: int, digests: Iterable[Digest]) -> None:
@@ -158,6 +162,7 @@ def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, b
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (number,))
     db.execute("DELETE FROM manifest WHERE id = ?", (number,))
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
+    record_content(db, by, now, "manifest.delete", repo, digest)
     for (blob,) in gone:
         if not is_referred(db, repository, Digest(blob)):
             queue(db, repository, Digest(blob), now)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from storage.blobs.layout import Layout
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.metadata import blob_changes, lookups, manifest_changes
+from storage.metadata.access.store import SqliteAccounts
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
 from storage.metadata.records import SqliteRecords
 from storage.metadata.remember import Remembered
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import Names
 from storage.system import System
 
 
@@ -33,6 +35,7 @@ class SqliteMetadata:
         self._writer = Writer(layout, system)
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
+        self.accounts = SqliteAccounts(self._db, self._writer, clock)
 
     def close(self) -> None:
         """Makes the changes that wait, then closes."""
@@ -54,18 +57,18 @@ class SqliteMetadata:
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.adopt_blob(db, repo, digest, size, place, now))
 
-    async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | None) -> int:
+    async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor) -> int:
         now = self._clock()
-        return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, now))
+        return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest) -> None:
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
         now = self._clock()
-        await self._writer.run(lambda db: blob_changes.delete_blob(db, repo, digest, now))
+        await self._writer.run(lambda db: blob_changes.delete_blob(db, repo, digest, by, now))
 
-    async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str) -> None:
+    async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         now = self._clock()
         await self._writer.run(
-            lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, now), durable=False
+            lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, owner, now), durable=False
         )
 
     async def upload(self, repo: RepositoryName, upload: UploadID) -> UploadRow:
@@ -111,8 +114,8 @@ class SqliteMetadata:
     async def known_repository(self, repo: RepositoryName) -> bool:
         return lookups.known_repository(self._db, repo)
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        return self._remembered.get(lookups.repositories, after, limit, weight=_page_size)
+    async def repositories(self, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:
+        return self._remembered.get(lookups.repositories, after, limit, within, weight=_page_size)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return self._remembered.get(lookups.tags, repo, after, limit, weight=_page_size)

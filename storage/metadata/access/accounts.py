@@ -1,0 +1,151 @@
+"""Accounts: people and robots."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import apsw
+
+from storage.access import Account, AccountExists, AccountInvalid, AccountName, AccountUnknown, Kind, LastAdmin
+from storage.content import Actor, Page
+from storage.metadata.access import epoch
+from storage.metadata.access.audit import counted, record
+
+_ACCOUNT = """
+SELECT a.name, a.kind, a.enabled, a.admin, a.version, a.created, a.note, a.password IS NOT NULL,
+       (SELECT json_group_array(m.name ORDER BY m.name) FROM group_member m WHERE m.member = a.name)
+  FROM account a"""
+_ONE = _ACCOUNT + " WHERE a.name = ?"
+_PAGE = _ACCOUNT + " WHERE (?1 IS NULL OR a.kind = ?1) AND a.name > ?2 ORDER BY a.name LIMIT ?3"
+
+
+def known_name(text: str) -> AccountName:
+    """A name from the database: it was checked when it came."""
+    return str.__new__(AccountName, text)
+
+
+def _account(row: tuple[Any, ...]) -> Account:
+    name, kind, enabled, admin, version, created, note, has_password, groups = row
+    return Account(
+        known_name(name),
+        Kind(kind),
+        bool(enabled),
+        bool(admin),
+        version,
+        created,
+        tuple(map(known_name, json.loads(groups))),
+        note,
+        bool(has_password),
+    )
+
+
+def account(db: apsw.Connection, name: AccountName) -> Account:
+    row = db.execute(_ONE, (name,)).get
+    if row is None:
+        raise AccountUnknown(f"there is no account {name}")
+    return _account(row)
+
+
+def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
+    found: str | None = db.execute("SELECT password FROM account WHERE name = ?", (name,)).get
+    return found
+
+
+def page(db: apsw.Connection, kind: Kind | None, after: str | None, limit: int) -> Page[Account]:
+    rows = db.execute(_PAGE, (kind, after or "", limit + 1)).fetchall()
+    return Page([_account(row) for row in rows[:limit]], len(rows) > limit)
+
+
+def check_free(db: apsw.Connection, name: AccountName) -> None:
+    """Raises AccountExists: people, robots and groups share their names."""
+    if (kind := kind_of(db, name)) is not None:
+        raise AccountExists(f"there is a {kind} {name} already")
+
+
+def kind_of(db: apsw.Connection, name: AccountName) -> str | None:
+    """`user`, `robot` or `group`; None: nobody here has the name."""
+    found: str | None = db.execute(
+        "SELECT kind FROM account WHERE name = ?1 UNION ALL SELECT 'group' FROM account_group WHERE name = ?1", (name,)
+    ).get
+    return found
+
+
+def add(
+    db: apsw.Connection,
+    by: Actor,
+    now: float,
+    name: AccountName,
+    kind: Kind,
+    password: str | None,
+    admin: bool,
+    note: str,
+) -> Account:
+    if kind is Kind.ROBOT and password is not None:
+        raise AccountInvalid("a robot has no password; make an API token for it")
+    check_free(db, name)
+    db.execute(
+        "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
+        "VALUES (?, ?, ?, 1, ?, ?, ?, ?)",
+        (name, kind, password, int(admin), epoch.raise_epoch(db), now, note),
+    )
+    epoch.close(db)
+    record(db, by, now, "account.add", name, {"kind": kind, "admin": admin})
+    return account(db, name)
+
+
+def set_password(db: apsw.Connection, by: Actor, now: float, name: AccountName, password: str | None) -> None:
+    if account(db, name).kind is Kind.ROBOT:
+        raise AccountInvalid(f"{name} is a robot, and robots have no password; make an API token for it")
+    _change(db, name, "password", password)
+    db.execute("DELETE FROM api_token WHERE account = ? AND purpose = 'login'", (name,))
+    record(db, by, now, "account.password", name, counted(removed=password is None, logins=db.changes()))
+
+
+def improve_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> None:
+    db.execute("UPDATE account SET password = ? WHERE name = ? AND password = ?", (new, name, old))
+
+
+def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
+    if keep_admin and not enabled:
+        _check_not_last_admin(db, name)
+    if account(db, name).enabled is not enabled:
+        _change(db, name, "enabled", int(enabled))
+        record(db, by, now, "account.enable" if enabled else "account.disable", name)
+
+
+def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, admin: bool, keep_admin: bool) -> None:
+    if keep_admin and not admin:
+        _check_not_last_admin(db, name)
+    if account(db, name).admin is not admin:
+        _change(db, name, "admin", int(admin))
+        record(db, by, now, "account.admin", name, {"admin": admin})
+
+
+def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
+    """The version is the epoch, and so no earlier account of that name ever had it."""
+    db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, epoch.raise_epoch(db), name))
+
+
+def _check_not_last_admin(db: apsw.Connection, name: AccountName) -> None:
+    """Raises LastAdmin: it is an admin and enabled, and nobody else is."""
+    admins = db.execute("SELECT name FROM account WHERE admin = 1 AND enabled = 1 LIMIT 2").fetchall()
+    if admins == [(name,)]:
+        raise LastAdmin(f"{name} is the last admin who is enabled; make somebody else one before")
+
+
+def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_admin: bool) -> None:
+    account(db, name)
+    if keep_admin:
+        _check_not_last_admin(db, name)
+    gone = {}
+    for what, sql in (
+        ("tokens", "DELETE FROM api_token WHERE account = ?"),
+        ("groups", "DELETE FROM group_member WHERE member = ?"),
+        ("grants", "DELETE FROM access_grant WHERE name = ? AND kind IN ('user', 'robot')"),
+    ):
+        db.execute(sql, (name,))
+        gone[what] = db.changes()
+    db.execute("DELETE FROM account WHERE name = ?", (name,))
+    epoch.raise_epoch(db)
+    record(db, by, now, "account.remove", name, counted(**gone))

@@ -1,0 +1,189 @@
+"""Who may do what, in an embedded SQLite database (`Accounts`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+import apsw
+
+from storage.access import (
+    Account,
+    AccountName,
+    ApiToken,
+    AuditEntry,
+    AuditQuery,
+    Grant,
+    Kind,
+    SigningKey,
+    Subject,
+)
+from storage.blobs.steps import Step
+from storage.content import Actor, Page
+from storage.metadata.access import accounts, audit, audit_pages, epoch, grants, groups, keys, pace, tokens
+from storage.metadata.writer import Writer
+from storage.patterns import NamePattern
+
+PRUNED_AT_ONCE = 5000
+"""Lines of the audit log that one transaction drops, so that others get their turn."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SqliteAccounts:
+    """Reads with `db`, on the event loop; changes through `writer`."""
+
+    def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
+        self._db = db
+        self._epoch = db.cursor()
+        self._writer = writer
+        self._clock = clock
+
+    def _change(
+        self,
+        change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
+        by: Actor,
+        *what: P.args,
+        **more: P.kwargs,
+    ) -> Step[T]:
+        now = self._clock()
+        return self._writer.run(lambda db: change(db, by, now, *what, **more))
+
+    def epoch(self) -> int:
+        number: int = self._epoch.execute(epoch.READ).get  # a cursor of its own is half a microsecond less
+        return number
+
+    def closed(self) -> bool:
+        return bool(self._db.execute(epoch.CLOSED).get)
+
+    def instance(self) -> str:
+        name: str = self._db.execute(epoch.INSTANCE).get
+        return name
+
+    # Accounts
+
+    def account(self, name: AccountName) -> Account:
+        return accounts.account(self._db, name)
+
+    def password_hash(self, name: AccountName) -> str | None:
+        return accounts.password_hash(self._db, name)
+
+    def accounts(self, kind: Kind | None, after: str | None, limit: int) -> Page[Account]:
+        return accounts.page(self._db, kind, after, limit)
+
+    async def add_account(
+        self,
+        name: AccountName,
+        kind: Kind,
+        *,
+        password_hash: str | None,
+        admin: bool = False,
+        note: str = "",
+        by: Actor,
+    ) -> Account:
+        return await self._change(accounts.add, by, name, kind, password_hash, admin, note)
+
+    async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
+        await self._change(accounts.set_password, by, name, password_hash)
+
+    async def improve_hash(self, name: AccountName, old: str, new: str) -> None:
+        await self._writer.run(lambda db: accounts.improve_hash(db, name, old, new), durable=False)
+
+    async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
+        await self._change(accounts.set_enabled, by, name, enabled, keep_admin)
+
+    async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
+        await self._change(accounts.set_admin, by, name, admin, keep_admin)
+
+    async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
+        await self._change(accounts.remove, by, name, keep_admin)
+
+    # Groups
+
+    def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
+        return groups.page(self._db, after, limit)
+
+    def groups_of(self, member: str) -> tuple[AccountName, ...]:
+        return groups.groups_of(self._db, member)
+
+    async def add_group(self, name: AccountName, *, by: Actor) -> None:
+        await self._change(groups.add, by, name)
+
+    async def remove_group(self, name: AccountName, *, by: Actor) -> None:
+        await self._change(groups.remove, by, name)
+
+    async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
+        await self._change(groups.add_member, by, group, member)
+
+    async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
+        await self._change(groups.remove_member, by, group, member)
+
+    # Rights
+
+    def grants(self, subjects: Sequence[Subject] | None = None) -> list[Grant]:
+        return grants.grants(self._db, subjects)
+
+    async def put_grant(self, grant: Grant, *, by: Actor) -> None:
+        await self._change(grants.put, by, grant)
+
+    async def remove_grant(self, subject: Subject, pattern: NamePattern, *, by: Actor) -> None:
+        await self._change(grants.remove, by, subject, pattern)
+
+    # API tokens
+
+    def token(self, token_id: str) -> tuple[ApiToken, bytes]:
+        return tokens.token(self._db, self._clock(), token_id)
+
+    def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
+        return tokens.page(self._db, self._clock(), account, after, limit)
+
+    async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
+        await self._change(tokens.add, by, token, secret_hash)
+
+    async def revoke_token(self, token_id: str, *, by: Actor) -> None:
+        await self._change(tokens.revoke, by, token_id)
+
+    async def note_use(self, token_id: str, at: float) -> None:
+        await self._writer.run(lambda db: tokens.note_use(db, token_id, at), durable=False)
+
+    # Keys
+
+    def signing_keys(self) -> list[SigningKey]:
+        return keys.keys(self._db, self._clock())
+
+    async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
+        have = self.signing_keys()
+        if have and have[0].retired is None:
+            return have[0]
+        return await self._change(keys.ensure, by, make)
+
+    async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
+        await self._change(keys.rotate, by, key, keep)
+
+    # Pace
+
+    def pace(self, key: str) -> float:
+        return pace.pace(self._db, self._clock(), key)
+
+    async def note_failure(self, keys: Mapping[str, float]) -> None:
+        now = self._clock()
+        await self._writer.run(lambda db: pace.note_failure(db, now, keys), durable=False)
+
+    async def forgive(self, keys: Sequence[str]) -> None:
+        await self._writer.run(lambda db: pace.forgive(db, keys), durable=False)
+
+    # Audit
+
+    async def note(self, entries: Sequence[AuditEntry]) -> None:
+        await self._writer.run(lambda db: audit.note(db, entries), durable=False)
+
+    def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        return audit_pages.page(self._db, query, limit)
+
+    async def prune_audit(self, before: float) -> int:
+        dropped = 0
+        while True:
+            step = await self._writer.run(lambda db: audit.prune(db, before, PRUNED_AT_ONCE), durable=False)
+            dropped += step
+            if step < PRUNED_AT_ONCE:
+                return dropped
