@@ -11,6 +11,9 @@ class ServerLimits:
 
     header_bytes: int = 32 * 1024
     """Request line and headers together; the same again for the trailers of a chunked body. Above: 431, or 414."""
+    handshake_seconds: float = 10.0
+    """From a connection's start to the client's first byte where TLS is spoken, and from there to the handshake's end.
+    Above: the connection is closed."""
     header_seconds: float = 15.0
     """From a connection's start, or a later request's first byte, to the end of the headers. Above: 408."""
     keep_alive_seconds: float = 75.0
@@ -31,5 +34,7 @@ class ServerLimits:
     """Body bytes held for a slow application before reading pauses (one read more may come on top)."""
     pipelined: int = 64
     """Requests a client may send ahead; those beyond are not looked at, and the connection ends after the answers."""
+    certificate_seconds: float = 2.0
+    """How often the certificate's files are looked at."""
     pulse_seconds: float = 1.0
     """How often the times above are looked at: each may be exceeded by this much."""

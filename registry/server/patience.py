@@ -7,6 +7,12 @@ whole that counts, or a byte a minute would do.
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import socket
+import struct
+import sys
+import termios
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +21,8 @@ from registry.server.refusal import Refused
 if TYPE_CHECKING:
     from registry.server.protocol import RegistryProtocol
 
+_ACKED = struct.Struct("@120xQ")  # tcpi_bytes_acked in struct tcp_info
+_COUNT = struct.Struct("@i")
 What = Literal["send", "linger", "body", "half", "work", "drain", "head", "fresh", "idle"]
 
 
@@ -40,6 +48,8 @@ def waiting_for(connection: RegistryProtocol) -> tuple[tuple[What, int, int], fl
     limits = connection.limits
     active = connection.active
     unsent = connection.transport.get_write_buffer_size()
+    if connection.secret and (unsent or connection.lingering or connection.transport.is_closing()):
+        return waiting_secretly(connection, unsent)
     if unsent:
         return ("send", active.moved if active is not None else 0, unsent), limits.send_idle_seconds
     if active is not None and active.sending is not None and active.sending.blocked:
@@ -61,12 +71,37 @@ def waiting_for(connection: RegistryProtocol) -> tuple[tuple[What, int, int], fl
     return ("idle", connection.begun, 0), limits.keep_alive_seconds
 
 
+def waiting_secretly(connection: RegistryProtocol, unsent: int) -> tuple[tuple[What, int, int], float]:
+    """The same over TLS, while something is to be sent or the connection ends. What was encrypted lies in a buffer of
+    which nobody tells the size, so what counts is how much of it the client's side has acknowledged."""
+    taken, left = sent_of(connection.transport)
+    if unsent or left:
+        return ("send", taken, left), connection.limits.send_idle_seconds
+    return ("linger", taken, 0), connection.limits.linger_seconds
+
+
+def sent_of(transport: asyncio.BaseTransport) -> tuple[int, int]:
+    """Bytes that the other side has acknowledged, and those in the kernel that it has not. See tcp(7), TCP_INFO and
+    SIOCOUTQ; (0, 0) where neither is to be had."""
+    sock = transport.get_extra_info("socket")
+    if sys.platform != "linux" or sock is None:
+        return 0, 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
+        left = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return _ACKED.unpack(info)[0], _COUNT.unpack(left)[0]
+    except (OSError, struct.error):  # gone already
+        return 0, 0
+
+
 def end(connection: RegistryProtocol, what: What) -> None:
     if what == "head":
         connection.refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come in time"))
     elif what == "body":
         connection.refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
+    elif what == "linger" and connection.secret and not connection.transport.is_closing():
+        connection.close()  # TLS says that all has been said; the client has the same time again
     elif what in ("send", "linger"):
         connection.transport.abort()
     else:
-        connection.transport.close()
+        connection.close()

@@ -17,16 +17,21 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from registry.addresses import plain_address
 from registry.server.exchange import Exchange
 from registry.server.framing import Chunked, Framing, Sized
+from registry.server.head import check_head, length_of
 from registry.server.limits import ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
+from registry.server.proxies import TrustedProxies
 from registry.server.receiving import PIECES, Body
 from registry.server.refusal import Refused, Surplus, error_response
 from registry.server.sending import socket_of
 from registry.server.target import check_host, parse_target
 
+SECRET_BUFFER = 64 * 1024
+"""Bytes encrypted and not taken by the transport yet, from which on the application waits."""
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -47,9 +52,12 @@ class RegistryProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         loop: asyncio.AbstractEventLoop,
         limits: ServerLimits,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
+        self.secret = False  # over TLS
+        self._proxies = proxies  # once connected: None where the peer is none of them
         self.socket: socket.socket | None = None  # where files can be sent to it
         self.active: Exchange | None = None
         self.queue: deque[Exchange] = deque()
@@ -77,6 +85,14 @@ class RegistryProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.socket = socket_of(transport)
+        self.secret = transport.get_extra_info("sslcontext") is not None
+        if self.secret:
+            transport.set_write_buffer_limits(SECRET_BUFFER)  # what is encrypted waits in a second buffer, below
+        if self.client is not None:
+            peer, port = self.client
+            self.client = (plain_address(peer), port)
+            if self._proxies is not None and not self._proxies.trusts(peer):
+                self._proxies = None
 
     # Bytes
 
@@ -187,7 +203,8 @@ class RegistryProtocol(HttpToolsProtocol):
         if not self.last and (self.in_head or self.unfinished or (self.latest and self.latest.more_body)):
             self.refuse(Refused(HTTPStatus.BAD_REQUEST, "the request ended early"))
         self.last = self.half_closed = True
-        return self.active is not None and not self.transport.is_closing()
+        # TLS has no half-closed connections here: neither event loop keeps one open.
+        return self.active is not None and not self.transport.is_closing() and not self.secret
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
@@ -230,7 +247,7 @@ class RegistryProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
         method = self.parser.get_method().decode("ascii")
-        self._check_head(version, method)
+        check_head(self.headers, version, method)
         target = parse_target(self.url, method)
         check_host(self.headers, version)
         if target.host is not None:
@@ -243,12 +260,14 @@ class RegistryProtocol(HttpToolsProtocol):
         self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
         if self.socket is not None:
             self.scope["extensions"] = {"http.response.zerocopysend": {}}
+        if self._proxies is not None:
+            self._proxies.apply(self.scope, self.headers)
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
         self.in_head = False
         self._head_bytes = 0
         self._steps += 1
         self._parsed_head = True
-        length = self._length()
+        length = length_of(self.headers)
         self.latest = Exchange(self, self.scope, keep_alive=keep_alive, length=length)
         if length == 0:
             self.latest.end_body()
@@ -262,23 +281,6 @@ class RegistryProtocol(HttpToolsProtocol):
         else:
             self.queue.append(self.latest)
             self.flow.pause_reading()
-
-    def _check_head(self, version: str, method: str) -> None:
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
-        if version not in ("1.1", "1.0"):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
-        if method == "CONNECT":
-            raise Refused(HTTPStatus.BAD_REQUEST, "this is no proxy to connect through")
-        if codings and (version != "1.1" or [coding.lower() for coding in codings] != [b"chunked"]):
-            raise Refused(HTTPStatus.BAD_REQUEST, "the only transfer coding is chunked, in HTTP/1.1")
-
-    def _length(self) -> int | None:
-        for name, value in self.headers:
-            if name == b"content-length":
-                return int(value)
-            if name == b"transfer-encoding":
-                return None
-        return 0
 
     def on_body(self, body: bytes) -> None:
         # Were it ever to happen, parser and we would see different requests.
@@ -369,11 +371,19 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.lingering:
             return
         if self.active is None:
-            self.transport.close()
+            if self.secret and self.transport.is_closing() and not self.transport.get_write_buffer_size():
+                self.transport.abort()  # the client was told, and need not be waited for
+            self.close()
             return
         final = self.queue[-1] if self.queue else self.active
         final.keep_alive = False
         self.last = self.last or not final.more_body
+
+    def close(self) -> None:
+        """Ends the connection after what was written. May come again."""
+        self.last = True
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def check(self, now: float) -> None:
         """Ends a connection that has waited too long for one thing. Called once a second."""

@@ -8,6 +8,7 @@ nobody holds any more is free. So nothing has to be given back, and an idle conn
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from registry.server.framing import Framing
@@ -70,10 +71,13 @@ class Body:
 class Receiver(asyncio.BufferedProtocol):
     """What the transport knows of a connection. (uvicorn's class is an asyncio.Protocol, which excludes the other.)"""
 
-    def __init__(self, connection: RegistryProtocol, heads: memoryview) -> None:
-        """`heads` is the buffer the worker's connections share."""
+    def __init__(
+        self, connection: RegistryProtocol, heads: memoryview, on_lost: Callable[[], None] | None = None
+    ) -> None:
+        """`heads` is the buffer the worker's connections share. `on_lost` is called when the connection is."""
         self.connection = connection
         self._heads = heads
+        self._on_lost = on_lost
         self._body: Body | None = None
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -95,6 +99,8 @@ class Receiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._body = None
+        if self._on_lost is not None:
+            self._on_lost()
         self.connection.connection_lost(exc)
 
     def pause_writing(self) -> None:

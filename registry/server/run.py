@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from uvicorn._types import ASGI3Application
 
+from registry.server.door import Door
 from registry.server.kernel import raise_file_limit
 from registry.server.limits import ServerLimits
 from registry.server.logs import log, quiet_logging
@@ -31,6 +32,7 @@ def serve(
     shutdown_grace: float,
     limits: ServerLimits | None = None,
     on_ready: Callable[[], None] | None = None,
+    door: Door | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; the exit code for the command (0 after an orderly stop, 1 after a failed start).
 
@@ -45,13 +47,16 @@ def serve(
         raise ValueError("there must be at least one worker")
     quiet_logging()
     raise_file_limit()
-    limits = limits or ServerLimits()
+    limits, door = limits or ServerLimits(), door or Door()
     if workers > 1:
         gc.collect()
         gc.freeze()  # the collector must not touch, and so copy, what the workers share
-        code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready).run()
+        code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready, door).run()
     else:
-        code, failure = Worker(make_app, sockets, shutdown_grace, limits, on_ready or (lambda: None)).run()
+        if door.crowd is not None:
+            door.crowd.use(door.crowd.claim())
+        ready = on_ready or (lambda: None)
+        code, failure = Worker(make_app, sockets, shutdown_grace, limits, ready, door=door).run()
         _end_threads(code)
     if failure:
         print(f"error: {failure}", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from uvicorn._types import ASGI3Application
 
+from registry.server.door import Door
 from registry.server.kernel import die_with_parent
 from registry.server.limits import ServerLimits
 from registry.server.logs import log
@@ -36,6 +37,7 @@ class _Child:
     slot: int
     status: int  # our end of the pipe on which it says "ready", or why it failed
     started: float
+    column: int | None  # where it counts its connections
     said: bytearray = field(default_factory=bytearray)
     ready: bool = False
     retiring: bool = False
@@ -58,6 +60,7 @@ class Supervisor:
         grace: float,
         limits: ServerLimits,
         on_ready: Callable[[], None] | None,
+        door: Door,
     ) -> None:
         self._make_app = make_app
         self._sockets = sockets
@@ -65,6 +68,7 @@ class Supervisor:
         self._grace = grace
         self._limits = limits
         self._on_ready = on_ready
+        self._door = door
         self._children: dict[int, _Child] = {}
         self._due: dict[int, float] = {}  # slot → when to start its worker
         self._pauses: dict[int, float] = {}  # slot → the pause before its next start
@@ -134,6 +138,8 @@ class Supervisor:
             self._fork(slot)
 
     def _fork(self, slot: int) -> _Child:
+        crowd = self._door.crowd
+        column = None if crowd is None else crowd.claim()
         status, status_writer = os.pipe()
         sys.stdout.flush()  # or the child would write it once more
         sys.stderr.flush()
@@ -142,7 +148,7 @@ class Supervisor:
         try:
             pid = os.fork()
             if pid == 0:
-                os._exit(self._be_worker(status, status_writer))
+                os._exit(self._be_worker(status, status_writer, column))
         except OSError:
             os.close(status)
             raise
@@ -150,12 +156,12 @@ class Supervisor:
             os.close(status_writer)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.set_blocking(status, False)
-        child = _Child(pid, slot, status, time.monotonic())
+        child = _Child(pid, slot, status, time.monotonic(), column)
         self._children[pid] = child
         self._selector.register(status, selectors.EVENT_READ, child)
         return child
 
-    def _be_worker(self, status: int, status_writer: int) -> int:
+    def _be_worker(self, status: int, status_writer: int, column: int | None) -> int:
         """All a child does, from fork to exit code. Nothing of the parent's own may run on in it."""
         code = 1
         try:
@@ -167,12 +173,15 @@ class Supervisor:
             ends = [child.status for child in self._children.values()]
             for end in (self._wake, self._waker, self._alive_writer, status, *ends):
                 os.close(end)
+            if self._door.crowd is not None:
+                self._door.crowd.use(column)
             worker = Worker(
                 self._make_app,
                 self._sockets,
                 self._grace,
                 self._limits,
                 lambda: _say(status_writer, "ready"),
+                door=self._door,
                 alive=self._alive,
             )
             code, failure = worker.run()
@@ -217,6 +226,8 @@ class Supervisor:
                 self._selector.unregister(child.status)
             os.close(child.status)
             del self._children[pid]
+            if self._door.crowd is not None:
+                self._door.crowd.give_back(child.column)
             self._lost(child, os.waitstatus_to_exitcode(status))
 
     def _drain_status(self, child: _Child) -> None:

@@ -34,12 +34,17 @@ def parse_target(target: bytes, method: str) -> Target:
     return _split(rest if rest.startswith(b"/") else b"/" + rest)._replace(host=absolute[1])
 
 
+def is_host(value: bytes) -> bool:
+    """Whether it has the form of a Host header's value."""
+    return _HOST.fullmatch(value) is not None
+
+
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
     """Exactly one valid Host in HTTP/1.1, at most one before (RFC 9112, section 3.2). Raises Refused with 400."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise Refused(HTTPStatus.BAD_REQUEST, "the request must have one Host header")
-    if hosts and _HOST.fullmatch(hosts[0]) is None:
+    if hosts and not is_host(hosts[0]):
         raise Refused(HTTPStatus.BAD_REQUEST, "the Host header is not valid")
 
 

@@ -15,7 +15,8 @@ import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.server import ServerState
 
-from registry.server.accept import Acceptor
+from registry.server.accept import Acceptor, Leave
+from registry.server.door import Door
 from registry.server.kernel import keep_large_blocks
 from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
@@ -46,6 +47,7 @@ class Worker:
         limits: ServerLimits,
         on_ready: Callable[[], None],
         *,
+        door: Door | None = None,
         alive: int | None = None,
     ) -> None:
         """`alive` is a pipe's reading end whose writer is the parent: it is readable when the parent is gone."""
@@ -54,6 +56,7 @@ class Worker:
         self._grace = grace
         self._limits = limits
         self._on_ready = on_ready
+        self._door = door or Door()
         self._alive = alive
         self._state = ServerState()
         self._stop = asyncio.Event()
@@ -75,6 +78,7 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._watch(loop)
+        self._refresh(settled=True)
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
@@ -105,9 +109,16 @@ class Worker:
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
             loop.add_reader(self._alive, os._exit, 1)  # only the parent's end can make it readable
-        # Sent to the whole group when a terminal closes; only a parent has workers to renew.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if self._alive is None and self._door.certificates is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._refresh, True)
+        else:
+            # Sent to the whole group when a terminal closes; only a parent has workers to renew.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
+
+    def _refresh(self, settled: bool = False) -> None:
+        if self._door.certificates is not None:
+            self._door.certificates.refresh(settled=settled)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGINT and self._stop.is_set():
@@ -130,18 +141,24 @@ class Worker:
 
         heads = memoryview(bytearray(HEADS))
 
-        def connection() -> Receiver:
-            return Receiver(RegistryProtocol(config, self._state, state, loop, self._limits), heads)
+        def connection(leave: Leave | None) -> Receiver:
+            protocol = RegistryProtocol(config, self._state, state, loop, self._limits, self._door.proxies)
+            return Receiver(protocol, heads, leave)
 
-        return [Acceptor(loop, sock, connection) for sock in self._sockets]
+        return [Acceptor(loop, sock, connection, self._door, self._limits) for sock in self._sockets]
 
     async def _pulse(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a second: the Date header, and every connection's time limits. No read or write sets a timer."""
+        """Once a second: the Date header, and every connection's time limits. No read or write sets a timer. Now and
+        then: whether the certificate was renewed."""
+        looked = loop.time()
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in self._connections():
                 connection.check(now)
+            if now - looked >= self._limits.certificate_seconds:
+                looked = now
+                self._refresh()
             await asyncio.sleep(self._limits.pulse_seconds)
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:

@@ -1,0 +1,28 @@
+"""What a request's head says of the request itself: its version and method, and how its body is framed."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from registry.server.refusal import Headers, Refused
+
+
+def check_head(headers: Headers, version: str, method: str) -> None:
+    """Raises Refused with 400 for what is not served here (RFC 9112, 6.1 and 7)."""
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if version not in ("1.1", "1.0"):
+        raise Refused(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
+    if method == "CONNECT":
+        raise Refused(HTTPStatus.BAD_REQUEST, "this is no proxy to connect through")
+    if codings and (version != "1.1" or [coding.lower() for coding in codings] != [b"chunked"]):
+        raise Refused(HTTPStatus.BAD_REQUEST, "the only transfer coding is chunked, in HTTP/1.1")
+
+
+def length_of(headers: Headers) -> int | None:
+    """The body's length in bytes; None: it comes in chunks, and only its end will tell."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0
