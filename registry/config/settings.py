@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from registry.config.auth import Auth, Issuer
+from registry.config.network import TLS, Networks
+from registry.config.oidc import OIDC
 from registry.config.units import MIB, Duration
 from registry.config.upstream import Group, Hosted, Upstream, UpstreamName, check_upstreams, listed, with_mirrors
 from registry.config.warm import Warm
@@ -66,14 +69,40 @@ class Uploads(Group):
     )
 
 
+class Audit(Group):
+    """The log of who changed what, logged in, and was refused."""
+
+    keep: Duration = Field(
+        default=31536000.0,
+        gt=0,
+        description="How long its lines are kept; a collection drops older ones. What tags pointed at is kept for ever",
+    )
+
+
 class Limits(Group):
-    """What a client may send."""
+    """What a client may send, and how much of it."""
 
     manifest: ByteSize = Field(
         default=ByteSize(8 * MIB),
         ge=4 * MIB,
         le=64 * MIB,
         description="Largest manifest taken; a larger one gets 413",
+    )
+    connections_per_address: int = Field(
+        default=0,
+        ge=0,
+        description="Connections at the same time from one address (IPv6: one /64), trusted proxies excepted; those "
+        "beyond are closed; 0: any number",
+    )
+    requests_per_second: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Requests to `/v2` from one account, or from one address without an account; those beyond get 429 "
+        "and Retry-After; 0: any number",
+    )
+    burst: int = Field(
+        default=0, ge=0, description="How many of them may come at once; 0: as many as ten seconds allow, 1 at least"
     )
 
 
@@ -90,11 +119,20 @@ class Settings(BaseSettings):
     )
     listen: str = Field(
         default="127.0.0.1:5000",
-        description="Address to listen on, HOST:PORT; port 0 picks a free one. No accounts yet",
+        description="Address to listen on, HOST:PORT; port 0 picks a free one. Beyond this machine only with accounts, "
+        "or `insecure_open`",
     )
     workers: int = Field(default_factory=default_workers, ge=1, le=64, description="Server processes")
     public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
         default=None, description="The registry's address as clients see it, where a proxy stands before it"
+    )
+    insecure_open: bool = Field(
+        default=False, description="Listen beyond this machine although there are no accounts: whoever comes may do all"
+    )
+    trusted_proxies: Networks = Field(
+        default=[],
+        description="Addresses and networks of proxies before this registry, such as `10.0.0.0/8`: from them "
+        "X-Forwarded-For, -Proto and -Host are believed",
     )
     read_only: bool = Field(default=False, description="Refuse every push and delete")
     delete: bool = Field(default=True, description="Allow clients to delete tags, manifests and blobs")
@@ -109,13 +147,20 @@ class Settings(BaseSettings):
         description="Registries to mirror as they come, such as `docker.io`: each as an `[[upstream]]` of that name. "
         "The first is the default upstream, unless one is",
     )
+    tls: TLS = TLS()
     gc: Collection = Collection()
     uploads: Uploads = Uploads()
+    audit: Audit = Audit()
     limits: Limits = Limits()
     hosted: Hosted = Hosted()
     warm: Warm = Warm()
+    auth: Auth = Auth()
+    oidc: OIDC = OIDC()
     upstream: list[Upstream] = Field(
         default=[], description="The registries mirrored here, and how; see below. As a variable: JSON"
+    )
+    issuer: list[Issuer] = Field(
+        default=[], description="Others whose tokens are taken, and for whom; see below. As a variable: JSON"
     )
 
     @model_validator(mode="before")

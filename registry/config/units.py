@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ByteSize, Field
 from pydantic.fields import FieldInfo
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -53,6 +53,11 @@ def format_size(count: int) -> str:
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
 """Seconds."""
+
+
+def is_size(field: FieldInfo) -> bool:
+    """Whether a setting is a size."""
+    return field.annotation is ByteSize
 
 
 def is_duration(field: FieldInfo) -> bool:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import NoDecode
 
 from registry.config.units import Duration
+from storage.patterns import NamePattern
 
 HUB = "docker.io"
 LIBRARY = "library"
@@ -23,7 +24,6 @@ _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
 }
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
-_PATTERN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
@@ -72,19 +72,8 @@ def _host(value: str) -> str:
     return value.lower()
 
 
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """What matches a repository name: `*` stands for anything inside a segment, `**` for anything at all. Raises
-    ValueError."""
-    if not _PATTERN.fullmatch(pattern) or "***" in pattern:
-        hint = f"; for all below it write {pattern}**" if pattern.endswith("/") else ""
-        raise ValueError(f"{pattern!r} is not a pattern of names like team/** or *{hint}")
-    parts = re.split(r"(\*+)", pattern)
-    return re.compile("".join({"*": "[^/]*", "**": ".*"}.get(part) or re.escape(part) for part in parts))
-
-
 def _pattern(value: str) -> str:
-    compile_pattern(value)
-    return value
+    return NamePattern(value)
 
 
 def _tag_pattern(value: str) -> str:
@@ -126,6 +115,11 @@ class Upstream(Group):
     docker_config: Path | None = Field(
         default=None, description="A docker `config.json` that holds the login for this upstream's name"
     )
+    require_grant: bool | None = Field(
+        default=None,
+        description="Pulling from it takes a grant whose pattern begins with its name: `**` does not open it. Without "
+        "it: true where it has a login, so that what was fetched with that stays private",
+    )
     ca_file: Path | None = Field(default=None, description="Certificates to trust instead of the system's, PEM")
     tag_ttl: Duration = Field(default=300.0, description="How long a tag is trusted before it is asked for again")
     tag_ttls: dict[Annotated[str, AfterValidator(_tag_pattern)], Duration] = Field(
@@ -162,6 +156,12 @@ class Upstream(Group):
         if self.username is None and sources and sources != ["docker_config"]:
             raise ValueError(f"{sources[0]} is set without a username")
         return self
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it takes a grant of its own to pull from it."""
+        has_login = self.username is not None or self.docker_config is not None
+        return has_login if self.require_grant is None else self.require_grant
 
 
 class Hosted(Group):

@@ -1,0 +1,89 @@
+"""What somebody may administer. Refusals depend on who asks, never on what there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from registry.auth.covering import Effort, covers
+from registry.auth.principal import Principal
+from storage.access import AccountName, AccountUnknown, Action, ApiToken
+from storage.errors import Denied, Unauthorized
+from storage.patterns import NO_NAMES, NamePattern, Names
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """`name`: None is nobody. `admin`: may do all, by a credential that is not limited. `person`: logged in with the
+    password itself or at the OpenID provider, so it is somebody and not a program that was given a token. `token`: the
+    API token it logged in with. `granting`: the names it may grant on, with this credential."""
+
+    name: str | None
+    admin: bool = False
+    person: bool = False
+    token: str | None = None
+    granting: Names = NO_NAMES
+    _effort: Effort = field(default_factory=Effort, repr=False, compare=False)
+
+    @property
+    def somebody(self) -> str:
+        """Raises Unauthorized for nobody."""
+        if self.name is None:
+            raise Unauthorized("log in: this needs an account")
+        return self.name
+
+    def check_admin(self) -> None:
+        """Raises Unauthorized, Denied."""
+        if not self.admin:
+            raise Denied(f"{self.somebody} is no admin, or its token is limited")
+
+    def check_sees(self, name: AccountName) -> None:
+        """Raises Unauthorized; AccountUnknown for another's account, whether or not there is one."""
+        if not self.admin and self.somebody != name:
+            raise AccountUnknown(f"there is no account {name}")
+
+    def check_own(self, name: AccountName) -> None:
+        """May make what outlives this request for `name`: a password, an API token. A token makes no token, so that
+        revoking one ends what it could do. Raises Unauthorized, AccountUnknown, Denied."""
+        self.check_sees(name)
+        if not self.admin and not self.person:
+            raise Denied(
+                "this takes a person's login, with a password of this registry's own or at the OpenID provider, "
+                "not with an API token or another's"
+            )
+
+    def check_token(self, token: ApiToken) -> None:
+        """May revoke it. One that is somebody else's is as one that never was. Raises AccountUnknown, Denied."""
+        if self.admin or token.id == self.token:
+            return
+        if token.account != self.name:
+            raise AccountUnknown("there is no such API token; it was revoked, or has expired")
+        self.check_own(token.account)
+
+    def may_grant(self, pattern: NamePattern) -> bool:
+        """Nobody may, even where the action admin is granted to everyone."""
+        return self.admin or (self.name is not None and self._reaches(pattern))
+
+    def _reaches(self, pattern: NamePattern) -> bool:
+        return any(covers(outer, pattern, self.granting.guarded, self._effort) for outer in self.granting.patterns)
+
+    def check_grant(self, pattern: NamePattern) -> None:
+        """Raises Unauthorized, Denied."""
+        if not self.may_grant(pattern):
+            raise Denied(f"{self.somebody} may not grant on {pattern}; that takes the action admin on all of it")
+
+
+EVERYTHING = Authority(None, admin=True)
+"""Of who needs no account: the operator at the command line, and this machine's own while the registry is open."""
+
+
+def authority_of(principal: Principal) -> Authority:
+    """Of who logged in. While the registry is open, that is nobody."""
+    proof = principal.proof
+    return Authority(
+        proof.name,
+        admin=principal.admin,
+        # Not by an API token, a token of /token or an issuer's (which is a robot's): none is to outlive itself.
+        person=proof.version is not None and not proof.robot and proof.token is None and proof.access is None,
+        token=proof.token,
+        granting=principal.names(Action.ADMIN),
+    )

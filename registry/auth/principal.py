@@ -1,0 +1,193 @@
+"""Who acts, and what they may do at this moment.
+
+The principal of a request is in the context variable `PRINCIPAL`. Where none was put there, nothing is allowed: who
+forgets to ask gets nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from registry.auth.covering import Effort, covers
+from registry.auth.proof import CATALOG, NOBODY, Proof
+from storage.access import EVERY_ACTION, Action
+from storage.content import Actor
+from storage.errors import NameInvalid
+from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, Names
+
+_REMEMBERED: Final = 64
+"""Repositories for which a principal's actions are kept, at the most. There may be a thousand principals, one for each
+token that anybody can have."""
+_CONTENT: Final = (Action.PULL, Action.PUSH, Action.DELETE)
+_ACTIONS: Final = (*_CONTENT, Action.ADMIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What an account may do, or nobody: the names for each action. `admin`: may do everything, also beside
+    repositories."""
+
+    names: Mapping[Action, Names]
+    admin: bool = False
+
+    @classmethod
+    def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
+        """Every action on every name, except below `guarded` first segments; the right to grant with `admin` alone."""
+        names = Names(ALL_NAMES.patterns, frozenset(guarded))
+        return cls(dict.fromkeys(_ACTIONS if admin else _CONTENT, names), admin)
+
+    def of(self, action: Action) -> Names:
+        return self.names.get(action, NO_NAMES)
+
+    def at(self, name: str) -> Action:
+        """The actions allowed on a stored name."""
+        found = Action.NONE
+        for action, names in self.names.items():
+            if name in names:
+                found |= action
+        return found
+
+
+NO_RIGHTS: Final = Rights({})
+
+
+class Principal:
+    """Who acts. `name` is that of an account, or `anonymous`; `nobody` says that no account is behind it. `admin`: may
+    do everything, to accounts as well, and is limited in nothing. `expires` (seconds since 1970): it counts until then.
+    `open`: there are no accounts here yet. `epoch`: the accounts' when its rights were read; None: of no store.
+    `let_in`: has shown something, be it the token that anybody gets.
+
+    Names are of two kinds: rights speak of the stored name, what a token was granted of the one the client asked by.
+    """
+
+    __slots__ = ("_memo", "admin", "epoch", "expires", "let_in", "name", "nobody", "open", "proof", "rights", "robot")
+
+    def __init__(
+        self,
+        proof: Proof,
+        rights: Rights,
+        *,
+        open: bool = False,
+        epoch: int | None = None,
+    ) -> None:
+        self.proof = proof
+        self.rights = rights
+        self.name = Actor().name if proof.name is None else proof.name
+        self.nobody = proof.name is None
+        self.robot = proof.robot
+        self.expires = proof.expires
+        self.open = open
+        self.epoch = epoch
+        self.let_in = open or proof.name is not None or proof.access is not None
+        self.admin = rights.admin and proof.limits is None and proof.access is None
+        self._memo: dict[tuple[str, str], int] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    # One repository
+
+    def actions(self, stored: str, asked: str) -> int:
+        """Bits of `Action`: what may be done to the repository of that stored name, when asked for by the other.
+        Remembered, so that a request costs one look."""
+        key = (stored, asked)
+        found = self._memo.get(key)
+        if found is None:
+            found = (self.rights.at(stored) & self._left(stored, asked)).value
+            if len(self._memo) >= _REMEMBERED:
+                self._memo.clear()
+            self._memo[key] = found
+        return found
+
+    def may(self, action: Action, stored: str, asked: str | None = None) -> bool:
+        """Whether all of `action` is allowed. `asked`: None: by its stored name."""
+        wanted = action.value
+        return self.actions(stored, stored if asked is None else asked) & wanted == wanted
+
+    def entitled(self, action: Action, stored: str) -> bool:
+        """Whether the account may, if perhaps not with this credential."""
+        return action in self.rights.at(stored)
+
+    def _left(self, stored: str, asked: str) -> Action:
+        """What the credential's limits leave."""
+        left = EVERY_ACTION
+        access = self.proof.access
+        if access is not None:
+            left = access.get(asked, Action.NONE) | access.get(stored, Action.NONE)
+        if self.proof.limits is not None:
+            within = Action.NONE
+            for limit in self.proof.limits:
+                if limit.pattern.matches(stored):
+                    within |= limit.actions
+            left &= within
+        return left
+
+    # Many
+
+    def names(self, action: Action) -> Names:
+        """Every stored name on which `action` is allowed: for mounts from anywhere. A token that was granted access to
+        some repositories reaches those alone, where they are stored under the names it has for them."""
+        if self.proof.access is None:
+            return self._unscoped(action)
+        granted = (name for name, actions in self.proof.access.items() if action in actions and _is_name(name))
+        return Names.of(name for name in granted if self.may(action, name))
+
+    @property
+    def may_list(self) -> bool:
+        """Whether it gets a list of repositories: everybody who is let in; a token if it was granted the catalog."""
+        return self.let_in and (self.proof.access is None or CATALOG in self.proof.access)
+
+    @property
+    def listed(self) -> Names:
+        """The names that such a list shows: all that may be pulled."""
+        return self._unscoped(Action.PULL)
+
+    def _unscoped(self, action: Action) -> Names:
+        """The names regardless of what a token was granted."""
+        names = self.rights.of(action)
+        if self.proof.limits is None:
+            return names
+        return shared(names, [limit.pattern for limit in self.proof.limits if action in limit.actions])
+
+
+def shared(names: Names, patterns: Iterable[NamePattern]) -> Names:
+    """Those of `names` that one of `patterns` matches. Where two overlap and neither covers the other (`team/*` and
+    `*/app`), what they share is left out, and so is what takes too long to find out: the set is never too large."""
+    found, effort = set(), Effort()
+    for theirs in patterns:
+        for mine in names.patterns:
+            if covers(mine, theirs, names.guarded, effort):
+                found.add(theirs)
+            elif covers(theirs, mine, (), effort):
+                found.add(mine)
+    return Names(frozenset(found), names.guarded)
+
+
+def _is_name(text: str) -> bool:
+    """A pattern is none: what a token was granted is never taken for one."""
+    try:
+        RepositoryName(text)
+    except NameInvalid:
+        return False
+    return True
+
+
+def open_principal(guarded: Iterable[str] = ()) -> Principal:
+    """Who acts while there are no accounts: everybody may do everything to content, except below `guarded` upstreams;
+    nobody grants anything."""
+    return Principal(NOBODY, Rights.everything(guarded), open=True)
+
+
+OPEN: Final = open_principal()
+NO_ONE: Final = Principal(NOBODY, NO_RIGHTS)
+"""May do nothing."""
+
+PRINCIPAL: ContextVar[Principal] = ContextVar("principal", default=NO_ONE)
+"""Who acts in the request being answered here."""
+ASKED: ContextVar[str] = ContextVar("asked", default="")
+"""The repository's name as the client of that request wrote it, which is what its token's access speaks of; empty: the
+name that the registry is called with."""
