@@ -17,6 +17,7 @@ from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import RegistryError
 from storage.interface import BlobReader, BlobWriter, Registry
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES, Names
 
 log = logging.getLogger("registry.calls")
 
@@ -96,19 +97,24 @@ class Observed(Refusing):
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         return await observe(self.inner.get_manifest(repo, reference), "get_manifest", repo, reference)
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
-        writer = await observe(self.inner.start_upload(repo, algorithm), "start_upload", repo, algorithm)
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> BlobWriter:
+        writer = await observe(self.inner.start_upload(repo, algorithm, by=by), "start_upload", repo, algorithm, by)
         return _ObservedWriter(writer, repo)
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
-        writer = await observe(self.inner.resume_upload(repo, upload, offset), "resume_upload", repo, upload)
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> BlobWriter:
+        call = self.inner.resume_upload(repo, upload, offset, by=by)
+        writer = await observe(call, "resume_upload", repo, upload, by)
         return _ObservedWriter(writer, repo)
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
-        return await observe(self.inner.upload_offset(repo, upload), "upload_offset", repo, upload)
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
+        return await observe(self.inner.upload_offset(repo, upload, by=by), "upload_offset", repo, upload, by)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
         return await observe(self.inner.mount_blob(repo, digest, source, by), "mount_blob", repo, digest, by)
 
@@ -134,8 +140,8 @@ class Observed(Refusing):
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
         await observe(self.inner.delete_tag(repo, tag, by=by), "delete_tag", repo, tag, by)
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
-        return await observe(self.inner.repositories(after, limit), "repositories", "", "")
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+        return await observe(self.inner.repositories(after, limit, within), "repositories", "", "")
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return await observe(self.inner.tags(repo, after, limit), "tags", repo, "")

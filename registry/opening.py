@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from registry.config import Settings
-from registry.router import Router
+from registry.router import Readable, Router, anything
 from storage.interface import Registry
 from storage.opening import open_registry
 
@@ -26,10 +26,11 @@ async def open_service(
     collect_every: float | None = None,
     scheduled: bool = False,
     clock: Callable[[], float] = time.time,
+    readable: Readable = anything,
 ) -> AsyncIterator[Router]:
     """The router over the (prepared) data directory and a mirror of each upstream, for this process and its running
     event loop. No upstream is contacted. `collect_every`, in seconds: see `storage.opening.open_registry`.
-    `scheduled`: what `[warm]` names is warmed meanwhile, by one process at a time."""
+    `scheduled`: what `[warm]` names is warmed meanwhile, by one process at a time. `readable`: see `Router`."""
     async with AsyncExitStack() as stack:
         stored = await stack.enter_async_context(
             open_registry(
@@ -37,6 +38,7 @@ async def open_service(
                 grace=settings.gc.grace,
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
+                keep_audit=settings.audit.keep,
                 clock=clock,
             )
         )
@@ -48,7 +50,9 @@ async def open_service(
             stack.push_async_callback(mirror.aclose)
             mirrors[upstream.name] = mirror
         default = settings.default_upstream
-        router = Router(stored, mirrors, stored.known, default=default, prefixes=settings.hosted.prefixes)
+        router = Router(
+            stored, mirrors, stored.known, default=default, prefixes=settings.hosted.prefixes, readable=readable
+        )
         if scheduled and mirrors:
             from registry.mirror.schedule import warming
 

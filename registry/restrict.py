@@ -9,6 +9,7 @@ from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import Unsupported
 from storage.interface import BlobWriter, Registry
 from storage.names import Digest, RepositoryName, Tag, UploadID
+from storage.patterns import Names
 
 
 class Restricted(Reading):
@@ -28,20 +29,24 @@ class Restricted(Reading):
         if not self._delete:
             raise Unsupported("this registry deletes nothing at a client's request")
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> BlobWriter:
         self._check_write()
-        return await self.inner.start_upload(repo, algorithm)
+        return await self.inner.start_upload(repo, algorithm, by=by)
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> BlobWriter:
         self._check_write()
-        return await self.inner.resume_upload(repo, upload, offset)
+        return await self.inner.resume_upload(repo, upload, offset, by=by)
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
         self._check_write()
-        return await self.inner.upload_offset(repo, upload)
+        return await self.inner.upload_offset(repo, upload, by=by)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
         self._check_write()
         return await self.inner.mount_blob(repo, digest, source, by)

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final, NamedTuple, NoReturn
 
-from registry.config import HUB, LIBRARY, compile_pattern
+from registry.config import HUB, LIBRARY
 from storage.base import Refusing
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import (
@@ -37,6 +37,7 @@ from storage.errors import (
 )
 from storage.interface import BlobReader, BlobWriter, Registry
 from storage.names import NAME_LENGTH, Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES, NamePattern, Names
 
 _REMEMBERED: Final = 65536
 """Names known to the store that are kept in memory, at the most."""
@@ -45,6 +46,14 @@ _UNOBTAINABLE: Final = (
     *(Denied, DigestInvalid, PartialLost, TooManyRequests, UpstreamUnavailable),
 )
 """What says that something is neither here nor to be had from its upstream now."""
+
+
+Readable = Callable[[RepositoryName], bool]
+
+
+def anything(repo: RepositoryName) -> bool:
+    """Everything may be read."""
+    return True
 
 
 class Place(NamedTuple):
@@ -58,7 +67,8 @@ class Place(NamedTuple):
 class Router(Refusing):
     """`hosted` and the mirrors, by their upstreams' names. `default` is one of those, `prefixes` the patterns of names
     that are ours; `known` tells whether anything was ever put into a repository of the store that `hosted` is and the
-    mirrors share, which must never become untrue."""
+    mirrors share, which must never become untrue. `readable` tells whether who acts may read a mirror's repository, by
+    its stored name; what nobody asked to read is not brought over for them."""
 
     def __init__(
         self,
@@ -68,6 +78,7 @@ class Router(Refusing):
         *,
         default: str | None = None,
         prefixes: Sequence[str] = (),
+        readable: Readable = anything,
     ) -> None:
         if default is not None and default not in mirrors:
             raise ValueError(f"the default upstream {default} is not mirrored")
@@ -75,7 +86,8 @@ class Router(Refusing):
         self.mirrors = dict(mirrors)
         self.default = default
         self._known = known
-        self._patterns = [compile_pattern(prefix) for prefix in prefixes]
+        self._readable = readable
+        self._patterns = [NamePattern(prefix) for prefix in prefixes]
         self._seen: set[RepositoryName] = set()
 
     # Who owns a name
@@ -105,7 +117,7 @@ class Router(Refusing):
         return True
 
     def _matches(self, repo: RepositoryName) -> bool:
-        return any(pattern.fullmatch(repo) for pattern in self._patterns)
+        return any(pattern.matches(repo) for pattern in self._patterns)
 
     async def locate(self, repo: RepositoryName) -> Place:
         """Where reads of a name go, and under which name it is stored. Raises NameUnknown for the bare name of an
@@ -116,6 +128,20 @@ class Router(Refusing):
         if not self._open_to_default(repo) or await self.owns(repo):
             return Place(self.hosted, repo)
         return self._on_default(repo)
+
+    async def stored_name(self, repo: RepositoryName) -> RepositoryName:
+        """The name that reads of `repo` lead to; the bare name of an upstream leads nowhere, and stays."""
+        candidates = self.candidates(repo)
+        return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
+
+    def candidates(self, repo: RepositoryName) -> tuple[RepositoryName, ...]:
+        """The stored names that reads of `repo` may lead to, without a look at what was pushed."""
+        upstream = self.upstream_of(repo)
+        if upstream is not None:
+            return (repo if repo == upstream else self._stored(repo, upstream),)
+        if not self._open_to_default(repo) or self._matches(repo):
+            return (repo,)
+        return repo, self._on_default(repo).repo
 
     def _open_to_default(self, repo: RepositoryName) -> bool:
         """Whether the default upstream may be asked for a name: not for one that has another registry's host, nor for
@@ -172,9 +198,9 @@ class Router(Refusing):
         place = await self.locate(repo)
         return await place.registry.get_manifest(place.repo, reference)
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
         """All that the store holds, mirrored ones under their stored names."""
-        return await self.hosted.repositories(after, limit)
+        return await self.hosted.repositories(after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         place = await self.locate(repo)
@@ -202,24 +228,28 @@ class Router(Refusing):
 
     # Writer: always into what is hosted here
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> BlobWriter:
         self._check_push(repo)
-        return await self.hosted.start_upload(repo, algorithm)
+        return await self.hosted.start_upload(repo, algorithm, by=by)
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> BlobWriter:
         self._check_push(repo)
-        return await self.hosted.resume_upload(repo, upload, offset)
+        return await self.hosted.resume_upload(repo, upload, offset, by=by)
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
         self._check_push(repo)
-        return await self.hosted.upload_offset(repo, upload)
+        return await self.hosted.upload_offset(repo, upload, by=by)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
-        """The source may be mirrored; what of it is here can be mounted."""
+        """The source may be mirrored; what of it is here can be mounted. A set is one of stored names."""
         self._check_push(repo)
-        if source is not None:
+        if isinstance(source, RepositoryName):
             source = (await self.locate(source)).repo
         return await self.hosted.mount_blob(repo, digest, source, by)
 
@@ -249,12 +279,12 @@ class Router(Refusing):
         return await self.hosted.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 
     async def _former(self, repo: RepositoryName) -> Place | None:
-        """Where reads of a name that can be hosted may have led before its first push, if something was pulled there;
-        of one that is ours by now, only what is here."""
+        """Where reads of a name that can be hosted may have led before its first push, if something was pulled there
+        and may be read; of one that is ours by now, only what is here."""
         if not self._open_to_default(repo) or self._matches(repo):
             return None
         place = self._on_default(repo)
-        if not await self._used(place.repo):
+        if not self._readable(place.repo) or not await self._used(place.repo):
             return None
         return place._replace(registry=self.hosted) if await self.owns(repo) else place
 

@@ -1,7 +1,8 @@
 """HTTP to clients: the OCI distribution API over a Registry."""
 
 from registry.http.api import DistributionAPI
+from registry.http.challenge import Authenticator, Challenges
 from registry.http.limits import Limits
 from registry.http.namespaces import Namespaces
 
-__all__ = ["DistributionAPI", "Limits", "Namespaces"]
+__all__ = ["Authenticator", "Challenges", "DistributionAPI", "Limits", "Namespaces"]

@@ -7,20 +7,23 @@ mapped to an answer in one place: here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from math import ceil
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
+from registry.addresses import network_of
 from registry.http import blobs, listing, manifests, uploads
+from registry.http.challenge import Authenticator, Challenges
 from registry.http.errors import MethodUnknown, status_of
-from registry.http.exchange import ACTING, ClientGone, Exchange, Receive, Scope, Send
+from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send
 from registry.http.limits import Limits
 from registry.http.namespaces import Namespaces
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
 from registry.notices import NOTICE
-from storage.errors import RegistryError, StorageFailed
+from storage.errors import RegistryError, StorageFailed, TooManyRequests, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -30,7 +33,10 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 async def ping(exchange: Exchange) -> None:
-    """Says that this is a registry of version 2 ("Determining Support", end-1)."""
+    """Says that this is a registry of version 2 ("Determining Support", end-1). Docker reads a challenge here and
+    nowhere else, so who has shown nothing gets one, also where a pull takes nothing."""
+    if not exchange.let_in:
+        raise Unauthorized
     await send_whole(exchange, 200, b"{}", JSON, REVALIDATE)
 
 
@@ -85,10 +91,18 @@ class DistributionAPI:
         limits: Limits | None = None,
         public_url: str | None = None,
         namespaces: Namespaces | None = None,
+        authenticator: Authenticator | None = None,
+        service: str = "entrepot",
+        pace: Callable[[str], float] | None = None,
     ) -> None:
-        """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing."""
+        """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
+        `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
+        `pace`: takes a request of somebody, and says how many seconds it has to wait; None: nobody has to."""
         self.registry = registry
+        self._pace = pace
         self._namespaces = namespaces
+        self._authenticator = authenticator
+        self._challenges = None if authenticator is None else Challenges(public_url, service)
         self.limits = limits or Limits()
         self._base = (public_url or "").rstrip("/")
 
@@ -104,7 +118,7 @@ class DistributionAPI:
                 error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
                 raise
             _log_failure(exchange, error)
-            await send_error(exchange, error)
+            await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:
             if exchange.started:
                 error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
@@ -112,24 +126,53 @@ class DistributionAPI:
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
             await send_failure(exchange)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _enter(self, exchange: Exchange) -> None:
+        """Finds out what the request is about, and who acts in it. One that is refused here counts as well: whoever
+        shows wrong credentials, or asks for nothing, has no more requests than others."""
+        try:
+            self._locate(exchange)
+            if self._authenticator is not None:
+                await self._authenticator.authenticate(exchange)
+        except RegistryError:
+            self._take(exchange)
+            raise
+        self._take(exchange)
+
+    def _locate(self, exchange: Exchange) -> None:
         place = locate(raw_path(exchange.scope))
+        exchange.kind = place.kind
         exchange.allowed = _ALLOWED[place.kind]
         exchange.item = place.item
         if place.name or place.kind not in ("ping", "catalog"):
             exchange.repo = exchange.asked = RepositoryName(place.name)
-            if self._namespaces is not None:
-                NOTICE.set(None)
-                self._namespaces.enter(exchange)
         if exchange.scope.get("query_string"):
             exchange.query  # noqa: B018  a query that cannot be read is refused even where nothing in it is wanted
-        handler = HANDLERS[place.kind].get(exchange.method)
+
+    def _take(self, exchange: Exchange) -> None:
+        """Counts the request. Raises TooManyRequests, with the time to wait in whole seconds, as Retry-After has it."""
+        if self._pace is None:
+            return
+        if wait := self._pace(f"account {exchange.name}" if exchange.named else network_of(exchange.address)):
+            raise TooManyRequests(retry_after=max(1, ceil(wait)))
+
+    async def _answer(self, exchange: Exchange) -> None:
+        await self._enter(exchange)
+        if self._namespaces is not None and exchange.asked:
+            NOTICE.set(None)
+            self._namespaces.enter(exchange)
+        if self._authenticator is not None and exchange.kind == "manifests" and exchange.method == "PUT":
+            self._authenticator.check_push(exchange.repo)  # all of its body is read before the registry is asked
+        handler = HANDLERS[exchange.kind].get(exchange.method)
         if handler is not None:
             await handler(exchange)
         elif exchange.method == "OPTIONS":
             await send_empty(exchange, 204, allow(exchange.allowed))
         else:
             raise MethodUnknown(f"{exchange.method[:20]} does nothing here")
+
+    def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
+        if self._challenges is not None and isinstance(error, Unauthorized):
+            yield self._challenges.header(exchange, error)
 
 
 def _log_failure(exchange: Exchange, error: RegistryError) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from storage import errors
+from storage import access, errors
 from storage.errors import RegistryError
 
 
@@ -18,6 +18,20 @@ class RequestInvalid(RegistryError):
 
     code = "UNSUPPORTED"
     default = "the request cannot be read"
+
+
+class FormTooLarge(RequestInvalid):
+    default = "the form is too large"
+
+
+class FormInvalid(RequestInvalid):
+    """A form of the token service. `oauth`: RFC 6749's word for what is wrong (5.2)."""
+
+    default = "the form is not valid"
+
+    def __init__(self, message: str | None = None, detail: object = None, *, oauth: str = "invalid_request") -> None:
+        super().__init__(message, detail)
+        self.oauth = oauth
 
 
 class PathUnknown(RegistryError):
@@ -59,9 +73,15 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.UpstreamUnavailable: 502,
     errors.UpstreamTimeout: 504,
     errors.PartialLost: 502,
+    access.AccountInvalid: 400,
+    access.AccountUnknown: 404,
+    access.AccountExists: 409,
+    access.LastAdmin: 409,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
     RequestInvalid: 400,
+    FormInvalid: 400,
+    FormTooLarge: 413,
     PathUnknown: 404,
     MethodUnknown: 405,
     TooManyTags: 414,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from registry.http.limits import Limits
@@ -23,7 +23,8 @@ Header = tuple[bytes, bytes]
 ACTING: ContextVar[Exchange | None] = ContextVar("acting", default=None)
 """The exchange a call on a registry is made for: logs say whose call it was, of reads too."""
 
-_NOBODY = Actor()
+_NOBODY: Final = Actor().name
+_NO_NAME: Final = str.__new__(RepositoryName)
 _USER_AGENT = 256
 """Characters of a User-Agent that are kept."""
 
@@ -35,8 +36,10 @@ class ClientGone(Exception):
 class Exchange:
     """A request, what it is about, and the way back.
 
-    `repo` and `item` (the path's last part) are set by the API; `started` says that a status has been sent. `asked` is
-    the repository's name as the client wrote it, `namespace` the upstream that it named beside it (`ns`).
+    `kind`, `repo` and `item` (the path's last part) are set by the API; `started` says that a status has been sent.
+    `asked` is the repository's name as the client wrote it (empty where it speaks of none), `namespace` the upstream
+    that it named beside it (`ns`). `name` is who acts; `let_in` says that they have shown who they are, be it nobody in
+    particular, or need not.
     """
 
     __slots__ = (
@@ -48,8 +51,11 @@ class Exchange:
         "asked",
         "base",
         "item",
+        "kind",
+        "let_in",
         "limits",
         "method",
+        "name",
         "namespace",
         "registry",
         "repo",
@@ -69,9 +75,12 @@ class Exchange:
         self.request_id = os.urandom(8).hex()
         self.started = False
         self.allowed: Sequence[str] = ()
-        self.repo: RepositoryName
-        self.asked: RepositoryName
+        self.kind = ""
+        self.repo: RepositoryName = _NO_NAME
+        self.asked: RepositoryName = _NO_NAME
         self.namespace: str | None = None
+        self.name = _NOBODY
+        self.let_in = True
         self.item = ""
         self._headers: list[Header] = scope["headers"]
         self._query: Query | None = None
@@ -107,9 +116,9 @@ class Exchange:
         return None if self.header(b"transfer-encoding") else 0
 
     @property
-    def name(self) -> str:
-        """Who asks."""
-        return _NOBODY.name
+    def named(self) -> bool:
+        """An account acts, not just anybody."""
+        return self.name != _NOBODY
 
     @property
     def address(self) -> str:

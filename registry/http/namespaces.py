@@ -38,8 +38,7 @@ class Namespaces:
                 exchange.repo = _below(meant, exchange.repo)
                 return
             if name not in self.own and name not in self.hosts and name not in (host, _without_port(host)):
-                known = ", ".join(sorted(self.upstreams | self.aliases.keys()))
-                raise NameUnknown(f"{shown(asked)} is not mirrored here; what is: {known}")
+                raise NameUnknown(f"{shown(asked)} is not mirrored here")
         upstream = self.hosts.get(host) or self.hosts.get(_without_port(host))
         if upstream is not None:
             exchange.repo = _below(upstream, exchange.repo)

@@ -63,10 +63,11 @@ async def send_json(exchange: Exchange, document: object, *headers: Header) -> N
     await send_whole(exchange, 200, body, JSON, *headers)
 
 
-async def send_error(exchange: Exchange, error: RegistryError) -> None:
+async def send_error(exchange: Exchange, error: RegistryError, *more: Header) -> None:
+    """`more` are further headers."""
     status = status_of(error)
     body = body_of(error.code, error.message, error.detail)
-    await send_whole(exchange, status, body, JSON, NEVER_STORE, *_error_headers(exchange, error, status))
+    await send_whole(exchange, status, body, JSON, NEVER_STORE, *_error_headers(exchange, error, status), *more)
 
 
 async def send_failure(exchange: Exchange) -> None:

@@ -14,8 +14,9 @@ from registry.http.exchange import ClientGone, Exchange
 from registry.http.responses import content_headers, send_empty, upload_headers
 from storage.content import Descriptor
 from storage.errors import BlobUnknown, BlobUploadInvalid, DigestInvalid, NameUnknown, RegistryError, SizeInvalid
-from storage.interface import ANY, BlobWriter
+from storage.interface import BlobWriter
 from storage.names import Digest, RepositoryName, UploadID, as_algorithm
+from storage.patterns import ALL_NAMES
 
 CANCEL_TRIES = 5
 
@@ -27,14 +28,14 @@ async def start_upload(exchange: Exchange) -> None:
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
         given = exchange.query.one("from")
-        source = RepositoryName(given) if given else ANY
+        source = RepositoryName(given) if given else ALL_NAMES
         try:
             await _send_blob(exchange, await exchange.registry.mount_blob(exchange.repo, mount, source, exchange.actor))
         except (BlobUnknown, NameUnknown):
             pass
         else:
             return
-    writer = await exchange.registry.start_upload(exchange.repo, algorithm)
+    writer = await exchange.registry.start_upload(exchange.repo, algorithm, by=exchange.actor)
     async with aclosing(writer):
         if digest is None:
             await send_empty(exchange, 202, *upload_headers(exchange, writer.id, writer.offset))
@@ -46,7 +47,9 @@ async def append_chunk(exchange: Exchange) -> None:
     """A chunk: with Content-Range at its place, without one as the next."""
     upload = UploadID(exchange.item)
     chunk = params.read_content_range(exchange)
-    writer = await exchange.registry.resume_upload(exchange.repo, upload, chunk[0] if chunk else None)
+    writer = await exchange.registry.resume_upload(
+        exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
+    )
     async with aclosing(writer):
         await _write_body(exchange, writer, chunk[1] if chunk else None)
     await send_empty(exchange, 202, *upload_headers(exchange, upload, writer.offset))
@@ -59,7 +62,9 @@ async def close_upload(exchange: Exchange) -> None:
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
     chunk = params.read_content_range(exchange)
-    writer = await exchange.registry.resume_upload(exchange.repo, upload, chunk[0] if chunk else None)
+    writer = await exchange.registry.resume_upload(
+        exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
+    )
     async with aclosing(writer):
         await _write_body(exchange, writer, chunk[1] if chunk else None)
         stored = await writer.commit(digest)
@@ -69,7 +74,7 @@ async def close_upload(exchange: Exchange) -> None:
 async def get_upload(exchange: Exchange) -> None:
     """Where the session stands. Nobody who is writing to it is disturbed."""
     upload = UploadID(exchange.item)
-    offset = await exchange.registry.upload_offset(exchange.repo, upload)
+    offset = await exchange.registry.upload_offset(exchange.repo, upload, by=exchange.actor)
     await send_empty(exchange, 204, *upload_headers(exchange, upload, offset))
 
 
@@ -78,7 +83,7 @@ async def cancel_upload(exchange: Exchange) -> None:
     take it over from this one: then once more."""
     upload = UploadID(exchange.item)
     for left in reversed(range(CANCEL_TRIES)):
-        writer = await exchange.registry.resume_upload(exchange.repo, upload)
+        writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)
         try:
             async with aclosing(writer):
                 await writer.cancel()

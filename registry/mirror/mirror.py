@@ -25,6 +25,7 @@ from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
 from storage.interface import BlobReader, BlobWriter, Partials, Records, Registry, Turns
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES, Names
 
 
 class Mirror(Refusing):
@@ -110,10 +111,10 @@ class Mirror(Refusing):
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         return await self._blobs.open(repo, digest, span)
 
-    async def repositories(self, after: str | None, limit: int) -> Page[RepositoryName]:
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
         """Those something was pulled from."""
         prefix = f"{self._name}/"
-        page = await self._local.repositories(max(after or "", prefix), limit)
+        page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
         return Page(own, page.more and len(own) == len(page.items))
 
@@ -156,17 +157,21 @@ class Mirror(Refusing):
         finally:
             await self._records.forget_checks(repo, tag)
 
-    async def start_upload(self, repo: RepositoryName, algorithm: str = "sha256") -> BlobWriter:
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> BlobWriter:
         self._deny(repo)
 
-    async def resume_upload(self, repo: RepositoryName, upload: UploadID, offset: int | None = None) -> BlobWriter:
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> BlobWriter:
         self._deny(repo)
 
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID) -> int:
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
         self._deny(repo)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | None, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
         self._deny(repo)
 
