@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from registry.http.errors import body_of
+from registry.http.errors import body_of, status_of
+from storage.errors import RegistryError, StorageFailed, TooManyRequests
+
+log = logging.getLogger("registry.management")
 
 
 def _answer(status: int, code: str, message: str, detail: object = None) -> Response:
-    headers = {"docker-distribution-api-version": "registry/2.0", "cache-control": "no-store"}
+    headers = {
+        "docker-distribution-api-version": "registry/2.0",
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+    }
     return Response(body_of(code, message, detail), status, headers, "application/json")
 
 
@@ -22,7 +31,22 @@ async def _on_status(_: Request, error: Exception) -> Response:
     return answer
 
 
+async def _on_registry_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RegistryError)
+    status = status_of(error)
+    answer = _answer(status, error.code, error.message, error.detail)
+    if status == 401:
+        answer.headers["www-authenticate"] = 'Basic realm="Entrepot", charset="UTF-8"'
+    if isinstance(error, TooManyRequests):
+        answer.headers["retry-after"] = str(error.retry_after)
+    if status >= 500:
+        cause = error if isinstance(error, StorageFailed) else None
+        log.error("answered %d %s: %s", status, error.code, error, exc_info=cause)
+    return answer
+
+
 async def _on_validation(_: Request, error: Exception) -> Response:
+    """Says where and why, never what came: it may be a password."""
     assert isinstance(error, RequestValidationError)
     wrong = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
     return _answer(422, "UNSUPPORTED", "the request is not valid", wrong)
@@ -34,5 +58,6 @@ async def _on_failure(_: Request, error: Exception) -> Response:
 
 def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_status)
+    app.add_exception_handler(RegistryError, _on_registry_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(Exception, _on_failure)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from storage.errors import RegistryError
-from storage.interface import Registry
+from storage.interface import Lister
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -29,7 +29,7 @@ async def live() -> Health:
 @router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
     """The registry answers a small question; 503 where it does not."""
-    registry: Registry = request.app.registry
+    registry: Lister = request.app.unguarded
     try:
         await registry.repositories(None, 1)
     except RegistryError as error:

@@ -16,5 +16,6 @@ async def welcome(request: Request) -> str:
         "Entrepot, a Docker/OCI registry.\n\n"
         f"  docker tag app {host}/team/app\n"
         f"  docker push {host}/team/app\n\n"
-        "API: /v2/ (OCI distribution spec), /api/openapi.json (everything else). Health: /health/live, /health/ready\n"
+        "API: /v2/ (OCI distribution spec), /api/v1 (accounts and rights, described at /api/docs).\n"
+        "Health: /health/live, /health/ready\n"
     )

@@ -84,7 +84,8 @@ def _own_url(settings: Settings) -> str:
     if host in ("", "0.0.0.0", "[::]", "::", "*"):
         typer.echo("# this is for clients on the same machine; for others name the address with --url", err=True)
         host = "localhost"
-    return _checked(f"http://{host}:{port}")
+    scheme = "http" if settings.tls.certificate is None else "https"
+    return _checked(f"{scheme}://{host}:{port}")
 
 
 def _upstreams(settings: Settings, wanted: list[str]) -> list[Mirrored]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import client, config, inspect, mirror, serve
+from registry.cli import audit, client, config, grant, group, inspect, key, mirror, robot, serve, token, user
 
 app = typer.Typer(
     help="A Docker/OCI registry in one process tree, with nothing else to install.",
@@ -21,6 +21,13 @@ app.command("config", help=config.HELP, epilog=config.EXAMPLES)(config.config)
 app.command("inspect", help=inspect.HELP, epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("client", help=client.HELP, epilog=client.EXAMPLES)(client.client)
 app.add_typer(mirror.app, name="mirror")
+app.add_typer(user.app, name="user")
+app.add_typer(robot.app, name="robot")
+app.add_typer(token.app, name="token")
+app.add_typer(group.app, name="group")
+app.add_typer(grant.app, name="grant")
+app.add_typer(key.app, name="key")
+app.command("audit", help=audit.HELP, epilog=audit.EXAMPLES)(audit.audit)
 
 
 def _version(wanted: bool) -> None:

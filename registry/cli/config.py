@@ -13,7 +13,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from registry.cli.loading import Loaded, Names, fields, table_model
-from registry.cli.options import ConfigFile, Data, Listen, Mirror, ReadOnly, Workers, load_or_fail
+from registry.cli.options import ConfigFile, Data, InsecureOpen, Listen, Mirror, ReadOnly, Workers, load_or_fail
 from registry.config import Settings, format_duration, format_size, is_duration
 
 HELP = "Show each setting in force, and where it came from."
@@ -37,9 +37,11 @@ def config(
     workers: Workers = None,
     read_only: ReadOnly = None,
     mirror: Mirror = None,
+    insecure_open: InsecureOpen = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="How to print it.")] = Format.table,
 ) -> None:
-    flags = {"data": data, "listen": listen, "workers": workers, "read_only": read_only, "mirror": mirror or None}
+    flags: dict[str, object] = {"data": data, "listen": listen, "workers": workers, "read_only": read_only}
+    flags |= {"mirror": mirror or None, "insecure_open": insecure_open}
     loaded = load_or_fail(config, **flags)
     if form is Format.json:
         rows = {
@@ -80,8 +82,8 @@ def _plain(value: Any, field: FieldInfo) -> Any:
         return format_size(value)
     if is_duration(field):
         return format_duration(value)
-    if isinstance(value, dict):
-        return {key: format_duration(each) for key, each in value.items()}  # all tables of settings are times
+    if isinstance(value, dict):  # tables of settings are times, or lists of text
+        return {key: each if isinstance(each, list) else format_duration(each) for key, each in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -90,7 +92,7 @@ def shown(value: Any) -> str:
     if value in (None, [], {}):
         return "(none)"
     if isinstance(value, dict):
-        return ", ".join(f"{key} = {each}" for key, each in value.items())
+        return ", ".join(f"{key} = {shown(each)}" for key, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -135,7 +137,11 @@ def _print_table(loaded: Loaded) -> None:
         value = plain(loaded.settings, path)
         rows = {name: shown(value)}
         if table_model(field) and value:
-            rows = {f"{name}[{item['name']}].{key}": shown(each) for item in value for key, each in item.items()}
+            rows = {
+                f"{name}[{item.get('name', place)}].{key}": shown(each)
+                for place, item in enumerate(value, 1)
+                for key, each in item.items()
+            }
         for setting, text in rows.items():
             table.add_row(Text(setting), Text(text, style), Text(origin, style))
     plain_console().print(table)

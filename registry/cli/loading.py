@@ -21,13 +21,19 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from registry.config import NESTED, PREFIX, Settings, Upstream, format_size
+from registry.config import NESTED, PREFIX, Issuer, Settings, Upstream, format_size, is_size
 
 CONFIG = PREFIX + "CONFIG"
 """The variable that names the file."""
 
 _KUBERNETES = re.compile(rf"{PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
 """What Kubernetes sets in every pod beside a service named `entrepot`."""
+
+_TABLES = {
+    "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
+    "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
+}
+"""Settings that are lists of tables, and how a variable has one."""
 
 Names = tuple[str, ...]
 """A setting's path: `gc.grace` is `("gc", "grace")`."""
@@ -120,8 +126,7 @@ def _environment(unknown: tuple[str, ...]) -> dict[str, Any]:
     except SettingsError as error:
         group = next((path[0] for path, _ in fields() if f'"{path[0]}"' in str(error)), "")
         better = f"set {variable((group, 'NAME'))} instead"
-        if group == "upstream":
-            better = 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]'
+        better = _TABLES.get(group, better)
         raise ConfigError(f"{variable((group,))}: not JSON; {better}") from None
     for name in unknown:
         group, *rest = name.removeprefix(PREFIX).lower().split(NESTED)
@@ -219,14 +224,15 @@ def _dotted(path: tuple[int | str, ...], values: object = None) -> str:
             text += f".{part}" if text else part
         else:
             values = values[part] if isinstance(values, list) and part < len(values) else None
-            name = values.get("name") if isinstance(values, Mapping) else None
+            name = (values.get("name") or values.get("issuer")) if isinstance(values, Mapping) else None
             text += f"[{name or part + 1}]"
     return text
 
 
 def _problem(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
-        known = [".".join(path) for path, _ in (*fields(), *fields(Upstream, ("upstream",)))]
+        tables = (*fields(Upstream, ("upstream",)), *fields(Issuer, ("issuer",)))
+        known = [".".join(path) for path, _ in (*fields(), *tables)]
         return f"unknown setting{_nearest('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
@@ -236,8 +242,8 @@ def _problem(problem: ErrorDetails) -> str:
     if problem["type"] == "model_type":
         message = "should be a table"
     if problem["type"] == "list_type":
-        message = "is no list" + ("; write [[upstream]]" if problem["loc"][-1] == "upstream" else "")
-    if "ge" in problem.get("ctx", {}) and "limits" in problem["loc"]:
+        message = "is no list" + (f"; write [[{problem['loc'][-1]}]]" if problem["loc"][-1] in _TABLES else "")
+    if "ge" in problem.get("ctx", {}) and any(is_size(f) for path, f in fields() if path == problem["loc"]):
         message = f"should be at least {format_size(problem['ctx']['ge'])}"
     shown = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
     return f"{shown} {message}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from registry.cli.beside import prepare_beside
 from registry.cli.options import USAGE, ConfigFile, Data, Mirror, fail, load_or_fail, one_line_errors
 from registry.config import Settings
 
@@ -75,7 +76,7 @@ def warm(
             fail(str(error), USAGE)
         if not places:
             fail(f"{file} names nothing" if file else "name what to fetch: a reference, --file, or [warm]", USAGE)
-        _prepare(settings, make=True)
+        prepare_beside(settings, make=True)
         began = time.monotonic()
         outcomes = _run(_warm(settings, places, platforms))
         typer.echo(warming.summed(outcomes, began))
@@ -109,7 +110,7 @@ def status(
     with one_line_errors():
         from registry.cli import mirrored
 
-        _prepare(settings, make=False)
+        prepare_beside(settings, make=False)
         seen = _run(_status(settings))
     if as_json:
         typer.echo(json.dumps(seen, indent=2))
@@ -135,7 +136,7 @@ def refresh(references: References, config: ConfigFile = None, data: Data = None
     settings = _load(config, data, mirror)
     with one_line_errors():
         places = _parse(references)
-        _prepare(settings, make=True)
+        prepare_beside(settings, make=True)
         raise typer.Exit(_run(_refresh(settings, places)))
 
 
@@ -167,7 +168,7 @@ def purge(
         if everything and (tagged := next((text for text in references if _has_reference(text)), None)):
             fail(f"{tagged}: --all takes a name without tag and digest", USAGE)
         places = _parse(references)
-        _prepare(settings, make=False)
+        prepare_beside(settings, make=False)
         raise typer.Exit(_run(_purge(settings, places, everything)))
 
 
@@ -225,22 +226,6 @@ def _parse(references: list[str]) -> list[Location]:
 
 def _has_reference(text: str) -> bool:
     return "@" in text or ":" in text.rpartition("/")[2]
-
-
-def _prepare(settings: Settings, *, make: bool) -> None:
-    """A data directory of this version, made where `make` says so and there is none. A server that runs on an older one
-    is not disturbed."""
-    from registry.cli.owner import become_owner
-    from storage.opening import check_version, layout_of, prepare
-
-    if make and not layout_of(settings.data).metadata.exists():
-        become_owner(settings.data)
-        prepare(settings.data)
-        return
-    if not settings.data.is_dir():
-        fail(f"there is no data directory at {settings.data.absolute()}; name it with --data")
-    become_owner(settings.data)
-    check_version(settings.data)
 
 
 @asynccontextmanager

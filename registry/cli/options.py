@@ -34,7 +34,12 @@ Workers = Annotated[
     typer.Option("--workers", "-w", metavar="N", help="Server processes. [default: one a core, at most 4]"),
 ]
 ReadOnly = Annotated[bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and delete.")]
-
+InsecureOpen = Annotated[
+    bool | None,
+    typer.Option(
+        "--insecure-open", help="Listen beyond this machine although there are no accounts: whoever comes may do all."
+    ),
+]
 Mirror = Annotated[
     list[str] | None,
     typer.Option(

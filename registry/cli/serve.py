@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ import typer
 from registry.cli.options import (
     ConfigFile,
     Data,
+    InsecureOpen,
     Listen,
     Mirror,
     ReadOnly,
@@ -25,11 +28,14 @@ from registry.config import HUB, Settings
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
+    from registry.server.door import Door
+
 HELP = "Run the registry until SIGTERM or Ctrl-C."
 EXAMPLES = """\b
 Examples:
   entrepot serve
   entrepot serve --data /srv/entrepot --listen 0.0.0.0:5000
+  ENTREPOT_TLS__CERTIFICATE=cert.pem ENTREPOT_TLS__KEY=key.pem entrepot serve
   entrepot serve --config /etc/entrepot/entrepot.toml
   entrepot serve --mirror docker.io --mirror ghcr.io
 
@@ -43,8 +49,10 @@ def serve(
     workers: Workers = None,
     read_only: ReadOnly = None,
     mirror: Mirror = None,
+    insecure_open: InsecureOpen = None,
 ) -> None:
-    flags = {"data": data, "listen": listen, "workers": workers, "read_only": read_only, "mirror": mirror or None}
+    flags: dict[str, object] = {"data": data, "listen": listen, "workers": workers, "read_only": read_only}
+    flags |= {"mirror": mirror or None, "insecure_open": insecure_open}
     settings = load_or_fail(config, **flags).settings
     with one_line_errors():
         raise typer.Exit(run(settings))
@@ -53,38 +61,97 @@ def serve(
 def run(settings: Settings) -> int:
     """Serves; the exit code. The socket is bound first, so that a port below 1024 works although the process then
     becomes the data directory's owner. Raises DataDirectoryError, OwnerError."""
-    from registry.app import create_app
+    from registry.app import create_app, pace_of
+    from registry.auth.assembly import check_files
+    from registry.auth.htpasswd import HtpasswdError
+    from registry.auth.provider import ProviderInvalid
     from registry.cli.owner import become_owner
+    from registry.config.auth import closes
     from registry.logs import log_to_stderr
     from registry.opening import load_mirrors
+    from registry.server.certificates import CertificateError
     from registry.server.listen import ListenError, address_of, bind
     from registry.server.run import serve as serve_app
-    from storage.opening import prepare
+    from storage.opening import is_closed, prepare
 
     try:
         bound = bind(settings.listen)
     except ListenError as error:
         fail(str(error))
     log_to_stderr(settings.log_level)
-    load_mirrors(settings)
-    text = greeting(settings, address_of(bound), bound)
     with bound:
+        try:
+            door = door_of(settings)
+        except CertificateError as error:
+            fail(str(error))
+        load_mirrors(settings)
         become_owner(settings.data)
+        try:
+            check_files(settings)
+        except (HtpasswdError, ProviderInvalid) as error:
+            fail(str(error))
         prepare(settings.data)
+        closed = is_closed(settings.data) or closes(settings.auth, settings.issuer, settings.oidc.issuer)
+        try:
+            check_open(bound_is_loopback=is_loopback(bound), closed=closed, insecure_open=settings.insecure_open)
+        except OpenError as error:
+            fail(str(error))
+        text = greeting(settings, address_of(bound), bound, closed=closed)
+        pace = pace_of(settings)
         return serve_app(
-            lambda: cast("ASGI3Application", create_app(settings)),  # ASGI, typed otherwise by starlette
+            lambda: cast("ASGI3Application", create_app(settings, pace=pace)),  # ASGI, typed otherwise by starlette
             sockets=[bound],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
             on_ready=lambda: typer.echo(text),
+            door=door,
         )
 
 
-def greeting(settings: Settings, address: str, bound: socket.socket) -> str:
+def door_of(settings: Settings) -> Door:
+    """What stands before the requests. To be made as root, who may be the only one to read the key. Raises
+    CertificateError."""
+    from registry.server.certificates import CertificateError, CertificateFiles, Certificates
+    from registry.server.crowd import Crowd
+    from registry.server.door import Door
+    from registry.server.proxies import TrustedProxies
+
+    tls, most = settings.tls, settings.limits.connections_per_address
+    client_auth = tls.client_auth or ("off" if tls.client_ca is None else "required")
+    if tls.certificate is None and (tls.key, tls.client_ca, tls.client_auth) != (None, None, None):
+        raise CertificateError("[tls] says something, but names no certificate; set tls.certificate")
+    if client_auth != "off" and tls.client_ca is None:
+        raise CertificateError(f"tls.client_auth is {client_auth}, but nobody signs for clients; set tls.client_ca")
+    certificates = None
+    if tls.certificate is not None:
+        certificates = Certificates(CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth))
+    return Door(
+        certificates,
+        TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
+        Crowd(most, settings.workers) if most else None,
+    )
+
+
+class OpenError(Exception):
+    """The registry would be open to everybody who reaches it. The text is one line for a person."""
+
+
+def check_open(*, bound_is_loopback: bool, closed: bool, insecure_open: bool) -> None:
+    """Without accounts everybody may do everything, so only this machine may reach the registry, unless somebody said
+    that the others may. Raises OpenError."""
+    if not (bound_is_loopback or closed or insecure_open):
+        raise OpenError(
+            "this address can be reached from other machines, and there are no accounts: add one with "
+            "`entrepot user add NAME --admin`, or let everybody push and delete with --insecure-open"
+        )
+
+
+def greeting(settings: Settings, address: str, bound: socket.socket, *, closed: bool) -> str:
     """What a person needs next. The first line is for programs as well and keeps its form."""
     from registry import __version__
 
-    lines = [f"Entrepot {__version__} listens on http://{address}", f"  data      {Path(settings.data).resolve()}"]
+    scheme = "http" if settings.tls.certificate is None else "https"
+    lines = [f"Entrepot {__version__} listens on {scheme}://{address}", f"  data      {Path(settings.data).resolve()}"]
     if settings.public_url:
         lines.append(f"  public    {settings.public_url}")
     host = urlsplit(settings.public_url).netloc if settings.public_url else reachable(bound)
@@ -96,10 +163,17 @@ def greeting(settings: Settings, address: str, bound: socket.socket) -> str:
         lines.append(f"  try       docker pull busybox && docker tag busybox {name} && docker push {name}")
     if settings.upstream:
         lines += _mirrored(settings, host)
-    if not is_loopback(bound):
-        lines.append("  note      there are no accounts yet: whoever reaches this address can push and delete")
+    if not closed:
+        lines.append("  note      there are no accounts: whoever reaches this address can push and delete")
+        lines.append(f"  accounts  {_add_account(settings)}")
     lines.append("  stop      Ctrl-C, or SIGTERM to this process")
     return "\n".join(lines)
+
+
+def _add_account(settings: Settings) -> str:
+    """The command for the first one."""
+    where = f" --data {shlex.quote(str(settings.data.resolve()))}" if settings.data != Path("data") else ""
+    return f"entrepot user add NAME --admin{where}"
 
 
 def _mirrored(settings: Settings, host: str) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import getdoc
+
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from registry.cli.loading import Names, fields, table_model, variable
-from registry.config import Settings, format_duration, format_size, is_duration
+from registry.config import Settings, format_duration, format_size, is_duration, is_size
 
 _HEAD = """# Settings
 
@@ -71,9 +73,9 @@ def page() -> str:
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
-            parts.append(f"\n## `[{name}]`\n\n{group.__doc__}\n\n{_table((name,))}")
+            parts.append(f"\n## `[{name}]`\n\n{getdoc(group)}\n\n{_table((name,))}")
         elif model := table_model(field):
-            parts.append(f"\n## `[[{name}]]`\n\n{model.__doc__}\n\n{_table_of(model)}")
+            parts.append(f"\n## `[[{name}]]`\n\n{getdoc(model)}\n\n{_table_of(model)}")
     return "".join([*parts, _FOOT.replace("TOML", _example())])
 
 
@@ -110,9 +112,11 @@ def default_text(path: Names, field: FieldInfo) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if is_duration(field):
         return format_duration(value)
-    return format_size(value) if path[0] == "limits" else str(value)
+    return format_size(value) if is_size(field) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _example() -> str:
@@ -125,7 +129,7 @@ def _example() -> str:
             group = path[:-1]
             lines += ["", f"[{'.'.join(group)}]"]
         text = default_text(path, field)
-        bare = isinstance(field.default, bool)
+        bare = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)
         if isinstance(field.default, list):
             lines.append(f"{path[-1]} = []")
         elif not text or " " in text:

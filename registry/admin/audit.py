@@ -1,0 +1,33 @@
+"""`/api/v1/audit`: who did what."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from registry.admin import models
+from registry.admin.bodies import ManagementRoute
+from registry.admin.calling import Admin
+from registry.admin.users import After, Limit
+from storage.access import AuditQuery
+
+router = APIRouter(route_class=ManagementRoute)
+
+
+@router.get("/audit", tags=["audit"])
+async def list_audit(
+    caller: Admin,
+    actor: Annotated[str | None, Query(max_length=80, examples=["alice"])] = None,
+    action: Annotated[str | None, Query(max_length=80, examples=["tag.delete"])] = None,
+    target: Annotated[str | None, Query(max_length=400, examples=["team/app"])] = None,
+    outcome: Literal["ok", "denied", "failed"] | None = None,
+    since: Annotated[datetime | None, Query(description="Not before", examples=["2026-11-01T00:00:00Z"])] = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> models.Listed[models.Line]:
+    """Changes of content, accounts and rights, logins, denials: newest first; all conditions must hold. Logins and
+    denials come a second late."""
+    query = AuditQuery(actor, action, target, outcome, None if since is None else since.timestamp(), after)
+    return models.listed(caller.administration.audit(query, limit), models.Line.of, lambda entry: entry.id)

@@ -1,0 +1,143 @@
+"""Who calls the management API, and what they may do there.
+
+While the registry is open, only this machine may manage it: whoever reaches it could else take it over by making the
+first account.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Protocol
+
+from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBase
+from fastapi.security.base import SecurityBase
+
+from registry.admin import browser
+from registry.auth.administration import Administration
+from registry.auth.authority import EVERYTHING, Authority, authority_of
+from registry.auth.principal import Principal
+from registry.http.exchange import Header
+from storage.content import Actor
+from storage.errors import Denied, Unauthorized
+
+_USER_AGENT = 256
+_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+class Authenticator(Protocol):
+    async def authenticate(self, headers: Sequence[Header], by: Actor, session: str | None = None) -> Principal:
+        """Who shows these headers (names in lower case), or this session, which counts where there is no Authorization.
+        `by`: where they came from. Raises Unauthorized, TooManyRequests."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Management:
+    """What the management API works with. `denied` is told who was refused what, and where. `proxied`: a proxy stands
+    before it, so no address is what it seems. `public_url`: its address as clients see it, if that is set."""
+
+    administration: Administration
+    authenticator: Authenticator
+    denied: Callable[[Actor, str, str], None]
+    proxied: bool = False
+    public_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what they may do. `open`: there are no accounts yet."""
+
+    administration: Administration
+    authenticator: Authenticator
+    principal: Principal
+    authority: Authority
+    actor: Actor
+    open: bool
+
+
+class _Scheme(SecurityBase):
+    """Says in the description how one logs in; `identify` does it."""
+
+    def __init__(self, scheme: str, description: str) -> None:
+        self.model = HTTPBase(scheme=scheme, description=description)
+        self.scheme_name = scheme.capitalize()
+
+    async def __call__(self) -> None:
+        return None
+
+
+_BASIC: Final = _Scheme("basic", "Account and password, or an API token in the password's place")
+_BEARER: Final = _Scheme("bearer", "An API token")
+
+
+def actor_of(request: Request) -> Actor:
+    """Where a request comes from, before anybody knows by whom."""
+    address = request.client.host if request.client else ""
+    agent = request.headers.get("user-agent", "")[:_USER_AGENT]
+    return Actor(address=address, request_id=os.urandom(8).hex(), user_agent=agent)
+
+
+async def identify(
+    request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
+) -> Caller:
+    """Who asks, if anybody. Raises Unauthorized for credentials that are wrong, TooManyRequests; HTTPException for what
+    a page of another site wants to change in a session."""
+    management: Management = request.app.management
+    actor = actor_of(request)
+    address = actor.address
+    session = None if "authorization" in request.headers else browser.session_of(request, management.public_url)
+    if session is not None:
+        browser.check_own_page(request, management.public_url)
+    principal = await management.authenticator.authenticate(request.scope["headers"], actor, session)
+    actor = request.state.actor = replace(actor, name=principal.name)
+    here = principal.open and not management.proxied and _from_here(request, address)
+    authority = EVERYTHING if here else authority_of(principal)
+    return Caller(management.administration, management.authenticator, principal, authority, actor, principal.open)
+
+
+Anybody = Annotated[Caller, Depends(identify)]
+
+
+async def somebody(caller: Anybody) -> Caller:
+    """Who has logged in. Raises Unauthorized; Denied for another machine while the registry is open."""
+    if caller.open and not caller.authority.admin:
+        raise Denied(
+            "there are no accounts yet, so only the registry's own machine may do this: run there "
+            "entrepot user add NAME --admin"
+        )
+    if not caller.authority.admin and caller.principal.nobody:
+        raise Unauthorized("log in: this needs an account")
+    return caller
+
+
+Somebody = Annotated[Caller, Depends(somebody)]
+
+
+async def admin(caller: Somebody) -> Caller:
+    """An admin. Raises Unauthorized, Denied, whatever is asked for."""
+    caller.authority.check_admin()
+    return caller
+
+
+Admin = Annotated[Caller, Depends(admin)]
+
+
+def _from_here(request: Request, address: str) -> bool:
+    """A client on this machine that also thinks it talks to this machine: a proxy, and a page in a browser here whose
+    name was made to point here, do not count."""
+    if any(name in request.headers for name in _FORWARDED):
+        return False
+    return _is_loopback(address) and _is_loopback(request.url.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,304 @@
+"""What the management API takes and gives, and `--json` of the commands prints. Times are UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from registry.config import parse_duration
+from storage import access
+from storage.content import Page
+
+T = TypeVar("T")
+S = TypeVar("S")
+Word = Literal["pull", "push", "delete", "admin"]
+Note = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
+Name = Annotated[str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64", examples=["alice"])]
+Pattern = Annotated[
+    str,
+    Field(
+        description="Of repository names: `*` inside a segment, `**` over all below",
+        max_length=255,
+        examples=["team/**"],
+    ),
+]
+Actions = Annotated[list[Word], Field(min_length=1, examples=[["pull", "push"]])]
+Whom = Annotated[
+    str,
+    Field(
+        description="`user:NAME`, `robot:NAME`, `group:NAME`, `authenticated` (every account), `everyone`",
+        max_length=80,
+        examples=["group:dev"],
+    ),
+]
+
+
+class Taken(BaseModel):
+    """A body. A name that is not known is an error; input is never shown in one."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class Listed(BaseModel, Generic[T]):
+    """A part of a list. `next`: give it as `after` for the part that follows; null: that was all."""
+
+    items: list[T]
+    next: str | None = None
+
+
+def listed(page: Page[S], model: Callable[[S], T], key: Callable[[S], str]) -> Listed[T]:
+    return Listed(items=[model(item) for item in page.items], next=key(page.items[-1]) if page.more else None)
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(round(seconds, 3), UTC)
+
+
+def at_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else at(seconds)
+
+
+class Account(BaseModel):
+    name: Name
+    kind: Literal["user", "robot"]
+    enabled: bool
+    admin: Annotated[bool, Field(description="May do everything")]
+    groups: list[str]
+    note: str
+    created: datetime
+
+    @classmethod
+    def of(cls, account: access.Account) -> Self:
+        return cls(
+            name=account.name,
+            kind="user" if account.kind is access.Kind.USER else "robot",
+            enabled=account.enabled,
+            admin=account.admin,
+            groups=list(account.groups),
+            note=account.note,
+            created=at(account.created),
+        )
+
+
+class Grant(BaseModel):
+    """`subject` may do `actions` to what `pattern` matches."""
+
+    subject: Whom
+    pattern: Pattern
+    actions: list[Word]
+
+    @classmethod
+    def of(cls, grant: access.Grant) -> Self:
+        return cls(subject=str(grant.subject), pattern=grant.pattern, actions=words(grant.actions))
+
+
+class ShownAccount(Account):
+    """`grants`: all that count for it, its groups', every account's and everybody's included."""
+
+    grants: list[Grant]
+
+    @classmethod
+    def of_both(cls, account: access.Account, grants: Sequence[access.Grant]) -> Self:
+        return cls(**Account.of(account).model_dump(), grants=[Grant.of(grant) for grant in grants])
+
+
+class NewUser(Taken):
+    name: Name
+    password: Annotated[
+        SecretStr | None,
+        Field(description="Left out: one is made and shown once", examples=["correct horse battery"]),
+    ] = None
+    admin: bool = False
+    note: Note = ""
+
+
+class AddedUser(Account):
+    """`password`: the one that was made, shown this once."""
+
+    password: Annotated[str | None, Field(examples=["8wq2-cn4r-q7mz-k3tb"])] = None
+
+
+class UserChange(Taken):
+    """What is left out stays."""
+
+    enabled: bool | None = None
+    admin: bool | None = None
+
+
+class NewRobot(Taken):
+    name: Annotated[Name, Field(examples=["ci"])]
+    note: Note = ""
+
+
+class RobotChange(Taken):
+    enabled: bool
+
+
+class NewPassword(Taken):
+    """`old`: for one's own. `new`: left out, one is made and shown once."""
+
+    old: SecretStr | None = None
+    new: SecretStr | None = None
+
+
+class Password(BaseModel):
+    """The password that was made; null where it was given."""
+
+    password: str | None = None
+
+
+class NewGroup(Taken):
+    name: Annotated[Name, Field(examples=["dev"])]
+
+
+class Group(BaseModel):
+    name: str
+    members: list[str]
+
+    @classmethod
+    def of(cls, group: tuple[str, Sequence[str]]) -> Self:
+        return cls(name=group[0], members=list(group[1]))
+
+
+class NewGrant(Taken):
+    """In place of what the subject had for that pattern."""
+
+    subject: Whom
+    pattern: Pattern
+    actions: Actions
+
+
+class Limit(Taken):
+    """Actions on what a pattern matches."""
+
+    pattern: Pattern
+    actions: Actions
+
+    @classmethod
+    def of(cls, limit: access.Limit) -> Self:
+        return cls(pattern=limit.pattern, actions=words(limit.actions))
+
+
+class Token(BaseModel):
+    """`limits`: null: all that its account may do. `purpose`: `login` ones were given to clients by `/token`."""
+
+    id: str
+    account: str
+    purpose: Literal["personal", "login"]
+    note: str
+    created: datetime
+    expires: datetime | None
+    used: Annotated[datetime | None, Field(description="About when last")]
+    limits: list[Limit] | None
+
+    @classmethod
+    def of(cls, token: access.ApiToken) -> Self:
+        return cls(
+            id=token.id,
+            account=token.account,
+            purpose=token.purpose,
+            note=token.note,
+            created=at(token.created),
+            expires=at_or_none(token.expires),
+            used=at_or_none(token.used),
+            limits=None if token.limits is None else [Limit.of(limit) for limit in token.limits],
+        )
+
+
+class AddedToken(Token):
+    """`secret`: what its holder logs in with, shown this once."""
+
+    secret: str
+
+
+class NewToken(Taken):
+    account: Annotated[str | None, Field(description="Left out: one's own", examples=["ci"])] = None
+    note: Note = ""
+    expires_in: Annotated[str | None, Field(description="Left out: it never does", examples=["90d"], max_length=20)] = (
+        None
+    )
+    limits: Annotated[list[Limit], Field(description="Left out: all that the account may do", max_length=50)] = []
+
+    @property
+    def seconds(self) -> float | None:
+        """Raises AccountInvalid."""
+        return None if self.expires_in is None else read_duration(self.expires_in)
+
+
+class Rotation(Taken):
+    """`at_once`: nothing that was signed before is taken any more; for a key that others may have."""
+
+    at_once: bool = False
+
+
+class Key(BaseModel):
+    """`retired`: signs no more since then. Its secret is never shown."""
+
+    id: str
+    created: datetime
+    retired: datetime | None
+
+    @classmethod
+    def of(cls, key: access.SigningKey) -> Self:
+        return cls(id=key.id, created=at(key.created), retired=at_or_none(key.retired))
+
+
+class Line(BaseModel):
+    """A line of the audit log. `count`: how often the same came within a moment."""
+
+    id: str
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    outcome: Literal["ok", "denied", "failed"]
+    address: str
+    request_id: str
+    user_agent: str
+    detail: dict[str, Any] | None
+    count: int
+
+    @classmethod
+    def of(cls, entry: access.AuditEntry) -> Self:
+        return cls(
+            id=entry.id,
+            at=at(entry.at),
+            actor=entry.actor,
+            action=entry.action,
+            target=entry.target,
+            outcome=entry.outcome,
+            address=entry.address,
+            request_id=entry.request_id,
+            user_agent=entry.user_agent,
+            detail=None if entry.detail is None else dict(entry.detail),
+            count=entry.count,
+        )
+
+
+class Me(BaseModel):
+    """Who asks, and what they may do. `account`: null for nobody, and for one that is not in the store (htpasswd, an
+    issuer). `open`: there are no accounts, and everybody may do everything."""
+
+    name: str | None
+    account: Account | None
+    admin: bool
+    open: bool
+    grants: list[Grant]
+
+
+def words(actions: access.Action) -> list[Word]:
+    every: tuple[Word, ...] = ("pull", "push", "delete", "admin")
+    return [word for word in every if word in actions.words]
+
+
+def read_duration(text: str) -> float:
+    """Seconds. Raises AccountInvalid."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise access.AccountInvalid(str(error)) from None
+    assert isinstance(seconds, float)
+    return seconds

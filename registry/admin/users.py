@@ -1,0 +1,150 @@
+"""`/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: accounts."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from registry.admin import models
+from registry.admin.bodies import ManagementRoute
+from registry.admin.calling import Admin, Anybody, Caller, Somebody
+from registry.auth.authority import authority_of
+from storage.access import AccountInvalid, AccountName, Kind
+from storage.errors import Denied, Unauthorized
+
+router = APIRouter(route_class=ManagementRoute)
+
+After = Annotated[str | None, Query(description="`next` of the page before", max_length=80)]
+Limit = Annotated[int, Query(description="Entries at the most", ge=1, le=1000)]
+NamePath = Annotated[str, Path(examples=["alice"])]
+
+
+@router.get("/me", tags=["me"])
+async def get_me(caller: Anybody) -> models.Me:
+    """Who asks, and what they may do. 401 for nobody, unless there are no accounts yet."""
+    if not caller.open and caller.principal.nobody:
+        raise Unauthorized("log in: this needs an account")
+    proof = caller.principal.proof
+    grants = [] if proof.name is None else caller.administration.grants_for(proof.name, proof.groups)
+    account = None
+    if proof.name is not None and proof.version is not None:
+        account = models.Account.of(caller.administration.accounts.account(AccountName(proof.name)))
+    return models.Me(
+        name=proof.name,
+        account=account,
+        admin=caller.authority.admin,
+        open=caller.open,
+        grants=[models.Grant.of(grant) for grant in grants],
+    )
+
+
+@router.get("/users", tags=["users"])
+async def list_users(caller: Admin, after: After = None, limit: Limit = 100) -> models.Listed[models.Account]:
+    """People, in the order of their names."""
+    page = caller.administration.accounts.accounts(Kind.USER, after, limit)
+    return models.listed(page, models.Account.of, lambda account: account.name)
+
+
+@router.post("/users", status_code=201, tags=["users"])
+async def add_user(caller: Admin, body: models.NewUser) -> models.AddedUser:
+    """Adds a person. The first account closes the registry for good, and has to be an admin; while there is none, this
+    is taken from the registry's own machine alone."""
+    if caller.open and not body.admin:
+        raise AccountInvalid("the first account has to be an admin: nobody else could go on from there")
+    password = None if body.password is None else body.password.get_secret_value()
+    added = await caller.administration.add_user(
+        AccountName(body.name), password, admin=body.admin, note=body.note, by=caller.actor
+    )
+    return models.AddedUser(**models.Account.of(added.account).model_dump(), password=added.password)
+
+
+@router.get("/users/{name}", tags=["users"])
+async def get_user(caller: Somebody, name: NamePath) -> models.ShownAccount:
+    """A person, and all that they may do. For one's own account, or an admin; else 404."""
+    return _shown(caller, AccountName(name), Kind.USER)
+
+
+@router.patch("/users/{name}", tags=["users"])
+async def change_user(caller: Admin, name: NamePath, body: models.UserChange) -> models.Account:
+    """Disables or enables, makes an admin or no longer. It holds at that person's next request. 409 where no admin
+    would be left who is enabled."""
+    account = AccountName(name)
+    if body.admin is not None:
+        await caller.administration.set_admin(account, body.admin, by=caller.actor)
+    if body.enabled is not None:
+        await caller.administration.set_enabled(account, Kind.USER, body.enabled, by=caller.actor)
+    return models.Account.of(caller.administration.find(account, Kind.USER))
+
+
+@router.put("/users/{name}/password", tags=["users"])
+async def set_password(caller: Somebody, name: NamePath, body: models.NewPassword) -> models.Password:
+    """Sets one's own password (with the old one), or anybody's as an admin. What was logged in with the one before ends
+    at once."""
+    account = AccountName(name)
+    caller.authority.check_own(account)
+    if account == caller.principal.name:
+        await _check_old(caller, account, body)
+    new = None if body.new is None else body.new.get_secret_value()
+    return models.Password(password=await caller.administration.set_password(account, new, by=caller.actor))
+
+
+async def _check_old(caller: Caller, account: AccountName, body: models.NewPassword) -> None:
+    """As a login, so that guessing is slowed like any other. Raises Denied, TooManyRequests."""
+    old = "" if body.old is None else body.old.get_secret_value()
+    credentials = base64.b64encode(f"{account}:{old}".encode())
+    try:
+        shown = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
+    except Unauthorized:
+        raise Denied("the old password is not right") from None
+    if shown.name != account or not authority_of(shown).person:
+        raise Denied("the old password is not right")
+
+
+@router.delete("/users/{name}", status_code=204, tags=["users"])
+async def remove_user(caller: Admin, name: NamePath) -> None:
+    """Removes a person, with their API tokens, memberships and grants. 409 where no admin would be left."""
+    await caller.administration.remove(AccountName(name), Kind.USER, by=caller.actor)
+
+
+@router.get("/robots", tags=["robots"])
+async def list_robots(caller: Admin, after: After = None, limit: Limit = 100) -> models.Listed[models.Account]:
+    """Robots, in the order of their names."""
+    page = caller.administration.accounts.accounts(Kind.ROBOT, after, limit)
+    return models.listed(page, models.Account.of, lambda account: account.name)
+
+
+@router.post("/robots", status_code=201, tags=["robots"])
+async def add_robot(caller: Admin, body: models.NewRobot) -> models.Account:
+    """Adds a robot. It may do nothing until something is granted to it, and logs in with API tokens alone."""
+    if caller.open:
+        raise AccountInvalid("the first account has to be an admin: nobody else could go on from there")
+    added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
+    return models.Account.of(added.account)
+
+
+@router.get("/robots/{name}", tags=["robots"])
+async def get_robot(caller: Somebody, name: NamePath) -> models.ShownAccount:
+    """A robot, and all that it may do. For itself, or an admin; else 404."""
+    return _shown(caller, AccountName(name), Kind.ROBOT)
+
+
+@router.patch("/robots/{name}", tags=["robots"])
+async def change_robot(caller: Admin, name: NamePath, body: models.RobotChange) -> models.Account:
+    """Disables or enables it, from its next request on."""
+    account = AccountName(name)
+    await caller.administration.set_enabled(account, Kind.ROBOT, body.enabled, by=caller.actor)
+    return models.Account.of(caller.administration.find(account, Kind.ROBOT))
+
+
+@router.delete("/robots/{name}", status_code=204, tags=["robots"])
+async def remove_robot(caller: Admin, name: NamePath) -> None:
+    """Removes a robot, with its API tokens, memberships and grants."""
+    await caller.administration.remove(AccountName(name), Kind.ROBOT, by=caller.actor)
+
+
+def _shown(caller: Caller, name: AccountName, kind: Kind) -> models.ShownAccount:
+    caller.authority.check_sees(name)
+    account = caller.administration.find(name, kind)
+    return models.ShownAccount.of_both(account, caller.administration.grants_for(name))
