@@ -50,7 +50,7 @@ def test_redirects_are_followed_without_credentials(site: Site) -> None:
     """The host that holds the bytes refuses requests with Authorization, and gets none, though we have logged in."""
     folder = site.folder / "password"
     folder.write_text(PASSWORD + "\n")
-    settings = f'username = "me"\npassword_file = "{folder}"'
+    settings = f'username = "me"\npassword_file = "{folder}"\nrequire_grant = false'
     site.start(settings=settings, more='log_level = "debug"', username="me", password=PASSWORD, private=(REPO,))
     pull(site)
     assert site.hub.count("redirect") > 0
@@ -89,7 +89,7 @@ def test_a_login_that_is_refused(site: Site, auth: str) -> None:
     """403 DENIED: who runs this server is to find out. The password is in no log."""
     wrong = "wrong-pony-capacitor"
     (site.folder / "password").write_text(wrong)
-    settings = f'username = "me"\npassword_file = "{site.folder / "password"}"'
+    settings = f'username = "me"\npassword_file = "{site.folder / "password"}"\nrequire_grant = false'
     site.start(settings=settings, more='log_level = "debug"', auth=auth, username="me", password=PASSWORD)
     answer = site.http.get(f"/v2/{REPO}/manifests/1")
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (403, "DENIED")

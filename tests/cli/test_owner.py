@@ -65,6 +65,13 @@ def test_serve_and_inspect_make_the_owners_files(folder: Path, workers: int) -> 
     assert owners(folder / "data") == {OWNER}
 
 
+def test_accounts_are_the_owners_files(folder: Path) -> None:
+    """A command that makes the database, and one that changes it, leave all of it to the owner."""
+    for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
+        assert entrepot(*args, "--data", folder / "data", folder=folder).returncode == 0
+    assert owners(folder / "data") == {OWNER}
+
+
 def test_served_again_after_root(folder: Path) -> None:
     """A second start on what the first one made works, and still all is the owner's."""
     for _ in range(2):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import apsw
@@ -11,7 +13,10 @@ import httpx2
 import pytest
 
 from registry import __version__
-from storage.opening import prepare
+from registry.cli.serve import OpenError, check_open
+from storage.access import AccountName, Kind
+from storage.content import Actor
+from storage.opening import open_accounts, prepare
 from tests.cli.running import entrepot, one_line
 from tests.serving import Server, running_server
 
@@ -22,11 +27,13 @@ def test_start_says_what_a_person_needs(server: Server) -> None:
     assert server.stop() == 0
     lines = server.log_text().splitlines()
     first = lines.index(f"Entrepot {__version__} listens on http://127.0.0.1:{server.port}")
-    said = [line.split(maxsplit=1) for line in lines[first + 1 : first + 4]]
+    said = [line.split(maxsplit=1) for line in lines[first + 1 : first + 6]]
     assert said[0] == ["data", str(server.data.resolve())]
     assert said[1][0] == "try"
     assert said[1][1].endswith(f"docker push 127.0.0.1:{server.port}/team/busybox")
-    assert said[2][0] == "stop"
+    assert said[2] == ["note", "there are no accounts: whoever reaches this address can push and delete"]
+    assert said[3] == ["accounts", f"entrepot user add NAME --admin --data {server.data.resolve()}"]
+    assert said[4][0] == "stop"
 
 
 def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
@@ -37,12 +44,48 @@ def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
     assert "docker push" not in server.log_text()
 
 
-def test_start_on_every_address_warns(tmp_path: Path) -> None:
-    """Listening beyond the loopback address is told: there are no accounts."""
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", ":0", "[::]:0"])
+def test_start_on_every_address_without_accounts(tmp_path: Path, listen: str) -> None:
+    """Listening beyond the loopback address without accounts ends with one line that says what to do."""
+    line = one_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
+    assert "there are no accounts" in line
+    assert "`entrepot user add NAME --admin`" in line
+    assert "--insecure-open" in line
+
+
+def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
+    """With the flag or the variable it starts all the same, and says what that means."""
+    with running_server(tmp_path, "--insecure-open", workers=1, listen="0.0.0.0:0") as server:
+        pass
+    assert "there are no accounts" in server.log_text()
+    assert f"docker push localhost:{server.port}/team/busybox" in server.log_text()
+    with running_server(tmp_path, workers=1, listen="[::]:0", env={"ENTREPOT_INSECURE_OPEN": "true"}) as server:
+        assert httpx2.get(f"http://127.0.0.1:{server.port}/v2/").status_code == 200
+
+
+def test_start_on_every_address_with_an_account(tmp_path: Path) -> None:
+    """Once there was an account it starts, and needs no word of warning, also when that account is gone."""
+    prepare(tmp_path / "data")
+    asyncio.run(_add_and_remove(tmp_path / "data"))
     with running_server(tmp_path, workers=1, listen="0.0.0.0:0") as server:
         pass
-    assert "no accounts yet" in server.log_text()
-    assert f"docker push localhost:{server.port}/team/busybox" in server.log_text()
+    assert "there are no accounts" not in server.log_text()
+
+
+async def _add_and_remove(data: Path) -> None:
+    async with open_accounts(data) as accounts:
+        await accounts.add_account(AccountName("admin"), Kind.USER, password_hash=None, admin=True, by=Actor())
+        await accounts.remove_account(AccountName("admin"), by=Actor())
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("insecure", [True, False])
+def test_who_may_be_let_in(loopback: bool, closed: bool, insecure: bool) -> None:
+    """Only an open registry that others reach, and that nobody wanted so, does not start."""
+    allowed = loopback or closed or insecure
+    with nullcontext() if allowed else pytest.raises(OpenError):
+        check_open(bound_is_loopback=loopback, closed=closed, insecure_open=insecure)
 
 
 def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ WRONG = [
     ("[limits]\nmanifest = '1MiB'", "a.toml: limits.manifest: '1MiB' should be at least 4MiB"),
     ("public_url = 'https://x/y'", "a.toml: public_url: 'https://x/y' must end after the host and port"),
     ("public_url = 'ftp://x'", "a.toml: public_url: 'ftp://x' is not an address like https://registry.example.com"),
+    ("trusted_proxies = ['proxy']", "a.toml: trusted_proxies[1]: 'proxy' is not a network like 10.0.0.0/8, nor an "),
+    ("trusted_proxies = ['::1', '10.0.0.1/8']", "a.toml: trusted_proxies[2]: '10.0.0.1/8' has more bits than its netw"),
+    ("trusted_proxies = ['0.0.0.0/0']", "a.toml: trusted_proxies[1]: '0.0.0.0/0' is every address: then everybody "),
+    ("[limits]\nburst = -1", "a.toml: limits.burst: -1 should be greater than or equal to 0"),
+    ("[limits]\nrequests_per_second = 'many'", "a.toml: limits.requests_per_second: 'many' should be a valid number"),
+    ("[tls]\nclient_auth = 'maybe'", "a.toml: tls.client_auth: 'maybe' should be 'off', 'optional' or 'required'"),
     ("a = 1\nb = 2\nc = 3", "a.toml: a: unknown setting (and 2 more)"),
 ]
 
@@ -351,3 +357,9 @@ def test_sizes_read_back(count: int) -> None:
 def test_durations_people_write(text: str, seconds: float) -> None:
     """The forms the documentation shows."""
     assert parse_duration(text) == seconds
+
+
+def test_trusted_proxies_in_one_variable(tmp_path: Path) -> None:
+    """Addresses and networks, parted by commas, in one form each."""
+    seen = in_force(tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8,2001:DB8::/32")
+    assert seen["trusted_proxies"]["value"] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.admin.site import ADMIN, PASSWORD
+from tests.cli.running import done_well
 from tests.serving import Server, running_server
 
 from .containerd import Containerd, running_containerd
@@ -17,6 +19,7 @@ from .containers import Containers, containers
 from .cutting import CuttingProxy, cutting_proxy
 from .docker import Docker, running_docker
 from .images import MIB, Image, image, index, layer, noise, write_layout
+from .members import Club
 from .running import tail
 from .wire import Wire
 
@@ -34,6 +37,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server all clients share; SIGTERM at the end must give exit code 0."""
     with running_server(tmp_path_factory.mktemp("entrepot")) as running:
         yield running
+    shutil.rmtree(running.data)
+
+
+@pytest.fixture(scope="session")
+def club(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Club]:
+    """A server of two workers that has accounts; its tokens expire as soon as tokens may."""
+    folder = tmp_path_factory.mktemp("club")
+    done_well("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    with running_server(folder, env={"ENTREPOT_AUTH__TOKEN_TTL": "60s"}) as running:
+        yield Club(running, folder)
     shutil.rmtree(running.data)
 
 
@@ -119,6 +132,8 @@ def _logs(used: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
     for each in used.values():
         if isinstance(each, Server):
             yield "server", each.log
+        elif isinstance(each, Club):
+            yield "server", each.server.log
         elif isinstance(each, Docker):
             yield "dockerd", each.folder / "dockerd.log"
         elif isinstance(each, Containerd):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import Image
+from .images import Image, write_layout
 from .running import Client, Result, daemon, environment, unmount_below
 
 CONFIG = """
@@ -44,6 +44,13 @@ class Containerd:
 
     def push(self, name: str, source: str, *options: str) -> None:
         self("images", "push", "--plain-http", *options, name, source)
+
+    def load(self, image: Image, name: str, folder: Path) -> None:
+        """Brings an image into the daemon under the name without asking any registry; `folder` is new."""
+        repo, _, tag = name.rpartition(":")
+        with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
+            archive.add(write_layout(folder, {tag: image}), "")
+        self("images", "import", "--base-name", repo, "--snapshotter", "native", str(folder.with_suffix(".tar")))
 
     def forget(self, *names: str) -> None:
         """Removes the names and collects what they held, so that the next pull has to fetch it."""

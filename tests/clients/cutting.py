@@ -1,14 +1,16 @@
-"""A TCP proxy that cuts a connection after a given number of bytes, as a broken line would."""
+"""A TCP proxy that cuts a connection after a given number of bytes, as a broken line would, or gets slow there."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no wait: close sends RST
+REQUEST = re.compile(rb"([A-Z]+ [^ ]+) HTTP/1\.[01]\r\n")
 
 
 class CuttingProxy:
@@ -25,6 +27,9 @@ class CuttingProxy:
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
         self.cuts = 0
+        self.asked: list[str] = []  # requests that came to the start of a read, such as `GET /v2/`
+        self.slow = threading.Event()  # an upload crawls
+        self._fast = threading.Event()
         self._start(threading.Thread(target=self._accept, daemon=True))
 
     @property
@@ -42,8 +47,19 @@ class CuttingProxy:
         with self._lock:
             self._left["down"] = size
 
+    def slow_upload_after(self, size: int) -> None:
+        """The connection whose upload brings the total to `size` bytes crawls from there, a byte a second, until
+        `speed_up`; once."""
+        with self._lock:
+            self._left["crawl"] = size
+
+    def speed_up(self) -> None:
+        """What crawls goes at full speed again."""
+        self._fast.set()
+
     def close(self) -> None:
         """Ends every connection and waits for the threads."""
+        self.speed_up()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -86,6 +102,10 @@ class CuttingProxy:
     def _pass(self, way: str, source: socket.socket, target: socket.socket) -> None:
         try:
             while piece := source.recv(1 << 16):
+                if way == "up":
+                    self._look(piece)
+                    if self._reached("crawl", len(piece)):
+                        piece = self._crawl(piece, target)
                 if self._cut_now(way, len(piece)):
                     for each in (source, target):
                         each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -98,26 +118,55 @@ class CuttingProxy:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
+    def _look(self, piece: bytes) -> None:
+        if found := REQUEST.match(piece):
+            self.asked.append(found[1].decode())
+
+    def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
+        """What is left when the line is fast again."""
+        self.slow.set()
+        while len(piece) > 1 and not self._fast.wait(1.0):
+            target.sendall(piece[:1])
+            piece = piece[1:]
+        return piece
+
     def _cut_now(self, way: str, size: int) -> bool:
         with self._lock:
             if way == "up":
                 self.sent += size
             else:
                 self.received += size
-            if way not in self._left:
+        cut = self._reached(way, size)
+        self.cuts += cut
+        return cut
+
+    def _reached(self, what: str, size: int) -> bool:
+        with self._lock:
+            if what not in self._left:
                 return False
-            self._left[way] -= size
-            if self._left[way] > 0:
+            self._left[what] -= size
+            if self._left[what] > 0:
                 return False
-            del self._left[way]
-            self.cuts += 1
+            del self._left[what]
             return True
 
 
+class Tunnel(CuttingProxy):
+    """The same for clients that ask for a tunnel (CONNECT): whatever they name, it leads to the server."""
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and (letter := client.recv(1)):
+            head += letter
+        self._look(head)
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        super()._serve(client, server)
+
+
 @contextlib.contextmanager
-def cutting_proxy(target: str) -> Iterator[CuttingProxy]:
+def cutting_proxy(target: str, *, tunnel: bool = False) -> Iterator[CuttingProxy]:
     """A proxy in front of `host:port` for the length of a block."""
-    proxy = CuttingProxy(target)
+    proxy = (Tunnel if tunnel else CuttingProxy)(target)
     try:
         yield proxy
     finally:

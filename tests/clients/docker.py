@@ -49,9 +49,14 @@ class Docker:
         return self("run", "--rm", "--network", "host", name, *args).out
 
 
+WITH_ITS_OWN = 'mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"'
+
+
 @contextlib.contextmanager
-def running_docker(folder: Path, *options: str) -> Iterator[Docker]:
-    """A dockerd below `folder` (absolute and short: a socket's path has at most 107 bytes), with further options."""
+def running_docker(folder: Path, *options: str, etc: Path | None = None, proxy: str = "") -> Iterator[Docker]:
+    """A dockerd below `folder` (absolute and short: a socket's path has at most 107 bytes), with further options.
+
+    `etc`: what it alone sees as /etc/docker. `proxy`: the way it takes to every registry."""
     socket, state, log = f"unix://{folder}/d.sock", folder / "exec", folder / "dockerd.log"
     command = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", str(state), "-H", socket]
     command += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]
@@ -59,6 +64,10 @@ def running_docker(folder: Path, *options: str) -> Iterator[Docker]:
     env = environment(folder / "home", DOCKER_CONFIG=f"{folder}/config")
     env |= {"DOCKER_CLI_EXPERIMENTAL": "enabled", "DOCKER_BUILDKIT": "0"}
     docker = Docker(Client(("docker", "-H", socket), env), folder)
+    if etc is not None:
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", WITH_ITS_OWN, str(etc), *command]
+    if proxy:
+        env |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": ""}
     containerd = 0
     try:
         with daemon(command, env, log, lambda: docker.call.attempt("version", timeout=10).code == 0):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.serving import ROOT
@@ -48,19 +48,23 @@ class Client:
     prefix: tuple[str, ...]
     env: Mapping[str, str]
 
-    def __call__(self, *args: str, timeout: float = CALL_TIMEOUT) -> Result:
+    def __call__(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> Result:
         """Runs the program; raises CommandFailed unless it ends with 0."""
-        return self.attempt(*args, timeout=timeout).demand()
+        return self.attempt(*args, given=given, timeout=timeout).demand()
 
-    def attempt(self, *args: str, timeout: float = CALL_TIMEOUT) -> Result:
-        """Runs the program and gives whatever came of it."""
+    def attempt(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> Result:
+        """Runs the program with `given` on its stdin, and gives whatever came of it."""
         command = (*self.prefix, *args)
         done = subprocess.run(
-            command, env=dict(self.env), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, cwd=ROOT
+            command, env=dict(self.env), input=given.encode(), capture_output=True, timeout=timeout, cwd=ROOT
         )
         return Result(
             command, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode("utf-8", "replace")
         )
+
+    def with_variables(self, **variables: str) -> Client:
+        """The same program in an environment with these as well."""
+        return replace(self, env={**self.env, **variables})
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:

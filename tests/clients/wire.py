@@ -8,7 +8,7 @@ import http.client
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Image, digest_of, digests_in, noise
@@ -29,13 +29,15 @@ class Reply:
 
 @dataclass(frozen=True)
 class Wire:
-    """Requests to `host:port`, each on a connection of its own."""
+    """Requests to `host:port`, each on a connection of its own, with a header that says who asks."""
 
     address: str
+    authorization: str = field(default="", repr=False)
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Reply:
         with closing(http.client.HTTPConnection(self.address, timeout=60)) as connection:
-            connection.request(method, path, body, {"Accept": ACCEPT, **(headers or {})})
+            who = {"Authorization": self.authorization} if self.authorization else {}
+            connection.request(method, path, body, {"Accept": ACCEPT, **who, **(headers or {})})
             with connection.getresponse() as reply:
                 return Reply(reply.status, reply.headers, reply.read())
 

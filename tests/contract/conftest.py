@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from registry.auth.guard import Guarded
+from registry.auth.principal import Principal, Rights
+from registry.auth.proof import Proof
 from registry.observe import Observed
 from registry.restrict import Restricted
 from registry.router import Router
@@ -18,6 +21,7 @@ from storage.interface import Registry
 from storage.memory import MemoryRegistry
 from storage.names import RepositoryName
 from storage.opening import open_registry, prepare
+from tests.guard.people import acting
 
 
 class InTurns:
@@ -68,6 +72,26 @@ async def _routed_with_default(_: Path) -> AsyncIterator[Registry]:
     yield _router(MemoryRegistry(), default="docker.io")
 
 
+class ByRoot:
+    """Calls on a guarded registry, each made by somebody who may do everything."""
+
+    def __init__(self, guarded: Guarded) -> None:
+        self._guarded = guarded
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **more: Any) -> Any:
+            with acting(Principal(Proof("tester"), Rights.everything(admin=True))):
+                return await getattr(self._guarded, name)(*args, **more)
+
+        return call
+
+
+@asynccontextmanager
+async def _guarded(_: Path) -> AsyncIterator[Any]:
+    router = _router(MemoryRegistry(), default="docker.io")
+    yield ByRoot(Guarded(router, router))
+
+
 @asynccontextmanager
 async def _stored(data: Path) -> AsyncIterator[Registry]:
     prepare(data)
@@ -83,6 +107,7 @@ async def _stored_twice(data: Path) -> AsyncIterator[Any]:
 
 
 KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
+    "guarded": _guarded,
     "memory": _memory,
     "observed": _observed,
     "restricted": _restricted,

@@ -10,6 +10,7 @@ from storage.content import Span, digest_of
 from storage.errors import BlobUnknown, NameUnknown, RangeInvalid
 from storage.interface import Registry
 from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES, NO_NAMES, Names
 
 from .making import BY, NOWHERE, all_tags, image_of, push_blob, push_image, read_blob
 
@@ -185,16 +186,31 @@ async def test_a_mount_from_a_repository(registry: Registry, repo: RepositoryNam
 async def test_a_mount_from_anywhere(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
     """Without a source, any repository's blob can be mounted; sha512 ones too."""
     await push_blob(registry, repo, DATA, "sha512")
-    mounted = await registry.mount_blob(other, digest_of(DATA, "sha512"), None, BY)
+    mounted = await registry.mount_blob(other, digest_of(DATA, "sha512"), ALL_NAMES, BY)
     assert (mounted.digest, mounted.size) == (digest_of(DATA, "sha512"), SIZE)
     assert await read_blob(registry, other, digest_of(DATA, "sha512")) == DATA
+
+
+async def test_a_mount_from_a_set(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
+    """Of a set of names, only repositories in it are a source, however many others have the blob."""
+    for name in (repo, other):
+        await push_blob(registry, name, DATA)
+    target = RepositoryName("target")
+    for names in (NO_NAMES, Names.of(["else/**"]), Names.of(["**"], guarded=["team"])):
+        with pytest.raises(BlobUnknown):
+            await registry.mount_blob(target, digest_of(DATA), names, BY)
+    with pytest.raises(NameUnknown):
+        await registry.tags(target, None, 10)
+    for number, names in enumerate((Names.of(["else/**", f"{other}"]), Names.of(["team/*"]))):
+        mounted = await registry.mount_blob(RepositoryName(f"target{number}"), digest_of(DATA), names, BY)
+        assert mounted.size == SIZE
 
 
 async def test_a_mount_of_what_is_there(registry: Registry, repo: RepositoryName, other: RepositoryName) -> None:
     """A mount of a blob that the target has already succeeds, from itself, from another, from anywhere."""
     await push_blob(registry, repo, DATA)
     await push_blob(registry, other, DATA)
-    for source in (repo, other, None):
+    for source in (repo, other, ALL_NAMES):
         assert (await registry.mount_blob(repo, digest_of(DATA), source, BY)).size == SIZE
     assert await read_blob(registry, repo, digest_of(DATA)) == DATA
 
@@ -210,9 +226,9 @@ async def test_a_mount_of_what_the_source_has_not(
         with pytest.raises(BlobUnknown):
             await registry.mount_blob(target, digest_of(DATA), source, BY)
     with pytest.raises(BlobUnknown):
-        await registry.mount_blob(target, digest_of(b"nobody has this"), None, BY)
+        await registry.mount_blob(target, digest_of(b"nobody has this"), ALL_NAMES, BY)
     with pytest.raises(BlobUnknown):
-        await registry.mount_blob(target, digest_of(DATA, "sha512"), None, BY)
+        await registry.mount_blob(target, digest_of(DATA, "sha512"), ALL_NAMES, BY)
     with pytest.raises(BlobUnknown):
         await registry.resolve_blob(target, digest_of(DATA))
     with pytest.raises(NameUnknown):
@@ -233,7 +249,7 @@ async def test_a_mounted_blob_outlives_its_source(
         await registry.mount_blob(other, digest_of(DATA), repo, BY)
     await registry.delete_blob(other, digest_of(DATA), by=BY)
     with pytest.raises(BlobUnknown):
-        await registry.mount_blob(repo, digest_of(DATA), None, BY)
+        await registry.mount_blob(repo, digest_of(DATA), ALL_NAMES, BY)
 
 
 async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: RepositoryName) -> None:

@@ -12,6 +12,7 @@ from storage.content import OCI_MANIFEST, Page, digest_of
 from storage.errors import BlobUnknown, DigestInvalid, NameUnknown
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import ALL_NAMES, NO_NAMES, Names
 
 from .making import (
     BY,
@@ -102,6 +103,36 @@ async def test_a_walk_through_the_repositories(registry: Registry, limit: int) -
     """Pages of any size together hold every repository once, in the order of their bytes."""
     expected = await push_all(registry)
     assert await walk(lambda after: registry.repositories(after, limit), limit) == expected
+
+
+SETS = [
+    NO_NAMES,
+    ALL_NAMES,
+    Names.of(["b/**"]),
+    Names.of(["*"]),
+    Names.of(["*/*", "nothing/**", "a"]),
+    Names.of(["**/c", "a/**", "b*"]),
+    Names.of(["**", "a/b"], guarded=["a", "b"]),
+]
+
+
+@pytest.mark.parametrize("limit", [1, 3, len(NAMES)])
+async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limit: int) -> None:
+    """What is outside the set is as if it were not there: pages are full, in order, and the last one knows it is."""
+    names = await push_all(registry)
+    for within in SETS:
+        inside = [name for name in names if name in within]
+
+        async def ask(after: str | None, within: Names = within) -> Page[RepositoryName]:
+            return await registry.repositories(after, limit, within)
+
+        assert await walk(ask, limit) == inside
+        first = await registry.repositories(None, limit, within)
+        assert (list(first.items), first.more) == (inside[:limit], len(inside) > limit), within
+        for after in (*CURSORS, *names):
+            following = [name for name in inside if name.encode() > after.encode()]
+            page = await registry.repositories(after, limit, within)
+            assert (list(page.items), page.more) == (following[:limit], len(following) > limit), (within, after)
 
 
 async def test_lists_start_strictly_after(registry: Registry, repo: RepositoryName) -> None:

@@ -11,6 +11,7 @@ from storage.errors import Unsupported
 from storage.interface import Registry
 from storage.memory import MemoryRegistry
 from storage.names import RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES
 
 from .making import BY, all_tags, described, image_of, names_of, push_blob, push_image, read_blob
 
@@ -22,7 +23,7 @@ EMPTY = BLOB.digest
 WRITES: dict[str, Callable[[Registry, UploadID], Awaitable[object]]] = {
     "start_upload": lambda registry, upload: registry.start_upload(REPO),
     "resume_upload": lambda registry, upload: registry.resume_upload(REPO, upload),
-    "mount_blob": lambda registry, upload: registry.mount_blob(REPO, EMPTY, None, BY),
+    "mount_blob": lambda registry, upload: registry.mount_blob(REPO, EMPTY, ALL_NAMES, BY),
     "put_manifest": lambda registry, upload: registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY),
 }
 DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from storage.content import digest_of
+from storage.content import Actor, digest_of
 from storage.errors import (
     BlobUnknown,
     BlobUploadInvalid,
@@ -382,6 +382,34 @@ async def test_a_session_belongs_to_its_repository(
     assert await read_blob(registry, repo, digest_of(b"mine")) == b"mine"
     with pytest.raises(BlobUnknown):
         await registry.resolve_blob(other, digest_of(b"mine"))
+
+
+async def test_a_session_belongs_to_who_started_it(registry: Registry, repo: RepositoryName) -> None:
+    """Somebody else does not know it, and asking takes it from nobody; another request of its owner's goes on with it,
+    wherever that one comes from, and so does code that asks for nobody."""
+    writer = await registry.start_upload(repo, by=BY)
+    await writer.write(b"mine")
+    somebody = Actor("somebody else", BY.address)
+    with pytest.raises(BlobUploadUnknown):
+        await registry.upload_offset(repo, writer.id, by=somebody)
+    for offset in (None, 0, 4):
+        with pytest.raises(BlobUploadUnknown):
+            await registry.resume_upload(repo, writer.id, offset, by=somebody)
+    await writer.write(b" still")
+    await writer.aclose()
+    writer = await registry.resume_upload(repo, writer.id, 10, by=Actor(BY.name, "192.0.2.1"))
+    await writer.aclose()
+    assert await registry.upload_offset(repo, writer.id) == 10
+    writer = await registry.resume_upload(repo, writer.id)
+    assert (await writer.commit(digest_of(b"mine still"))).size == 10
+
+
+async def test_a_session_of_nobody(registry: Registry, repo: RepositoryName) -> None:
+    """One that was started for nobody is everybody's."""
+    writer = await registry.start_upload(repo)
+    await writer.aclose()
+    assert await registry.upload_offset(repo, writer.id, by=BY) == 0
+    await (await registry.resume_upload(repo, writer.id, by=BY)).commit(digest_of(b""))
 
 
 async def test_a_blob_pushed_twice_is_one_blob(registry: Registry, repo: RepositoryName) -> None:

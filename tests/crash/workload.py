@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from storage.errors import (
 from storage.interface import BlobWriter, Registry
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.stored import StoredRegistry
+from tests.crash import rights
 
 BY = Actor(name="tester")
 MIB = 1024 * 1024
@@ -204,6 +205,11 @@ class Script:
             lambda: self.registry.put_manifest(repo, made, [Tag(tag) for tag in tags], by=BY),
         )
 
+    async def manage(self) -> None:
+        """Who may do what."""
+        for name, step in rights.STEPS.items():
+            await self._step(["right", name], partial(step.change, self.registry.accounts))
+
     async def run(self) -> None:
         """The whole day."""
         registry = self.registry
@@ -239,6 +245,7 @@ class Script:
         await self.push(WEB, "gone", 2)
         await self.push(WEB, "config")
         await self.manifest(WEB, "third", "z")
+        await self.manage()
 
 
 async def _close(writer: BlobWriter) -> None:
@@ -257,6 +264,7 @@ class State:
     manifests: set[tuple[str, str]] = field(default_factory=set)
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
     uploads: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    standing: frozenset[rights.Fact] = frozenset()
 
     def apply(self, event: Event) -> None:
         kind, *words = event
@@ -282,6 +290,8 @@ class State:
                 self.blobs.add((texts[0], texts[2]))
             case "cancel":
                 self.uploads.pop((texts[0], texts[1]), None)
+            case "right":
+                self.standing = rights.after(self.standing, texts[0])
             case "collect":
                 self.blobs = {key for key in self.blobs if key in self.referred()}
 
@@ -308,7 +318,7 @@ class Check:
             # Every one of them may have happened or not; they touch different things.
             after = State(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
-                dict(self.states[-1].uploads),
+                dict(self.states[-1].uploads), self.states[-1].standing,
             )  # fmt: skip
             after.apply(event)
             self.states.append(after)
@@ -318,6 +328,7 @@ class Check:
         await self.manifests()
         await self.uploads()
         await self.partials()
+        self.accounts()
         await self.push_again()
 
     async def blobs(self) -> None:
@@ -394,6 +405,15 @@ class Check:
                 await partial.commit(FRESH)
                 assert await read(self.registry, FRESH, of) == content(name)
             partial.close()
+
+    def accounts(self) -> None:
+        """Accounts and rights stand as acknowledged; a step that was broken off is done with its line in the audit log,
+        or not at all."""
+        found, may = rights.facts(self.registry.accounts), [state.standing for state in self.states]
+        if not self.faults:
+            assert found in may, f"{sorted(found)}; {self.told.open}"
+        for fact in found.union(*may):
+            assert (fact in found) in {fact in state for state in may}, f"{fact}; {self.told.open}"
 
     async def push_again(self) -> None:
         """The same content can be pushed anew, whatever was left lying about."""

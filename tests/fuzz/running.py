@@ -188,7 +188,7 @@ def kept(server: Server) -> Kept:
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
     finally:
         db.close()
-    rows = tuple((name, count) for name, count in counts if not name.startswith(("sqlite_", "tag_history")))
+    rows = tuple((name, count) for name, count in counts if not name.startswith(("sqlite_", "tag_history", "audit")))
     return Kept(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
 
 

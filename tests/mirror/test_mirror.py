@@ -11,6 +11,7 @@ from storage.content import digest_of
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, UpstreamUnavailable
 from storage.interface import Registry
 from storage.names import RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES
 from tests.contract.making import BY, image_of, push_image, read_blob
 from tests.mirror.conftest import FAR, HERE, Site, Worker
 
@@ -31,7 +32,7 @@ async def test_writes_are_denied(site: Site, worker: Worker) -> None:
         worker.mirror.start_upload(HERE),
         worker.mirror.resume_upload(HERE, upload),
         worker.mirror.upload_offset(HERE, upload),
-        worker.mirror.mount_blob(HERE, digest_of(b"layer"), None, BY),
+        worker.mirror.mount_blob(HERE, digest_of(b"layer"), ALL_NAMES, BY),
         worker.mirror.put_manifest(HERE, image, [TAG], by=BY),
     ):
         with pytest.raises(Denied, match=r"library/app is mirrored from docker\.io; push under another name"):

@@ -22,6 +22,7 @@ from storage.interface import Registry
 from storage.memory import MemoryRegistry
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.opening import open_registry, prepare
+from storage.patterns import ALL_NAMES, NO_NAMES, Names
 from storage.stored import StoredRegistry
 from storage.upkeep.collect import Collector
 from tests.contract.making import described as descriptor_of
@@ -45,6 +46,8 @@ contents = st.sampled_from(BLOBS)
 blob_digests = st.sampled_from(BLOB_DIGESTS)
 algorithms = st.sampled_from(["sha256", "sha256", "sha256", "sha512"])
 cursors = st.sampled_from(CURSORS)
+name_sets = st.sampled_from([ALL_NAMES, NO_NAMES, Names.of(["a"]), Names.of(["*/b", "c/**"]), Names.of(["**"], ["a"])])
+people = st.sampled_from([None, BY, Actor("somebody else")])
 limits = st.sampled_from([1, 2, 3, 100])
 spans = st.none() | st.builds(Span, st.integers(-20, 60), st.none()) | st.builds(Span, st.just(2), st.integers(0, 60))
 
@@ -111,12 +114,12 @@ class Agreement(RuleBasedStateMachine):
 
     # Uploads
 
-    @rule(target=uploads, repo=repos, algorithm=algorithms)
-    def start(self, repo: RepositoryName, algorithm: str) -> Upload:
-        return self.begin(repo, algorithm)
+    @rule(target=uploads, repo=repos, algorithm=algorithms, by=people)
+    def start(self, repo: RepositoryName, algorithm: str, by: Actor | None) -> Upload:
+        return self.begin(repo, algorithm, by)
 
-    def begin(self, repo: RepositoryName, algorithm: str) -> Upload:
-        writers = self.pair.get([registry.start_upload(repo, algorithm) for registry in self.pair.both])
+    def begin(self, repo: RepositoryName, algorithm: str, by: Actor | None = None) -> Upload:
+        writers = self.pair.get([registry.start_upload(repo, algorithm, by=by) for registry in self.pair.both])
         upload = Upload(repo, [writer.id for writer in writers], writers)
         self.held.append(upload)
         return upload
@@ -190,6 +193,18 @@ class Agreement(RuleBasedStateMachine):
             assert isinstance(self.pair.compare([registry.upload_offset(repo, n) for registry, n in pairs]), Raised)
             assert isinstance(self.pair.compare([registry.resume_upload(repo, n) for registry, n in pairs]), Raised)
 
+    @rule(upload=uploads, by=people)
+    def ask_for_it_as(self, upload: Upload, by: Actor | None) -> None:
+        """Nobody loses it by that, whether it is theirs or not."""
+        self.land(upload)
+        pairs = list(zip(self.pair.both, upload.ids, strict=True))
+        self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
+        wrong = len(upload.taken) + 1
+        told = self.pair.compare(
+            [registry.resume_upload(upload.repo, number, wrong, by=by) for registry, number in pairs]
+        )
+        assert isinstance(told, Raised)
+
     @rule(upload=uploads, algorithm=algorithms, right=st.sampled_from([True, True, True, False]))
     def commit(self, upload: Upload, algorithm: str, right: bool) -> None:
         if upload.writers is not None:
@@ -253,8 +268,8 @@ class Agreement(RuleBasedStateMachine):
 
     # Blobs
 
-    @rule(repo=repos, digest=blob_digests, source=st.none() | repos)
-    def mount(self, repo: RepositoryName, digest: Digest, source: RepositoryName | None) -> None:
+    @rule(repo=repos, digest=blob_digests, source=name_sets | repos)
+    def mount(self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names) -> None:
         self.change(lambda registry: registry.mount_blob(repo, digest, source, BY))
 
     @rule(repo=repos, digest=blob_digests)
@@ -379,9 +394,9 @@ class Agreement(RuleBasedStateMachine):
 
     # Lists
 
-    @rule(after=cursors, limit=limits)
-    def list_repositories(self, after: str | None, limit: int) -> None:
-        self.pair.ask(lambda registry: registry.repositories(after, limit))
+    @rule(after=cursors, limit=limits, within=name_sets)
+    def list_repositories(self, after: str | None, limit: int, within: Names) -> None:
+        self.pair.ask(lambda registry: registry.repositories(after, limit, within))
 
     @rule(repo=repos, after=cursors, limit=limits)
     def list_tags(self, repo: RepositoryName, after: str | None, limit: int) -> None:

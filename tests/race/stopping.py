@@ -16,6 +16,7 @@ from storage.content import OCI_MANIFEST, Actor, Manifest, digest_of
 from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName, Tag
 from storage.opening import open_registry
+from storage.patterns import ALL_NAMES
 from storage.stored import StoredRegistry
 from storage.system import System
 from tests.serving import ROOT
@@ -121,7 +122,7 @@ async def act(registry: StoredRegistry, what: str, repo: str, body: bytes) -> No
         case "delete":
             await registry.delete_blob(name, digest_of(body), by=BY)
         case "mount":
-            await registry.mount_blob(name, digest_of(body), None, BY)
+            await registry.mount_blob(name, digest_of(body), ALL_NAMES, BY)
         case "manifest":
             await registry.put_manifest(name, manifest_of(body), [Tag("latest")], by=BY)
         case "collect":

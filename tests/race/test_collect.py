@@ -11,6 +11,7 @@ import pytest
 from storage.content import digest_of
 from storage.errors import BlobUnknown, ManifestBlobUnknown
 from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES
 from storage.stored import StoredRegistry
 from tests.race.stopping import BY, Peer, Stopping, act, manifest_of, pull, push
 
@@ -101,7 +102,7 @@ async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(registry: S
     await _dropped(registry)
     await peer.start("collect", APP, BODY, ("rename", "/trash/"))
     with pytest.raises(BlobUnknown):
-        await registry.mount_blob(WEB, DIGEST, None, BY)
+        await registry.mount_blob(WEB, DIGEST, ALL_NAMES, BY)
     assert await peer.finish() is None
 
     await push(registry, APP, BODY)

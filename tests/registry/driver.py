@@ -129,6 +129,7 @@ class Client:
         self.app = app
         self.zero_copy = zero_copy
         self.sent = [0, 0]
+        self.address = "192.0.2.7"
 
     async def __call__(
         self,
@@ -152,6 +153,7 @@ class Client:
             given.append(("transfer-encoding", "chunked"))
         connection = Connection(method, [part for part in parts if part], leaves=leaves, after=after)
         scope = scope_of(method, target, given)
+        scope["client"] = (self.address, 40000)
         if self.zero_copy:
             scope["extensions"] = {ZERO_COPY: {}}
         await self._run(scope, connection)

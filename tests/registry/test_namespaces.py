@@ -105,12 +105,12 @@ async def test_ns_by_another_name(client: Client, registry: MemoryRegistry) -> N
 
 
 async def test_an_unknown_ns_is_never_dialled(client: Client, registry: MemoryRegistry) -> None:
-    """404 NAME_UNKNOWN with the names that are mirrored here; what is hosted under that path does not show."""
+    """404 NAME_UNKNOWN; neither what is mirrored here nor what is hosted under that path shows."""
     await put_image(registry, "1", repo="team/app")
     for ns in ("quay.io", "http://169.254.169.254", "docker.io/library", "ghcr.io:443", "registry.corp:80", "x" * 300):
         answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}")
         assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
-        assert "docker.io, ghcr.io" in answer.json["errors"][0]["message"]
+        assert "ghcr.io" not in answer.json["errors"][0]["message"].replace("ghcr.io:443", "")
         assert "oci-namespace" not in answer
 
 

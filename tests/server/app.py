@@ -8,14 +8,21 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 if os.environ.get("NO_UVLOOP"):  # as on a platform it has no wheel for
     sys.modules["uvloop"] = None  # type: ignore[assignment]
 
+from registry.server.certificates import CertificateFiles, Certificates
+from registry.server.crowd import Crowd
+from registry.server.door import Door
 from registry.server.limits import ServerLimits
 from registry.server.listen import ListenError, address_of, bind
+from registry.server.proxies import TrustedProxies
 from registry.server.run import serve
 
 
@@ -69,6 +76,9 @@ class App:
             "names": [n.decode() for n, _ in scope["headers"]],
             "size": size,
             "pid": os.getpid(),
+            "client": scope["client"][0],
+            "scheme": scope["scheme"],
+            "extensions": sorted(scope.get("extensions", {})),
         }
         await answer(send, 200, json.dumps(seen).encode())
 
@@ -199,6 +209,25 @@ def main() -> int:
         shutdown_grace=options.get("grace", 5.0),
         limits=ServerLimits(**options.get("limits", {})),
         on_ready=lambda: say(f"ready {address}"),
+        door=door(options),
+    )
+
+
+def door(options: dict[str, Any]) -> Door:
+    """`tls`: certificate, key, and perhaps the authority for clients and what it is for; `proxies`: networks;
+    `connections`: of an address."""
+    tls, workers = options.get("tls"), options.get("workers", 1)
+    certificates = None
+    if tls is not None:
+        certificate, key, *more = tls
+        files = CertificateFiles(Path(certificate), Path(key))
+        if more:
+            files = replace(files, client_ca=Path(more[0]), client_auth=more[1])
+        certificates = Certificates(files)
+    return Door(
+        certificates,
+        TrustedProxies(map(ip_network, options["proxies"])) if "proxies" in options else None,
+        Crowd(options["connections"], workers) if "connections" in options else None,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.content import digest_of
+from storage.content import Actor, digest_of
 from storage.data_directory import DataDirectoryError, check_writable, filesystem_of
 from storage.metadata.migrate import steps
 from storage.names import RepositoryName
@@ -193,27 +193,47 @@ def test_a_directory_without_the_right_to_write_is_refused(tmp_path: Path) -> No
     assert not list(data.iterdir())
 
 
-def _tables(db: apsw.Connection) -> set[str]:
-    return {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+def _made_older(database: Path, version: int) -> None:
+    """The same rows in the tables of an earlier version, as far as it has them."""
+    old = database.with_suffix(".old")
+    db = apsw.Connection(str(old))
+    for _, sql in steps()[:version]:
+        db.execute(sql)
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    db.execute("ATTACH ? AS new", (str(database),))
+    for table in tables:
+        columns = ", ".join(name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,)))
+        db.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
+    db.execute("DETACH new")
+    db.pragma("user_version", version)
+    db.pragma("journal_mode", "wal")
+    db.close()
+    for name in (f"{database}-wal", f"{database}-shm"):
+        Path(name).unlink(missing_ok=True)
+    old.rename(database)
 
 
-async def test_a_data_directory_of_the_first_version_becomes_one_of_this(tmp_path: Path) -> None:
-    """What was pushed is there, what has come new works, and others on the machine cannot read its database any
-    more."""
+@pytest.mark.parametrize("version", range(1, len(steps())))
+async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_path: Path, version: int) -> None:
+    """What was pushed is there, a session that was begun goes on, what has come new works, and others on the machine
+    cannot read its database any more."""
     data = tmp_path / "data"
     prepare(data)
     await _push(data, b"hello")
-    (data / "partials").rmdir()
-    db, first = apsw.Connection(str(data / "entrepot.db")), apsw.Connection(":memory:")
-    first.execute(steps()[0][1])
-    for table in sorted(_tables(db) - _tables(first)):
-        db.execute(f"DROP TABLE {table}")
-    db.pragma("user_version", 1)
-    db.close()
+    async with open_registry(data, boot="one") as registry:
+        writer = await registry.start_upload(APP)
+        await writer.write(b"half")
+        await writer.aclose()
+    if version == 1:
+        (data / "partials").rmdir()
+    (data / "blobs").chmod(0o755)
+    _made_older(data / "entrepot.db", version)
     (data / "entrepot.db").chmod(0o644)
     prepare(data)
-    async with open_registry(data) as registry:
+    async with open_registry(data, boot="one") as registry:
         assert (await registry.resolve_blob(APP, digest_of(b"hello"))).size == 5
+        assert await registry.upload_offset(APP, writer.id, by=Actor("somebody")) == 4
+        assert not registry.accounts.closed()
         partial = await registry.partials.claim(digest_of(b"far"), 3)
         partial.write_at(0, b"far")
         await partial.commit(APP)
@@ -221,3 +241,30 @@ async def test_a_data_directory_of_the_first_version_becomes_one_of_this(tmp_pat
         await registry.records.keep_token("key", "token", 2e9)
         modes = {file.name: file.stat().st_mode & 0o007 for file in data.glob("entrepot.db*")}
     assert modes == {"entrepot.db": 0, "entrepot.db-wal": 0, "entrepot.db-shm": 0}
+    assert [found.name for found in data.iterdir() if found.is_dir() and _others(found)] == []
+
+
+async def test_others_on_the_machine_read_nothing(tmp_path: Path) -> None:
+    """Whatever umask the server has: private images are no business of the machine's other users."""
+    data = tmp_path / "data"
+    umask = os.umask(0)
+    try:
+        prepare(data)
+        async with open_registry(data) as registry:
+            writer = await registry.start_upload(APP)
+            await writer.write(b"hello")
+            await writer.commit(digest_of(b"hello"))
+            await writer.aclose()
+            left = await registry.start_upload(APP)
+            await left.write(b"half")
+            await left.aclose()
+            open_to_others = [found for found in data.iterdir() if found.is_dir() and _others(found)]
+            files = [found for found in (data / "blobs").rglob("*") if found.is_file()]
+            assert (len(files), [found for found in files if _others(found)], open_to_others) == (1, [], [])
+    finally:
+        os.umask(umask)
+
+
+def _others(path: Path) -> int:
+    """What others may do there."""
+    return path.stat().st_mode & 0o007

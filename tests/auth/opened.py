@@ -1,0 +1,94 @@
+"""A registry's store with accounts in it, and what checks credentials over it, as one process has them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.auth import api_tokens
+from registry.auth.api_tokens import NewToken
+from registry.auth.assembly import Access, open_access
+from registry.auth.passwords import hash_password
+from registry.auth.policy import Policy
+from registry.auth.service import TokenService
+from registry.config import Settings
+from storage.access import AccountName, Action, AuditEntry, AuditQuery, Grant, Kind, Subject
+from storage.accounts import Accounts
+from storage.content import Actor
+from storage.opening import open_registry, prepare
+from storage.patterns import NamePattern
+from storage.stored import StoredRegistry
+
+ADMIN = Actor("operator")
+HERE = Actor(address="192.0.2.1", user_agent="docker/29")
+THERE = Actor(address="198.51.100.7", user_agent="docker/29")
+PASSWORD = "correct horse battery"
+ALICE, BOB, CI = AccountName("alice"), AccountName("bob"), AccountName("ci")
+
+
+class Clock:
+    """Seconds since 1970, as the test wants them."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Process:
+    """One worker: the store as it has it, and what it remembers."""
+
+    registry: StoredRegistry
+    access: Access
+    clock: Clock
+
+    @property
+    def accounts(self) -> Accounts:
+        return self.registry.accounts
+
+    def service(self, **policy: Any) -> TokenService:
+        return self.access.token_service(Policy(self.accounts, standing=self.access.standing, **policy))
+
+    async def add_user(self, name: AccountName, password: str | None = PASSWORD, *, admin: bool = False) -> None:
+        held = None if password is None else hash_password(password)
+        await self.accounts.add_account(name, Kind.USER, password_hash=held, admin=admin, by=ADMIN)
+
+    async def add_robot(self, name: AccountName = CI) -> None:
+        await self.accounts.add_account(name, Kind.ROBOT, password_hash=None, by=ADMIN)
+
+    async def add_token(self, account: AccountName, **more: Any) -> NewToken:
+        made = api_tokens.make(account, now=self.clock(), **more)
+        await self.accounts.add_token(made.token, made.secret_hash, by=ADMIN)
+        return made
+
+    async def grant(self, subject: str, pattern: str, actions: str) -> None:
+        given = Grant(Subject.parse(subject), NamePattern(pattern), Action.parse(actions))
+        await self.accounts.put_grant(given, by=ADMIN)
+
+    async def audited(self, action: str = "login") -> list[AuditEntry]:
+        """The lines, newest first, with those that were still being gathered."""
+        await self.access.notes.flush()
+        return list(self.accounts.audit(AuditQuery(action=action), 100).items)
+
+
+@contextlib.asynccontextmanager
+async def process(data: Path, clock: Clock, settings: Mapping[str, Any] | None = None) -> AsyncIterator[Process]:
+    """A worker on this data directory; opened twice it is as two of them."""
+    prepare(data)
+    made = Settings(data=data, **(settings or {}))
+    async with (
+        open_registry(data, clock=clock) as registry,
+        open_access(made, registry.accounts, registry.turns, clock=clock, monotonic=clock) as access,
+    ):
+        yield Process(registry, access, clock)
+
+
+def basic(user: str, secret: str) -> str:
+    """The header's value."""
+    return "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()

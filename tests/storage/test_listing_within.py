@@ -1,0 +1,79 @@
+"""Lists of the repositories of a set: what they cost does not follow what lies outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from storage.metadata import lookups
+from storage.metadata.connection import connect
+from storage.patterns import Names
+
+TEAMS, EACH = 100, 200
+NAMES = sorted(f"team{team:02}/app{number:03}" for team in range(TEAMS) for number in range(EACH))
+
+
+class Counting:
+    """A connection to a store with 20,000 repositories, and how many steps SQLite took in it: a row that is looked at
+    takes at least three."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self.db = db
+        self.steps = 0
+        db.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._count)
+
+    def _count(self, event: dict[str, Any]) -> None:
+        self.steps += event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
+
+    def page(self, names: Names, after: str | None, limit: int) -> tuple[list[str], bool, int]:
+        """A page's items, whether more follow, and the steps it took."""
+        self.steps = 0
+        found = lookups.repositories(self.db, after, limit, names)
+        return list(found.items), found.more, self.steps
+
+
+@pytest.fixture
+def store(data: Path) -> Iterator[Counting]:
+    db = connect(data / "entrepot.db")
+    with db:
+        db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in NAMES))
+    yield Counting(db)
+    db.close()
+
+
+def test_a_page_looks_at_what_is_in_the_set(store: Counting) -> None:
+    """Three small prefixes among many: first pages, last pages and pages between cost what they hold."""
+    names = Names.of(["team03/**", "team55/**", "team97/**"])
+    inside = [name for name in NAMES if name in names]
+    for after in (None, "team03/app120", "team03/app199", "team60", "team97/app150", "zzz"):
+        following = [name for name in inside if after is None or name > after]
+        items, more, steps = store.page(names, after, 100)
+        assert (items, more) == (following[:100], len(following) > 100)
+        assert steps < 100 + 10 * 100, after
+
+
+def test_a_page_of_a_set_that_asks_more_looks_inside_its_prefixes(store: Counting) -> None:
+    """A pattern with something after its first star is tried on the names with its prefix, and on no others; those of
+    a guarded segment, and those below one that the pattern does not go below, are passed over."""
+    items, more, steps = store.page(Names.of(["team4*/app007", "team77/*1"]), None, 100)
+    assert (items, more) == ([name for name in NAMES if name in Names.of(["team4*/app007", "team77/*1"])], False)
+    assert steps < 100 + 10 * 11 * EACH
+    items, more, steps = store.page(Names.of(["*", "team0"]), None, 100)
+    assert (items, more) == ([], False)
+    assert steps < TEAMS * (lookups.MISSES + 4) * 10
+    guarded = [f"team{number:02}" for number in range(99)]
+    items, more, steps = store.page(Names.of(["**", "team50/app000"], guarded), None, 10)
+    assert (items, more) == (["team50/app000", *(name for name in NAMES if name.startswith("team99/"))][:10], True)
+    assert steps < 2 * len(guarded) * 25
+
+
+def test_a_page_of_all_looks_at_no_more(store: Counting) -> None:
+    """Wherever it starts."""
+    for after in (None, "team50", "team99/app198"):
+        items, _, steps = store.page(Names.of(["**"]), after, 50)
+        assert items == [name for name in NAMES if after is None or name > after][:50]
+        assert steps < 100 + 10 * 50
