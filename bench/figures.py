@@ -18,6 +18,7 @@ class Figure:
 
 RATE = Figure("rate", "requests/s", more=True)
 CPU = Figure("cpu", "server CPU µs each")
+TOLL = Figure("toll", "CPU to that without accounts")
 P50 = Figure("p50", "p50 ms")
 P99 = Figure("p99", "p99 ms")
 SPEED = Figure("speed", "MiB/s", more=True)

@@ -57,6 +57,7 @@ GOALS = (
     share("manifest-tag", "cpu", "manifest by tag, CPU each", 1 / 8),
     times("manifest-digest", "rate", "manifest by digest, requests/s", 9.5),
     share("manifest-digest", "cpu", "manifest by digest, CPU each", 1 / 8),
+    most("manifest-tag-bearer", "toll", "manifest by tag with a token, CPU to that without", 1.15),
     times("blob-4k", "rate", "blob of 4 KiB, requests/s", 22),
     times("v2", "rate", "GET /v2/, requests/s", 10),
     times("tags-list", "rate", "tags list, requests/s", 8),
@@ -71,6 +72,7 @@ GOALS = (
     most(PEAK, "pss", "memory at its peak, MiB", 220),
     most("start", "seconds", "ready to serve, s", 2),
     most("manifest-under-bulk", "p99", "manifest p99 beside bulk, ms", 50),
+    most("login-storm", "p99", "GET /v2/ p99 beside 10,000 wrong logins, ms", 100),
 )
 
 Verdict = tuple[Goal, float | None]

@@ -117,11 +117,11 @@ def running(kind: Kind, folder: Path) -> Iterator[Server]:
 
 
 def answers(port: int) -> bool:
-    """Whether a registry serves there."""
+    """Whether a registry serves there, perhaps to those who have logged in."""
     connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT)
     try:
         connection.request("GET", "/v2/")
-        return connection.getresponse().status == 200
+        return connection.getresponse().status in (200, 401)
     except OSError:
         return False
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bench.rows.bearer_row import Bearer
 from bench.rows.bulk_rows import BulkPull, BulkPush, UnderBulk
 from bench.rows.pull_row import DockerPull
 from bench.rows.row import Row, Stage
 from bench.rows.small_rows import Heads, Requests, TagPuts, small_target
 from bench.rows.start_row import Start
+from bench.rows.storm_row import Storm
 
 __all__ = ["Row", "Stage", "all_rows"]
 
@@ -17,6 +19,7 @@ def all_rows() -> list[Row]:
         Start(),
         Requests("v2", "GET /v2/", small_target("v2")),
         Requests("manifest-tag", "manifest by tag", small_target("tag")),
+        Bearer(),
         Requests("manifest-digest", "manifest by digest", small_target("digest")),
         Heads("head-tag", "HEAD manifest by tag", small_target("tag")),
         Heads("head-digest", "HEAD manifest by digest", small_target("digest")),
@@ -29,4 +32,5 @@ def all_rows() -> list[Row]:
         BulkPush(),
         UnderBulk(),
         DockerPull(),
+        Storm(),
     ]
