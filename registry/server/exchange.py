@@ -171,6 +171,10 @@ class Exchange(RequestResponseCycle):
                 await self._pass_over_a_short_rest()
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
+            if self.transport.is_closing():
+                # A write that failed is told in a later turn of the loop, which who sends on never lets come.
+                self.hang_up()
+                raise ClientDisconnected
             kind = message["type"]
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)

@@ -245,8 +245,9 @@ def test_sighup(start: Start, context: ssl.SSLContext, live: Pair, second: Pair,
     old = shown(running, context)
     put(second, live)
     os.kill(running.pid, signal.SIGHUP)
-    new = other_than(running, context, old)
-    wait_for(lambda: everywhere(running, context, new))
+    # A worker that goes may end a connection before its first request, as any server does that closes.
+    wait_for(lambda: again(running, context) not in ("", old))
+    wait_for(lambda: all(again(running, context) not in ("", old) for _ in range(20)))
 
 
 def test_a_worker_that_starts_again(start: Start, context: ssl.SSLContext, live: Pair, second: Pair) -> None:
