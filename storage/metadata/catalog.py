@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,12 @@ class Dropped:
 
 class Metadata(Protocol):
     """Changes return when they are durable, unless said otherwise. Errors: StorageFull, StorageFailed, those named."""
+
+    @property
+    def version(self) -> Callable[[], object]:
+        """Gives a mark of all that is kept there, accounts included. Equal ones mean that nothing has changed in
+        between, by any process; what is looked up after a mark was taken is at least as new as it."""
+        ...
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         """Raises BlobUnknown."""

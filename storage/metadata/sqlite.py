@@ -7,6 +7,7 @@ Changes go through the `Writer`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar, cast
 
 from storage.blobs.layout import Layout
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
@@ -15,15 +16,34 @@ from storage.metadata.access.store import SqliteAccounts
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
 from storage.metadata.records import SqliteRecords
-from storage.metadata.remember import Remembered
+from storage.metadata.version import Version
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import Names
+from storage.remember import Remembered
 from storage.system import System
+
+REMEMBERED: Final = 16 * 1024 * 1024
+"""Bytes of answers that are kept, about."""
+_FEW: Final = 1024
+"""What an answer weighs that is a few fields: about its bytes."""
+T = TypeVar("T")
 
 
 def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
-    return 512 + sum(64 + len(name) for name in page.items)
+    return _FEW + sum(64 + len(name) for name in page.items)
+
+
+def _manifest_size(manifest: Manifest) -> int:
+    return _FEW + 4 * len(manifest.body)  # some ask what it says, and that is kept with it
+
+
+def _descriptor_size(descriptor: Descriptor) -> int:
+    return _FEW + sum(128 + len(name) + len(text) for name, text in (descriptor.annotations or {}).items())
+
+
+def _row_size(_: BlobRow) -> int:
+    return _FEW
 
 
 class SqliteMetadata:
@@ -31,19 +51,32 @@ class SqliteMetadata:
 
     def __init__(self, layout: Layout, system: System, clock: Callable[[], float]) -> None:
         self._db = connect(layout.metadata, read_only=True)
-        self._remembered = Remembered(self._db)
+        self.version = Version(self._db)
+        self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
         self._writer = Writer(layout, system)
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
-        self.accounts = SqliteAccounts(self._db, self._writer, clock)
+        self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version)
 
     def close(self) -> None:
         """Makes the changes that wait, then closes."""
         self._writer.close()
+        self.version.close()
         self._db.close()
 
+    def _look(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
+        """`look(db, *what)`, or what it gave since the last commit. What it raises is not kept."""
+        key = (look, *what)
+        kept = self._remembered.get(key)
+        if kept is not None:
+            return cast("T", kept)
+        since = self.version()
+        answer = look(self._db, *what)
+        self._remembered.keep(key, answer, weigh(answer), since)
+        return answer
+
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return lookups.blob(self._db, repo, digest)
+        return self._look(_row_size, lookups.blob, repo, digest)
 
     async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
         now = self._clock()
@@ -82,10 +115,10 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False)
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return lookups.manifest_descriptor(self._db, repo, reference)
+        return self._look(_descriptor_size, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return lookups.manifest(self._db, repo, reference)
+        return self._look(_manifest_size, lookups.manifest, repo, reference)
 
     async def put_manifest(
         self,
@@ -115,10 +148,10 @@ class SqliteMetadata:
         return lookups.known_repository(self._db, repo)
 
     async def repositories(self, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:
-        return self._remembered.get(lookups.repositories, after, limit, within, weight=_page_size)
+        return self._look(_page_size, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return self._remembered.get(lookups.tags, repo, after, limit, weight=_page_size)
+        return self._look(_page_size, lookups.tags, repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int

@@ -1,102 +1,83 @@
-"""Answers that are kept until the database changes."""
+"""Answers that are kept until what they were made of changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import apsw
 import pytest
 
-from storage.metadata.connection import connect, create
-from storage.metadata.remember import Remembered
+from storage.remember import SHARE, Remembered
+
+ROOM = 100 * SHARE
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    db = create(tmp_path / "some.db")
-    db.execute("CREATE TABLE word (text TEXT); INSERT INTO word VALUES ('first')")
-    db.close()
-    return tmp_path / "some.db"
-
-
-@pytest.fixture
-def writing(file: Path) -> Iterator[apsw.Connection]:
-    db = connect(file)
-    yield db
-    db.close()
-
-
-class Looking:
-    """Looks words up, and counts how often it was asked to."""
+class Counted:
+    """A thing that changes, and the mark of its state."""
 
     def __init__(self) -> None:
-        self.times = 0
+        self.state = 0
 
-    def __call__(self, db: apsw.Connection, prefix: str) -> list[str]:
-        self.times += 1
-        rows = db.execute("SELECT text FROM word WHERE text LIKE ? || '%' ORDER BY text", (prefix,)).fetchall()
-        return [str(text) for (text,) in rows]
+    def __call__(self) -> object:
+        return self.state
 
 
-def _size(_: object) -> int:
-    return 100
+@pytest.fixture
+def thing() -> Counted:
+    return Counted()
 
 
-def test_the_same_question_is_looked_up_once(file: Path, writing: apsw.Connection) -> None:
-    """As long as nothing changes, the database is asked once; another question is another answer."""
-    look = Looking()
-    remembered = Remembered(connect(file, read_only=True))
-    assert remembered.get(look, "f", weight=_size) == remembered.get(look, "f", weight=_size) == ["first"]
-    assert look.times == 1
-    assert remembered.get(look, "x", weight=_size) == []
-    assert look.times == 2
+@pytest.fixture
+def remembered(thing: Counted) -> Remembered[str]:
+    return Remembered(thing, ROOM)
 
 
-def test_a_commit_of_another_connection_is_seen_at_once(file: Path, writing: apsw.Connection) -> None:
-    """The first answer after a commit is the new one; before the commit it is the old one."""
-    look = Looking()
-    remembered = Remembered(connect(file, read_only=True))
-    assert remembered.get(look, "f", weight=_size) == ["first"]
-    for number in range(20):
-        writing.execute("BEGIN IMMEDIATE")
-        writing.execute("INSERT INTO word VALUES (?)", (f"further {number:02}",))
-        assert len(remembered.get(look, "f", weight=_size)) == 1 + number
-        writing.execute("COMMIT")
-        assert len(remembered.get(look, "f", weight=_size)) == 2 + number
+def test_what_was_kept_is_given_while_nothing_changes(remembered: Remembered[str]) -> None:
+    """Under its own key, and no other."""
+    remembered.keep("key", "answer", 1, since=0)
+    assert remembered.get("key") == remembered.get("key") == "answer"
+    assert remembered.get("other") is None
 
 
-def test_a_commit_is_seen_after_a_checkpoint_too(file: Path, writing: apsw.Connection) -> None:
-    """The count that answers are kept under goes on when the WAL starts anew."""
-    look = Looking()
-    remembered = Remembered(connect(file, read_only=True))
-    for number in range(5):
-        assert len(remembered.get(look, "", weight=_size)) == 1 + number
-        writing.execute("INSERT INTO word VALUES ('more')")
-        writing.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-    assert len(remembered.get(look, "", weight=_size)) == 6
+def test_a_change_ends_all_answers(thing: Counted, remembered: Remembered[str]) -> None:
+    """At the next question, whether or not the answer would be another; going back to an old state brings none back."""
+    remembered.keep("key", "answer", 1, since=0)
+    thing.state = 1
+    assert remembered.get("key") is None
+    thing.state = 0
+    assert remembered.get("key") is None
 
 
-def test_what_is_kept_has_a_bound(file: Path, writing: apsw.Connection) -> None:
-    """Answers that no longer fit are right all the same; they are looked up again."""
-    look = Looking()
-    remembered = Remembered(connect(file, read_only=True), room=250)
-    for _ in range(2):
-        for prefix in ("f", "fi", "fir"):
-            assert remembered.get(look, prefix, weight=_size) == ["first"]
-    assert look.times == 4
+def test_an_answer_from_before_a_change_is_not_kept(thing: Counted, remembered: Remembered[str]) -> None:
+    """Looked up before the change and offered after it: it may be stale."""
+    assert remembered.get("key") is None
+    thing.state = 1
+    remembered.keep("key", "stale", 1, since=0)
+    assert remembered.get("key") is None
+    remembered.keep("key", "stale", 1, since=0)
+    assert remembered.get("key") is None
+    remembered.keep("key", "fresh", 1, since=1)
+    assert remembered.get("key") == "fresh"
 
 
-def test_a_failure_is_not_kept(file: Path, writing: apsw.Connection) -> None:
-    """What raised once is asked again."""
-    remembered = Remembered(connect(file, read_only=True))
-    times = []
+def test_what_is_kept_has_a_bound(remembered: Remembered[str]) -> None:
+    """The oldest give way; what was kept last is there."""
+    for number in range(3 * SHARE):
+        remembered.keep(number, str(number), ROOM // SHARE, since=0)
+        assert remembered.get(number) == str(number)
+        assert sum(remembered.get(other) is not None for other in range(3 * SHARE)) <= SHARE
+    assert remembered.get(2 * SHARE) == str(2 * SHARE)
+    assert remembered.get(0) is None
 
-    def fail(_: apsw.Connection) -> None:
-        times.append(1)
-        raise LookupError
 
-    for _ in range(2):
-        with pytest.raises(LookupError):
-            remembered.get(fail, weight=_size)
-    assert len(times) == 2
+def test_one_large_answer_does_not_drive_out_all_others(remembered: Remembered[str]) -> None:
+    """It is simply not kept."""
+    remembered.keep("small", "answer", 1, since=0)
+    remembered.keep("large", "answer", ROOM // SHARE + 1, since=0)
+    assert remembered.get("large") is None
+    assert remembered.get("small") == "answer"
+
+
+def test_keeping_an_answer_twice_takes_its_room_once(remembered: Remembered[str]) -> None:
+    """Two that ask at once both offer what they found."""
+    remembered.keep("first", "answer", ROOM // SHARE, since=0)
+    for _ in range(3 * SHARE):
+        remembered.keep("again", "answer", ROOM // SHARE, since=0)
+    assert remembered.get("first") == remembered.get("again") == "answer"

@@ -31,11 +31,15 @@ T = TypeVar("T")
 
 
 class SqliteAccounts:
-    """Reads with `db`, on the event loop; changes through `writer`."""
+    """Reads with `db`, on the event loop; changes through `writer`. `version` is a mark of the database that every
+    commit changes."""
 
-    def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, db: apsw.Connection, writer: Writer, clock: Callable[[], float], version: Callable[[], object]
+    ) -> None:
         self._db = db
-        self._epoch = db.cursor()
+        self._version = version
+        self._epoch: tuple[object, int] = (None, 0)
         self._writer = writer
         self._clock = clock
 
@@ -50,8 +54,10 @@ class SqliteAccounts:
         return self._writer.run(lambda db: change(db, by, now, *what, **more))
 
     def epoch(self) -> int:
-        number: int = self._epoch.execute(epoch.READ).get  # a cursor of its own is half a microsecond less
-        return number
+        version = self._version()
+        if version != self._epoch[0]:
+            self._epoch = version, self._db.execute(epoch.READ).get
+        return self._epoch[1]
 
     def closed(self) -> bool:
         return bool(self._db.execute(epoch.CLOSED).get)

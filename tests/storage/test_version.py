@@ -1,0 +1,154 @@
+"""The mark of a database that every commit changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.metadata.connection import connect, create
+from storage.metadata.version import Version
+
+COUNT = "SELECT count(*) FROM word"
+INSERT = "INSERT INTO word VALUES ('more')"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    db = create(tmp_path / "some.db")
+    db.execute("CREATE TABLE word (text TEXT)")
+    db.close()
+    return tmp_path / "some.db"
+
+
+@pytest.fixture
+def writing(file: Path) -> Iterator[apsw.Connection]:
+    db = connect(file)
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def reading(file: Path) -> Iterator[apsw.Connection]:
+    db = connect(file, read_only=True)
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def version(reading: apsw.Connection) -> Iterator[Version]:
+    version = Version(reading)
+    yield version
+    version.close()
+
+
+def test_reading_changes_nothing(version: Version, reading: apsw.Connection, writing: apsw.Connection) -> None:
+    """Nor does a transaction that is rolled back, or is still open."""
+    before = version()
+    assert reading.execute(COUNT).get == 0
+    assert version() == before
+    writing.execute("BEGIN IMMEDIATE")
+    writing.execute(INSERT)
+    assert version() == before
+    writing.execute("ROLLBACK")
+    assert version() == before
+
+
+def test_a_commit_changes_it_before_it_returns(
+    version: Version, reading: apsw.Connection, writing: apsw.Connection
+) -> None:
+    """Each commit gives a mark that was never there, and the change is seen under it."""
+    seen = {version()}
+    for number in range(1, 50):
+        writing.execute(INSERT)
+        mark = version()
+        assert mark not in seen
+        seen.add(mark)
+        assert reading.execute(COUNT).get == number
+
+
+@pytest.mark.parametrize(
+    "mode", [apsw.SQLITE_CHECKPOINT_PASSIVE, apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE]
+)
+def test_a_commit_changes_it_after_a_checkpoint(version: Version, writing: apsw.Connection, mode: int) -> None:
+    """Also where the log starts anew, so that it is as long as it was before."""
+    seen = {version()}
+    for _ in range(20):
+        writing.execute(INSERT)
+        assert version() not in seen
+        seen.add(version())
+        writing.wal_checkpoint(mode=mode)
+        seen.add(version())
+
+
+def test_a_commit_of_another_process_changes_it(version: Version, reading: apsw.Connection, file: Path) -> None:
+    """By the time the process tells of it."""
+    script = (
+        "import sys; from pathlib import Path; from storage.metadata.connection import connect\n"
+        "db = connect(Path(sys.argv[1]))\n"
+        f"for line in sys.stdin: db.execute({INSERT!r}); print(flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin
+        assert other.stdout
+        for number in range(1, 20):
+            before = version()
+            other.stdin.write("\n")
+            other.stdin.flush()
+            other.stdout.readline()
+            assert version() != before
+            assert reading.execute(COUNT).get == number
+        other.stdin.close()
+
+
+def test_a_writer_that_was_killed_is_no_trouble(version: Version, file: Path, writing: apsw.Connection) -> None:
+    """What it had not committed shows in no mark; the next commit of another one does."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from storage.metadata.connection import connect\n"
+        "db = connect(Path(sys.argv[1])); db.execute('BEGIN IMMEDIATE')\n"
+        f"db.execute({INSERT!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    before = version()
+    assert subprocess.run([sys.executable, "-c", script, str(file)]).returncode == -signal.SIGKILL
+    assert version() == before
+    writing.execute(INSERT)
+    assert version() != before
+
+
+def test_a_commit_that_was_cut_in_its_middle_shows(version: Version, reading: apsw.Connection, file: Path) -> None:
+    """A writer that dies between the two copies of the header leaves the first as it was. SQLite's readers see the
+    commit from then on; so the mark is another one as well."""
+    before = version()
+    with open(f"{file}-shm", "r+b") as shared:
+        # Where the second copy counts the commits. Closing the file would drop this process's locks on it.
+        descriptor = os.dup(shared.fileno())
+    try:
+        assert os.pread(descriptor, 4, 8) == os.pread(descriptor, 4, 48 + 8)
+        os.pwrite(descriptor, b"\xff\xff\xff\x7f", 48 + 8)
+        assert version() != before
+    finally:
+        os.close(descriptor)
+
+
+def test_once_closed_nothing_is_the_same(reading: apsw.Connection) -> None:
+    """The memory is SQLite's; whoever asks after the end learns that all may have changed."""
+    version = Version(reading)
+    version.close()
+    assert version() != version()
+
+
+def test_a_database_without_a_log_has_none(tmp_path: Path) -> None:
+    """It is refused at the start, not at the first question."""
+    db = apsw.Connection(str(tmp_path / "plain.db"))
+    db.execute("CREATE TABLE word (text TEXT)")
+    with pytest.raises(apsw.CantOpenError, match="write-ahead log"):
+        Version(db)
+    db.close()
