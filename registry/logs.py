@@ -9,12 +9,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 GATHER_BYTES = 16 * 1024
 GATHER_SECONDS = 0.2
+
+
+class LineRecord(logging.LogRecord):
+    """A record with what a line shows. Finding out the rest, and that on every request, costs more than the line."""
+
+    pathname = filename = module = funcName = "unknown"
+    lineno = 0
+    thread = threadName = processName = taskName = exc_text = None
+    relativeCreated = 0.0
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+        **_: Any,
+    ) -> None:
+        self.name = name
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg = msg
+        self.args = args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
+        self.exc_info = exc_info
+        self.stack_info = sinfo
+        self.created = time.time()
+        self.msecs = self.created % 1 * 1000
+        self.process = os.getpid()
 
 
 class LineFormatter(logging.Formatter):
@@ -87,6 +122,7 @@ def log_to_stderr(level: str) -> None:
     # What our lines do not show need not be found out for each (the logging documentation, "Optimization").
     for fact, off in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, fact, off)
+    logging.setLogRecordFactory(LineRecord)
     handler = GatheringHandler(sys.stderr)
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
