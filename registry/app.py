@@ -27,6 +27,7 @@ from registry.http import Authenticator, DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import ACTING, Receive, Scope, Send
 from registry.http.namespaces import hosts_of
+from registry.http.ready import Ready, ReadyAnswers
 from registry.observe import Observed
 from registry.opening import open_service
 from registry.restrict import Restricted
@@ -66,8 +67,9 @@ class Entrepot(FastAPI):
         guard = self._guard(registry, settings)
         self._answer(guard, settings, OpenAuthenticator(guard, guarded_of(settings)))
 
-    def serve_accounts(self, router: Router, access: Access, settings: Settings) -> None:
-        """From here on what `router` leads to is what this application serves, to those who may have it."""
+    def serve_accounts(self, router: Router, access: Access, settings: Settings, version: Callable[[], object]) -> None:
+        """From here on what `router` leads to is what this application serves, to those who may have it. `version` is a
+        mark of all that the store holds, accounts included, which every change changes."""
         upstreams = [upstream.name for upstream in settings.upstream]
         self.access = access
         self.policy = Policy(
@@ -86,7 +88,8 @@ class Entrepot(FastAPI):
         authenticator = HeaderAuthenticator(
             guard, self.policy, access.credentials, clock=access.clock, key=os.urandom(32)
         )
-        self._answer(guard, settings, authenticator)
+        hosts = any(upstream.hosts for upstream in settings.upstream)
+        self._answer(guard, settings, authenticator, ReadyAnswers(version, router.settled, by_host=hosts))
 
     def _guard(
         self,
@@ -100,7 +103,13 @@ class Entrepot(FastAPI):
         self.unguarded = restricted
         return Guarded(restricted, places, denied, renew)
 
-    def _answer(self, guard: Guarded, settings: Settings, authenticator: Authenticator) -> None:
+    def _answer(
+        self,
+        guard: Guarded,
+        settings: Settings,
+        authenticator: Authenticator,
+        answers: ReadyAnswers | None = None,
+    ) -> None:
         self.registry = Observed(guard)
         self.distribution = DistributionAPI(
             self.registry,
@@ -110,7 +119,12 @@ class Entrepot(FastAPI):
             pace=self.pace,
             authenticator=authenticator,
             service=service_of(settings.auth, settings.public_url),
+            answers=answers,
         )
+
+    def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
+        """See `DistributionAPI.answer_at_once`."""
+        return self.distribution.answer_at_once(scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and is_distribution(raw_path(scope)):
@@ -181,7 +195,7 @@ def create_app(
             stored = router.hosted
             assert isinstance(stored, StoredRegistry)
             async with open_access(settings, stored.accounts, stored.turns) as access:
-                app.serve_accounts(router, access, settings)
+                app.serve_accounts(router, access, settings, stored.metadata.version)
                 yield
 
     # FastAPI's own documentation pages load their scripts from the internet.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from registry.http.exchange import ACTING
@@ -33,8 +34,12 @@ async def observe(
     if not log.isEnabledFor(logging.INFO):
         return await call
     outcome, begun = "OK", clock()
+    exchange = ACTING.get()
     try:
-        return await call
+        result = await call
+        if exchange is not None and exchange.calls is not None:
+            exchange.calls.append(partial(_again, operation, repo, what))
+        return result
     except RegistryError as error:
         outcome = error.code
         raise
@@ -42,19 +47,27 @@ async def observe(
         outcome = type(error).__name__
         raise
     finally:
-        exchange = ACTING.get()
         who = by or exchange or _NOBODY
-        log.info(
-            "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
-            operation,
-            repo or "-",
-            what or "-",
-            outcome,
-            (clock() - begun) * 1000,
-            who.name,
-            who.address or "-",
-            who.request_id or "-",
-        )
+        _tell(operation, repo, what, outcome, (clock() - begun) * 1000, who.name, who.address, who.request_id)
+
+
+def _tell(operation: str, repo: str, what: str, outcome: str, ms: float, name: str, address: str, request: str) -> None:
+    log.info(
+        "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
+        operation,
+        repo or "-",
+        what or "-",
+        outcome,
+        ms,
+        name,
+        address or "-",
+        request or "-",
+    )
+
+
+def _again(operation: str, repo: str, what: str, name: str, address: str, request: str) -> None:
+    """The line of a call that was not made, since its answer was ready."""
+    _tell(operation, repo, what, "OK", 0.0, name, address, request)
 
 
 class _ObservedWriter:

@@ -106,6 +106,13 @@ class Router(Refusing):
             return False
         return self._matches(repo) or await self._used(repo)
 
+    def settled(self, repo: RepositoryName) -> bool:
+        """Whether it is certain, without asking anybody, that reads of the name are answered by what is hosted here,
+        and always will be."""
+        if self.upstream_of(repo) is not None:
+            return False
+        return not self._open_to_default(repo) or self._matches(repo) or repo in self._seen
+
     async def _used(self, repo: RepositoryName) -> bool:
         if repo in self._seen:
             return True

@@ -7,7 +7,7 @@ are asked again, and the principal is made anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -73,18 +73,9 @@ class HeaderAuthenticator:
         if not principal.open:
             shown = exchange.headers(b"authorization")
             if shown:
-                marking = self._marking.copy()
-                marking.update(shown[0])
-                marking.update(exchange.address.encode())  # what others have shown right is not to be guessed from here
-                mark = marking.digest()
+                mark = self._mark(shown[0], exchange.address)
                 found = self._remembered.get(mark)
-                if (
-                    found is None
-                    or found.epoch != epoch
-                    or found.until <= self._clock()
-                    or found.foreign
-                    or len(shown) > 1
-                ):
+                if found is None or not self._counts(found) or len(shown) > 1:
                     found = await self._look(shown, mark, exchange)
                 principal = found.principal
         PRINCIPAL.set(principal)
@@ -92,8 +83,25 @@ class HeaderAuthenticator:
         exchange.name = principal.name
         exchange.let_in = principal.let_in
 
+    def known(self, shown: Sequence[bytes], address: str) -> bytes | None:
+        """What `authenticate` found out last, if it still counts and there is no more to it than the store holds."""
+        if self._nobody.open or not shown:
+            return b""
+        mark = self._mark(shown[0], address)
+        found = self._remembered.get(mark)
+        return None if found is None or not self._counts(found) or len(shown) > 1 else mark
+
     def check_push(self, repo: RepositoryName) -> None:
         self._guard.check_push(repo)
+
+    def _mark(self, shown: bytes, address: str) -> bytes:
+        marking = self._marking.copy()
+        marking.update(shown)
+        marking.update(address.encode())  # what others have shown right is not to be guessed from here
+        return marking.digest()
+
+    def _counts(self, found: Remembered) -> bool:
+        return found.epoch == self._epoch and found.until > self._clock() and not found.foreign
 
     async def _look(self, shown: list[bytes], mark: bytes, exchange: Exchange) -> Remembered:
         """What the header proves now. Raises Unauthorized, TooManyRequests."""
@@ -125,6 +133,9 @@ class OpenAuthenticator:
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard
         self._principal = open_principal(guarded)
+
+    def known(self, shown: Sequence[bytes], address: str) -> bytes:
+        return b""
 
     def check_push(self, repo: RepositoryName) -> None:
         self._guard.check_push(repo)

@@ -7,7 +7,7 @@ mapped to an answer in one place: here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from math import ceil
 from types import MappingProxyType
 from typing import Final
@@ -17,9 +17,10 @@ from registry.addresses import network_of
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.challenge import Authenticator, Challenges
 from registry.http.errors import MethodUnknown, status_of
-from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send
+from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send, random_id
 from registry.http.limits import Limits
 from registry.http.namespaces import Namespaces
+from registry.http.ready import Ready, ReadyAnswers
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
 from registry.notices import NOTICE
@@ -94,11 +95,15 @@ class DistributionAPI:
         authenticator: Authenticator | None = None,
         service: str = "entrepot",
         pace: Callable[[str], float] | None = None,
+        answers: ReadyAnswers | None = None,
     ) -> None:
         """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
         `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
-        `pace`: takes a request of somebody, and says how many seconds it has to wait; None: nobody has to."""
+        `pace`: takes a request of somebody, and says how many seconds it has to wait; None: nobody has to.
+        `answers`: None: each request is answered anew."""
         self.registry = registry
+        self._answers = answers
+        self._known = _everybody if authenticator is None else authenticator.known
         self._pace = pace
         self._namespaces = namespaces
         self._authenticator = authenticator
@@ -110,7 +115,12 @@ class DistributionAPI:
         exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send)
         ACTING.set(exchange)
         try:
-            await self._answer(exchange)
+            if self._answers is not None and self._answers.watch(exchange):
+                since = self._answers.version()
+                await self._answer(exchange)
+                self._answers.keep(exchange, self._known, since)
+            else:
+                await self._answer(exchange)
         except ClientGone:
             return
         except RegistryError as error:
@@ -125,6 +135,20 @@ class DistributionAPI:
                 raise
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
             await send_failure(exchange)
+
+    def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
+        """The answer to a request without a body, if it is ready, and the id that the request has got: for a server
+        that asks before it calls. All that goes with an answer has happened then, but the sending."""
+        answer = None if self._answers is None else self._answers.find(scope, self._known)
+        if answer is None:
+            return None
+        address = scope["client"][0] if scope["client"] else ""
+        if self._pace is not None and self._pace(_payer(answer.name, answer.named, address)):
+            return None
+        request = random_id()
+        for retell in answer.calls:
+            retell(answer.name, address, request)
+        return answer, request
 
     async def _enter(self, exchange: Exchange) -> None:
         """Finds out what the request is about, and who acts in it. One that is refused here counts as well: whoever
@@ -152,7 +176,7 @@ class DistributionAPI:
         """Counts the request. Raises TooManyRequests, with the time to wait in whole seconds, as Retry-After has it."""
         if self._pace is None:
             return
-        if wait := self._pace(f"account {exchange.name}" if exchange.named else network_of(exchange.address)):
+        if wait := self._pace(_payer(exchange.name, exchange.named, exchange.address)):
             raise TooManyRequests(retry_after=max(1, ceil(wait)))
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -173,6 +197,16 @@ class DistributionAPI:
     def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
+
+
+def _everybody(shown: Sequence[bytes], address: str) -> bytes:
+    """Where nobody is asked who they are, all are the same."""
+    return b""
+
+
+def _payer(name: str, named: bool, address: str) -> str:
+    """Whose requests one is counted with."""
+    return f"account {name}" if named else network_of(address)
 
 
 def _log_failure(exchange: Exchange, error: RegistryError) -> None:

@@ -7,6 +7,7 @@ for realm, service and scope.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Sequence
 from typing import Final, Protocol
 
 from registry.http.exchange import Exchange, Header, Scope
@@ -28,6 +29,11 @@ class Authenticator(Protocol):
         """From here on all that is done for this exchange is done by who it shows to be; sets `exchange.name` and
         `exchange.let_in`. Raises Unauthorized, TooManyRequests: what it shows does not count. A cancellation leaves
         nothing."""
+        ...
+
+    def known(self, shown: Sequence[bytes], address: str) -> Hashable | None:
+        """What stands for who acts in requests from `address` that show these `Authorization` headers, for as long as
+        the store stays as it is; None: that has to be found out each time."""
         ...
 
     def check_push(self, repo: RepositoryName) -> None:

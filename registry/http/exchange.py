@@ -29,6 +29,11 @@ _USER_AGENT = 256
 """Characters of a User-Agent that are kept."""
 
 
+def random_id() -> str:
+    """A request's id."""
+    return os.urandom(8).hex()
+
+
 class ClientGone(Exception):
     """The client closed the connection before its request was whole. Nobody is left to answer."""
 
@@ -39,7 +44,8 @@ class Exchange:
     `kind`, `repo` and `item` (the path's last part) are set by the API; `started` says that a status has been sent.
     `asked` is the repository's name as the client wrote it (empty where it speaks of none), `namespace` the upstream
     that it named beside it (`ns`). `name` is who acts; `let_in` says that they have shown who they are, be it nobody in
-    particular, or need not.
+    particular, or need not. `looked_at` holds the names of the headers that were asked for. `sent` and `calls` are what
+    was sent, and what tells of the calls that were made, where somebody wants to know (`registry.http.ready`).
     """
 
     __slots__ = (
@@ -50,10 +56,12 @@ class Exchange:
         "allowed",
         "asked",
         "base",
+        "calls",
         "item",
         "kind",
         "let_in",
         "limits",
+        "looked_at",
         "method",
         "name",
         "namespace",
@@ -61,6 +69,7 @@ class Exchange:
         "repo",
         "request_id",
         "scope",
+        "sent",
         "started",
     )
 
@@ -72,7 +81,7 @@ class Exchange:
         self.base = base
         self.scope = scope
         self.method: str = scope["method"]
-        self.request_id = os.urandom(8).hex()
+        self.request_id = random_id()
         self.started = False
         self.allowed: Sequence[str] = ()
         self.kind = ""
@@ -82,6 +91,9 @@ class Exchange:
         self.name = _NOBODY
         self.let_in = True
         self.item = ""
+        self.looked_at: set[bytes] = set()
+        self.sent: list[Message] | None = None
+        self.calls: list[Callable[[str, str, str], None]] | None = None
         self._headers: list[Header] = scope["headers"]
         self._query: Query | None = None
         self._receive = receive
@@ -91,10 +103,12 @@ class Exchange:
 
     def headers(self, name: bytes) -> list[bytes]:
         """Each value of a header, in order. `name` is in lower case."""
+        self.looked_at.add(name)
         return [value for key, value in self._headers if key == name]
 
     def header(self, name: bytes) -> bytes | None:
         """A header's first value."""
+        self.looked_at.add(name)
         for key, value in self._headers:
             if key == name:
                 return value
@@ -162,6 +176,8 @@ class Exchange:
     async def send(self, message: Message) -> None:
         self.started = True
         await self._send(message)
+        if self.sent is not None:
+            self.sent.append(message)
 
     def locate(self, *parts: str) -> bytes:
         """The address of something in this repository, for Location: under the name the client uses."""

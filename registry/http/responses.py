@@ -16,6 +16,7 @@ from storage.names import Digest
 API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
 NO_SNIFF: Header = (b"x-content-type-options", b"nosniff")
 ACCEPT_RANGES: Header = (b"accept-ranges", b"bytes")
+REQUEST_ID = b"x-request-id"
 EMPTY: Header = (b"content-length", b"0")
 JSON: Header = (b"content-type", b"application/json")
 OCTETS: Header = (b"content-type", BLOB_TYPE.encode())
@@ -37,7 +38,7 @@ async def send_head(exchange: Exchange, status: int, headers: Iterable[Header]) 
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [API_VERSION, NO_SNIFF, (b"x-request-id", exchange.request_id.encode()), *headers],
+            "headers": [API_VERSION, NO_SNIFF, (REQUEST_ID, exchange.request_id.encode()), *headers],
         }
     )
 

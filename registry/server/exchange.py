@@ -203,7 +203,7 @@ class Exchange(RequestResponseCycle):
         self._decide_on_the_rest()
         lines = [STATUS_LINE[status]]
         closes = False
-        _check_headers(headers)
+        check_headers(headers)
         for name, value in self.protocol.server_state.default_headers + headers:
             lowered = name.lower()
             if lowered == b"content-length":
@@ -347,7 +347,7 @@ class Exchange(RequestResponseCycle):
         self.on_response()
 
 
-def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
+def check_headers(headers: list[tuple[bytes, bytes]]) -> None:
     """Raises RuntimeError for a name or value that could end its line or is no token (RFC 9110, 5.1 and 5.5). Looked at
     together: a look at each costs as much as all that goes into the head."""
     names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])

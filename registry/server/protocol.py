@@ -10,7 +10,6 @@ import socket
 from collections import deque
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
@@ -18,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from registry.addresses import plain_address
+from registry.server.at_once import AtOnce
 from registry.server.exchange import Exchange
 from registry.server.framing import Chunked, Framing, Sized
 from registry.server.head import check_head, length_of
@@ -26,9 +26,9 @@ from registry.server.logs import log
 from registry.server.patience import Patience
 from registry.server.proxies import TrustedProxies
 from registry.server.receiving import PIECES, Body
-from registry.server.refusal import Refused, Surplus, error_response
+from registry.server.refusal import Refused, Surplus, error_response, too_large
 from registry.server.sending import socket_of
-from registry.server.target import check_host, parse_target
+from registry.server.target import check_host, parse_target, unquoted
 
 SECRET_BUFFER = 64 * 1024
 """Bytes encrypted and not taken by the transport yet, from which on the application waits."""
@@ -76,6 +76,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self.lingering = False
         self._thrown_away = 0
         self._patience = Patience()
+        self._at_once = AtOnce(self.app)
         self._make_parser()
 
     def _make_parser(self) -> None:
@@ -254,12 +255,13 @@ class RegistryProtocol(HttpToolsProtocol):
             self.headers[:] = [header for header in self.headers if header[0] != b"host"] + [(b"host", target.host)]
         self.scope["method"] = method
         self.scope["http_version"] = version
-        self.scope["path"] = _unquote(target.path)
+        self.scope["path"] = unquoted(target.path)
         self.scope["raw_path"] = target.path
         self.scope["query_string"] = target.query
         self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
+        self.scope["extensions"] = self._at_once.offer()
         if self.socket is not None:
-            self.scope["extensions"] = {"http.response.zerocopysend": {}}
+            self.scope["extensions"]["http.response.zerocopysend"] = {}
         if self._proxies is not None:
             self._proxies.apply(self.scope, self.headers)
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
@@ -268,6 +270,8 @@ class RegistryProtocol(HttpToolsProtocol):
         self._steps += 1
         self._parsed_head = True
         length = length_of(self.headers)
+        if length == 0 and keep_alive and self._answered_at_once():
+            return
         self.latest = Exchange(self, self.scope, keep_alive=keep_alive, length=length)
         if length == 0:
             self.latest.end_body()
@@ -275,7 +279,7 @@ class RegistryProtocol(HttpToolsProtocol):
         else:
             framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
             self._body = Body(framing)
-            self.scope.setdefault("extensions", {})[PIECES] = {"receive": self.latest.receive_pieces}
+            self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces}
         if self.active is None:
             self._answer(self.latest)
         else:
@@ -290,6 +294,16 @@ class RegistryProtocol(HttpToolsProtocol):
         pass  # of a head: what follows it is for `_read` to tell
 
     # Answers
+
+    def _answered_at_once(self) -> bool:
+        """Writes the answer that the application has ready, if it has one and nothing is on its way to the client."""
+        busy = self.active is not None or self.flow.write_paused or self.transport.is_closing()
+        found = None if busy else self._at_once.answer(self.scope, self.server_state.default_headers)
+        if found is None:
+            return False
+        self.server_state.total_requests += 1
+        self.transport.write(found)
+        return True
 
     def _answer(self, exchange: Exchange) -> None:
         self.active = exchange
@@ -337,12 +351,8 @@ class RegistryProtocol(HttpToolsProtocol):
                 self._say(refused)
 
     def _too_large(self) -> Refused:
-        most = f"{self.limits.header_bytes} bytes"
-        if self.in_head and not self.headers and len(self.url) * 2 > self.limits.header_bytes:
-            return Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {most}")
-        return Refused(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers are too large: together they may have {most}"
-        )
+        most = self.limits.header_bytes
+        return too_large(most, by_target=self.in_head and not self.headers and len(self.url) * 2 > most)
 
     def _say(self, refused: Refused) -> None:
         log.debug("refused with %d: %s", refused.status, refused.message)
@@ -388,8 +398,3 @@ class RegistryProtocol(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Ends a connection that has waited too long for one thing. Called once a second."""
         self._patience.check(self, now)
-
-
-def _unquote(path: bytes) -> str:
-    text = path.decode("ascii")
-    return unquote(text) if "%" in text else text

@@ -17,6 +17,15 @@ class Refused(Exception):
         super().__init__(message)
 
 
+def too_large(most: int, *, by_target: bool) -> Refused:
+    """For a head of more than `most` bytes; `by_target`: it is the request's target that is too long."""
+    if by_target:
+        return Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {most} bytes")
+    return Refused(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers are too large: together they may have {most} bytes"
+    )
+
+
 class Surplus(Exception):
     """The client sent more although the answer before is the last one: it is not looked at, and nobody is told."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from registry.server.refusal import Refused
 
@@ -32,6 +33,12 @@ def parse_target(target: bytes, method: str) -> Target:
         raise Refused(HTTPStatus.BAD_REQUEST, "the request target is not a path")
     rest = absolute[2] or b"/"
     return _split(rest if rest.startswith(b"/") else b"/" + rest)._replace(host=absolute[1])
+
+
+def unquoted(path: bytes) -> str:
+    """A path's text: what ASGI calls its `path`."""
+    text = path.decode("ascii")
+    return unquote(text) if "%" in text else text
 
 
 def is_host(value: bytes) -> bool:

@@ -15,6 +15,7 @@ from tests.serving import ROOT
 LINES = 400
 VOCABULARY = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
+    "storage.remember",
 }
 MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))
 

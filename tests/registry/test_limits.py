@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -50,6 +51,9 @@ class Refusing:
 
     async def authenticate(self, exchange: Exchange) -> None:
         raise Unauthorized
+
+    def known(self, shown: Sequence[bytes], address: str) -> None:
+        return None
 
     def check_push(self, repo: RepositoryName) -> None:
         raise AssertionError("nobody comes as far")

@@ -1,0 +1,61 @@
+"""Answers that an application has ready before it is called.
+
+An application may have a method `answer_at_once`, which takes a scope. It is asked for requests without a body, on
+connections that are kept, while nothing else is being answered there; the answer it gives needs no task and no ASGI
+message. It is told by an extension in each scope that it may be asked. How an answer looks on the wire is found out
+once; each time only its date and the request's id are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from registry.server.exchange import check_headers
+
+AT_ONCE: Final = "entrepot.at_once"
+Header = tuple[bytes, bytes]
+
+
+class Answer(Protocol):
+    """A whole answer with the status 200. `before` and `after` are its headers but that of the request's id, which
+    stands between them; they say the length."""
+
+    before: list[Header]
+    after: list[Header]
+    body: bytes
+    rendered: Any
+
+
+class AtOnce:
+    """What one connection asks `app`, if that has any."""
+
+    def __init__(self, app: Any) -> None:
+        self._ask: Callable[[Any], tuple[Answer, str] | None] | None = getattr(app, "answer_at_once", None)
+
+    def offer(self) -> dict[str, Any]:
+        """The extensions of a scope, to begin with."""
+        return {} if self._ask is None else {AT_ONCE: {}}
+
+    def answer(self, scope: Any, fresh: Iterable[Header]) -> bytes | None:
+        """The bytes of the answer, if there is one. `fresh` are the headers of every response. Raises RuntimeError for
+        headers that are not valid."""
+        found = None if self._ask is None else self._ask(scope)
+        return None if found is None else _render(*found, fresh)
+
+
+def _render(answer: Answer, request: str, fresh: Iterable[Header]) -> bytes:
+    if answer.rendered is None:
+        check_headers(answer.before + answer.after)
+        answer.rendered = (
+            b"".join([*_lines(answer.before), b"x-request-id: "]),
+            b"".join([b"\r\n", *_lines(answer.after), b"\r\n", answer.body]),
+        )
+    before, after = answer.rendered
+    return b"".join([STATUS_LINE[200], *_lines(fresh), before, request.encode("ascii"), after])
+
+
+def _lines(headers: Iterable[Header]) -> list[bytes]:
+    return [part for name, value in headers for part in (name, b": ", value, b"\r\n")]
