@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Generic, TypeVar
+from functools import cached_property, lru_cache
+from typing import Final, Generic, TypeVar
 
 from storage import parsing
 from storage.errors import DigestInvalid, ManifestInvalid, RangeInvalid
@@ -20,6 +20,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 
+REPEATED: Final = 16 * 1024
+"""Bytes up to which a manifest's check is remembered: an image with several tags is pushed once under each."""
 T = TypeVar("T")
 
 
@@ -152,13 +154,7 @@ class Manifest:
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
-        document = parsing.load_object(body)
-        manifest = cls(body, parsing.media_type(document, media_type), digest)
-        manifest.__dict__["document"] = document
-        if manifest.media_type not in MANIFESTS | INDEXES:
-            raise ManifestInvalid(f"manifests of type {manifest.media_type} are not taken here")
-        manifest._parts  # noqa: B018  reading them checks them
-        return manifest
+        return (_checked_once if len(body) <= REPEATED else _checked)(body, media_type, digest)
 
     @cached_property
     def document(self) -> dict[str, object]:
@@ -173,32 +169,32 @@ class Manifest:
         """Of the manifest itself, with artifact type and annotations as the referrers API lists them."""
         return Descriptor(self.media_type, self.digest, len(self.body), self.artifact_type, self.annotations or None)
 
-    @property
+    @cached_property
     def config(self) -> Descriptor | None:
         return self._describe(self._parts.config)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Descriptor, ...]:
         return self._describe_all(self._parts.layers)
 
-    @property
+    @cached_property
     def blobs(self) -> tuple[Descriptor, ...]:
         """Config and layers; those only held elsewhere (`urls`, non-distributable types) are in `foreign` as well."""
         return (*((self.config,) if self.config else ()), *self.layers)
 
-    @property
+    @cached_property
     def foreign(self) -> frozenset[Digest]:
         """Blobs that need not be here: non-distributable layers."""
         return frozenset(
             d.digest for d in self.blobs if "nondistributable" in d.media_type or "foreign" in d.media_type
         )
 
-    @property
+    @cached_property
     def manifests(self) -> tuple[Descriptor, ...]:
         """An index's children."""
         return self._describe_all(self._parts.manifests)
 
-    @property
+    @cached_property
     def blob_children(self) -> frozenset[Digest]:
         """An index's entries whose type is no manifest's; they may be blobs. BuildKit's cache lists its layers so."""
         return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
@@ -235,3 +231,17 @@ class Manifest:
     @classmethod
     def _describe_all(cls, parts: Sequence[parsing.Part]) -> tuple[Descriptor, ...]:
         return tuple(d for d in map(cls._describe, parts) if d is not None)
+
+
+def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
+    """Raises ManifestInvalid."""
+    document = parsing.load_object(body)
+    manifest = Manifest(body, parsing.media_type(document, media_type), digest)
+    manifest.__dict__["document"] = document
+    if manifest.media_type not in MANIFESTS | INDEXES:
+        raise ManifestInvalid(f"manifests of type {manifest.media_type} are not taken here")
+    manifest._parts  # noqa: B018  reading them checks them
+    return manifest
+
+
+_checked_once = lru_cache(maxsize=64)(_checked)

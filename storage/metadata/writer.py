@@ -42,10 +42,14 @@ class _Waiting:
     durable: bool
     done: Step[Any]
     result: Any = None
+    error: BaseException | None = None
 
-    def tell(self, error: BaseException | None = None) -> None:
+    def tell(self) -> None:
         """Ends the wait. Called in the writer's thread; a loop that has ended meanwhile waits for nothing."""
-        end = partial(self.done.set_exception, error) if error else partial(self.done.set_result, self.result)
+        if self.error is None:
+            end = partial(self.done.set_result, self.result)
+        else:
+            end = partial(self.done.set_exception, self.error)
         with suppress(RuntimeError):
             self.done.get_loop().call_soon_threadsafe(end)
 
@@ -91,7 +95,12 @@ class Writer:
             while batch := self._next_batch():
                 with locked(lock):
                     self._commit(db, batch)
-                    self._checkpoint(db)
+                # Last of all, since who is told wants to go on in Python, and so would what came after this.
+                for waiting in batch:
+                    waiting.tell()
+                if self._pages >= CHECKPOINT_PAGES:
+                    with locked(lock):
+                        self._checkpoint(db)
         finally:
             db.close()
             os.close(lock)
@@ -114,7 +123,7 @@ class Writer:
         """One transaction for all; each change in a savepoint of its own, unless it is the only one. Where the whole
         cannot be committed, each is tried alone: a small change may fit where a large one does not."""
         try:
-            failed = self._transact(db, batch)
+            self._transact(db, batch)
         except BaseException as error:
             with suppress(apsw.Error):
                 if db.in_transaction:
@@ -123,21 +132,15 @@ class Writer:
                 for waiting in batch:
                     self._commit(db, [waiting])
             else:
-                batch[0].tell(_told(error))
-            return
-        for waiting in batch:
-            if (reason := failed.get(id(waiting))) is not None:
-                waiting.tell(reason)
-            else:
-                waiting.tell()
+                batch[0].error = _told(error)
 
-    def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> dict[int, BaseException]:
-        failed: dict[int, BaseException] = {}
+    def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
         self._name_log(db)
         self._sync_commits(db, any(waiting.durable for waiting in batch))
         db.execute("BEGIN IMMEDIATE")
         several = len(batch) > 1
         for waiting in batch:
+            waiting.error = None  # of a try together with others
             if several:
                 db.execute("SAVEPOINT change")
             try:
@@ -147,14 +150,13 @@ class Writer:
                     raise  # SQLite may have rolled back all of the batch, what went before included
                 if several:
                     db.execute("ROLLBACK TO change")
-                failed[id(waiting)] = error if isinstance(error, RegistryError) else _told(error)
+                waiting.error = _told(error)
             if several:
                 db.execute("RELEASE change")
-        if len(failed) == len(batch):
+        if all(waiting.error is not None for waiting in batch):
             db.execute("ROLLBACK")
         else:
             self._system.commit(lambda: _end(db), durable=bool(self._full))
-        return failed
 
     def _name_log(self, db: apsw.Connection) -> None:
         """Before the first commit: makes the WAL's own name durable. SQLite does it only where the connection that made
@@ -177,8 +179,6 @@ class Writer:
         return apsw.SQLITE_OK
 
     def _checkpoint(self, db: apsw.Connection) -> None:
-        if self._pages < CHECKPOINT_PAGES:
-            return
         mode = apsw.SQLITE_CHECKPOINT_PASSIVE if self._pages < RESTART_PAGES else apsw.SQLITE_CHECKPOINT_RESTART
         self._pages = 0
         try:

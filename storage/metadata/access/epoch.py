@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import apsw
 
-READ = "SELECT epoch FROM access"
+READ = "SELECT epoch, closed FROM access"
 CLOSED = "SELECT closed FROM access"
 INSTANCE = "SELECT instance FROM access"
 

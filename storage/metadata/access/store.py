@@ -39,7 +39,8 @@ class SqliteAccounts:
     ) -> None:
         self._db = db
         self._version = version
-        self._epoch: tuple[object, int] = (None, 0)
+        self._read_at: object = None
+        self._epoch, self._closed = 0, False
         self._writer = writer
         self._clock = clock
 
@@ -54,13 +55,18 @@ class SqliteAccounts:
         return self._writer.run(lambda db: change(db, by, now, *what, **more))
 
     def epoch(self) -> int:
-        version = self._version()
-        if version != self._epoch[0]:
-            self._epoch = version, self._db.execute(epoch.READ).get
-        return self._epoch[1]
+        self._read()
+        return self._epoch
 
     def closed(self) -> bool:
-        return bool(self._db.execute(epoch.CLOSED).get)
+        self._read()
+        return self._closed
+
+    def _read(self) -> None:
+        version = self._version()
+        if version != self._read_at:
+            number, closed = self._db.execute(epoch.READ).get
+            self._epoch, self._closed, self._read_at = number, bool(closed), version
 
     def instance(self) -> str:
         name: str = self._db.execute(epoch.INSTANCE).get
