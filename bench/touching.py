@@ -1,7 +1,8 @@
 """Memory that the machine has really got.
 
 A virtual machine's memory may come into being only when it is first touched, and that takes the host seconds a GiB:
-twice what a push costs. It would be charged to whichever server happened to write first.
+twice what a push costs. What is freed may go back to the host within seconds, and come into being anew. It would be
+charged to whichever server happened to write first.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ SHARE = 0.6
 """Of what is available."""
 
 
-def touch_memory() -> None:
-    """Touches free memory and gives it back: by a process of its own, whose end frees it all."""
-    subprocess.run([sys.executable, "-m", "bench.touching"], check=True)
+def touch_memory(most: int = MOST) -> None:
+    """Touches at most so many bytes of free memory and gives it back: by a process of its own, whose end frees it all."""
+    subprocess.run([sys.executable, "-m", "bench.touching", str(most)], check=True)
 
 
 def available() -> int:
@@ -34,4 +35,4 @@ def touch(size: int) -> None:
 
 
 if __name__ == "__main__":
-    touch(int(min(MOST, SHARE * available())))
+    touch(int(min(int(sys.argv[1]), SHARE * available())))

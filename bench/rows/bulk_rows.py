@@ -11,11 +11,14 @@ from bench.figures import BULK, CPU_GIB, LOADER_GIB, P50, P99, RATE, SPEED, Figu
 from bench.processes import children_cpu
 from bench.rows.row import REPO, Stage
 from bench.servers import Server
+from bench.touching import touch_memory
 from bench.wire import Client
 
 GIB = 1 << 30
 PULLS = 4
 PUSHED = "bench/pushed"
+TOUCHED = 2 * GIB
+"""Bytes of memory that are there when a push begins: more than it fills."""
 
 
 class BulkPull:
@@ -56,6 +59,7 @@ class BulkPush:
         pass
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
+        touch_memory(TOUCHED)
         content = renew(stage.pushed)
         gib = content.size / GIB
         with Client(server.port) as client:
