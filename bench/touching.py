@@ -18,7 +18,7 @@ SHARE = 0.6
 
 
 def touch_memory(most: int = MOST) -> None:
-    """Touches at most so many bytes of free memory and gives it back: by a process of its own, whose end frees it all."""
+    """Touches at most so many bytes of free memory and gives it back: by a process of its own, whose end frees it."""
     subprocess.run([sys.executable, "-m", "bench.touching", str(most)], check=True)
 
 
