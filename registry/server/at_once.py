@@ -4,6 +4,10 @@ An application may have a method `answer_at_once`, which takes a scope. It is as
 connections that are kept, while nothing else is being answered there; the answer it gives needs no task and no ASGI
 message. It is told by an extension in each scope that it may be asked. How an answer looks on the wire is found out
 once; each time only its date and the request's id are new.
+
+Of the requests that come in one piece only one is answered so. Those sent ahead wait for their turns as any others do:
+uvloop reads up to 2 MiB of a connection in one turn of the loop, and the ready answers to all of that kept everybody
+else waiting for a third of a second.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ class AtOnce:
 
     def __init__(self, app: Any) -> None:
         self._ask: Callable[[Any], tuple[Answer, str] | None] | None = getattr(app, "answer_at_once", None)
+        self.given = False
+        """One of what came last has had its answer so."""
 
     def offer(self) -> dict[str, Any]:
         """The extensions of a scope, to begin with."""
@@ -42,8 +48,11 @@ class AtOnce:
     def answer(self, scope: Any, fresh: Iterable[Header]) -> bytes | None:
         """The bytes of the answer, if there is one. `fresh` are the headers of every response. Raises RuntimeError for
         headers that are not valid."""
-        found = None if self._ask is None else self._ask(scope)
-        return None if found is None else _render(*found, fresh)
+        found = None if self._ask is None or self.given else self._ask(scope)
+        if found is None:
+            return None
+        self.given = True
+        return _render(*found, fresh)
 
 
 def _render(answer: Answer, request: str, fresh: Iterable[Header]) -> bytes:

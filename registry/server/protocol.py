@@ -104,7 +104,7 @@ class RegistryProtocol(HttpToolsProtocol):
         return self._body
 
     def data_received(self, data: bytes) -> None:
-        steps = self._steps
+        steps, self._at_once.given = self._steps, False
         self._read(data)
         if self._steps != steps:
             self.unfinished = 0

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,43 @@ class App:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-name", b"a\r\nSet-Cookie: b")]})
 
 
+@dataclass
+class Ready:
+    """An answer that is given before the application is called."""
+
+    before: list[tuple[bytes, bytes]]
+    after: list[tuple[bytes, bytes]]
+    body: bytes
+    rendered: Any = None
+
+
+class ReadyApp(App):
+    """Has what `/ready` is answered with at once, where it is asked for that; `x-way` says which way an answer came.
+    The body is the query's `text`, `size` times."""
+
+    given = 0
+
+    def answer_at_once(self, scope: Any) -> tuple[Ready, str] | None:
+        if scope["raw_path"] != b"/ready":
+            return None
+        self.given += 1
+        query = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
+        body = body_of(query)
+        after = [(b"content-length", str(len(body)).encode())]
+        return Ready([(b"x-way", b"at once")], after, b"" if scope["method"] == "HEAD" else body), f"{self.given:016x}"
+
+    async def ready(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        assert "entrepot.at_once" in scope["extensions"]
+        await answer(send, 200, body_of(query), (b"x-way", b"called"))
+
+    async def counted(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await answer(send, 200, str(self.given).encode())
+
+
+def body_of(query: dict[str, str]) -> bytes:
+    return query.get("text", "x").encode() * int(query.get("size", "1"))
+
+
 def file_message(file: Any, part: str) -> dict[str, Any]:
     if part.startswith("="):
         return {"type": "http.response.body", "body": part[1:].encode()}
@@ -178,8 +215,8 @@ def file_message(file: Any, part: str) -> dict[str, Any]:
     return {"type": "http.response.zerocopysend", "file": file, **numbers}
 
 
-async def answer(send: Any, status: int, body: bytes) -> None:
-    headers = [(b"content-length", str(len(body)).encode())]
+async def answer(send: Any, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -203,7 +240,7 @@ def main() -> int:
         return 1
     address = address_of(sock)
     return serve(
-        lambda: App(mark_or(options.get("start", ""))),
+        lambda: (ReadyApp if "at_once" in options else App)(mark_or(options.get("start", ""))),
         sockets=[sock],
         workers=options.get("workers", 1),
         shutdown_grace=options.get("grace", 5.0),
