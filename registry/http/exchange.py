@@ -45,7 +45,8 @@ class Exchange:
     `asked` is the repository's name as the client wrote it (empty where it speaks of none), `namespace` the upstream
     that it named beside it (`ns`). `name` is who acts; `let_in` says that they have shown who they are, be it nobody in
     particular, or need not. `looked_at` holds the names of the headers that were asked for. `sent` and `calls` are what
-    was sent, and what tells of the calls that were made, where somebody wants to know (`registry.http.ready`).
+    was sent, unless it came in parts, and what tells of the calls that were made, where somebody wants to know
+    (`registry.http.ready`).
     """
 
     __slots__ = (
@@ -178,6 +179,8 @@ class Exchange:
         await self._send(message)
         if self.sent is not None:
             self.sent.append(message)
+            if message.get("more_body"):
+                self.sent = None  # nobody keeps it in parts: they would stay in memory until the last one has left
 
     def locate(self, *parts: str) -> bytes:
         """The address of something in this repository, for Location: under the name the client uses."""

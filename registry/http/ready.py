@@ -32,7 +32,7 @@ _DECIDING: Final = frozenset(
 """Headers on which an answer depends, or that promise a body: such a request is answered anew."""
 _READS: Final = ("GET", "HEAD")
 _WEIGHT: Final = 2048
-"""What an answer weighs without its body, about."""
+"""What an answer weighs without its body, about, and without what it was asked with."""
 
 Known = Callable[[Sequence[bytes], str], Hashable | None]
 Retell = Callable[[str, str, str], None]
@@ -94,9 +94,10 @@ class ReadyAnswers:
         if key is not None:
             before, after, body = whole
             answer = Ready(before, after, body, exchange.name, exchange.named, exchange.calls or [])
-            self._answers.keep(key, answer, _WEIGHT + 2 * len(body), since)
+            _, path, _, host = key
+            self._answers.keep(key, answer, _WEIGHT + len(path) + len(host) + 2 * len(body), since)
 
-    def _key(self, scope: Scope, known: Known) -> Hashable | None:
+    def _key(self, scope: Scope, known: Known) -> tuple[str, bytes, Hashable, bytes] | None:
         """What answers are kept under; None: such a request is always answered anew."""
         if scope["method"] not in _READS or scope["query_string"]:
             return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from registry.app import Entrepot, create_app
+from registry.app import Entrepot, create_app, pace_of
 from registry.auth import api_tokens
 from registry.config import Settings
 from storage.access import AccountName, Limit
@@ -55,6 +55,7 @@ class Service:
 async def running(folder: Path, **settings: Any) -> AsyncIterator[Service]:
     """The application over a new store in `folder`."""
     prepare(folder)
-    app = create_app(Settings(data=folder, **settings))
+    made = Settings(data=folder, **settings)
+    app = create_app(made, pace=pace_of(made))
     async with app.router.lifespan_context(app):
         yield Service(app, app.unguarded, app.policy.accounts)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.http.exchange import Message, Receive, Scope, Send
+from registry.http.ready import OFFER
+from registry.http.responses import REQUEST_ID
 
 ZERO_COPY = "http.response.zerocopysend"
 Headers = dict[str, str] | Sequence[tuple[str, str]]
@@ -171,6 +173,27 @@ class Client:
         except Exception as error:
             assert connection.answer.status, "an error before anything was answered"
             connection.answer.cut = error
+
+
+class Asking(Client):
+    """As a server that asks for ready answers, and calls the application where there is none. `ready`: whether there
+    was one the last time."""
+
+    def __init__(self, app: Any, *, zero_copy: bool = False) -> None:
+        super().__init__(app, zero_copy=zero_copy)
+        self.ready = False
+
+    async def _run(self, scope: Scope, connection: Connection) -> None:
+        scope.setdefault("extensions", {})[OFFER] = {}
+        found = self.app.answer_at_once(scope)
+        self.ready = found is not None
+        if found is None:
+            await super()._run(scope, connection)
+            return
+        answer, request = found
+        headers = [*answer.before, (REQUEST_ID, request.encode()), *answer.after]
+        await connection.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await connection.send({"type": "http.response.body", "body": answer.body})
 
 
 def _check_whole(method: str, answer: Answer) -> None:
