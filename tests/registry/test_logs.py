@@ -7,10 +7,11 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from registry.logs import GATHER_BYTES, GatheringHandler
+from registry.logs import GATHER_BYTES, GatheringHandler, LineFormatter, LineRecord
 
 
 @pytest.fixture
@@ -67,3 +68,34 @@ async def test_an_error_shows_its_traceback(log: logging.Logger, stream: io.Stri
         log.exception("it failed")
     assert "Traceback" in stream.getvalue()
     assert stream.getvalue().endswith("ValueError: what went wrong\n")
+
+
+def _raised() -> Any:
+    try:
+        raise ValueError("what went wrong")
+    except ValueError as error:
+        return type(error), error, error.__traceback__
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "more"),
+    [
+        ("plain 100%", (), {}),
+        ("plain", None, {}),
+        ("%s and %d", ("one", 2), {}),
+        ("%(name)s", ({"name": "by name"},), {}),
+        ("%s", ({},), {}),
+        (ValueError("no text"), (), {}),
+        ("failed", (), {"exc_info": True}),
+        ("stands", (), {"sinfo": "Stack (most recent call last):\n  here"}),
+    ],
+)
+def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, more: dict[str, Any]) -> None:
+    """Whatever is logged, and however: what a record does not look up is not in the line."""
+    exception, stack = _raised() if more.get("exc_info") else None, more.get("sinfo")
+    lines = []
+    for kind in (logging.LogRecord, LineRecord):
+        record = kind("a.logger", logging.INFO, "file.py", 1, text, args, exception, "function", stack)
+        record.created, record.msecs = 1.5, 500.0
+        lines.append(LineFormatter().format(record))
+    assert lines[0] == lines[1]

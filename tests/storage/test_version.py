@@ -138,6 +138,37 @@ def test_a_commit_that_was_cut_in_its_middle_shows(version: Version, reading: ap
         os.close(descriptor)
 
 
+def test_it_stays_while_other_connections_come_and_go(version: Version, reading: apsw.Connection, file: Path) -> None:
+    """Of the same process: the memory they share is there until the last of them is closed."""
+    seen = {version()}
+    for number in range(1, 20):
+        other = connect(file)
+        other.execute(INSERT)
+        other.close()
+        assert version() not in seen
+        seen.add(version())
+        assert reading.execute(COUNT).get == number
+
+
+def test_a_long_log_changes_nothing_about_it(
+    version: Version, reading: apsw.Connection, writing: apsw.Connection
+) -> None:
+    """Its index takes more and more memory then; the header stays where it was found."""
+    writing.pragma("synchronous", "OFF")
+    seen = {version()}
+    for number in range(1, 7):
+        writing.execute("INSERT INTO word VALUES (zeroblob(8000000))")
+        assert version() not in seen
+        seen.add(version())
+        assert reading.execute(COUNT).get == number
+    assert file_size(writing) > 40_000_000
+
+
+def file_size(db: apsw.Connection) -> int:
+    """Of the log."""
+    return Path(db.filename_wal).stat().st_size
+
+
 def test_once_closed_nothing_is_the_same(reading: apsw.Connection) -> None:
     """The memory is SQLite's; whoever asks after the end learns that all may have changed."""
     version = Version(reading)
