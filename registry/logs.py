@@ -19,13 +19,17 @@ GATHER_BYTES = 16 * 1024
 GATHER_SECONDS = 0.2
 
 
+_NOT_FOUND_OUT = {
+    **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
+    **dict.fromkeys(("thread", "threadName", "processName", "taskName", "exc_text")),
+    "lineno": 0,
+    "relativeCreated": 0.0,
+}
+"""What other formatters than ours may ask of a record."""
+
+
 class LineRecord(logging.LogRecord):
     """A record with what a line shows. Finding out the rest, and that on every request, costs more than the line."""
-
-    pathname = filename = module = funcName = "unknown"
-    lineno = 0
-    thread = threadName = processName = taskName = exc_text = None
-    relativeCreated = 0.0
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class LineRecord(logging.LogRecord):
         sinfo: str | None = None,
         **_: Any,
     ) -> None:
+        self.__dict__.update(_NOT_FOUND_OUT)
         self.name = name
         self.levelno = level
         self.levelname = logging.getLevelName(level)

@@ -99,3 +99,10 @@ def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, m
         record.created, record.msecs = 1.5, 500.0
         lines.append(LineFormatter().format(record))
     assert lines[0] == lines[1]
+
+
+def test_other_formatters_find_what_they_ask_for() -> None:
+    """A library's own handler may show what our lines do not: it gets a placeholder, not an error."""
+    record = LineRecord("a.logger", logging.INFO, "path", 7, "one %s", ("fact",), None)
+    asked = "%(filename)s %(funcName)s %(lineno)d %(threadName)s %(relativeCreated)d %(message)s"
+    assert logging.Formatter(asked).format(record) == "unknown unknown 0 None 0 one fact"
