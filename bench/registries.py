@@ -25,7 +25,6 @@ from bench.results import Line
 from bench.rows import Row, Stage, all_rows
 from bench.servers import ENTREPOT, Server, check_space, machine, running
 from bench.servers import RIVAL as RIVAL_KIND
-from bench.touching import touch_memory
 
 KINDS = (ENTREPOT, RIVAL_KIND)
 NAMES = [kind.name for kind in KINDS]
@@ -98,7 +97,6 @@ def _measure(plan: Plan, folder: Path) -> list[Line]:
             for server in servers:
                 _attempt(lines[row.name], partial(row.prepare, stage, server), server)
         for number in range(plan.rounds):
-            touch_memory()
             _round(plan.rows, lines, stage, servers if number % 2 == 0 else servers[::-1], watch, number)
             print(f"round {number + 1} of {plan.rounds} done", flush=True)
     peak = Line(goals.PEAK, "memory at its peak", (PSS,))

@@ -1,25 +1,25 @@
 """Memory that the machine has really got.
 
-A virtual machine's memory may come into being only when it is first touched, and that takes the host seconds a GiB:
-twice what a push costs. What is freed may go back to the host within seconds, and come into being anew. It would be
-charged to whichever server happened to write first.
+A virtual machine's memory may come into being only when it is first touched, and go back to the host a few seconds
+after it was freed, in blocks of 2 MiB and more. Getting such a block takes the host 3 CPU s/GiB, twice what a push
+costs. It would be charged to whichever server writes first, and only to one that writes much at once: the kernel gives
+that one large blocks, and smaller writes what is left of broken ones, which never goes back.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 
-MOST = 8 << 30
-"""Bytes: more than all servers write in a round."""
 SHARE = 0.6
-"""Of what is available."""
+"""The most of what is available that is touched."""
 
 
-def touch_memory(most: int = MOST) -> None:
-    """Touches at most so many bytes of free memory and gives it back: by a process of its own, whose end frees it."""
-    subprocess.run([sys.executable, "-m", "bench.touching", str(most)], check=True)
+def touch_memory(size: int) -> None:
+    """Touches so many bytes of free memory and gives them back: by a process of its own, whose end frees them. For
+    right before a trial that fills no more: what is left over goes back to the host while the trial runs."""
+    subprocess.run([sys.executable, "-m", "bench.touching", str(size)], check=True)
 
 
 def available() -> int:
@@ -30,6 +30,7 @@ def available() -> int:
 
 def touch(size: int) -> None:
     memory = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    memory.madvise(MADV_HUGEPAGE)  # the large blocks are those that go back
     for at in range(0, size, PAGESIZE):
         memory[at] = 1
 

@@ -17,8 +17,6 @@ from bench.wire import Client
 GIB = 1 << 30
 PULLS = 4
 PUSHED = "bench/pushed"
-TOUCHED = 2 * GIB
-"""Bytes of memory that are there when a push begins: more than it fills."""
 
 
 class BulkPull:
@@ -59,7 +57,7 @@ class BulkPush:
         pass
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
-        touch_memory(TOUCHED)
+        touch_memory(GIB)
         content = renew(stage.pushed)
         gib = content.size / GIB
         with Client(server.port) as client:
@@ -90,6 +88,7 @@ class UnderBulk:
         stage.fill_large(server)
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
+        touch_memory(2 * GIB)
         with bulk(server, REPO, stage.large.digest, PULLS, stage.pushed) as moved:
             before, begun = moved(), time.perf_counter()
             seen = wrk.load(

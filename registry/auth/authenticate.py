@@ -61,6 +61,7 @@ class HeaderAuthenticator:
         self._epoch_now = policy.accounts.epoch
         self._clock = clock
         self._marking = blake2b(digest_size=16, key=key)  # copying it costs half of what making one does
+        self._begun, self._last_address = self._marking, ""  # most requests come from where the one before came from
         self._remembered: dict[bytes, Remembered] = {}
         self._epoch: int | None = None
         self._nobody = NO_ONE
@@ -95,9 +96,13 @@ class HeaderAuthenticator:
         self._guard.check_push(repo)
 
     def _mark(self, shown: bytes, address: str) -> bytes:
-        marking = self._marking.copy()
-        # What others have shown right is not to be guessed from here. No header holds a NUL, so the two are apart.
-        marking.update(b"%b\0%b" % (shown, address.encode()))
+        """What others have shown right is not to be guessed from here, so the address counts as well."""
+        if address != self._last_address:
+            begun = self._marking.copy()
+            begun.update(address.encode() + b"\0")  # no address holds a NUL, so the two are apart
+            self._last_address, self._begun = address, begun
+        marking = self._begun.copy()
+        marking.update(shown)
         return marking.digest()
 
     def _counts(self, found: Remembered) -> bool:
