@@ -7,6 +7,8 @@ from typing import Final, Generic, TypeVar
 
 SHARE: Final = 16
 """An answer that needs more than this part of the room is not kept."""
+ASKED: Final = 4096
+"""Questions of which it is known that they were asked."""
 A = TypeVar("A")
 
 
@@ -16,23 +18,36 @@ class Remembered(Generic[A]):
 
     def __init__(self, version: Callable[[], object], room: int) -> None:
         self.version = version
+        self.of: object = None
+        """The mark that the last answer was asked for under."""
         self._room = room
         self._left = room
-        self._of: object = None
         self._kept: dict[Hashable, tuple[A, int]] = {}
+        self._asked: dict[int, None] = {}
 
     def get(self, key: Hashable) -> A | None:
         """What was kept under `key` and is still the answer."""
         version = self.version()
-        if version != self._of:
+        if version != self.of:
             self._forget(version)
             return None
         found = self._kept.get(key)
         return None if found is None else found[0]
 
+    def wanted(self, key: Hashable) -> bool:
+        """Whether an answer to `key` is worth keeping: it was asked for before, not long ago. Questions that go all
+        over a store are mostly asked once; keeping their answers costs more than it saves, and drives out others."""
+        mark = hash(key)
+        if mark in self._asked:
+            return True
+        if len(self._asked) >= ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._asked[mark] = None
+        return False
+
     def keep(self, key: Hashable, answer: A, weight: int, since: object) -> None:
         """`since` is a mark that was taken before the answer was looked up. `weight` is about its size in bytes."""
-        if since != self._of:
+        if since != self.of:
             if since != self.version():
                 return
             self._forget(since)
@@ -45,4 +60,4 @@ class Remembered(Generic[A]):
 
     def _forget(self, version: object) -> None:
         self._kept.clear()
-        self._of, self._left = version, self._room
+        self.of, self._left = version, self._room

@@ -116,9 +116,8 @@ class DistributionAPI:
         ACTING.set(exchange)
         try:
             if self._answers is not None and self._answers.watch(exchange):
-                since = self._answers.version()
                 await self._answer(exchange)
-                self._answers.keep(exchange, self._known, since)
+                self._answers.keep(exchange)
             else:
                 await self._answer(exchange)
         except ClientGone:

@@ -19,6 +19,7 @@ from storage.remember import Remembered
 
 OFFER: Final = "entrepot.at_once"
 """The extension by which a server says in a scope that it asks for ready answers."""
+_KEEP: Final = "keep"
 ROOM: Final = 8 * 1024 * 1024
 """Bytes of answers kept by a process, about."""
 LARGEST: Final = 64 * 1024
@@ -62,27 +63,31 @@ class ReadyAnswers:
     def __init__(
         self, version: Callable[[], object], settled: Callable[[RepositoryName], bool], *, by_host: bool = False
     ) -> None:
-        self.version = version
         self._settled = settled
         self._by_host = by_host
         self._keyed = _DECIDING | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: Remembered[Ready] = Remembered(version, ROOM)
 
     def find(self, scope: Scope, known: Known) -> Ready | None:
-        """The answer to a request, if there is one. `known`: see `Authenticator`."""
+        """The answer to a request, if there is one. If not, and it is asked for again, its own is worth keeping: the
+        scope says under which key, and which version it has to be of. `known`: see `Authenticator`."""
         key = self._key(scope, known)
-        return None if key is None else self._answers.get(key)
+        if key is None:
+            return None
+        found = self._answers.get(key)
+        if found is None and self._answers.wanted(key):
+            scope["extensions"][OFFER][_KEEP] = key, self._answers.of
+        return found
 
     def watch(self, exchange: Exchange) -> bool:
         """Whether the answer may be kept; if so, the exchange notes from here on what it is made of."""
-        if exchange.method not in _READS or OFFER not in (exchange.scope.get("extensions") or ()):
+        if _KEEP not in (exchange.scope.get("extensions") or {}).get(OFFER, ()):
             return False
         exchange.sent, exchange.calls = [], []
         return True
 
-    def keep(self, exchange: Exchange, known: Known, since: object) -> None:
-        """Keeps what `exchange` was answered with, if it is whole and small, and would be answered so again. `since` is
-        the version before it was looked up."""
+    def keep(self, exchange: Exchange) -> None:
+        """Keeps what `exchange` was answered with, if it is whole and small, and would be answered so again."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each one is noted: who asks is about to push
         if exchange.repo and not self._settled(exchange.repo):
@@ -90,12 +95,11 @@ class ReadyAnswers:
         whole = _whole(exchange.sent or ())
         if whole is None or not exchange.looked_at <= self._keyed:
             return
-        key = self._key(exchange.scope, known)
-        if key is not None:
-            before, after, body = whole
-            answer = Ready(before, after, body, exchange.name, exchange.named, exchange.calls or [])
-            _, path, _, host = key
-            self._answers.keep(key, answer, _WEIGHT + len(path) + len(host) + 2 * len(body), since)
+        key, since = exchange.scope["extensions"][OFFER][_KEEP]
+        before, after, body = whole
+        answer = Ready(before, after, body, exchange.name, exchange.named, exchange.calls or [])
+        _, path, _, host = key
+        self._answers.keep(key, answer, _WEIGHT + len(path) + len(host) + 2 * len(body), since)
 
     def _key(self, scope: Scope, known: Known) -> tuple[str, bytes, Hashable, bytes] | None:
         """What answers are kept under; None: such a request is always answered anew."""

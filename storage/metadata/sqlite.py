@@ -70,9 +70,10 @@ class SqliteMetadata:
         kept = self._remembered.get(key)
         if kept is not None:
             return cast("T", kept)
-        since = self.version()
+        since = self._remembered.of
         answer = look(self._db, *what)
-        self._remembered.keep(key, answer, weigh(answer), since)
+        if self._remembered.wanted(key):
+            self._remembered.keep(key, answer, weigh(answer), since)
         return answer
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from storage.remember import SHARE, Remembered
+from storage.remember import ASKED, SHARE, Remembered
 
 ROOM = 100 * SHARE
 
@@ -81,3 +81,13 @@ def test_keeping_an_answer_twice_takes_its_room_once(remembered: Remembered[str]
     for _ in range(3 * SHARE):
         remembered.keep("again", "answer", ROOM // SHARE, since=0)
     assert remembered.get("first") == remembered.get("again") == "answer"
+
+
+def test_what_was_asked_once_is_not_wanted_yet(thing: Counted, remembered: Remembered[str]) -> None:
+    """The second time it is, a change in between or not; what was asked very long ago counts no more."""
+    assert not remembered.wanted("key")
+    thing.state = 1
+    assert remembered.wanted("key")
+    assert not any(remembered.wanted(number) for number in range(ASKED))
+    assert not remembered.wanted("key")
+    assert remembered.wanted(ASKED - 1)
