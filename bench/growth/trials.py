@@ -27,12 +27,14 @@ SPREAD = 10
 """Repositories that tags are put to, the same number in every store."""
 
 MANIFEST = Figure("manifest", "requests/s", more=True)
+AS_ASKED = Figure("as_asked", "requests/s", more=True)
 PUT = Figure("put", "per s", more=True)
 TAGS = Figure("tags", "ms")
 CATALOG = Figure("catalog", "ms")
 START = Figure("start", "s")
 FIGURES = (
-    (MANIFEST, "manifest by tag, all over the store"),
+    (MANIFEST, "manifest by tag, answered anew"),
+    (AS_ASKED, "manifest by tag, all over the store"),
     (PUT, "tag PUT, one connection"),
     (TAGS, "page of 100 tags"),
     (CATALOG, "page of 100 repositories"),
@@ -98,7 +100,8 @@ def prepare(one: Grown, server: Server) -> None:
 
 def trial(one: Grown, server: Server, seconds: float, number: int, note: Callable[[str, float], None]) -> None:
     """One round; each value goes to `note`. Raises TrialFailed."""
-    note(MANIFEST.key, _manifests(one, server, seconds))
+    note(MANIFEST.key, _manifests(one, server, seconds, anew=True))
+    note(AS_ASKED.key, _manifests(one, server, seconds))
     files = [str(one.folder / f"{place}.json") for place in range(2)]
     arguments = [MANIFEST_TYPE, f"put{number}-", str(5 * SPREAD), *files, *_targets(one)]
     put = wrk.load(server.url, seconds, connections=1, script="put_tags", arguments=arguments)
@@ -113,8 +116,10 @@ def trial(one: Grown, server: Server, seconds: float, number: int, note: Callabl
         note(CATALOG.key, _page(client, "/v2/_catalog", "repositories", lambda: repository(chance.randrange(last))))
 
 
-def _manifests(one: Grown, server: Server, seconds: float) -> float:
-    arguments = [ACCEPT, str(one.size.repositories), str(EACH)]
+def _manifests(one: Grown, server: Server, seconds: float, *, anew: bool = False) -> float:
+    """Requests/s. `anew`: with a condition that never holds, so that no answer is ready. A small store's would all be,
+    and a large one's none: the two would differ by that, and not by their size."""
+    arguments = [ACCEPT, str(one.size.repositories), str(EACH), *(['"another"'] if anew else [])]
     size = len(made(repository(0), "t0", one.config, one.layers).body)
     return wrk.load(server.url, seconds, size=size, script="any_tag", arguments=arguments).rate
 

@@ -1,8 +1,9 @@
--- Gets manifests by tag all over a large store. Arguments: Accept, how many repositories, how many tags in each.
+-- Gets manifests by tag all over a large store. Arguments: Accept, how many repositories, how many tags in each;
+-- an If-None-Match, if any.
 local headers, repositories, tags
 
 function init(args)
-  headers = { ["Accept"] = args[1] }
+  headers = { ["Accept"] = args[1], ["If-None-Match"] = args[4] }
   repositories, tags = tonumber(args[2]), tonumber(args[3])
   math.randomseed(7)
 end
