@@ -1,6 +1,6 @@
 """A stored registry's upload session while one request owns it (`BlobWriter`).
 
-What arrives is gathered to a mebibyte, then written and digested in a thread while the next one is gathered: the event
+What arrives is gathered to two mebibytes, then written and digested in a thread while the next one is gathered: the event
 loop never waits for the disk, and one upload holds two such pieces at the most.
 """
 

@@ -220,7 +220,7 @@ async def test_a_shutdown_ends_it(site: Site) -> None:
         await worker.mirror.get_manifest(HERE, TAG)
         far.faults.gates[0] = threading.Event()
         waiting = asyncio.create_task(read_blob(worker.mirror, HERE, digest_of(LAYERS[1])))
-        await until(lambda: far.at_once == 2)
+        await until(lambda: far.at_once >= 2)  # the others of the image may have begun as well
     with pytest.raises(UpstreamUnavailable):
         await waiting
     assert far.closed
