@@ -1,7 +1,7 @@
 """A stored registry's upload session while one request owns it (`BlobWriter`).
 
-What arrives is gathered to two mebibytes, then written and digested in a thread while the next one is gathered: the event
-loop never waits for the disk, and one upload holds two such pieces at the most.
+What arrives is gathered to two mebibytes, then written and digested in a thread while the next ones are gathered: the
+event loop never waits for the disk, and one upload holds two such pieces at the most.
 """
 
 from __future__ import annotations

@@ -58,9 +58,15 @@ class Rights:
         microsecond, and a store has more repositories than those for which the outcome is remembered."""
         found = 0
         for names, bits in self._alike.items():
-            if names.everything or name in names:
+            if name in names:
                 found |= bits
         return found
+
+    @property
+    def everywhere(self) -> int | None:
+        """What `at` gives for every name; None: that depends on the name."""
+        names, bits = next(iter(self._alike.items()), (NO_NAMES, 0))
+        return bits if names.everything and len(self._alike) == 1 else None
 
 
 NO_RIGHTS: Final = Rights({})
@@ -75,7 +81,20 @@ class Principal:
     Names are of two kinds: rights speak of the stored name, what a token was granted of the one the client asked by.
     """
 
-    __slots__ = ("_memo", "admin", "epoch", "expires", "let_in", "name", "nobody", "open", "proof", "rights", "robot")
+    __slots__ = (
+        "_everywhere",
+        "_memo",
+        "admin",
+        "epoch",
+        "expires",
+        "let_in",
+        "name",
+        "nobody",
+        "open",
+        "proof",
+        "rights",
+        "robot",
+    )
 
     def __init__(
         self,
@@ -96,6 +115,7 @@ class Principal:
         self.let_in = open or proof.name is not None or proof.access is not None
         self.admin = rights.admin and proof.limits is None and proof.access is None
         self._memo: dict[tuple[str, str], int] = {}
+        self._everywhere = rights.everywhere if proof.limits is None and proof.access is None else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -104,7 +124,9 @@ class Principal:
 
     def actions(self, stored: str, asked: str) -> int:
         """Bits of `Action`: what may be done to the repository of that stored name, when asked for by the other.
-        Remembered, so that a request costs one look."""
+        Remembered where it depends on the names, so that a request costs one look."""
+        if self._everywhere is not None:
+            return self._everywhere
         key = (stored, asked)
         found = self._memo.get(key)
         if found is None:

@@ -1,5 +1,5 @@
-"""Reads of the metadata, as functions of a connection. Each is one statement, read to its end: no read transaction is
-left open."""
+"""Reads of the metadata, as functions of a connection. Each is one statement, read to its end: none leaves a read
+transaction open that it has begun."""
 
 from __future__ import annotations
 

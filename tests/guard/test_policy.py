@@ -241,3 +241,20 @@ async def test_what_is_remembered_of_a_principal_is_bounded(accounts: Accounts, 
         assert seen.may(PULL, f"team/{number}")
         assert not seen.may(PULL, f"other/{number}")
     assert len(seen._memo) <= 64
+
+
+async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Policy) -> None:
+    """Who may do the same everywhere is told so at once; one name that is not like the others ends that."""
+    alice = await add(accounts, "alice")
+    await grant(accounts, "user:alice", "**", "pull,push")
+    assert policy.principal(alice).rights.everywhere is None  # private.example wants a grant of its own
+    policy = Policy(accounts, policy.standing)
+    seen = policy.principal(alice)
+    assert seen.rights.everywhere == (PULL | PUSH).value
+    assert seen.actions("a", "a") == seen.rights.at("team/app") == (PULL | PUSH).value
+    assert seen._memo == {}
+    await grant(accounts, "user:alice", "team/**", "delete")
+    seen = policy.principal(alice)
+    assert seen.rights.everywhere is None
+    assert seen.actions("team/app", "team/app") == (PULL | PUSH | Action.DELETE).value
+    assert seen.actions("a", "a") == (PULL | PUSH).value
