@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -26,15 +27,19 @@ PAGE = 100
 SPREAD = 10
 """Repositories that tags are put to, the same number in every store."""
 
+HUNDRED = Figure("hundred", "requests/s", more=True)
 MANIFEST = Figure("manifest", "requests/s", more=True)
+ANEW = Figure("anew", "requests/s", more=True)
 AS_ASKED = Figure("as_asked", "requests/s", more=True)
 PUT = Figure("put", "per s", more=True)
 TAGS = Figure("tags", "ms")
 CATALOG = Figure("catalog", "ms")
 START = Figure("start", "s")
 FIGURES = (
-    (MANIFEST, "manifest by tag, answered anew"),
-    (AS_ASKED, "manifest by tag, all over the store"),
+    (HUNDRED, "manifest by tag, the same hundred"),
+    (MANIFEST, "manifest by tag, all over, beside tag PUTs"),
+    (ANEW, "manifest by tag, all over, no answer ready"),
+    (AS_ASKED, "manifest by tag, all over, as asked"),
     (PUT, "tag PUT, one connection"),
     (TAGS, "page of 100 tags"),
     (CATALOG, "page of 100 repositories"),
@@ -100,12 +105,14 @@ def prepare(one: Grown, server: Server) -> None:
 
 def trial(one: Grown, server: Server, seconds: float, number: int, note: Callable[[str, float], None]) -> None:
     """One round; each value goes to `note`. Raises TrialFailed."""
-    note(MANIFEST.key, _manifests(one, server, seconds, anew=True))
+    note(HUNDRED.key, _manifests(one, server, seconds, repositories=SPREAD))
+    with ThreadPoolExecutor(1) as beside:
+        putting = beside.submit(_puts, one, server, seconds, f"beside{number}-")
+        note(MANIFEST.key, _manifests(one, server, seconds))
+        putting.result()
+    note(ANEW.key, _manifests(one, server, seconds, anew=True))
     note(AS_ASKED.key, _manifests(one, server, seconds))
-    files = [str(one.folder / f"{place}.json") for place in range(2)]
-    arguments = [MANIFEST_TYPE, f"put{number}-", str(5 * SPREAD), *files, *_targets(one)]
-    put = wrk.load(server.url, seconds, connections=1, script="put_tags", arguments=arguments)
-    note(PUT.key, put.rate)
+    note(PUT.key, _puts(one, server, seconds, f"put{number}-"))
     chance = random.Random(number)
     with Client(server.port) as client:
         note(
@@ -116,10 +123,21 @@ def trial(one: Grown, server: Server, seconds: float, number: int, note: Callabl
         note(CATALOG.key, _page(client, "/v2/_catalog", "repositories", lambda: repository(chance.randrange(last))))
 
 
-def _manifests(one: Grown, server: Server, seconds: float, *, anew: bool = False) -> float:
-    """Requests/s. `anew`: with a condition that never holds, so that no answer is ready. A small store's would all be,
-    and a large one's none: the two would differ by that, and not by their size."""
-    arguments = [ACCEPT, str(one.size.repositories), str(EACH), *(['"another"'] if anew else [])]
+def _puts(one: Grown, server: Server, seconds: float, prefix: str) -> float:
+    """Tags put in a second, to the same number of repositories all over the store."""
+    files = [str(one.folder / f"{place}.json") for place in range(2)]
+    arguments = [MANIFEST_TYPE, prefix, str(5 * SPREAD), *files, *_targets(one)]
+    return wrk.load(server.url, seconds, connections=1, script="put_tags", arguments=arguments).rate
+
+
+def _manifests(
+    one: Grown, server: Server, seconds: float, *, repositories: int | None = None, anew: bool = False
+) -> float:
+    """Requests/s for tags at random, of so many repositories that are spread over the store; None: of all. `anew`: with
+    a condition that never holds, so that no answer is ready."""
+    asked = repositories or one.size.repositories
+    step = one.size.repositories // asked
+    arguments = [ACCEPT, str(asked), str(step), str(EACH), *(['"another"'] if anew else [])]
     size = len(made(repository(0), "t0", one.config, one.layers).body)
     return wrk.load(server.url, seconds, size=size, script="any_tag", arguments=arguments).rate
 
