@@ -93,14 +93,17 @@ class Writer:
         opened.set_result(None)
         try:
             while batch := self._next_batch():
-                with locked(lock):
-                    self._commit(db, batch)
+                try:
+                    with locked(lock):
+                        self._commit(db, batch)
+                except OSError as error:  # of the lock itself
+                    for waiting in batch:
+                        waiting.error = _told(error)
                 # Last of all, since who is told wants to go on in Python, and so would what came after this.
                 for waiting in batch:
                     waiting.tell()
                 if self._pages >= CHECKPOINT_PAGES:
-                    with locked(lock):
-                        self._checkpoint(db)
+                    self._checkpoint(db, lock)
         finally:
             db.close()
             os.close(lock)
@@ -178,12 +181,13 @@ class Writer:
         self._pages = pages
         return apsw.SQLITE_OK
 
-    def _checkpoint(self, db: apsw.Connection) -> None:
+    def _checkpoint(self, db: apsw.Connection, lock: int) -> None:
         mode = apsw.SQLITE_CHECKPOINT_PASSIVE if self._pages < RESTART_PAGES else apsw.SQLITE_CHECKPOINT_RESTART
         self._pages = 0
         try:
-            db.wal_checkpoint(mode=mode)
-        except apsw.Error as error:
+            with locked(lock):
+                db.wal_checkpoint(mode=mode)
+        except (apsw.Error, OSError) as error:
             # Nothing is lost: it all stands in the WAL, and the next commit tries again.
             log.warning("the metadata could not be checkpointed: %s", error)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -83,6 +85,29 @@ async def test_changes_are_made_in_order_and_survive_their_callers(writer: Write
     await asyncio.wait([first])
     assert first.cancelled()
     assert "one" in await _names(writer)
+
+
+async def test_without_the_lock_nothing_is_changed_and_nobody_waits_for_ever(writer: Writer, tmp_path: Path) -> None:
+    """Who asked for a change is told that it failed; with the lock back, changes are made again."""
+    path = tmp_path / "data/locks/metadata"
+    (number,) = (fd for fd in map(int, os.listdir("/proc/self/fd")) if _leads_to(fd, path))
+    kept, useless = os.dup(number), os.open(path, os.O_PATH)
+    try:
+        os.dup2(useless, number)  # a descriptor that cannot be locked
+        results = await asyncio.gather(*(writer.run(_repository(name)) for name in "abc"), return_exceptions=True)
+        assert [type(result) for result in results] == [StorageFailed] * 3
+        os.dup2(kept, number)
+    finally:
+        os.close(kept)
+        os.close(useless)
+    await writer.run(_repository("one"))
+    assert await _names(writer) == {"one"}
+
+
+def _leads_to(fd: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.readlink(f"/proc/self/fd/{fd}") == str(path)
+    return False
 
 
 async def test_the_log_of_changes_is_kept_short(writer: Writer, tmp_path: Path) -> None:
