@@ -57,8 +57,8 @@ class BulkPush:
         pass
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
-        touch_memory(GIB)
         content = renew(stage.pushed)
+        touch_memory(GIB)  # last, since what is free goes back to the host within a second or two
         gib = content.size / GIB
         with Client(server.port) as client:
             before, loaders, begun = server.cpu(), children_cpu(), time.perf_counter()
