@@ -1,12 +1,14 @@
-"""An opened registry, for the suites of its parts."""
+"""An opened registry, for the suites of its parts; a small database, for those of what reads one."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
+from storage.metadata.connection import connect, create
 from storage.opening import open_registry, prepare
 from storage.stored import StoredRegistry
 from tests.storage.filling import BOOT
@@ -23,3 +25,20 @@ def data(tmp_path: Path) -> Path:
 async def registry(data: Path) -> AsyncIterator[StoredRegistry]:
     async with open_registry(data, boot=BOOT) as opened:
         yield opened
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A database with a log, and a table `word` with one column."""
+    db = create(tmp_path / "some.db")
+    db.execute("CREATE TABLE word (text TEXT)")
+    db.close()
+    return tmp_path / "some.db"
+
+
+@pytest.fixture
+def writing(file: Path) -> Iterator[apsw.Connection]:
+    """A connection that may change it."""
+    db = connect(file)
+    yield db
+    db.close()

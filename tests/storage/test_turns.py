@@ -11,28 +11,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.metadata.connection import connect, create
 from storage.metadata.turns import Turns
 from storage.metadata.version import Version
 
 COUNT = "SELECT count(*) FROM word"
 INSERT = "INSERT INTO word VALUES ('more')"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    db = create(tmp_path / "some.db")
-    db.execute("CREATE TABLE word (text TEXT)")
-    db.close()
-    return tmp_path / "some.db"
-
-
-@pytest.fixture
-def writing(file: Path) -> Iterator[apsw.Connection]:
-    db = connect(file)
-    db.set_busy_timeout(0)
-    yield db
-    db.close()
 
 
 @pytest.fixture
@@ -82,6 +65,7 @@ async def test_a_commit_of_another_process_is_seen_in_the_same_turn(turns: Turns
 
 async def test_the_log_can_begin_anew_after_the_turn(turns: Turns, version: Version, writing: apsw.Connection) -> None:
     """A reader keeps a log that it reads from; here it does so for a turn, and no longer."""
+    writing.set_busy_timeout(0)
     writing.execute(INSERT)
     turns.at(version()).execute(COUNT).get  # noqa: B018  reads
     with pytest.raises(apsw.BusyError):

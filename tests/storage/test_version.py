@@ -12,26 +12,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.metadata.connection import connect, create
+from storage.metadata.connection import connect
 from storage.metadata.version import Version
 
 COUNT = "SELECT count(*) FROM word"
 INSERT = "INSERT INTO word VALUES ('more')"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    db = create(tmp_path / "some.db")
-    db.execute("CREATE TABLE word (text TEXT)")
-    db.close()
-    return tmp_path / "some.db"
-
-
-@pytest.fixture
-def writing(file: Path) -> Iterator[apsw.Connection]:
-    db = connect(file)
-    yield db
-    db.close()
 
 
 @pytest.fixture
