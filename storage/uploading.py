@@ -111,7 +111,7 @@ class StoredUpload:
             await self._give_up()
             raise
         self._ended = True
-        file.close()
+        self._blobs.let_go(file, size)
         return Descriptor(BLOB_TYPE, digest, size)
 
     async def _publish(self, file: SessionFile, digest: Digest, size: int) -> None:
@@ -142,7 +142,7 @@ class StoredUpload:
         file = await self._own_file()
         await self._blobs.run(file.discard)
         self._ended = True
-        file.close()
+        self._blobs.let_go(file, self._written)
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
         # A request that was on its way may have taken the session over between the two; from here on none can.
@@ -170,7 +170,7 @@ class StoredUpload:
                 work.add_done_callback(lambda _: self._let_go())
                 return
         if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
-            self._opening.result().close()
+            self._blobs.let_go(self._opening.result(), self._written)
 
     def _check_open(self) -> None:
         if self._ended:
@@ -270,7 +270,7 @@ async def resume(
         file.close()
         raise
     except BaseException:
-        file.close()
+        blobs.let_go(file, file.size())
         raise
     return upload
 

@@ -137,10 +137,14 @@ class SessionFile:
         with suppress(OSError):
             self._system.rmdir(self.path.parent)
 
+    def detach(self) -> int:
+        """The file's number, which is the caller's to close from here on; -1: it is closed already."""
+        number, self._fd = self._fd, -1
+        return number
+
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if (number := self.detach()) >= 0:
+            os.close(number)
 
 
 def _generation(directory: Path) -> int | None:

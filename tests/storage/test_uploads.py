@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
+import os
 import random
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from storage.content import digest_of
 from storage.errors import BlobUploadUnknown
 from storage.names import ALGORITHMS, RepositoryName
 from storage.opening import open_registry, prepare
+from storage.stored import StoredRegistry
 from tests.crash.full_disk import ask, start
 from tests.serving import ROOT, running_server
 
@@ -94,3 +99,32 @@ async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) ->
         for offset in (None, 0, 1000):
             with pytest.raises(BlobUploadUnknown):
                 await registry.resume_upload(APP, writer.id, offset)
+
+
+@pytest.mark.parametrize("end", ["append", "commit", "cancel"])
+async def test_a_large_file_is_not_closed_on_the_event_loop(
+    end: str, registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system may let a close wait for what is being written: so long nobody else would be answered."""
+    layout, close, body = registry.blobs.layout, os.close, bytes(3 * MIB)
+    places = (f"{layout.uploads}/", f"{layout.root}/blobs/")
+    on_the_loop: list[bool] = []
+
+    def note(number: int) -> None:
+        of_content = os.readlink(f"/proc/self/fd/{number}").startswith(places)
+        if of_content and stat.S_ISREG(os.fstat(number).st_mode):
+            on_the_loop.append(threading.current_thread() is threading.main_thread())
+        close(number)
+
+    monkeypatch.setattr(os, "close", note)
+    writer = await registry.start_upload(APP)
+    await writer.write(body)
+    if end == "commit":
+        await writer.commit(digest_of(body))
+    elif end == "cancel":
+        await writer.cancel()
+    await writer.aclose()
+    async with asyncio.timeout(20):
+        while not on_the_loop:  # noqa: ASYNC110  a thread does it
+            await asyncio.sleep(0.001)
+    assert on_the_loop == [False]
