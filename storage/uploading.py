@@ -142,7 +142,7 @@ class StoredUpload:
         file = await self._own_file()
         await self._blobs.run(file.discard)
         self._ended = True
-        self._blobs.let_go(file, self._written)
+        await self._blobs.free(file)
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
         # A request that was on its way may have taken the session over between the two; from here on none can.

@@ -125,6 +125,12 @@ class DiskBlobs:
                 return
         os.close(number)
 
+    async def free(self, session: SessionFile) -> None:
+        """Closes the file of a session that was dropped. Its room is free when this ends, cancelled or not."""
+        number = session.detach()
+        if number >= 0:
+            await self.run(lambda: os.close(number))
+
     def close(self) -> None:
         self._threads.shutdown()
         self._opener.close()
