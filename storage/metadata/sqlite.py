@@ -15,8 +15,8 @@ from storage.metadata import blob_changes, lookups, manifest_changes
 from storage.metadata.access.store import SqliteAccounts
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
+from storage.metadata.reading import SharedReading
 from storage.metadata.records import SqliteRecords
-from storage.metadata.turns import Turns
 from storage.metadata.version import Version
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
@@ -53,7 +53,7 @@ class SqliteMetadata:
     def __init__(self, layout: Layout, system: System, clock: Callable[[], float]) -> None:
         self._db = connect(layout.metadata, read_only=True)
         self.version = Version(self._db)
-        self._turns = Turns(layout.metadata)
+        self._reading = SharedReading(layout.metadata)
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
         self._writer = Writer(layout, system)
         self._clock = clock
@@ -64,7 +64,7 @@ class SqliteMetadata:
         """Makes the changes that wait, then closes."""
         self._writer.close()
         self.version.close()
-        self._turns.close()
+        self._reading.close()
         self._db.close()
 
     def _look(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
@@ -74,7 +74,7 @@ class SqliteMetadata:
         if kept is not None:
             return cast("T", kept)
         since = self._remembered.of
-        answer = look(self._turns.at(since), *what)
+        answer = look(self._reading.at(since), *what)
         if self._remembered.wanted(key):
             self._remembered.keep(key, answer, weigh(answer), since)
         return answer

@@ -1,97 +1,149 @@
-"""Look-ups that share a read transaction for a turn of the event loop."""
+"""Turns and slots, in one process and over several."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-import apsw
 import pytest
 
-from storage.metadata.turns import Turns
-from storage.metadata.version import Version
-
-COUNT = "SELECT count(*) FROM word"
-INSERT = "INSERT INTO word VALUES ('more')"
-
-
-@pytest.fixture
-def version(writing: apsw.Connection) -> Iterator[Version]:
-    version = Version(writing)
-    yield version
-    version.close()
+from storage.stored import StoredRegistry
+from storage.system import System
+from storage.turns import FileTurns
+from tests.storage.filling import other
 
 
 @pytest.fixture
-def turns(file: Path) -> Iterator[Turns]:
-    turns = Turns(file)
-    yield turns
-    turns.close()
+async def turns(tmp_path: Path) -> AsyncIterator[FileTurns]:
+    opened = FileTurns(tmp_path / "turns", System())
+    yield opened
+    opened.close()
 
 
-async def test_look_ups_of_a_turn_share_a_transaction(turns: Turns, version: Version) -> None:
-    """It ends with the turn, whoever looks up in the next one."""
-    first = turns.at(version())
-    assert first.execute(COUNT).get == 0
-    assert first.in_transaction
-    assert turns.at(version()) is first
-    await asyncio.sleep(0)
-    assert not first.in_transaction
-    assert turns.at(version()).in_transaction
-    await asyncio.sleep(0)
-    assert not first.in_transaction
+async def test_a_turn_is_had_by_one_at_a_time_in_the_order_of_asking(turns: FileTurns) -> None:
+    """Twenty ask for one key: no two have it at once, first come first served; another key is free meanwhile."""
+    order: list[int] = []
+    inside = 0
+
+    async def one(number: int) -> None:
+        nonlocal inside
+        async with turns.take("token docker.io"):
+            inside += 1
+            assert inside == 1
+            async with turns.take("token ghcr.io"):
+                await asyncio.sleep(0)
+            order.append(number)
+            inside -= 1
+
+    await asyncio.gather(*map(one, range(20)))
+    assert order == list(range(20))
 
 
-async def test_a_commit_is_seen_in_the_same_turn(turns: Turns, version: Version, writing: apsw.Connection) -> None:
-    """Whenever it comes: nothing older than the mark is read."""
-    for number in range(20):
-        for _ in range(2):
-            assert turns.at(version()).execute(COUNT).get == number
-        writing.execute(INSERT)
-        assert turns.at(version()).execute(COUNT).get == number + 1
-        if number % 3 == 0:
-            await asyncio.sleep(0)
-
-
-async def test_a_commit_of_another_process_is_seen_in_the_same_turn(turns: Turns, version: Version, file: Path) -> None:
-    assert turns.at(version()).execute(COUNT).get == 0
-    script = f"import apsw, sys; apsw.Connection(sys.argv[1]).execute({INSERT!r})"
-    subprocess.run([sys.executable, "-c", script, file], check=True, timeout=30)  # noqa: ASYNC221  in the same turn
-    assert turns.at(version()).execute(COUNT).get == 1
-
-
-async def test_the_log_can_begin_anew_after_the_turn(turns: Turns, version: Version, writing: apsw.Connection) -> None:
-    """A reader keeps a log that it reads from; here it does so for a turn, and no longer."""
-    writing.set_busy_timeout(0)
-    writing.execute(INSERT)
-    turns.at(version()).execute(COUNT).get  # noqa: B018  reads
-    with pytest.raises(apsw.BusyError):
-        writing.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-    await asyncio.sleep(0)
-    writing.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-
-
-async def test_after_an_error_it_goes_on(turns: Turns, version: Version, writing: apsw.Connection) -> None:
-    """In the same turn and in later ones."""
-    for _ in range(2):
-        with pytest.raises(apsw.SQLError):
-            turns.at(version()).execute("SELECT nothing")
-        assert turns.at(version()).execute(COUNT).get == 0
+async def test_two_openings_of_the_file_exclude_each_other(turns: FileTurns, tmp_path: Path) -> None:
+    """As two processes do."""
+    neighbour = FileTurns(tmp_path / "turns", System())
+    async with neighbour.take("a"), neighbour.slot("n", 1):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02), turns.take("a"):
+                pass
+        async with turns.try_slot("n", 1) as have:
+            assert not have
+        waiting = asyncio.create_task(_had(turns, "a"))
         await asyncio.sleep(0)
-    writing.execute(INSERT)
-    assert turns.at(version()).execute(COUNT).get == 1
+        assert not waiting.done()
+    await waiting
+    neighbour.close()
 
 
-async def test_closed_in_a_turn(turns: Turns, version: Version, writing: apsw.Connection) -> None:
-    """Nothing is left to be done, and nothing is kept from others."""
-    complaints: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    writing.execute(INSERT)
-    turns.at(version()).execute(COUNT).get  # noqa: B018  reads
-    turns.close()
-    writing.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-    await asyncio.sleep(0.01)
-    assert complaints == []
+async def _had(turns: FileTurns, key: str) -> None:
+    async with turns.take(key):
+        pass
+
+
+async def test_who_is_cancelled_leaves_the_turn_to_the_next(turns: FileTurns) -> None:
+    """While waiting, while having it, and when it raises."""
+    async with turns.take("a"):
+        waiting = [asyncio.create_task(_had(turns, "a")) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        waiting[1].cancel()
+    await asyncio.wait(waiting)
+    assert [task.cancelled() for task in waiting] == [True, True, False]
+    with pytest.raises(ValueError, match="oops"):
+        async with turns.take("a"), turns.slot("n", 1):
+            raise ValueError("oops")
+    async with asyncio.timeout(5), turns.take("a"), turns.slot("n", 1):
+        pass
+
+
+async def test_as_many_have_a_slot_as_there_are(turns: FileTurns) -> None:
+    """Thirty want one of four slots: never more than four at once, and all get their turn."""
+    inside = most = done = 0
+
+    async def one() -> None:
+        nonlocal inside, most, done
+        async with turns.slot("docker.io", 4):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.002)
+            inside -= 1
+            done += 1
+
+    await asyncio.gather(*(one() for _ in range(30)))
+    assert most == 4
+    assert done == 30
+
+
+async def test_who_leaves_some_free_lets_the_urgent_through(turns: FileTurns) -> None:
+    """With two of three slots to be left, one is had at the most; who leaves none gets the others at once, also past
+    those that wait to leave some."""
+    async with AsyncExitStack() as stack:
+        assert await stack.enter_async_context(turns.try_slot("n", 3, leave=2))
+        async with turns.try_slot("n", 3, leave=2) as second:
+            assert not second
+        prefetch = asyncio.create_task(_slot(turns, 3, 2))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5), turns.slot("n", 3), turns.slot("n", 3):
+            async with turns.try_slot("n", 3) as third:
+                assert not third
+            assert not prefetch.done()
+    await asyncio.wait_for(prefetch, 5)
+
+
+async def _slot(turns: FileTurns, count: int, leave: int) -> None:
+    async with turns.slot("n", count, leave):
+        pass
+
+
+async def test_nothing_is_kept_of_keys_that_nobody_uses(turns: FileTurns) -> None:
+    """After a thousand keys there is nothing left to remember, and the file is empty."""
+    for number in range(1000):
+        async with turns.take(f"manifest {number}"):
+            pass
+    assert not turns._queues._locks
+    assert not turns._held
+
+
+async def test_turns_and_slots_hold_over_processes_and_fall_with_them(registry: StoredRegistry, data: Path) -> None:
+    """What another process has is not to be had here; when it is killed it is, within a moment."""
+    turns = registry.turns
+    async with other(data) as first, other(data) as second:
+        await first.ask("take", "tag docker.io/library/ubuntu:18.04")
+        await first.ask("slot", "docker.io", 2)
+        assert await second.ask("try", "docker.io", 2, 1) is False
+        assert await second.ask("try", "docker.io", 2) is True
+        async with turns.try_slot("docker.io", 2) as have:
+            assert not have
+        await second.start("take", "tag docker.io/library/ubuntu:18.04")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), turns.take("tag docker.io/library/ubuntu:18.04"):
+                pass
+        await first.kill()
+        await second.answer()
+        async with asyncio.timeout(5), turns.slot("docker.io", 2):
+            pass
+        await second.ask("leave")
+        async with asyncio.timeout(5), turns.take("tag docker.io/library/ubuntu:18.04"):
+            pass

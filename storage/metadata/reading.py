@@ -17,7 +17,7 @@ import apsw
 from storage.metadata.connection import connect
 
 
-class Turns:
+class SharedReading:
     """Used from one event loop."""
 
     def __init__(self, path: Path) -> None:
