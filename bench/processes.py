@@ -7,7 +7,8 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -71,6 +72,24 @@ def children_cpu() -> float:
     """CPU seconds of the programs this process has waited for: the loaders, between two readings."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def stolen_seconds(stat: str) -> float:
+    """CPU seconds that a host has not given to this virtual machine when it wanted them, of all processors together,
+    in the text of /proc/stat (proc(5): steal)."""
+    return int(stat.split(maxsplit=9)[8]) / TICKS
+
+
+def stealing() -> Callable[[], float]:
+    """Tells, when called, how much of the processors' time since then the host has taken, in percent."""
+    stat = PROC / "stat"
+    before, begun = stolen_seconds(stat.read_text()), time.perf_counter()
+
+    def share() -> float:
+        spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
+        return 100 * (stolen_seconds(stat.read_text()) - before) / spent
+
+    return share
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:

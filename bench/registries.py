@@ -16,10 +16,11 @@ from bench import goals
 from bench.choice import pick
 from bench.content import MIB
 from bench.errors import TrialFailed
-from bench.figures import PSS
+from bench.figures import PSS, STOLEN
 from bench.memory import MemoryWatch
 from bench.packages import DOCKER, LOADERS, RIVAL, require, version
 from bench.plot import ratio_bars
+from bench.processes import stealing
 from bench.report import Outcome, publish
 from bench.results import Line
 from bench.rows import Row, Stage, all_rows
@@ -121,7 +122,9 @@ def _round(
 
 
 def _trial(line: Line, row: Row, stage: Stage, server: Server, number: int) -> None:
-    line.samples.setdefault(server.name, []).append(row.trial(stage, server, number))
+    stolen = stealing()
+    sample = row.trial(stage, server, number)
+    line.samples.setdefault(server.name, []).append({**sample, STOLEN.key: stolen()})
 
 
 def _attempt(line: Line, step: Callable[[], None], server: Server) -> None:

@@ -40,6 +40,8 @@ def publish(
     for path in (results.FOLDER / f"{name}.svg", *([picture] if picture else [])):
         path.write_text(plot)
     print(f"\n{table.figures(lines, names)}\n\n{table.verdicts(verdicts)}")
+    if taken := table.stolen(lines, names):
+        print(f"\n{taken}")
     failed = [line for line in lines if line.failure]
     for line in failed:
         print(f"\nFAILED {line.name}: {line.failure}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench.figures import Figure, Sample, ratio, spread
+from bench.figures import STOLEN, Figure, Sample, ratio, spread
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -44,12 +44,13 @@ def as_json(lines: Sequence[Line], subjects: Sequence[str], about: Mapping[str, 
     rows: dict[str, object] = {}
     for line in lines:
         figures: dict[str, object] = {}
-        for figure in line.figures:
+        looked_at = any(line.values(subject, STOLEN) for subject in subjects)
+        for figure in (*line.figures, *([STOLEN] if looked_at else [])):
             one: dict[str, object] = {"unit": figure.unit}
             for subject in subjects:
                 if values := line.values(subject, figure):
                     one[subject] = {**asdict(spread(values)), "samples": values}
-            if len(subjects) == 2:
+            if len(subjects) == 2 and figure is not STOLEN:
                 one["ratio"] = line.ratio(subjects[0], subjects[1], figure.key)
             figures[figure.key] = one
         rows[line.name] = {"title": line.title, "figures": figures, "failure": line.failure}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.figures import Spread, spread
+from bench.figures import STOLEN, Spread, spread
 from bench.goals import Verdict
 from bench.results import Line
+
+TOLERABLE = 1.0
+"""Percent of the processors that a host may take without it being said."""
 
 
 def number(value: float) -> str:
@@ -44,6 +47,18 @@ def figures(lines: Sequence[Line], subjects: Sequence[str]) -> str:
             rows.append([line.title, figure.unit, *cells, *(f"{number(r)}x" if r is not None else "-" for r in ratios)])
     names = [f"{name}: median [quartiles]" for name in subjects]
     return grid(["what", "unit", *names, *(f"{first} / {other}" for other in others)], rows)
+
+
+def stolen(lines: Sequence[Line], subjects: Sequence[str]) -> str:
+    """Trials during which the host took enough of the processors to show; empty: there are none."""
+    found = []
+    for line in lines:
+        seen = [line.median(subject, STOLEN.key) or 0 for subject in subjects]
+        if max(seen) >= TOLERABLE:
+            each = ", ".join(f"{share:.1f} % ({name})" for name, share in zip(subjects, seen, strict=True))
+            found.append(f"- {line.title}: {each}")
+    head = "The host took processor time during these rows, which costs some latency and speed; medians:"
+    return "\n".join([head, *found]) if found else ""
 
 
 def verdicts(found: Sequence[Verdict]) -> str:

@@ -18,11 +18,14 @@ from bench.servers import ENTREPOT, Server, running
 from bench.wire import Client
 
 ACCOUNT = "bench"
+WARM = 1.0
+"""Seconds in which each is asked before it is measured."""
 
 
 class Bearer:
     """Against Entrepot alone, since docker-registry has no token service: two servers with the same content, one of
-    which has an account, half of a trial each and in turn."""
+    which has an account, half of a trial each and in turn. Both are started anew for each trial: two processes of one
+    program differ by up to a tenth for as long as they live, which is as much as a token costs."""
 
     name = "manifest-tag-bearer"
     title = "manifest by tag, with a token"
@@ -30,28 +33,30 @@ class Bearer:
     rounds: int | None = None
 
     def __init__(self) -> None:
-        self._closed: Closed | None = None
+        self._login = ""
 
     def prepare(self, stage: Stage, server: Server) -> None:
-        """Starts the one with accounts, and has each answer for a second. Content goes in while it is still open."""
+        """Fills both stores, and then closes one: content goes in while it is still open."""
         if server.name != ENTREPOT.name:
             return
-        folder = stage.folder / "accounts"
-        closed = stage.stack.enter_context(running(ENTREPOT, folder))
-        stage.fill(closed)
-        self._closed = Closed(closed, asyncio.run(add_account(folder / "data")))
-        for each in (server, closed):
-            _load(stage, each, 1, self._closed.token())
+        for folder in _folders(stage):
+            with running(ENTREPOT, folder) as filled:
+                stage.fill(filled)
+        self._login = asyncio.run(add_account(_folders(stage)[1] / "data"))
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
         """The toll is the CPU time of a request with a token as a multiple of that of one without accounts."""
-        if self._closed is None or server.name != ENTREPOT.name:
+        if server.name != ENTREPOT.name:
             return {}
-        token, found = self._closed.token(), {}
-        for each in (server, self._closed.server) if number % 2 else (self._closed.server, server):
-            found[each] = _load(stage, each, stage.seconds / 2, token if each is not server else None)
-        with_token, without = found[self._closed.server], found[server]
-        return {**with_token, TOLL.key: with_token[CPU.key] / without[CPU.key]}
+        free, closed = _folders(stage)
+        with running(ENTREPOT, free) as without, running(ENTREPOT, closed) as within:
+            token = Closed(within, self._login).token()
+            both: list[tuple[Server, str | None]] = [(without, None), (within, token)]
+            for each, shown in both:
+                _load(stage, each, WARM, shown)
+            turns = both if number % 2 else both[::-1]
+            found = {each: _load(stage, each, stage.seconds / 2, shown) for each, shown in turns}
+        return {**found[within], TOLL.key: found[within][CPU.key] / found[without][CPU.key]}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class Closed:
             answer = client.ask("GET", where, headers={"Authorization": f"Basic {basic}"}, expect=200)
         text: str = json.loads(answer.body)["token"]
         return text
+
+
+def _folders(stage: Stage) -> tuple[Path, Path]:
+    """Of the registry without accounts, and of the one with."""
+    return stage.folder / "no-accounts", stage.folder / "accounts"
 
 
 def _load(stage: Stage, server: Server, seconds: float, token: str | None) -> Sample:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.figures import CPU, RATE, ratio, spread
+from bench.figures import CPU, RATE, STOLEN, ratio, spread
 from bench.goals import GOALS, Goal, all_met, judge
 from bench.plot import curves, ratio_bars
 from bench.results import Line, as_json
 from bench.rows import all_rows
-from bench.table import grid, number
+from bench.table import grid, number, stolen
 
 
 def line(ours: list[float], theirs: list[float]) -> Line:
@@ -123,3 +123,16 @@ def test_plots_are_whole_with_and_without_figures() -> None:
         assert ratio_bars(lines, "Entrepot", "docker-registry").endswith("</svg>\n")
     assert "<polyline" in curves("title", [100, 10_000], {"a": [10.0, 9.0]})
     assert curves("title", [100], {"a": [10.0], "none": [0.0]}).endswith("</svg>\n")
+
+
+def test_time_taken_by_the_host_is_kept_and_said() -> None:
+    """Whatever the row measures: with all samples in the JSON, and below the table where it is enough to show."""
+    quiet, disturbed = line([1], [2]), line([1, 1, 1], [2])
+    for sample, share in zip(disturbed.samples["Entrepot"], (0.0, 7.25, 3.5), strict=True):
+        sample[STOLEN.key] = share
+    names = ["Entrepot", "docker-registry"]
+    kept = as_json([disturbed], names, {})["rows"]
+    assert isinstance(kept, dict)
+    assert kept["row"]["figures"]["stolen"]["Entrepot"]["samples"] == [0.0, 7.25, 3.5]
+    assert stolen([disturbed], names).splitlines()[1:] == ["- a row: 3.5 % (Entrepot), 0.0 % (docker-registry)"]
+    assert stolen([quiet], names) == ""

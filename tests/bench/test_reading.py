@@ -12,7 +12,7 @@ import pytest
 from bench import packages
 from bench.curl import patched
 from bench.errors import TrialFailed
-from bench.processes import TICKS, cpu_seconds, cpu_ticks, pss, pss_bytes, tree
+from bench.processes import TICKS, cpu_seconds, cpu_ticks, pss, pss_bytes, stolen_seconds, tree
 from bench.touching import available
 from bench.wire import path_of
 from bench.wrk import read_report
@@ -48,6 +48,13 @@ def test_pss_is_the_whole_one() -> None:
     """Pss, in bytes, and none of the lines that only look like it."""
     rollup = "Rss:  999 kB\nPss:    120 kB\nPss_Dirty:  70 kB\nPss_Anon: 60 kB\n"
     assert pss_bytes(rollup) == 120 * 1024
+
+
+def test_time_that_the_host_took() -> None:
+    """The eighth figure of all processors together, in seconds; guests' time after it is another thing."""
+    stat = "cpu  10 20 30 40 50 60 70 250 90 100\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 5\n"
+    assert stolen_seconds(stat) == 250 / TICKS
+    assert stolen_seconds(Path("/proc/stat").read_text()) >= 0
 
 
 def test_report_of_a_loader() -> None:
