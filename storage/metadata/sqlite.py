@@ -55,7 +55,7 @@ class SqliteMetadata:
         self.version = Version(self._db)
         self._reading = SharedReading(layout.metadata)
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
-        self._writer = Writer(layout, system)
+        self._writer = Writer(layout, system, self.version)
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
         self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version)

@@ -11,13 +11,18 @@ Sources: "WAL-mode File Format" (sqlite.org/walformat.html), section 2.1; the in
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from typing import Final
 
 import apsw
 
-_HEADERS: Final = 96
+_COPY: Final = 48
+"""Bytes of the header."""
+_HEADERS: Final = 2 * _COPY
 """Bytes of both copies. Where they differ, a commit is being written or its writer died in it."""
+_COMMITS: Final = slice(8, 12)
+"""Where the count of commits stands in it (`iChange`), in this machine's order of bytes."""
 _REGION: Final = 32 * 1024
 """Bytes of a part of the index that SQLite maps at once."""
 _SHARED_MEMORY: Final = 2
@@ -64,6 +69,18 @@ class Version:
 
     def close(self) -> None:
         self._mark = object
+
+
+def is_next(before: object, after: object) -> bool:
+    """Whether exactly one commit lies between two marks. `before` has to come from within the transaction that was then
+    committed: a count of the commits tells, and nobody else's can come in between unnoticed."""
+    if not isinstance(before, bytes) or not isinstance(after, bytes) or after[:_COPY] != after[_COPY:]:
+        return False
+    return _commits(after) == (_commits(before) + 1) % (1 << 32)
+
+
+def _commits(mark: bytes) -> int:
+    return int.from_bytes(mark[_COMMITS], sys.byteorder)
 
 
 def _shared_memory(db: apsw.Connection) -> int:

@@ -26,11 +26,14 @@ from storage.blobs.layout import Layout
 from storage.blobs.steps import Step
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.connection import connect
+from storage.metadata.version import is_next
 from storage.system import System
 
 BATCH = 256
 CHECKPOINT_PAGES = 1000
 RESTART_PAGES = 16_000
+RIGHTS = "access"
+"""The table whose row every change of rights raises in its own transaction (`storage.metadata.access.epoch`)."""
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
@@ -57,9 +60,13 @@ class _Waiting:
 class Writer:
     """Runs changes of the database, in order. A change is a function of the connection; it never waits for anything."""
 
-    def __init__(self, layout: Layout, system: System) -> None:
+    def __init__(self, layout: Layout, system: System, version: Callable[[], object]) -> None:
+        """`version`: marks of the database (`storage.metadata.version`). They must last until this is closed."""
         self._layout = layout
         self._system = system
+        self._version = version
+        self._rights_changed = False
+        self._same_rights: tuple[object, object] = (None, None)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._pages = 0
         self._full: bool | None = None
@@ -77,6 +84,11 @@ class Writer:
         self._queue.put(_Waiting(change, durable, done))
         return done
 
+    def kept_rights(self, before: object, after: object) -> bool:
+        """Whether nothing lies between two marks but one commit of this writer that changed nobody's rights. Who knows
+        them as of `before` need not look again."""
+        return self._same_rights == (before, after)
+
     def close(self) -> None:
         """Makes the changes that wait, then ends."""
         self._queue.put(None)
@@ -90,6 +102,7 @@ class Writer:
             opened.set_exception(error)
             return
         db.set_wal_hook(self._note_pages)
+        db.set_update_hook(self._note_row)
         opened.set_result(None)
         try:
             while batch := self._next_batch():
@@ -141,6 +154,7 @@ class Writer:
         self._name_log(db)
         self._sync_commits(db, any(waiting.durable for waiting in batch))
         db.execute("BEGIN IMMEDIATE")
+        before, self._rights_changed = self._version(), False
         several = len(batch) > 1
         for waiting in batch:
             waiting.error = None  # of a try together with others
@@ -160,6 +174,9 @@ class Writer:
             db.execute("ROLLBACK")
         else:
             self._system.commit(lambda: _end(db), durable=bool(self._full))
+            after = self._version()
+            if not self._rights_changed and is_next(before, after):
+                self._same_rights = before, after
 
     def _name_log(self, db: apsw.Connection) -> None:
         """Before the first commit: makes the WAL's own name durable. SQLite does it only where the connection that made
@@ -180,6 +197,10 @@ class Writer:
     def _note_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         self._pages = pages
         return apsw.SQLITE_OK
+
+    def _note_row(self, _kind: int, _database: str, table: str, _row: int) -> None:
+        if table == RIGHTS:
+            self._rights_changed = True
 
     def _checkpoint(self, db: apsw.Connection, lock: int) -> None:
         mode = apsw.SQLITE_CHECKPOINT_PASSIVE if self._pages < RESTART_PAGES else apsw.SQLITE_CHECKPOINT_RESTART

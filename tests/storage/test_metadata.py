@@ -13,6 +13,8 @@ import pytest
 
 from storage.blobs.layout import Layout
 from storage.errors import BlobUnknown, StorageFailed, StorageFull
+from storage.metadata.connection import connect
+from storage.metadata.version import Version
 from storage.metadata.writer import Writer
 from storage.opening import prepare
 from storage.system import System
@@ -23,9 +25,14 @@ Change = Callable[[apsw.Connection], None]
 @pytest.fixture
 async def writer(tmp_path: Path) -> AsyncIterator[Writer]:
     prepare(tmp_path / "data")
-    opened = Writer(Layout(tmp_path / "data"), System())
+    layout = Layout(tmp_path / "data")
+    db = connect(layout.metadata, read_only=True)
+    version = Version(db)
+    opened = Writer(layout, System(), version)
     yield opened
     opened.close()
+    version.close()
+    db.close()
 
 
 def _repository(name: str, then: Exception | None = None) -> Change:

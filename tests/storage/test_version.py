@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from storage.metadata.connection import connect
-from storage.metadata.version import Version
+from storage.metadata.version import Version, is_next
 
 COUNT = "SELECT count(*) FROM word"
 INSERT = "INSERT INTO word VALUES ('more')"
@@ -168,3 +168,30 @@ def test_a_database_without_a_log_has_none(tmp_path: Path) -> None:
     with pytest.raises(apsw.CantOpenError, match="write-ahead log"):
         Version(db)
     db.close()
+
+
+def test_one_commit_is_told_from_none_and_from_several(version: Version, writing: apsw.Connection) -> None:
+    """From two marks, the first of which comes from within the transaction: whatever it did to the log."""
+    for checkpoint in (None, apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE):
+        if checkpoint is not None:
+            writing.wal_checkpoint(mode=checkpoint)  # the next transaction begins the log anew
+        writing.execute("BEGIN IMMEDIATE")
+        before = version()
+        writing.execute(INSERT)
+        assert not is_next(before, version())
+        writing.execute("COMMIT")
+        after = version()
+        assert is_next(before, after)
+        writing.execute(INSERT)
+        assert not is_next(before, version())
+        assert is_next(after, version())
+
+
+def test_nothing_follows_a_mark_that_is_none(version: Version, writing: apsw.Connection) -> None:
+    """Nor the other way round: after it was closed, nothing is known."""
+    before = version()
+    version.close()
+    writing.execute(INSERT)
+    assert not is_next(before, version())
+    assert not is_next(version(), version())
+    assert not is_next(None, before)

@@ -64,9 +64,12 @@ class SqliteAccounts:
 
     def _read(self) -> None:
         version = self._version()
-        if version != self._read_at:
+        if version == self._read_at:
+            return
+        if not self._writer.kept_rights(self._read_at, version):
             number, closed = self._db.execute(epoch.READ).get
-            self._epoch, self._closed, self._read_at = number, bool(closed), version
+            self._epoch, self._closed = number, bool(closed)
+        self._read_at = version
 
     def instance(self) -> str:
         name: str = self._db.execute(epoch.INSTANCE).get
