@@ -45,7 +45,7 @@ def prepare(data: Path, system: System | None = None) -> None:
         files.make_directories(system, layout.root, layout.directories())
         lock = os.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            with files.locked(lock):
+            with files.Locked(lock):
                 db = create(layout.metadata)
                 try:
                     migrate(db)

@@ -73,7 +73,7 @@ class SessionFile:
 
     @contextmanager
     def _owning(self) -> Iterator[None]:
-        with files.locked(self._fd):
+        with files.Locked(self._fd):
             try:
                 same = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
             except FileNotFoundError:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from storage.blobs.files import locked, sync_directory, told
+from storage.blobs.files import Locked, sync_directory, told
 from storage.blobs.layout import Layout
 from storage.blobs.steps import Step
 from storage.errors import RegistryError, StorageFailed, StorageFull
@@ -107,7 +107,7 @@ class Writer:
         try:
             while batch := self._next_batch():
                 try:
-                    with locked(lock):
+                    with Locked(lock):
                         self._commit(db, batch)
                 except OSError as error:  # of the lock itself
                     for waiting in batch:
@@ -206,7 +206,7 @@ class Writer:
         mode = apsw.SQLITE_CHECKPOINT_PASSIVE if self._pages < RESTART_PAGES else apsw.SQLITE_CHECKPOINT_RESTART
         self._pages = 0
         try:
-            with locked(lock):
+            with Locked(lock):
                 db.wal_checkpoint(mode=mode)
         except (apsw.Error, OSError) as error:
             # Nothing is lost: it all stands in the WAL, and the next commit tries again.

@@ -63,7 +63,12 @@ async def test_after_a_change_of_ones_own_nothing_is_looked_up(data: Path) -> No
     with opened(data) as metadata:
         first = metadata.accounts.epoch()
         looked: list[str] = []
-        metadata._db.set_exec_trace(lambda _cursor, statement, _values: bool(looked.append(statement)) or True)
+
+        def note(_cursor: object, statement: str, _values: object) -> bool:
+            looked.append(statement)
+            return True
+
+        metadata._db.set_exec_trace(note)
         for number in range(5):
             await start_upload(metadata, number)
             assert metadata.accounts.epoch() == first
