@@ -50,7 +50,7 @@ def figures(lines: Sequence[Line], subjects: Sequence[str]) -> str:
 
 
 def stolen(lines: Sequence[Line], subjects: Sequence[str]) -> str:
-    """Trials during which the host took enough of the processors to show; empty: there are none."""
+    """The rows during which the host took enough of the processors to show; empty: there are none."""
     found = []
     for line in lines:
         seen = [line.median(subject, STOLEN.key) or 0 for subject in subjects]
