@@ -11,6 +11,8 @@ from types import FrameType
 
 from bench import growth, mirror, registries
 from bench.errors import BenchFailed, TrialFailed
+from bench.mirror.mirrors import PEER, mirror_at
+from bench.servers import RIVAL, entrepot_at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +40,7 @@ def _registries(options: argparse.Namespace) -> bool:
         options.rounds or rounds,
         options.seconds or seconds,
         registries.chosen(options.only),
+        entrepot_at(options.against) if options.against else RIVAL,
         options.folder,
         options.json,
         options.plot,
@@ -50,6 +53,7 @@ def _mirror(options: argparse.Namespace) -> bool:
     plan = mirror.Plan(
         options.rounds or (1 if options.quick else 5),
         mirror.chosen(options.only),
+        mirror_at(options.against) if options.against else PEER,
         options.quick,
         options.folder,
         options.json,
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     grows = what.add_parser("growth", help="as the store grows")
     grows.add_argument("--sizes", type=_sizes, metavar="N,…", help="manifests in each store, ascending")
     for each in (beside, mirrors):
+        each.add_argument("--against", type=Path, metavar="FOLDER", help="beside the Entrepot of that checkout instead")
         each.add_argument("--only", metavar="ROW,…", help="just these rows")
     for each in (beside, grows):
         each.add_argument("--seconds", type=_duration, metavar="S", help="length of a trial, about")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.figures import CPU, CPU_GIB, CPU_SECONDS, GROWTH, P99
 from bench.results import Line
 from bench.servers import ENTREPOT, RIVAL
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on one figure: of Entrepot's median itself, or of its ratio to docker-registry's."""
+    """A bound on one figure: on Entrepot's median itself, or on its ratio to the other server's."""
 
     row: str
     key: str
@@ -20,6 +21,8 @@ class Goal:
     limit: float
     at_least: bool
     relative: bool
+    peer: str = RIVAL.name
+    """The server a ratio is taken against."""
 
     @property
     def wanted(self) -> str:
@@ -29,7 +32,7 @@ class Goal:
     def measured(self, line: Line) -> float | None:
         """None: it was not measured."""
         if self.relative:
-            return line.ratio(ENTREPOT.name, RIVAL.name, self.key)
+            return line.ratio(ENTREPOT.name, self.peer, self.key)
         return line.median(ENTREPOT.name, self.key)
 
     def met(self, value: float) -> bool:
@@ -49,6 +52,22 @@ def share(row: str, key: str, text: str, limit: float) -> Goal:
 def most(row: str, key: str, text: str, limit: float) -> Goal:
     """At most that much."""
     return Goal(row, key, text, limit, at_least=False, relative=False)
+
+
+COSTS = (CPU, CPU_GIB, CPU_SECONDS, P99, GROWTH)
+"""The figures of a row that a change must not raise."""
+ALLOWED = 1.1
+"""How many times the cost before a change its cost may be."""
+
+
+def no_slower(lines: Sequence[Line], peer: str) -> tuple[Goal, ...]:
+    """The goals of a comparison with an older Entrepot, called `peer`: no row costs more than it did."""
+    return tuple(
+        Goal(line.name, figure.key, f"{line.title}, {figure.unit}", ALLOWED, at_least=False, relative=True, peer=peer)
+        for line in lines
+        for figure in line.figures
+        if figure in COSTS
+    )
 
 
 PEAK = "memory-peak"

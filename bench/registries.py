@@ -24,11 +24,9 @@ from bench.processes import stealing
 from bench.report import Outcome, publish
 from bench.results import Line
 from bench.rows import Row, Stage, all_rows
-from bench.servers import ENTREPOT, Server, check_space, machine, running
+from bench.servers import ENTREPOT, Kind, Server, check_space, machine, running
 from bench.servers import RIVAL as RIVAL_KIND
 
-KINDS = (ENTREPOT, RIVAL_KIND)
-NAMES = [kind.name for kind in KINDS]
 SPACE = 12 << 30
 SPACE_A_ROUND = 1 << 30
 """Bytes of disk: what is pushed and logged in a round, and what docker and the fixed content take."""
@@ -41,10 +39,20 @@ class Plan:
     rounds: int
     seconds: float
     rows: Sequence[Row]
+    peer: Kind = RIVAL_KIND
+    """Entrepot is compared with it."""
     folder: Path | None = None
     """Where the temporary folder is made."""
     json: Path | None = None
     plot: Path | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, Kind]:
+        return ENTREPOT, self.peer
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return ENTREPOT.name, self.peer.name
 
 
 def chosen(only: str | None) -> list[Row]:
@@ -54,7 +62,8 @@ def chosen(only: str | None) -> list[Row]:
 
 def compare(plan: Plan) -> Outcome:
     """Measures, prints and writes it all. Raises BenchFailed."""
-    needs = {**LOADERS, **RIVAL, **(DOCKER if any(row.name == "docker-pull" for row in plan.rows) else {})}
+    rival = RIVAL if plan.peer is RIVAL_KIND else {}
+    needs = {**LOADERS, **rival, **(DOCKER if any(row.name == "docker-pull" for row in plan.rows) else {})}
     require(needs)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=plan.folder))
     try:
@@ -63,14 +72,15 @@ def compare(plan: Plan) -> Outcome:
         lines = _measure(plan, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    verdicts = goals.judge({line.name: line for line in lines})
+    by_name = {line.name: line for line in lines}
+    wanted = goals.GOALS if plan.peer is RIVAL_KIND else goals.no_slower(lines, plan.peer.name)
     return publish(
         lines,
-        NAMES,
+        plan.names,
         about,
-        verdicts,
-        ratio_bars(lines, NAMES[0], NAMES[1]),
-        name="latest",
+        goals.judge(by_name, wanted),
+        ratio_bars(lines, *plan.names),
+        name="latest" if plan.peer is RIVAL_KIND else "against",
         json=plan.json,
         picture=plan.plot,
     )
@@ -80,7 +90,8 @@ def _about(plan: Plan, folder: Path) -> dict[str, object]:
     return {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(folder),
-        "versions": {kind.name: kind.version() for kind in KINDS} | {name: version(name) for name in LOADERS.values()},
+        "versions": {kind.name: kind.version() for kind in plan.kinds}
+        | {name: version(name) for name in LOADERS.values()},
         "rounds": plan.rounds,
         "seconds": plan.seconds,
     }
@@ -89,9 +100,9 @@ def _about(plan: Plan, folder: Path) -> dict[str, object]:
 def _measure(plan: Plan, folder: Path) -> list[Line]:
     lines = {row.name: Line(row.name, row.title, row.figures) for row in plan.rows}
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(running(kind, folder / kind.name)) for kind in KINDS]
+        servers = [stack.enter_context(running(kind, folder / kind.name)) for kind in plan.kinds]
         watch = stack.enter_context(MemoryWatch())
-        stage = Stage(folder, plan.seconds, KINDS, stack)
+        stage = Stage(folder, plan.seconds, plan.kinds, stack)
         for server in servers:
             stage.fill(server)
         for row in plan.rows:

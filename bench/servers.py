@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import BenchFailed
@@ -33,18 +33,26 @@ class Kind:
     version: Callable[[], str]
     command: Callable[[Path, int], list[str]]
     """From the folder it may write to and the port it is to listen on."""
+    root: Path = ROOT
+    """The checkout whose code runs, if the program is an Entrepot."""
+    accounts: bool = False
+    """The program has accounts and a token service."""
 
 
 @dataclass(frozen=True)
 class Server:
     """A running registry."""
 
-    name: str
+    kind: Kind
     port: int
     process: subprocess.Popen[bytes]
     log: Path
     started_in: float
     """Seconds from exec to the first 200 on /v2/."""
+
+    @property
+    def name(self) -> str:
+        return self.kind.name
 
     @property
     def url(self) -> str:
@@ -88,8 +96,30 @@ def _rival_command(folder: Path, port: int) -> list[str]:
     return ["docker-registry", "serve", str(path)]
 
 
-ENTREPOT = Kind("Entrepot", _entrepot_version, entrepot_command)
+ENTREPOT = Kind("Entrepot", _entrepot_version, entrepot_command, accounts=True)
 RIVAL = Kind("docker-registry", lambda: version("docker-registry"), _rival_command)
+
+
+def entrepot_at(root: Path) -> Kind:
+    """The Entrepot of another checkout, to compare two versions in one run. Raises BenchFailed for a folder that holds
+    none."""
+    root = root.resolve()
+    if not (root / "registry" / "__main__.py").is_file():
+        raise BenchFailed(f"{root} holds no checkout of Entrepot")
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False)
+    version = told.stdout.strip() or "unknown"
+    return replace(ENTREPOT, name=f"Entrepot {version}", version=lambda: version, root=root)
+
+
+def entrepot(kind: Kind, folder: Path, *arguments: str) -> str:
+    """Runs a command of that Entrepot on the data directory in `folder`, and returns its stdout. Raises BenchFailed."""
+    command = [sys.executable, "-m", "registry", *arguments, "--data", str(folder / "data")]
+    env = environment(folder, PYTHONPATH=str(kind.root))
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchFailed(f"{kind.name}: {' '.join(arguments)}: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def free_port() -> int:
@@ -106,14 +136,14 @@ def running(kind: Kind, folder: Path) -> Iterator[Server]:
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
     command = kind.command(folder, port)
-    env = environment(folder, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+    env = environment(folder, PYTHONPATH=str(kind.root), PYTHONUNBUFFERED="1")
     begun = time.perf_counter()
     with program(command, env, log, folder) as process:
         while not answers(port):
             if process.poll() is not None or time.perf_counter() - begun > START_TIMEOUT:
                 raise BenchFailed(f"{kind.name} did not start: {' '.join(command)}\n{tail(log)}")
             time.sleep(POLL)
-        yield Server(kind.name, port, process, log, time.perf_counter() - begun)
+        yield Server(kind, port, process, log, time.perf_counter() - begun)
 
 
 def answers(port: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.servers import ENTREPOT, RIVAL, Kind, entrepot_command
+from bench.servers import ENTREPOT, RIVAL, Kind, entrepot_at, entrepot_command
 from bench.wire import HOST
 
 HOSTED = "team"
@@ -21,9 +21,11 @@ class MirrorKind:
     name: str
     version: Callable[[], str]
     of: Callable[[str], Kind]
+    hosts: bool = True
+    """Images can be pushed to it as well, and it fetches a blob once for all its clients."""
 
 
-def _entrepot_of(upstream: str) -> Kind:
+def _entrepot_of(upstream: str, kind: Kind = ENTREPOT) -> Kind:
     """The defaults, two workers; what is configured is the upstream, and a prefix to push to."""
 
     def command(folder: Path, port: int) -> list[str]:
@@ -34,7 +36,7 @@ def _entrepot_of(upstream: str) -> Kind:
         )
         return [*entrepot_command(folder, port), "--config", str(path)]
 
-    return replace(ENTREPOT, command=command)
+    return replace(kind, command=command)
 
 
 def _rival_of(upstream: str) -> Kind:
@@ -50,8 +52,13 @@ def _rival_of(upstream: str) -> Kind:
 
 
 OURS = MirrorKind(ENTREPOT.name, ENTREPOT.version, _entrepot_of)
-PEER = MirrorKind(RIVAL.name, RIVAL.version, _rival_of)
-MIRRORS = (OURS, PEER)
+PEER = MirrorKind(RIVAL.name, RIVAL.version, _rival_of, hosts=False)
+
+
+def mirror_at(root: Path) -> MirrorKind:
+    """The Entrepot of another checkout. Raises BenchFailed for a folder that holds none."""
+    kind = entrepot_at(root)
+    return MirrorKind(kind.name, kind.version, lambda upstream: _entrepot_of(upstream, kind))
 
 
 def address(port: int) -> str:

@@ -10,7 +10,7 @@ from bench.errors import TrialFailed
 from bench.figures import CPU_GIB, SECONDS, Figure, Sample
 from bench.mirror.gate import Gate, Sent
 from bench.mirror.images import CROWD, LINK, Image
-from bench.mirror.mirrors import OURS, MirrorKind, address
+from bench.mirror.mirrors import MirrorKind, address
 from bench.mirror.relay import relay
 from bench.mirror.stage import Stage, settled
 from bench.servers import Server
@@ -37,7 +37,7 @@ class Thundering:
     peer_rounds: int | None = None
 
     def trial(self, stage: Stage, mirror: MirrorKind) -> Sample:
-        clients = CLIENTS if mirror is OURS else PEER_CLIENTS
+        clients = CLIENTS if mirror.hosts else PEER_CLIENTS
         with stage.gate() as gate, stage.cold(mirror, gate.url) as server:
             pulled = stage.pull(server, CROWD, clients)
             settled(server)

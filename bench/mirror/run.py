@@ -13,12 +13,12 @@ from pathlib import Path
 
 from bench.choice import pick
 from bench.errors import BenchFailed, TrialFailed
-from bench.figures import CPU_GIB, SECONDS, SPEED
-from bench.goals import judge
-from bench.mirror.fill_rows import GROWTH, BesideFill, Fill, FillMemory, FirstByte
+from bench.figures import CPU_GIB, GROWTH, SECONDS, SPEED
+from bench.goals import judge, no_slower
+from bench.mirror.fill_rows import BesideFill, Fill, FillMemory, FirstByte
 from bench.mirror.goals import GOALS
 from bench.mirror.images import PRIME, Image, push
-from bench.mirror.mirrors import MIRRORS, OURS, PEER, MirrorKind
+from bench.mirror.mirrors import OURS, PEER, MirrorKind
 from bench.mirror.pull_rows import SENT, Cold, Thundering, Warm, direct, limited, paced
 from bench.mirror.stage import MirrorRow, Stage
 from bench.packages import GATE, LOADERS, RIVAL, require, version
@@ -28,7 +28,6 @@ from bench.results import Line
 from bench.servers import RIVAL as UPSTREAM
 from bench.servers import check_space, machine, running
 
-NAMES = [mirror.name for mirror in MIRRORS]
 DRAWN = (SENT, SECONDS, SPEED, CPU_GIB, GROWTH)
 SPACE = 2 << 30
 """Bytes of disk beside the images, which the upstream holds and a mirror as well."""
@@ -42,11 +41,17 @@ class Plan:
 
     rounds: int
     rows: Sequence[MirrorRow]
+    peer: MirrorKind = PEER
+    """Entrepot is compared with it."""
     quick: bool = False
     folder: Path | None = None
     """Where the temporary folder is made."""
     json: Path | None = None
     plot: Path | None = None
+
+    @property
+    def mirrors(self) -> tuple[MirrorKind, MirrorKind]:
+        return OURS, self.peer
 
 
 def all_rows() -> list[MirrorRow]:
@@ -84,9 +89,11 @@ def compare(plan: Plan) -> Outcome:
             lines = _measure(plan, stage)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    verdicts = judge({line.name: line for line in lines}, GOALS)
-    plot = ratio_bars(lines, OURS.name, PEER.name, drawn=DRAWN)
-    return publish(lines, NAMES, about, verdicts, plot, name="mirror", json=plan.json, picture=plan.plot)
+    names = [mirror.name for mirror in plan.mirrors]
+    verdicts = judge({line.name: line for line in lines}, GOALS if plan.peer is PEER else no_slower(lines, names[1]))
+    plot = ratio_bars(lines, *names, drawn=DRAWN)
+    name = "mirror" if plan.peer is PEER else "mirror-against"
+    return publish(lines, names, about, verdicts, plot, name=name, json=plan.json, picture=plan.plot)
 
 
 def _about(plan: Plan, folder: Path) -> dict[str, object]:
@@ -94,7 +101,7 @@ def _about(plan: Plan, folder: Path) -> dict[str, object]:
     return {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(folder),
-        "versions": {each.name: each.version() for each in MIRRORS} | {name: version(name) for name in programs},
+        "versions": {each.name: each.version() for each in plan.mirrors} | {name: version(name) for name in programs},
         "rounds": plan.rounds,
         "quick": plan.quick,
     }
@@ -115,7 +122,7 @@ def _measure(plan: Plan, stage: Stage) -> list[Line]:
     lines = {row.name: Line(row.name, row.title, row.figures) for row in plan.rows}
     for number in range(plan.rounds):
         for row in plan.rows:
-            for mirror in MIRRORS if number % 2 == 0 else MIRRORS[::-1]:
+            for mirror in plan.mirrors if number % 2 == 0 else plan.mirrors[::-1]:
                 if mirror is PEER and row.peer_rounds is not None and number >= row.peer_rounds:
                     continue
                 _trial(lines[row.name], row, stage, mirror)

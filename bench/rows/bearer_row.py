@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from bench.content import ACCEPT
 from bench.figures import CPU, P50, P99, RATE, TOLL, Figure, Sample
 from bench.rows.row import REPO, Stage
 from bench.rows.small_rows import measured, small_target
-from bench.servers import ENTREPOT, Server, running
+from bench.servers import Kind, Server, entrepot, running
 from bench.wire import Client
 
 ACCOUNT = "bench"
@@ -33,24 +31,25 @@ class Bearer:
     rounds: int | None = None
 
     def __init__(self) -> None:
-        self._login = ""
+        self._logins: dict[str, str] = {}
 
     def prepare(self, stage: Stage, server: Server) -> None:
         """Fills both stores, and then closes one: content goes in while it is still open."""
-        if server.name != ENTREPOT.name:
+        if not server.kind.accounts:
             return
-        for folder in _folders(stage):
-            with running(ENTREPOT, folder) as filled:
+        folders = _folders(stage, server.kind)
+        for folder in folders:
+            with running(server.kind, folder) as filled:
                 stage.fill(filled)
-        self._login = asyncio.run(add_account(_folders(stage)[1] / "data"))
+        self._logins[server.name] = add_account(server.kind, folders[1])
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
         """The toll is the CPU time of a request with a token as a multiple of that of one without accounts."""
-        if server.name != ENTREPOT.name:
+        if not server.kind.accounts:
             return {}
-        free, closed = _folders(stage)
-        with running(ENTREPOT, free) as without, running(ENTREPOT, closed) as within:
-            token = Closed(within, self._login).token()
+        free, closed = _folders(stage, server.kind)
+        with running(server.kind, free) as without, running(server.kind, closed) as within:
+            token = Closed(within, self._logins[server.name]).token()
             both: list[tuple[Server, str | None]] = [(without, None), (within, token)]
             for each, shown in both:
                 _load(stage, each, WARM, shown)
@@ -76,9 +75,9 @@ class Closed:
         return text
 
 
-def _folders(stage: Stage) -> tuple[Path, Path]:
+def _folders(stage: Stage, kind: Kind) -> tuple[Path, Path]:
     """Of the registry without accounts, and of the one with."""
-    return stage.folder / "no-accounts", stage.folder / "accounts"
+    return stage.folder / f"{kind.name} no accounts", stage.folder / f"{kind.name} accounts"
 
 
 def _load(stage: Stage, server: Server, seconds: float, token: str | None) -> Sample:
@@ -87,18 +86,9 @@ def _load(stage: Stage, server: Server, seconds: float, token: str | None) -> Sa
     return measured(server, lambda: wrk.load(server.url + target.path, seconds, size=target.size, headers=headers))
 
 
-async def add_account(data: Path) -> str:
-    """Closes the registry over `data` with a user who may pull what is measured, and no more; an API token of it."""
-    from registry.auth import api_tokens
-    from storage.access import AccountName, Action, Grant, Kind, Subject
-    from storage.content import Actor
-    from storage.opening import open_accounts
-    from storage.patterns import NamePattern
-
-    by, name = Actor("bench"), AccountName(ACCOUNT)
-    made = api_tokens.make(name, now=time.time())
-    async with open_accounts(data) as accounts:
-        await accounts.add_account(name, Kind.USER, password_hash=None, by=by)
-        await accounts.put_grant(Grant(Subject.parse(f"user:{name}"), NamePattern("bench/**"), Action.PULL), by=by)
-        await accounts.add_token(made.token, made.secret_hash, by=by)
-    return made.text
+def add_account(kind: Kind, folder: Path) -> str:
+    """Closes the registry in `folder` with a robot that may pull the measured images and nothing else. Returns an API
+    token of the robot. The commands are those of the measured version, since another one may know a newer store."""
+    entrepot(kind, folder, "robot", "add", ACCOUNT)
+    entrepot(kind, folder, "grant", "add", "bench/**", "pull", f"robot:{ACCOUNT}")
+    return entrepot(kind, folder, "token", "add", ACCOUNT).strip()

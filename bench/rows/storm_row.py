@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from bench import storm
 from bench.figures import CPU_SECONDS, P50, P99, RATE, SECONDS, Figure, Sample
 from bench.rows.bearer_row import Closed, add_account
 from bench.rows.row import Stage
-from bench.servers import ENTREPOT, Server, running
+from bench.servers import Server, running
 
 
 class Storm:
@@ -24,11 +22,11 @@ class Storm:
         """Nothing: a server of its own is started for the trial, so that nobody was slowed down before."""
 
     def trial(self, stage: Stage, server: Server, number: int) -> Sample:
-        if server.name != ENTREPOT.name:
+        if not server.kind.accounts:
             return {}
-        folder = stage.folder / f"storm-{number}"
-        with running(ENTREPOT, folder) as stormed:
-            token = Closed(stormed, asyncio.run(add_account(folder / "data"))).token()
+        folder = stage.folder / f"storm-{number}-{server.name}"
+        with running(server.kind, folder) as stormed:
+            token = Closed(stormed, add_account(server.kind, folder)).token()
             before = stormed.cpu()
             seen, rate = storm.load(stormed.port, token, number)
             used = stormed.cpu() - before

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.figures import CPU, RATE, STOLEN, ratio, spread
-from bench.goals import GOALS, Goal, all_met, judge
+from bench.goals import GOALS, Goal, all_met, judge, no_slower
 from bench.plot import curves, ratio_bars
 from bench.results import Line, as_json
 from bench.rows import all_rows
@@ -75,6 +75,14 @@ def test_goal_is_judged_by_the_ratio_of_medians() -> None:
     for limit, at_least, met in ((3, True, True), (3.1, True, False), (3, False, True), (2.9, False, False)):
         goal = Goal("row", "rate", "", limit, at_least=at_least, relative=True)
         assert all_met(judge(seen, (goal,))) is met
+
+
+def test_an_older_version_sets_the_goals() -> None:
+    """Compared with an older version, each cost of a row may grow by a tenth, and rates set no goal."""
+    seen = Line("row", "a row", (RATE, CPU))
+    seen.samples = {"Entrepot": [{"rate": 1, "cpu": 1.2}], "Entrepot old": [{"rate": 9, "cpu": 1}]}
+    (goal,) = no_slower([seen], "Entrepot old")
+    assert (goal.key, goal.measured(seen), goal.met(1.1), goal.met(1.2)) == ("cpu", 1.2, True, False)
 
 
 def test_goal_without_a_measurement_is_not_met() -> None:

@@ -13,7 +13,7 @@ from bench.mirror import chosen
 from bench.mirror.gate import Sent, count, gate
 from bench.mirror.goals import GOALS
 from bench.mirror.images import TAG, Held, Image, push
-from bench.mirror.mirrors import OURS, PEER
+from bench.mirror.mirrors import OURS, PEER, mirror_at
 from bench.mirror.puller import Order, pull
 from bench.mirror.relay import relay
 from bench.mirror.run import all_rows
@@ -130,6 +130,18 @@ def test_entrepot_is_set_up_as_a_mirror(tmp_path: Path) -> None:
         ("docker.io", ["http://127.0.0.1:1234"], True)
     ]
     assert settings.hosted.prefixes == ["team/**"]
+
+
+def test_another_checkout_is_set_up_as_a_mirror(tmp_path: Path) -> None:
+    """The server runs that checkout's code, under a name of its own; a folder without a checkout is an error."""
+    other = tmp_path / "other"
+    (other / "registry").mkdir(parents=True)
+    with pytest.raises(BenchFailed, match="holds no checkout of Entrepot"):
+        mirror_at(other)
+    (other / "registry" / "__main__.py").write_text("")
+    kind = mirror_at(other).of("http://127.0.0.1:1234")
+    assert (kind.root, kind.accounts) == (other, True)
+    assert kind.name != OURS.name
 
 
 def test_docker_registry_is_set_up_as_a_mirror(tmp_path: Path) -> None:
