@@ -28,7 +28,6 @@ BULK = Figure("bulk", "bulk MiB/s meanwhile", more=True)
 SECONDS = Figure("seconds", "s")
 CPU_SECONDS = Figure("cpu_seconds", "server CPU s")
 PSS = Figure("pss", "MiB PSS")
-GROWTH = Figure("growth", "MiB PSS growth")
 STOLEN = Figure("stolen", "% of the processors taken by the host")
 """Of any trial. A host that is busy, or that keeps a virtual machine to a quota, stops it for tens of milliseconds."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bench import wrk
 from bench.content import ACCEPT, CONFIG_TYPE, MIB, SMALL, blob, digest_of, manifest
 from bench.errors import TrialFailed
-from bench.figures import BULK, CPU_GIB, GROWTH, P50, P99, RATE, SPEED, Figure, Sample
+from bench.figures import BULK, CPU_GIB, P50, P99, RATE, SPEED, Figure, Sample
 from bench.memory import MemoryWatch
 from bench.mirror.images import FIRSTS, HUGE, LARGE, PRIME, TAG, Image
 from bench.mirror.mirrors import HOSTED, MirrorKind
@@ -18,6 +18,7 @@ from bench.wire import Client
 
 GIB = 1 << 30
 FIRST = Figure("first", "first byte, ms beyond upstream's")
+GROWTH = Figure("growth", "MiB PSS growth")
 HEADERS = Figure("headers", "headers, ms beyond upstream's")
 READERS = 16
 LOOKS = 0.1

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench.choice import pick
 from bench.errors import BenchFailed, TrialFailed
-from bench.figures import CPU_GIB, GROWTH, SECONDS, SPEED
+from bench.figures import CPU_GIB, SECONDS, SPEED
 from bench.goals import judge, no_slower
-from bench.mirror.fill_rows import BesideFill, Fill, FillMemory, FirstByte
+from bench.mirror.fill_rows import GROWTH, BesideFill, Fill, FillMemory, FirstByte
 from bench.mirror.goals import GOALS
 from bench.mirror.images import PRIME, Image, push
 from bench.mirror.mirrors import OURS, PEER, MirrorKind
