@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -340,6 +341,32 @@ async def test_cancelled_before_the_answer(registry: StoredRegistry, upstream: H
             await task
         await upstream.comes_true(lambda: upstream.open == 0)
     assert sink.begun == []
+
+
+@pytest.mark.parametrize("fault", [{"stall": True}, {"stall_after": 100_000}], ids=["before the answer", "in the body"])
+async def test_cancelled_asks_no_more(
+    registry: StoredRegistry, upstream: Hub, held: Holding, fault: dict[str, Any]
+) -> None:
+    """What was cancelled makes no other connection."""
+    upstream.fault(**fault)
+    sink = Collecting()
+    async with far(registry, upstream.url) as source:
+        task = asyncio.create_task(source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink))
+        await upstream.arrival(1, "blob")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.comes_true(lambda: upstream.open == 0)
+    assert await asyncio.to_thread(_ended_threads)
+    assert upstream.opened == 1
+
+
+def _ended_threads() -> bool:
+    """Waits until no thread of an upstream is left."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("upstream-"):
+            thread.join(30)
+    return not any(thread.name.startswith("upstream-") for thread in threading.enumerate())
 
 
 async def test_closed_in_a_body(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
