@@ -57,7 +57,8 @@ class Other:
 
     async def answer(self) -> Any:
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            line = await self.process.stdout.readline()
         assert line, "the other process has ended"
         return json.loads(line)
 

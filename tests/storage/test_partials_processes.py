@@ -93,7 +93,8 @@ async def test_an_owner_that_is_killed_is_followed_by_another_and_nothing_is_los
         assert await partial.wait(0) == 1000
         await first.kill()
         with pytest.raises(PartialLost):
-            await asyncio.wait_for(waiting, 5)
+            async with asyncio.timeout(5):
+                await waiting
         assert await second.answer() == "PartialLost"
         assert partial.own()
         assert await second.ask("own") is False

@@ -109,7 +109,8 @@ async def test_who_leaves_some_free_lets_the_urgent_through(turns: FileTurns) ->
             async with turns.try_slot("n", 3) as third:
                 assert not third
             assert not prefetch.done()
-    await asyncio.wait_for(prefetch, 5)
+    async with asyncio.timeout(5):
+        await prefetch
 
 
 async def _slot(turns: FileTurns, count: int, leave: int) -> None:
