@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from storage.upkeep.arriving import arriving
 from tests.cli.running import entrepot, one_line
 from tests.clients.images import MIB
 from tests.serving import ROOT, Server, running_server
@@ -200,7 +201,7 @@ def test_interrupted_warming_goes_on(tmp_path: Path, upstream: Hub, images: dict
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB, times=100)
     with started(tmp_path, "warm", "app:1", *FOR_AMD64) as running:
         upstream.wait(1, "blob", digest=layer.digest)
-        upstream.until(lambda: any(fill["here"] >= MIB for fill in status(tmp_path)["fills"]))
+        upstream.until(lambda: any(fill.here >= MIB for fill in arriving(tmp_path / "data")))
         running.send_signal(signal.SIGINT)
         out, err = ended(running)
     assert (running.returncode, out) == (130, "")
