@@ -62,7 +62,7 @@ class Bodies:
             return await asyncio.shield(waiting)
         except Abandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed here") from None
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # raised again once the sink is left alone
             transfer.abandon()
             if not future.cancel() and transfer.begun:
                 await to_the_end(waiting)
@@ -172,7 +172,7 @@ class Bodies:
         try:
             start, stop, size = span_of(response, transfer.span, route.url)
             body = Body(response, stop - start)
-        except BaseException:
+        except BaseException:  # whatever it was, the connection is not used again as it is
             _let_go(response)
             raise
         try:

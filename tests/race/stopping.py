@@ -22,7 +22,7 @@ from storage.system import System
 from tests.serving import ROOT
 
 BY = Actor(name="tester")
-PATIENCE = 20.0
+PATIENCE = 60.0
 BOOT = "one run of the machine"
 
 

@@ -26,7 +26,7 @@ from tests.serving import ROOT
 
 UBUNTU = RepositoryName("docker.io/library/ubuntu")
 BOOT = "one run of the machine"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @cache

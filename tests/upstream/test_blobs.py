@@ -146,7 +146,7 @@ async def test_a_connection_that_breaks(registry: StoredRegistry, upstream: Hub,
 async def test_an_upstream_that_stalls_in_a_body(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
     """Nothing for idle_timeout is a timeout; what came stays."""
     upstream.fault(stall_after=500_000)
-    async with far(registry, upstream.url, idle_timeout=0.3) as source:
+    async with far(registry, upstream.url, idle_timeout=2) as source:
         sink = Collecting()
         with pytest.raises(UpstreamTimeout):
             await source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink)
@@ -168,11 +168,11 @@ async def test_an_upstream_that_stalls_before_it_answers(
 async def test_a_slow_upstream_is_no_silent_one(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
     """There is no limit on the whole: a body may take longer than idle_timeout, and its first bytes are handed on when
     they are there."""
-    upstream.set(rate=4 << 20)
-    async with far(registry, upstream.url, idle_timeout=0.5) as source:
+    upstream.set(rate=1 << 20)
+    async with far(registry, upstream.url, idle_timeout=2) as source:
         sink = await fetched(source, held.layers[1].digest)
     assert bytes(sink.body) == held.layers[1].read()
-    assert sink.pieces[0] < 300_000
+    assert sink.pieces[0] < 1_000_000
 
 
 async def test_a_wrong_part_is_refused(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
@@ -209,7 +209,7 @@ async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes
 
     async with (
         scripted(lambda head: once() if not broken else given + b"\r\nconnection: close\r\n\r\n") as server,
-        far(registry, server.url, idle_timeout=1) as source,
+        far(registry, server.url, idle_timeout=10) as source,
     ):
         sink = Collecting()
         with pytest.raises(UpstreamUnavailable, match=says):
