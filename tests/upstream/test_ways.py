@@ -123,7 +123,7 @@ async def test_closed_while_a_thread_reads_certificates(
         task = asyncio.create_task(fetched(source, held.layers[0].digest))
         writer = await asyncio.to_thread(os.open, tmp_path / "ca.pem", os.O_WRONLY)  # once the other end is open
         closed = threading.Event()
-        in_time = asyncio.create_task(asyncio.to_thread(_end_of_file, writer, closed))
+        in_time = asyncio.get_running_loop().run_in_executor(None, _end_of_file, writer, closed)
         await source.aclose()
         closed.set()
         assert await in_time, "closing the source waited for the thread"
