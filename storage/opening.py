@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import apsw
@@ -131,8 +131,7 @@ async def open_registry(
     finally:
         if rounds is not None:
             rounds.cancel()
-            with suppress(asyncio.CancelledError):
-                await rounds
+            await asyncio.gather(rounds, return_exceptions=True)  # raises nothing but a cancellation of our own
         turns.close()
         await partials.aclose()
         metadata.close()

@@ -126,7 +126,8 @@ class FetchedKeys:
     async def _refresh(self) -> None:
         self._launch()
         if self._flight is not None:
-            await asyncio.shield(self._flight)
+            # Raises nothing of the flight's, not even its cancellation, which is not that of who waits.
+            await asyncio.wait([self._flight])
 
     def _launch(self) -> None:
         if self._flight is None and self._clock() >= self._next:

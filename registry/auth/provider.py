@@ -90,7 +90,7 @@ class Provider:
             if kept.flight is None and self._clock() >= kept.next:
                 kept.flight = asyncio.create_task(self._renew())
             if kept.flight is not None:
-                await asyncio.shield(kept.flight)
+                await asyncio.wait([kept.flight])  # what came of it is kept, or is not
         if kept.description is None or self._clock() - kept.fetched > STALE:
             raise ProviderUnavailable("it does not say where it is to be asked")
         return kept.description

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from registry.cli.interrupts import run
 from registry.cli.options import USAGE, fail, load_or_fail, one_line_errors
 from registry.config import Settings
 
@@ -58,11 +58,11 @@ def administer(
         async def hashed(password: str) -> str:
             return hash_password(password)
 
-        async def run() -> T:
+        async def act() -> T:
             async with open_accounts(settings.data) as accounts:
                 return await work(Administration(accounts, hashed, clock=time.time), actor)
 
-        return asyncio.run(run())
+        return run(act())
 
 
 def operator() -> Actor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from registry.cli.interrupts import run
 from registry.cli.options import ConfigFile, Data, fail, load_or_fail, one_line_errors
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def inspect(
             async with open_registry(settings.data) as registry:
                 return await survey(registry, where)
 
-        seen = asyncio.run(look())
+        seen = run(look())
     if as_json:
         typer.echo(json.dumps(seen, indent=2, ensure_ascii=False))
     else:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.beside import prepare_beside
+from registry.cli.interrupts import run
 from registry.cli.options import USAGE, ConfigFile, Data, Mirror, fail, load_or_fail, one_line_errors
 from registry.config import Settings
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from storage.stored import StoredRegistry
 
 HELP = "What is mirrored: fetch it ahead, look at it, ask for it again, drop it. The registry may be running."
-INTERRUPTED = 130
+RESUMABLE = "interrupted; what has come stays, and the same command goes on from there"
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -78,7 +78,7 @@ def warm(
             fail(f"{file} names nothing" if file else "name what to fetch: a reference, --file, or [warm]", USAGE)
         prepare_beside(settings, make=True)
         began = time.monotonic()
-        outcomes = _run(_warm(settings, places, platforms))
+        outcomes = run(_warm(settings, places, platforms), RESUMABLE)
         typer.echo(warming.summed(outcomes, began))
         raise typer.Exit(any(each.error is not None for each in outcomes))
 
@@ -111,7 +111,7 @@ def status(
         from registry.cli import mirrored
 
         prepare_beside(settings, make=False)
-        seen = _run(_status(settings))
+        seen = run(_status(settings))
     if as_json:
         typer.echo(json.dumps(seen, indent=2))
     else:
@@ -137,7 +137,7 @@ def refresh(references: References, config: ConfigFile = None, data: Data = None
     with one_line_errors():
         places = _parse(references)
         prepare_beside(settings, make=True)
-        raise typer.Exit(_run(_refresh(settings, places)))
+        raise typer.Exit(run(_refresh(settings, places)))
 
 
 async def _refresh(settings: Settings, places: list[Location]) -> bool:
@@ -169,7 +169,7 @@ def purge(
             fail(f"{tagged}: --all takes a name without tag and digest", USAGE)
         places = _parse(references)
         prepare_beside(settings, make=False)
-        raise typer.Exit(_run(_purge(settings, places, everything)))
+        raise typer.Exit(run(_purge(settings, places, everything)))
 
 
 async def _purge(settings: Settings, places: list[Location], everything: bool) -> bool:
@@ -240,10 +240,3 @@ async def _open(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistr
     async with open_service(settings) as router:
         assert isinstance(router.hosted, StoredRegistry)
         yield router, router.hosted
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        fail("interrupted; what has come stays, and the same command goes on from there", INTERRUPTED)

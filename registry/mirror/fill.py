@@ -251,7 +251,8 @@ class Fill:
         unseen."""
         if self._turn == turn and not self.ended:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._turned.wait(), RETRY)
+                async with asyncio.timeout(RETRY):
+                    await self._turned.wait()
 
 
 def _stopping() -> UpstreamUnavailable:

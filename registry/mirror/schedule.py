@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from registry.config.warm import Warm
+from registry.mirror.flights import end
 from registry.mirror.platforms import parse_platforms
 from registry.mirror.references import ReferencesError, parse_references, read_references
 from registry.mirror.warm import Here, Locate, Warmed, Warmer, Watcher
@@ -49,9 +50,7 @@ async def warming(settings: Warm, locate: Locate, here: Here, turns: Turns) -> A
     try:
         yield
     finally:
-        rounds.cancel()
-        with suppress(asyncio.CancelledError):
-            await rounds
+        await end([rounds])
 
 
 async def _rounds(settings: Warm, locate: Locate, here: Here, turns: Turns) -> None:

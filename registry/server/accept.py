@@ -106,7 +106,7 @@ class Acceptor:
             sock.close()  # gone before we could say anything
             if leave is not None:
                 leave()
-        except BaseException:
+        except BaseException:  # a cancellation too must leave neither the socket open nor the seat taken
             sock.close()
             if leave is not None:
                 leave()

@@ -67,7 +67,7 @@ class Exchange(RequestResponseCycle):
     async def run_asgi(self, app: ASGI3Application) -> None:
         try:
             await app(self.scope, self.receive, self.send)
-        except BaseException as error:
+        except BaseException as error:  # the request's task ends here: nobody above could act on it
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 self.transport.abort()  # the grace of a shutdown is over

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 
 from uvicorn._types import ASGI3Application
 
@@ -77,6 +78,7 @@ class Supervisor:
         self._successor: _Child | None = None
         self._served = False  # all workers were ready once
         self._stopping = False
+        self._interrupted = False
         self._give_up = float("inf")
         self._code = 0
         self._failure: str | None = None
@@ -90,7 +92,7 @@ class Supervisor:
         # poll, not epoll: a child must not share an epoll set with us.
         self._selector = selectors.PollSelector()
         self._selector.register(self._wake, selectors.EVENT_READ)
-        before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         wakeup = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         try:
             self._due = dict.fromkeys(range(self._workers), 0.0)
@@ -199,13 +201,20 @@ class Supervisor:
 
     def _take_signals(self) -> None:
         for number in os.read(self._wake, 4096):
-            if number == signal.SIGINT and self._stopping:
-                self._code = 128 + signal.SIGINT
-                self._stop(at_once=True)
-            elif number in (signal.SIGTERM, signal.SIGINT):
+            if number in (signal.SIGTERM, signal.SIGINT):
                 self._stop()
             elif number == signal.SIGHUP and self._served and not self._stopping and not self._renew:
                 self._renew = list(self._children.values())
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        """Called by the interpreter, even while the loop waits for something else, such as whoever reads the log. All
+        else is the loop's, which finds the number in the pipe."""
+        if number != signal.SIGINT:
+            return
+        if self._interrupted or self._stopping:
+            self._end_workers()
+            os._exit(128 + number)
+        self._interrupted = True
 
     def _listen_to(self, child: _Child) -> None:
         text = os.read(child.status, 65536)
@@ -296,7 +305,7 @@ class Supervisor:
         child.kill_at = time.monotonic() + self._grace + _KILL_MARGIN
         os.kill(child.pid, signal.SIGTERM)
 
-    def _stop(self, *, at_once: bool = False) -> None:
+    def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
             self._due.clear()
@@ -307,9 +316,6 @@ class Supervisor:
             for child in self._children.values():
                 self._retire(child)
             self._give_up = time.monotonic() + self._grace + _KILL_MARGIN + _REAP_SECONDS
-        if at_once:
-            for child in self._children.values():
-                child.kill_at = 0.0
 
     def _kill_late(self, now: float) -> None:
         for child in self._children.values():
@@ -326,6 +332,24 @@ class Supervisor:
             self._stopping = True
             self._reap()
             time.sleep(0.005)
+
+    def _end_workers(self) -> None:
+        """Returns when the workers are gone. It may interrupt any other step here, and touches nothing of theirs."""
+        left = [pid for pid in self._children if not _reaped(pid)]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + _REAP_SECONDS
+        while left and time.monotonic() < until:
+            left = [pid for pid in left if not _reaped(pid)]
+            time.sleep(0.005)
+
+
+def _reaped(pid: int) -> bool:
+    """Whether this child has ended. Until it is reaped, nobody else can have its pid."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def _say(pipe: int, text: str) -> None:

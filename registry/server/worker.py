@@ -8,7 +8,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from email.utils import formatdate
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -60,10 +62,11 @@ class Worker:
         self._alive = alive
         self._state = ServerState()
         self._stop = asyncio.Event()
+        self._interrupted = False
 
     def run(self) -> tuple[int, str | None]:
         keep_large_blocks()
-        loop = new_event_loop()
+        loop = self._loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
         asyncio.set_event_loop(loop)
         try:
@@ -95,17 +98,12 @@ class Worker:
         await stopping
         await self._drain(acceptors)
         pulse.cancel()
-        try:
-            await asyncio.wait_for(lifespan.stop(), CLOSE_SECONDS)
-        except TimeoutError:
-            log.warning("the application did not close within %g s", CLOSE_SECONDS)
-        except Exception:
-            log.exception("the application failed while closing")
+        await _close(lifespan)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGTERM, self._on_signal, signal.SIGTERM)
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         if self._alive is None:
-            loop.add_signal_handler(signal.SIGINT, self._on_signal, signal.SIGINT)
+            signal.signal(signal.SIGINT, self._on_interrupt)
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
             loop.add_reader(self._alive, os._exit, 1)  # only the parent's end can make it readable
@@ -120,10 +118,13 @@ class Worker:
         if self._door.certificates is not None:
             self._door.certificates.refresh(settled=settled)
 
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGINT and self._stop.is_set():
+    def _on_interrupt(self, number: int, _: FrameType | None) -> None:
+        """Called by the interpreter, not by the loop, which one of its callbacks may hold up."""
+        if self._interrupted or self._stop.is_set():
             os._exit(128 + number)  # asked twice: at once
-        self._stop.set()
+        self._interrupted = True
+        with suppress(RuntimeError):  # the loop is closed: the process is about to end
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     def _listen(self, loop: asyncio.AbstractEventLoop, app: ASGI3Application, state: dict[str, Any]) -> list[Acceptor]:
         config = uvicorn.Config(
@@ -181,6 +182,17 @@ class Worker:
 
     def _connections(self) -> list[RegistryProtocol]:
         return cast(list[RegistryProtocol], list(self._state.connections))
+
+
+async def _close(lifespan: Lifespan) -> None:
+    """Ends the application in order, if that takes no longer than it may. What goes on then is cancelled with the rest
+    of the loop."""
+    closing = asyncio.create_task(lifespan.stop())
+    await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+    if not closing.done():
+        log.warning("the application did not close within %g s", CLOSE_SECONDS)
+    elif not closing.cancelled() and (error := closing.exception()) is not None:
+        log.error("the application failed while closing", exc_info=error)
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from registry.upstream.direct import Body, pool_classes
 from registry.upstream.exchange import COMMON, KIB, SMALL
 from registry.upstream.proxies import Proxies
 from registry.upstream.ranges import span_of
-from registry.upstream.transfer import Abandoned, SinkRaised, Transfer
+from registry.upstream.transfer import Abandoned, Connection, SinkRaised, Transfer
 from registry.upstream.trust import Trust
 from registry.upstream.waiting import to_the_end
 from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
@@ -63,7 +62,7 @@ class Bodies:
             return await asyncio.shield(waiting)
         except Abandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed here") from None
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # raised again once the sink is left alone
             transfer.abandon()
             if not future.cancel() and transfer.begun:
                 await to_the_end(waiting)
@@ -89,7 +88,7 @@ class Bodies:
         try:
             while True:
                 transfer.hold(None)
-                response = self._open(route)
+                response = self._open(transfer, route)
                 if route.follow(response.status, response.headers.get("location")):
                     _let_go(response)
                     continue
@@ -110,8 +109,8 @@ class Bodies:
             transfer.release()
             self._own.transfer = None
 
-    def _open(self, route: Route) -> HTTPResponse:
-        """Sends the request and waits for the headers."""
+    def _open(self, transfer: Transfer, route: Route) -> HTTPResponse:
+        """Sends the request and waits for the headers. Raises Abandoned."""
         for last in (False, True):
             try:
                 pool = self._pool(self._proxies.of(route.url)).connection_from_url(route.url)
@@ -133,13 +132,18 @@ class Bodies:
                 # A connection that was kept open may be closed by the other end just when it is used again.
                 if last:
                     raise
+                transfer.hold(None)  # or it was closed here, and nobody wants another
         raise AssertionError("the second try returns or raises")
 
     def _pool(self, proxy: str | None) -> urllib3.PoolManager:
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._new_pool(proxy)
-            return self._pools[proxy]
+            pool = self._pools.get(proxy)
+        if pool is None:
+            # Reads certificates, so without the lock: `close` takes it on the event loop.
+            made = self._new_pool(proxy)
+            with self._lock:
+                pool = self._pools.setdefault(proxy, made)
+        return pool
 
     def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
         context = self._trust.context()
@@ -159,7 +163,7 @@ class Bodies:
         pool.pool_classes_by_scheme = pool_classes(self._told)
         return pool
 
-    def _told(self, connection: socket.socket) -> None:
+    def _told(self, connection: Connection) -> None:
         if self._own.transfer is not None:
             self._own.transfer.hold(connection)
 
@@ -168,7 +172,7 @@ class Bodies:
         try:
             start, stop, size = span_of(response, transfer.span, route.url)
             body = Body(response, stop - start)
-        except BaseException:
+        except BaseException:  # whatever it was, the connection is not used again as it is
             _let_go(response)
             raise
         try:

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-Told = Callable[[socket.socket], None]
+from registry.upstream.transfer import Connection
+
+Told = Callable[[Connection], None]
 
 
 def pool_classes(told: Told) -> dict[str, type[HTTPConnectionPool]]:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+
+from urllib3.util.ssltransport import SSLTransport
 
 from registry.mirror.source import Sink
 from storage.content import Span
+
+Connection = socket.socket | SSLTransport
+"""To an https endpoint by an https proxy, urllib3 puts TLS inside TLS: a SSLTransport, which cannot be shut down."""
 
 
 class SinkRaised(Exception):
@@ -33,7 +39,7 @@ class Transfer:
         """The sink was called."""
         self._sink = sink
         self._on_begin = on_begin
-        self._socket: socket.socket | None = None
+        self._socket: Connection | None = None
         self._abandoned = False
         self._lock = threading.Lock()
 
@@ -42,12 +48,10 @@ class Transfer:
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
-                try:
-                    self._socket.shutdown(socket.SHUT_RDWR)
-                except (OSError, ValueError):
-                    return  # it is closed already
+                with suppress(OSError):  # it is closed already
+                    socket.socket.shutdown(_below_tls(self._socket), socket.SHUT_RDWR)
 
-    def hold(self, connection: socket.socket | None) -> None:
+    def hold(self, connection: Connection | None) -> None:
         """The socket that is waited on from now on. Raises Abandoned."""
         with self._lock:
             self._socket = connection
@@ -77,3 +81,11 @@ class Transfer:
             self._sink.take(offset, data)
         except BaseException as error:
             raise SinkRaised(error) from None
+
+
+def _below_tls(connection: Connection) -> socket.socket:
+    """The socket that the thread waits on. What lies above it, SSLSocket's own `shutdown` included, belongs to that
+    thread."""
+    while isinstance(connection, SSLTransport):
+        connection = connection.socket
+    return connection

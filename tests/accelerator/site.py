@@ -27,7 +27,7 @@ from tests.upstreams.requests import Interval
 from tests.upstreams.switches import Kind
 
 SIZE = 3 * MIB
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 REPO = "library/app"
 
 

@@ -59,3 +59,11 @@ def test_print_belongs_to_the_command(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             assert any(key.arg == "file" and ast.unparse(key.value) == "sys.stderr" for key in node.keywords)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_signals_can_end_every_event_loop(path: Path) -> None:
+    """A command runs its event loop by `registry.cli.interrupts.run`, which a signal ends whatever is stuck."""
+    called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    assert "asyncio.run" not in called
+    assert "asyncio.Runner" not in called or path == ROOT / "registry" / "cli" / "interrupts.py"

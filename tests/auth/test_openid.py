@@ -155,6 +155,23 @@ async def test_descriptions_that_are_refused(sso: OpenIDProvider, described: dic
     await provider.aclose()
 
 
+async def test_keys_that_moved_while_somebody_waited(sso: OpenIDProvider) -> None:
+    """Whoever waits for the keys at the old address learns that they are not to be had. That is no cancellation."""
+    clock = Clock()
+    provider = Provider(settings(sso), clock)
+    sso.held.add("/keys")
+    waiting = asyncio.create_task((await provider.keys()).find("sso-1", "RS256"))
+    deadline = time.monotonic() + 20
+    while "/keys" not in sso.paths:
+        assert time.monotonic() < deadline, "nobody asked"
+        await asyncio.sleep(0.005)
+    sso.described = {"jwks_uri": f"{sso.url}/other"}
+    clock.now += FRESH
+    await provider.keys()
+    assert await waiting is None
+    await provider.aclose()
+
+
 @pytest.mark.parametrize("public", [False, True], ids=["secret", "public"])
 @pytest.mark.parametrize("post", [False, True], ids=["basic", "post"])
 async def test_how_the_client_shows_who_it_is(

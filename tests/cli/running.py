@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.serving import ROOT
+from tests.stuck import SHOWING, ended
 
 TIMEOUT = 60.0
 
@@ -18,17 +19,17 @@ def entrepot(
     """Runs `entrepot` in `folder` with no ENTREPOT_* variables but these, and waits for its end. `given` is its stdin;
     None: it has none."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
-    return subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "registry", *map(str, args)],
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables},
-        stdin=subprocess.DEVNULL if given is None else None,
-        input=given,
-        capture_output=True,
+        env={**inherited, "PYTHONPATH": f"{SHOWING}:{ROOT}", "COLUMNS": "200", **variables},
+        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    ) as process:
+        out, err = ended(process, TIMEOUT, given)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def done_well(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:

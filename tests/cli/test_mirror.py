@@ -19,9 +19,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from storage.upkeep.arriving import arriving
 from tests.cli.running import entrepot, one_line
 from tests.clients.images import MIB
 from tests.serving import ROOT, Server, running_server
+from tests.stuck import SHOWING, ended
 from tests.upstreams.content import Content, Holding, index_of, noise_image
 from tests.upstreams.hub import Hub, hub, repeated, union
 
@@ -140,7 +142,7 @@ def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images
         with started(tmp_path, "warm", "app:1", *FOR_AMD64) as running:
             upstream.wait(1, "manifest", match="manifests/1")
             upstream.release()
-            out, err = running.communicate(timeout=30)
+            out, err = ended(running)
         assert pulled.result().content == layer.read()
     assert (running.returncode, err) == (0, "")
     assert out.startswith("app:1: 2 manifests, 3 blobs: ")
@@ -199,9 +201,9 @@ def test_interrupted_warming_goes_on(tmp_path: Path, upstream: Hub, images: dict
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB, times=100)
     with started(tmp_path, "warm", "app:1", *FOR_AMD64) as running:
         upstream.wait(1, "blob", digest=layer.digest)
-        upstream.until(lambda: any(fill["here"] >= MIB for fill in status(tmp_path)["fills"]))
+        upstream.until(lambda: any(fill.here >= MIB for fill in arriving(tmp_path / "data")))
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = ended(running)
     assert (running.returncode, out) == (130, "")
     assert err.startswith("entrepot: interrupted; what has come stays")
     upstream.clear()
@@ -219,7 +221,13 @@ def started(folder: Path, *args: str, stderr: int = subprocess.PIPE) -> subproce
     return subprocess.Popen(
         [sys.executable, "-m", "registry", "mirror", *args, "--config", "entrepot.toml"],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), "TERM": "xterm", "COLUMNS": "120"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": f"{SHOWING}:{ROOT}",
+            "HOME": str(folder),
+            "TERM": "xterm",
+            "COLUMNS": "120",
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -249,7 +257,7 @@ def test_bars_in_a_terminal(tmp_path: Path, upstream: Hub, images: dict[str, Hol
         with suppress(OSError):  # EIO: the other end is closed
             while piece := os.read(ours, 65536):
                 shown += piece
-        out, _ = running.communicate(timeout=30)
+        out, _ = ended(running)
     os.close(ours)
     assert running.returncode == 0
     assert out.splitlines()[0].startswith("app:1: 2 manifests, 3 blobs: 3.0 MiB fetched")

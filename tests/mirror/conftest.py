@@ -25,7 +25,7 @@ NOW = 1_750_000_000.0
 
 async def until(holds: Callable[[], bool]) -> None:
     """Waits for what another task or thread is about to do."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110  the other side knows nothing of who waits
             await asyncio.sleep(0.001)
 

@@ -203,7 +203,7 @@ async def test_what_somebody_waits_for_goes_first(site: Site, worker: Worker) ->
     gate = site.far.faults.gates[70_000] = threading.Event()
     first = asyncio.create_task(read_blob(worker.mirror, HERE, digest_of(layers[0]), Span(0, 10)))
     assert len(await first) == 10
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         reader = await worker.mirror.open_blob(repo, other.layers[0].digest)
         assert await reader.ready(0) > 0
     await reader.aclose()

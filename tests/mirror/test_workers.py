@@ -53,7 +53,7 @@ async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(
         await take(one, stack, 3)
         reader = await two.mirror.open_blob(HERE, DIGEST)
         gate.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await read(reader) == BIG
     sent_once(site, DIGEST, len(BIG))
 

@@ -22,7 +22,7 @@ from storage.system import System
 from tests.serving import ROOT
 
 BY = Actor(name="tester")
-PATIENCE = 20.0
+PATIENCE = 60.0
 BOOT = "one run of the machine"
 
 
@@ -184,7 +184,8 @@ class Foreigner:
 
     async def _line(self) -> Any:
         assert self._process.stdout is not None
-        line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            line = await self._process.stdout.readline()
         assert line, "the other process has ended"
         return json.loads(line)
 

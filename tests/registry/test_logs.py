@@ -48,7 +48,8 @@ async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.S
     written = asyncio.Event()
     stream.flush = written.set  # type: ignore[method-assign]
     log.info("alone")
-    await asyncio.wait_for(written.wait(), 10)
+    async with asyncio.timeout(60):
+        await written.wait()
     assert stream.getvalue().endswith(" alone\n")
 
 

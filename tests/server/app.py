@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -107,6 +108,11 @@ class App:
         say("slow")
         await asyncio.sleep(float(query["seconds"]))
         await answer(send, 200, b"slow")
+
+    async def held(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """Lets nothing else run in the loop."""
+        say("held")
+        time.sleep(600)  # noqa: ASYNC251
 
     async def patient(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Waits for the client to leave."""

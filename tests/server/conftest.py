@@ -38,12 +38,12 @@ def server() -> Iterator[Running]:
 def impatient() -> Iterator[Running]:
     """The same with very short times."""
     seconds = {
-        "header_seconds": 0.3,
-        "keep_alive_seconds": 0.3,
-        "body_idle_seconds": 0.3,
-        "send_idle_seconds": 0.3,
-        "half_close_seconds": 0.3,
-        "linger_seconds": 0.3,
+        "header_seconds": 1.0,
+        "keep_alive_seconds": 1.0,
+        "body_idle_seconds": 1.0,
+        "send_idle_seconds": 1.0,
+        "half_close_seconds": 1.0,
+        "linger_seconds": 1.0,
         "pulse_seconds": 0.05,
     }
     running = Running({"limits": seconds})

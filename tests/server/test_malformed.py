@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from tests.server.running import Running, read_error, read_response
+from tests.server.running import PATIENCE, Running, read_error, read_response
 
 HEAD = b"GET /echo HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
@@ -171,6 +171,7 @@ def test_eight_mebibytes_of_headers(server: Running) -> None:
         sock.settimeout(0.5)
         with contextlib.suppress(OSError):  # it stops reading: the answer is there
             sock.sendall(HEAD + b"X: " + b"a" * (8 << 20))
+        sock.settimeout(PATIENCE)
         assert read_error(_until_end(sock))[0] == 431
 
 

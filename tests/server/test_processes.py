@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.server.running import Running, Start, alive, read_response, wait_for
+from tests.server.running import PATIENCE, ROOT, Running, Start, alive, children, read_response, wait_for
+from tests.stuck import received
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
 
@@ -90,6 +94,59 @@ def test_second_interrupt(start: Start, workers: int) -> None:
         wait_for(lambda: refuses(running))  # the first was seen
         os.kill(running.pid, signal.SIGINT)
         assert running.end() == 130
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_UVLOOP": "1"}], ids=["uvloop", "asyncio"])
+def test_second_interrupt_while_the_loop_is_held_up(start: Start, env: dict[str, str]) -> None:
+    """Not even a worker that is alone and whose loop does not go on delays a second Ctrl-C."""
+    running = start(workers=1, grace=600, env=env)
+    with running.connect() as sock:
+        sock.sendall(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
+        running.said("held")
+        os.kill(running.pid, signal.SIGINT)
+        wait_for(lambda: received(running.process))
+        os.kill(running.pid, signal.SIGINT)
+        assert running.end() == 130
+
+
+def test_second_interrupt_while_nobody_reads_the_log() -> None:
+    """A parent that cannot write its log ends at a second Ctrl-C, and its workers with it."""
+    log, full = os.pipe()
+    try:
+        command = [sys.executable, "-m", "tests.server.app", json.dumps({"workers": 2, "grace": 600})]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, start_new_session=True) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline().startswith(b"ready")
+            fill(full)
+            workers = children(parent.pid)
+            os.kill(workers[0], signal.SIGKILL)
+            wait_for(lambda: children(parent.pid) == workers[1:])
+            wait_for(lambda: writes_its_log(parent.pid))
+            os.kill(parent.pid, signal.SIGINT)
+            wait_for(lambda: received(parent))
+            os.kill(parent.pid, signal.SIGINT)
+            assert parent.wait(PATIENCE) == 130
+            assert not alive(workers[1])
+    finally:
+        os.close(log)
+        os.close(full)
+
+
+def fill(pipe: int) -> None:
+    """Until no byte more goes in."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"." * 512)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b".")
+    os.set_blocking(pipe, True)
+
+
+def writes_its_log(pid: int) -> bool:
+    """Whether the process's main thread is in a system call whose first argument is stderr (proc(5), syscall)."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x2"]
 
 
 def test_killed_parent(start: Start) -> None:

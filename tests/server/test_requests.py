@@ -285,20 +285,20 @@ def test_idle_body(impatient: Running) -> None:
 def test_slow_body(impatient: Running) -> None:
     """A body that keeps coming may take longer than any of the times."""
     with impatient.connect() as sock:
-        sock.sendall(POST + b"Content-Length: 12\r\n\r\n")
-        for _ in range(12):
+        sock.sendall(POST + b"Content-Length: 15\r\n\r\n")
+        for _ in range(15):
             sock.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 sock.recv(1)
             sock.sendall(b"a")
         sock.settimeout(10)
-        assert json.loads(read_response(sock)[2])["size"] == 12
+        assert json.loads(read_response(sock)[2])["size"] == 15
 
 
 def test_slow_application(impatient: Running) -> None:
     """No time runs while the application works."""
     with impatient.connect() as sock:
-        sock.sendall(b"GET /slow?seconds=1 HTTP/1.1\r\nHost: test\r\n\r\n")
+        sock.sendall(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock)[2] == b"slow"
 
 
@@ -321,7 +321,7 @@ def test_half_closed_and_waiting(impatient: Running) -> None:
 def test_memory_stays_flat(server: Running) -> None:
     """200 MB sent to an application that does not read yet are not kept in memory."""
     with server.connect() as sock:
-        sock.sendall(b"PUT /slow?seconds=1 HTTP/1.1\r\nHost: test\r\nContent-Length: 200000000\r\n\r\n")
+        sock.sendall(b"PUT /slow?seconds=30 HTTP/1.1\r\nHost: test\r\nContent-Length: 200000000\r\n\r\n")
         before = _resident(server)
         sock.settimeout(0.5)
         with pytest.raises(TimeoutError):

@@ -26,7 +26,7 @@ from tests.serving import ROOT
 
 UBUNTU = RepositoryName("docker.io/library/ubuntu")
 BOOT = "one run of the machine"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @cache
@@ -57,7 +57,8 @@ class Other:
 
     async def answer(self) -> Any:
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            line = await self.process.stdout.readline()
         assert line, "the other process has ended"
         return json.loads(line)
 

@@ -74,7 +74,7 @@ async def test_who_is_cancelled_leaves_the_turn_to_the_next(turns: FileTurns) ->
     with pytest.raises(ValueError, match="oops"):
         async with turns.take("a"), turns.slot("n", 1):
             raise ValueError("oops")
-    async with asyncio.timeout(5), turns.take("a"), turns.slot("n", 1):
+    async with asyncio.timeout(60), turns.take("a"), turns.slot("n", 1):
         pass
 
 
@@ -105,11 +105,12 @@ async def test_who_leaves_some_free_lets_the_urgent_through(turns: FileTurns) ->
             assert not second
         prefetch = asyncio.create_task(_slot(turns, 3, 2))
         await asyncio.sleep(0)
-        async with asyncio.timeout(5), turns.slot("n", 3), turns.slot("n", 3):
+        async with asyncio.timeout(60), turns.slot("n", 3), turns.slot("n", 3):
             async with turns.try_slot("n", 3) as third:
                 assert not third
             assert not prefetch.done()
-    await asyncio.wait_for(prefetch, 5)
+    async with asyncio.timeout(60):
+        await prefetch
 
 
 async def _slot(turns: FileTurns, count: int, leave: int) -> None:
@@ -142,8 +143,8 @@ async def test_turns_and_slots_hold_over_processes_and_fall_with_them(registry: 
                 pass
         await first.kill()
         await second.answer()
-        async with asyncio.timeout(5), turns.slot("docker.io", 2):
+        async with asyncio.timeout(60), turns.slot("docker.io", 2):
             pass
         await second.ask("leave")
-        async with asyncio.timeout(5), turns.take("tag docker.io/library/ubuntu:18.04"):
+        async with asyncio.timeout(60), turns.take("tag docker.io/library/ubuntu:18.04"):
             pass

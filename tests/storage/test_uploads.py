@@ -124,7 +124,7 @@ async def test_a_large_file_is_not_closed_on_the_event_loop(
     elif end == "cancel":
         await writer.cancel()
     await writer.aclose()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not on_the_loop:  # noqa: ASYNC110  a thread does it
             await asyncio.sleep(0.001)
     assert on_the_loop == [False]

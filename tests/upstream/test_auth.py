@@ -409,7 +409,7 @@ async def test_a_token_service_that_fails(
     """Its failure is the upstream's."""
     upstream.set(auth="bearer")
     upstream.fault(on="token", **fault)
-    async with far(registry, upstream.url, idle_timeout=0.5) as source:
+    async with far(registry, upstream.url, idle_timeout=2) as source:
         with pytest.raises(error):
             await source.get_manifest(REPO, TAG)
 

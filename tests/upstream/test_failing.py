@@ -228,7 +228,7 @@ async def test_the_next_endpoint_is_asked(
 ) -> None:
     """When the first fails, whatever is asked for."""
     with hub(tmp_path, Content()) as first:
-        async with far(registry, first.url, upstream.url, idle_timeout=0.5) as source:
+        async with far(registry, first.url, upstream.url, idle_timeout=2) as source:
             for request in (
                 lambda: source.get_manifest(REPO, TAG),
                 lambda: source.resolve_manifest(REPO, TAG),

@@ -196,7 +196,7 @@ async def test_redirected_manifests(registry: StoredRegistry, held: Holding) -> 
 async def test_an_upstream_that_is_silent(registry: StoredRegistry, upstream: Hub) -> None:
     """It times out, and the next request may go well."""
     upstream.fault(on="manifest", stall=True)
-    async with far(registry, upstream.url, idle_timeout=0.3) as source:
+    async with far(registry, upstream.url, idle_timeout=2) as source:
         with pytest.raises(UpstreamTimeout):
             await source.get_manifest(REPO, TAG)
         await source.get_manifest(REPO, TAG)

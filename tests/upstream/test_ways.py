@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
+import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from storage.content import Span
 from storage.errors import UpstreamUnavailable
 from storage.names import Digest, Tag
 from storage.stored import StoredRegistry
-from tests.upstreams.certificates import Certificates, certificates
+from tests.upstreams.certificates import Authority, Certificates, certificates
 from tests.upstreams.content import Content, Holding
 from tests.upstreams.hub import Hub
 from tests.upstreams.registries import docker_registry, entrepot, slow_link
@@ -110,6 +113,32 @@ async def test_cancelled_under_tls(
             assert sink.at == taken
 
 
+async def test_closed_while_a_thread_reads_certificates(
+    registry: StoredRegistry, held: Holding, tmp_path: Path
+) -> None:
+    """Closing the source waits for no thread, and holds up nobody else: the file of certificates may be on a disk that
+    does not answer."""
+    os.mkfifo(tmp_path / "ca.pem")
+    async with far(registry, "https://127.0.0.1:9", ca_file=tmp_path / "ca.pem") as source:
+        task = asyncio.create_task(fetched(source, held.layers[0].digest))
+        writer = await asyncio.to_thread(os.open, tmp_path / "ca.pem", os.O_WRONLY)  # once the other end is open
+        closed = threading.Event()
+        in_time = asyncio.get_running_loop().run_in_executor(None, _end_of_file, writer, closed)
+        await source.aclose()
+        closed.set()
+        assert await in_time, "closing the source waited for the thread"
+        with pytest.raises(UpstreamUnavailable):
+            await task
+
+
+def _end_of_file(writer: int, wanted: threading.Event) -> bool:
+    """Ends what is read from the named pipe, once that is wanted; False: it was not wanted in time."""
+    try:
+        return wanted.wait(10)
+    finally:
+        os.close(writer)
+
+
 class Proxy:
     """A proxy for HTTP and, with CONNECT, for TLS. Every name leads to `target`."""
 
@@ -177,9 +206,15 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 @contextlib.asynccontextmanager
-async def proxy(target: str, login: str = "") -> AsyncIterator[tuple[Proxy, str]]:
-    made = Proxy(target, login)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+async def proxy(
+    target: str, login: str = "", certificates: Certificates | None = None
+) -> AsyncIterator[tuple[Proxy, str]]:
+    """With certificates it is an https proxy."""
+    made, context = Proxy(target, login), None
+    if certificates is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificates.server, certificates.key)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0, ssl=context)
     try:
         yield made, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -241,3 +276,28 @@ async def test_a_proxy_before_tls(
                     await source.get_manifest(REPO, TAG)
     assert set(between.asked) == {"CONNECT registry.test:443"}
     assert upstream.count() == 0
+
+
+async def test_cancelled_under_tls_inside_tls(
+    registry: StoredRegistry, upstream: Hub, held: Holding, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By an https proxy to an https upstream, a body that stalls lets go as well."""
+    authority = Authority(tmp_path)
+    pair = authority.sign("both", also="192.0.2.1")
+    both = Certificates(authority.certificate, pair.certificate, pair.key)
+    upstream.fault(stall_after=100_000)
+    sink = Collecting()
+    with slow_link(tmp_path, upstream.url, certificates=both) as link:
+        async with proxy(link.url, certificates=both) as (between, address):
+            environment.setenv("HTTPS_PROXY", f"https://{address}")
+            async with far(registry, "https://192.0.2.1", ca_file=both.authority) as source:
+                task = asyncio.create_task(source.fetch_blob(REPO, Digest(held.layers[1].digest), Span(0), sink))
+                await upstream.comes_true(lambda: sink.at > 0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                taken = sink.at
+                upstream.release()
+                assert bytes((await fetched(source, held.layers[0].digest)).body) == held.layers[0].read()
+                assert sink.at == taken
+    assert set(between.asked) == {"CONNECT 192.0.2.1:443"}

@@ -158,7 +158,8 @@ class Line:
         """Sends nothing until released. Raises Gone when the client closes meanwhile."""
         while not release.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(release.wait(), TICK)
+                async with asyncio.timeout(TICK):
+                    await release.wait()
             try:
                 if not self._sock.recv(1, socket.MSG_PEEK):
                     raise Gone
