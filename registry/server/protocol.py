@@ -18,9 +18,10 @@ from uvicorn.server import ServerState
 
 from registry.addresses import plain_address
 from registry.server.at_once import AtOnce
+from registry.server.connection_limit import ConnectionLimit, Silence
 from registry.server.exchange import Exchange
 from registry.server.framing import Chunked, Framing, Sized
-from registry.server.head import check_head, length_of
+from registry.server.head import check_head, head_end, length_of
 from registry.server.limits import ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
@@ -32,7 +33,6 @@ from registry.server.target import check_host, parse_target, unquoted
 
 SECRET_BUFFER = 64 * 1024
 """Bytes encrypted and not taken by the transport yet, from which on the application waits."""
-_HEAD_END = b"\r\n\r\n"
 
 
 class RegistryProtocol(HttpToolsProtocol):
@@ -53,11 +53,14 @@ class RegistryProtocol(HttpToolsProtocol):
         loop: asyncio.AbstractEventLoop,
         limits: ServerLimits,
         proxies: TrustedProxies | None = None,
+        connection_limit: ConnectionLimit | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
         self.secret = False  # over TLS
-        self._proxies = proxies  # once connected: None where the peer is none of them
+        self.proxies = proxies  # once connected: None where the peer is none of them
+        self._connection_limit = connection_limit
+        self._dropped = False
         self.socket: socket.socket | None = None  # where files can be sent to it
         self.active: Exchange | None = None
         self.queue: deque[Exchange] = deque()
@@ -75,12 +78,12 @@ class RegistryProtocol(HttpToolsProtocol):
         self.half_closed = False
         self.lingering = False
         self._thrown_away = 0
-        self._patience = Patience()
+        self._patience = Patience(loop.time())
         self._at_once = AtOnce(self.app)
         self._make_parser()
 
     def _make_parser(self) -> None:
-        # A new one is strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
+        # Strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
         self.parser = httptools.HttpRequestParser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -92,8 +95,8 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.client is not None:
             peer, port = self.client
             self.client = (plain_address(peer), port)
-            if self._proxies is not None and not self._proxies.trusts(peer):
-                self._proxies = None
+            if self.proxies is not None and not self.proxies.trusts(peer):
+                self.proxies = None
 
     # Bytes
 
@@ -154,7 +157,7 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Shows the parser what may be the rest of one head, and no byte more. Returns where that ends."""
-        stop = self._head_end(data, at)
+        stop = head_end(self._head_tail, data, at)
         part = data if stop - at == len(data) else data[at:stop]
         self._head_tail = (self._head_tail + part[-3:])[-3:]
         try:
@@ -170,14 +173,6 @@ class RegistryProtocol(HttpToolsProtocol):
             if self._body is not None or self.parser.should_upgrade():
                 self._make_parser()
         return stop
-
-    def _head_end(self, data: bytes, at: int) -> int:
-        if at == 0 and self._head_tail:
-            found = (self._head_tail + data[:3]).find(_HEAD_END)
-            if found >= 0:
-                return found + len(_HEAD_END) - len(self._head_tail)
-        found = data.find(_HEAD_END, at)
-        return len(data) if found < 0 else found + len(_HEAD_END)
 
     def _parser_failed(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -253,17 +248,15 @@ class RegistryProtocol(HttpToolsProtocol):
         check_host(self.headers, version)
         if target.host is not None:
             self.headers[:] = [header for header in self.headers if header[0] != b"host"] + [(b"host", target.host)]
-        self.scope["method"] = method
-        self.scope["http_version"] = version
-        self.scope["path"] = unquoted(target.path)
-        self.scope["raw_path"] = target.path
+        self.scope["method"], self.scope["http_version"] = method, version
+        self.scope["path"], self.scope["raw_path"] = unquoted(target.path), target.path
         self.scope["query_string"] = target.query
         self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
         self.scope["extensions"] = self._at_once.offer()
         if self.socket is not None:
             self.scope["extensions"]["http.response.zerocopysend"] = {}
-        if self._proxies is not None:
-            self._proxies.apply(self.scope, self.headers)
+        if self.proxies is not None:
+            self.proxies.apply(self.scope, self.headers)
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
         self.in_head = False
         self._head_bytes = 0
@@ -307,6 +300,8 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def _answer(self, exchange: Exchange) -> None:
         self.active = exchange
+        if self._connection_limit is not None:
+            self._connection_limit.begin()
         task = self.loop.create_task(exchange.run_asgi(self.app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -398,3 +393,12 @@ class RegistryProtocol(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Ends a connection that has waited too long for one thing. Called once a second."""
         self._patience.check(self, now)
+
+    def silence(self, now: float) -> Silence | None:
+        """See `registry.server.connection_limit`."""
+        return None if self._dropped else self._patience.silence(self, now)
+
+    def drop(self) -> None:
+        """Closes the connection at once, for another one."""
+        self.last = self._dropped = True
+        self.transport.abort()
