@@ -152,7 +152,8 @@ class Exchange(RequestResponseCycle):
             if self.more_body and not self.held and not self.transport.is_closing():
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.disconnected and not self.response_complete:
-            if self.more_body:
+            body = self.protocol.body
+            if self.more_body and (body is None or not body.waiting):
                 self.flow.resume_reading()
             self.receiving = self.more_body
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -91,6 +92,8 @@ class Worker:
         if not starting.done():
             return
         starting.result()
+        gc.collect()
+        gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
         limit = self._connection_limit(loop)
         pulse = asyncio.create_task(self._pulse(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
