@@ -164,3 +164,11 @@ class StorageFailed(RegistryError):
 
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; its log says how"
+
+
+class TooManyOpenFiles(StorageFailed):
+    """The process, or the machine, has as many files open as it may. `retry_after` is in seconds."""
+
+    code = "UNAVAILABLE"
+    default = "the registry has as many files open as it may; try again in a moment"
+    retry_after = 1

@@ -120,17 +120,27 @@ class Server:
 
 
 def start_server(
-    folder: Path, *args: str, workers: int = 2, listen: str = "127.0.0.1:0", env: Mapping[str, str] | None = None
+    folder: Path,
+    *args: str,
+    workers: int = 2,
+    listen: str = "127.0.0.1:0",
+    env: Mapping[str, str] | None = None,
+    descriptors: int | None = None,
+    soft_descriptors: int | None = None,
 ) -> Server:
     """Starts `entrepot serve` with its data and log below `folder` and waits until it listens; the caller ends it.
 
-    `args` are further flags and come last, so they win. A second start on the same folder finds the same data and
-    appends to the same log. Raises ServerFailed when the process ends or stays silent.
+    `args` are further flags and come last, so they win. `descriptors`: how many files each process may have open,
+    `soft_descriptors` at the start. A second start on the same folder finds the same data and appends to the same log.
+    Raises ServerFailed when the process ends or stays silent.
     """
     data, log = folder / "data", folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "registry", "serve"]
     command += ["--data", str(data), "--listen", listen, "--workers", str(workers), *args]
+    if descriptors is not None:
+        limits = f"ulimit -Sn {soft_descriptors or descriptors} && ulimit -Hn {descriptors}"
+        command = ["sh", "-c", f'{limits} && exec "$@"', "sh", *command]
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -155,13 +165,27 @@ def start_server(
 
 @contextlib.contextmanager
 def running_server(
-    tmp_path: Path, *args: str, workers: int = 2, listen: str = "127.0.0.1:0", env: Mapping[str, str] | None = None
+    tmp_path: Path,
+    *args: str,
+    workers: int = 2,
+    listen: str = "127.0.0.1:0",
+    env: Mapping[str, str] | None = None,
+    descriptors: int | None = None,
+    soft_descriptors: int | None = None,
 ) -> Iterator[Server]:
     """`start_server` for the length of a `with` block; ends by SIGTERM and demands exit code 0.
 
     A server that the block ended itself (stop, kill) is left as it is. When the block fails, the log is printed.
     """
-    server = start_server(tmp_path, *args, workers=workers, listen=listen, env=env)
+    server = start_server(
+        tmp_path,
+        *args,
+        workers=workers,
+        listen=listen,
+        env=env,
+        descriptors=descriptors,
+        soft_descriptors=soft_descriptors,
+    )
     try:
         yield server
     except BaseException:

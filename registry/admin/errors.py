@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from registry.http.errors import body_of, status_of
-from storage.errors import RegistryError, StorageFailed, TooManyRequests
+from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
 
 log = logging.getLogger("registry.management")
 
@@ -37,10 +37,10 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     answer = _answer(status, error.code, error.message, error.detail)
     if status == 401:
         answer.headers["www-authenticate"] = 'Basic realm="Entrepot", charset="UTF-8"'
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | TooManyOpenFiles):
         answer.headers["retry-after"] = str(error.retry_after)
     if status >= 500:
-        cause = error if isinstance(error, StorageFailed) else None
+        cause = error if isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles) else None
         log.error("answered %d %s: %s", status, error.code, error, exc_info=cause)
     return answer
 

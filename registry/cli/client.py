@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from registry.cli.options import USAGE, ConfigFile, Listen, fail, load_or_fail
+from registry.cli.options import USAGE, ConfigFile, Data, Listen, Mirror, fail, load_or_fail
 from registry.config import Settings, Upstream
 from registry.config.upstream import HUB
 
@@ -50,11 +50,14 @@ def client(
         typer.Option("--upstream", metavar="NAME", help="Only this upstream; may be given again. [default: all]"),
     ] = None,
     config: ConfigFile = None,
+    data: Data = None,
     listen: Listen = None,
+    mirror: Mirror = None,
 ) -> None:
+    """`data` changes nothing: it is taken so that the options of `serve` can stay on the line."""
     from registry.cli import client_files
 
-    settings = load_or_fail(config, listen=listen).settings
+    settings = load_or_fail(config, data=data, listen=listen, mirror=mirror or None).settings
     address = client_files.Address(_checked(url) if url else _own_url(settings))
     upstreams = _upstreams(settings, upstream or [])
     if program is Program.docker:

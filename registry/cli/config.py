@@ -39,11 +39,12 @@ def config(
     mirror: Mirror = None,
     insecure_open: InsecureOpen = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="How to print it.")] = Format.table,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     flags: dict[str, object] = {"data": data, "listen": listen, "workers": workers, "read_only": read_only}
     flags |= {"mirror": mirror or None, "insecure_open": insecure_open}
     loaded = load_or_fail(config, **flags)
-    if form is Format.json:
+    if as_json or form is Format.json:
         rows = {
             ".".join(path): {"value": plain(loaded.settings, path), "origin": loaded.origins[".".join(path)]}
             for path, _ in fields()

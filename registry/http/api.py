@@ -6,6 +6,7 @@ mapped to an answer in one place: here.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from math import ceil
@@ -24,7 +25,7 @@ from registry.http.ready import Ready, ReadyAnswers
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
 from registry.notices import NOTICE
-from storage.errors import RegistryError, StorageFailed, TooManyRequests, Unauthorized
+from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -132,6 +133,10 @@ class DistributionAPI:
             if exchange.started:
                 error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
                 raise
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                _log_failure(exchange, busy := TooManyOpenFiles())
+                await send_error(exchange, busy)
+                return
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
             await send_failure(exchange)
 
@@ -212,5 +217,5 @@ def _log_failure(exchange: Exchange, error: RegistryError) -> None:
     """What is nobody's request's fault is the operator's to know."""
     status = status_of(error)
     if status >= 500:
-        cause = error if isinstance(error, StorageFailed) else None
+        cause = error if isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles) else None
         log.error("request %s answered %d %s: %s", exchange.request_id, status, error.code, error, exc_info=cause)

@@ -79,6 +79,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     access.LastAdmin: 409,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
+    errors.TooManyOpenFiles: 503,
     RequestInvalid: 400,
     FormInvalid: 400,
     FormTooLarge: 413,

@@ -3,16 +3,22 @@
 One connection per turn of the loop: asyncio and libuv take all that wait, so the first worker to wake would get a whole
 burst, and a client's sixteen connections would be served by one core. A worker that is busy comes back later and so
 takes fewer. The socket stays with every worker, so nothing that waits in it is lost when one of them dies.
+
+Handshakes begin one a turn as well: the first step of each takes a millisecond or two, and those of hundreds of clients
+that come at once would hold the loop for that much longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
 
+from registry.addresses import network_of, plain_address
 from registry.server.certificates import Certificates
+from registry.server.connection_limit import ConnectionLimit, Silence
 from registry.server.crowd import Crowded, Seat
 from registry.server.door import Door
 from registry.server.limits import ServerLimits
@@ -24,10 +30,34 @@ MakeConnection = Callable[[Leave | None], asyncio.BaseProtocol]
 
 # How long to take no connections when the system has no descriptors or memory left for them.
 _PAUSE_SECONDS = 0.5
+_SHED = 16
+"""Silent connections that are closed then."""
+_QUIET_SECONDS = 60.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PASSING = (
+    *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
+)
+"""Another worker was quicker, the client left, or its network failed: see accept(2), "Error handling"."""
 # Ending a TLS connection takes as long as the client takes what was written; `registry.server.patience` bounds that.
 _SHUTDOWN_SECONDS = 600.0
 _HANDSHAKE = b"\x16"  # a TLS record's first byte (RFC 8446, 5.1)
 _PLAIN = "this port speaks TLS: use https://"
+
+
+class Handshake:
+    """A connection that was accepted and has no protocol yet. `address`: None where it is a trusted proxy's."""
+
+    def __init__(self, address: str | None, since: float) -> None:
+        self._silence = Silence("new", since, address)
+        self.task: asyncio.Task[None] | None = None
+
+    def silence(self, now: float) -> Silence | None:
+        return None if self.task is None or self.task.cancelling() else self._silence
+
+    def drop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Acceptor:
@@ -40,14 +70,20 @@ class Acceptor:
         connection: MakeConnection,
         door: Door,
         limits: ServerLimits,
+        connection_limit: ConnectionLimit,
+        handshakes: set[Handshake],
     ) -> None:
-        """`connection` is given what to call once when it is lost; None: nothing."""
+        """`connection` is given what to call once when it is lost; None: nothing. `handshakes` is where
+        `connection_limit` finds them."""
         self._loop = loop
         self._sock = sock
         self._connection = connection
         self._door = door
         self._limits = limits
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._connection_limit = connection_limit
+        self._handshakes = handshakes
+        self._start = asyncio.Lock()  # of a handshake
+        self._said = -_QUIET_SECONDS
         self._timer: asyncio.TimerHandle | None = None
         self._resume()
 
@@ -60,39 +96,48 @@ class Acceptor:
             self._loop.remove_reader(self._sock)
             self._sock.close()
         if self._door.certificates is not None:
-            for greeting in self._greetings:
-                greeting.cancel()
+            for handshake in self._handshakes:
+                handshake.drop()
 
     def _resume(self) -> None:
         self._timer = None
         self._loop.add_reader(self._sock, self._accept)
 
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock)
+        self._timer = self._loop.call_later(seconds, self._resume)
+
     def _accept(self) -> None:
-        try:
-            sock, peer = self._sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker was quicker, or the client left
-        except OSError as error:
-            log.error("cannot take connections for %g s: %s", _PAUSE_SECONDS, error)
-            self._loop.remove_reader(self._sock)
-            self._timer = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+        if wait := self._connection_limit.wait():
+            self._pause(wait)
             return
         try:
-            seat = None if self._door.crowd is None else self._seat(peer[0])
+            sock, peer = self._sock.accept()
+        except OSError as error:
+            self._on_error(error)
+            return
+        trusted = self._door.proxies is not None and self._door.proxies.trusts(peer[0])
+        try:
+            seat = None if self._door.crowd is None or trusted else self._door.crowd.enter(peer[0])
         except Crowded:
             sock.close()
             return
         sock.setblocking(False)
-        task = self._loop.create_task(self._greet(sock, seat))
-        self._greetings.add(task)
-        task.add_done_callback(self._greetings.discard)
+        handshake = Handshake(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
+        handshake.task = self._loop.create_task(self._greet(sock, seat))
+        self._handshakes.add(handshake)
+        handshake.task.add_done_callback(lambda _: self._handshakes.discard(handshake))
 
-    def _seat(self, address: str) -> Seat | None:
-        """Raises Crowded. A proxy of ours has all its clients' connections."""
-        assert self._door.crowd is not None
-        if self._door.proxies is not None and self._door.proxies.trusts(address):
-            return None
-        return self._door.crowd.enter(address)
+    def _on_error(self, error: OSError) -> None:
+        if error.errno in _PASSING:
+            return
+        if error.errno in _EXHAUSTED:
+            self._connection_limit.shed(_SHED)
+        now = self._loop.time()
+        if now - self._said >= _QUIET_SECONDS:
+            self._said = now
+            log.error("cannot take connections: %s; tries again each %g s", error.strerror or error, _PAUSE_SECONDS)
+        self._pause(_PAUSE_SECONDS)
 
     async def _greet(self, sock: socket.socket, seat: Seat | None) -> None:
         leave = None if seat is None else seat.leave
@@ -120,6 +165,8 @@ class Acceptor:
         if first != _HANDSHAKE:
             _say_what_is_spoken(sock, first)
             raise ConnectionAbortedError("it did not begin with a TLS handshake")
+        async with self._start:
+            await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
             lambda: self._connection(leave),
             sock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,25 @@ class Exchange(RequestResponseCycle):
                 self._failed("the application returned without a complete response", None)
 
     def _failed(self, what: str, error: BaseException | None) -> None:
-        log.error("%s: %s", self._asked(), what, exc_info=error)
+        no_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        if no_files:
+            log.error("%s: %s", self._asked(), error)
+        else:
+            log.error("%s: %s", self._asked(), what, exc_info=error)
         if self.disconnected or self.response_complete:
             return
         if self.sent_headers:
             self.transport.abort()  # a body that breaks off is the only way left to tell
             return
-        body = error_body("the registry failed; its log says how", code="UNKNOWN")
         self.chunked_encoding = None
         self.expected_content_length = 0
         self.keep_alive = False
-        self._start(500, error_headers(body))
+        if no_files:
+            body = error_body("the registry has as many files open as it may; try again", code="UNAVAILABLE")
+            self._start(503, [*error_headers(body), (b"retry-after", b"1")])
+        else:
+            body = error_body("the registry failed; its log says how", code="UNKNOWN")
+            self._start(500, error_headers(body))
         self._give(body, more=False)
 
     def _asked(self) -> str:
@@ -143,7 +152,8 @@ class Exchange(RequestResponseCycle):
             if self.more_body and not self.held and not self.transport.is_closing():
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.disconnected and not self.response_complete:
-            if self.more_body:
+            body = self.protocol.body
+            if self.more_body and (body is None or not body.waiting):
                 self.flow.resume_reading()
             self.receiving = self.more_body
             try:
@@ -294,7 +304,6 @@ class Exchange(RequestResponseCycle):
         if self.transport.is_closing():
             self.hang_up()
             raise ClientDisconnected
-        self.sent_headers = True
         self.sending = FileSending(self.protocol.loop, self.protocol.socket, file, self._progress)
         try:
             await self.sending.run(before, start, count)
@@ -313,6 +322,7 @@ class Exchange(RequestResponseCycle):
                 self.transport.set_write_buffer_limits()
 
     def _progress(self, count: int) -> None:
+        self.sent_headers = True
         self.moved += count
 
     def _count(self, size: int) -> None:

@@ -18,7 +18,9 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _SIZE_BEGINS = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _NO_TRAILERS = (b"content-length", b"transfer-encoding")
-_WINDOW = 256
+_LINE_END = re.compile(rb"\n")
+CHUNKS = 1024
+"""Chunks that are looked at in one turn of the loop. Each takes a microsecond or two, however small it is."""
 
 
 class Framing(Protocol):
@@ -31,7 +33,7 @@ class Framing(Protocol):
 
     def take(self, data: memoryview, pieces: list[memoryview]) -> int:
         """Adds the parts of `data` that are the body to `pieces`. Returns how many bytes it has looked at: all, unless
-        the body ended before. Raises Refused."""
+        the body ended before, or there are too many chunks for one turn. Raises Refused."""
         ...
 
 
@@ -69,8 +71,9 @@ class Chunked:
         return free
 
     def take(self, data: memoryview, pieces: list[memoryview]) -> int:
-        at, end = 0, len(data)
-        while at < end and not self.ended:
+        at, end, turns = 0, len(data), CHUNKS
+        while at < end and turns and not self.ended:
+            turns -= 1
             if not self._left:
                 at = self._take_line(data, at)
                 continue
@@ -90,17 +93,17 @@ class Chunked:
         return at
 
     def _take_line(self, data: memoryview, at: int) -> int:
-        window = bytes(data[at : at + _WINDOW])
-        stop = window.find(b"\n") + 1
-        self._line += window[:stop] if stop else window
+        found = _LINE_END.search(data, at, at + self._limit + 1)
+        stop = found.end() if found else min(len(data), at + self._limit + 1)
+        self._line += data[at:stop]
         if len(self._line) > self._limit:
             raise _too_large(self._limit)
-        if stop:
+        if found:
             line, self._line = self._line, b""
             self._read(line)
         elif not self._may_become_one(self._line):
             raise _malformed("a chunk is not framed as it must be")
-        return at + (stop or len(window))
+        return stop
 
     def _may_become_one(self, line: bytes) -> bool:
         """Whether a line's beginning can still become what is due: nonsense is not waited for."""

@@ -1,10 +1,42 @@
-"""What a request's head says of the request itself: its version and method, and how its body is framed."""
+"""Where a request's head ends, and what it says of the request itself: its version and method, and how its body is
+framed."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
+from uvicorn._types import HTTPScope
+
 from registry.server.refusal import Headers, Refused
+from registry.server.target import check_host, parse_target, unquoted
+
+_END = b"\r\n\r\n"
+
+
+def head_end(tail: bytes, data: bytes, at: int) -> int:
+    """Where the head that begins or goes on at `at` ends in `data`: after its last byte, or with the data. `tail`: the
+    last bytes of the head that came before `data`, since its end may be cut in two."""
+    if at == 0 and tail:
+        found = (tail + data[:3]).find(_END)
+        if found >= 0:
+            return found + len(_END) - len(tail)
+    found = data.find(_END, at)
+    return len(data) if found < 0 else found + len(_END)
+
+
+def describe(scope: HTTPScope, headers: Headers, url: bytes, version: str, method: str) -> None:
+    """Puts what the head says into `scope`; a host in the target takes the place of the one in `headers`. Raises
+    Refused with 400."""
+    check_head(headers, version, method)
+    target = parse_target(url, method)
+    check_host(headers, version)
+    if target.host is not None:
+        headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", target.host)]
+    scope["method"] = method
+    scope["http_version"] = version
+    scope["path"] = unquoted(target.path)
+    scope["raw_path"] = target.path
+    scope["query_string"] = target.query
 
 
 def check_head(headers: Headers, version: str, method: str) -> None:

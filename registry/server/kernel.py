@@ -13,6 +13,7 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 8 * 1024 * 1024
+_MOST_FILES = 1 << 20
 _UNFILLED = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
 )
@@ -45,10 +46,26 @@ def fresh_memory(size: int) -> bytearray:
 
 
 def raise_file_limit() -> None:
-    """Takes all the file descriptors this process may have: each connection and each open blob needs one."""
+    """Raises the soft limit of open files to the hard one: each connection and each open blob needs one. A hard limit
+    of a billion, as some containers have it, is not taken: the kernel's tables would grow with the strangers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (ValueError, OSError):
             return  # some systems promise more than they give; what we have is enough to run
+
+
+def file_limit() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
+
+
+def open_files() -> int:
+    """How many it has open; 0 where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # without the one for the look itself
+    except OSError:
+        return 0

@@ -16,6 +16,8 @@ import termios
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
+from registry.addresses import network_of
+from registry.server.connection_limit import STALLED_SECONDS, Kind, Silence
 from registry.server.refusal import Refused
 
 if TYPE_CHECKING:
@@ -29,9 +31,11 @@ What = Literal["send", "linger", "body", "half", "work", "drain", "head", "fresh
 class Patience:
     """One connection's: what it was waiting for when last asked, and since when."""
 
-    def __init__(self) -> None:
-        self._waits: tuple[What, int, int] | None = None
-        self._since = 0.0
+    def __init__(self, now: float) -> None:
+        """Of a connection that has just been made."""
+        self._opened = now
+        self._waits: tuple[What, int, int] = ("fresh", 0, 0)
+        self._since = now
 
     def check(self, connection: RegistryProtocol, now: float) -> None:
         """Ends the connection in the way fit for what it waits for, once that has taken too long."""
@@ -41,6 +45,27 @@ class Patience:
             self._since = now
         elif now - self._since >= seconds:
             end(connection, waits[0])
+
+    def silence(self, connection: RegistryProtocol, now: float) -> Silence | None:
+        """As what the connection may be closed for another one; None: its client or the application is at work, or it
+        is gone already."""
+        if connection.transport.is_closing() and not connection.secret:
+            return None
+        waits, _ = waiting_for(connection)
+        since = self._since if waits == self._waits else now
+        kind: Kind
+        if waits[0] == "linger":
+            kind = "lingering"
+        elif waits[0] in ("fresh", "head") and connection.begun <= 1:
+            kind, since = "new", self._opened
+        elif waits[0] in ("idle", "head"):
+            kind = "idle"
+        elif waits[0] != "work" and now - since >= STALLED_SECONDS:
+            kind = "stalled"
+        else:
+            return None
+        client = None if connection.proxies is not None else connection.client
+        return Silence(kind, since, None if client is None else network_of(client[0]))
 
 
 def waiting_for(connection: RegistryProtocol) -> tuple[tuple[What, int, int], float]:

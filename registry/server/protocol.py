@@ -18,9 +18,10 @@ from uvicorn.server import ServerState
 
 from registry.addresses import plain_address
 from registry.server.at_once import AtOnce
+from registry.server.connection_limit import ConnectionLimit, Silence
 from registry.server.exchange import Exchange
 from registry.server.framing import Chunked, Framing, Sized
-from registry.server.head import check_head, length_of
+from registry.server.head import describe, head_end, length_of
 from registry.server.limits import ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
@@ -28,11 +29,9 @@ from registry.server.proxies import TrustedProxies
 from registry.server.receiving import PIECES, Body
 from registry.server.refusal import Refused, Surplus, error_response, too_large
 from registry.server.sending import socket_of
-from registry.server.target import check_host, parse_target, unquoted
 
 SECRET_BUFFER = 64 * 1024
 """Bytes encrypted and not taken by the transport yet, from which on the application waits."""
-_HEAD_END = b"\r\n\r\n"
 
 
 class RegistryProtocol(HttpToolsProtocol):
@@ -53,11 +52,13 @@ class RegistryProtocol(HttpToolsProtocol):
         loop: asyncio.AbstractEventLoop,
         limits: ServerLimits,
         proxies: TrustedProxies | None = None,
+        connection_limit: ConnectionLimit | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
         self.secret = False  # over TLS
-        self._proxies = proxies  # once connected: None where the peer is none of them
+        self.proxies = proxies  # once connected: None where the peer is none of them
+        self._connection_limit, self._dropped = connection_limit, False
         self.socket: socket.socket | None = None  # where files can be sent to it
         self.active: Exchange | None = None
         self.queue: deque[Exchange] = deque()
@@ -70,17 +71,16 @@ class RegistryProtocol(HttpToolsProtocol):
         self._head_tail = b""  # its last bytes: where it ends may be cut in two
         self._steps = 0  # heads and parts of bodies that have come
         self.unfinished = 0  # bytes since the last of them
-        self._body: Body | None = None  # the one that is coming
+        self.body: Body | None = None  # the one that is coming
         self._parsed_head = False
-        self.half_closed = False
-        self.lingering = False
+        self.half_closed = self.lingering = False
         self._thrown_away = 0
-        self._patience = Patience()
+        self._patience = Patience(loop.time())
         self._at_once = AtOnce(self.app)
         self._make_parser()
 
     def _make_parser(self) -> None:
-        # A new one is strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
+        # Strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
         self.parser = httptools.HttpRequestParser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -92,8 +92,8 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.client is not None:
             peer, port = self.client
             self.client = (plain_address(peer), port)
-            if self._proxies is not None and not self._proxies.trusts(peer):
-                self._proxies = None
+            if self.proxies is not None and not self.proxies.trusts(peer):
+                self.proxies = None
 
     # Bytes
 
@@ -101,7 +101,7 @@ class RegistryProtocol(HttpToolsProtocol):
         """The body to receive into; None where what comes next is a head, or not looked at."""
         if self.last or self.latest is None or self.latest.response_complete:
             return None
-        return self._body
+        return self.body
 
     def data_received(self, data: bytes) -> None:
         steps, self._at_once.given = self._steps, False
@@ -127,16 +127,16 @@ class RegistryProtocol(HttpToolsProtocol):
     def _read(self, data: bytes) -> None:
         at = 0
         while at < len(data) and not self.last:
-            if self._body is None:
+            if self.body is None:
                 at = self._read_head(data, at)
                 continue
             try:
-                pieces, rest = self._body.take(memoryview(data)[at:])
+                pieces, rest = self.body.take(memoryview(data)[at:])
             except Refused as refused:
                 self.refuse(refused)
                 break
             at = len(data) - len(rest)
-            self._take(self._body, pieces)
+            self._take(self.body, pieces)
         if at < len(data):
             self._throw_away(len(data) - at)
 
@@ -145,16 +145,25 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.latest is None:
             return
         self.latest.take_body(pieces)
-        if body.crumbled and self.latest.held:
+        if body.waiting:
+            self.flow.pause_reading()
+            self.loop.call_soon(self._take_waiting, body)
+        elif body.crumbled and self.latest.held:
             self.flow.pause_reading()
         if body.ended:
-            self._body = None
+            self.body = None
             self.latest.end_body()
             self.last = self.last or not self.latest.keep_alive
 
+    def _take_waiting(self, body: Body) -> None:
+        if body is self.body and body.waiting and not self.last:
+            self.body_received(body, 0)
+            if not body.waiting and self.latest is not None and not self.latest.held:
+                self.flow.resume_reading()
+
     def _read_head(self, data: bytes, at: int) -> int:
         """Shows the parser what may be the rest of one head, and no byte more. Returns where that ends."""
-        stop = self._head_end(data, at)
+        stop = head_end(self._head_tail, data, at)
         part = data if stop - at == len(data) else data[at:stop]
         self._head_tail = (self._head_tail + part[-3:])[-3:]
         try:
@@ -167,17 +176,9 @@ class RegistryProtocol(HttpToolsProtocol):
         if self._parsed_head:
             self._parsed_head = False
             self._head_tail = b""
-            if self._body is not None or self.parser.should_upgrade():
+            if self.body is not None or self.parser.should_upgrade():
                 self._make_parser()
         return stop
-
-    def _head_end(self, data: bytes, at: int) -> int:
-        if at == 0 and self._head_tail:
-            found = (self._head_tail + data[:3]).find(_HEAD_END)
-            if found >= 0:
-                return found + len(_HEAD_END) - len(self._head_tail)
-        found = data.find(_HEAD_END, at)
-        return len(data) if found < 0 else found + len(_HEAD_END)
 
     def _parser_failed(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -214,7 +215,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self.queue.clear()
         self.flow.resume_writing()
         self.last = True
-        self._body = None
+        self.body = None
         self.parser = None  # type: ignore[assignment]
 
     # What the parser finds
@@ -227,8 +228,7 @@ class RegistryProtocol(HttpToolsProtocol):
             raise Surplus
         super().on_message_begin()
         self.begun += 1
-        self.in_head = True
-        self._head_bytes = 0
+        self.in_head, self._head_bytes = True, 0
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -248,25 +248,15 @@ class RegistryProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
         method = self.parser.get_method().decode("ascii")
-        check_head(self.headers, version, method)
-        target = parse_target(self.url, method)
-        check_host(self.headers, version)
-        if target.host is not None:
-            self.headers[:] = [header for header in self.headers if header[0] != b"host"] + [(b"host", target.host)]
-        self.scope["method"] = method
-        self.scope["http_version"] = version
-        self.scope["path"] = unquoted(target.path)
-        self.scope["raw_path"] = target.path
-        self.scope["query_string"] = target.query
+        describe(self.scope, self.headers, self.url, version, method)
         self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
         self.scope["extensions"] = self._at_once.offer()
         if self.socket is not None:
             self.scope["extensions"]["http.response.zerocopysend"] = {}
-        if self._proxies is not None:
-            self._proxies.apply(self.scope, self.headers)
+        if self.proxies is not None:
+            self.proxies.apply(self.scope, self.headers)
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
-        self.in_head = False
-        self._head_bytes = 0
+        self.in_head, self._head_bytes = False, 0
         self._steps += 1
         self._parsed_head = True
         length = length_of(self.headers)
@@ -278,7 +268,7 @@ class RegistryProtocol(HttpToolsProtocol):
             self.last = not keep_alive
         else:
             framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
-            self._body = Body(framing)
+            self.body = Body(framing)
             self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces}
         if self.active is None:
             self._answer(self.latest)
@@ -307,6 +297,8 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def _answer(self, exchange: Exchange) -> None:
         self.active = exchange
+        if self._connection_limit is not None:
+            self._connection_limit.begin()
         task = self.loop.create_task(exchange.run_asgi(self.app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -398,3 +390,12 @@ class RegistryProtocol(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Ends a connection that has waited too long for one thing. Called once a second."""
         self._patience.check(self, now)
+
+    def silence(self, now: float) -> Silence | None:
+        """See `registry.server.connection_limit`."""
+        return None if self._dropped else self._patience.silence(self, now)
+
+    def drop(self) -> None:
+        """Closes the connection at once, for another one."""
+        self.last = self._dropped = True
+        self.transport.abort()

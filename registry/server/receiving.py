@@ -8,6 +8,7 @@ nobody holds any more is free. So nothing has to be given back, and an idle conn
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,12 +35,18 @@ class Body:
         self._size = LEAST
         self._buffer = memoryview(b"")
         self._filled = 0
+        self._waiting: deque[memoryview] = deque()
         self.crumbled = False
-        """It came in tiny chunks. They keep the event loop busy, so fewer are to be looked at in a turn."""
+        """It came in tiny chunks. They keep the event loop busy, so fewer are to be received in a turn."""
 
     @property
     def ended(self) -> bool:
         return self._framing.ended
+
+    @property
+    def waiting(self) -> bool:
+        """Some of what was received has not been looked at: `go_on` does, in another turn of the loop."""
+        return bool(self._waiting)
 
     def room(self) -> memoryview:
         """Where to receive what comes next."""
@@ -51,21 +58,37 @@ class Body:
         return self._buffer[self._filled : self._filled + self._framing.room(most)]
 
     def filled(self, count: int) -> tuple[list[memoryview], memoryview]:
-        """Takes what was received into `room`. Returns the body's parts in it, and what follows the body's end. Raises
-        Refused."""
+        """Takes what was received into `room`; with 0, what waits. Returns the body's parts in it, and what follows the
+        body's end. Raises Refused."""
+        if not count:
+            return self.go_on()
         start = self._filled
         self._filled += count
         return self.take(self._buffer[start : self._filled])
 
     def take(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
         """The same for bytes that came another way."""
+        self._waiting.append(data)
+        return self.go_on() if len(self._waiting) == 1 else ([], memoryview(b""))
+
+    def go_on(self) -> tuple[list[memoryview], memoryview]:
+        """The same for some of the bytes that wait."""
         pieces: list[memoryview] = []
+        data = self._waiting.popleft()
         used = self._framing.take(data, pieces)
         self.crumbled = len(pieces) > 1 and used < _SMALL * len(pieces)
         if self.crumbled:
             pieces = [memoryview(b"".join(pieces))]  # each view is larger than what it shows
             self._size = LEAST
-        return pieces, data[used:]
+        rest = data[used:]
+        if not self.ended:
+            if rest:
+                self._waiting.appendleft(rest)
+            return pieces, memoryview(b"")
+        if self._waiting:
+            rest = memoryview(b"".join([rest, *self._waiting]))
+            self._waiting.clear()
+        return pieces, rest
 
 
 class Receiver(asyncio.BufferedProtocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -17,7 +18,8 @@ import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.server import ServerState
 
-from registry.server.accept import Acceptor, Leave
+from registry.server.accept import Acceptor, Handshake, Leave
+from registry.server.connection_limit import ConnectionLimit
 from registry.server.door import Door
 from registry.server.kernel import keep_large_blocks
 from registry.server.lifespan import Lifespan
@@ -61,6 +63,7 @@ class Worker:
         self._door = door or Door()
         self._alive = alive
         self._state = ServerState()
+        self._handshakes: set[Handshake] = set()
         self._stop = asyncio.Event()
         self._interrupted = False
 
@@ -92,8 +95,11 @@ class Worker:
         if not starting.done():
             return
         starting.result()
-        pulse = asyncio.create_task(self._pulse(loop))
-        acceptors = self._listen(loop, app, lifespan.state)
+        gc.collect()
+        gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
+        limit = self._connection_limit(loop)
+        pulse = asyncio.create_task(self._pulse(loop, limit))
+        acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
         await stopping
         await self._drain(acceptors)
@@ -126,7 +132,14 @@ class Worker:
         with suppress(RuntimeError):  # the loop is closed: the process is about to end
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    def _listen(self, loop: asyncio.AbstractEventLoop, app: ASGI3Application, state: dict[str, Any]) -> list[Acceptor]:
+    def _connection_limit(self, loop: asyncio.AbstractEventLoop) -> ConnectionLimit:
+        return ConnectionLimit(
+            cast(set[RegistryProtocol], self._state.connections), self._handshakes, self._state.tasks, loop.time
+        )
+
+    def _listen(
+        self, loop: asyncio.AbstractEventLoop, app: ASGI3Application, state: dict[str, Any], limit: ConnectionLimit
+    ) -> list[Acceptor]:
         config = uvicorn.Config(
             app,
             http=RegistryProtocol,
@@ -143,20 +156,24 @@ class Worker:
         heads = memoryview(bytearray(HEADS))
 
         def connection(leave: Leave | None) -> Receiver:
-            protocol = RegistryProtocol(config, self._state, state, loop, self._limits, self._door.proxies)
+            protocol = RegistryProtocol(config, self._state, state, loop, self._limits, self._door.proxies, limit)
             return Receiver(protocol, heads, leave)
 
-        return [Acceptor(loop, sock, connection, self._door, self._limits) for sock in self._sockets]
+        return [
+            Acceptor(loop, sock, connection, self._door, self._limits, limit, self._handshakes)
+            for sock in self._sockets
+        ]
 
-    async def _pulse(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a second: the Date header, and every connection's time limits. No read or write sets a timer. Now and
-        then: whether the certificate was renewed."""
+    async def _pulse(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
+        """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
+        timer. Now and then: whether the certificate was renewed."""
         looked = loop.time()
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in self._connections():
                 connection.check(now)
+            limit.measure()
             if now - looked >= self._limits.certificate_seconds:
                 looked = now
                 self._refresh()

@@ -146,7 +146,7 @@ class DiskBlobs:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StorageFailed(f"the file of {digest} cannot be opened: {error.strerror}") from error
+            raise files.failure_of(error, f"the file of {digest} cannot be opened") from error
         if within[1] - within[0] > SMALL:
             return DiskReader(fd, self._threads, descriptor, within)
         return SmallReader(await self._read_small(fd, descriptor, within), descriptor, within)

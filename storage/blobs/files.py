@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from storage.errors import StorageFailed, StorageFull
+from storage.errors import StorageFailed, StorageFull, TooManyOpenFiles
 from storage.system import System
 
 WRITEBACK = 8 * 1024 * 1024
@@ -27,14 +27,20 @@ class _Told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull() from error
-        raise StorageFailed(f"the registry's storage failed: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise failure_of(error) from error
 
 
 _TOLD = _Told()
+
+
+def failure_of(error: OSError, what: str = "the registry's storage failed") -> StorageFull | StorageFailed:
+    """What the disk says, as an error that a client can be told. `what` went wrong."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull()
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles()
+    return StorageFailed(f"{what}: {error.strerror or error}")
 
 
 def told() -> AbstractContextManager[None]:

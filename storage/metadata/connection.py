@@ -25,6 +25,7 @@ def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
     db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     if read_only:
         db.pragma("query_only", True)
+    db.pragma("user_version")  # opens the log, too, so that no look-up needs another file descriptor later
     return db
 
 

@@ -52,6 +52,23 @@ def test_help_has_examples(name: str) -> None:
     assert f"\n    entrepot {name}" in done.stdout
 
 
+def options_of(name: str) -> set[str]:
+    command: Any = typer.main.get_command(app)
+    for part in name.split():
+        command = command.commands[part]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("name", EVERY_COMMAND)
+def test_neighbours_take_the_same_options(name: str) -> None:
+    """Every command that reads settings takes `--data` beside `--config`, and every one that shows what is there takes
+    `--json`."""
+    options = options_of(name)
+    assert "--config" not in options or "--data" in options
+    if name.split()[-1] in ("list", "show", "status", "inspect", "config", "audit"):
+        assert "--json" in options
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(tmp_path: Path, shell: str) -> None:
     """The command prints its completion for a shell."""
