@@ -18,6 +18,7 @@ from registry.auth.assembly import Access, open_access
 from registry.auth.authenticate import HeaderAuthenticator, OpenAuthenticator
 from registry.auth.guard import Denial, Guarded, Places, readable, unchanged, unheard
 from registry.auth.policy import Policy
+from registry.auth.positions import Positions
 from registry.auth.principal import Principal
 from registry.auth.routes import token_router
 from registry.auth.service import TokenService
@@ -84,7 +85,7 @@ class Entrepot(FastAPI):
             access, self.policy, proxied=proxied_of(settings), public_url=settings.public_url
         )
         registry, places = (router, router) if router.mirrors else (router.hosted, None)
-        guard = self._guard(registry, settings, places, noting(access), self.policy.renewed)
+        guard = self._guard(registry, settings, places, noting(access), self.policy.renewed, access.positions)
         authenticator = HeaderAuthenticator(
             guard, self.policy, access.credentials, clock=access.clock, key=os.urandom(32)
         )
@@ -98,10 +99,11 @@ class Entrepot(FastAPI):
         places: Places | None = None,
         denied: Denial = unheard,
         renew: Callable[[Principal], Principal] = unchanged,
+        positions: Positions | None = None,
     ) -> Guarded:
         restricted = Restricted(registry, read_only=settings.read_only, delete=settings.delete)
         self.unguarded = restricted
-        return Guarded(restricted, places, denied, renew)
+        return Guarded(restricted, places, denied, renew, positions)
 
     def _answer(
         self,

@@ -185,6 +185,10 @@ class Accounts(Protocol):
         keeps the lines. Raises AccountInvalid for a `before` that is no line's id."""
         ...
 
+    async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        """As `audit`, without holding up the event loop: conditions may match few lines of many."""
+        ...
+
     async def prune_audit(self, before: float) -> int:
         """Drops lines older than `before` (seconds since 1970); how many. The history of tags stays."""
         ...

@@ -6,17 +6,17 @@ forgets to ask gets nowhere.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
-from registry.auth.covering import Effort, covers
 from registry.auth.proof import CATALOG, NOBODY, Proof
-from storage.access import EVERY_ACTION, Action
+from storage.access import EVERY_ACTION, Action, Limit
 from storage.content import Actor
 from storage.errors import NameInvalid
+from storage.matching import Matcher
 from storage.names import RepositoryName
 from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, Names
 
@@ -83,6 +83,8 @@ class Principal:
 
     __slots__ = (
         "_everywhere",
+        "_limits",
+        "_listed",
         "_memo",
         "admin",
         "epoch",
@@ -115,6 +117,8 @@ class Principal:
         self.let_in = open or proof.name is not None or proof.access is not None
         self.admin = rights.admin and proof.limits is None and proof.access is None
         self._memo: dict[tuple[str, str], int] = {}
+        self._listed: Names | None = None
+        self._limits = None if proof.limits is None else _by_actions(proof.limits)
         self._everywhere = rights.everywhere if proof.limits is None and proof.access is None else None
 
     def __repr__(self) -> str:
@@ -151,11 +155,11 @@ class Principal:
         access = self.proof.access
         if access is not None:
             left = access.get(asked, Action.NONE).value | access.get(stored, Action.NONE).value
-        if self.proof.limits is not None:
+        if self._limits is not None:
             within = 0
-            for limit in self.proof.limits:
-                if limit.pattern.matches(stored):
-                    within |= limit.actions.value
+            for actions, names in self._limits:
+                if names.matches(stored):
+                    within |= actions
             left &= within
         return left
 
@@ -177,27 +181,23 @@ class Principal:
     @property
     def listed(self) -> Names:
         """The names that such a list shows: all that may be pulled."""
-        return self._unscoped(Action.PULL)
+        if self._listed is None:
+            self._listed = self._unscoped(Action.PULL)
+        return self._listed
 
     def _unscoped(self, action: Action) -> Names:
         """The names regardless of what a token was granted."""
         names = self.rights.of(action)
         if self.proof.limits is None:
             return names
-        return shared(names, [limit.pattern for limit in self.proof.limits if action in limit.actions])
+        return names.limited(limit.pattern for limit in self.proof.limits if action in limit.actions)
 
 
-def shared(names: Names, patterns: Iterable[NamePattern]) -> Names:
-    """Those of `names` that one of `patterns` matches. Where two overlap and neither covers the other (`team/*` and
-    `*/app`), what they share is left out, and so is what takes too long to find out: the set is never too large."""
-    found, effort = set(), Effort()
-    for theirs in patterns:
-        for mine in names.patterns:
-            if covers(mine, theirs, names.guarded, effort):
-                found.add(theirs)
-            elif covers(theirs, mine, (), effort):
-                found.add(mine)
-    return Names(frozenset(found), names.guarded)
+def _by_actions(limits: Iterable[Limit]) -> list[tuple[int, Matcher]]:
+    patterns: defaultdict[int, list[NamePattern]] = defaultdict(list)
+    for limit in limits:
+        patterns[limit.actions.value].append(limit.pattern)
+    return [(actions, Matcher(found)) for actions, found in patterns.items()]
 
 
 def _is_name(text: str) -> bool:

@@ -116,7 +116,8 @@ class Mirror(Refusing):
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
-        return Page(own, page.more and len(own) == len(page.items))
+        more = page.more and len(own) == len(page.items) and (page.place or prefix).startswith(prefix)
+        return Page(own, more, page.place if more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:

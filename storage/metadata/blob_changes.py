@@ -13,6 +13,8 @@ from storage.metadata.catalog import Dropped
 from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import Names
 
+HOLDERS_LOOKED_AT = 1_000
+"""Repositories with a blob that are looked at for one that it may be mounted from, at the most."""
 EVERYWHERE = 0
 """The collect queue's repository number for a blob as a whole."""
 _HELD = """
@@ -92,14 +94,13 @@ def mount_blob(
 
 
 def _held_within(db: apsw.Connection, digest: Digest, names: Names) -> tuple[int, int, str]:
-    """The blob's number and size, and a repository of the set that has it."""
-    rows = db.execute(_HELD, (digest,))
-    try:
-        for blob, size, holder in rows:
-            if holder in names:
-                return blob, size, holder
-    finally:
-        rows.close()
+    """The blob's number and size, and a repository of the set that has it. Not all are looked at: others wait for this
+    transaction, and a client that is told that there is none uploads the blob."""
+    most = HOLDERS_LOOKED_AT // names.weight + 1
+    rows: list[Any] = db.execute(_HELD + " LIMIT ?", (digest, most)).fetchall()
+    for blob, size, holder in rows:
+        if holder in names:
+            return blob, size, holder
     raise BlobUnknown(f"no repository has a blob {digest}")
 
 

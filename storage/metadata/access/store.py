@@ -21,6 +21,7 @@ from storage.access import (
 from storage.blobs.steps import Step
 from storage.content import Actor, Page
 from storage.metadata.access import accounts, audit, audit_pages, epoch, grants, groups, keys, pace, tokens
+from storage.metadata.scanning import ScanThread
 from storage.metadata.writer import Writer
 from storage.patterns import NamePattern
 
@@ -31,13 +32,20 @@ T = TypeVar("T")
 
 
 class SqliteAccounts:
-    """Reads with `db`, on the event loop; changes through `writer`. `version` is a mark of the database that every
+    """Reads with `db`, on the event loop, or where they may look at many rows with `scans`; changes through `writer`.
+    `version` is a mark of the database that every
     commit changes."""
 
     def __init__(
-        self, db: apsw.Connection, writer: Writer, clock: Callable[[], float], version: Callable[[], object]
+        self,
+        db: apsw.Connection,
+        writer: Writer,
+        clock: Callable[[], float],
+        version: Callable[[], object],
+        scans: ScanThread,
     ) -> None:
         self._db = db
+        self._scans = scans
         self._version = version
         self._read_at: object = None
         self._epoch, self._closed = 0, False
@@ -194,6 +202,9 @@ class SqliteAccounts:
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         return audit_pages.page(self._db, query, limit)
+
+    async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        return await self._scans.run(lambda db: audit_pages.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
         dropped = 0
