@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -98,7 +98,7 @@ class Entrepot(FastAPI):
         settings: Settings,
         places: Places | None = None,
         denied: Denial = unheard,
-        renew: Callable[[Principal], Principal] = unchanged,
+        renew: Callable[[Principal], Awaitable[Principal]] = unchanged,
         positions: Positions | None = None,
     ) -> Guarded:
         restricted = Restricted(registry, read_only=settings.read_only, delete=settings.delete)

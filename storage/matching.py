@@ -145,6 +145,11 @@ class Matcher:
         self.weight = 1 + min(sum(sizes), max(sizes, default=0) * len(self._lengths)) // _BITS_PER_STEP
         """What a letter of a name costs at the most: 1 where there are few patterns with stars inside."""
 
+    def prepare(self) -> None:
+        """Makes what takes longest: what is read where most patterns begin with the same text."""
+        if self._rests:
+            self._after(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
+
     def _after(self, prefix: str) -> _Automaton | None:
         try:
             return self._automata[prefix]

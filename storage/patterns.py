@@ -85,6 +85,10 @@ class Names:
         """No name is outside."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
+    def prepare(self) -> None:
+        """Makes what the first look at a name needs: for many patterns, that takes milliseconds."""
+        self._everywhere.prepare()
+
     @property
     def weight(self) -> int:
         """What it costs to look at one letter of a name, at the most: 1 where there are few patterns with stars inside,

@@ -19,6 +19,7 @@ from fastapi.security.base import SecurityBase
 from registry.admin import browser
 from registry.auth.administration import Administration
 from registry.auth.authority import EVERYTHING, Authority, authority_of
+from registry.auth.positions import Positions
 from registry.auth.principal import Principal
 from registry.http.exchange import Header
 from storage.content import Actor
@@ -38,11 +39,13 @@ class Authenticator(Protocol):
 @dataclass(frozen=True, slots=True)
 class Management:
     """What the management API works with. `denied` is told who was refused what, and where. `proxied`: a proxy stands
-    before it, so no address is what it seems. `public_url`: its address as clients see it, if that is set."""
+    before it, so no address is what it seems. `public_url`: its address as clients see it, if that is set. `positions`
+    seals places in lists."""
 
     administration: Administration
     authenticator: Authenticator
     denied: Callable[[Actor, str, str], None]
+    positions: Positions
     proxied: bool = False
     public_url: str | None = None
 
@@ -57,6 +60,7 @@ class Caller:
     authority: Authority
     actor: Actor
     open: bool
+    positions: Positions
 
 
 class _Scheme(SecurityBase):
@@ -96,7 +100,10 @@ async def identify(
     actor = request.state.actor = replace(actor, name=principal.name)
     here = principal.open and not management.proxied and _from_here(request, address)
     authority = EVERYTHING if here else authority_of(principal)
-    return Caller(management.administration, management.authenticator, principal, authority, actor, principal.open)
+    return Caller(
+        *(management.administration, management.authenticator, principal, authority, actor, principal.open),
+        positions=management.positions,
+    )
 
 
 Anybody = Annotated[Caller, Depends(identify)]

@@ -7,7 +7,7 @@ know are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from registry.auth.positions import Positions, secrets_of_process
@@ -47,7 +47,7 @@ def unheard(principal: Principal, action: Action, name: str) -> None:
     """Nobody is told of a denial."""
 
 
-def unchanged(principal: Principal) -> Principal:
+async def unchanged(principal: Principal) -> Principal:
     """It is what it was."""
     return principal
 
@@ -62,7 +62,7 @@ class Guarded(Refusing):
         inner: Registry,
         places: Places | None = None,
         denied: Denial = unheard,
-        renew: Callable[[Principal], Principal] = unchanged,
+        renew: Callable[[Principal], Awaitable[Principal]] = unchanged,
         positions: Positions | None = None,
     ) -> None:
         """`positions` seals places in lists; None: with a key of this process."""
@@ -209,7 +209,7 @@ class Guarded(Refusing):
         condition: Condition | None = None,
     ) -> Descriptor:
         """By the rights of now: since the request began, its body may have taken as long as the client liked."""
-        PRINCIPAL.set(self._renew(PRINCIPAL.get()))
+        PRINCIPAL.set(await self._renew(PRINCIPAL.get()))
         self.check_push(repo)
         return await self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 

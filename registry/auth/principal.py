@@ -6,8 +6,8 @@ forgets to ask gets nowhere.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +23,7 @@ from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, Names
 _REMEMBERED: Final = 64
 """Repositories for which a principal's actions are kept, at the most. There may be a thousand principals, one for each
 token that anybody can have."""
+_SLOW: Final = 16
 _CONTENT: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 _ACTIONS: Final = (*_CONTENT, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
@@ -30,18 +31,19 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What an account may do, or nobody: the names for each action. `admin`: may do everything, also beside
-    repositories."""
+    """What an account may do, or nobody: names by the actions that are allowed on them; several entries may have the
+    same action. `admin`: may do everything, also beside repositories. `more`: further entries."""
 
     names: Mapping[Action, Names]
     admin: bool = False
+    more: Sequence[tuple[Action, Names]] = ()
     _alike: Mapping[Names, int] = field(init=False, repr=False, compare=False)
     """The bits of all actions that are allowed on the same names: most rights are, and a name is looked at once."""
 
     def __post_init__(self) -> None:
-        alike: Counter[Names] = Counter()
-        for action, names in self.names.items():
-            alike[names] |= action.value
+        alike: dict[Names, int] = {}
+        for actions, names in (*self.names.items(), *self.more):
+            alike[names] = alike.get(names, 0) | actions.value
         object.__setattr__(self, "_alike", alike)
 
     @classmethod
@@ -51,7 +53,10 @@ class Rights:
         return cls(dict.fromkeys(_ACTIONS if admin else _CONTENT, names), admin)
 
     def of(self, action: Action) -> Names:
-        return self.names.get(action, NO_NAMES)
+        found = [names for actions, names in (*self.names.items(), *self.more) if action in actions]
+        if len(found) <= 1:
+            return found[0] if found else NO_NAMES
+        return Names(frozenset().union(*(names.patterns for names in found)), found[0].guarded)
 
     def at(self, name: str) -> int:
         """Bits of the actions allowed on a stored name. Plain numbers: each `|` of two actions takes half a
@@ -61,6 +66,11 @@ class Rights:
             if name in names:
                 found |= bits
         return found
+
+    @property
+    def slow(self) -> bool:
+        """There are so many patterns that a look at a name may take a millisecond."""
+        return sum(names.weight for names in self._alike) > _SLOW
 
     @property
     def everywhere(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
@@ -10,6 +10,7 @@ import apsw
 from storage.access import (
     Account,
     AccountName,
+    Action,
     ApiToken,
     AuditEntry,
     AuditQuery,
@@ -126,6 +127,12 @@ class SqliteAccounts:
     def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
         return groups.page(self._db, after, limit)
 
+    def group(self, name: AccountName) -> tuple[AccountName, tuple[str, ...]]:
+        return groups.group(self._db, name)
+
+    def known_groups(self, names: Iterable[str]) -> set[str]:
+        return groups.known(self._db, names)
+
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
         return groups.groups_of(self._db, member)
 
@@ -145,6 +152,12 @@ class SqliteAccounts:
 
     def grants(self, subjects: Sequence[Subject] | None = None) -> list[Grant]:
         return grants.grants(self._db, subjects)
+
+    def grant_page(self, subjects: Sequence[Subject] | None, after: str | None, limit: int) -> Page[Grant]:
+        return grants.page(self._db, subjects, after, limit)
+
+    def granted(self, subjects: Sequence[Subject]) -> dict[Action, frozenset[NamePattern]]:
+        return grants.granted(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
         await self._change(grants.put, by, grant)
