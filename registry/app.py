@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -28,6 +28,8 @@ from registry.http import Authenticator, DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import ACTING, Receive, Scope, Send
 from registry.http.namespaces import hosts_of
+from registry.http.pace import HEALTH_OF, Paced
+from registry.http.pages import PageCheck
 from registry.http.ready import Ready, ReadyAnswers
 from registry.observe import Observed
 from registry.opening import open_service
@@ -38,6 +40,9 @@ from storage.access import Action, AuditEntry
 from storage.content import Actor
 from storage.interface import Registry
 from storage.stored import StoredRegistry
+
+HEALTH_PER_SECOND: Final = 20.0
+"""Requests for the registry's health from one address, at the least that are let through where there is a limit."""
 
 
 class Entrepot(FastAPI):
@@ -53,10 +58,11 @@ class Entrepot(FastAPI):
     """Takes a request of a principal or an address; how many seconds it has to wait. None: nobody has to."""
 
     def secure(self, settings: Settings) -> None:
-        """From here on, all that is not the distribution API answers with the headers that browsers want."""
+        """From here on, all that is not the distribution API counts against the limit of requests, and answers with the
+        headers that browsers want."""
         public = settings.public_url or ""
         https = settings.tls.certificate is not None or public.startswith("https:")
-        self._rest = SecurityHeaders(super().__call__, https=https)
+        self._rest = SecurityHeaders(Paced(super().__call__, lambda: self.pace), https=https)
 
     access: Access
     policy: Policy
@@ -90,7 +96,8 @@ class Entrepot(FastAPI):
             guard, self.policy, access.credentials, clock=access.clock, key=os.urandom(32)
         )
         hosts = any(upstream.hosts for upstream in settings.upstream)
-        self._answer(guard, settings, authenticator, ReadyAnswers(version, router.settled, by_host=hosts))
+        answers = ReadyAnswers(version, router.settled, by_host=hosts)
+        self._answer(guard, settings, authenticator, answers, lambda: not self.policy.closed)
 
     def _guard(
         self,
@@ -111,6 +118,7 @@ class Entrepot(FastAPI):
         settings: Settings,
         authenticator: Authenticator,
         answers: ReadyAnswers | None = None,
+        is_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.registry = Observed(guard)
         self.distribution = DistributionAPI(
@@ -122,6 +130,7 @@ class Entrepot(FastAPI):
             authenticator=authenticator,
             service=service_of(settings.auth, settings.public_url),
             answers=answers,
+            pages=PageCheck(settings.public_url, own_hosts(settings), is_open),
         )
 
     def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
@@ -133,6 +142,11 @@ class Entrepot(FastAPI):
             await self.distribution(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
+
+
+def own_hosts(settings: Settings) -> set[str]:
+    """Names of this server that the settings tell."""
+    return {host for upstream in settings.upstream for host in upstream.hosts}
 
 
 def guarded_of(settings: Settings) -> list[str]:
@@ -170,11 +184,19 @@ def namespaces_of(settings: Settings) -> Namespaces | None:
 
 
 def pace_of(settings: Settings) -> Callable[[str], float] | None:
-    """The limit of requests, if there is one. Made before the fork, it holds for all workers together."""
+    """The limit of requests, if there is one. Made before the fork, it holds for all workers together. Those for the
+    registry's health have a limit of their own, which is never so low that several programs may not ask each second."""
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
-    return Pace(per_second, settings.limits.burst or max(1, round(10 * per_second))).take
+    requests = Pace(per_second, settings.limits.burst or max(1, round(10 * per_second)))
+    watching = max(per_second, HEALTH_PER_SECOND)
+    health = Pace(watching, round(10 * watching))
+
+    def take(key: str) -> float:
+        return (health if key.startswith(HEALTH_OF) else requests).take(key)
+
+    return take
 
 
 def create_app(

@@ -164,3 +164,12 @@ class StorageFailed(RegistryError):
 
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; its log says how"
+
+
+def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
+    """For a DELETE of a blob that `manifest` refers to."""
+    return Unsupported(
+        f"manifests of {repo} refer to the blob {digest}; delete those first, such as {manifest}: "
+        "blobs that nothing refers to any more are then collected",
+        {"digest": digest, "manifest": manifest},
+    )

@@ -6,7 +6,6 @@ first account.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from registry.auth.authority import EVERYTHING, Authority, authority_of
 from registry.auth.positions import Positions
 from registry.auth.principal import Principal
 from registry.http.exchange import Header
+from registry.http.pages import is_loopback
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
@@ -138,13 +138,5 @@ def _from_here(request: Request, address: str) -> bool:
     name was made to point here, do not count."""
     if any(name in request.headers for name in _FORWARDED):
         return False
-    return _is_loopback(address) and _is_loopback(request.url.hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    host = request.url.hostname or ""
+    return is_loopback(address) and (host == "localhost" or is_loopback(host))

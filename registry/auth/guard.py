@@ -215,11 +215,13 @@ class Guarded(Refusing):
 
     # Deleter
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
         if not self._allows(_DELETE, repo):
             missing = no_blob(repo, digest)
             repo = await self._settle(Action.DELETE, repo, missing, hidden=False)
-        await self.inner.delete_blob(repo, digest, by=by)
+        await self.inner.delete_blob(repo, digest, by=by, even_referred=even_referred)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         if not self._allows(_DELETE, repo):

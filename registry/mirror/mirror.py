@@ -140,9 +140,12 @@ class Mirror(Refusing):
             notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
             return page
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
+        """Also one that manifests here refer to: it is fetched again when somebody pulls it."""
         try:
-            await self._local.delete_blob(repo, digest, by=by)
+            await self._local.delete_blob(repo, digest, by=by, even_referred=True)
         finally:
             await self._misses.forget(repo, digest)
 

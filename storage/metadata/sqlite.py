@@ -119,9 +119,11 @@ class SqliteMetadata:
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_referred: bool) -> None:
         now = self._clock()
-        await self._writer.run(lambda db: blob_changes.delete_blob(db, repo, digest, by, now))
+        await self._writer.run(
+            lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_referred=even_referred)
+        )
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         now = self._clock()
