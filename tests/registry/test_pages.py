@@ -49,8 +49,8 @@ FOREIGN = [
 async def test_a_page_of_another_site_changes_nothing(
     registry: MemoryRegistry, sent: dict[str, str], is_open: bool
 ) -> None:
-    """Whatever it sends: a blob in one POST, a session, a manifest, a deletion. A browser that asks before (a preflight)
-    is refused as well, and no answer is one that a page may read."""
+    """Whatever it sends: a blob in one POST, a session, a manifest, a deletion. The question that a browser asks before
+    (a preflight) is refused as well, and no answer is one that a page may read."""
     client = client_of(registry, is_open=lambda: is_open)
     for method, path in (
         ("POST", UPLOADS),
