@@ -20,7 +20,7 @@ router = APIRouter(route_class=ManagementRoute)
 
 After = Annotated[str | None, Query(description="`next` of the page before", max_length=80)]
 Limit = Annotated[int, Query(description="Entries at the most", ge=1, le=1000)]
-_GRANTS: Final = 500
+_GRANTS: Final = 200
 """Grants that are shown with an account, at the most."""
 NamePath = Annotated[str, Path(examples=["alice"])]
 

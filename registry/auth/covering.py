@@ -16,7 +16,7 @@ from storage.patterns import NamePattern
 STEPS = 60_000
 """Places that are left by a letter, at the most: some 15 milliseconds. Patterns that people write take a hundredth of
 that, only many stars take more."""
-REQUEST_STEPS = 100_000
+REQUEST_STEPS = 80_000
 """The same for all the questions of a request."""
 BEGINNING = 400
 """Steps that it counts for to begin with a question."""

@@ -26,6 +26,10 @@ _ALONG: Final = (Action.PULL | Action.DELETE).value
 
 _MANY: Final = 200
 """Grants of one subject that are more than a few."""
+_AT_ONCE: Final = 2_000
+"""Grants that are read before others get their turn."""
+_SUBJECT: Final = 20
+"""What a subject costs, in grants."""
 _KEPT: Final = 100_000
 """Grants that are kept, about."""
 
@@ -83,9 +87,17 @@ class Policy:
         between two subjects with many grants."""
         if not self.closed:
             return
+        done = 0
         for subject in self._subjects(proof):
-            if self._granted_to(subject).size > _MANY:
+            granted = self._granted_to(subject)
+            done += _SUBJECT + granted.size
+            if done >= _AT_ONCE:
                 await asyncio.sleep(0)
+                done = 0
+            if granted.size > _MANY:
+                for names in granted.names.values():
+                    names.prepare()
+                    await asyncio.sleep(0)
 
     def nobody(self) -> Principal:
         """Who acts without credentials."""
@@ -124,6 +136,8 @@ class Policy:
             return dict.fromkeys(names, Action.NONE)
         found = {}
         for name in names:
+            if principal.slow:
+                await asyncio.sleep(0)
             found[name] = Action(principal.actions(name, name)) | await self._allowed_along(principal, name)
         return found
 
@@ -131,7 +145,7 @@ class Policy:
         """Of content that a mirror may keep for that name."""
         found = 0
         for stored in self._stored_names(name):
-            if principal.rights.slow:
+            if principal.slow:
                 await asyncio.sleep(0)
             found |= principal.actions(stored, name)
         return Action(found & _ALONG)
@@ -170,9 +184,6 @@ class Policy:
             names = {actions: Names(these, self._guarded) for actions, these in patterns.items()}
             found = self._granted[subject] = Granted(names, sum(map(len, patterns.values())))
             self._kept += found.size + 1
-            if found.size > _MANY:
-                for each in names.values():
-                    each.prepare()
         return found
 
     def _subjects(self, proof: Proof) -> Sequence[Subject]:

@@ -23,7 +23,8 @@ from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, Names
 _REMEMBERED: Final = 64
 """Repositories for which a principal's actions are kept, at the most. There may be a thousand principals, one for each
 token that anybody can have."""
-_SLOW: Final = 16
+_SLOW: Final = 8
+"""The weight of patterns that make a principal slow."""
 _CONTENT: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 _ACTIONS: Final = (*_CONTENT, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
@@ -68,9 +69,9 @@ class Rights:
         return found
 
     @property
-    def slow(self) -> bool:
-        """There are so many patterns that a look at a name may take a millisecond."""
-        return sum(names.weight for names in self._alike) > _SLOW
+    def weight(self) -> int:
+        """See `Names.weight`."""
+        return sum(names.weight for names in self._alike)
 
     @property
     def everywhere(self) -> int | None:
@@ -167,11 +168,17 @@ class Principal:
             left = access.get(asked, Action.NONE).value | access.get(stored, Action.NONE).value
         if self._limits is not None:
             within = 0
-            for actions, names in self._limits:
-                if names.matches(stored):
+            for actions, matcher in self._limits:
+                if matcher.matches(stored):
                     within |= actions
             left &= within
         return left
+
+    @property
+    def slow(self) -> bool:
+        """There are so many patterns that a look at a name may take a millisecond."""
+        limits = 0 if self._limits is None else sum(matcher.weight for _, matcher in self._limits)
+        return self.rights.weight + limits > _SLOW
 
     # Many
 

@@ -29,7 +29,7 @@ _COUNTED = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
-MOST = 10_000
+MOST = 5_000
 """Grants of one subject: each request of theirs may have to look at all of them."""
 MOST_WILD = 64 * 1024
 """Characters from the first star on, in those of a subject's patterns that are more than a text and `**`."""
@@ -65,8 +65,7 @@ def page(db: apsw.Connection, subjects: Sequence[Subject] | None, after: str | N
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
         return _page(rows, limit)
     rows = []
-    for subject in sorted(set(subjects)):
-        place = (subject.kind, subject.name)
+    for place in sorted({(subject.kind.value, subject.name) for subject in subjects}):
         if place < (kind, name):
             continue
         begin = pattern if place == (kind, name) else ""

@@ -17,7 +17,7 @@ from storage.metadata.access.paging import page_of
 
 MOST = 500
 """API tokens of one account that people made: whoever may make some may not fill the disk with them."""
-LIMITS_OF_A_PAGE = 1_000
+LIMITS_OF_A_PAGE = 500
 """Limits of all tokens on a page, about."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _ONE = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
