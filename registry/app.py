@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -18,6 +18,7 @@ from registry.auth.assembly import Access, open_access
 from registry.auth.authenticate import HeaderAuthenticator, OpenAuthenticator
 from registry.auth.guard import Denial, Guarded, Places, readable, unchanged, unheard
 from registry.auth.policy import Policy
+from registry.auth.positions import Positions
 from registry.auth.principal import Principal
 from registry.auth.routes import token_router
 from registry.auth.service import TokenService
@@ -27,6 +28,8 @@ from registry.http import Authenticator, DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import ACTING, Receive, Scope, Send
 from registry.http.namespaces import hosts_of
+from registry.http.pace import HEALTH_OF, Paced
+from registry.http.pages import PageCheck
 from registry.http.ready import Ready, ReadyAnswers
 from registry.observe import Observed
 from registry.opening import open_service
@@ -37,6 +40,9 @@ from storage.access import Action, AuditEntry
 from storage.content import Actor
 from storage.interface import Registry
 from storage.stored import StoredRegistry
+
+HEALTH_PER_SECOND: Final = 20.0
+"""Requests for the registry's health from one address, at the least that are let through where there is a limit."""
 
 
 class Entrepot(FastAPI):
@@ -52,10 +58,18 @@ class Entrepot(FastAPI):
     """Takes a request of a principal or an address; how many seconds it has to wait. None: nobody has to."""
 
     def secure(self, settings: Settings) -> None:
-        """From here on, all that is not the distribution API answers with the headers that browsers want."""
+        """From here on, all that is not the distribution API counts against the limit of requests, and answers with the
+        headers that browsers want."""
         public = settings.public_url or ""
         https = settings.tls.certificate is not None or public.startswith("https:")
-        self._rest = SecurityHeaders(super().__call__, https=https)
+        self._rest = SecurityHeaders(Paced(super().__call__, lambda: self.pace), https=https)
+
+    def find_routes(self) -> None:
+        """Before the first request: the framework makes what it needs of each route when it is first looked at, which
+        takes a tenth of a second for all of them."""
+        nowhere = {"type": "http", "method": "GET", "path": "/-", "root_path": "", "headers": []}
+        for route in self.routes:
+            route.matches(dict(nowhere))
 
     access: Access
     policy: Policy
@@ -84,12 +98,13 @@ class Entrepot(FastAPI):
             access, self.policy, proxied=proxied_of(settings), public_url=settings.public_url
         )
         registry, places = (router, router) if router.mirrors else (router.hosted, None)
-        guard = self._guard(registry, settings, places, noting(access), self.policy.renewed)
+        guard = self._guard(registry, settings, places, noting(access), self.policy.renewed, access.positions)
         authenticator = HeaderAuthenticator(
             guard, self.policy, access.credentials, clock=access.clock, key=os.urandom(32)
         )
         hosts = any(upstream.hosts for upstream in settings.upstream)
-        self._answer(guard, settings, authenticator, ReadyAnswers(version, router.settled, by_host=hosts))
+        answers = ReadyAnswers(version, router.settled, by_host=hosts)
+        self._answer(guard, settings, authenticator, answers, lambda: not self.policy.closed)
 
     def _guard(
         self,
@@ -97,11 +112,12 @@ class Entrepot(FastAPI):
         settings: Settings,
         places: Places | None = None,
         denied: Denial = unheard,
-        renew: Callable[[Principal], Principal] = unchanged,
+        renew: Callable[[Principal], Awaitable[Principal]] = unchanged,
+        positions: Positions | None = None,
     ) -> Guarded:
         restricted = Restricted(registry, read_only=settings.read_only, delete=settings.delete)
         self.unguarded = restricted
-        return Guarded(restricted, places, denied, renew)
+        return Guarded(restricted, places, denied, renew, positions)
 
     def _answer(
         self,
@@ -109,6 +125,7 @@ class Entrepot(FastAPI):
         settings: Settings,
         authenticator: Authenticator,
         answers: ReadyAnswers | None = None,
+        is_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.registry = Observed(guard)
         self.distribution = DistributionAPI(
@@ -120,13 +137,8 @@ class Entrepot(FastAPI):
             authenticator=authenticator,
             service=service_of(settings.auth, settings.public_url),
             answers=answers,
+            pages=PageCheck(settings.public_url, own_hosts(settings), is_open),
         )
-
-    def build_routes(self) -> None:
-        """Builds what FastAPI else builds when the first request comes, which would hold the event loop for 100 ms."""
-        nowhere = {"type": "http", "method": "GET", "path": "/nowhere", "root_path": "", "headers": []}
-        for route in self.routes:
-            route.matches(nowhere)
 
     def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
         """See `DistributionAPI.answer_at_once`."""
@@ -137,6 +149,11 @@ class Entrepot(FastAPI):
             await self.distribution(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
+
+
+def own_hosts(settings: Settings) -> set[str]:
+    """Names of this server that the settings tell."""
+    return {host for upstream in settings.upstream for host in upstream.hosts}
 
 
 def guarded_of(settings: Settings) -> list[str]:
@@ -174,11 +191,19 @@ def namespaces_of(settings: Settings) -> Namespaces | None:
 
 
 def pace_of(settings: Settings) -> Callable[[str], float] | None:
-    """The limit of requests, if there is one. Made before the fork, it holds for all workers together."""
+    """The limit of requests, if there is one. Made before the fork, it holds for all workers together. Those for the
+    registry's health have a limit of their own, which is never so low that several programs may not ask each second."""
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
-    return Pace(per_second, settings.limits.burst or max(1, round(10 * per_second))).take
+    requests = Pace(per_second, settings.limits.burst or max(1, round(10 * per_second)))
+    watching = max(per_second, HEALTH_PER_SECOND)
+    health = Pace(watching, round(10 * watching))
+
+    def take(key: str) -> float:
+        return (health if key.startswith(HEALTH_OF) else requests).take(key)
+
+    return take
 
 
 def create_app(
@@ -193,7 +218,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert isinstance(app, Entrepot)
-        app.build_routes()
+        app.find_routes()
         if registry is not None:
             yield
             return
@@ -205,7 +230,7 @@ def create_app(
                 app.serve_accounts(router, access, settings, stored.metadata.version)
                 yield
 
-    # FastAPI's own pages load their scripts from the internet, and it would build the schema on the event loop.
+    # FastAPI's own documentation pages load their scripts from the internet.
     paths: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     about: dict[str, Any] = {"version": __version__, "openapi_tags": management.TAGS}
     app = Entrepot(title="Entrepot", lifespan=lifespan, redirect_slashes=False, **about, **paths)
@@ -222,5 +247,4 @@ def create_app(
     app.include_router(welcome.router)
     app.include_router(health.router)
     app.include_router(documentation.router)
-    app.include_router(documentation.schema)
     return app

@@ -144,8 +144,12 @@ class Observed(Refusing):
         call = self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
         return await observe(call, "put_manifest", repo, ",".join((manifest.digest, *tags)), by)
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        await observe(self.inner.delete_blob(repo, digest, by=by), "delete_blob", repo, digest, by)
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
+        await observe(
+            self.inner.delete_blob(repo, digest, by=by, even_referred=even_referred), "delete_blob", repo, digest, by
+        )
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         await observe(self.inner.delete_manifest(repo, digest, by=by), "delete_manifest", repo, digest, by)

@@ -64,9 +64,11 @@ class Restricted(Reading):
         self._check_write()
         return await self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
         self._check_delete()
-        await self.inner.delete_blob(repo, digest, by=by)
+        await self.inner.delete_blob(repo, digest, by=by, even_referred=even_referred)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         self._check_delete()

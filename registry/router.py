@@ -221,9 +221,11 @@ class Router(Refusing):
 
     # Deleter: what a mirror has of it goes
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
         place = await self.locate(repo)
-        await place.registry.delete_blob(place.repo, digest, by=by)
+        await place.registry.delete_blob(place.repo, digest, by=by, even_referred=even_referred)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         place = await self.locate(repo)

@@ -6,12 +6,13 @@ one is written in its own transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from storage.access import (
     Account,
     AccountName,
+    Action,
     ApiToken,
     AuditEntry,
     AuditQuery,
@@ -55,7 +56,9 @@ class Accounts(Protocol):
         """None: there is no such account, or it has no password."""
         ...
 
-    def accounts(self, kind: Kind | None, after: str | None, limit: int) -> Page[Account]: ...
+    def accounts(self, kind: Kind | None, after: str | None, limit: int) -> Page[Account]:
+        """A page may end before `limit` when it grows large."""
+        ...
 
     async def add_account(
         self,
@@ -95,7 +98,15 @@ class Accounts(Protocol):
     # Groups
 
     def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
-        """Groups and their members."""
+        """Groups and their members. A page may end before `limit` when it grows large."""
+        ...
+
+    def group(self, name: AccountName) -> tuple[AccountName, tuple[str, ...]]:
+        """A group and its members. Raises AccountUnknown."""
+        ...
+
+    def known_groups(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` that are groups here."""
         ...
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
@@ -118,9 +129,18 @@ class Accounts(Protocol):
         """Those of the subjects; None: all."""
         ...
 
+    def grant_page(self, subjects: Sequence[Subject] | None, after: str | None, limit: int) -> Page[Grant]:
+        """The same, page by page, in the order of their keys: `group:dev team/**`."""
+        ...
+
+    def granted(self, subjects: Sequence[Subject]) -> dict[Action, frozenset[NamePattern]]:
+        """The same in short: the patterns that the subjects together were granted the same actions for. Takes a
+        microsecond for each grant."""
+        ...
+
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
         """In place of what the subject had for that pattern. Raises AccountUnknown: no such group or robot;
-        AccountInvalid: `user:ci` where ci is a robot, and the like."""
+        AccountInvalid: `user:ci` where ci is a robot, and the like; more than a subject can have."""
         ...
 
     async def remove_grant(self, subject: Subject, pattern: NamePattern, *, by: Actor) -> None: ...
@@ -131,7 +151,9 @@ class Accounts(Protocol):
         """With the hash of its secret. Raises AccountUnknown: never made, revoked, or expired."""
         ...
 
-    def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]: ...
+    def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
+        """A page may end before `limit` when it grows large."""
+        ...
 
     async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
         """Of an account in the store. `epoch` stays: nobody can have remembered anything of it."""
@@ -183,6 +205,10 @@ class Accounts(Protocol):
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         """Newest first. Changes of content, accounts and rights, logins, denials; tags as well, of which `tag_history`
         keeps the lines. Raises AccountInvalid for a `before` that is no line's id."""
+        ...
+
+    async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        """As `audit`, without holding up the event loop: conditions may match few lines of many."""
         ...
 
     async def prune_audit(self, before: float) -> int:

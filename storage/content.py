@@ -82,10 +82,12 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A part of a list. `more` says that something follows the last item."""
+    """A part of a list. `more` says that something may follow. `place`: where the list goes on, given as `after`; None:
+    after the last item. Of a list that shows only a part of what there is, it may be something that is not shown."""
 
     items: Sequence[T]
     more: bool = False
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

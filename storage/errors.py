@@ -172,3 +172,12 @@ class TooManyOpenFiles(StorageFailed):
     code = "UNAVAILABLE"
     default = "the registry has as many files open as it may; try again in a moment"
     retry_after = 1
+
+
+def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
+    """For a DELETE of a blob that `manifest` refers to."""
+    return Unsupported(
+        f"manifests of {repo} refer to the blob {digest}; delete those first, such as {manifest}: "
+        "blobs that nothing refers to any more are then collected",
+        {"digest": digest, "manifest": manifest},
+    )

@@ -140,8 +140,11 @@ class Writer(Protocol):
 
 
 class Deleter(Protocol):
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        """Takes the blob out of the repository. Raises BlobUnknown."""
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
+        """Takes the blob out of the repository. Raises BlobUnknown; Unsupported: a manifest of the repository refers to
+        it, unless `even_referred`: of a mirror's content, which can be had again."""
         ...
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:

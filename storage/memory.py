@@ -32,6 +32,7 @@ from storage.errors import (
     NameUnknown,
     PreconditionFailed,
     RangeInvalid,
+    blob_in_use,
 )
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES, Names
@@ -287,8 +288,13 @@ class MemoryRegistry:
 
     # Deleter
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
         found = self._of_blob(repo, digest)
+        referring = sorted(m.digest for m in found.manifests.values() if digest in _referred(m))
+        if referring and not even_referred:
+            raise blob_in_use(repo, digest, referring[0])
         del found.blobs[digest], found.needed[digest]
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:

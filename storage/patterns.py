@@ -7,46 +7,17 @@ a slash, `**` everything.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import islice, pairwise
-from typing import Self
+from typing import Final, Self
+
+from storage.matching import Matcher
 
 _PATTERN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 _LONGEST = 255
-_FIRST, _LAST = "\0", "\U0010ffff"
-"""Before and after all that stands in a name."""
-_INSIDE, _OUTSIDE = "inside ", "outside "
-
-
-@lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Takes time that grows with the square of a name's length at the most, whoever wrote the pattern: what a star
-    before a text stands for is settled at that text's first place, and not gone back to (an atomic group). That loses
-    nothing, since from an earlier place all can be reached that can be from a later one: a slash between the two would
-    have kept the star from reaching the later one."""
-    *before, last = pattern.split("**")
-    found = ""
-    for number, part in enumerate(before):
-        first, *others = map(re.escape, part.split("*"))
-        text = first + "".join(f"(?>[^/]*?{other})" for other in others)
-        found += f"(?>.*?{text})" if number else text
-    first, *others = map(re.escape, last.split("*"))
-    end = f"[^/]*{others.pop()}" if others else ""
-    text = first + "".join(f"(?>[^/]*?{other})" for other in others) + end
-    return re.compile(f"{found}.*{text}" if before else text)
-
-
-def _head(pattern: str, slashes: int) -> str:
-    """A pattern of what names that match may begin with, up to the last of so many slashes; empty: none has as many."""
-    first, several, _ = pattern.partition("**")
-    if several and first.count("/") < slashes:
-        return first + several
-    segments = pattern.split("/")
-    return "/".join((*segments[:slashes], "")) if slashes < len(segments) else ""
+_TRIES: Final = 4
+"""How often `Names.first_from` asks each of its sets in turn, before it is content with what it knows."""
 
 
 class NamePattern(str):
@@ -61,7 +32,7 @@ class NamePattern(str):
         return super().__new__(cls, text)
 
     def matches(self, name: str) -> bool:
-        return _compiled(self).fullmatch(name) is not None
+        return _matcher(self).matches(name)
 
     @property
     def prefix(self) -> str:
@@ -74,100 +45,115 @@ class NamePattern(str):
         return self[len(self.prefix) :] == "**"
 
 
-@dataclass(frozen=True, slots=True)
-class NameRange:
-    """Names from `start` up to, not including, `stop`. `whole`: all of them are in the set; otherwise some may be."""
-
-    start: str
-    stop: str
-    whole: bool
+@lru_cache(maxsize=1024)
+def _matcher(pattern: str) -> Matcher:
+    return Matcher((pattern,))
 
 
 @dataclass(frozen=True)
 class Names:
-    """A set of repository names: those that a pattern matches.
+    """A set of repository names: those that one of `patterns` matches, and one of `limits` as well (None: there are no
+    limits).
 
     `guarded` are first segments (an upstream's name) that want a pattern of their own: below one of them only a pattern
     counts that itself begins with that segment and a slash, so `**` does not reach in there, and `ghcr.io/**` does.
+    Limits only take away, so they reach everywhere.
     """
 
     patterns: frozenset[NamePattern]
     guarded: frozenset[str] = frozenset()
+    limits: frozenset[NamePattern] | None = None
 
     @classmethod
-    def of(cls, patterns: Iterable[str], guarded: Iterable[str] = ()) -> Names:
+    def of(cls, patterns: Iterable[str], guarded: Iterable[str] = (), limits: Iterable[str] | None = None) -> Names:
         """Raises ValueError."""
-        return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded))
+        limiting = None if limits is None else frozenset(map(NamePattern, limits))
+        return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded), limiting)
+
+    def limited(self, limits: Iterable[NamePattern]) -> Names:
+        """Those that one of `limits` matches. Of a set without limits."""
+        assert self.limits is None
+        return Names(self.patterns, self.guarded, frozenset(limits))
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not self._reaching(name).matches(name):
             return False
-        first = name.partition("/")[0]
-        return any(
-            pattern.matches(name) for pattern in self.patterns if first not in self.guarded or _reaches(pattern, first)
-        )
+        return self._limits is None or self._limits.matches(name)
 
     @cached_property
     def everything(self) -> bool:
         """No name is outside."""
-        return not self.guarded and "**" in self.patterns
+        return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
+
+    def prepare(self) -> None:
+        """Makes what the first look at a name needs: for many patterns, that takes milliseconds."""
+        self._everywhere.prepare()
+
+    @property
+    def weight(self) -> int:
+        """What it costs to look at one letter of a name, at the most: 1 where there are few patterns with stars inside,
+        more where there are many."""
+        return self._everywhere.weight + (0 if self._limits is None else self._limits.weight)
+
+    def first_from(self, text: str) -> str | None:
+        """A text from `text` on: no name between the two is in the set. None: no name from `text` on is. It may lie
+        before the first name of the set, and no name need begin with it."""
+        for _ in range(_TRIES):
+            found = self._first_reached(text)
+            if found is None or self._limits is None:
+                return found
+            limited = self._limits.first_from(found)
+            if limited is None or limited == found:
+                return limited
+            text = limited
+        return text
+
+    def _first_reached(self, text: str) -> str | None:
+        """As `first_from`, without the limits. Below a guarded segment the patterns differ, and names below one follow
+        each other; so this looks at one such stretch after the other."""
+        while True:
+            first, slash, _ = text.partition("/")
+            inside = bool(slash) and first in self.guarded
+            found = (self._below(first) if inside else self._everywhere).first_from(text)
+            if inside:
+                if found is not None and found.startswith(f"{first}/"):
+                    return found
+                text = first + "0"  # which follows the slash
+                continue
+            if found is None:
+                return None
+            first, slash, _ = found.partition("/")
+            if not slash or first not in self.guarded:
+                return found
+            text = found
+
+    def _reaching(self, name: str) -> Matcher:
+        """The patterns that count for a name."""
+        if self.guarded:
+            first = name.partition("/")[0]
+            if first in self.guarded:
+                return self._below(first)
+        return self._everywhere
 
     @cached_property
-    def ranges(self) -> tuple[NameRange, ...]:
-        """Where names of the set may lie, in byte order; they neither overlap nor touch, unless `whole` differs."""
-        marks: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for first in self.guarded:
-            _mark(marks, "guarded", first, first + _FIRST)
-            _mark(marks, "guarded", f"{first}/", _after(f"{first}/"))
-        for pattern in self.patterns:
-            first, slash, _ = pattern.partition("/")
-            reach = _INSIDE if slash and first in self.guarded else _OUTSIDE
-            exact = pattern == pattern.prefix
-            stop = pattern + _FIRST if exact else _after(pattern.prefix)
-            _mark(marks, reach + ("whole" if exact or pattern.whole else "some"), pattern.prefix, stop)
-        found: list[NameRange] = []
-        covering: Counter[str] = Counter()
-        for place, following in pairwise(sorted(marks)):
-            covering.update(marks[place])
-            reach = _INSIDE if covering["guarded"] else _OUTSIDE
-            whole = covering[reach + "whole"] > 0
-            if whole or covering[reach + "some"]:
-                start = found.pop().start if found and (found[-1].stop, found[-1].whole) == (place, whole) else place
-                found.append(NameRange(start, following, whole))
-        return tuple(found)
+    def _everywhere(self) -> Matcher:
+        return Matcher(self.patterns)
 
-    def ranges_from(self, first: str) -> Iterator[NameRange]:
-        """Those that hold a name from `first` on; the one in which it lies begins there."""
-        for found in islice(self.ranges, bisect_right(self.ranges, first, key=_stop), None):
-            yield found if found.start >= first else NameRange(first, found.stop, found.whole)
+    @cached_property
+    def _limits(self) -> Matcher | None:
+        return None if self.limits is None else Matcher(self.limits)
 
-    def beyond(self, name: str) -> str:
-        """Of a name that is not in the set: no later one is that comes before this text."""
-        first = name.partition("/")[0]
-        patterns = [p for p in self.patterns if first not in self.guarded or _reaches(p, first)]
-        for slashes, slash in enumerate(re.finditer("/", name), 1):
-            head = name[: slash.end()]
-            if not any(_compiled(_head(pattern, slashes)).fullmatch(head) for pattern in patterns):
-                return _after(head)
-        return name + _FIRST
+    @cached_property
+    def _of_guarded(self) -> dict[str, Matcher]:
+        return {}
 
-
-def _stop(found: NameRange) -> str:
-    return found.stop
-
-
-def _mark(marks: defaultdict[str, Counter[str]], what: str, start: str, stop: str) -> None:
-    marks[start][what] += 1
-    marks[stop][what] -= 1
-
-
-def _after(prefix: str) -> str:
-    """What follows every name that begins with `prefix`."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else _LAST
-
-
-def _reaches(pattern: str, first: str) -> bool:
-    return pattern.startswith(f"{first}/")
+    def _below(self, first: str) -> Matcher:
+        """The patterns that reach below a guarded segment."""
+        found = self._of_guarded.get(first)
+        if found is None:
+            found = Matcher(pattern for pattern in self.patterns if pattern.startswith(f"{first}/"))
+            self._of_guarded[first] = found
+        return found
 
 
 ALL_NAMES = Names(frozenset({NamePattern("**")}))

@@ -142,8 +142,10 @@ class StoredRegistry:
         await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition)
         return manifest.descriptor
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        await self.metadata.delete_blob(repo, digest, by)
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
+        await self.metadata.delete_blob(repo, digest, by, even_referred)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         await self.metadata.delete_manifest(repo, digest, by)

@@ -30,4 +30,5 @@ async def list_audit(
     """Changes of content, accounts and rights, logins, denials: newest first; all conditions must hold. Logins and
     denials come a second late."""
     query = AuditQuery(actor, action, target, outcome, None if since is None else since.timestamp(), after)
-    return models.listed(caller.administration.audit(query, limit), models.Line.of, lambda entry: entry.id)
+    page = await caller.administration.accounts.scan_audit(query, limit)
+    return models.listed(page, models.Line.of, lambda entry: entry.id)

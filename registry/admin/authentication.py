@@ -10,6 +10,7 @@ from registry.auth.authorization import REFUSED, Basic, Bearer
 from registry.auth.credentials import Credentials
 from registry.auth.policy import Policy
 from registry.auth.principal import Principal
+from registry.auth.proof import NOBODY, Proof
 from registry.auth.sessions import ENDED, Sessions
 from registry.http.exchange import Header
 from storage.content import Actor
@@ -29,16 +30,20 @@ class ManagementAuthenticator:
             return self._policy.nobody()
         match authorization.read([value for name, value in headers if name == b"authorization"]):
             case Basic(user, secret):
-                return self._policy.principal(await self._credentials.verify_basic(user, secret, by))
+                return await self._principal(await self._credentials.verify_basic(user, secret, by))
             case Bearer(token) if api_tokens.looks_like_one(token):
                 return await self._api_token(token, by)
             case Bearer(token):
-                return self._policy.principal(await self._credentials.verify_bearer(token, by))
-        return self._policy.nobody() if session is None else self._in_session(session)
+                return await self._principal(await self._credentials.verify_bearer(token, by))
+        return await (self._principal(NOBODY) if session is None else self._in_session(session))
 
-    def _in_session(self, text: str) -> Principal:
+    async def _principal(self, proof: Proof) -> Principal:
+        await self._policy.prepare(proof)
+        return self._policy.principal(proof)
+
+    async def _in_session(self, text: str) -> Principal:
         try:
-            return self._policy.principal(self._sessions.verify(text))
+            return await self._principal(self._sessions.verify(text))
         except Unauthorized:
             raise Unauthorized(ENDED) from None
 
@@ -48,4 +53,4 @@ class ManagementAuthenticator:
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":
             raise Unauthorized(REFUSED)
-        return self._policy.principal(proof)
+        return await self._principal(proof)

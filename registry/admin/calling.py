@@ -6,7 +6,6 @@ first account.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,10 @@ from fastapi.security.base import SecurityBase
 from registry.admin import browser
 from registry.auth.administration import Administration
 from registry.auth.authority import EVERYTHING, Authority, authority_of
+from registry.auth.positions import Positions
 from registry.auth.principal import Principal
 from registry.http.exchange import Header
+from registry.http.pages import is_loopback
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
@@ -38,11 +39,13 @@ class Authenticator(Protocol):
 @dataclass(frozen=True, slots=True)
 class Management:
     """What the management API works with. `denied` is told who was refused what, and where. `proxied`: a proxy stands
-    before it, so no address is what it seems. `public_url`: its address as clients see it, if that is set."""
+    before it, so no address is what it seems. `public_url`: its address as clients see it, if that is set. `positions`
+    seals places in lists."""
 
     administration: Administration
     authenticator: Authenticator
     denied: Callable[[Actor, str, str], None]
+    positions: Positions
     proxied: bool = False
     public_url: str | None = None
 
@@ -57,6 +60,7 @@ class Caller:
     authority: Authority
     actor: Actor
     open: bool
+    positions: Positions
 
 
 class _Scheme(SecurityBase):
@@ -96,7 +100,10 @@ async def identify(
     actor = request.state.actor = replace(actor, name=principal.name)
     here = principal.open and not management.proxied and _from_here(request, address)
     authority = EVERYTHING if here else authority_of(principal)
-    return Caller(management.administration, management.authenticator, principal, authority, actor, principal.open)
+    return Caller(
+        *(management.administration, management.authenticator, principal, authority, actor, principal.open),
+        positions=management.positions,
+    )
 
 
 Anybody = Annotated[Caller, Depends(identify)]
@@ -131,13 +138,5 @@ def _from_here(request: Request, address: str) -> bool:
     name was made to point here, do not count."""
     if any(name in request.headers for name in _FORWARDED):
         return False
-    return _is_loopback(address) and _is_loopback(request.url.hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    host = request.url.hostname or ""
+    return is_loopback(address) and (host == "localhost" or is_loopback(host))

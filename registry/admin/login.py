@@ -34,6 +34,9 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     # Browsers leave Origin out of a form's POST under no-referrer, and the button to log out needs it.
     "referrer-policy": "same-origin",
+    "x-frame-options": "DENY",
+    # As everywhere beside `/v2`, but for the button to log out.
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 }
 _PAGE: Final = """<!doctype html>
 <html lang="en">

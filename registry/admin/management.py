@@ -78,4 +78,4 @@ def management_of(access: Access, policy: Policy, *, proxied: bool, public_url: 
 
     administration = Administration(access.accounts, hashed, clock=access.clock)
     authenticator = ManagementAuthenticator(policy, access.credentials, access.sessions)
-    return Management(administration, authenticator, denied, proxied, public_url)
+    return Management(administration, authenticator, denied, access.positions, proxied, public_url)

@@ -50,7 +50,9 @@ class Listed(BaseModel, Generic[T]):
 
 
 def listed(page: Page[S], model: Callable[[S], T], key: Callable[[S], str]) -> Listed[T]:
-    return Listed(items=[model(item) for item in page.items], next=key(page.items[-1]) if page.more else None)
+    """Of a page that may go on after what is not shown, `next` is for the caller to set."""
+    following = key(page.items[-1]) if page.more and page.items else None
+    return Listed(items=[model(item) for item in page.items], next=following)
 
 
 def at(seconds: float) -> datetime:
@@ -96,13 +98,16 @@ class Grant(BaseModel):
 
 
 class ShownAccount(Account):
-    """`grants`: all that count for it, its groups', every account's and everybody's included."""
+    """`grants`: those that count for it, its groups', every account's and everybody's included. `more_grants`: there
+    are more; `/api/v1/grants?for=NAME` lists all."""
 
     grants: list[Grant]
+    more_grants: bool = False
 
     @classmethod
-    def of_both(cls, account: access.Account, grants: Sequence[access.Grant]) -> Self:
-        return cls(**Account.of(account).model_dump(), grants=[Grant.of(grant) for grant in grants])
+    def of_both(cls, account: access.Account, grants: Page[access.Grant]) -> Self:
+        shown = [Grant.of(grant) for grant in grants.items]
+        return cls(**Account.of(account).model_dump(), grants=shown, more_grants=grants.more)
 
 
 class NewUser(Taken):
@@ -280,13 +285,15 @@ class Line(BaseModel):
 
 class Me(BaseModel):
     """Who asks, and what they may do. `account`: null for nobody, and for one that is not in the store (htpasswd, an
-    issuer). `open`: there are no accounts, and everybody may do everything."""
+    issuer). `open`: there are no accounts, and everybody may do everything. `more_grants`: there are more than these;
+    `/api/v1/grants?for=NAME` lists all."""
 
     name: str | None
     account: Account | None
     admin: bool
     open: bool
     grants: list[Grant]
+    more_grants: bool = False
 
 
 def words(actions: access.Action) -> list[Word]:

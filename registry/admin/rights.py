@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
@@ -10,6 +11,7 @@ from registry.admin import models
 from registry.admin.bodies import ManagementRoute
 from registry.admin.calling import Admin, Caller, Somebody
 from registry.admin.users import After, Limit, NamePath
+from registry.auth.positions import SEALED
 from registry.auth.reading import read_actions, read_pattern
 from storage.access import AccountInvalid, AccountName, Grant, Subject
 from storage.content import Page
@@ -17,6 +19,10 @@ from storage.content import Page
 router = APIRouter(route_class=ManagementRoute)
 
 WhomQuery = Annotated[str, Query(description="As in a grant", max_length=80, examples=["group:dev"])]
+_BATCH: Final = 100
+"""Grants that are compared before others get their turn."""
+_BATCHES: Final = 100
+"""Batches that are looked at for a page."""
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
 
@@ -66,29 +72,52 @@ async def list_grants(
     account: Annotated[
         str | None, Query(alias="for", description="All that count for this account", max_length=80)
     ] = None,
-    after: Annotated[str | None, Query(description="`next` of the page before", max_length=400)] = None,
+    after: Annotated[str | None, Query(description="`next` of the page before", max_length=SEALED)] = None,
     limit: Limit = 100,
 ) -> models.Listed[models.Grant]:
-    """An admin sees all; others what they may grant themselves, and with `for` what counts for their own account."""
-    page = _page(_chosen(caller, subject, account), after, limit)
-    return models.listed(page, models.Grant.of, _key)
+    """An admin sees all; others what they may grant themselves, and with `for` what counts for their own account.
+    A page may be shorter than asked for."""
+    after = await caller.positions.read(after)
+    page = await _page(caller, _subjects(caller, subject, account), after, limit, own=account is not None)
+    following = models.listed(page, models.Grant.of, _key)
+    if page.place is not None:
+        following.next = await caller.positions.seal(page.place)
+    return following
 
 
-def _chosen(caller: Caller, subject: str | None, account: str | None) -> list[Grant]:
-    if account is not None:
-        if subject is not None:
-            raise AccountInvalid("subject and for contradict each other")
-        name = AccountName(account)
-        caller.authority.check_sees(name)
-        return caller.administration.grants_for(name)
-    subjects = None if subject is None else [Subject.parse(subject)]
-    grants = caller.administration.accounts.grants(subjects)
-    return [grant for grant in grants if caller.authority.may_grant(grant.pattern)]
+def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[Subject] | None:
+    if account is None:
+        return None if subject is None else [Subject.parse(subject)]
+    if subject is not None:
+        raise AccountInvalid("subject and for contradict each other")
+    name = AccountName(account)
+    caller.authority.check_sees(name)
+    return caller.administration.subjects_of(name)
 
 
-def _page(grants: list[Grant], after: str | None, limit: int) -> Page[Grant]:
-    rest = sorted((grant for grant in grants if after is None or _key(grant) > after), key=_key)
-    return Page(rest[:limit], len(rest) > limit)
+async def _page(
+    caller: Caller, subjects: list[Subject] | None, after: str | None, limit: int, *, own: bool
+) -> Page[Grant]:
+    """`place`: of a page that ends at a grant which is not shown."""
+    accounts, authority = caller.administration.accounts, caller.authority
+    if own or authority.admin:
+        return accounts.grant_page(subjects, after, limit)
+    found: list[Grant] = []
+    begun = after
+    for _ in range(_BATCHES):
+        batch = accounts.grant_page(subjects, after, _BATCH)
+        for grant in batch.items:
+            shown = authority.may_grant(grant.pattern)
+            if shown and len(found) == limit:
+                return Page(found, more=True)
+            if authority.exhausted and after != begun:  # whether this one is shown is for the next page to find out
+                return Page(found, more=True, place=after)
+            found += [grant] if shown else []
+            after = _key(grant)
+        if not batch.more:
+            return Page(found)
+        await asyncio.sleep(0)
+    return Page(found, more=True, place=after)
 
 
 def _key(grant: Grant) -> str:

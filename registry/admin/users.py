@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
 
@@ -11,13 +12,16 @@ from registry.admin import models
 from registry.admin.bodies import ManagementRoute
 from registry.admin.calling import Admin, Anybody, Caller, Somebody
 from registry.auth.authority import authority_of
-from storage.access import AccountInvalid, AccountName, Kind
+from storage.access import AccountInvalid, AccountName, Grant, Kind
+from storage.content import Page
 from storage.errors import Denied, Unauthorized
 
 router = APIRouter(route_class=ManagementRoute)
 
 After = Annotated[str | None, Query(description="`next` of the page before", max_length=80)]
 Limit = Annotated[int, Query(description="Entries at the most", ge=1, le=1000)]
+_GRANTS: Final = 200
+"""Grants that are shown with an account, at the most."""
 NamePath = Annotated[str, Path(examples=["alice"])]
 
 
@@ -27,7 +31,7 @@ async def get_me(caller: Anybody) -> models.Me:
     if not caller.open and caller.principal.nobody:
         raise Unauthorized("log in: this needs an account")
     proof = caller.principal.proof
-    grants = [] if proof.name is None else caller.administration.grants_for(proof.name, proof.groups)
+    grants = Page[Grant]([]) if proof.name is None else _grants(caller, proof.name, proof.groups)
     account = None
     if proof.name is not None and proof.version is not None:
         account = models.Account.of(caller.administration.accounts.account(AccountName(proof.name)))
@@ -36,7 +40,8 @@ async def get_me(caller: Anybody) -> models.Me:
         account=account,
         admin=caller.authority.admin,
         open=caller.open,
-        grants=[models.Grant.of(grant) for grant in grants],
+        grants=[models.Grant.of(grant) for grant in grants.items],
+        more_grants=grants.more,
     )
 
 
@@ -147,4 +152,10 @@ async def remove_robot(caller: Admin, name: NamePath) -> None:
 def _shown(caller: Caller, name: AccountName, kind: Kind) -> models.ShownAccount:
     caller.authority.check_sees(name)
     account = caller.administration.find(name, kind)
-    return models.ShownAccount.of_both(account, caller.administration.grants_for(name))
+    return models.ShownAccount.of_both(account, _grants(caller, name))
+
+
+def _grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
+    """The first of those that count for an account."""
+    subjects = caller.administration.subjects_of(name, groups)
+    return caller.administration.accounts.grant_page(subjects, None, _GRANTS)

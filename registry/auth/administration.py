@@ -130,10 +130,8 @@ class Administration:
     # Groups
 
     def group(self, name: AccountName) -> Group:
-        for found in self.all_groups():
-            if found[0] == name:
-                return found
-        raise AccountUnknown(f"there is no group {name}")
+        """Raises AccountUnknown."""
+        return self.accounts.group(name)
 
     def all_groups(self) -> Iterator[Group]:
         after = None
@@ -157,11 +155,14 @@ class Administration:
     def grants_for(self, name: str, groups: Iterable[str] = ()) -> list[Grant]:
         """All that `name` has: its own, its groups', every account's, everybody's. `groups`: more that it is in, as an
         issuer says."""
+        return self.accounts.grants(self.subjects_of(name, groups))
+
+    def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Subject]:
+        """Whose grants count for `name`."""
         subjects = [Subject(SubjectKind.USER, name), Subject(SubjectKind.ROBOT, name)]
         members = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Subject(SubjectKind.GROUP, group) for group in members]
-        subjects += [Subject(SubjectKind.AUTHENTICATED), Subject(SubjectKind.EVERYONE)]
-        return self.accounts.grants(subjects)
+        return [*subjects, Subject(SubjectKind.AUTHENTICATED), Subject(SubjectKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
         for grant in grants:

@@ -17,6 +17,7 @@ from registry.auth.notes import AuditBuffer
 from registry.auth.openid import OpenIDLogin, stamp_of
 from registry.auth.pace import Pace
 from registry.auth.password_check import PasswordCheck
+from registry.auth.positions import Positions
 from registry.auth.provider import Provider, check_provider
 from registry.auth.service import Rights, TokenService
 from registry.auth.sessions import Sessions
@@ -44,6 +45,7 @@ class Access:
     refresh_lifetime: float
     accounts: Accounts
     clock: Callable[[], float]
+    positions: Positions
 
     def token_service(self, rights: Rights) -> TokenService:
         return TokenService(
@@ -92,7 +94,10 @@ async def open_access(
     credentials = Credentials(accounts, tokens, issuers, passwords, standing, logins, clock)
     try:
         refresh_ttl = settings.auth.refresh_ttl
-        yield Access(credentials, tokens, sessions, openid, standing, hashing, notes, refresh_ttl, accounts, clock)
+        yield Access(
+            *(credentials, tokens, sessions, openid, standing, hashing, notes, refresh_ttl, accounts, clock),
+            positions=Positions(keys.secrets),
+        )
     finally:
         if openid is not None:
             await openid.aclose()

@@ -69,6 +69,8 @@ class HeaderAuthenticator:
     async def authenticate(self, exchange: Exchange) -> None:
         epoch = self._epoch_now()
         if epoch != self._epoch:
+            await self._policy.prepare(NOBODY)
+            epoch = self._epoch_now()
             self._nobody, self._epoch = self._policy.nobody(), epoch
         principal = self._nobody
         if not principal.open:
@@ -112,6 +114,7 @@ class HeaderAuthenticator:
         """What the header proves now. Raises Unauthorized, TooManyRequests."""
         self._remembered.pop(mark, None)
         proof = await self._verify(shown, exchange)
+        await self._policy.prepare(proof)
         epoch = self._epoch_now()  # before the rights: what changes between the two is seen the next time
         found = Remembered(self._policy.principal(proof), epoch, self._clock() + _AGAIN)
         if len(self._remembered) >= _MOST:

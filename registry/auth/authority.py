@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
-from registry.auth.covering import Effort, covers
+from registry.auth.covering import BEGINNING, Effort, covers
 from registry.auth.principal import Principal
 from storage.access import AccountName, AccountUnknown, Action, ApiToken
 from storage.errors import Denied, Unauthorized
 from storage.patterns import NO_NAMES, NamePattern, Names
+
+_LOOK: Final = 4
+"""Steps of effort that a look at a pattern counts for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,27 @@ class Authority:
         """Nobody may, even where the action admin is granted to everyone."""
         return self.admin or (self.name is not None and self._reaches(pattern))
 
+    @property
+    def exhausted(self) -> bool:
+        """What may be spent on comparing patterns in a request is spent: `may_grant` says no from here on."""
+        return self._effort.left <= BEGINNING
+
     def _reaches(self, pattern: NamePattern) -> bool:
-        return any(covers(outer, pattern, self.granting.guarded, self._effort) for outer in self.granting.patterns)
+        if not self._covered(pattern, self.granting.patterns, self.granting.guarded):
+            return False
+        return self.granting.limits is None or self._covered(pattern, self.granting.limits)
+
+    def _covered(self, pattern: NamePattern, by: Iterable[NamePattern], guarded: Collection[str] = ()) -> bool:
+        """Whether one of them covers it. Where their texts before the first star differ, none does."""
+        prefix, effort = pattern.prefix, self._effort
+        for outer in by:
+            effort.left -= _LOOK
+            if effort.left <= 0:
+                return False
+            begins = outer.prefix
+            if (prefix.startswith(begins) or begins.startswith(prefix)) and covers(outer, pattern, guarded, effort):
+                return True
+        return False
 
     def check_grant(self, pattern: NamePattern) -> None:
         """Raises Unauthorized, Denied."""

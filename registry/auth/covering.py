@@ -14,8 +14,12 @@ from storage.names import NAME_LENGTH
 from storage.patterns import NamePattern
 
 STEPS = 60_000
-"""Places that are left by a letter, at the most: some ten milliseconds. Patterns that people write take a hundredth of
+"""Places that are left by a letter, at the most: some 15 milliseconds. Patterns that people write take a hundredth of
 that, only many stars take more."""
+REQUEST_STEPS = 80_000
+"""The same for all the questions of a request."""
+BEGINNING = 400
+"""Steps that it counts for to begin with a question."""
 
 _ALNUM = "abcdefghijklmnopqrstuvwxyz0123456789"
 _SEPARATORS = "._-/"
@@ -40,7 +44,7 @@ class Effort:
 
     __slots__ = ("left",)
 
-    def __init__(self, left: int = 20 * STEPS) -> None:
+    def __init__(self, left: int = REQUEST_STEPS) -> None:
         self.left = left
 
     def spend(self, steps: int) -> None:
@@ -89,10 +93,11 @@ def covers(outer: NamePattern, inner: NamePattern, guarded: Container[str] = (),
         return True
     if effort is None:
         return _covers(outer, inner)[0]
-    if effort.left < 0:
+    if effort.left <= BEGINNING:
+        effort.left = 0
         return False
     covered, steps = _covers(outer, inner)
-    effort.left -= steps
+    effort.left -= steps + BEGINNING
     return covered
 
 

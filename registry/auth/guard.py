@@ -7,15 +7,17 @@ know are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
+from registry.auth.positions import Positions, secrets_of_process
 from registry.auth.principal import ASKED, PRINCIPAL, Principal
 from storage.access import Action
 from storage.base import Refusing
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, RegistryError, Unauthorized
 from storage.interface import BlobReader, BlobWriter, Registry
+from storage.locks import KeyedLocks
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES, Names
 
@@ -45,7 +47,7 @@ def unheard(principal: Principal, action: Action, name: str) -> None:
     """Nobody is told of a denial."""
 
 
-def unchanged(principal: Principal) -> Principal:
+async def unchanged(principal: Principal) -> Principal:
     """It is what it was."""
     return principal
 
@@ -60,9 +62,13 @@ class Guarded(Refusing):
         inner: Registry,
         places: Places | None = None,
         denied: Denial = unheard,
-        renew: Callable[[Principal], Principal] = unchanged,
+        renew: Callable[[Principal], Awaitable[Principal]] = unchanged,
+        positions: Positions | None = None,
     ) -> None:
+        """`positions` seals places in lists; None: with a key of this process."""
         self.inner = inner
+        self._positions = positions or Positions(secrets_of_process())
+        self._lists: KeyedLocks[str] = KeyedLocks()
         self._renew = renew
         self._places = places
         self._denied = denied
@@ -203,17 +209,19 @@ class Guarded(Refusing):
         condition: Condition | None = None,
     ) -> Descriptor:
         """By the rights of now: since the request began, its body may have taken as long as the client liked."""
-        PRINCIPAL.set(self._renew(PRINCIPAL.get()))
+        PRINCIPAL.set(await self._renew(PRINCIPAL.get()))
         self.check_push(repo)
         return await self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 
     # Deleter
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
         if not self._allows(_DELETE, repo):
             missing = no_blob(repo, digest)
             repo = await self._settle(Action.DELETE, repo, missing, hidden=False)
-        await self.inner.delete_blob(repo, digest, by=by)
+        await self.inner.delete_blob(repo, digest, by=by, even_referred=even_referred)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         if not self._allows(_DELETE, repo):
@@ -229,12 +237,18 @@ class Guarded(Refusing):
 
     async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
         """Those that may be pulled. Raises Unauthorized for who has shown nothing, and for a token without the catalog:
-        a client that can log in only does so when it is told to."""
+        a client that can log in only does so when it is told to; RequestInvalid for a place that nobody gave. Those who
+        act under one name have their lists one after the other, so that none of them keeps the others' waiting."""
         principal = PRINCIPAL.get()
         if not principal.may_list:
             reason = INSUFFICIENT if principal.proof.access is not None else None
             raise Unauthorized("log in to list repositories", reason=reason)
-        return await self.inner.repositories(after, limit, self._within(within, principal.listed))
+        after = await self._positions.read(after)
+        async with self._lists.hold(principal.name):
+            page = await self.inner.repositories(after, limit, self._within(within, principal.listed))
+        if page.place is None or page.place in page.items[-1:]:
+            return page
+        return Page(page.items, page.more, await self._positions.seal(page.place))
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         if not self._allows(_PULL, repo):

@@ -211,14 +211,7 @@ class OpenIDLogin:
         """Those that are in the store: nothing is granted to others."""
         if not groups:
             return ()
-        known: set[str] = set()
-        after: str | None = None
-        while True:
-            page = self._accounts.groups(after, _PAGE)
-            known.update(name for name, _ in page.items)
-            if not page.more:
-                break
-            after = page.items[-1][0]
+        known = self._accounts.known_groups(groups)
         found: list[str] = []
         left = GROUPS
         for group in groups:

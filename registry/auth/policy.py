@@ -6,24 +6,39 @@ came from is there. What is remembered of all this is good under one `epoch` of 
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import or_
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from registry.auth.authorization import REFUSED
 from registry.auth.principal import Principal, Rights, open_principal
 from registry.auth.proof import NOBODY, Proof
 from registry.config import HUB, LIBRARY
-from storage.access import EVERY_ACTION, AccountInvalid, AccountName, AccountUnknown, Action, Subject
+from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Subject
 from storage.access import SubjectKind as To
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
 from storage.patterns import NamePattern, Names
 
-_ALONG: Final = (Action.PULL, Action.DELETE)
-"""Actions that are asked for by one name and may mean content stored under another: a mirror's."""
+_ALONG: Final = (Action.PULL | Action.DELETE).value
+"""Bits of the actions that are asked for by one name and may mean content stored under another: a mirror's."""
+
+_MANY: Final = 200
+"""Grants of one subject that are more than a few."""
+_AT_ONCE: Final = 2_000
+"""Grants that are read before others get their turn."""
+_SUBJECT: Final = 20
+"""What a subject costs, in grants."""
+_KEPT: Final = 100_000
+"""Grants that are kept, about."""
+
+
+class Granted(NamedTuple):
+    """What a subject was granted: names by actions, and how many grants these are."""
+
+    names: Mapping[Action, Names]
+    size: int
 
 
 class Standing(Protocol):
@@ -57,12 +72,32 @@ class Policy:
         self._guarded = frozenset(guarded)
         self._closed = closed
         self._open = open_principal(self._guarded)
+        self._granted: dict[Subject, Granted] = {}
+        self._granted_at: int | None = None
+        self._kept = 0
 
     @property
     def closed(self) -> bool:
         """Whether it takes an account, or a grant to everyone, to do anything. Once so, always."""
         self._closed = self._closed or self.accounts.closed()
         return self._closed
+
+    async def prepare(self, proof: Proof) -> None:
+        """Before `principal`, where others wait for the event loop: reads what that needs, and lets others go on
+        between two subjects with many grants."""
+        if not self.closed:
+            return
+        done = 0
+        for subject in self._subjects(proof):
+            granted = self._granted_to(subject)
+            done += _SUBJECT + granted.size
+            if done >= _AT_ONCE:
+                await asyncio.sleep(0)
+                done = 0
+            if granted.size > _MANY:
+                for names in granted.names.values():
+                    names.prepare()
+                    await asyncio.sleep(0)
 
     def nobody(self) -> Principal:
         """Who acts without credentials."""
@@ -78,33 +113,42 @@ class Policy:
         rights = Rights.everything(admin=True) if self._is_admin(held) else self._rights(held)
         return Principal(held, rights, epoch=epoch)
 
-    def renewed(self, principal: Principal) -> Principal:
+    async def renewed(self, principal: Principal) -> Principal:
         """What it is by now, if anything has changed since it was made. How long the credential counts is not looked
         at: what was begun in time may end. Raises Unauthorized."""
         proof = principal.proof
         if principal.epoch == self.accounts.epoch() and proof.stamp is None:
             return principal
+        await self.prepare(proof)
         try:
             return self.principal(proof)
         except Unauthorized:
             raise Unauthorized(REFUSED) from None
 
-    def allowed(self, proof: Proof, names: Iterable[str]) -> dict[str, Action]:
+    async def allowed(self, proof: Proof, names: Iterable[str]) -> dict[str, Action]:
         """What a token for each of `names` can be granted. It is asked for by the name the client uses, of which a
         mirror's content is stored under another: so what is allowed on one of those counts, and each request is checked
         against the one it comes to. NONE where the proof counts no more."""
+        await self.prepare(proof)
         try:
             principal = self.principal(proof)
         except Unauthorized:
             return dict.fromkeys(names, Action.NONE)
-        return {name: self._allowed(principal, name) for name in names}
-
-    def _allowed(self, principal: Principal, name: str) -> Action:
-        found = reduce(or_, (action for action in EVERY_ACTION if principal.may(action, name)), Action.NONE)
-        for action in _ALONG:
-            if any(principal.may(action, stored, name) for stored in self._stored_names(name)):
-                found |= action
+        found = {}
+        for name in names:
+            if principal.slow:
+                await asyncio.sleep(0)
+            found[name] = Action(principal.actions(name, name)) | await self._allowed_along(principal, name)
         return found
+
+    async def _allowed_along(self, principal: Principal, name: str) -> Action:
+        """Of content that a mirror may keep for that name."""
+        found = 0
+        for stored in self._stored_names(name):
+            if principal.slow:
+                await asyncio.sleep(0)
+            found |= principal.actions(stored, name)
+        return Action(found & _ALONG)
 
     def _is_admin(self, proof: Proof) -> bool:
         """Only an account of the store can be one."""
@@ -116,12 +160,31 @@ class Policy:
             return False
 
     def _rights(self, proof: Proof) -> Rights:
-        patterns: dict[Action, set[NamePattern]] = defaultdict(set)
-        for grant in self.accounts.grants(self._subjects(proof)):
-            for action in EVERY_ACTION:
-                if action in grant.actions:
-                    patterns[action].add(grant.pattern)
-        return Rights({action: Names(frozenset(found), self._guarded) for action, found in patterns.items()})
+        """Those of subjects with few grants are put together, so that a name is looked at once."""
+        few: defaultdict[Action, set[NamePattern]] = defaultdict(set)
+        many: list[tuple[Action, Names]] = []
+        for subject in self._subjects(proof):
+            granted = self._granted_to(subject)
+            if granted.size > _MANY:
+                many += granted.names.items()
+                continue
+            for actions, names in granted.names.items():
+                few[actions] |= names.patterns
+        names_of = {actions: Names(frozenset(patterns), self._guarded) for actions, patterns in few.items()}
+        return Rights(names_of, more=many)
+
+    def _granted_to(self, subject: Subject) -> Granted:
+        """What a subject was granted. Kept while nothing changes: most accounts share most of theirs."""
+        epoch = self.accounts.epoch()
+        if epoch != self._granted_at or self._kept > _KEPT:
+            self._granted, self._granted_at, self._kept = {}, epoch, 0
+        found = self._granted.get(subject)
+        if found is None:
+            patterns = self.accounts.granted([subject])
+            names = {actions: Names(these, self._guarded) for actions, these in patterns.items()}
+            found = self._granted[subject] = Granted(names, sum(map(len, patterns.values())))
+            self._kept += found.size + 1
+        return found
 
     def _subjects(self, proof: Proof) -> Sequence[Subject]:
         """Whose grants count."""

@@ -6,23 +6,25 @@ forgets to ask gets nowhere.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
-from registry.auth.covering import Effort, covers
 from registry.auth.proof import CATALOG, NOBODY, Proof
-from storage.access import EVERY_ACTION, Action
+from storage.access import EVERY_ACTION, Action, Limit
 from storage.content import Actor
 from storage.errors import NameInvalid
+from storage.matching import Matcher
 from storage.names import RepositoryName
 from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, Names
 
 _REMEMBERED: Final = 64
 """Repositories for which a principal's actions are kept, at the most. There may be a thousand principals, one for each
 token that anybody can have."""
+_SLOW: Final = 8
+"""The weight of patterns that make a principal slow."""
 _CONTENT: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 _ACTIONS: Final = (*_CONTENT, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
@@ -30,18 +32,19 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What an account may do, or nobody: the names for each action. `admin`: may do everything, also beside
-    repositories."""
+    """What an account may do, or nobody: names by the actions that are allowed on them; several entries may have the
+    same action. `admin`: may do everything, also beside repositories. `more`: further entries."""
 
     names: Mapping[Action, Names]
     admin: bool = False
+    more: Sequence[tuple[Action, Names]] = ()
     _alike: Mapping[Names, int] = field(init=False, repr=False, compare=False)
     """The bits of all actions that are allowed on the same names: most rights are, and a name is looked at once."""
 
     def __post_init__(self) -> None:
-        alike: Counter[Names] = Counter()
-        for action, names in self.names.items():
-            alike[names] |= action.value
+        alike: dict[Names, int] = {}
+        for actions, names in (*self.names.items(), *self.more):
+            alike[names] = alike.get(names, 0) | actions.value
         object.__setattr__(self, "_alike", alike)
 
     @classmethod
@@ -51,7 +54,10 @@ class Rights:
         return cls(dict.fromkeys(_ACTIONS if admin else _CONTENT, names), admin)
 
     def of(self, action: Action) -> Names:
-        return self.names.get(action, NO_NAMES)
+        found = [names for actions, names in (*self.names.items(), *self.more) if action in actions]
+        if len(found) <= 1:
+            return found[0] if found else NO_NAMES
+        return Names(frozenset().union(*(names.patterns for names in found)), found[0].guarded)
 
     def at(self, name: str) -> int:
         """Bits of the actions allowed on a stored name. Plain numbers: each `|` of two actions takes half a
@@ -61,6 +67,11 @@ class Rights:
             if name in names:
                 found |= bits
         return found
+
+    @property
+    def weight(self) -> int:
+        """See `Names.weight`."""
+        return sum(names.weight for names in self._alike)
 
     @property
     def everywhere(self) -> int | None:
@@ -83,6 +94,8 @@ class Principal:
 
     __slots__ = (
         "_everywhere",
+        "_limits",
+        "_listed",
         "_memo",
         "admin",
         "epoch",
@@ -115,6 +128,8 @@ class Principal:
         self.let_in = open or proof.name is not None or proof.access is not None
         self.admin = rights.admin and proof.limits is None and proof.access is None
         self._memo: dict[tuple[str, str], int] = {}
+        self._listed: Names | None = None
+        self._limits = None if proof.limits is None else _by_actions(proof.limits)
         self._everywhere = rights.everywhere if proof.limits is None and proof.access is None else None
 
     def __repr__(self) -> str:
@@ -151,13 +166,19 @@ class Principal:
         access = self.proof.access
         if access is not None:
             left = access.get(asked, Action.NONE).value | access.get(stored, Action.NONE).value
-        if self.proof.limits is not None:
+        if self._limits is not None:
             within = 0
-            for limit in self.proof.limits:
-                if limit.pattern.matches(stored):
-                    within |= limit.actions.value
+            for actions, matcher in self._limits:
+                if matcher.matches(stored):
+                    within |= actions
             left &= within
         return left
+
+    @property
+    def slow(self) -> bool:
+        """There are so many patterns that a look at a name may take a millisecond."""
+        limits = 0 if self._limits is None else sum(matcher.weight for _, matcher in self._limits)
+        return self.rights.weight + limits > _SLOW
 
     # Many
 
@@ -177,27 +198,23 @@ class Principal:
     @property
     def listed(self) -> Names:
         """The names that such a list shows: all that may be pulled."""
-        return self._unscoped(Action.PULL)
+        if self._listed is None:
+            self._listed = self._unscoped(Action.PULL)
+        return self._listed
 
     def _unscoped(self, action: Action) -> Names:
         """The names regardless of what a token was granted."""
         names = self.rights.of(action)
         if self.proof.limits is None:
             return names
-        return shared(names, [limit.pattern for limit in self.proof.limits if action in limit.actions])
+        return names.limited(limit.pattern for limit in self.proof.limits if action in limit.actions)
 
 
-def shared(names: Names, patterns: Iterable[NamePattern]) -> Names:
-    """Those of `names` that one of `patterns` matches. Where two overlap and neither covers the other (`team/*` and
-    `*/app`), what they share is left out, and so is what takes too long to find out: the set is never too large."""
-    found, effort = set(), Effort()
-    for theirs in patterns:
-        for mine in names.patterns:
-            if covers(mine, theirs, names.guarded, effort):
-                found.add(theirs)
-            elif covers(theirs, mine, (), effort):
-                found.add(mine)
-    return Names(frozenset(found), names.guarded)
+def _by_actions(limits: Iterable[Limit]) -> list[tuple[int, Matcher]]:
+    patterns: defaultdict[int, list[NamePattern]] = defaultdict(list)
+    for limit in limits:
+        patterns[limit.actions.value].append(limit.pattern)
+    return [(actions, Matcher(found)) for actions, found in patterns.items()]
 
 
 def _is_name(text: str) -> bool:

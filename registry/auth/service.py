@@ -36,7 +36,7 @@ _NOTE: Final = 64
 class Rights(Protocol):
     """What somebody may do at this moment (`registry.auth.policy`)."""
 
-    def allowed(self, proof: Proof, names: Iterable[str]) -> Mapping[str, Action]:
+    async def allowed(self, proof: Proof, names: Iterable[str]) -> Mapping[str, Action]:
         """What a token for each of `names`, as clients write them, can be granted at the most."""
         ...
 
@@ -97,10 +97,10 @@ class TokenService:
         try:
             proof = await self._prove(ask.login, by)
         except (Unauthorized, TooManyRequests):
-            if not self._is_everyones(ask.wanted):
+            if not await self._is_everyones(ask.wanted):
                 raise
             proof = NOBODY
-        granted = self._grant(proof, ask.wanted)
+        granted = await self._grant(proof, ask.wanted)
         token = await self._tokens.issue(proof, granted)
         refresh = await self._refresh(proof, ask, by) if ask.offline else None
         return Reply(token, granted, refresh)
@@ -119,14 +119,15 @@ class TokenService:
                     raise Unauthorized(REFUSED)
                 return proof
 
-    def _is_everyones(self, wanted: Wanted) -> bool:
+    async def _is_everyones(self, wanted: Wanted) -> bool:
         if not wanted.pulls_alone:
             return False
-        return all(Action.PULL in allowed for allowed in self._rights.allowed(NOBODY, wanted.actions).values())
+        found = await self._rights.allowed(NOBODY, wanted.actions)
+        return all(Action.PULL in allowed for allowed in found.values())
 
-    def _grant(self, proof: Proof, wanted: Wanted) -> dict[str, Action]:
+    async def _grant(self, proof: Proof, wanted: Wanted) -> dict[str, Action]:
         granted = {}
-        allowed = self._rights.allowed(proof, [name for name in wanted.actions if name != CATALOG])
+        allowed = await self._rights.allowed(proof, [name for name in wanted.actions if name != CATALOG])
         for name, actions in wanted.actions.items():
             # Everybody may ask for the list of repositories: it shows what they may pull.
             found = Action.PULL if name == CATALOG else actions & CONTENT & allowed[name]

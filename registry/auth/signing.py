@@ -54,6 +54,11 @@ class Keys:
                 return key
         return await self._accounts.ensure_key(lambda: make_key(self._clock()), by=Actor("system"))
 
+    async def secrets(self) -> list[bytes]:
+        """Those of all keys that count, the one that signs first. Raises StorageFull, StorageFailed."""
+        signing = await self.signing()
+        return [signing.secret, *(key.secret for key in self._fresh().values() if key.id != signing.id)]
+
     def _fresh(self) -> dict[str, SigningKey]:
         epoch = self._accounts.epoch()
         if epoch != self._epoch:

@@ -110,6 +110,7 @@ def list_users(config: ConfigFile = None, data: Data = None, as_json: AsJson = F
 def show(name: NameArgument, config: ConfigFile = None, data: Data = None, as_json: AsJson = False) -> None:
     from registry.admin import models
     from storage.access import Account, Grant, Kind
+    from storage.content import Page
 
     account_name = read_name(name)
 
@@ -118,7 +119,7 @@ def show(name: NameArgument, config: ConfigFile = None, data: Data = None, as_js
 
     account, grants = administer(config, data, work)
     if as_json:
-        print_json(models.ShownAccount.of_both(account, grants))
+        print_json(models.ShownAccount.of_both(account, Page(grants)))
         return
     typer.echo(f"{account.name}, {'enabled' if account.enabled else 'disabled'}{', an admin' if account.admin else ''}")
     for word, value in (

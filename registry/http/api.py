@@ -9,23 +9,23 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from math import ceil
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
-from registry.addresses import network_of
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.challenge import Authenticator, Challenges
 from registry.http.errors import MethodUnknown, status_of
 from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send, random_id
 from registry.http.limits import Limits
 from registry.http.namespaces import Namespaces
+from registry.http.pace import Pace, payer_of, take
+from registry.http.pages import PageCheck
 from registry.http.ready import Ready, ReadyAnswers
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
 from registry.notices import NOTICE
-from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests, Unauthorized
+from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -95,14 +95,17 @@ class DistributionAPI:
         namespaces: Namespaces | None = None,
         authenticator: Authenticator | None = None,
         service: str = "entrepot",
-        pace: Callable[[str], float] | None = None,
+        pace: Pace | None = None,
         answers: ReadyAnswers | None = None,
+        pages: PageCheck | None = None,
     ) -> None:
         """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
         `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
-        `pace`: takes a request of somebody, and says how many seconds it has to wait; None: nobody has to.
-        `answers`: None: each request is answered anew."""
+        `pace`: the limit of requests; None: there is none.
+        `answers`: None: each request is answered anew. `pages`: refuses what pages in browsers ask for; None: as for a
+        registry that is open and has no name."""
         self.registry = registry
+        self._pages = PageCheck(public_url, (), lambda: True) if pages is None else pages
         self._answers = answers
         self._known = _everybody if authenticator is None else authenticator.known
         self._pace = pace
@@ -147,7 +150,7 @@ class DistributionAPI:
         if answer is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
-        if self._pace is not None and self._pace(_payer(answer.name, answer.named, address)):
+        if self._pace is not None and self._pace(payer_of(answer.name, answer.named, address)):
             return None
         request = random_id()
         for retell in answer.calls:
@@ -159,6 +162,7 @@ class DistributionAPI:
         shows wrong credentials, or asks for nothing, has no more requests than others."""
         try:
             self._locate(exchange)
+            self._pages.check(exchange)
             if self._authenticator is not None:
                 await self._authenticator.authenticate(exchange)
         except RegistryError:
@@ -177,11 +181,9 @@ class DistributionAPI:
             exchange.query  # noqa: B018  a query that cannot be read is refused even where nothing in it is wanted
 
     def _take(self, exchange: Exchange) -> None:
-        """Counts the request. Raises TooManyRequests, with the time to wait in whole seconds, as Retry-After has it."""
-        if self._pace is None:
-            return
-        if wait := self._pace(_payer(exchange.name, exchange.named, exchange.address)):
-            raise TooManyRequests(retry_after=max(1, ceil(wait)))
+        """Counts the request. Raises TooManyRequests."""
+        if self._pace is not None:
+            take(self._pace, payer_of(exchange.name, exchange.named, exchange.address))
 
     async def _answer(self, exchange: Exchange) -> None:
         await self._enter(exchange)
@@ -206,11 +208,6 @@ class DistributionAPI:
 def _everybody(shown: Sequence[bytes], address: str) -> bytes:
     """Where nobody is asked who they are, all are the same."""
     return b""
-
-
-def _payer(name: str, named: bool, address: str) -> str:
-    """Whose requests one is counted with."""
-    return f"account {name}" if named else network_of(address)
 
 
 def _log_failure(exchange: Exchange, error: RegistryError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from storage.names import Digest
 _INDEX: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"
+_FEW = 100
+"""Referrers that are written on the event loop; more of them in a thread."""
 
 
 async def list_tags(exchange: Exchange) -> None:
@@ -24,18 +27,20 @@ async def list_tags(exchange: Exchange) -> None:
     tags = page.items[:limit]
     headers = [REVALIDATE, *warning_headers()]
     if tags and page.more:
-        headers.append(_next(exchange, f"/v2/{exchange.asked}/tags/list", tags[-1], asked))
+        headers.append(_next(exchange, f"/v2/{exchange.asked}/tags/list", page.place or tags[-1], asked))
     await send_json(exchange, {"name": exchange.asked, "tags": list(tags)}, *headers)
 
 
 async def list_repositories(exchange: Exchange) -> None:
+    """A page may be shorter than asked for, or empty, with a link to go on, since what it costs is bounded. `last` in
+    that link may be a place that only this registry can read."""
     asked, last = params.read_count(exchange), exchange.query.one("last")
     limit = min(exchange.limits.catalog_page if asked is None else asked, exchange.limits.catalog_most)
     page = await exchange.registry.repositories(last, max(limit, 1))
     names = page.items[:limit]
     headers = [REVALIDATE]
-    if names and page.more:
-        headers.append(_next(exchange, "/v2/_catalog", names[-1], asked))
+    if limit and page.more:
+        headers.append(_next(exchange, "/v2/_catalog", page.place or names[-1], asked))
     await send_json(exchange, {"repositories": list(names)}, *headers)
 
 
@@ -51,13 +56,17 @@ async def list_referrers(exchange: Exchange) -> None:
     wanted = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
     last = exchange.query.one("last")
     page = await exchange.registry.referrers(exchange.repo, subject, wanted, last, exchange.limits.referrers_page)
-    body, taken = _index(page.items, exchange.limits.referrers_bytes)
+    if len(page.items) <= _FEW:
+        body, taken = _index(page.items, exchange.limits.referrers_bytes)
+    else:
+        body, taken = await asyncio.to_thread(_index, page.items, exchange.limits.referrers_bytes)
     headers = [_INDEX, REVALIDATE, *warning_headers()]
     if wanted:
         headers.append((b"oci-filters-applied", b"artifactType"))
-    if taken and (page.more or taken < len(page.items)):
+    if page.more or taken < len(page.items):
         parameters = {"artifactType": wanted} if wanted else {}
-        parameters["last"] = page.items[taken - 1].digest
+        whole = taken == len(page.items)
+        parameters["last"] = page.place if whole and page.place else page.items[taken - 1].digest
         headers.append(exchange.link(f"/v2/{exchange.asked}/referrers/{subject}", parameters))
     await send_whole(exchange, 200, body, *headers)
 

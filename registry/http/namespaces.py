@@ -37,9 +37,9 @@ class Namespaces:
                 exchange.namespace = name
                 exchange.repo = _below(meant, exchange.repo)
                 return
-            if name not in self.own and name not in self.hosts and name not in (host, _without_port(host)):
+            if name not in self.own and name not in self.hosts and name not in (host, without_port(host)):
                 raise NameUnknown(f"{shown(asked)} is not mirrored here")
-        upstream = self.hosts.get(host) or self.hosts.get(_without_port(host))
+        upstream = self.hosts.get(host) or self.hosts.get(without_port(host))
         if upstream is not None:
             exchange.repo = _below(upstream, exchange.repo)
 
@@ -47,10 +47,10 @@ class Namespaces:
 def hosts_of(public_url: str | None) -> frozenset[str]:
     """What `ns` may call the server at that address: with its port, and without."""
     host = urlsplit(public_url or "").netloc.lower()
-    return frozenset({host, _without_port(host)} - {""})
+    return frozenset({host, without_port(host)} - {""})
 
 
-def _without_port(host: str) -> str:
+def without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host
 

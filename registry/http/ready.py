@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.http.exchange import Exchange, Header, Message, Scope
+from registry.http.pages import SENT_BY_PAGES
 from registry.http.responses import REQUEST_ID
 from storage.names import RepositoryName
 from storage.remember import Remembered
@@ -28,9 +29,11 @@ _DECIDING: Final = frozenset(
     {
         *(b"range", b"if-range", b"if-match", b"if-none-match"),
         *(b"expect", b"content-length", b"transfer-encoding"),
+        *SENT_BY_PAGES,
     }
 )
-"""Headers on which an answer depends, or that promise a body: such a request is answered anew."""
+"""Headers on which an answer depends, that promise a body, or that come from a page in a browser: such a request is
+answered anew."""
 _READS: Final = ("GET", "HEAD")
 _WEIGHT: Final = 2048
 """What an answer weighs without its body, about, and without what it was asked with."""

@@ -116,7 +116,8 @@ class Mirror(Refusing):
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
-        return Page(own, page.more and len(own) == len(page.items))
+        more = page.more and len(own) == len(page.items) and (page.place or prefix).startswith(prefix)
+        return Page(own, more, page.place if more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:
@@ -139,9 +140,12 @@ class Mirror(Refusing):
             notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
             return page
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+    ) -> None:
+        """Also one that manifests here refer to: it is fetched again when somebody pulls it."""
         try:
-            await self._local.delete_blob(repo, digest, by=by)
+            await self._local.delete_blob(repo, digest, by=by, even_referred=True)
         finally:
             await self._misses.forget(repo, digest)
 

@@ -7,18 +7,28 @@ from typing import Any
 import apsw
 
 from storage.content import Actor
-from storage.errors import BlobUnknown, BlobUploadUnknown
+from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
 from storage.metadata.access.audit import record_content
 from storage.metadata.catalog import Dropped
 from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import Names
 
+HOLDERS_LOOKED_AT = 1_000
+"""Repositories with a blob that are looked at for one that it may be mounted from, at the most."""
 EVERYWHERE = 0
 """The collect queue's repository number for a blob as a whole."""
 _HELD = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?"""
+
+_LINKED = """
+SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
+  JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
+ WHERE r.name = ?1"""
+_REFERRING = """
+SELECT m.digest FROM manifest_blob p JOIN manifest m ON m.id = p.manifest
+ WHERE p.repository = ? AND p.digest = ? LIMIT 1"""
 
 
 def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> int:
@@ -92,14 +102,13 @@ def mount_blob(
 
 
 def _held_within(db: apsw.Connection, digest: Digest, names: Names) -> tuple[int, int, str]:
-    """The blob's number and size, and a repository of the set that has it."""
-    rows = db.execute(_HELD, (digest,))
-    try:
-        for blob, size, holder in rows:
-            if holder in names:
-                return blob, size, holder
-    finally:
-        rows.close()
+    """The blob's number and size, and a repository of the set that has it. Not all are looked at: others wait for this
+    transaction, and a client that is told that there is none uploads the blob."""
+    most = HOLDERS_LOOKED_AT // names.weight + 1
+    rows: list[Any] = db.execute(_HELD + " LIMIT ?", (digest, most)).fetchall()
+    for blob, size, holder in rows:
+        if holder in names:
+            return blob, size, holder
     raise BlobUnknown(f"no repository has a blob {digest}")
 
 
@@ -113,12 +122,23 @@ def need_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: fl
         raise BlobUnknown(f"{repo} has no blob {digest}")
 
 
-def delete_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float) -> None:
-    blob = db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get
-    number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
-    if blob is None or number is None or not unlink(db, number, blob, digest, now):
+def delete_blob(
+    db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, *, even_referred: bool
+) -> None:
+    row: Any = db.execute(_LINKED, (repo, digest)).get
+    if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
+    number, blob = row
+    if not even_referred and (referring := _referring(db, number, digest)) is not None:
+        raise blob_in_use(repo, digest, referring)
+    unlink(db, number, blob, digest, now)
     record_content(db, by, now, "blob.delete", repo, digest)
+
+
+def _referring(db: apsw.Connection, repository: int, digest: Digest) -> str | None:
+    """The digest of a manifest that refers to the blob."""
+    found: str | None = db.execute(_REFERRING, (repository, digest)).get
+    return found
 
 
 def unlink(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:

@@ -4,9 +4,8 @@ transaction open that it has begun."""
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
-from itertools import islice
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -19,8 +18,16 @@ from storage.patterns import Names
 
 PAGE_BYTES = 1024 * 1024
 """Annotations in one page of referrers, about."""
-MISSES = 8
-"""Names outside a set that are looked at, one after the other, before what they have in common is passed over."""
+WORK = 200_000
+"""What one page of repositories may cost, in letters of names that are looked at: about a tenth of a second."""
+SEEK = 100
+"""What a statement costs, in the same unit."""
+LOOK = 10
+"""What a name costs beside its letters."""
+FIRST_BATCH, LARGEST_BATCH = 4, 512
+"""Names that are read at once. The more of them were of use, the more are read the next time."""
+REFERRERS_LOOKED_AT = 5_000
+"""Referrers of all types that one page of those of one type looks at, at the most."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -36,14 +43,13 @@ _BY_DIGEST = """
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
 _MANIFESTS = tuple("SELECT m.body, m.media_type, m.digest" + where for where in (_BY_TAG, _BY_DIGEST))
-_LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? AND name < ? ORDER BY name"
-_REFERRERS = (
-    _DESCRIPTOR
-    + """
+_LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
+_REFERRERS = """
+SELECT m.digest, m.media_type, m.size, m.artifact_type, ifnull(octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
- WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3 AND (?4 IS NULL OR m.artifact_type = ?4)
- ORDER BY m.digest LIMIT ?5"""
-)
+ WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3
+ ORDER BY m.digest LIMIT ?4"""
+_ANNOTATIONS = "SELECT annotations FROM manifest WHERE id = ?"
 
 
 def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
@@ -103,28 +109,63 @@ def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) ->
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:
     first = "" if after is None else after + "\0"
-    with closing(_listed(db, first, within)) as names:
-        found = [str.__new__(RepositoryName, name) for name in islice(names, limit + 1)]
-    return Page(found[:limit], len(found) > limit)
+    if within.everything:
+        names = [_name(row[0]) for row in _rows(db, first, limit + 1)]
+        return Page(names[:limit], len(names) > limit)
+    return _Walk(db, limit, within).page(first)
 
 
-def _listed(db: apsw.Connection, first: str, within: Names) -> Generator[str]:
-    """Those of the set from `first` on. Where no name can be in it, none is looked at, or only a few."""
-    for part in within.ranges_from(first):
-        start: str | None = part.start
+def _rows(db: apsw.Connection, first: str, most: int) -> list[Any]:
+    return db.execute(_LISTED, (first, most)).fetchall()
+
+
+def _name(text: str) -> RepositoryName:
+    """A repository's name from the database: it was checked when it came."""
+    return str.__new__(RepositoryName, text)
+
+
+class _Walk:
+    """Through the repositories of a set, for one page. Stretches without any of them are passed over. When the page has
+    cost `WORK` it ends, however little was found."""
+
+    def __init__(self, db: apsw.Connection, limit: int, within: Names) -> None:
+        self._db = db
+        self._limit = limit
+        self._within = within
+        self._weight = within.weight
+        self._found: list[RepositoryName] = []
+        self._left = WORK
+
+    def page(self, first: str) -> Page[RepositoryName]:
+        """From `first` on."""
+        start = self._within.first_from(first)
+        batch = FIRST_BATCH
         while start is not None:
-            rows = db.execute(_LISTED, (start, part.stop))
-            start, missed = None, 0
-            try:
-                for (name,) in rows:
-                    if part.whole or name in within:
-                        missed = 0
-                        yield name
-                    elif (missed := missed + 1) == MISSES:
-                        start = within.beyond(name)
-                        break
-            finally:
-                rows.close()
+            rows: list[str] = [row[0] for row in _rows(self._db, start, batch)]
+            self._left -= SEEK
+            at, beyond = 0, start
+            while at < len(rows):
+                name = rows[at]
+                self._left -= LOOK + len(name) * self._weight
+                if name in self._within:
+                    if len(self._found) == self._limit:
+                        return Page(self._found, more=True)
+                    self._found.append(_name(name))
+                    beyond = name + "\0"
+                else:
+                    following = self._within.first_from(name + "\0")
+                    if following is None:
+                        return Page(self._found)
+                    beyond = following
+                if self._left <= 0:
+                    return Page(self._found, more=True, place=name)
+                at = bisect_left(rows, beyond, at + 1)
+            if len(rows) < batch:
+                return Page(self._found)
+            passed_over = beyond > rows[-1] + "\0"
+            batch = FIRST_BATCH if passed_over else min(2 * batch, LARGEST_BATCH)
+            start = beyond
+        return Page(self._found)
 
 
 def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -142,19 +183,23 @@ def referrers(
     artifact_type: str | None,
     after: str | None,
     limit: int,
+    looked_at: int = REFERRERS_LOOKED_AT,
+    size: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
+    """A page that looks at so many referrers at the most, and has annotations of so many bytes, about."""
     found: list[Descriptor] = []
     taken = 0
-    rows = db.execute(_REFERRERS, (repo, subject, after or "", artifact_type, limit + 1))
-    try:
-        for row in rows:
-            if len(found) == limit or (found and taken > PAGE_BYTES):
+    rows: list[Any] = db.execute(_REFERRERS, (repo, subject, after or "", looked_at + 1)).fetchall()
+    place: str | None = None
+    for digest, media_type, length, kind, annotated, number in rows[:looked_at]:
+        if artifact_type is None or kind == artifact_type:
+            taken += annotated + 256
+            if len(found) == limit or (taken > size and (found or size < PAGE_BYTES)):
                 return Page(found, more=True)
-            found.append(_descriptor(row))
-            taken += len(row[4] or "") + 256
-    finally:
-        rows.close()
-    return Page(found)
+            text = db.execute(_ANNOTATIONS, (number,)).get if annotated else None
+            found.append(_descriptor((media_type, digest, length, kind, text)))
+        place = digest
+    return Page(found, more=len(rows) > looked_at, place=place if len(rows) > looked_at else None)
 
 
 def known(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:

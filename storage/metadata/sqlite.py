@@ -1,7 +1,7 @@
 """Metadata in an embedded SQLite database (`Metadata`).
 
 Reads run inline on the event loop's own connections: they take microseconds, and see what any process has committed.
-Changes go through the `Writer`.
+Those that may look at many rows run in a thread. Changes go through the `Writer`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
 from storage.metadata.reading import SharedReading
 from storage.metadata.records import SqliteRecords
+from storage.metadata.scanning import ScanThread
 from storage.metadata.version import Version
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
@@ -28,6 +29,12 @@ REMEMBERED: Final = 16 * 1024 * 1024
 """Bytes of answers that are kept, about."""
 _FEW: Final = 1024
 """What an answer weighs that is a few fields: about its bytes."""
+_SMALL_PAGE: Final = 1000
+"""Repositories of a page that the event loop reads itself, where no name has to be matched."""
+_FEW_REFERRERS: Final = 100
+"""Referrers that the event loop reads itself,"""
+_FEW_ANNOTATIONS: Final = 64 * 1024
+"""with so many bytes of annotations."""
 T = TypeVar("T")
 
 
@@ -54,15 +61,17 @@ class SqliteMetadata:
         self._db = connect(layout.metadata, read_only=True)
         self.version = Version(self._db)
         self._reading = SharedReading(layout.metadata)
+        self._scans = ScanThread(layout.metadata)
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
         self._writer = Writer(layout, system, self.version)
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
-        self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version)
+        self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version, self._scans)
 
     def close(self) -> None:
         """Makes the changes that wait, then closes."""
         self._writer.close()
+        self._scans.close()
         self.version.close()
         self._reading.close()
         self._db.close()
@@ -75,6 +84,18 @@ class SqliteMetadata:
             return cast("T", kept)
         since = self._remembered.of
         answer = look(self._reading.at(since), *what)
+        if self._remembered.wanted(key):
+            self._remembered.keep(key, answer, weigh(answer), since)
+        return answer
+
+    async def _scan(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
+        """The same in the thread for scans."""
+        key = (look, *what)
+        kept = self._remembered.get(key)
+        if kept is not None:
+            return cast("T", kept)
+        since = self._remembered.of
+        answer = await self._scans.run(lambda db: look(db, *what))
         if self._remembered.wanted(key):
             self._remembered.keep(key, answer, weigh(answer), since)
         return answer
@@ -98,9 +119,11 @@ class SqliteMetadata:
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_referred: bool) -> None:
         now = self._clock()
-        await self._writer.run(lambda db: blob_changes.delete_blob(db, repo, digest, by, now))
+        await self._writer.run(
+            lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_referred=even_referred)
+        )
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         now = self._clock()
@@ -152,7 +175,9 @@ class SqliteMetadata:
         return lookups.known_repository(self._db, repo)
 
     async def repositories(self, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:
-        return self._look(_page_size, lookups.repositories, after, limit, within)
+        if within.everything and limit <= _SMALL_PAGE:
+            return self._look(_page_size, lookups.repositories, after, limit, within)
+        return await self._scan(_page_size, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return self._look(_page_size, lookups.tags, repo, after, limit)
@@ -160,7 +185,11 @@ class SqliteMetadata:
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        return lookups.referrers(self._db, repo, subject, artifact_type, after, limit)
+        what = repo, subject, artifact_type, after
+        page = lookups.referrers(self._db, *what, min(limit, _FEW_REFERRERS), _FEW_REFERRERS, _FEW_ANNOTATIONS)
+        if not page.more or len(page.items) == limit:
+            return page
+        return await self._scans.run(lambda db: lookups.referrers(db, *what, limit))
 
     async def dropped_links(self, before: float, limit: int) -> list[Dropped]:
         return blob_changes.dropped_links(self._db, before, limit)

@@ -272,7 +272,10 @@ def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403)
     """A short page, and no session."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert (
+        answer.headers["content-security-policy"]
+        == "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
     assert '<a href="/login">' in answer.text
     assert len(answer.text) < 1000
     assert browser.session is None
@@ -571,6 +574,12 @@ def test_logout(browser: Browser, sso: OpenIDProvider) -> None:
     assert page.status_code == 200
     assert '<form method="post" action="/logout">' in page.text
     assert page.headers["referrer-policy"] == "same-origin"
+    foreign = browser.client.post(f"{browser.own}/logout", headers={"origin": "https://evil.example"})
+    assert foreign.status_code == 403
+    for answer in (page, foreign, browser.client.put(f"{browser.own}/logout")):
+        assert "form-action 'self'" in answer.headers["content-security-policy"] or answer is not page
+        for name in ("content-security-policy", "x-frame-options", "x-content-type-options", "cache-control"):
+            assert len(answer.headers.get_list(name)) == 1, name
     assert browser.call("GET", "/me").status_code == 200
     out = browser.client.post(f"{browser.own}/logout", headers={"origin": browser.own})
     assert out.status_code == 200

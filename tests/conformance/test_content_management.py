@@ -53,6 +53,21 @@ def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
         assert everywhere(push.client, method, path) == {404}
 
 
+def test_deleting_blobs_in_use(push: Pusher) -> None:
+    """DELETE of a blob that a manifest refers to is 405, with a sentence that says what to do, and breaks no image; it
+    is 202 once the manifest is deleted. The specification's conformance program allows 405 where it does not delete the
+    manifest first."""
+    image = push.image()
+    digest, config = push.put(encode(image), "used"), image["config"]["digest"]
+    answer = push.client.delete(f"{push.root}/blobs/{config}")
+    assert (answer.status_code, error_codes(answer)) == (405, ["UNSUPPORTED"])
+    assert "DELETE" not in answer.headers["allow"]
+    assert f"delete those first, such as {digest}" in answer.json()["errors"][0]["message"]
+    assert everywhere(push.client, "GET", f"{push.root}/blobs/{config}") == {200}
+    assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
+    assert push.client.delete(f"{push.root}/blobs/{config}").status_code == 202
+
+
 def test_pushing_what_was_deleted(push: Pusher) -> None:
     """What was deleted can be pushed again at once (Content Management)."""
     data, body = b"again " + push.repo.encode(), encode(push.image())

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from storage.content import Span, digest_of
-from storage.errors import BlobUnknown, NameUnknown, RangeInvalid
+from storage.errors import BlobUnknown, NameUnknown, RangeInvalid, Unsupported
 from storage.interface import Registry
 from storage.names import RepositoryName
 from storage.patterns import ALL_NAMES, NO_NAMES, Names
@@ -266,13 +266,29 @@ async def test_a_deleted_blob_is_gone_at_once(registry: Registry, repo: Reposito
     assert await read_blob(registry, repo, digest_of(b"another")) == b"another"
 
 
-async def test_a_blob_in_use_can_be_deleted(registry: Registry, repo: RepositoryName) -> None:
-    """A client may delete a blob that a manifest refers to: the manifest stays, and the blob can be pushed again."""
-    manifest = await push_image(registry, repo, "one", "latest")
-    layer = manifest.layers[0].digest
+async def test_a_blob_in_use_stays(registry: Registry, repo: RepositoryName) -> None:
+    """A blob that a manifest of the repository refers to, as a layer or as its config, is not deleted: the error names
+    a manifest that has to go first. When all of those are gone, it is deleted."""
+    one = await push_image(registry, repo, "one", "latest")
+    layer, config = one.layers[0].digest, one.config.digest if one.config else one.layers[0].digest
+    for digest in (layer, config):
+        with pytest.raises(Unsupported, match=f"refer to the blob {digest}; delete those first, such as {one.digest}"):
+            await registry.delete_blob(repo, digest, by=BY)
+    assert await read_blob(registry, repo, layer) == b"layer of one"
+    await registry.delete_manifest(repo, one.digest, by=BY)
     await registry.delete_blob(repo, layer, by=BY)
     with pytest.raises(BlobUnknown):
         await registry.resolve_blob(repo, layer)
-    assert (await registry.get_manifest(repo, manifest.digest)).body == manifest.body
-    await push_blob(registry, repo, b"layer of one")
-    assert await read_blob(registry, repo, layer) == b"layer of one"
+
+
+async def test_a_blob_that_another_repository_uses(
+    registry: Registry, repo: RepositoryName, other: RepositoryName
+) -> None:
+    """It is deleted here, and stays there."""
+    image = await push_image(registry, other, "one", "latest")
+    layer = image.layers[0].digest
+    await registry.mount_blob(repo, layer, other, BY)
+    await registry.delete_blob(repo, layer, by=BY)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(repo, layer)
+    assert await read_blob(registry, other, layer) == b"layer of one"

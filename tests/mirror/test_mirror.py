@@ -39,6 +39,17 @@ async def test_writes_are_denied(site: Site, worker: Worker) -> None:
             await attempt
 
 
+async def test_a_delete_drops_a_blob_in_use(site: Site, worker: Worker) -> None:
+    """A mirrored blob is dropped also while manifests here refer to it: the next client gets what upstream has."""
+    site.far.add_image(FAR, b"layer")
+    await worker.mirror.get_manifest(HERE, TAG)
+    assert await read_blob(worker.mirror, HERE, digest_of(b"layer")) == b"layer"
+    await worker.mirror.delete_blob(HERE, digest_of(b"layer"), by=BY)
+    with pytest.raises(BlobUnknown):
+        await worker.store.resolve_blob(HERE, digest_of(b"layer"))
+    assert await read_blob(worker.mirror, HERE, digest_of(b"layer")) == b"layer"
+
+
 async def test_a_delete_drops_the_copy(site: Site, worker: Worker) -> None:
     """Deleting a mirrored tag, manifest or blob drops what is here; the next client gets what upstream has now."""
     old = site.far.add_image(FAR, b"old")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.content import digest_of
-from storage.errors import BlobUnknown, ManifestBlobUnknown
+from storage.errors import BlobUnknown, ManifestBlobUnknown, Unsupported
 from storage.names import RepositoryName
 from storage.patterns import ALL_NAMES
 from storage.stored import StoredRegistry
@@ -53,7 +53,7 @@ async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_
     """The same with a manifest that refers to the blob: after push and collection it is served, byte for byte."""
     await push(registry, APP, BODY)
     await registry.put_manifest(APP, manifest_of(BODY), by=BY)
-    await registry.delete_blob(APP, DIGEST, by=BY)
+    await registry.delete_blob(APP, DIGEST, by=BY, even_referred=True)
     await peer.start("push", APP, BODY, gate)
     collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
     await asyncio.wait([collecting], timeout=0.05)
@@ -108,7 +108,7 @@ async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(registry: S
     await push(registry, APP, BODY)
     await registry.put_manifest(APP, manifest_of(BODY), by=BY)
     await peer.start("mount", WEB, BODY, ("commit", ""))
-    deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY))
+    deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY, even_referred=True))
     assert await peer.finish() is None
     await deleting
     await registry.collector._drop_blobs(_Count())  # type: ignore[arg-type]
@@ -138,6 +138,29 @@ async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_th
     assert await peer.finish() is None
     await collecting
     assert await pull(registry, APP, DIGEST) == BODY
+
+
+async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_other(
+    registry: StoredRegistry, peer: Peer
+) -> None:
+    """While a manifest is being committed, a deletion of its blob waits and is then refused; so is a manifest while the
+    deletion is being committed. Never are both acknowledged."""
+    await push(registry, APP, BODY)
+    await peer.start("manifest", APP, BODY, ("commit", ""))
+    deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY))
+    await asyncio.wait([deleting], timeout=0.05)
+    assert await peer.finish() is None
+    with pytest.raises(Unsupported):
+        await deleting
+    assert await pull(registry, APP, DIGEST) == BODY
+
+    await registry.delete_manifest(APP, manifest_of(BODY).digest, by=BY)
+    await peer.start("delete", APP, BODY, ("commit", ""))
+    putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
+    await asyncio.wait([putting], timeout=0.05)
+    assert await peer.finish() is None
+    with pytest.raises(ManifestBlobUnknown):
+        await putting
 
 
 async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(registry: StoredRegistry) -> None:

@@ -12,9 +12,11 @@ from registry.config import Settings
 from registry.config.settings import Limits
 from registry.http import DistributionAPI
 from registry.http.exchange import Exchange
+from registry.http.pace import HEALTH_OF
 from storage.errors import Unauthorized
 from storage.memory import MemoryRegistry
 from storage.names import RepositoryName
+from storage.opening import prepare
 from tests.registry.driver import Client
 from tests.serving import running_server
 
@@ -79,13 +81,44 @@ async def test_the_key_is_the_address(registry: MemoryRegistry) -> None:
     assert pace.keys == ["192.0.2.1", "2001:0db8:0000:0000::/64", "2001:0db8:0000:0000::/64"]
 
 
-async def test_what_is_beside_v2_is_not_counted(tmp_path: Path, registry: MemoryRegistry) -> None:
-    """Health is asked for by those who watch, and may be as often as they like."""
-    pace = Pace(0, 1)
-    transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, pace=pace.take))
+async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
+    """`/token`, `/api`, logins and paths that do not exist count with the other requests of that address, in one place;
+    a refusal has the headers that browsers want."""
+    prepare(tmp_path)
+    pace = Pace(0, 1.5)
+    app = create_app(Settings(data=tmp_path), pace=pace.take)
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app=app, client=("192.0.2.9", 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+            for method, path in (
+                ("GET", "/token?service=entrepot"),
+                ("POST", "/token"),
+                ("GET", "/api/v1/me"),
+                ("POST", "/api/v1/users"),
+                ("GET", "/api/openapi.json"),
+                ("GET", "/api/docs"),
+                ("GET", "/"),
+                ("GET", "/nothing"),
+                ("GET", "/v2/"),
+            ):
+                answer = await client.request(method, path)
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "2"), path
+                assert answer.json()["errors"][0]["code"] == "TOOMANYREQUESTS"
+                assert path == "/v2/" or answer.headers["x-frame-options"] == "DENY"
+    assert set(pace.keys) == {"192.0.2.9"}
+
+
+async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry) -> None:
+    """Who watches is not refused because of others at the same address, and may ask often whatever the limit is; but
+    not as often as they like."""
+    take = pace_of(Settings(limits=Limits(requests_per_second=0.001, burst=1)))
+    assert take is not None
+    transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, pace=take))
     async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
-        assert (await client.get("/health/live")).status_code == 200
-        assert (await client.get("/v2/")).status_code == 429
+        assert [(await client.get("/v2/")).status_code for _ in range(2)] == [200, 429]
+        assert {(await client.get("/health/live")).status_code for _ in range(20)} == {200}
+        assert 100 < sum(take(f"{HEALTH_OF}192.0.2.1") == 0.0 for _ in range(5000)) < 5000
+        assert take(f"{HEALTH_OF}192.0.2.2") == 0.0
 
 
 def test_what_the_settings_say() -> None:

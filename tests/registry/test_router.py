@@ -245,8 +245,8 @@ async def test_deletes_of_mirrored_names_go_to_the_mirror(houses: Houses, name: 
     stored, repo = RepositoryName("docker.io/library/ubuntu"), RepositoryName(name)
     image = await push_image(houses.hub, stored, "x", "latest", "other")
     await houses.router.delete_tag(repo, Tag("other"), by=BY)
-    await houses.router.delete_blob(repo, image.blobs[0].digest, by=BY)
     await houses.router.delete_manifest(repo, image.digest, by=BY)
+    await houses.router.delete_blob(repo, image.blobs[0].digest, by=BY)
     with pytest.raises(ManifestUnknown):
         await houses.hub.get_manifest(stored, LATEST)
 

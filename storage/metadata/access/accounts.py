@@ -11,6 +11,7 @@ from storage.access import Account, AccountExists, AccountInvalid, AccountName, 
 from storage.content import Actor, Page
 from storage.metadata.access import epoch
 from storage.metadata.access.audit import counted, record
+from storage.metadata.access.paging import page_of
 
 _ACCOUNT = """
 SELECT a.name, a.kind, a.enabled, a.admin, a.version, a.created, a.note, a.password IS NOT NULL,
@@ -53,8 +54,8 @@ def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
 
 
 def page(db: apsw.Connection, kind: Kind | None, after: str | None, limit: int) -> Page[Account]:
-    rows = db.execute(_PAGE, (kind, after or "", limit + 1)).fetchall()
-    return Page([_account(row) for row in rows[:limit]], len(rows) > limit)
+    rows = db.execute(_PAGE, (kind, after or "", limit + 1))
+    return page_of(rows, _account, lambda account: len(account.groups), limit)
 
 
 def check_free(db: apsw.Connection, name: AccountName) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
@@ -10,6 +10,7 @@ import apsw
 from storage.access import (
     Account,
     AccountName,
+    Action,
     ApiToken,
     AuditEntry,
     AuditQuery,
@@ -21,6 +22,7 @@ from storage.access import (
 from storage.blobs.steps import Step
 from storage.content import Actor, Page
 from storage.metadata.access import accounts, audit, audit_pages, epoch, grants, groups, keys, pace, tokens
+from storage.metadata.scanning import ScanThread
 from storage.metadata.writer import Writer
 from storage.patterns import NamePattern
 
@@ -31,13 +33,20 @@ T = TypeVar("T")
 
 
 class SqliteAccounts:
-    """Reads with `db`, on the event loop; changes through `writer`. `version` is a mark of the database that every
+    """Reads with `db`, on the event loop, or where they may look at many rows with `scans`; changes through `writer`.
+    `version` is a mark of the database that every
     commit changes."""
 
     def __init__(
-        self, db: apsw.Connection, writer: Writer, clock: Callable[[], float], version: Callable[[], object]
+        self,
+        db: apsw.Connection,
+        writer: Writer,
+        clock: Callable[[], float],
+        version: Callable[[], object],
+        scans: ScanThread,
     ) -> None:
         self._db = db
+        self._scans = scans
         self._version = version
         self._read_at: object = None
         self._epoch, self._closed = 0, False
@@ -118,6 +127,12 @@ class SqliteAccounts:
     def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
         return groups.page(self._db, after, limit)
 
+    def group(self, name: AccountName) -> tuple[AccountName, tuple[str, ...]]:
+        return groups.group(self._db, name)
+
+    def known_groups(self, names: Iterable[str]) -> set[str]:
+        return groups.known(self._db, names)
+
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
         return groups.groups_of(self._db, member)
 
@@ -137,6 +152,12 @@ class SqliteAccounts:
 
     def grants(self, subjects: Sequence[Subject] | None = None) -> list[Grant]:
         return grants.grants(self._db, subjects)
+
+    def grant_page(self, subjects: Sequence[Subject] | None, after: str | None, limit: int) -> Page[Grant]:
+        return grants.page(self._db, subjects, after, limit)
+
+    def granted(self, subjects: Sequence[Subject]) -> dict[Action, frozenset[NamePattern]]:
+        return grants.granted(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
         await self._change(grants.put, by, grant)
@@ -194,6 +215,9 @@ class SqliteAccounts:
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         return audit_pages.page(self._db, query, limit)
+
+    async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        return await self._scans.run(lambda db: audit_pages.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
         dropped = 0

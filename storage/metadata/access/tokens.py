@@ -13,9 +13,12 @@ from storage.metadata.access.accounts import account, known_name
 from storage.metadata.access.audit import record
 from storage.metadata.access.epoch import raise_epoch
 from storage.metadata.access.grants import known_pattern
+from storage.metadata.access.paging import page_of
 
 MOST = 500
 """API tokens of one account that people made: whoever may make some may not fill the disk with them."""
+LIMITS_OF_A_PAGE = 500
+"""Limits of all tokens on a page, about."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _ONE = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -48,8 +51,7 @@ def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, byt
 def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
     values = (after or "", now, limit + 1)
     found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ONE, (*values, owner))
-    rows = found.fetchall()
-    return Page([_token(row) for row in rows[:limit]], len(rows) > limit)
+    return page_of(found, _token, lambda token: len(token.limits or ()), limit, LIMITS_OF_A_PAGE)
 
 
 def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash: bytes) -> None:
