@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What points at content: its type, digest and size in bytes (OCI image spec, "Content Descriptors")."""
+    """What points at content: its type, digest and size in bytes (OCI image spec, "Content Descriptors"). `verified`:
+    the content is here and has this digest and size; else somebody says so."""
 
     media_type: str
     digest: Digest
@@ -35,6 +36,7 @@ class Descriptor:
     artifact_type: str | None = None
     annotations: Mapping[str, str] | None = None
     platform: Mapping[str, object] | None = None
+    verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
         """As it stands in an index."""

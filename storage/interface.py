@@ -261,8 +261,8 @@ class Partials(Protocol):
 
 
 class Records(Protocol):
-    """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. None of it is
-    durable: a power cut may forget it, and it is asked for again."""
+    """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. Only
+    `confirm` is durable: a power cut may forget the rest, and it is asked for again."""
 
     async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
         """When an upstream was last asked about that reference, and what it said: about the manifest, or the `blob` of
@@ -285,6 +285,16 @@ class Records(Protocol):
 
     async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
         """A repository that has the blob, of those whose names begin with `prefix`, which ends with a '/'."""
+        ...
+
+    async def confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Whether the repository has the blob by its upstream's own word: its bytes came for this repository, or
+        `confirm` was called. False as well when the repository does not have the blob."""
+        ...
+
+    async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
+        """The upstream says that the repository has the blob. Kept with the blob's link to the repository, and only
+        where there is one."""
         ...
 
     async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:

@@ -107,6 +107,12 @@ class Names:
             pattern.matches(name) for pattern in self.patterns if first not in self.guarded or _reaches(pattern, first)
         )
 
+    def without(self, firsts: Iterable[str]) -> Names:
+        """The same set without the names below these first segments."""
+        out = frozenset(firsts)
+        kept = (pattern for pattern in self.patterns if not any(_reaches(pattern, first) for first in out))
+        return Names(frozenset(kept), self.guarded | out)
+
     @cached_property
     def everything(self) -> bool:
         """No name is outside."""

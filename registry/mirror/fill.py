@@ -37,7 +37,7 @@ LOSSES: Final = 40
 @dataclass(frozen=True)
 class Tools:
     """What fills work with. `far` gives a stored name as the upstream has it. `persistence`: seconds without progress
-    after which a fill that somebody reads is given up."""
+    after which a fill that somebody reads is given up. `private`: see `Upstream.private`."""
 
     local: Registry
     source: Source
@@ -49,10 +49,16 @@ class Tools:
     records: Records
     far: Callable[[RepositoryName], RepositoryName]
     persistence: float = PERSISTENCE
+    private: bool = False
+
+    async def entitled(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Whether what the store has of the blob for this repository may be served without a question."""
+        return not self.private or await self.records.confirmed(repo, digest)
 
     async def mount(self, repo: RepositoryName, digest: Digest) -> bool:
         """Gives a repository that is entitled to the blob what another of this upstream's has. Of no other's: whoever
-        publishes a manifest at one upstream must not read with it what is hosted here, or comes from another."""
+        publishes a manifest at one upstream must not read with it what is hosted here, or comes from another. Of a
+        private upstream, the caller has the upstream's own word that the repository has the blob."""
         holder = await self.records.holder(f"{self.source.name}/", digest)
         if holder is None:
             return False
@@ -60,12 +66,14 @@ class Tools:
             await self.local.mount_blob(repo, digest, holder, MIRROR)
         except BlobUnknown:  # collected since
             return False
+        if self.private:
+            await self.records.confirm(repo, digest)
         return True
 
 
 class Fill:
-    """`size` in bytes. `repo` is asked for the blob; `repositories` get it. `error`: why it ended, where it did not end
-    well."""
+    """`size` in bytes. `repo` is asked for the blob; `repositories` get it: each of them is entitled to it. `error`:
+    why it ended, where it did not end well."""
 
     def __init__(self, tools: Tools, repo: RepositoryName, digest: Digest, size: int) -> None:
         self.repo = repo

@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 
 from storage.content import Allowance, Check, Manifest
+from storage.metadata.blob_changes import confirm_blob
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName
 
@@ -24,9 +25,14 @@ _HOLDER = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND r.name >= ?2 AND r.name < ?3 LIMIT 1"""
 
+_CONFIRMED = """
+SELECT l.confirmed
+  FROM repository r JOIN blob b ON b.digest = ?2 JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
+ WHERE r.name = ?1"""
+
 
 class SqliteRecords:
-    """Reads with `db`, on the event loop; changes through `writer`, none of them durable."""
+    """Reads with `db`, on the event loop; changes through `writer`, of which only `confirm` is durable."""
 
     def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
         self._db = db
@@ -67,6 +73,12 @@ class SqliteRecords:
     async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
         name = self._db.execute(_HOLDER, (digest, prefix, prefix[:-1] + "0")).get  # '0' comes after '/'
         return None if name is None else RepositoryName(name)
+
+    async def confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
+        return bool(self._db.execute(_CONFIRMED, (repo, digest)).get)
+
+    async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
+        await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING)).fetchall()
