@@ -99,6 +99,15 @@ def content_headers(digest: Digest) -> list[Header]:
     return [(b"docker-content-digest", encoded), (b"etag", b'"%b"' % encoded)]
 
 
+def blob_headers(digest: Digest, *, verified: bool) -> list[Header]:
+    """The same of a blob, and whether a cache may keep it. While its digest has not been checked, the digest only says
+    which content was asked for: there is no validator then, and nothing of the answer may be stored. A range can be
+    complete long before the blob is."""
+    if verified:
+        return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
+    return [(b"docker-content-digest", digest.encode("ascii")), NEVER_STORE, ACCEPT_RANGES]
+
+
 def warning_headers() -> list[Header]:
     """What the client should be told about this answer: a Warning, as the spec has it ("Warnings")."""
     text = NOTICE.get()

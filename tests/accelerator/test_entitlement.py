@@ -28,8 +28,8 @@ LAYER = noise_blob("secret", SIZE)
 
 
 def image(name: str) -> Holding:
-    """One that has the secret layer in its manifest."""
-    return manifest_of(Blob(json.dumps({"name": name}).encode(), CONFIG), LAYER)
+    """One that has the secret layer in its manifest, after one of its own."""
+    return manifest_of(Blob(json.dumps({"name": name}).encode(), CONFIG), noise_blob(name, 1000), LAYER)
 
 
 def start(site: Site, prefetch: str = "off", **switches: Any) -> None:
@@ -88,6 +88,9 @@ def test_a_known_digest_opens_no_blob_of_another_repository(site: Site) -> None:
         assert answer.status_code == 404, answer.request
         assert LAYER.read(0, 10) not in answer.content
     assert heads(site, ATTACKER) == 1
+    for digest in (image(SECRET).digest, image(SECRET).config.digest):
+        assert site.http.get(f"/v2/docker.io/{ATTACKER}/manifests/{digest}", headers=attacker).status_code == 404
+        assert site.http.get(f"/v2/docker.io/{ATTACKER}/blobs/{digest}", headers=attacker).status_code == 404
 
 
 def test_a_known_digest_opens_no_blob_that_is_on_its_way_in(site: Site) -> None:
@@ -163,10 +166,12 @@ def test_what_is_fetched_ahead_is_entitled_as_well(site: Site) -> None:
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
     assert pull(site, SECRET, reader).body == LAYER.read()
-    config = image(ATTACKER).config.digest
+    own = image(ATTACKER).layers[0].digest
     assert site.http.get(f"/v2/docker.io/{ATTACKER}/manifests/1", headers=attacker).status_code == 200
-    assert site.http.get(f"/v2/docker.io/{ATTACKER}/blobs/{config}", headers=attacker).status_code == 200
+    assert site.http.get(f"/v2/docker.io/{ATTACKER}/blobs/{own}", headers=attacker).status_code == 200
+    site.hub.until(lambda: heads(site, ATTACKER) == 1)
     assert site.http.get(blob(ATTACKER), headers=attacker).status_code == 404
+    assert heads(site, ATTACKER) == 1
 
 
 @pytest.mark.parametrize("size", [SIZE + 1, 10, 0])
@@ -174,7 +179,7 @@ def test_a_manifest_cannot_choose_a_blobs_size(site: Site, size: int) -> None:
     """What the headers say of a blob that is not here is what the upstream says, whatever a manifest claims."""
     start(site)
     document = json.loads(image(PARTNER).body)
-    document["layers"][0]["size"] = size
+    document["layers"][1]["size"] = size
     liar = Holding(json.dumps(document).encode(), image(PARTNER).media_type, image(PARTNER).blobs)
     site.content.add(PARTNER, liar, "liar")
     site.hub.put(site.content)

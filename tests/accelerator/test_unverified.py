@@ -12,11 +12,12 @@ from tests.clients.images import MIB
 IMMUTABLE = "max-age=31536000, immutable"
 
 
-def held(site: Site) -> None:
-    """The blob comes in up to its first MiB."""
+def held(site: Site, **fault: int) -> None:
+    """The blob has come in up to its first MiB, for a client that reads it."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
+    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, **fault)
+    site.get().reached(MIB)
 
 
 def unverified(site: Site, headers: Mapping[str, str]) -> bool:
@@ -80,9 +81,7 @@ def test_conditions_do_not_hold_for_what_is_not_checked(site: Site) -> None:
 
 def test_bytes_of_a_bad_blob_are_not_sent_again(site: Site) -> None:
     """A range of wrong bytes that was sent before anybody knew is not what the same range brings afterwards."""
-    held(site)
-    site.hub.clear()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
+    held(site, corrupt=5)
     early = site.get(span="0-9").ended()
     assert early.whole
     assert early.body != site.blob[:10]
