@@ -123,6 +123,23 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """How often owners of a blob on its way in have given it up, and what the last of them left as the reason."""
+
+    times: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WrongBytes:
+    """That an endpoint sent other bytes for a blob than its digest says: how often, and when the last time (seconds
+    since 1970)."""
+
+    times: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Allowance:
     """What an upstream still lets us ask: `remaining` requests (None: it does not say) of `limit`, as of `at`; none
     before `until` (0.0: no such wish). Times in seconds since 1970."""

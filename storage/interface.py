@@ -10,7 +10,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
-from storage.content import Actor, Allowance, Check, Condition, Descriptor, Manifest, OpenFile, Page, Span
+from storage.content import (
+    Actor,
+    Allowance,
+    Check,
+    Condition,
+    Descriptor,
+    GivenUp,
+    Manifest,
+    OpenFile,
+    Page,
+    Span,
+    WrongBytes,
+)
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES, Names
 
@@ -234,6 +246,16 @@ class Partial(Protocol):
         """Its owner, in whatever process, asks for bytes; else it has not come to its turn. Raises StorageFailed."""
         ...
 
+    async def give_up(self, reason: str) -> None:
+        """The owner's, before `close`: tells all who follow why it goes. What has come stays. Raises nothing: where it
+        cannot be told, they learn only that there is no owner any more."""
+        ...
+
+    @property
+    def given_up(self) -> GivenUp:
+        """Who follows compares what it was before. A call to the system; raises StorageFailed."""
+        ...
+
     async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         """The owner's, with nothing missing: checks the digest (most of it was hashed while it came), makes the bytes a
         blob of `repo`, durably, and tells all who wait. Raises DigestInvalid (nothing is kept; those who wait get it
@@ -297,13 +319,16 @@ class Records(Protocol):
         where there is one."""
         ...
 
-    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
-        """The endpoints that sent wrong bytes for the blob, the last time at most so many seconds ago, and how often
-        they did."""
+    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, WrongBytes]:
+        """The endpoints that sent wrong bytes for the blob, the last time at most so many seconds ago."""
         ...
 
     async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         """They did once more. What is older than so many seconds is forgotten."""
+        ...
+
+    async def forget_wrong(self, upstream: str, digests: Collection[Digest]) -> int:
+        """Nobody is known to have sent wrong bytes for these blobs any more; for how many of them somebody was."""
         ...
 
     async def token(self, key: str) -> tuple[str, float] | None:

@@ -23,8 +23,18 @@ from registry.http.namespaces import Namespaces
 from registry.http.ready import Ready, ReadyAnswers
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
+from registry.logs import mark_logged
 from registry.notices import NOTICE
-from storage.errors import RegistryError, StorageFailed, TooManyRequests, Unauthorized
+from storage.errors import (
+    DigestInvalid,
+    PartialLost,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    TooManyRequests,
+    Unauthorized,
+    UpstreamUnavailable,
+)
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -124,7 +134,7 @@ class DistributionAPI:
             return
         except RegistryError as error:
             if exchange.started:
-                error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
+                _log_cut(exchange, error)
                 raise
             _log_failure(exchange, error)
             await send_error(exchange, error, *self._challenge(exchange, error))
@@ -213,4 +223,16 @@ def _log_failure(exchange: Exchange, error: RegistryError) -> None:
     status = status_of(error)
     if status >= 500:
         cause = error if isinstance(error, StorageFailed) else None
-        log.error("request %s answered %d %s: %s", exchange.request_id, status, error.code, error, exc_info=cause)
+        level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
+        log.log(level, "request %s answered %d %s: %s", exchange.request_id, status, error.code, error, exc_info=cause)
+
+
+def _log_cut(exchange: Exchange, error: RegistryError) -> None:
+    """An answer that breaks off after its headers. One line, whoever sees the error next: none of these is a fault of
+    the program. What was wrong with an upstream's bytes has been logged by who fetched them."""
+    if isinstance(error, StorageFull | StorageFailed):
+        level = logging.ERROR
+    else:
+        level = logging.INFO if isinstance(error, DigestInvalid) else logging.WARNING
+    log.log(level, "request %s was cut off, %s: %s", exchange.request_id, error.code, error.message)
+    mark_logged(error)

@@ -10,7 +10,7 @@ from registry.http.errors import body_of, status_of
 from registry.http.exchange import Exchange, Header
 from registry.notices import NOTICE
 from storage.content import BLOB_TYPE
-from storage.errors import RangeInvalid, RegistryError, TooManyRequests
+from storage.errors import RangeInvalid, RegistryError, TooManyRequests, UpstreamUnavailable
 from storage.names import Digest
 
 API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
@@ -80,7 +80,7 @@ async def send_failure(exchange: Exchange) -> None:
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
     if status == 405:
         return [allow(method for method in exchange.allowed if method != exchange.method)]
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | UpstreamUnavailable) and error.retry_after is not None:
         return [(b"retry-after", b"%d" % error.retry_after)]
     if isinstance(error, RangeInvalid) and error.size is not None:
         return [(b"content-range", b"bytes */%d" % error.size), ACCEPT_RANGES]

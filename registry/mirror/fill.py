@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from registry.mirror.breaks import PERSISTENCE
+from registry.mirror.breaks import PERSISTENCE, failure_from, reason_of
 from registry.mirror.demand import Demand
 from registry.mirror.download import Download, Unread
 from registry.mirror.flights import end
@@ -23,7 +23,14 @@ from registry.mirror.slots import Slots
 from registry.mirror.source import Source
 from registry.mirror.suspicions import Suspicions
 from storage.content import OpenFile
-from storage.errors import BlobUnknown, PartialLost, RegistryError, UpstreamUnavailable
+from storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    PartialLost,
+    RegistryError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from storage.interface import Partial, Partials, Records, Registry, Turns
 from storage.names import Digest, RepositoryName
 
@@ -138,6 +145,8 @@ class Fill:
                     return await self._partial.wait(at)
                 except PartialLost:
                     await self._next_turn(turn)
+                except DigestInvalid:
+                    await self._ended.wait()  # it is about to end; whoever asks again then gets another fill
         if self.error is not None:
             raise self.error
         return self.size
@@ -156,11 +165,21 @@ class Fill:
                 await self._tools.misses.note(self.repo, self.digest)
         except RegistryError as failure:
             error = failure
+            await self._tell_followers(failure)
         except Exception:
             log.exception("the fill of %s failed", self.digest)
             error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
         finally:
             self._end(error)
+
+    async def _tell_followers(self, failure: RegistryError) -> None:
+        """Of other processes: so that they need not find out for themselves, one after the other and each as patiently,
+        what this one knows. Where nothing has come yet each finds it out within moments."""
+        partial = self._partial
+        if partial is None or not partial.owned or not (self._answer.is_set() or isinstance(failure, UpstreamTimeout)):
+            return
+        if (reason := reason_of(self.repo, failure)) is not None:
+            await partial.give_up(reason)
 
     def abandon(self) -> None:
         """Its task has ended, perhaps before it began."""
@@ -181,9 +200,12 @@ class Fill:
         while not owned:
             if not self.demand.asked.is_set():
                 raise Unread  # another process is at it
+            before = partial.given_up
             partial.want()
             if await self._follow(partial):
                 return await self._link(self.repositories)
+            if (given_up := partial.given_up) != before and (failure := failure_from(self.repo, given_up.reason)):
+                raise failure
             owned = partial.own()
             self._take_turn()
             if not owned:
@@ -222,7 +244,7 @@ class Fill:
             tools.far(self.repo),
             partial,
             self.demand,
-            await tools.suspicions.avoided(self.digest),
+            await tools.suspicions.avoided(self.repo, self.digest),
             self._answer.set,
             begun=self._answer.is_set(),
             persistence=tools.persistence,
@@ -259,7 +281,8 @@ class Fill:
         unseen."""
         if self._turn == turn and not self.ended:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._turned.wait(), RETRY)
+                async with asyncio.timeout(RETRY):
+                    await self._turned.wait()
 
 
 def _stopping() -> UpstreamUnavailable:

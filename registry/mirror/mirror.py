@@ -58,7 +58,7 @@ class Mirror(Refusing):
         self._name = settings.name
         freshness = Freshness(settings, clock)
         self._misses = Misses(records, freshness)
-        slots, suspicions = Slots(turns, source), Suspicions(records, source.name)
+        slots, suspicions = Slots(turns, source), Suspicions(records, source, clock)
         tools = Tools(
             *(local, source, partials, turns, slots, self._misses, suspicions, records, self.far),
             persistence=persistence,

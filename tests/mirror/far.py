@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from registry.mirror.source import RangesUnsupported, Sink
@@ -41,9 +41,9 @@ class FarRegistry:
 
     name = "docker.io"
 
-    def __init__(self, connections: int = 4, endpoints: tuple[str, ...] = ("https://one",)) -> None:
+    def __init__(self, connections: int = 4, endpoints: Sequence[str] = ("https://one",)) -> None:
         self.connections = connections
-        self.endpoints = endpoints
+        self.endpoints: Sequence[str] = endpoints
         self.faults = Faults()
         self.blobs: dict[tuple[str, Digest], bytes] = {}
         self.manifests: dict[tuple[str, Reference], Manifest] = {}
