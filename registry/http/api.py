@@ -222,9 +222,9 @@ def _log_failure(exchange: Exchange, error: RegistryError) -> None:
     """What is nobody's request's fault is the operator's to know."""
     status = status_of(error)
     if status >= 500:
-        cause = error if isinstance(error, StorageFailed) else None
         level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
-        log.log(level, "request %s answered %d %s: %s", exchange.request_id, status, error.code, error, exc_info=cause)
+        text = f"request {exchange.request_id} answered {status} {error.code}: {_in_full(error)}"
+        log.log(level, "%s", text, exc_info=error if _is_strange(error) else None)
 
 
 def _log_cut(exchange: Exchange, error: RegistryError) -> None:
@@ -234,5 +234,16 @@ def _log_cut(exchange: Exchange, error: RegistryError) -> None:
         level = logging.ERROR
     else:
         level = logging.INFO if isinstance(error, DigestInvalid) else logging.WARNING
-    log.log(level, "request %s was cut off, %s: %s", exchange.request_id, error.code, error.message)
+    text = f"request {exchange.request_id} was cut off, {error.code}: {_in_full(error)}"
+    log.log(level, "%s", text, exc_info=error if _is_strange(error) else None)
     mark_logged(error)
+
+
+def _in_full(error: RegistryError) -> str:
+    """With what the disk said."""
+    return f"{error} ({error.__cause__})" if isinstance(error.__cause__, OSError) else str(error)
+
+
+def _is_strange(error: RegistryError) -> bool:
+    """Whether it takes a traceback to understand: the store failed, and not because of what the disk said."""
+    return isinstance(error, StorageFailed) and error.__cause__ is not None and _in_full(error) == str(error)
