@@ -46,9 +46,9 @@ class Blobs:
             with suppress(BlobUnknown):
                 return await tools.local.resolve_blob(repo, digest)
         size, _ = await self._entitle(repo, digest, ends)
-        if tools.private and await tools.mount(repo, digest):  # so that it need not be asked again
+        if tools.private and (holder := await tools.mount(repo, digest)):  # so that it need not be asked again
             with suppress(BlobUnknown):
-                return await tools.local.resolve_blob(repo, digest)
+                return await tools.local.resolve_blob(holder, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
@@ -64,9 +64,9 @@ class Blobs:
         size, manifests = await self._entitle(repo, digest, ends)
         within = span.within(size) if span else (0, size)
         for _ in range(ATTEMPTS):
-            if await self._tools.mount(repo, digest):
+            if holder := await self._tools.mount(repo, digest):
                 with suppress(BlobUnknown):
-                    return await local.open_blob(repo, digest, span)
+                    return await local.open_blob(holder, digest, span)
             fill = self._fills.want(repo, digest, size)
             self._prefetch.on_blob(repo, digest, manifests)
             try:

@@ -28,6 +28,7 @@ from storage.errors import (
     DigestInvalid,
     PartialLost,
     RegistryError,
+    StorageFull,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -62,20 +63,23 @@ class Tools:
         """Whether what the store has of the blob for this repository may be served without a question."""
         return not self.private or await self.records.confirmed(repo, digest)
 
-    async def mount(self, repo: RepositoryName, digest: Digest) -> bool:
+    async def mount(self, repo: RepositoryName, digest: Digest) -> RepositoryName | None:
         """Gives a repository that is entitled to the blob what another of this upstream's has. Of no other's: whoever
         publishes a manifest at one upstream must not read with it what is hosted here, or comes from another. Of a
-        private upstream, the caller has the upstream's own word that the repository has the blob."""
+        private upstream, the caller has the upstream's own word that the repository has the blob. Returns the
+        repository through which it can be read: where the disk is full, the other one."""
         holder = await self.records.holder(f"{self.source.name}/", digest)
         if holder is None:
-            return False
+            return None
         try:
             await self.local.mount_blob(repo, digest, holder, MIRROR)
+            if self.private:
+                await self.records.confirm(repo, digest)
         except BlobUnknown:  # collected since
-            return False
-        if self.private:
-            await self.records.confirm(repo, digest)
-        return True
+            return None
+        except StorageFull:
+            return holder
+        return repo
 
 
 class Fill:
@@ -244,7 +248,7 @@ class Fill:
             tools.far(self.repo),
             partial,
             self.demand,
-            await tools.suspicions.avoided(self.repo, self.digest),
+            await tools.suspicions.choose(self.repo, self.digest),
             self._answer.set,
             begun=self._answer.is_set(),
             persistence=tools.persistence,

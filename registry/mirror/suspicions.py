@@ -4,7 +4,8 @@ none, nobody is asked for a moment that grows with each fetch that brings wrong 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Final
 
@@ -28,6 +29,15 @@ def pause_after(times: int) -> float:
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_PAUSE)
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Of the endpoints for one fetch. `last`: to be asked only when no other has the blob. `refused`: not to be taken
+    from at all now, and what is said instead."""
+
+    last: frozenset[str] = frozenset()
+    refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
+
+
 class Suspicions:
     """At one upstream. `clock`: seconds since 1970."""
 
@@ -36,31 +46,30 @@ class Suspicions:
         self._source = source
         self._clock = clock
 
-    async def avoided(self, repo: RepositoryName, digest: Digest) -> frozenset[str]:
-        """The endpoints not to be asked for the blob while there are others: those that sent it wrong more often.
-        Raises UpstreamUnavailable, which says who sent wrong bytes and when to come again, while all of them are left
-        alone."""
+    async def choose(self, repo: RepositoryName, digest: Digest) -> Choice:
+        """Those that sent the blob wrong more often than others come last. Raises UpstreamUnavailable, which says who
+        sent wrong bytes and when to come again, while all of them are left alone."""
         wrong = await self._records.wrong_senders(self._source.name, digest, MEMORY)
         if not wrong:
-            return frozenset()
+            return Choice()
         waits = {each: self._wait(wrong[each]) if each in wrong else 0.0 for each in self._source.endpoints}
         free = [each for each, wait in waits.items() if wait <= 0]
         if not free:
-            raise self._refusal(repo, digest, ceil(min(waits.values())))
+            raise self._refusal(repo, digest, ", ".join(waits), min(waits.values()))
         least = min(wrong[each].times if each in wrong else 0 for each in free)
-        return frozenset(each for each, seen in wrong.items() if seen.times > least)
+        last = frozenset(each for each, seen in wrong.items() if seen.times > least)
+        return Choice(last, {each: self._refusal(repo, digest, each, wait) for each, wait in waits.items() if wait > 0})
 
     def _wait(self, seen: WrongBytes) -> float:
         pause = pause_after(seen.times)
         return min(seen.at + pause - self._clock(), pause)  # no longer, where the clock was set back
 
-    def _refusal(self, repo: RepositoryName, digest: Digest, seconds: int) -> UpstreamUnavailable:
-        upstream = f"{self._source.name} ({', '.join(self._source.endpoints)})"
+    def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
         return UpstreamUnavailable(
-            f"the upstream {upstream} sent wrong bytes for {digest}; it is asked again in {seconds} s, "
-            f"or at once after: entrepot mirror refresh {repo}@{digest}",
+            f"the upstream {self._source.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
+            f"{ceil(wait)} s, or at once after: entrepot mirror refresh {repo}@{digest}",
             {"digest": digest},
-            retry_after=seconds,
+            retry_after=ceil(wait),
         )
 
     async def note(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:

@@ -167,6 +167,24 @@ async def test_only_wrong_bytes(site: Site) -> None:
         assert await read_blob(worker.mirror, HERE, digest) == b"a small layer"
 
 
+async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: Site, worker: Worker) -> None:
+    """The endpoint that is left alone is not taken from instead: nobody gets its bytes before its pause is over."""
+    site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
+    site.far.faults.corrupt = {"https://one"}
+    await begun(site, worker, SMALL)
+    for _ in range(2):
+        with pytest.raises(DigestInvalid):
+            await read_blob(worker.mirror, HERE, digest_of(SMALL))
+    site.far.sent.clear()
+    for _ in range(3):
+        with pytest.raises(UpstreamUnavailable, match=r"docker\.io \(https://one\) sent wrong bytes") as raised:
+            await worker.mirror.open_blob(HERE, digest_of(SMALL))
+        assert raised.value.retry_after == 2
+    assert site.far.sent == {}
+    site.far.faults.away = set()
+    assert await read_blob(worker.mirror, HERE, digest_of(SMALL)) == SMALL
+
+
 async def test_wrong_bytes_are_forgotten(site: Site, worker: Worker) -> None:
     """Long after the last of them, or when somebody says so."""
     site.far.faults.corrupt = {"https://one"}
