@@ -28,6 +28,16 @@ _NOT_FOUND_OUT = {
 """What other formatters than ours may ask of a record."""
 
 
+def mark_logged(error: BaseException) -> None:
+    """Whoever catches it further up has nothing to log any more."""
+    error.__dict__["logged"] = True
+
+
+def was_logged(error: BaseException | None) -> bool:
+    """Whether `mark_logged` was called."""
+    return error is not None and "logged" in error.__dict__
+
+
 class LineRecord(logging.LogRecord):
     """A record with what a line shows. Finding out the rest, and that on every request, costs more than the line."""
 

@@ -51,7 +51,14 @@ async def open_service(
             mirrors[upstream.name] = mirror
         default = settings.default_upstream
         router = Router(
-            stored, mirrors, stored.known, default=default, prefixes=settings.hosted.prefixes, readable=readable
+            stored,
+            mirrors,
+            stored.known,
+            default=default,
+            prefixes=settings.hosted.prefixes,
+            readable=readable,
+            private=[upstream.name for upstream in settings.upstream if upstream.private],
+            confirmed=stored.records.confirmed,
         )
         if scheduled and mirrors:
             from registry.mirror.schedule import warming

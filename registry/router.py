@@ -17,7 +17,7 @@ What is pulled by a private name before its first push tells it; `[hosted] prefi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final, NamedTuple, NoReturn
 
@@ -51,9 +51,18 @@ _UNOBTAINABLE: Final = (
 Readable = Callable[[RepositoryName], bool]
 
 
+Confirmed = Callable[[RepositoryName, Digest], Awaitable[bool]]
+"""Whether a repository has a blob by its upstream's own word."""
+
+
 def anything(repo: RepositoryName) -> bool:
     """Everything may be read."""
     return True
+
+
+async def unconfirmed(repo: RepositoryName, digest: Digest) -> bool:
+    """Nothing is confirmed."""
+    return False
 
 
 class Place(NamedTuple):
@@ -68,7 +77,9 @@ class Router(Refusing):
     """`hosted` and the mirrors, by their upstreams' names. `default` is one of those, `prefixes` the patterns of names
     that are ours; `known` tells whether anything was ever put into a repository of the store that `hosted` is and the
     mirrors share, which must never become untrue. `readable` tells whether who acts may read a mirror's repository, by
-    its stored name; what nobody asked to read is not brought over for them."""
+    its stored name; what nobody asked to read is not brought over for them. `private` are the upstreams of which the
+    store may hold links that the upstream has not confirmed; `confirmed` tells of one whether it has. Nothing is
+    mounted by the others."""
 
     def __init__(
         self,
@@ -79,6 +90,8 @@ class Router(Refusing):
         default: str | None = None,
         prefixes: Sequence[str] = (),
         readable: Readable = anything,
+        private: Collection[str] = (),
+        confirmed: Confirmed = unconfirmed,
     ) -> None:
         if default is not None and default not in mirrors:
             raise ValueError(f"the default upstream {default} is not mirrored")
@@ -87,6 +100,8 @@ class Router(Refusing):
         self.default = default
         self._known = known
         self._readable = readable
+        self._private = frozenset(private)
+        self._confirmed = confirmed
         self._patterns = [NamePattern(prefix) for prefix in prefixes]
         self._seen: set[RepositoryName] = set()
 
@@ -256,10 +271,19 @@ class Router(Refusing):
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
     ) -> Descriptor:
-        """The source may be mirrored; what of it is here can be mounted. A set is one of stored names."""
+        """The source may be mirrored; what of it is here can be mounted. A set is one of stored names; in those of
+        private upstreams nothing is looked for unless the source is named."""
         self._check_push(repo)
         if isinstance(source, RepositoryName):
-            source = (await self.locate(source)).repo
+            return await self._mount_from((await self.locate(source)).repo, repo, digest, by)
+        if self._private:
+            source = source.without(self._private)
+        return await self.hosted.mount_blob(repo, digest, source, by)
+
+    async def _mount_from(self, source: RepositoryName, repo: RepositoryName, digest: Digest, by: Actor) -> Descriptor:
+        """`source` is a stored name. Raises BlobUnknown."""
+        if source.partition("/")[0] in self._private and not await self._confirmed(source, digest):
+            raise BlobUnknown(f"{source} has no blob {digest}")
         return await self.hosted.mount_blob(repo, digest, source, by)
 
     async def put_manifest(
@@ -310,14 +334,14 @@ class Router(Refusing):
             await self.hosted.resolve_blob(repo, digest)
             return
         with suppress(BlobUnknown):
-            await self.hosted.mount_blob(repo, digest, source.repo, by)
+            await self._mount_from(source.repo, repo, digest, by)
             return
         # A client that does not wait until all of it is here finds it there the next time.
         async with aclosing(await source.registry.open_blob(source.repo, digest)) as reader:
             start, stop = reader.span
             if start < stop:
                 await reader.ready(stop - 1)
-        await self.hosted.mount_blob(repo, digest, source.repo, by)
+        await self._mount_from(source.repo, repo, digest, by)
 
     async def _bring_manifest(self, digest: Digest, source: Place, repo: RepositoryName, by: Actor) -> None:
         with suppress(ManifestUnknown):

@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What points at content: its type, digest and size in bytes (OCI image spec, "Content Descriptors")."""
+    """What points at content: its type, digest and size in bytes (OCI image spec, "Content Descriptors"). `verified`:
+    the content is here and has this digest and size; else somebody says so."""
 
     media_type: str
     digest: Digest
@@ -35,6 +36,7 @@ class Descriptor:
     artifact_type: str | None = None
     annotations: Mapping[str, str] | None = None
     platform: Mapping[str, object] | None = None
+    verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
         """As it stands in an index."""
@@ -120,6 +122,23 @@ class Check:
 
     at: float
     known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """How often owners of a blob on its way in have given it up, and what the last of them left as the reason."""
+
+    times: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WrongBytes:
+    """That an endpoint sent other bytes for a blob than its digest says: how often, and when the last time (seconds
+    since 1970)."""
+
+    times: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,8 +137,14 @@ class TooManyRequests(RegistryError):
 
 
 class UpstreamUnavailable(RegistryError):
+    """`retry_after`: in so many seconds it is worth another try; None: nobody knows."""
+
     code = "UNAVAILABLE"
     default = "the upstream registry does not answer"
+
+    def __init__(self, message: str | None = None, detail: object = None, *, retry_after: int | None = None) -> None:
+        super().__init__(message, detail)
+        self.retry_after = retry_after
 
 
 class UpstreamTimeout(UpstreamUnavailable):

@@ -10,7 +10,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
-from storage.content import Actor, Allowance, Check, Condition, Descriptor, Manifest, OpenFile, Page, Span
+from storage.content import (
+    Actor,
+    Allowance,
+    Check,
+    Condition,
+    Descriptor,
+    GivenUp,
+    Manifest,
+    OpenFile,
+    Page,
+    Span,
+    WrongBytes,
+)
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES, Names
 
@@ -237,6 +249,16 @@ class Partial(Protocol):
         """Its owner, in whatever process, asks for bytes; else it has not come to its turn. Raises StorageFailed."""
         ...
 
+    async def give_up(self, reason: str) -> None:
+        """The owner's, before `close`: tells all who follow why it goes. What has come stays. Raises nothing: where it
+        cannot be told, they learn only that there is no owner any more."""
+        ...
+
+    @property
+    def given_up(self) -> GivenUp:
+        """Who follows compares what it was before. A call to the system; raises StorageFailed."""
+        ...
+
     async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         """The owner's, with nothing missing: checks the digest (most of it was hashed while it came), makes the bytes a
         blob of `repo`, durably, and tells all who wait. Raises DigestInvalid (nothing is kept; those who wait get it
@@ -264,8 +286,8 @@ class Partials(Protocol):
 
 
 class Records(Protocol):
-    """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. None of it is
-    durable: a power cut may forget it, and it is asked for again."""
+    """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. Only
+    `confirm` is durable: a power cut may forget the rest, and it is asked for again."""
 
     async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
         """When an upstream was last asked about that reference, and what it said: about the manifest, or the `blob` of
@@ -290,13 +312,26 @@ class Records(Protocol):
         """A repository that has the blob, of those whose names begin with `prefix`, which ends with a '/'."""
         ...
 
-    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
-        """The endpoints that sent wrong bytes for the blob, the last time at most so many seconds ago, and how often
-        they did."""
+    async def confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Whether the repository has the blob by its upstream's own word: its bytes came for this repository, or
+        `confirm` was called. False as well when the repository does not have the blob."""
+        ...
+
+    async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
+        """The upstream says that the repository has the blob. Kept with the blob's link to the repository, and only
+        where there is one."""
+        ...
+
+    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, WrongBytes]:
+        """The endpoints that sent wrong bytes for the blob, the last time at most so many seconds ago."""
         ...
 
     async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         """They did once more. What is older than so many seconds is forgotten."""
+        ...
+
+    async def forget_wrong(self, upstream: str, digests: Collection[Digest]) -> int:
+        """Nobody is known to have sent wrong bytes for these blobs any more; for how many of them somebody was."""
         ...
 
     async def token(self, key: str) -> tuple[str, float] | None:

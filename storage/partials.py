@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from storage.blobs.disk import DiskBlobs
 from storage.blobs.files import told
@@ -12,7 +13,7 @@ from storage.blobs.partial_file import PartialFile
 from storage.blobs.partials import Names, Opened, expire_partial, open_partial, partials_in
 from storage.blobs.progress import Status
 from storage.blobs.watch import Watch
-from storage.content import BLOB_TYPE, Descriptor, OpenFile
+from storage.content import BLOB_TYPE, Descriptor, GivenUp, OpenFile
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
 from storage.locks import KeyedLocks
 from storage.metadata.catalog import Metadata
@@ -69,6 +70,14 @@ class StoredPartial:
     def begun(self) -> bool:
         return not self._closed and self._shared.marks.begun()
 
+    async def give_up(self, reason: str) -> None:
+        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.working(self):
+            await self._partials.run(lambda: self._shared.give_up(reason))
+
+    @property
+    def given_up(self) -> GivenUp:
+        return GivenUp() if self._closed else self._shared.given_up
+
     async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         return await asyncio.shield(self._partials.finish(self, self._shared, repo, blame))
 
@@ -85,6 +94,7 @@ class StoredPartials:
 
     def __init__(self, blobs: DiskBlobs, metadata: Metadata, boot: str) -> None:
         self._blobs = blobs
+        self.run = blobs.run
         self._metadata = metadata
         self._boot = boot[:40]
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="partials")

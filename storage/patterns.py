@@ -80,6 +80,12 @@ class Names:
             return False
         return self._limits is None or self._limits.matches(name)
 
+    def without(self, firsts: Iterable[str]) -> Names:
+        """The same set without the names below these first segments."""
+        out = frozenset(firsts)
+        kept = (pattern for pattern in self.patterns if not any(_reaches(pattern, first) for first in out))
+        return Names(frozenset(kept), self.guarded | out)
+
     @cached_property
     def everything(self) -> bool:
         """No name is outside."""

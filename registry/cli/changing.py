@@ -14,7 +14,7 @@ from registry.mirror.mirror import Mirror
 from registry.router import Place, Router
 from storage.content import Actor
 from storage.errors import ManifestUnknown, NameUnknown, UpstreamUnavailable
-from storage.names import Digest, Location, RepositoryName
+from storage.names import Digest, Location, Reference, RepositoryName, Tag
 from storage.stored import StoredRegistry
 from storage.upkeep.holdings import open_holdings
 
@@ -22,26 +22,61 @@ OPERATOR = Actor(name="entrepot mirror")
 
 
 async def refreshed(router: Router, stored: StoredRegistry, where: Location) -> str:
-    """Raises ManifestUnknown (it is gone upstream), UpstreamUnavailable (nobody could say; the cached copy stays)."""
+    """Raises ManifestUnknown (it is gone upstream), UpstreamUnavailable (nobody could say; the cached copy stays).
+    Whatever it raises, it is forgotten who sent wrong bytes for what the reference names."""
     place = await _mirrored(router, where.repository)
-    before = await _held(stored, place.repo, where)
+    cleared = await _forget_wrong(stored, place, where)
     if isinstance(where.reference, Digest):
-        if before is not None:
-            return "a digest means the same for ever; it is here"
-        return f"new here: {(await place.registry.get_manifest(place.repo, where.reference)).digest}"
+        said = await _refreshed_digest(stored, place, where, where.reference, cleared)
+    else:
+        said = await _refreshed_tag(stored, place, where, where.reference)
+        cleared += await _forget_wrong(stored, place, where)
+    if not cleared:
+        return said
+    return f"{said}; {counted(cleared, 'blob')} that came with wrong bytes may be asked for again at once"
+
+
+async def _refreshed_digest(stored: StoredRegistry, place: Place, where: Location, digest: Digest, cleared: int) -> str:
+    if await _held(stored, place.repo, where) is not None:
+        return "a digest means the same for ever; it is here"
+    if cleared:  # bytes that are wrong are only remembered of blobs
+        return "it is fetched when somebody pulls it"
+    return f"new here: {(await place.registry.get_manifest(place.repo, digest)).digest}"
+
+
+async def _refreshed_tag(stored: StoredRegistry, place: Place, where: Location, tag: Tag) -> str:
+    before = await _held(stored, place.repo, where)
     assert isinstance(place.registry, Mirror)
     try:
-        outdated = await place.registry.renew(place.repo, where.reference, force=True)
+        outdated = await place.registry.renew(place.repo, tag, force=True)
     except ManifestUnknown as error:
         if before is None:
             raise
         raise ManifestUnknown(f"it is gone: {error.message}; it was {before}") from None
     if outdated is not None:
         raise UpstreamUnavailable(outdated)
-    now = (await stored.resolve_manifest(place.repo, where.reference)).digest
+    now = (await stored.resolve_manifest(place.repo, tag)).digest
     if before is None:
         return f"new here: {now}"
     return f"unchanged: {now}" if now == before else f"changed: {before} -> {now}"
+
+
+async def _forget_wrong(stored: StoredRegistry, place: Place, where: Location) -> int:
+    """Of all blobs below the reference, as far as its manifests are here; for how many somebody was remembered."""
+    assert place.upstream is not None
+    blobs = {where.reference} if isinstance(where.reference, Digest) else set()
+    waiting: list[Reference] = [where.reference]
+    seen: set[Reference] = set()
+    while waiting:
+        reference = waiting.pop()
+        if reference in seen:
+            continue
+        seen.add(reference)
+        with suppress(ManifestUnknown):
+            manifest = await stored.get_manifest(place.repo, reference)
+            blobs |= {blob.digest for blob in manifest.blobs} | manifest.blob_children
+            waiting += [child.digest for child in manifest.manifests]
+    return await stored.records.forget_wrong(place.upstream, blobs)
 
 
 async def purged(

@@ -160,8 +160,17 @@ class Upstream(Group):
     @property
     def guarded(self) -> bool:
         """Whether it takes a grant of its own to pull from it."""
-        has_login = self.username is not None or self.docker_config is not None
-        return has_login if self.require_grant is None else self.require_grant
+        return self._has_login if self.require_grant is None else self.require_grant
+
+    @property
+    def private(self) -> bool:
+        """Whether its repositories may be open to different readers: a repository then gets a blob only when the
+        upstream says that this repository has it."""
+        return self._has_login or self.guarded
+
+    @property
+    def _has_login(self) -> bool:
+        return self.username is not None or self.docker_config is not None
 
 
 class Hosted(Group):

@@ -24,8 +24,18 @@ from registry.http.pages import PageCheck
 from registry.http.ready import Ready, ReadyAnswers
 from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import locate
+from registry.logs import mark_logged
 from registry.notices import NOTICE
-from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, Unauthorized
+from storage.errors import (
+    DigestInvalid,
+    PartialLost,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    TooManyOpenFiles,
+    Unauthorized,
+    UpstreamUnavailable,
+)
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -128,7 +138,7 @@ class DistributionAPI:
             return
         except RegistryError as error:
             if exchange.started:
-                error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
+                _log_cut(exchange, error)
                 raise
             _log_failure(exchange, error)
             await send_error(exchange, error, *self._challenge(exchange, error))
@@ -214,5 +224,28 @@ def _log_failure(exchange: Exchange, error: RegistryError) -> None:
     """What is nobody's request's fault is the operator's to know."""
     status = status_of(error)
     if status >= 500:
-        cause = error if isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles) else None
-        log.error("request %s answered %d %s: %s", exchange.request_id, status, error.code, error, exc_info=cause)
+        level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
+        text = f"request {exchange.request_id} answered {status} {error.code}: {_in_full(error)}"
+        log.log(level, "%s", text, exc_info=error if _is_strange(error) else None)
+
+
+def _log_cut(exchange: Exchange, error: RegistryError) -> None:
+    """An answer that breaks off after its headers. One line, whoever sees the error next: none of these is a fault of
+    the program. What was wrong with an upstream's bytes has been logged by who fetched them."""
+    if isinstance(error, StorageFull | StorageFailed):
+        level = logging.ERROR
+    else:
+        level = logging.INFO if isinstance(error, DigestInvalid) else logging.WARNING
+    text = f"request {exchange.request_id} was cut off, {error.code}: {_in_full(error)}"
+    log.log(level, "%s", text, exc_info=error if _is_strange(error) else None)
+    mark_logged(error)
+
+
+def _in_full(error: RegistryError) -> str:
+    """With what the disk said."""
+    return f"{error} ({error.__cause__})" if isinstance(error.__cause__, OSError) else str(error)
+
+
+def _is_strange(error: RegistryError) -> bool:
+    """Whether it takes a traceback to understand: the store failed, and not because of what the disk said."""
+    return isinstance(error, StorageFailed) and error.__cause__ is not None and _in_full(error) == str(error)

@@ -8,48 +8,39 @@ from contextlib import aclosing, closing, suppress
 from typing import Final, NamedTuple
 
 from registry.http import params
-from registry.http.exchange import Exchange, Header, Message
+from registry.http.exchange import Exchange, Message
 from registry.http.leaving import Leaving
-from registry.http.responses import (
-    ACCEPT_RANGES,
-    IMMUTABLE,
-    OCTETS,
-    content_headers,
-    send_empty,
-    send_head,
-    send_part,
-)
-from storage.content import OpenFile, Span
-from storage.errors import RangeInvalid
+from registry.http.responses import OCTETS, blob_headers, send_empty, send_head, send_part
+from storage.content import Descriptor, OpenFile, Span
+from storage.errors import PartialLost, RangeInvalid
 from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
 
 
-def _headers(digest: Digest) -> list[Header]:
-    return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
-
-
 async def head_blob(exchange: Exchange) -> None:
     """Range is for GET alone (RFC 9110, 14.2), so it is not looked at."""
     digest = Digest(exchange.item)
     found = await exchange.registry.resolve_blob(exchange.repo, digest)
-    if params.not_modified(exchange, digest):
-        await send_empty(exchange, 304, *_headers(digest))
+    headers = blob_headers(digest, verified=found.verified)
+    if params.not_modified(exchange, _validator(found)):
+        await send_empty(exchange, 304, *headers)
         return
-    await send_head(exchange, 200, [OCTETS, (b"content-length", b"%d" % found.size), *_headers(digest)])
+    await send_head(exchange, 200, [OCTETS, (b"content-length", b"%d" % found.size), *headers])
     await send_part(exchange, b"")
 
 
 async def get_blob(exchange: Exchange) -> None:
     digest = Digest(exchange.item)
-    if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
-        await exchange.registry.resolve_blob(exchange.repo, digest)
-        if params.not_modified(exchange, digest):
-            await send_empty(exchange, 304, *_headers(digest))
+    validator: Digest | None = digest
+    conditional = params.is_conditional(exchange)
+    if conditional:
+        validator = _validator(await exchange.registry.resolve_blob(exchange.repo, digest))
+        if params.not_modified(exchange, validator):
+            await send_empty(exchange, 304, *blob_headers(digest, verified=True))
             return
-    spans = params.read_ranges(exchange, digest)
+    spans = params.read_ranges(exchange, validator)
     if spans and len(spans) > 1:
         spans = await _within(exchange, digest, spans)
         if len(spans) > 1:
@@ -57,6 +48,8 @@ async def get_blob(exchange: Exchange) -> None:
             return
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
+        if conditional and spans and validator is not None and reader.arriving:
+            raise PartialLost("the blob was dropped here since its condition was looked at; try again")
         await _send_one(exchange, reader, partial=bool(spans))
     finally:
         await reader.aclose()
@@ -67,10 +60,16 @@ async def delete_blob(exchange: Exchange) -> None:
     await send_empty(exchange, 202)
 
 
+def _validator(found: Descriptor) -> Digest | None:
+    """What conditions are compared with; None: nobody has checked the content yet."""
+    return found.digest if found.verified else None
+
+
 async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) -> None:
     start, stop = reader.span
     size = reader.descriptor.size
-    headers = [OCTETS, (b"content-length", b"%d" % (stop - start)), *_headers(reader.descriptor.digest)]
+    known = blob_headers(reader.descriptor.digest, verified=not reader.arriving)
+    headers = [OCTETS, (b"content-length", b"%d" % (stop - start)), *known]
     if partial:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await send_head(exchange, 206 if partial else 200, headers)
@@ -117,6 +116,8 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
             if place:
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
+                if opened.arriving and not reader.arriving:
+                    raise PartialLost("the blob was dropped here after its first part was sent; try again")
                 yield head
                 async for piece in _pieces(exchange, opened, leaving):
                     yield piece
@@ -124,7 +125,8 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
 
     with closing(Leaving(exchange)) as leaving:
         async with aclosing(reader), aclosing(pieces()) as stream:
-            await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *_headers(digest)])
+            known = blob_headers(digest, verified=not reader.arriving)
+            await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *known])
             await _send_stream(exchange, stream, length, leaving)
 
 

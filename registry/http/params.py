@@ -25,15 +25,16 @@ def _number(digits: bytes) -> int:
     return int(digits) if len(digits) <= 18 else _HUGE
 
 
-def read_ranges(exchange: Exchange, digest: Digest) -> list[Span] | None:
+def read_ranges(exchange: Exchange, digest: Digest | None) -> list[Span] | None:
     """What Range asks for (RFC 9110, 14.2); None: everything, for no Range at all, one that If-Range voids, another
     unit, or one that cannot be read. A span that ends before it starts is kept: opening it answers 416.
+    `digest`: what validates the content; None: nothing does, so that no If-Range holds.
     Raises RequestInvalid for more ranges than are served at once."""
     fields = exchange.headers(b"range")
     if len(fields) != 1 or not (given := _RANGES.fullmatch(fields[0])):
         return None
     validator = exchange.header(b"if-range")
-    if validator is not None and validator.strip() != b'"%b"' % digest.encode():
+    if validator is not None and (digest is None or validator.strip() != b'"%b"' % digest.encode()):
         return None
     specs = [spec for part in given[1].split(b",") if (spec := part.strip(b" \t"))]
     if len(specs) > exchange.limits.ranges:
@@ -117,14 +118,22 @@ def _entity_tags(exchange: Exchange, name: bytes, *, weak: bool, strict: bool) -
     return frozenset(listed) or _NOTHING
 
 
-def not_modified(exchange: Exchange, digest: Digest) -> bool:
-    """Whether the client has this content already (RFC 9110, 13.1.2). Raises PreconditionFailed: If-Match names other
-    content."""
+def is_conditional(exchange: Exchange) -> bool:
+    """Whether the answer to a GET depends on what validates the content (RFC 9110, 13.1)."""
+    if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
+        return True
+    return exchange.header(b"range") is not None and exchange.header(b"if-range") is not None
+
+
+def not_modified(exchange: Exchange, digest: Digest | None) -> bool:
+    """Whether the client has this content already (RFC 9110, 13.1.2). `digest`: what validates it; None: nothing does,
+    so nobody is known to have it. Raises PreconditionFailed: If-Match names other content, or what cannot be
+    compared."""
     wanted = _entity_tags(exchange, b"if-match", weak=False, strict=False)
-    if wanted and digest not in wanted:
+    if wanted and (digest is None or digest not in wanted):
         raise PreconditionFailed("If-Match names other content than this")
     had = _entity_tags(exchange, b"if-none-match", weak=True, strict=False)
-    return had is not None and (not had or digest in had)
+    return had is not None and digest is not None and (not had or digest in had)
 
 
 def read_condition(exchange: Exchange) -> Condition | None:

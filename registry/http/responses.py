@@ -10,7 +10,7 @@ from registry.http.errors import body_of, status_of
 from registry.http.exchange import Exchange, Header
 from registry.notices import NOTICE
 from storage.content import BLOB_TYPE
-from storage.errors import RangeInvalid, RegistryError, TooManyOpenFiles, TooManyRequests
+from storage.errors import RangeInvalid, RegistryError, TooManyOpenFiles, TooManyRequests, UpstreamUnavailable
 from storage.names import Digest
 
 API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
@@ -80,7 +80,7 @@ async def send_failure(exchange: Exchange) -> None:
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
     if status == 405:
         return [allow(method for method in exchange.allowed if method != exchange.method)]
-    if isinstance(error, TooManyRequests | TooManyOpenFiles):
+    if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
         return [(b"retry-after", b"%d" % error.retry_after)]
     if isinstance(error, RangeInvalid) and error.size is not None:
         return [(b"content-range", b"bytes */%d" % error.size), ACCEPT_RANGES]
@@ -97,6 +97,15 @@ def content_headers(digest: Digest) -> list[Header]:
     """What says which content this is, for clients and for caches."""
     encoded = digest.encode("ascii")
     return [(b"docker-content-digest", encoded), (b"etag", b'"%b"' % encoded)]
+
+
+def blob_headers(digest: Digest, *, verified: bool) -> list[Header]:
+    """The same of a blob, and whether a cache may keep it. While its digest has not been checked, the digest only says
+    which content was asked for: there is no validator then, and nothing of the answer may be stored. A range can be
+    complete long before the blob is."""
+    if verified:
+        return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
+    return [(b"docker-content-digest", digest.encode("ascii")), NEVER_STORE, ACCEPT_RANGES]
 
 
 def warning_headers() -> list[Header]:

@@ -26,7 +26,7 @@ MOST: Final = 1024
 AT_ONCE: Final = 4
 """Fills that nobody waits for."""
 
-Lacks = Callable[[RepositoryName, Digest], Awaitable[bool]]
+Lacks = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
 Begin = Callable[[RepositoryName, Descriptor, Pull], Fill]
 
 
@@ -71,7 +71,7 @@ class Ahead:
         while self._waiting:
             (repo, digest), (blob, pull) = self._waiting.popitem(last=False)
             try:
-                if not pull.active() or not await self._lacks(repo, digest):
+                if not pull.active() or not await self._lacks(repo, blob):
                     continue
                 await self._room()
                 if pull.active():

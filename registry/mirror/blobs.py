@@ -25,8 +25,8 @@ BEGINNING: Final = 25.0
 
 
 class Blobs:
-    """A blob may be read through a repository when a manifest of it names the blob, or when the upstream says that the
-    repository has it."""
+    """A blob may be read through a repository when the upstream says that the repository has it. Where everybody may
+    read all of the upstream, a manifest of the repository that names the blob is enough."""
 
     def __init__(
         self, tools: Tools, records: Records, fills: Fills, prefetch: Prefetch, beginning: float = BEGINNING
@@ -41,26 +41,32 @@ class Blobs:
     async def resolve(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         """Nothing is fetched for it. Raises BlobUnknown, and what the source raises."""
         ends = asyncio.get_running_loop().time() + self._beginning
-        with suppress(BlobUnknown):
-            return await self._tools.local.resolve_blob(repo, digest)
+        tools = self._tools
+        if await tools.entitled(repo, digest):
+            with suppress(BlobUnknown):
+                return await tools.local.resolve_blob(repo, digest)
         size, _ = await self._entitle(repo, digest, ends)
-        return Descriptor(BLOB_TYPE, digest, size)
+        if tools.private and (holder := await tools.mount(repo, digest)):  # so that it need not be asked again
+            with suppress(BlobUnknown):
+                return await tools.local.resolve_blob(holder, digest)
+        return Descriptor(BLOB_TYPE, digest, size, verified=False)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
         """Waits until the upstream has begun to send, never for the whole; for a while where only connections to it are
         wanting. Raises BlobUnknown, RangeInvalid, UpstreamTimeout, and what the source raises."""
         ends = asyncio.get_running_loop().time() + self._beginning
         local = self._tools.local
-        with suppress(BlobUnknown):
-            reader = await local.open_blob(repo, digest, span)
-            self._prefetch.on_hit(repo, digest)
-            return reader
+        if await self._tools.entitled(repo, digest):
+            with suppress(BlobUnknown):
+                reader = await local.open_blob(repo, digest, span)
+                self._prefetch.on_hit(repo, digest)
+                return reader
         size, manifests = await self._entitle(repo, digest, ends)
         within = span.within(size) if span else (0, size)
         for _ in range(ATTEMPTS):
-            if await self._tools.mount(repo, digest):
+            if holder := await self._tools.mount(repo, digest):
                 with suppress(BlobUnknown):
-                    return await local.open_blob(repo, digest, span)
+                    return await local.open_blob(holder, digest, span)
             fill = self._fills.want(repo, digest, size)
             self._prefetch.on_blob(repo, digest, manifests)
             try:
@@ -81,13 +87,21 @@ class Blobs:
                 continue  # nothing of it was given to anybody here
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
 
-    async def lacks(self, repo: RepositoryName, digest: Digest) -> bool:
+    async def lacks(self, repo: RepositoryName, blob: Descriptor) -> bool:
         """Whether a blob that a manifest of `repo` names is worth asking for: it is not here, nor known not to be
-        there."""
-        with suppress(BlobUnknown):
-            await self._tools.local.resolve_blob(repo, digest)
+        there. Raises what `resolve` raises."""
+        tools, digest = self._tools, blob.digest
+        if await tools.entitled(repo, digest):
+            with suppress(BlobUnknown):
+                await tools.local.resolve_blob(repo, digest)
+                return False
+        if tools.private:
+            size, _ = await self._entitle(repo, digest, asyncio.get_running_loop().time() + self._beginning)
+            if size != blob.size:
+                return False
+        elif await tools.misses.has(repo, digest):
             return False
-        return not (await self._tools.misses.has(repo, digest) or await self._tools.mount(repo, digest))
+        return not await tools.mount(repo, digest)
 
     async def aclose(self) -> None:
         await self._sizes.aclose()
@@ -98,8 +112,12 @@ class Blobs:
         if await self._tools.misses.has(repo, digest):
             raise BlobUnknown("the upstream has no such blob; that is remembered for a moment")
         manifests = await self._records.referring(repo, digest)
-        for manifest in manifests:
-            for blob in manifest.blobs:
+        if self._tools.private:
+            # Whoever may write a manifest at the upstream may name any digest in it, with any size.
+            if (fill := self._fills.of(repo, digest)) is not None:
+                return fill.size, manifests
+        else:
+            for blob in (blob for manifest in manifests for blob in manifest.blobs):
                 if blob.digest == digest:
                     return blob.size, manifests
         try:

@@ -1,10 +1,13 @@
-"""What follows when a connection to the upstream breaks: for how long it is waited, and when a blob is given up."""
+"""What follows when a connection to the upstream breaks: for how long it is waited, when a blob is given up, and how
+that is told to the processes that follow the fill."""
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
-from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout
+from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from storage.names import RepositoryName
 
 PERSISTENCE: Final = 45.0
 """Seconds without progress after which a blob that somebody is in the middle of is given up: an upstream may be started
@@ -53,3 +56,28 @@ class Breaks:
     def once_more(self, now: float) -> None:
         """It is tried in another way."""
         self.resume_at = now + PAUSE
+
+
+def reason_of(repo: RepositoryName, error: RegistryError) -> str | None:
+    """Why a fill for `repo` was given up, for those who follow it in other processes. None: that says nothing of what
+    they would get."""
+    if not isinstance(error, UpstreamUnavailable | TooManyRequests):
+        return None
+    kind = "late" if isinstance(error, UpstreamTimeout) else error.code
+    return json.dumps({"repository": repo, "kind": kind, "message": error.message, "wait": error.retry_after})
+
+
+def failure_from(repo: RepositoryName, reason: str) -> RegistryError | None:
+    """What a reason comes to for a fill for `repo`. None: nothing, since it is about another repository, or cannot be
+    read."""
+    try:
+        told = json.loads(reason)
+        if told["repository"] != repo:
+            return None
+        kind, message, wait = told["kind"], str(told["message"]), told["wait"]
+    except (ValueError, TypeError, LookupError):
+        return None
+    if kind == TooManyRequests.code:
+        return TooManyRequests(message, retry_after=int(wait))
+    failure = UpstreamTimeout if kind == "late" else UpstreamUnavailable
+    return failure(message, retry_after=wait)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -17,6 +17,7 @@ from registry.mirror.sinks import PieceSink, WholeSink
 from registry.mirror.slots import Slots
 from registry.mirror.source import RangesUnsupported, Source
 from registry.mirror.stragglers import Stragglers
+from registry.mirror.suspicions import Choice
 from storage.content import Span
 from storage.errors import (
     BlobUnknown,
@@ -65,7 +66,7 @@ class Download:
         repo: RepositoryName,
         partial: Partial,
         demand: Demand,
-        avoid: Collection[str],
+        choice: Choice,
         answered: Callable[[], None],
         *,
         begun: bool = False,
@@ -76,7 +77,7 @@ class Download:
         self._repo = repo
         self._partial = partial
         self._demand = demand
-        self._shunned = frozenset(avoid)
+        self._choice = choice
         self._failing: set[str] = set()
         self._answered = answered
         self._loop = asyncio.get_running_loop()
@@ -196,7 +197,7 @@ class Download:
             self._partial.begin()
             async with scope:
                 await self._source.fetch_blob(
-                    self._repo, self._partial.digest, span, sink, self._shunned | self._failing
+                    self._repo, self._partial.digest, span, sink, self._choice.last | self._failing
                 )
         except TimeoutError:
             if not scope.expired():
@@ -219,11 +220,11 @@ class Download:
 
     def _next_sink(self) -> PieceSink | WholeSink | None:
         if self._whole:
-            return WholeSink(self._partial, self._partial.missing(), self._begin)
+            return WholeSink(self._partial, self._partial.missing(), self._begin, self._choice.refused)
         left = self._plan.remaining
         length = left if self._small else self._pace.next_length(left)
         piece = self._plan.take(length, self._demand.offsets)
-        return PieceSink(self._partial, piece, self._begin) if piece else None
+        return PieceSink(self._partial, piece, self._begin, self._choice.refused) if piece else None
 
     def _cut_stragglers(self) -> None:
         """Once nothing is left to be asked for, what is left of the slowest pieces is asked for anew."""

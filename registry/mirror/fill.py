@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from registry.mirror.breaks import PERSISTENCE
+from registry.mirror.breaks import PERSISTENCE, failure_from, reason_of
 from registry.mirror.demand import Demand
 from registry.mirror.download import Download, Unread
 from registry.mirror.flights import end
@@ -23,7 +23,15 @@ from registry.mirror.slots import Slots
 from registry.mirror.source import Source
 from registry.mirror.suspicions import Suspicions
 from storage.content import OpenFile
-from storage.errors import BlobUnknown, PartialLost, RegistryError, UpstreamUnavailable
+from storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    PartialLost,
+    RegistryError,
+    StorageFull,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from storage.interface import Partial, Partials, Records, Registry, Turns
 from storage.names import Digest, RepositoryName
 
@@ -37,7 +45,7 @@ LOSSES: Final = 40
 @dataclass(frozen=True)
 class Tools:
     """What fills work with. `far` gives a stored name as the upstream has it. `persistence`: seconds without progress
-    after which a fill that somebody reads is given up."""
+    after which a fill that somebody reads is given up. `private`: see `Upstream.private`."""
 
     local: Registry
     source: Source
@@ -49,23 +57,34 @@ class Tools:
     records: Records
     far: Callable[[RepositoryName], RepositoryName]
     persistence: float = PERSISTENCE
+    private: bool = False
 
-    async def mount(self, repo: RepositoryName, digest: Digest) -> bool:
+    async def entitled(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Whether what the store has of the blob for this repository may be served without a question."""
+        return not self.private or await self.records.confirmed(repo, digest)
+
+    async def mount(self, repo: RepositoryName, digest: Digest) -> RepositoryName | None:
         """Gives a repository that is entitled to the blob what another of this upstream's has. Of no other's: whoever
-        publishes a manifest at one upstream must not read with it what is hosted here, or comes from another."""
+        publishes a manifest at one upstream must not read with it what is hosted here, or comes from another. Of a
+        private upstream, the caller has the upstream's own word that the repository has the blob. Returns the
+        repository through which it can be read: where the disk is full, the other one."""
         holder = await self.records.holder(f"{self.source.name}/", digest)
         if holder is None:
-            return False
+            return None
         try:
             await self.local.mount_blob(repo, digest, holder, MIRROR)
+            if self.private:
+                await self.records.confirm(repo, digest)
         except BlobUnknown:  # collected since
-            return False
-        return True
+            return None
+        except StorageFull:
+            return holder
+        return repo
 
 
 class Fill:
-    """`size` in bytes. `repo` is asked for the blob; `repositories` get it. `error`: why it ended, where it did not end
-    well."""
+    """`size` in bytes. `repo` is asked for the blob; `repositories` get it: each of them is entitled to it. `error`:
+    why it ended, where it did not end well."""
 
     def __init__(self, tools: Tools, repo: RepositoryName, digest: Digest, size: int) -> None:
         self.repo = repo
@@ -130,6 +149,8 @@ class Fill:
                     return await self._partial.wait(at)
                 except PartialLost:
                     await self._next_turn(turn)
+                except DigestInvalid:
+                    await self._ended.wait()  # it is about to end; whoever asks again then gets another fill
         if self.error is not None:
             raise self.error
         return self.size
@@ -148,11 +169,21 @@ class Fill:
                 await self._tools.misses.note(self.repo, self.digest)
         except RegistryError as failure:
             error = failure
+            await self._tell_followers(failure)
         except Exception:
             log.exception("the fill of %s failed", self.digest)
             error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
         finally:
             self._end(error)
+
+    async def _tell_followers(self, failure: RegistryError) -> None:
+        """Of other processes: so that they need not find out for themselves, one after the other and each as patiently,
+        what this one knows. Where nothing has come yet each finds it out within moments."""
+        partial = self._partial
+        if partial is None or not partial.owned or not (self._answer.is_set() or isinstance(failure, UpstreamTimeout)):
+            return
+        if (reason := reason_of(self.repo, failure)) is not None:
+            await partial.give_up(reason)
 
     def abandon(self) -> None:
         """Its task has ended, perhaps before it began."""
@@ -173,9 +204,12 @@ class Fill:
         while not owned:
             if not self.demand.asked.is_set():
                 raise Unread  # another process is at it
+            before = partial.given_up
             partial.want()
             if await self._follow(partial):
                 return await self._link(self.repositories)
+            if (given_up := partial.given_up) != before and (failure := failure_from(self.repo, given_up.reason)):
+                raise failure
             owned = partial.own()
             self._take_turn()
             if not owned:
@@ -214,7 +248,7 @@ class Fill:
             tools.far(self.repo),
             partial,
             self.demand,
-            await tools.suspicions.avoided(self.digest),
+            await tools.suspicions.choose(self.repo, self.digest),
             self._answer.set,
             begun=self._answer.is_set(),
             persistence=tools.persistence,

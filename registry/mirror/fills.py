@@ -33,6 +33,13 @@ class Fills:
         fill.demand.pulls.add(pull)
         return fill
 
+    def of(self, repo: RepositoryName, digest: Digest) -> Fill | None:
+        """One that brings the blob in for that repository, which was found to be entitled to it."""
+        for (what, _), (fill, _) in self._fills.items():
+            if what == digest and repo in fill.repositories and not fill.ended:
+                return fill
+        return None
+
     def running(self) -> list[Fill]:
         return [fill for fill, _ in self._fills.values()]
 

@@ -58,8 +58,12 @@ class Mirror(Refusing):
         self._name = settings.name
         freshness = Freshness(settings, clock)
         self._misses = Misses(records, freshness)
-        slots, suspicions = Slots(turns, source), Suspicions(records, source.name)
-        tools = Tools(local, source, partials, turns, slots, self._misses, suspicions, records, self.far, persistence)
+        slots, suspicions = Slots(turns, source), Suspicions(records, source, clock)
+        tools = Tools(
+            *(local, source, partials, turns, slots, self._misses, suspicions, records, self.far),
+            persistence=persistence,
+            private=settings.private,
+        )
         self._manifests = Manifests(local, source, records, turns, settings, freshness, self.far, patience)
         self._fills = Fills(tools)
         ahead = Ahead(lambda *what: self._blobs.lacks(*what), slots.room, self._fills.begin)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from registry.mirror.pieces import Piece
 from registry.mirror.source import RangesUnsupported
-from storage.errors import UpstreamUnavailable
+from storage.errors import RegistryError, UpstreamUnavailable
 from storage.interface import Partial
+
+Refused = Mapping[str, RegistryError]
+"""The endpoints that nothing is taken from, and what is raised instead."""
 
 
 class PieceSink:
     """Takes exactly the piece that was asked for. `begun` is called, in that thread, once the upstream answers."""
 
-    def __init__(self, partial: Partial, piece: Piece, begun: Callable[[], None]) -> None:
+    def __init__(self, partial: Partial, piece: Piece, begun: Callable[[], None], refused: Refused) -> None:
         self._partial = partial
+        self._refused = refused
         self._begun = begun
         self.piece = piece
         self.endpoint: str | None = None
@@ -26,7 +30,7 @@ class PieceSink:
         return self.piece.at - self.piece.start
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        check_size(endpoint, size, self._partial.size)
+        _check(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
         self.endpoint = endpoint
@@ -44,8 +48,11 @@ class WholeSink:
     """Takes a blob from its first byte on, and keeps what is missing of it: a byte once there is not written again,
     since somebody may be reading it."""
 
-    def __init__(self, partial: Partial, gaps: Sequence[tuple[int, int]], begun: Callable[[], None]) -> None:
+    def __init__(
+        self, partial: Partial, gaps: Sequence[tuple[int, int]], begun: Callable[[], None], refused: Refused
+    ) -> None:
         self._partial = partial
+        self._refused = refused
         self._gaps = gaps
         self._begun = begun
         self.endpoint: str | None = None
@@ -53,7 +60,7 @@ class WholeSink:
         self.at = 0
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        check_size(endpoint, size, self._partial.size)
+        _check(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
         self.endpoint = endpoint
@@ -70,7 +77,10 @@ class WholeSink:
         self.at = offset + len(data)
 
 
-def check_size(endpoint: str, size: int, expected: int) -> None:
-    """Raises UpstreamUnavailable: it may be a page that tells of an error, or the manifest is wrong."""
+def _check(endpoint: str, refused: Refused, size: int, expected: int) -> None:
+    """Raises UpstreamUnavailable: nothing is taken from there, or it may be a page that tells of an error, or the
+    manifest is wrong."""
+    if endpoint in refused:
+        raise refused[endpoint]
     if size != expected:
         raise UpstreamUnavailable(f"{endpoint} has {size} bytes where the manifest says {expected}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from storage.content import Descriptor, Manifest, Page, Span
@@ -47,6 +47,8 @@ class Source(Protocol):
     """
 
     name: str
+    endpoints: Sequence[str]
+    """Where it answers, in the order of its settings."""
     connections: int
     """For blobs, the most at once over all processes."""
 

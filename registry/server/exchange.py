@@ -11,9 +11,10 @@ from uvicorn._types import ASGI3Application, ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 
+from registry.logs import mark_logged, was_logged
 from registry.server.logs import log
 from registry.server.refusal import error_body, error_headers
-from registry.server.sending import FileSending
+from registry.server.sending import FileEnded, FileSending
 
 if TYPE_CHECKING:
     from registry.server.protocol import RegistryProtocol
@@ -85,7 +86,7 @@ class Exchange(RequestResponseCycle):
         no_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         if no_files:
             log.error("%s: %s", self._asked(), error)
-        else:
+        elif not was_logged(error):
             log.error("%s: %s", self._asked(), what, exc_info=error)
         if self.disconnected or self.response_complete:
             return
@@ -307,6 +308,11 @@ class Exchange(RequestResponseCycle):
         self.sending = FileSending(self.protocol.loop, self.protocol.socket, file, self._progress)
         try:
             await self.sending.run(before, start, count)
+        except (OSError, FileEnded) as error:
+            if not isinstance(error, ClientDisconnected):
+                log.error("%s: a file cannot be sent: %s", self._asked(), error)
+                mark_logged(error)
+            raise
         finally:
             self.sending = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from registry.config import Upstream
@@ -52,6 +52,7 @@ class FarRegistry:
 
     def __init__(self, settings: Upstream, records: Records, turns: Turns, clock: Callable[[], float]) -> None:
         self.name = settings.name
+        self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
         proxies, trust = Proxies(), Trust(settings.ca_file)
         self._exchange = Exchange(settings, proxies, trust)

@@ -14,8 +14,9 @@ from storage.blobs.extents import Extent, Extents
 from storage.blobs.marks import Marks
 from storage.blobs.partials import Names, Opened, close_data, drop, is_named, write_out, write_progress
 from storage.blobs.prefix_digest import PrefixDigest
-from storage.blobs.progress import Progress, Status, read_progress
+from storage.blobs.progress import ROOM, Progress, Status, encode_given_up, read_given_up, read_progress
 from storage.blobs.watch import Watch
+from storage.content import GivenUp
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
 from storage.locks import is_locked, try_lock, unlock
 from storage.names import Digest
@@ -211,6 +212,12 @@ class PartialFile:
         finally:
             self.release()
 
+    @property
+    def given_up(self) -> GivenUp:
+        """Raises StorageFailed."""
+        with files.told():
+            return read_given_up(self._state)
+
     def missing(self) -> list[Extent]:
         """Raises StorageFailed."""
         self.look()
@@ -268,6 +275,11 @@ class PartialFile:
                 progress = Progress(self._boot, self.size, self._status, list(self._extents))
             write_progress(self._system, self._state, progress)
             self._published = version
+
+    def give_up(self, reason: str) -> None:
+        """Raises OSError."""
+        told = GivenUp(read_given_up(self._state).times + 1, reason)
+        write_out(self._system, self._state, memoryview(encode_given_up(told)), ROOM)
 
     def finish_digest(self) -> Digest:
         """Of all the bytes. Raises OSError, also where the file has lost some since they were read."""

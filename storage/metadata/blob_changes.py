@@ -59,12 +59,16 @@ def unqueue(db: apsw.Connection, repository: int, digest: Digest) -> None:
     db.execute("DELETE FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest))
 
 
-def link(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> None:
-    """Gives the repository the blob. Until a manifest refers to it, the collector may take it after its grace."""
+def link(
+    db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, confirmed: bool = False
+) -> None:
+    """Gives the repository the blob. Until a manifest refers to it, the collector may take it after its grace.
+    `confirmed`: see `confirm_blob`."""
     db.execute(
-        "INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, ?) "
-        "ON CONFLICT (repository, blob) DO UPDATE SET needed = excluded.needed",
-        (repository, blob, now),
+        "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (repository, blob) DO UPDATE "
+        "SET needed = excluded.needed, confirmed = max(confirmed, excluded.confirmed)",
+        (repository, blob, now, int(confirmed)),
     )
     if not is_referred(db, repository, digest):
         queue(db, repository, digest, now)
@@ -83,7 +87,16 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
         (digest, size, place, now),
     ).get
-    link(db, make_repository(db, repo, now), blob, digest, now)
+    link(db, make_repository(db, repo, now), blob, digest, now, confirmed=True)
+
+
+def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
+    """Marks the link: the upstream itself says that the repository has the blob. Does nothing where there is none."""
+    db.execute(
+        "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
+        "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
+        (repo, digest),
+    )
 
 
 def mount_blob(

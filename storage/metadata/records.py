@@ -7,7 +7,8 @@ from typing import Any
 
 import apsw
 
-from storage.content import Allowance, Check, Manifest
+from storage.content import Allowance, Check, Manifest, WrongBytes
+from storage.metadata.blob_changes import confirm_blob
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName
 
@@ -24,9 +25,14 @@ _HOLDER = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND r.name >= ?2 AND r.name < ?3 LIMIT 1"""
 
+_CONFIRMED = """
+SELECT l.confirmed
+  FROM repository r JOIN blob b ON b.digest = ?2 JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
+ WHERE r.name = ?1"""
+
 
 class SqliteRecords:
-    """Reads with `db`, on the event loop; changes through `writer`, none of them durable."""
+    """Reads with `db`, on the event loop; changes through `writer`, of which only `confirm` is durable."""
 
     def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
         self._db = db
@@ -68,18 +74,24 @@ class SqliteRecords:
         name = self._db.execute(_HOLDER, (digest, prefix, prefix[:-1] + "0")).get  # '0' comes after '/'
         return None if name is None else RepositoryName(name)
 
+    async def confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
+        return bool(self._db.execute(_CONFIRMED, (repo, digest)).get)
+
+    async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
+        await self._writer.run(lambda db: confirm_blob(db, repo, digest))
+
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING)).fetchall()
         return [Manifest(body, media_type, str.__new__(Digest, of)) for body, media_type, of in rows]
 
-    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
+    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, WrongBytes]:
         now = self._clock()
         # A clock that was set back makes what was noted old, not young.
         rows: list[Any] = self._db.execute(
-            "SELECT endpoint, times FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
+            "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + 1.0),
         ).fetchall()
-        return dict(rows)
+        return {endpoint: WrongBytes(times, at) for endpoint, times, at in rows}
 
     async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         now = self._clock()
@@ -94,6 +106,16 @@ class SqliteRecords:
                 )
 
         await self._writer.run(note, durable=False)
+
+    async def forget_wrong(self, upstream: str, digests: Collection[Digest]) -> int:
+        def forget(db: apsw.Connection) -> int:
+            found = 0
+            for digest in digests:
+                db.execute("DELETE FROM upstream_wrong WHERE upstream = ? AND digest = ?", (upstream, digest))
+                found += db.changes() > 0
+            return found
+
+        return await self._writer.run(forget, durable=False)
 
     async def token(self, key: str) -> tuple[str, float] | None:
         row: tuple[str, float] | None = self._db.execute(

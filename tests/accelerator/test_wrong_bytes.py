@@ -78,3 +78,49 @@ def test_a_wrong_manifest_with_another_endpoint(site: Site) -> None:
     site.hub.fault(on="manifest", corrupt=20, times=None)
     assert site.inspect().content == site.image.body
     assert site.asked("manifest", far=site.other) == 1
+
+
+def errors(site: Site) -> list[str]:
+    """The error lines of the server's log."""
+    return [line for line in site.server.log_text().splitlines() if " ERROR " in line]
+
+
+def test_wrong_bytes_are_one_line_in_the_log(site: Site) -> None:
+    """However many clients are cut off at both workers: it names the upstream's endpoint, the repository and the
+    digest. No client's end is a crash of the application."""
+    site.start(settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
+    readers = [site.get(worker=pid).reached(MIB) for pid in site.server.worker_pids() for _ in range(4)]
+    site.hub.release()
+    for reader in readers:
+        assert not reader.ended().whole
+    site.server.stop()
+    assert "Traceback" not in site.server.log_text()
+    (line,) = errors(site)
+    assert all(part in line for part in (site.hub.url, f"docker.io/{REPO}", site.digest)), line
+
+
+def test_a_client_that_comes_again_at_once(site: Site) -> None:
+    """It is told which upstream sent wrong bytes for what, and when to come again; the upstream is not asked meanwhile.
+    Once that is repaired, the blob is to be had within seconds."""
+    site.start(settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=5, times=None)
+    answer = site.get().ended()
+    for _ in range(5):
+        if answer.status == 502:
+            break
+        assert not answer.whole
+        answer = site.get().ended()
+    assert (answer.status, answer.headers["cache-control"]) == (502, "no-store")
+    assert 1 <= int(answer.headers["retry-after"]) <= 3
+    text = answer.body.decode()
+    assert all(part in text for part in ("docker.io", site.hub.url, site.digest, "entrepot mirror refresh")), text
+    asked = site.asked("blob")
+    assert asked <= 2
+    for worker in site.server.worker_pids():
+        assert site.get(worker=worker).ended().status == 502
+    assert site.asked("blob") == asked
+    site.hub.clear()
+    until(lambda: site.get().ended().body == site.blob, "the right bytes")

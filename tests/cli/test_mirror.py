@@ -376,6 +376,38 @@ def test_refresh(tmp_path: Path, upstream: Hub, images: dict[str, Holding]) -> N
     assert done(tmp_path, "refresh", f"app@{first}") == [f"app@{first}: a digest means the same for ever; it is here"]
 
 
+@pytest.mark.parametrize("by_digest", [False, True])
+def test_refresh_after_wrong_bytes(tmp_path: Path, upstream: Hub, images: dict[str, Holding], by_digest: bool) -> None:
+    """A layer that the server does not ask for, since its bytes were wrong again and again, is asked for at once after
+    the command, by every worker: given the image, or what the error's sentence says."""
+    layer = images["amd64"].layers[1].digest
+    upstream.fault(on="blob", match=layer, corrupt=5, times=None)
+    with (
+        running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server,
+        httpx2.Client(base_url=server.url) as client,
+    ):
+        client.get("/v2/app/manifests/1").raise_for_status()
+        client.get(f"/v2/app/manifests/{images['amd64'].digest}").raise_for_status()
+        refused = None
+        while refused is None or int(refused.headers["retry-after"]) < 4:  # seconds; after the third fetch
+            refused = get(client, f"/v2/app/blobs/{layer}")
+        upstream.clear()
+        assert client.get(f"/v2/app/blobs/{layer}").status_code == 502
+        sentence = refused.json()["errors"][0]["message"]
+        reference = sentence.split()[-1] if by_digest else "app:1"
+        (said,) = done(tmp_path, "refresh", reference)
+        assert "1 blob that came with wrong bytes may be asked for again at once" in said
+        got = client.get(f"/v2/app/blobs/{layer}")
+        assert got.content == images["amd64"].layers[1].read()
+
+
+def get(client: httpx2.Client, path: str) -> httpx2.Response | None:
+    """None: the answer was cut off."""
+    with suppress(httpx2.TransportError):
+        return client.get(path)
+    return None
+
+
 def test_refresh_of_a_tag_that_is_gone(tmp_path: Path, upstream: Hub, images: dict[str, Holding]) -> None:
     """It is told in one line, and the cached tag goes as well."""
     done(tmp_path, "refresh", "app:1")

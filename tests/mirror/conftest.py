@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,11 +40,13 @@ class Clock:
 
 
 class Disk(System):
-    """The machine's, but that it can be full for metadata."""
+    """The machine's, but that it can be full for metadata, or slow: `pause` in seconds."""
 
     full = False
+    pause = 0.0
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        time.sleep(self.pause)
         if self.full:
             raise apsw.FullError("database or disk is full")
         super().commit(commit, durable=durable)
@@ -96,6 +99,13 @@ class Site:
                 yield Worker(mirror, store)
             finally:
                 await mirror.aclose()
+
+
+def another(site: Site) -> FarRegistry:
+    """The same upstream, as another worker reaches it."""
+    far = FarRegistry(site.far.connections, site.far.endpoints)
+    far.blobs, far.manifests, far.sent, far.faults = site.far.blobs, site.far.manifests, site.far.sent, site.far.faults
+    return far
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from registry.mirror.source import RangesUnsupported, Sink
@@ -28,6 +28,8 @@ class Faults:
     """What asks for a part gets an error."""
     drops: list[int] = field(default_factory=list)
     corrupt: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    """Endpoints that cannot be reached."""
     gates: dict[int, threading.Event] = field(default_factory=dict)
     hold: asyncio.Event | None = None
     """Manifest and HEAD requests wait for it."""
@@ -41,9 +43,9 @@ class FarRegistry:
 
     name = "docker.io"
 
-    def __init__(self, connections: int = 4, endpoints: tuple[str, ...] = ("https://one",)) -> None:
+    def __init__(self, connections: int = 4, endpoints: Sequence[str] = ("https://one",)) -> None:
         self.connections = connections
-        self.endpoints = endpoints
+        self.endpoints: Sequence[str] = endpoints
         self.faults = Faults()
         self.blobs: dict[tuple[str, Digest], bytes] = {}
         self.manifests: dict[tuple[str, Reference], Manifest] = {}
@@ -155,7 +157,8 @@ class FarRegistry:
             raise UpstreamUnavailable("the upstream registry answers 416")
         if not self.faults.ranges and (start, stop) != (0, len(data)):
             raise RangesUnsupported
-        endpoint = next((e for e in self.endpoints if e not in avoid), self.endpoints[0])
+        here = [e for e in self.endpoints if e not in self.faults.away]
+        endpoint = next((e for e in here if e not in avoid), here[0])
         sending = _Sending(self, digest, endpoint, data, start, stop, sink)
         self.at_once += 1
         self._sending.add(sending)

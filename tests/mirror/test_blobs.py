@@ -15,8 +15,8 @@ from storage.content import Span, digest_of
 from storage.errors import BlobUnknown, ManifestUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
 from storage.interface import BlobReader
 from storage.names import Digest, Reference, RepositoryName, Tag
-from tests.contract.making import push_blob, read_blob
-from tests.mirror.conftest import FAR, HERE, Site, Worker, until
+from tests.contract.making import described, image_of, push_blob, read_blob
+from tests.mirror.conftest import FAR, HERE, Site, Worker, another, until
 from tests.mirror.far import missing_digest
 
 MIB = 1 << 20
@@ -300,6 +300,51 @@ async def test_repositories_of_one_upstream_share_what_is_stored(site: Site, wor
     site.far.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
     assert await read_blob(worker.mirror, OTHER, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+@pytest.mark.parametrize("private", [False, True])
+async def test_what_is_stored_is_shared_on_a_full_disk(site: Site, private: bool) -> None:
+    """A repository that may have a blob which is here reads it, though nothing can be noted of that."""
+    site.configure(require_grant=private)
+    site.far.add_image(FAR, BIG)
+    site.far.add_image("library/other", BIG)
+    async with site.worker() as worker:
+        for repo in (HERE, OTHER):
+            await worker.mirror.get_manifest(repo, Tag("1"))
+        assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+        site.disk.full = True
+        assert await read_blob(worker.mirror, OTHER, DIGEST) == BIG
+        site.disk.full = False
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_private_upstream_is_asked_for_each_repository(site: Site) -> None:
+    """Once for all who read there, at whichever worker, and before anything is joined that comes in for another."""
+    site.configure(require_grant=True)
+    site.far.add_image(FAR, BIG)
+    site.far.add_image("library/other", BIG)
+    third = RepositoryName("docker.io/library/third")
+    site.far.add_manifest("library/third", image_of(site.far.add_blob("library/third", b"{}"), [described(BIG)]), "1")
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    async with site.worker() as one, site.worker(another(site)) as two:
+        for repo in (HERE, OTHER, third):
+            await one.mirror.get_manifest(repo, Tag("1"))
+        first = await one.mirror.open_blob(HERE, DIGEST)
+        for worker in (one, two):
+            with pytest.raises(BlobUnknown):
+                await worker.mirror.open_blob(third, DIGEST)
+            with pytest.raises(BlobUnknown):
+                await worker.mirror.resolve_blob(third, DIGEST)
+        reading = [asyncio.create_task(read_blob(one.mirror, repo, DIGEST)) for repo in (HERE, OTHER, OTHER, HERE)]
+        await until(lambda: site.far.calls["head blob"] == 3)
+        gate.set()
+        assert await asyncio.gather(read(first), *reading) == [BIG] * 5
+        site.far.faults.down = UpstreamUnavailable()
+        for worker in (one, two):
+            for repo in (HERE, OTHER):
+                assert await read_blob(worker.mirror, repo, DIGEST) == BIG
+        assert site.far.calls["head blob"] == 3
     sent_once(site, DIGEST, len(BIG))
 
 

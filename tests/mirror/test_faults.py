@@ -17,7 +17,7 @@ from storage.errors import BlobUnknown, Denied, DigestInvalid, RegistryError, To
 from storage.names import Tag
 from storage.opening import open_registry
 from tests.contract.making import image_of, read_blob
-from tests.mirror.conftest import FAR, HERE, Site, Worker, until
+from tests.mirror.conftest import FAR, HERE, Site, Worker, another, until
 from tests.mirror.far import FarRegistry
 from tests.mirror.test_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
@@ -148,18 +148,86 @@ async def test_wrong_bytes_of_a_small_blob(site: Site, worker: Worker) -> None:
     assert await read_blob(worker.mirror, HERE, digest_of(b"a small layer")) == b"a small layer"
 
 
-async def test_only_wrong_bytes(site: Site, worker: Worker) -> None:
-    """An upstream that has only wrong bytes is asked a few times and then left alone for a while."""
+async def test_only_wrong_bytes(site: Site) -> None:
+    """An upstream that has only wrong bytes is asked once more, and then left alone for a moment that grows with each
+    fetch, however many clients come again meanwhile, at whichever worker. They are told who sent wrong bytes for what,
+    and when to come again."""
     site.far.faults.corrupt = {"https://one"}
-    await begun(site, worker, b"a small layer")
     digest = digest_of(b"a small layer")
+    async with site.worker() as worker, site.worker() as other:
+        await begun(site, worker, b"a small layer")
+        for fetches, pause in ((2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (7, 30)):
+            for mirror in (worker.mirror, other.mirror, worker.mirror):
+                with pytest.raises(UpstreamUnavailable, match=rf"docker\.io \(https://one\).*{digest}") as raised:
+                    await mirror.open_blob(HERE, digest)
+                assert raised.value.retry_after == pause
+            assert site.far.calls["get blob"] == fetches
+            site.clock.now += pause
+        site.far.faults.corrupt = set()
+        assert await read_blob(worker.mirror, HERE, digest) == b"a small layer"
+
+
+async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: Site, worker: Worker) -> None:
+    """The endpoint that is left alone is not taken from instead: nobody gets its bytes before its pause is over."""
+    site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
+    site.far.faults.corrupt = {"https://one"}
+    await begun(site, worker, SMALL)
+    for _ in range(2):
+        with pytest.raises(DigestInvalid):
+            await read_blob(worker.mirror, HERE, digest_of(SMALL))
+    site.far.sent.clear()
     for _ in range(3):
+        with pytest.raises(UpstreamUnavailable, match=r"docker\.io \(https://one\) sent wrong bytes") as raised:
+            await worker.mirror.open_blob(HERE, digest_of(SMALL))
+        assert raised.value.retry_after == 2
+    assert site.far.sent == {}
+    site.far.faults.away = set()
+    assert await read_blob(worker.mirror, HERE, digest_of(SMALL)) == SMALL
+
+
+async def test_wrong_bytes_are_forgotten(site: Site, worker: Worker) -> None:
+    """Long after the last of them, or when somebody says so."""
+    site.far.faults.corrupt = {"https://one"}
+    layers = [b"a small layer", b"another"]
+    site.far.add_image(FAR, *layers)
+    await worker.mirror.get_manifest(HERE, Tag("1"))
+    for layer in layers:
         with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
-            await worker.mirror.open_blob(HERE, digest)
-    assert site.far.calls["get blob"] == 3
-    site.clock.now += 61
+            await worker.mirror.open_blob(HERE, digest_of(layer))
     site.far.faults.corrupt = set()
-    assert await read_blob(worker.mirror, HERE, digest) == b"a small layer"
+    found = [digest_of(layers[0]), digest_of(b"something else")]
+    assert await worker.store.records.forget_wrong("docker.io", found) == 1
+    assert await read_blob(worker.mirror, HERE, found[0]) == layers[0]
+    with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
+        await worker.mirror.open_blob(HERE, digest_of(layers[1]))
+    site.clock.now += 601
+    assert await read_blob(worker.mirror, HERE, digest_of(layers[1])) == layers[1]
+
+
+@pytest.mark.parametrize("follows", [False, True])
+async def test_who_is_told_of_wrong_bytes_can_ask_again(site: Site, worker: Worker, follows: bool) -> None:
+    """As soon as a reader learns of them, at the worker that fetched them or another, the fill that brought them is
+    over there: the next open begins anew."""
+    await begun(site, worker, SMALL)
+    site.far.faults.corrupt = {"https://one"}
+    gate = site.far.faults.gates[len(SMALL) - 1] = threading.Event()
+    async with site.worker(another(site)) as other:
+        readers = [await each.mirror.open_blob(HERE, digest_of(SMALL)) for each in (worker, other)]
+        await until(lambda: site.far.bytes_sent(digest_of(SMALL)) > 2 * MIB)
+        site.disk.pause = 0.05  # between the last byte and the word that it was wrong
+
+        async def ask_again() -> bytes:
+            with pytest.raises(DigestInvalid):
+                await readers[follows].ready(len(SMALL) - 1)
+            site.far.faults.corrupt = set()
+            return await read_blob((worker, other)[follows].mirror, HERE, digest_of(SMALL))
+
+        asking = asyncio.create_task(ask_again())
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asking == SMALL
+        for reader in readers:
+            await reader.aclose()
 
 
 async def test_a_manifest_that_names_another_size(site: Site, worker: Worker) -> None:

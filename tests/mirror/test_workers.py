@@ -10,22 +10,14 @@ import pytest
 
 from registry.mirror.demand import LINGER
 from storage.content import digest_of
-from storage.errors import DigestInvalid, UpstreamTimeout
+from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Tag
 from tests.contract.making import read_blob
-from tests.mirror.conftest import FAR, HERE, Site, Worker, until
-from tests.mirror.far import FarRegistry
-from tests.mirror.test_blobs import BIG, DIGEST, MIB, read, sent_once
+from tests.mirror.conftest import FAR, HERE, Site, Worker, another, until
+from tests.mirror.test_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
 FIRST = b"a first layer"
 TAG = Tag("1")
-
-
-def another(site: Site) -> FarRegistry:
-    """The same upstream, as another worker reaches it."""
-    far = FarRegistry(site.far.connections, site.far.endpoints)
-    far.blobs, far.manifests, far.sent, far.faults = site.far.blobs, site.far.manifests, site.far.sent, site.far.faults
-    return far
 
 
 async def take(worker: Worker, stack: AsyncExitStack, count: int) -> None:
@@ -98,6 +90,48 @@ async def test_a_follower_of_what_does_not_begin_is_told(site: Site) -> None:
                 await worker.mirror.open_blob(HERE, DIGEST)
         stall.set()
         assert await read_blob(two.mirror, HERE, DIGEST) == BIG
+
+
+async def test_an_owner_that_gives_up_tells_its_followers(site: Site) -> None:
+    """When the upstream brings nothing any more, the readers of all workers are told once the worker that fetches has
+    lost its patience: the others do not try for as long, one after the other. Who asks from then on is a new try."""
+    site.persistence = 1.0
+    site.far.add_image(FAR, BIG)
+    others = [another(site) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(site.worker())
+        workers = [await stack.enter_async_context(site.worker(far)) for far in others]
+        await owner.mirror.get_manifest(HERE, TAG)
+        site.far.faults.drops = [MIB, *[0] * 1000]
+        readers = [await worker.mirror.open_blob(HERE, DIGEST) for worker in (owner, *workers)]
+        ends = await asyncio.gather(*map(read, readers), return_exceptions=True)
+        assert [type(end) for end in ends] == [UpstreamUnavailable] * 4
+        assert {str(end) for end in ends} == {"the connection broke"}
+        assert [far.calls["get blob"] for far in others] == [0, 0, 0]
+        site.far.faults.drops = []
+        assert await read_blob(workers[0].mirror, HERE, DIGEST) == BIG
+        assert others[0].calls["get blob"] > 0
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_what_is_said_of_one_repository_is_said_of_no_other(site: Site) -> None:
+    """An owner that fails for its own repository leaves the blob to followers that ask for another."""
+    site.persistence = 0.5
+    site.far.add_image(FAR, BIG)
+    site.far.add_image("library/other", BIG)
+    other = another(site)
+    async with site.worker() as one, site.worker(other) as two:
+        await one.mirror.get_manifest(HERE, TAG)
+        await two.mirror.get_manifest(OTHER, TAG)
+        site.far.faults.drops = [MIB, *[0] * 20]
+        first = await one.mirror.open_blob(HERE, DIGEST)
+        second = await two.mirror.open_blob(OTHER, DIGEST)
+        reading = asyncio.create_task(read(second))
+        with pytest.raises(UpstreamUnavailable):
+            await read(first)
+        site.far.faults.drops.clear()
+        assert await reading == BIG
+    sent_once(site, DIGEST, len(BIG))
 
 
 async def test_wrong_bytes_are_fetched_once(site: Site) -> None:

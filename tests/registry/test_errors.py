@@ -133,13 +133,28 @@ async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.Lo
     assert record.exc_info
 
 
-async def test_a_storage_failure_is_logged_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
-    """StorageFailed is 500 and the operator finds why in the log."""
+@pytest.mark.parametrize(("cause", "strange"), [(OSError("the disk"), False), (ValueError("a bug"), True)])
+async def test_a_storage_failure_is_logged_with_its_cause(
+    cause: Exception, strange: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """StorageFailed is 500 and the operator finds why in the log: in one line what the disk said, anything else with
+    its traceback."""
+    error = errors.StorageFailed()
+    error.__cause__ = cause
     with caplog.at_level(logging.ERROR):
-        answer = await Client(DistributionAPI(Failing(errors.StorageFailed())))("GET", f"{V2}/manifests/1")
+        answer = await Client(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
     assert (answer.status, answer.code) == (500, "STORAGE_FAILED")
     (record,) = caplog.records
-    assert record.exc_info
+    assert bool(record.exc_info) == strange
+    assert strange or "the disk" in record.getMessage()
+
+
+async def test_an_upstream_says_when_to_come_back() -> None:
+    """502 and 504 carry Retry-After where that is known."""
+    for kind in (errors.UpstreamUnavailable, errors.UpstreamTimeout):
+        for error, told in ((kind(retry_after=3), ["3"]), (kind(), [])):
+            answer = await Client(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
+            assert answer.all("retry-after") == told
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), errors.StorageFailed()], ids=["unexpected", "expected"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,9 +12,17 @@ import pytest
 
 from registry.http import DistributionAPI
 from registry.http.exchange import Message, Receive, Scope, Send
+from registry.logs import was_logged
 from storage.base import Refusing
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span, digest_of
-from storage.errors import PartialLost, RegistryError
+from storage.errors import (
+    DigestInvalid,
+    PartialLost,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    UpstreamUnavailable,
+)
 from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName
 from tests.registry.conftest import V2
@@ -183,6 +192,37 @@ async def test_a_failure_midway_cuts_the_connection(client: Client, blob: Growin
     assert not answer.whole
     assert DATA[:100] in answer.body
     assert not blob.open
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (DigestInvalid(), logging.INFO),  # said by who fetched it
+        (PartialLost(), logging.WARNING),
+        (UpstreamUnavailable("it broke off"), logging.WARNING),
+        (StorageFull(), logging.ERROR),
+        (StorageFailed("the file is gone"), logging.ERROR),
+    ],
+    ids=lambda value: getattr(value, "code", ""),
+)
+async def test_a_cut_is_one_line_in_the_log(
+    client: Client, blob: Growing, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says why, under the request's id, and has no traceback: nothing is wrong with the program. The server is told
+    that there is no more to say."""
+    caplog.set_level(logging.INFO)
+    await blob.grow(150)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        await blob.waiting(150)
+        await blob.fail(error)
+    answer = asked.result()
+    assert answer.cut is error
+    assert was_logged(error)
+    (record,) = [each for each in caplog.records if each.name == "registry.http"]
+    assert (record.levelno, record.exc_info) == (level, None)
+    assert answer["x-request-id"] in record.getMessage()
+    assert error.message in record.getMessage()
 
 
 async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:

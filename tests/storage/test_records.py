@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.content import OCI_MANIFEST, Actor, Allowance, Check, Manifest, digest_of
+from storage.content import OCI_MANIFEST, Actor, Allowance, Check, Manifest, WrongBytes, digest_of
 from storage.metadata import records as kept
 from storage.names import Digest, RepositoryName, Tag
 from storage.opening import open_registry
@@ -154,10 +154,13 @@ async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
     await records.note_wrong("docker.io", digest, ["https://one"], 60)
     await records.note_wrong("ghcr.io", digest, ["https://three"], 60)
     async with open_registry(data, clock=clock) as there:
-        assert await there.records.wrong_senders("docker.io", digest, 60) == {"https://one": 2, "https://two": 1}
+        assert await there.records.wrong_senders("docker.io", digest, 60) == {
+            "https://one": WrongBytes(2, 1059.0),
+            "https://two": WrongBytes(1, 1000.0),
+        }
     assert await records.wrong_senders("docker.io", other, 60) == {}
     clock.now += 2
-    assert await records.wrong_senders("docker.io", digest, 60) == {"https://one": 2}
+    assert await records.wrong_senders("docker.io", digest, 60) == {"https://one": WrongBytes(2, 1059.0)}
     await records.note_wrong("docker.io", other, [], 60)
     clock.now -= 10
     assert await records.wrong_senders("docker.io", digest, 60) == {}
