@@ -51,6 +51,9 @@ class Entrepot(FastAPI):
     pace: Callable[[str], float] | None = None
     """Takes a request of a principal or an address; how many seconds it has to wait. None: nobody has to."""
 
+    trouble: Callable[[], str | None] = staticmethod(lambda: None)
+    """Why nothing can be stored at present, in a sentence; None where nothing is known."""
+
     def secure(self, settings: Settings) -> None:
         """From here on, all that is not the distribution API answers with the headers that browsers want."""
         public = settings.public_url or ""
@@ -191,9 +194,10 @@ def create_app(
             yield
             return
         every = None if settings.read_only else settings.gc.interval
-        async with open_service(settings, collect_every=every, scheduled=True, readable=readable) as router:
+        async with open_service(settings, collect_every=every, serving=True, readable=readable) as router:
             stored = router.hosted
             assert isinstance(stored, StoredRegistry)
+            app.trouble = stored.trouble
             async with open_access(settings, stored.accounts, stored.turns) as access:
                 app.serve_accounts(router, access, settings, stored.metadata.version)
                 yield

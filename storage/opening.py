@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import apsw
@@ -17,48 +17,82 @@ from storage.accounts import Accounts
 from storage.blobs import files
 from storage.blobs.disk import DiskBlobs
 from storage.blobs.layout import Layout
-from storage.data_directory import DataDirectoryError, check_writable
+from storage.data_directory import DataDirectoryError, check_writable, explained
 from storage.errors import RegistryError, StorageFailed
 from storage.metadata.access.epoch import CLOSED
-from storage.metadata.connection import connect, create
+from storage.metadata.connection import connect, create, is_full
 from storage.metadata.migrate import migrate, steps
 from storage.metadata.sqlite import SqliteMetadata
 from storage.partials import StoredPartials
+from storage.reserve import Reserve
 from storage.stored import StoredRegistry
 from storage.system import System, boot_id
 from storage.turns import FileTurns
 from storage.upkeep.collect import Collector
+from storage.upkeep.room import RoomWatch, make_room, until_due
 
 DAY = 86400.0
 FIRST_ROUND = 300.0
 """Seconds after the start until the collector's first round, at the most."""
+URGENT = 30.0
+"""Seconds between its rounds on a full disk, at the most."""
 log = logging.getLogger("storage")
 
 
 def prepare(data: Path, system: System | None = None) -> None:
-    """Makes the data directory, or brings it to this version; leaves nothing open. Called before any fork. Raises
-    DataDirectoryError."""
+    """Makes the data directory, or brings it to this version; leaves nothing open. Called before any fork. On a full
+    disk it takes what it needs from the reserve, and drops what nobody will miss. Raises DataDirectoryError."""
     layout = layout_of(data)
     system = system or System()
     check_writable(layout.root)
     try:
         files.make_directories(system, layout.root, layout.directories())
-        lock = os.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        files.make_files(system, layout.lock_files())
+        lock = system.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT)
         try:
             with files.Locked(lock):
-                db = create(layout.metadata)
-                try:
-                    migrate(db)
-                finally:
-                    db.close()
+                _prepare_metadata(layout, system)
                 files.sync_directory(system, layout.root)
         finally:
             os.close(lock)
     except OSError as error:
         where = error.filename or layout.root
-        raise DataDirectoryError(f"cannot set up the data directory: {where}: {error.strerror}") from None
+        raise DataDirectoryError(f"cannot set up the data directory: {where}: {explained(error)}") from None
+    except apsw.FullError:
+        raise DataDirectoryError(
+            f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
+        ) from None
     except apsw.Error as error:
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
+    with closing(Reserve(layout.reserve, system)) as reserve:
+        reserve.establish()
+
+
+def _prepare_metadata(layout: Layout, system: System) -> None:
+    try:
+        db = create(layout.metadata)
+    except apsw.FullError:
+        make_room(layout, system, boot_id())
+        db = create(layout.metadata)
+
+    def bring_up_to_date() -> None:
+        try:
+            migrate(db)
+        except apsw.Error as error:
+            full = is_full(db, error)
+            with suppress(apsw.Error):
+                db.execute("ROLLBACK")
+            if full:
+                raise apsw.FullError(str(error)) from error
+            raise
+
+    try:
+        bring_up_to_date()
+    except apsw.FullError:
+        with closing(Reserve(layout.reserve, system)) as reserve:
+            reserve.spend(bring_up_to_date, apsw.FullError)
+    finally:
+        db.close()
 
 
 def check_version(data: Path) -> None:
@@ -93,6 +127,7 @@ async def open_registry(
     grace: float = DAY,
     expire: float = 7 * DAY,
     collect_every: float | None = None,
+    watch_room: bool = False,
     keep_audit: float = 365 * DAY,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
@@ -101,16 +136,18 @@ async def open_registry(
     """The registry in a prepared data directory, for this process and its running event loop.
     Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions and partial blobs, `keep_audit` for lines
     of the audit log, `collect_every` between the rounds that take away what is past its time (None: there are none by
-    themselves; one process at a time makes them). `boot`: the machine's run.
+    themselves; one process at a time makes them). `watch_room`: the log says when the disk is full. `boot`: the
+    machine's run.
     """
     layout = layout_of(data)
     system = system or System()
-    blobs = DiskBlobs(layout, system)
-    metadata = SqliteMetadata(layout, system, clock)
+    reserve = Reserve(layout.reserve, system)
+    blobs = DiskBlobs(layout, system, reserve)
+    metadata = SqliteMetadata(layout, system, clock, reserve)
     boot = boot_id() if boot is None else boot
     partials = StoredPartials(blobs, metadata, boot)
     turns = FileTurns(layout.turns, system)
-    collector = Collector(metadata, blobs, partials, clock, grace, expire)
+    collector = Collector(metadata, blobs, partials, clock, grace, expire, lambda: reserve.trouble() is not None)
     registry = StoredRegistry(
         *(metadata, blobs, clock, boot, collector),
         partials=partials,
@@ -118,25 +155,30 @@ async def open_registry(
         turns=turns,
         accounts=metadata.accounts,
     )
-    rounds = None
+    upkeep: list[asyncio.Task[None]] = []
+    if watch_room:
+        room = RoomWatch(blobs, layout.root)
+        await room.look()
+        upkeep.append(asyncio.create_task(room.run()))
     if collect_every is not None:
 
         async def tidy() -> None:
             await collector.collect()
             await metadata.accounts.prune_audit(clock() - keep_audit)
 
-        rounds = asyncio.create_task(_repeat(tidy, layout, collect_every))
+        upkeep.append(asyncio.create_task(_repeat(tidy, layout, collect_every, reserve)))
     try:
         yield registry
     finally:
-        if rounds is not None:
-            rounds.cancel()
+        for task in upkeep:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await rounds
+                await task
         turns.close()
         await partials.aclose()
         metadata.close()
         blobs.close()
+        reserve.close()
 
 
 def is_closed(data: Path) -> bool:
@@ -157,18 +199,22 @@ async def open_accounts(
 ) -> AsyncIterator[Accounts]:
     """Who may do what, in a prepared data directory, and nothing else of it: for commands that work beside a running
     server. What they change, its workers see from the commit on."""
-    metadata = SqliteMetadata(layout_of(data), system or System(), clock)
-    try:
-        yield metadata.accounts
-    finally:
-        metadata.close()
+    layout = layout_of(data)
+    system = system or System()
+    with closing(Reserve(layout.reserve, system)) as reserve:
+        metadata = SqliteMetadata(layout, system, clock, reserve)
+        try:
+            yield metadata.accounts
+        finally:
+            metadata.close()
 
 
-async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: float) -> None:
-    """The first process that takes the lock tidies up for all of them; when it dies, the next one does."""
+async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: float, reserve: Reserve) -> None:
+    """The first process that takes the lock tidies up for all of them; when it dies, the next one does. On a full disk
+    the rounds come sooner."""
     lock = os.open(layout.collect_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        await asyncio.sleep(min(every, FIRST_ROUND))
+        await until_due(min(every, FIRST_ROUND), 0.0, reserve)
         while True:
             if files.try_lock(lock):
                 try:
@@ -176,6 +222,6 @@ async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: fl
                 except RegistryError as error:
                     log.warning("a collection was broken off: %s", error, exc_info=error.__cause__)
                 fcntl.flock(lock, fcntl.LOCK_UN)
-            await asyncio.sleep(every)
+            await until_due(every, URGENT, reserve)
     finally:
         os.close(lock)

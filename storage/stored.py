@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from storage.accounts import Accounts
 from storage.blobs.disk import DiskBlobs
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.digesting import start_digest
-from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed
+from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader, Partials, Records, Turns
 from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
@@ -48,6 +49,10 @@ class StoredRegistry:
         self.turns = turns
         self.accounts = accounts
 
+    def trouble(self) -> str | None:
+        """Why nothing can be stored at present, in a sentence; None where nothing is known."""
+        return self.blobs.reserve.trouble()
+
     async def known(self, repo: RepositoryName) -> bool:
         """Whether anything was ever put into that repository; also when all of it is deleted."""
         return await self.metadata.known_repository(repo)
@@ -55,7 +60,8 @@ class StoredRegistry:
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
         if row.fleeting and self._clock() - row.needed > self._fresh:
-            await self.metadata.need_blob(repo, digest)
+            with suppress(StorageFull):  # it is told apart from a blob that is not there all the same
+                await self.metadata.need_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:

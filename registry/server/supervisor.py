@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 
 from uvicorn._types import ASGI3Application
 
+from registry.logs import flush_output
 from registry.server.door import Door
 from registry.server.kernel import die_with_parent
 from registry.server.limits import ServerLimits
@@ -141,8 +141,7 @@ class Supervisor:
         crowd = self._door.crowd
         column = None if crowd is None else crowd.claim()
         status, status_writer = os.pipe()
-        sys.stdout.flush()  # or the child would write it once more
-        sys.stderr.flush()
+        flush_output()  # or the child would write it once more
         # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -191,8 +190,7 @@ class Supervisor:
             traceback.print_exc()
         finally:
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_output()
         return code
 
     # Watching

@@ -25,11 +25,18 @@ def test_a_disk_that_fills_up_under_a_mirror(tmp_path: Path) -> None:
     run_alone("tests.crash.full_disk_mirror", tmp_path)
 
 
-def run_alone(module: str, folder: Path) -> None:
+def test_a_full_disk_is_emptied_through_the_registry(tmp_path: Path) -> None:
+    """Without a byte free, whoever took it: reads work, the server starts, its health and its log say what is wrong,
+    pushes get 507, each DELETE is done, and what it frees is free after the next collection. Then pushes work again
+    without a restart, and the reserve is taken back."""
+    run_alone("tests.crash.full_disk_emptied", tmp_path, "tmpfs")
+
+
+def run_alone(module: str, folder: Path, *args: str) -> None:
     """In a mount namespace of its own."""
     alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     run = subprocess.run(
-        [*alone, sys.executable, "-m", module, str(folder)],
+        [*alone, sys.executable, "-m", module, str(folder), *args],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout
