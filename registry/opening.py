@@ -25,13 +25,14 @@ async def open_service(
     *,
     collect_every: float | None = None,
     serving: bool = False,
+    may_freeze: bool = False,
     clock: Callable[[], float] = time.time,
     readable: Readable = anything,
 ) -> AsyncIterator[Router]:
     """The router over the (prepared) data directory and a mirror of each upstream, for this process and its running
     event loop. No upstream is contacted. `collect_every`, in seconds: see `storage.opening.open_registry`.
     `serving`: this is the server. What `[warm]` names is warmed meanwhile, by one process at a time, and the log says
-    when the disk is full. `readable`: see `Router`."""
+    when the disk is full. `may_freeze`: see `storage.opening.open_registry`. `readable`: see `Router`."""
     async with AsyncExitStack() as stack:
         stored = await stack.enter_async_context(
             open_registry(
@@ -40,6 +41,7 @@ async def open_service(
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
                 watch_room=serving,
+                may_freeze=may_freeze,
                 keep_audit=settings.audit.keep,
                 clock=clock,
             )

@@ -18,9 +18,10 @@ from storage.blobs import files
 from storage.blobs.disk import DiskBlobs
 from storage.blobs.layout import Layout
 from storage.data_directory import DataDirectoryError, check_writable, explained
-from storage.errors import RegistryError, StorageFailed
+from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.access.epoch import CLOSED
 from storage.metadata.connection import connect, create, is_full
+from storage.metadata.frozen import NO_ROOM, Frozen
 from storage.metadata.migrate import migrate, steps
 from storage.metadata.sqlite import SqliteMetadata
 from storage.partials import StoredPartials
@@ -41,7 +42,8 @@ log = logging.getLogger("storage")
 
 def prepare(data: Path, system: System | None = None) -> None:
     """Makes the data directory, or brings it to this version; leaves nothing open. Called before any fork. On a full
-    disk it takes what it needs from the reserve, and drops what nobody will miss. Raises DataDirectoryError."""
+    disk it takes what it needs from the reserve, and drops what nobody will miss; where that is not enough, a data
+    directory of this version is left as it is, for reads. Raises DataDirectoryError."""
     layout = layout_of(data)
     system = system or System()
     check_writable(layout.root)
@@ -59,9 +61,10 @@ def prepare(data: Path, system: System | None = None) -> None:
         where = error.filename or layout.root
         raise DataDirectoryError(f"cannot set up the data directory: {where}: {explained(error)}") from None
     except apsw.FullError:
-        raise DataDirectoryError(
-            f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
-        ) from None
+        if not _can_be_read(layout):
+            raise DataDirectoryError(
+                f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
+            ) from None
     except apsw.Error as error:
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
     with closing(Reserve(layout.reserve, system)) as reserve:
@@ -93,6 +96,15 @@ def _prepare_metadata(layout: Layout, system: System) -> None:
             reserve.spend(bring_up_to_date, apsw.FullError)
     finally:
         db.close()
+
+
+def _can_be_read(layout: Layout) -> bool:
+    """Whether the database is of this version and can be read without any room."""
+    try:
+        with closing(Frozen(layout)) as frozen:
+            return bool(frozen.db.pragma("user_version") == steps()[-1][0])
+    except (OSError, StorageFull, apsw.Error):
+        return False
 
 
 def check_version(data: Path) -> None:
@@ -128,6 +140,7 @@ async def open_registry(
     expire: float = 7 * DAY,
     collect_every: float | None = None,
     watch_room: bool = False,
+    may_freeze: bool = False,
     keep_audit: float = 365 * DAY,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
@@ -136,14 +149,20 @@ async def open_registry(
     """The registry in a prepared data directory, for this process and its running event loop.
     Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions and partial blobs, `keep_audit` for lines
     of the audit log, `collect_every` between the rounds that take away what is past its time (None: there are none by
-    themselves; one process at a time makes them). `watch_room`: the log says when the disk is full. `boot`: the
+    themselves; one process at a time makes them). `watch_room`: the log says when the disk is full.
+    `may_freeze`: where there is no room to open the database, it is only read (`StoredRegistry.thaw`). `boot`: the
     machine's run.
     """
     layout = layout_of(data)
     system = system or System()
     reserve = Reserve(layout.reserve, system)
     blobs = DiskBlobs(layout, system, reserve)
-    metadata = SqliteMetadata(layout, system, clock, reserve)
+    try:
+        metadata = _open_metadata(layout, system, clock, reserve, may_freeze=may_freeze)
+    except BaseException:
+        blobs.close()
+        reserve.close()
+        raise
     boot = boot_id() if boot is None else boot
     partials = StoredPartials(blobs, metadata, boot)
     turns = FileTurns(layout.turns, system)
@@ -154,13 +173,16 @@ async def open_registry(
         records=metadata.records,
         turns=turns,
         accounts=metadata.accounts,
+        frozen=metadata.frozen,
     )
     upkeep: list[asyncio.Task[None]] = []
-    if watch_room:
+    if metadata.frozen is not None:
+        log.warning("%s (data directory %s)", NO_ROOM, layout.root)
+    elif watch_room:
         room = RoomWatch(blobs, layout.root)
         await room.look()
         upkeep.append(asyncio.create_task(room.run()))
-    if collect_every is not None:
+    if collect_every is not None and metadata.frozen is None:
 
         async def tidy() -> None:
             await collector.collect()
@@ -181,14 +203,31 @@ async def open_registry(
         reserve.close()
 
 
+def _open_metadata(
+    layout: Layout, system: System, clock: Callable[[], float], reserve: Reserve, *, may_freeze: bool = False
+) -> SqliteMetadata:
+    """Raises StorageFull."""
+    try:
+        return SqliteMetadata(layout, system, clock, reserve)
+    except apsw.FullError:
+        if may_freeze:
+            return SqliteMetadata(layout, system, clock, reserve, frozen=Frozen(layout))
+        raise StorageFull(NO_ROOM) from None
+
+
 def is_closed(data: Path) -> bool:
     """Whether a prepared data directory ever had an account (`Accounts.closed`). Leaves nothing open: it may be asked
     before a fork. Raises StorageFailed."""
-    db = connect(layout_of(data).metadata, read_only=True)
+    layout = layout_of(data)
+    try:
+        db = connect(layout.metadata, read_only=True)
+    except apsw.FullError:
+        with closing(Frozen(layout)) as frozen:
+            return bool(frozen.db.execute(CLOSED).get)
     try:
         return bool(db.execute(CLOSED).get)
     except apsw.Error as error:
-        raise StorageFailed(f"cannot read {layout_of(data).metadata}: {error}") from error
+        raise StorageFailed(f"cannot read {layout.metadata}: {error}") from error
     finally:
         db.close()
 
@@ -202,7 +241,7 @@ async def open_accounts(
     layout = layout_of(data)
     system = system or System()
     with closing(Reserve(layout.reserve, system)) as reserve:
-        metadata = SqliteMetadata(layout, system, clock, reserve)
+        metadata = _open_metadata(layout, system, clock, reserve)
         try:
             yield metadata.accounts
         finally:

@@ -12,6 +12,7 @@ from storage.digesting import start_digest
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader, Partials, Records, Turns
 from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
+from storage.metadata.frozen import NO_ROOM, Frozen
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES, Names
 from storage.upkeep.collect import Collector
@@ -37,7 +38,10 @@ class StoredRegistry:
         records: Records,
         turns: Turns,
         accounts: Accounts,
+        frozen: Frozen | None = None,
     ) -> None:
+        """`frozen`: there was no room to open the metadata, and this is what it is read from."""
+        self._frozen = frozen
         self._fresh = min(FRESH, collector.grace / 2)
         self.metadata = metadata
         self.blobs = blobs
@@ -51,7 +55,17 @@ class StoredRegistry:
 
     def trouble(self) -> str | None:
         """Why nothing can be stored at present, in a sentence; None where nothing is known."""
-        return self.blobs.reserve.trouble()
+        return NO_ROOM if self.frozen else self.blobs.reserve.trouble()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the metadata is only read, since there was no room to open it."""
+        return self._frozen is not None
+
+    def thaw(self) -> None:
+        """Ends that: another registry has been opened in the place of this one."""
+        if self._frozen is not None:
+            self._frozen.thaw()
 
     async def known(self, repo: RepositoryName) -> bool:
         """Whether anything was ever put into that repository; also when all of it is deleted."""

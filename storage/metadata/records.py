@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 
 from storage.content import Allowance, Check, Manifest
+from storage.metadata.frozen import Frozen
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName
 from storage.reserve import Need
@@ -29,7 +30,7 @@ SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON
 class SqliteRecords:
     """Reads with `db`, on the event loop; changes through `writer`, none of them durable."""
 
-    def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
+    def __init__(self, db: apsw.Connection, writer: Writer | Frozen, clock: Callable[[], float]) -> None:
         self._db = db
         self._writer = writer
         self._clock = clock

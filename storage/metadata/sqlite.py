@@ -15,6 +15,7 @@ from storage.metadata import blob_changes, lookups, manifest_changes
 from storage.metadata.access.store import SqliteAccounts
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
+from storage.metadata.frozen import Frozen
 from storage.metadata.reading import SharedReading
 from storage.metadata.records import SqliteRecords
 from storage.metadata.version import Version
@@ -51,18 +52,31 @@ def _row_size(_: BlobRow) -> int:
 class SqliteMetadata:
     """Opened after a fork, by the process that uses it; used from one event loop."""
 
-    def __init__(self, layout: Layout, system: System, clock: Callable[[], float], reserve: Reserve) -> None:
-        self._db = connect(layout.metadata, read_only=True)
-        self.version = Version(self._db)
-        self._reading = SharedReading(layout.metadata)
+    def __init__(
+        self,
+        layout: Layout,
+        system: System,
+        clock: Callable[[], float],
+        reserve: Reserve,
+        *,
+        frozen: Frozen | None = None,
+    ) -> None:
+        """`frozen`: what is read instead of a connection; closed with this. Raises apsw.FullError: there is no room."""
+        self._db = frozen.db if frozen else connect(layout.metadata, read_only=True)
+        self.version = frozen or Version(self._db)
+        self._reading = frozen or SharedReading(layout.metadata)
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
-        self._writer = Writer(layout, system, self.version, reserve)
+        self._writer = frozen or Writer(layout, system, self.version, reserve)
+        self.frozen = frozen
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
         self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version)
 
     def close(self) -> None:
         """Makes the changes that wait, then closes."""
+        if self.frozen is not None:
+            self.frozen.close()
+            return
         self._writer.close()
         self.version.close()
         self._reading.close()

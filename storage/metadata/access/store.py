@@ -21,6 +21,7 @@ from storage.access import (
 from storage.blobs.steps import Step
 from storage.content import Actor, Page
 from storage.metadata.access import accounts, audit, audit_pages, epoch, grants, groups, keys, pace, tokens
+from storage.metadata.frozen import Frozen
 from storage.metadata.writer import Writer
 from storage.patterns import NamePattern
 from storage.reserve import Need
@@ -36,7 +37,7 @@ class SqliteAccounts:
     commit changes."""
 
     def __init__(
-        self, db: apsw.Connection, writer: Writer, clock: Callable[[], float], version: Callable[[], object]
+        self, db: apsw.Connection, writer: Writer | Frozen, clock: Callable[[], float], version: Callable[[], object]
     ) -> None:
         self._db = db
         self._version = version
