@@ -76,7 +76,7 @@ class Reserve:
             return
         with self._held():
             with suppress(OSError):  # a copy of the data directory may have a hole in its place
-                if (length := os.fstat(self._fd).st_size) and not self.is_whole:
+                if length := self._length():
                     self._system.allocate(self._fd, length)
             self._take_back()
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import aiofiles.threadpool
@@ -196,8 +197,7 @@ class DiskBlobs:
     async def hold(self, digest: Digest) -> AsyncIterator[None]:
         stripe = self.layout.stripe(digest)
         async with self._held.setdefault(int(stripe.name, 16), asyncio.Lock()):
-            with files.told():
-                fd = self.system.open(stripe, os.O_RDWR | os.O_CREAT)
+            fd = await self._open_stripe(stripe)
             try:
                 # Polled: a thread that waits for another process could keep that process's own steps waiting here.
                 pause = 0.0005
@@ -207,6 +207,20 @@ class DiskBlobs:
                 yield
             finally:
                 os.close(fd)
+
+    async def _open_stripe(self, stripe: Path) -> int:
+        """It was made with the data directory, unless that was on a full disk."""
+
+        def opened() -> int:
+            return self.system.open(stripe, os.O_RDWR | os.O_CREAT)
+
+        with files.told():
+            try:
+                return opened()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+        return await self.run(lambda: self.reserve.spend(opened, OSError))
 
     async def publish(self, content: Publishable, digest: Digest) -> str:
         place = self.layout.place(digest)
