@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -38,11 +40,14 @@ from registry.router import Router
 from registry.server.shared import Pace
 from storage.access import Action, AuditEntry
 from storage.content import Actor
+from storage.errors import RegistryError, StorageFull
 from storage.interface import Registry
 from storage.stored import StoredRegistry
 
 HEALTH_PER_SECOND: Final = 20.0
 """Requests for the registry's health from one address, at the least that are let through where there is a limit."""
+THAW_SECONDS = 1.0
+log = logging.getLogger("registry")
 
 
 class Entrepot(FastAPI):
@@ -56,6 +61,9 @@ class Entrepot(FastAPI):
     distribution: DistributionAPI
     pace: Callable[[str], float] | None = None
     """Takes a request of a principal or an address; how many seconds it has to wait. None: nobody has to."""
+
+    trouble: Callable[[], str | None] = staticmethod(lambda: None)
+    """Why nothing can be stored at present, in a sentence; None where nothing is known."""
 
     def secure(self, settings: Settings) -> None:
         """From here on, all that is not the distribution API counts against the limit of requests, and answers with the
@@ -206,6 +214,39 @@ def pace_of(settings: Settings) -> Callable[[str], float] | None:
     return take
 
 
+async def _open(app: Entrepot, settings: Settings, stack: AsyncExitStack, *, may_freeze: bool) -> StoredRegistry:
+    """Opens the store and the mirrors, and has the application serve them. Raises StorageFull: there is no room."""
+    every = None if settings.read_only else settings.gc.interval
+    async with AsyncExitStack() as opened:
+        router = await opened.enter_async_context(
+            open_service(settings, collect_every=every, serving=True, may_freeze=may_freeze, readable=readable)
+        )
+        stored = router.hosted
+        assert isinstance(stored, StoredRegistry)
+        access = await opened.enter_async_context(open_access(settings, stored.accounts, stored.turns))
+        app.serve_accounts(router, access, settings, stored.metadata.version)
+        app.trouble = stored.trouble
+        stack.push_async_exit(opened.pop_all())
+    return stored
+
+
+async def _thaw(app: Entrepot, settings: Settings, stack: AsyncExitStack, frozen: StoredRegistry) -> None:
+    """Opens the store once more as soon as there is room, and serves that from then on. What was opened first is closed
+    last (`storage.metadata.frozen`)."""
+    while True:
+        await asyncio.sleep(THAW_SECONDS)
+        try:
+            await _open(app, settings, stack, may_freeze=False)
+        except StorageFull:
+            continue
+        except RegistryError as error:
+            log.error("the store cannot be opened again: %s", error, exc_info=error.__cause__)
+            continue
+        frozen.thaw()
+        log.warning("there was room to open the database: deletes work again")
+        return
+
+
 def create_app(
     settings: Settings, registry: Registry | None = None, *, pace: Callable[[str], float] | None = None
 ) -> Entrepot:
@@ -222,13 +263,15 @@ def create_app(
         if registry is not None:
             yield
             return
-        every = None if settings.read_only else settings.gc.interval
-        async with open_service(settings, collect_every=every, scheduled=True, readable=readable) as router:
-            stored = router.hosted
-            assert isinstance(stored, StoredRegistry)
-            async with open_access(settings, stored.accounts, stored.turns) as access:
-                app.serve_accounts(router, access, settings, stored.metadata.version)
+        async with AsyncExitStack() as stack:
+            stored = await _open(app, settings, stack, may_freeze=True)
+            thawing = asyncio.create_task(_thaw(app, settings, stack, stored)) if stored.frozen else None
+            try:
                 yield
+            finally:
+                if thawing is not None:
+                    thawing.cancel()
+                    await asyncio.wait([thawing])
 
     # FastAPI's own documentation pages load their scripts from the internet.
     paths: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}

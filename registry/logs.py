@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 GATHER_BYTES = 16 * 1024
@@ -126,10 +127,31 @@ class GatheringHandler(logging.Handler):
         try:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
-                self._stream.write("\n".join(lines) + "\n")
-                self._stream.flush()
+                with suppress(OSError):  # the log's own disk is full: what does not fit is lost
+                    self._stream.write("\n".join(lines) + "\n")
+                    self._stream.flush()
         finally:
             self.release()
+
+
+def flush_output() -> None:
+    """Writes what is buffered for stdout and stderr. Where their disk is full, it stays buffered."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+
+
+def end_output() -> None:
+    """For the end of the process: drops what cannot be written. The interpreter would turn that into exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+                stream.flush()
 
 
 def log_to_stderr(level: str) -> None:

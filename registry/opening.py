@@ -24,13 +24,15 @@ async def open_service(
     settings: Settings,
     *,
     collect_every: float | None = None,
-    scheduled: bool = False,
+    serving: bool = False,
+    may_freeze: bool = False,
     clock: Callable[[], float] = time.time,
     readable: Readable = anything,
 ) -> AsyncIterator[Router]:
     """The router over the (prepared) data directory and a mirror of each upstream, for this process and its running
     event loop. No upstream is contacted. `collect_every`, in seconds: see `storage.opening.open_registry`.
-    `scheduled`: what `[warm]` names is warmed meanwhile, by one process at a time. `readable`: see `Router`."""
+    `serving`: this is the server. What `[warm]` names is warmed meanwhile, by one process at a time, and the log says
+    when the disk is full. `may_freeze`: see `storage.opening.open_registry`. `readable`: see `Router`."""
     async with AsyncExitStack() as stack:
         stored = await stack.enter_async_context(
             open_registry(
@@ -38,6 +40,8 @@ async def open_service(
                 grace=settings.gc.grace,
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
+                watch_room=serving,
+                may_freeze=may_freeze,
                 keep_audit=settings.audit.keep,
                 clock=clock,
             )
@@ -60,7 +64,7 @@ async def open_service(
             private=[upstream.name for upstream in settings.upstream if upstream.private],
             confirmed=stored.records.confirmed,
         )
-        if scheduled and mirrors:
+        if serving and mirrors:
             from registry.mirror.schedule import warming
 
             await stack.enter_async_context(

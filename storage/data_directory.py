@@ -7,6 +7,8 @@ import re
 import tempfile
 from pathlib import Path
 
+from storage.system import FULL
+
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs"}
 )
@@ -38,15 +40,21 @@ def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
     return kind
 
 
+def explained(error: OSError) -> str:
+    """What the system says, and what to do where the disk is full."""
+    advice = "; free some space there, or choose another data directory with --data" if error.errno in FULL else ""
+    return f"{error.strerror}{advice}"
+
+
 def check_writable(root: Path) -> None:
     """Makes the directory if it is missing. Raises DataDirectoryError: no directory, not writable, on a network file
-    system (their locks do not hold, and SQLite's WAL needs shared memory)."""
+    system (their locks do not hold, and SQLite's WAL needs shared memory). A full disk is writable."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise DataDirectoryError(f"{root} is not a directory; choose another one with --data") from None
     except OSError as error:
-        raise DataDirectoryError(f"cannot make the data directory {root}: {error.strerror}") from None
+        raise DataDirectoryError(f"cannot make the data directory {root}: {explained(error)}") from None
     if (kind := filesystem_of(root)) in _NETWORK:
         raise DataDirectoryError(
             f"{root} lies on a network file system ({kind}), where locks and SQLite are not safe; "
@@ -56,4 +64,5 @@ def check_writable(root: Path) -> None:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        raise DataDirectoryError(f"cannot write to the data directory {root}: {error.strerror}") from None
+        if error.errno not in FULL:  # there is no room, or there are no inodes: that need not keep it from serving
+            raise DataDirectoryError(f"cannot write to the data directory {root}: {error.strerror}") from None

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import apsw
@@ -17,48 +17,94 @@ from storage.accounts import Accounts
 from storage.blobs import files
 from storage.blobs.disk import DiskBlobs
 from storage.blobs.layout import Layout
-from storage.data_directory import DataDirectoryError, check_writable
-from storage.errors import RegistryError, StorageFailed
+from storage.data_directory import DataDirectoryError, check_writable, explained
+from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.access.epoch import CLOSED
-from storage.metadata.connection import connect, create
+from storage.metadata.connection import connect, create, is_full
+from storage.metadata.frozen import NO_ROOM, Frozen
 from storage.metadata.migrate import migrate, steps
 from storage.metadata.sqlite import SqliteMetadata
 from storage.partials import StoredPartials
+from storage.reserve import Reserve
 from storage.stored import StoredRegistry
 from storage.system import System, boot_id
 from storage.turns import FileTurns
 from storage.upkeep.collect import Collector
+from storage.upkeep.room import RoomWatch, make_room, until_due
 
 DAY = 86400.0
 FIRST_ROUND = 300.0
 """Seconds after the start until the collector's first round, at the most."""
+URGENT = 30.0
+"""Seconds between its rounds on a full disk, at the most."""
 log = logging.getLogger("storage")
 
 
 def prepare(data: Path, system: System | None = None) -> None:
-    """Makes the data directory, or brings it to this version; leaves nothing open. Called before any fork. Raises
-    DataDirectoryError."""
+    """Makes the data directory, or brings it to this version; leaves nothing open. Called before any fork. On a full
+    disk it takes what it needs from the reserve, and drops what nobody will miss; where that is not enough, a data
+    directory of this version is left as it is, for reads. Raises DataDirectoryError."""
     layout = layout_of(data)
     system = system or System()
     check_writable(layout.root)
     try:
         files.make_directories(system, layout.root, layout.directories())
-        lock = os.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        files.make_files(system, layout.lock_files())
+        lock = system.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT)
         try:
             with files.Locked(lock):
-                db = create(layout.metadata)
-                try:
-                    migrate(db)
-                finally:
-                    db.close()
+                _prepare_metadata(layout, system)
                 files.sync_directory(system, layout.root)
         finally:
             os.close(lock)
     except OSError as error:
         where = error.filename or layout.root
-        raise DataDirectoryError(f"cannot set up the data directory: {where}: {error.strerror}") from None
+        raise DataDirectoryError(f"cannot set up the data directory: {where}: {explained(error)}") from None
+    except apsw.FullError:
+        if not _can_be_read(layout):
+            raise DataDirectoryError(
+                f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
+            ) from None
     except apsw.Error as error:
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
+    with closing(Reserve(layout.reserve, system)) as reserve:
+        reserve.establish()
+
+
+def _prepare_metadata(layout: Layout, system: System) -> None:
+    try:
+        db = create(layout.metadata)
+    except apsw.FullError:
+        make_room(layout, system, boot_id())
+        db = create(layout.metadata)
+
+    def bring_up_to_date() -> None:
+        try:
+            migrate(db)
+        except apsw.Error as error:
+            full = is_full(db, error)
+            with suppress(apsw.Error):
+                db.execute("ROLLBACK")
+            if full:
+                raise apsw.FullError(str(error)) from error
+            raise
+
+    try:
+        bring_up_to_date()
+    except apsw.FullError:
+        with closing(Reserve(layout.reserve, system)) as reserve:
+            reserve.spend(bring_up_to_date, apsw.FullError)
+    finally:
+        db.close()
+
+
+def _can_be_read(layout: Layout) -> bool:
+    """Whether the database is of this version and can be read without any room."""
+    try:
+        with closing(Frozen(layout)) as frozen:
+            return bool(frozen.db.pragma("user_version") == steps()[-1][0])
+    except (OSError, StorageFull, apsw.Error):
+        return False
 
 
 def check_version(data: Path) -> None:
@@ -93,6 +139,8 @@ async def open_registry(
     grace: float = DAY,
     expire: float = 7 * DAY,
     collect_every: float | None = None,
+    watch_room: bool = False,
+    may_freeze: bool = False,
     keep_audit: float = 365 * DAY,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
@@ -101,51 +149,84 @@ async def open_registry(
     """The registry in a prepared data directory, for this process and its running event loop.
     Seconds: `grace` for unreferenced blobs, `expire` for idle upload sessions and partial blobs, `keep_audit` for lines
     of the audit log, `collect_every` between the rounds that take away what is past its time (None: there are none by
-    themselves; one process at a time makes them). `boot`: the machine's run.
+    themselves; one process at a time makes them). `watch_room`: the log says when the disk is full.
+    `may_freeze`: where there is no room to open the database, it is only read (`StoredRegistry.thaw`). `boot`: the
+    machine's run.
     """
     layout = layout_of(data)
     system = system or System()
-    blobs = DiskBlobs(layout, system)
-    metadata = SqliteMetadata(layout, system, clock)
+    reserve = Reserve(layout.reserve, system)
+    blobs = DiskBlobs(layout, system, reserve)
+    try:
+        metadata = _open_metadata(layout, system, clock, reserve, may_freeze=may_freeze)
+    except BaseException:
+        blobs.close()
+        reserve.close()
+        raise
     boot = boot_id() if boot is None else boot
     partials = StoredPartials(blobs, metadata, boot)
     turns = FileTurns(layout.turns, system)
-    collector = Collector(metadata, blobs, partials, clock, grace, expire)
+    collector = Collector(metadata, blobs, partials, clock, grace, expire, lambda: reserve.trouble() is not None)
     registry = StoredRegistry(
         *(metadata, blobs, clock, boot, collector),
         partials=partials,
         records=metadata.records,
         turns=turns,
         accounts=metadata.accounts,
+        frozen=metadata.frozen,
     )
-    rounds = None
-    if collect_every is not None:
+    upkeep: list[asyncio.Task[None]] = []
+    if metadata.frozen is not None:
+        log.warning("%s (data directory %s)", NO_ROOM, layout.root)
+    elif watch_room:
+        room = RoomWatch(blobs, layout.root)
+        await room.look()
+        upkeep.append(asyncio.create_task(room.run()))
+    if collect_every is not None and metadata.frozen is None:
 
         async def tidy() -> None:
             await collector.collect()
             await metadata.accounts.prune_audit(clock() - keep_audit)
 
-        rounds = asyncio.create_task(_repeat(tidy, layout, collect_every))
+        upkeep.append(asyncio.create_task(_repeat(tidy, layout, collect_every, reserve)))
     try:
         yield registry
     finally:
-        if rounds is not None:
-            rounds.cancel()
-            await asyncio.gather(rounds, return_exceptions=True)  # raises nothing but a cancellation of our own
+        for task in upkeep:
+            task.cancel()
+        await asyncio.gather(*upkeep, return_exceptions=True)  # raises nothing but a cancellation of our own
         turns.close()
         await partials.aclose()
         metadata.close()
         blobs.close()
+        reserve.close()
+
+
+def _open_metadata(
+    layout: Layout, system: System, clock: Callable[[], float], reserve: Reserve, *, may_freeze: bool = False
+) -> SqliteMetadata:
+    """Raises StorageFull."""
+    try:
+        return SqliteMetadata(layout, system, clock, reserve)
+    except apsw.FullError:
+        if may_freeze:
+            return SqliteMetadata(layout, system, clock, reserve, frozen=Frozen(layout))
+        raise StorageFull(NO_ROOM) from None
 
 
 def is_closed(data: Path) -> bool:
     """Whether a prepared data directory ever had an account (`Accounts.closed`). Leaves nothing open: it may be asked
     before a fork. Raises StorageFailed."""
-    db = connect(layout_of(data).metadata, read_only=True)
+    layout = layout_of(data)
+    try:
+        db = connect(layout.metadata, read_only=True)
+    except apsw.FullError:
+        with closing(Frozen(layout)) as frozen:
+            return bool(frozen.db.execute(CLOSED).get)
     try:
         return bool(db.execute(CLOSED).get)
     except apsw.Error as error:
-        raise StorageFailed(f"cannot read {layout_of(data).metadata}: {error}") from error
+        raise StorageFailed(f"cannot read {layout.metadata}: {error}") from error
     finally:
         db.close()
 
@@ -156,18 +237,22 @@ async def open_accounts(
 ) -> AsyncIterator[Accounts]:
     """Who may do what, in a prepared data directory, and nothing else of it: for commands that work beside a running
     server. What they change, its workers see from the commit on."""
-    metadata = SqliteMetadata(layout_of(data), system or System(), clock)
-    try:
-        yield metadata.accounts
-    finally:
-        metadata.close()
+    layout = layout_of(data)
+    system = system or System()
+    with closing(Reserve(layout.reserve, system)) as reserve:
+        metadata = _open_metadata(layout, system, clock, reserve)
+        try:
+            yield metadata.accounts
+        finally:
+            metadata.close()
 
 
-async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: float) -> None:
-    """The first process that takes the lock tidies up for all of them; when it dies, the next one does."""
+async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: float, reserve: Reserve) -> None:
+    """The first process that takes the lock tidies up for all of them; when it dies, the next one does. On a full disk
+    the rounds come sooner."""
     lock = os.open(layout.collect_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        await asyncio.sleep(min(every, FIRST_ROUND))
+        await until_due(min(every, FIRST_ROUND), 0.0, reserve)
         while True:
             if files.try_lock(lock):
                 try:
@@ -175,6 +260,6 @@ async def _repeat(tidy: Callable[[], Awaitable[None]], layout: Layout, every: fl
                 except RegistryError as error:
                     log.warning("a collection was broken off: %s", error, exc_info=error.__cause__)
                 fcntl.flock(lock, fcntl.LOCK_UN)
-            await asyncio.sleep(every)
+            await until_due(every, URGENT, reserve)
     finally:
         os.close(lock)

@@ -144,7 +144,7 @@ class StoredPartials:
 
     async def _open(self, name: str, digest: Digest, size: int) -> StoredPartial | None:
         names = Names.of(self._blobs.layout, name, digest)
-        step = self._blobs.run(lambda: open_partial(self._blobs.system, names, size, self._boot))
+        step = self._blobs.run(lambda: open_partial(self._blobs.system, names, size, self._boot, self._blobs.reserve))
         try:
             opened = await step
         except asyncio.CancelledError:
@@ -153,7 +153,9 @@ class StoredPartials:
             raise
         if opened is None:
             return None
-        shared = PartialFile(self._blobs.system, self._threads, self._watch, names, digest, opened)
+        shared = PartialFile(
+            *(self._blobs.system, self._blobs.reserve, self._threads, self._watch, names, digest), opened=opened
+        )
         shared.retain()
         partial = StoredPartial(self, shared)
         if opened.owned:

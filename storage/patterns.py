@@ -83,8 +83,8 @@ class Names:
     def without(self, firsts: Iterable[str]) -> Names:
         """The same set without the names below these first segments."""
         out = frozenset(firsts)
-        kept = (pattern for pattern in self.patterns if not any(_reaches(pattern, first) for first in out))
-        return Names(frozenset(kept), self.guarded | out)
+        kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in out or "/" not in pattern)
+        return Names(frozenset(kept), self.guarded | out, self.limits)
 
     @cached_property
     def everything(self) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from storage.accounts import Accounts
 from storage.blobs.disk import DiskBlobs
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.digesting import start_digest
-from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed
+from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader, Partials, Records, Turns
 from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
+from storage.metadata.frozen import NO_ROOM, Frozen
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES, Names
 from storage.upkeep.collect import Collector
@@ -36,7 +38,10 @@ class StoredRegistry:
         records: Records,
         turns: Turns,
         accounts: Accounts,
+        frozen: Frozen | None = None,
     ) -> None:
+        """`frozen`: there was no room to open the metadata, and this is what it is read from."""
+        self._frozen = frozen
         self._fresh = min(FRESH, collector.grace / 2)
         self.metadata = metadata
         self.blobs = blobs
@@ -48,6 +53,20 @@ class StoredRegistry:
         self.turns = turns
         self.accounts = accounts
 
+    def trouble(self) -> str | None:
+        """Why nothing can be stored at present, in a sentence; None where nothing is known."""
+        return NO_ROOM if self.frozen else self.blobs.reserve.trouble()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the metadata is only read, since there was no room to open it."""
+        return self._frozen is not None
+
+    def thaw(self) -> None:
+        """Ends that: another registry has been opened in the place of this one."""
+        if self._frozen is not None:
+            self._frozen.thaw()
+
     async def known(self, repo: RepositoryName) -> bool:
         """Whether anything was ever put into that repository; also when all of it is deleted."""
         return await self.metadata.known_repository(repo)
@@ -55,7 +74,8 @@ class StoredRegistry:
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
         if row.fleeting and self._clock() - row.needed > self._fresh:
-            await self.metadata.need_blob(repo, digest)
+            with suppress(StorageFull):  # it is told apart from a blob that is not there all the same
+                await self.metadata.need_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:

@@ -7,12 +7,15 @@ of a metadata transaction. Tests hand in one that records the steps, stops befor
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 SYNC_FILE_RANGE_WRITE = 2
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors that mean no room: the disk is full, the quota is used up, the file would be too large."""
 
 
 class System:
@@ -30,6 +33,10 @@ class System:
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)
+
+    def allocate(self, fd: int, size: int) -> None:
+        """Gives the file room for its first `size` bytes, and that length if it was shorter."""
+        os.posix_fallocate(fd, 0, size)
 
     def sync(self, fd: int) -> None:
         os.fsync(fd)

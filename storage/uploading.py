@@ -185,6 +185,7 @@ class StoredUpload:
 
         def step() -> Digest | None:
             if chunks:
+                self._blobs.reserve.admit()
                 file.append(chunks, at)
                 for chunk in chunks:
                     self._running.update(chunk)

@@ -14,9 +14,9 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Health(BaseModel):
-    """What is wrong, where something is."""
+    """What is wrong, where something is. `disk full`: reads and deletes work, nothing new is stored."""
 
-    status: Literal["ok", "failing"]
+    status: Literal["ok", "failing", "disk full"]
     reason: str | None = None
 
 
@@ -28,11 +28,14 @@ async def live() -> Health:
 
 @router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """The registry answers a small question; 503 where it does not."""
+    """The registry answers a small question; 503 where it does not. A full disk is told with 200: with 503, load
+    balancers would keep those away who read, and who can make room."""
     registry: Lister = request.app.unguarded
     try:
         await registry.repositories(None, 1)
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)
+    if (trouble := request.app.trouble()) is not None:
+        return Health(status="disk full", reason=trouble)
     return Health(status="ok")

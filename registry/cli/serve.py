@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import socket
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -103,9 +104,14 @@ def run(settings: Settings) -> int:
             sockets=[bound],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
-            on_ready=lambda: typer.echo(text),
+            on_ready=lambda: _greet(text),
             door=door,
         )
+
+
+def _greet(text: str) -> None:
+    with suppress(OSError):  # where the output's own disk is full, it serves all the same
+        typer.echo(text)
 
 
 def door_of(settings: Settings) -> Door:

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from uvicorn._types import ASGI3Application
 
+from registry.logs import end_output, flush_output
 from registry.server.door import Door
 from registry.server.kernel import raise_file_limit
 from registry.server.limits import ServerLimits
@@ -59,7 +61,9 @@ def serve(
         code, failure = Worker(make_app, sockets, shutdown_grace, limits, ready, door=door).run()
         _end_threads(code)
     if failure:
-        print(f"error: {failure}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"error: {failure}", file=sys.stderr, flush=True)
+    end_output()
     return code
 
 
@@ -73,6 +77,5 @@ def _end_threads(code: int) -> None:
         if thread.is_alive():
             log.warning("ending although the thread %s is still busy", thread.name)
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_output()
             os._exit(code)

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from types import FrameType
 
 from uvicorn._types import ASGI3Application
 
+from registry.logs import flush_output
 from registry.server.door import Door
 from registry.server.kernel import die_with_parent
 from registry.server.limits import ServerLimits
@@ -143,8 +143,7 @@ class Supervisor:
         crowd = self._door.crowd
         column = None if crowd is None else crowd.claim()
         status, status_writer = os.pipe()
-        sys.stdout.flush()  # or the child would write it once more
-        sys.stderr.flush()
+        flush_output()  # or the child would write it once more
         # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -193,8 +192,7 @@ class Supervisor:
             traceback.print_exc()
         finally:
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_output()
         return code
 
     # Watching

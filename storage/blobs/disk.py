@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import aiofiles.threadpool
@@ -21,7 +22,8 @@ from storage.blobs.store import Publishable
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, StorageFailed
 from storage.names import Digest, UploadID
-from storage.system import System
+from storage.reserve import Reserve
+from storage.system import FULL, System
 
 CHUNK = 1024 * 1024
 SMALL = 64 * 1024
@@ -101,9 +103,10 @@ def _ended(descriptor: Descriptor, at: int) -> StorageFailed:
 class DiskBlobs:
     """Content-addressed files below a data directory, safe for several processes at once."""
 
-    def __init__(self, layout: Layout, system: System) -> None:
+    def __init__(self, layout: Layout, system: System, reserve: Reserve) -> None:
         self.layout = layout
         self.system = system
+        self.reserve = reserve
         self.shards = SHARDS
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
         self._opener = CachedOpener(layout.root)
@@ -194,8 +197,7 @@ class DiskBlobs:
     async def hold(self, digest: Digest) -> AsyncIterator[None]:
         stripe = self.layout.stripe(digest)
         async with self._held.setdefault(int(stripe.name, 16), asyncio.Lock()):
-            with files.told():
-                fd = self.system.open(stripe, os.O_RDWR | os.O_CREAT)
+            fd = await self._open_stripe(stripe)
             try:
                 # Polled: a thread that waits for another process could keep that process's own steps waiting here.
                 pause = 0.0005
@@ -205,6 +207,20 @@ class DiskBlobs:
                 yield
             finally:
                 os.close(fd)
+
+    async def _open_stripe(self, stripe: Path) -> int:
+        """It was made with the data directory, unless that was on a full disk."""
+
+        def opened() -> int:
+            return self.system.open(stripe, os.O_RDWR | os.O_CREAT)
+
+        with files.told():
+            try:
+                return opened()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+        return await self.run(lambda: self.reserve.spend(opened, OSError))
 
     async def publish(self, content: Publishable, digest: Digest) -> str:
         place = self.layout.place(digest)
@@ -216,7 +232,12 @@ class DiskBlobs:
 
         def move() -> None:
             with suppress(FileNotFoundError):
-                self.system.rename(path, self.layout.trash / path.name)
+                try:
+                    self.system.rename(path, self.layout.trash / path.name)
+                except OSError as error:
+                    if error.errno not in FULL:
+                        raise
+                    self.system.unlink(path)  # the trash has no room for one more name
 
         await self.run(move)
 
@@ -233,7 +254,14 @@ class DiskBlobs:
             if not self.layout.upload(upload).exists():
                 return
             with suppress(BlobUploadInvalid, BlobUploadUnknown):  # another one is at it
-                session = SessionFile.take_over(self.system, self.layout.upload(upload))
+                try:
+                    session = SessionFile.take_over(self.system, self.layout.upload(upload))
+                except OSError as error:
+                    if error.errno not in FULL:
+                        raise
+                    with suppress(OSError):  # it has no bytes, and there is no room for a file to say so
+                        self.system.rmdir(self.layout.upload(upload))
+                    return
                 try:
                     session.discard()
                 finally:

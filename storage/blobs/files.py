@@ -10,12 +10,13 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import groupby
 from pathlib import Path
 
 from storage.errors import StorageFailed, StorageFull, TooManyOpenFiles
-from storage.system import System
+from storage.system import FULL, System
 
 WRITEBACK = 8 * 1024 * 1024
 """Bytes after which the kernel is asked to start writing a growing file to the disk."""
@@ -36,7 +37,7 @@ _TOLD = _Told()
 
 def failure_of(error: OSError, what: str = "the registry's storage failed") -> StorageFull | StorageFailed:
     """What the disk says, as an error that a client can be told. `what` went wrong."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return StorageFull()
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return TooManyOpenFiles()
@@ -94,6 +95,21 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
     for parent in parents:
         with suppress(PermissionError):  # somebody else's directory around the data directory
             sync_directory(system, parent)
+
+
+def make_files(system: System, paths: Iterable[Path]) -> None:
+    """Makes empty files where they are missing. On a full disk as many as there is room for. Raises OSError."""
+    for directory, wanted in groupby(paths, lambda path: path.parent):
+        there = set(os.listdir(directory))
+        for path in wanted:
+            if path.name in there:
+                continue
+            try:
+                os.close(system.open(path, os.O_RDWR | os.O_CREAT))
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                return
 
 
 def try_lock(fd: int) -> bool:

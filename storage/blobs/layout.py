@@ -10,6 +10,7 @@
       uploads/UUID/GENERATION                           an upload session's bytes; who took it over last
       partials/SOURCE~sha256-abcdef….SIZE.data, .state  a blob on its way in; which bytes of it are there
       trash/                                            files on their way out
+      reserve                                           room for deletes on a full disk (`storage.reserve`)
 
 All of it lies on one file system, so that a rename moves a file without copying it.
 """
@@ -38,12 +39,16 @@ class Layout:
         return self.root / "entrepot.db"
 
     @property
+    def reserve(self) -> Path:
+        return self.root / "reserve"
+
+    @property
     def metadata_lock(self) -> Path:
-        return self.root / "locks" / "metadata"
+        return self.locks / "metadata"
 
     @property
     def collect_lock(self) -> Path:
-        return self.root / "locks" / "collect"
+        return self.locks / "collect"
 
     @property
     def trash(self) -> Path:
@@ -58,7 +63,7 @@ class Layout:
 
     @property
     def turns(self) -> Path:
-        return self.root / "locks" / "turns"
+        return self.locks / "turns"
 
     @property
     def partials(self) -> Path:
@@ -95,7 +100,17 @@ class Layout:
         return self.root / place
 
     def stripe(self, digest: Digest) -> Path:
-        return self.root / "locks" / f"{zlib.crc32(digest.encode()) % STRIPES:02x}"
+        return self.locks / f"{zlib.crc32(digest.encode()) % STRIPES:02x}"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    def lock_files(self) -> Iterator[Path]:
+        """All that are ever locked. They are made with the data directory: where no file can be made any more, what
+        is deleted has to be locked all the same."""
+        yield from (self.metadata_lock, self.collect_lock, self.turns)
+        yield from (self.locks / f"{number:02x}" for number in range(STRIPES))
 
     def shards(self) -> Iterator[Path]:
         """The directories blobs lie in."""
@@ -108,6 +123,6 @@ class Layout:
     def directories(self) -> Iterator[Path]:
         """What must exist, parents first. The shards are made with the data directory, so that a push never has to make
         one durable first."""
-        yield from (self.root / "locks", self.uploads, self.partials, self.trash, self.root / "blobs")
+        yield from (self.locks, self.uploads, self.partials, self.trash, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()

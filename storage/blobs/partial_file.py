@@ -20,6 +20,7 @@ from storage.content import GivenUp
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
 from storage.locks import is_locked, try_lock, unlock
 from storage.names import Digest
+from storage.reserve import Reserve
 from storage.system import System
 
 
@@ -32,7 +33,14 @@ class PartialFile:
     """
 
     def __init__(
-        self, system: System, threads: Executor, watch: Watch, names: Names, digest: Digest, opened: Opened
+        self,
+        system: System,
+        reserve: Reserve,
+        threads: Executor,
+        watch: Watch,
+        names: Names,
+        digest: Digest,
+        opened: Opened,
     ) -> None:
         self.digest = digest
         self.size = opened.progress.size
@@ -41,6 +49,7 @@ class PartialFile:
         self.looked = 0.0
         self.marks = Marks(opened.state)
         self._system = system
+        self._reserve = reserve
         self._threads = threads
         self._watch = watch
         self._names = names
@@ -241,6 +250,7 @@ class PartialFile:
             for part in wanted:
                 self._coming.add(*part)
         try:
+            self._reserve.admit()
             with files.told():
                 self._write(offset, data, wanted)
                 self._publish()

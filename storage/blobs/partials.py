@@ -19,6 +19,7 @@ from storage.blobs.progress import ROOM, Progress, Status, read_progress
 from storage.errors import DigestInvalid, StorageFull
 from storage.locks import try_lock
 from storage.names import Digest
+from storage.reserve import Reserve
 from storage.system import System
 
 
@@ -49,9 +50,11 @@ class Opened:
         os.close(self.data)
 
 
-def open_partial(system: System, names: Names, size: int, boot: str) -> Opened | None:
+def open_partial(system: System, names: Names, size: int, boot: str, reserve: Reserve) -> Opened | None:
     """The partial of `size` bytes, made where there is none. Another owner is about to set it up or to end it: None;
     ask again soon. Raises StorageFull, OSError."""
+    if not names.state.exists():
+        reserve.admit()
     state = _open_or_create(system, names.state)
     if state is None:
         return None

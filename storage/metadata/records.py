@@ -9,8 +9,10 @@ import apsw
 
 from storage.content import Allowance, Check, Manifest, WrongBytes
 from storage.metadata.blob_changes import confirm_blob
+from storage.metadata.frozen import Frozen
 from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName
+from storage.reserve import Need
 
 UNKNOWN_KEPT = 10_000
 """References an upstream did not have that are remembered, about: anybody can ask for more of them."""
@@ -34,7 +36,7 @@ SELECT l.confirmed
 class SqliteRecords:
     """Reads with `db`, on the event loop; changes through `writer`, of which only `confirm` is durable."""
 
-    def __init__(self, db: apsw.Connection, writer: Writer, clock: Callable[[], float]) -> None:
+    def __init__(self, db: apsw.Connection, writer: Writer | Frozen, clock: Callable[[], float]) -> None:
         self._db = db
         self._writer = writer
         self._clock = clock
@@ -67,7 +69,9 @@ class SqliteRecords:
     ) -> None:
         key = None if reference is None else _key(reference, blob)
         await self._change(
-            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)", (repo, key)
+            "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
+            (repo, key),
+            Need.RELIEF,
         )
 
     async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
@@ -134,7 +138,7 @@ class SqliteRecords:
         await self._writer.run(keep, durable=False)
 
     async def drop_token(self, key: str, token: str) -> None:
-        await self._change("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token))
+        await self._change("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), Need.RELIEF)
 
     async def allowance(self, upstream: str) -> Allowance | None:
         row: Any = self._db.execute(
@@ -152,8 +156,8 @@ class SqliteRecords:
             (upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
         )
 
-    async def _change(self, sql: str, values: tuple[str | float | None, ...]) -> None:
-        await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False)
+    async def _change(self, sql: str, values: tuple[str | float | None, ...], need: Need = Need.GROWTH) -> None:
+        await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, need=need)
 
 
 def _key(reference: Reference, blob: bool) -> str:

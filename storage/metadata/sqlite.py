@@ -15,6 +15,7 @@ from storage.metadata import blob_changes, lookups, manifest_changes
 from storage.metadata.access.store import SqliteAccounts
 from storage.metadata.catalog import BlobRow, Dropped, UploadRow
 from storage.metadata.connection import connect
+from storage.metadata.frozen import Frozen, FrozenScans
 from storage.metadata.reading import SharedReading
 from storage.metadata.records import SqliteRecords
 from storage.metadata.scanning import ScanThread
@@ -23,6 +24,7 @@ from storage.metadata.writer import Writer
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import Names
 from storage.remember import Remembered
+from storage.reserve import Need, Reserve
 from storage.system import System
 
 REMEMBERED: Final = 16 * 1024 * 1024
@@ -57,19 +59,32 @@ def _row_size(_: BlobRow) -> int:
 class SqliteMetadata:
     """Opened after a fork, by the process that uses it; used from one event loop."""
 
-    def __init__(self, layout: Layout, system: System, clock: Callable[[], float]) -> None:
-        self._db = connect(layout.metadata, read_only=True)
-        self.version = Version(self._db)
-        self._reading = SharedReading(layout.metadata)
-        self._scans = ScanThread(layout.metadata)
+    def __init__(
+        self,
+        layout: Layout,
+        system: System,
+        clock: Callable[[], float],
+        reserve: Reserve,
+        *,
+        frozen: Frozen | None = None,
+    ) -> None:
+        """`frozen`: what is read instead of a connection; closed with this. Raises apsw.FullError: there is no room."""
+        self._db = frozen.db if frozen else connect(layout.metadata, read_only=True)
+        self.version = frozen or Version(self._db)
+        self._reading = frozen or SharedReading(layout.metadata)
+        self._scans = FrozenScans(frozen) if frozen else ScanThread(layout.metadata)
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
-        self._writer = Writer(layout, system, self.version)
+        self._writer = frozen or Writer(layout, system, self.version, reserve)
+        self.frozen = frozen
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
         self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version, self._scans)
 
     def close(self) -> None:
         """Makes the changes that wait, then closes."""
+        if self.frozen is not None:
+            self.frozen.close()
+            return
         self._writer.close()
         self._scans.close()
         self.version.close()
@@ -122,7 +137,8 @@ class SqliteMetadata:
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_referred: bool) -> None:
         now = self._clock()
         await self._writer.run(
-            lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_referred=even_referred)
+            lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_referred=even_referred),
+            need=Need.RELIEF,
         )
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
@@ -139,7 +155,7 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.save_upload(db, upload, offset, state, boot, now), durable=False)
 
     async def end_upload(self, upload: UploadID) -> None:
-        await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False)
+        await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False, need=Need.RELIEF)
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         return self._look(_descriptor_size, lookups.manifest_descriptor, repo, reference)
@@ -165,11 +181,11 @@ class SqliteMetadata:
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
         now = self._clock()
-        await self._writer.run(lambda db: manifest_changes.delete_manifest(db, repo, digest, by, now))
+        await self._writer.run(lambda db: manifest_changes.delete_manifest(db, repo, digest, by, now), need=Need.RELIEF)
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None:
         now = self._clock()
-        await self._writer.run(lambda db: manifest_changes.delete_tag(db, repo, tag, by, now))
+        await self._writer.run(lambda db: manifest_changes.delete_tag(db, repo, tag, by, now), need=Need.RELIEF)
 
     async def known_repository(self, repo: RepositoryName) -> bool:
         return lookups.known_repository(self._db, repo)
@@ -199,10 +215,10 @@ class SqliteMetadata:
 
     async def drop_link(self, entry: Dropped, before: float) -> bool:
         now = self._clock()
-        return await self._writer.run(lambda db: blob_changes.drop_link(db, entry, before, now))
+        return await self._writer.run(lambda db: blob_changes.drop_link(db, entry, before, now), need=Need.RELIEF)
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest))
+        return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), need=Need.RELIEF)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
         known = lookups.known(self._db, "blob", "digest", digests)
@@ -212,7 +228,9 @@ class SqliteMetadata:
         return blob_changes.stale_uploads(self._db, before, limit)
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
-        return await self._writer.run(lambda db: blob_changes.drop_upload(db, upload, before), durable=False)
+        return await self._writer.run(
+            lambda db: blob_changes.drop_upload(db, upload, before), durable=False, need=Need.RELIEF
+        )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
         known = lookups.known(self._db, "upload", "id", uploads)

@@ -3,6 +3,9 @@
 SQLite lets one connection write at a time. Left to its busy timeout, a writer among several processes can starve for
 seconds; behind one `flock` the processes take turns. What several requests ask for meanwhile goes into one transaction
 and costs one fsync. Checkpoints run here too, under the same lock, so nobody is ever surprised by one.
+
+On a full disk, changes that free room or take rights away get theirs from the reserve (`storage.reserve`), and so do
+checkpoints; changes that store something are refused.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from storage.blobs.files import Locked, sync_directory, told
 from storage.blobs.layout import Layout
 from storage.blobs.steps import Step
 from storage.errors import RegistryError, StorageFailed, StorageFull
-from storage.metadata.connection import connect
+from storage.metadata.connection import connect, is_full
 from storage.metadata.version import is_next
+from storage.reserve import Need, Reserve
 from storage.system import System
 
 BATCH = 256
@@ -43,6 +47,7 @@ Change = Callable[[apsw.Connection], T]
 class _Waiting:
     change: Change[Any]
     durable: bool
+    need: Need
     done: Step[Any]
     result: Any = None
     error: BaseException | None = None
@@ -60,11 +65,13 @@ class _Waiting:
 class Writer:
     """Runs changes of the database, in order. A change is a function of the connection; it never waits for anything."""
 
-    def __init__(self, layout: Layout, system: System, version: Callable[[], object]) -> None:
-        """`version`: marks of the database (`storage.metadata.version`). They must last until this is closed."""
+    def __init__(self, layout: Layout, system: System, version: Callable[[], object], reserve: Reserve) -> None:
+        """`version`: marks of the database (`storage.metadata.version`). They and `reserve` must last until this is
+        closed."""
         self._layout = layout
         self._system = system
         self._version = version
+        self._reserve = reserve
         self._rights_changed = False
         self._same_rights: tuple[object, object] = (None, None)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
@@ -76,12 +83,12 @@ class Writer:
         self._thread.start()
         opened.result()
 
-    def run(self, change: Change[T], *, durable: bool = True) -> Step[T]:
+    def run(self, change: Change[T], *, durable: bool = True, need: Need = Need.GROWTH) -> Step[T]:
         """Runs `change` in a transaction and gives its result once that is committed; `durable`: and would survive a
-        power cut. Raises what the change raised, and then nothing of it is kept; StorageFull, StorageFailed.
-        Cancelled: who waits learns of it once the change is made."""
+        power cut; `need`: how it may use the reserve of a full disk. Raises what the change raised, and then nothing
+        of it is kept; StorageFull, StorageFailed. Cancelled: who waits learns of it once the change is made."""
         done: Step[T] = Step(loop=asyncio.get_running_loop())
-        self._queue.put(_Waiting(change, durable, done))
+        self._queue.put(_Waiting(change, durable, need, done))
         return done
 
     def kept_rights(self, before: object, after: object) -> bool:
@@ -108,7 +115,7 @@ class Writer:
             while batch := self._next_batch():
                 try:
                     with Locked(lock):
-                        self._commit(db, batch)
+                        self._commit_with_room(db, batch)
                 except OSError as error:  # of the lock itself
                     for waiting in batch:
                         waiting.error = _told(error)
@@ -116,7 +123,7 @@ class Writer:
                 for waiting in batch:
                     waiting.tell()
                 if self._pages >= CHECKPOINT_PAGES:
-                    self._checkpoint(db, lock)
+                    self._checkpoint_locked(db, lock)
         finally:
             db.close()
             os.close(lock)
@@ -135,12 +142,39 @@ class Writer:
                 batch.append(following)
         return batch
 
+    def _commit_with_room(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
+        """Those that find no room and may use the reserve are tried again with it."""
+        whole = self._reserve.is_whole or self._reserve.restore()
+        left = batch
+        if not whole:
+            for waiting in batch:
+                waiting.error = None if self._reserve.allows(waiting.need) else StorageFull()
+            left = [waiting for waiting in batch if waiting.error is None]
+
+        def attempt() -> None:
+            nonlocal left
+            self._commit(db, left)
+            left = [waiting for waiting in left if waiting.need and isinstance(waiting.error, StorageFull)]
+            if left:
+                raise StorageFull
+
+        try:
+            attempt()
+        except StorageFull:
+            whole = False
+            with suppress(StorageFull):
+                self._reserve.spend(attempt, StorageFull)
+        if not whole:
+            # The log begins anew once all of it is checkpointed: then it has room for the next ones.
+            self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
+
     def _commit(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
         """One transaction for all; each change in a savepoint of its own, unless it is the only one. Where the whole
         cannot be committed, each is tried alone: a small change may fit where a large one does not."""
         try:
             self._transact(db, batch)
         except BaseException as error:
+            full = is_full(db, error)
             with suppress(apsw.Error):
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -148,7 +182,7 @@ class Writer:
                 for waiting in batch:
                     self._commit(db, [waiting])
             else:
-                batch[0].error = _told(error)
+                batch[0].error = _told(error, full=full)
 
     def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
         self._name_log(db)
@@ -163,7 +197,7 @@ class Writer:
             try:
                 waiting.result = waiting.change(db)
             except Exception as error:
-                if isinstance(error, apsw.FullError | apsw.IOError) or not db.in_transaction:
+                if isinstance(error, apsw.FullError | apsw.IOError | apsw.CantOpenError) or not db.in_transaction:
                     raise  # SQLite may have rolled back all of the batch, what went before included
                 if several:
                     db.execute("ROLLBACK TO change")
@@ -202,13 +236,32 @@ class Writer:
         if table == RIGHTS:
             self._rights_changed = True
 
-    def _checkpoint(self, db: apsw.Connection, lock: int) -> None:
-        mode = apsw.SQLITE_CHECKPOINT_PASSIVE if self._pages < RESTART_PAGES else apsw.SQLITE_CHECKPOINT_RESTART
-        self._pages = 0
+    def _checkpoint_locked(self, db: apsw.Connection, lock: int) -> None:
         try:
             with Locked(lock):
+                restart = self._pages >= RESTART_PAGES
+                self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except OSError as error:
+            log.warning("the metadata could not be checkpointed: %s", error)
+
+    def _checkpoint(self, db: apsw.Connection, mode: int) -> None:
+        """With the lock held."""
+        self._pages = 0
+
+        def attempt() -> None:
+            try:
                 db.wal_checkpoint(mode=mode)
-        except (apsw.Error, OSError) as error:
+            except apsw.Error as error:
+                if is_full(db, error):
+                    raise StorageFull from error
+                raise
+
+        try:
+            try:
+                attempt()
+            except StorageFull:
+                self._reserve.spend(attempt, StorageFull)
+        except (apsw.Error, StorageFull) as error:
             # Nothing is lost: it all stands in the WAL, and the next commit tries again.
             log.warning("the metadata could not be checkpointed: %s", error)
 
@@ -217,10 +270,10 @@ def _end(db: apsw.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _told(error: BaseException) -> RegistryError:
+def _told(error: BaseException, *, full: bool = False) -> RegistryError:
     if isinstance(error, RegistryError):
         return error
-    if isinstance(error, apsw.FullError):
+    if full:
         return StorageFull()
     failed = StorageFailed("the registry's metadata failed; its log says how")
     failed.__cause__ = error  # for whoever logs it: that is done once, at the edge

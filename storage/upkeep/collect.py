@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.blobs.store import BlobStore
+from storage.errors import StorageFull
 from storage.interface import Partials
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 
 PORTION = 500
+IDLE_ON_FULL_DISK = 60.0
+"""Seconds after which a blob on its way in that nobody fetches makes way on a full disk."""
 SHARDS = 16
 """Directories of blobs looked at in one round."""
 log = logging.getLogger("storage.collect")
@@ -38,7 +41,9 @@ class Collected:
 
 class Collector:
     """`grace` and `expire` in seconds: how long a blob may lie without a manifest that refers to it, and an upload
-    session or a partial blob without progress. Several processes may collect at once; they do no harm to each other."""
+    session or a partial blob without progress. Several processes may collect at once; they do no harm to each other.
+    `is_full` says whether the disk is: then what is removed is unlinked at once, and blobs on their way in that nobody
+    fetches go early. The grace holds there as well."""
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Collector:
         clock: Callable[[], float],
         grace: float,
         expire: float,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._metadata = metadata
         self._blobs = blobs
@@ -55,23 +61,41 @@ class Collector:
         self._clock = clock
         self.grace = grace
         self._expire = expire
+        self._is_full = is_full
         self._next_shard = int(clock()) % blobs.shards
 
     async def collect(self) -> Collected:
         """One round. Raises StorageFull, StorageFailed; what it did until then stays done. Cancelled: likewise."""
         done = Collected()
-        await self._end_stale_uploads(done)
-        done.partials += await self._partials.expire(self._clock() - self._expire)
-        await self._drop_links(done)
-        await self._drop_blobs(done)
-        await self._drop_strays(done)
-        await self._blobs.empty_trash()
+        failed: StorageFull | None = None
+        for step in (
+            self._empty_trash,
+            self._drop_partials,
+            self._end_stale_uploads,
+            self._drop_links,
+            self._drop_blobs,
+            self._drop_strays,
+            self._empty_trash,
+        ):
+            try:
+                await step(done)
+            except StorageFull as error:  # the steps after it may free what it lacked
+                failed = failed or error
         if done:
             log.info(
                 "collected %d blobs (%d links), %d stale uploads, %d stale partial blobs, %d stray files",
                 done.blobs, done.links, done.uploads, done.partials, done.strays,
             )  # fmt: skip
+        if failed is not None:
+            raise failed
         return done
+
+    async def _empty_trash(self, _done: Collected) -> None:
+        await self._blobs.empty_trash()
+
+    async def _drop_partials(self, done: Collected) -> None:
+        idle = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
+        done.partials += await self._partials.expire(self._clock() - idle)
 
     async def _end_stale_uploads(self, done: Collected) -> None:
         before = self._clock() - self._expire
@@ -102,6 +126,9 @@ class Collector:
                     if place is not None:
                         await self._blobs.remove(place)
                         done.blobs += 1
+                if self._is_full():
+                    await self._blobs.empty_trash()
+            await self._blobs.empty_trash()
 
     async def _drop_strays(self, done: Collected) -> None:
         for _ in range(SHARDS):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.crash.full_disk import MIB, pull, push, told_full
 from tests.serving import ROOT, running_server
 
@@ -25,11 +27,35 @@ def test_a_disk_that_fills_up_under_a_mirror(tmp_path: Path) -> None:
     run_alone("tests.crash.full_disk_mirror", tmp_path)
 
 
-def run_alone(module: str, folder: Path) -> None:
+def test_a_full_disk_is_emptied_through_the_registry(tmp_path: Path) -> None:
+    """Without a byte free, whoever took it: reads work, the server starts, its health and its log say what is wrong,
+    pushes get 507, each DELETE is done, and what it frees is free after the next collection. Then pushes work again
+    without a restart, and the reserve is taken back."""
+    run_alone("tests.crash.full_disk_emptied", tmp_path, "tmpfs")
+
+
+SCENARIOS = {
+    "without_reserve": "A data directory of an earlier version, without a reserve: reads are served from the database "
+    "as it stands, and deletes work as soon as there is room to open it, without a restart.",
+    "killed": "After a kill, with a log that has to be read first.",
+    "no_inodes": "No file more can be made: what is there is read, deleted and collected.",
+    "rights": "Accounts can be disabled, beside a server and without one, and failed logins are counted.",
+    "log_beside": "The server's own output goes to the full disk: it starts, serves, and ends with 0.",
+    "empty": "A first start is refused in one line that says what to do.",
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_server_on_a_full_disk(scenario: str, tmp_path: Path) -> None:
+    """What `SCENARIOS` says of each, on a disk without a byte or an inode free."""
+    run_alone("tests.crash.full_disk_starts", tmp_path, scenario)
+
+
+def run_alone(module: str, folder: Path, *args: str) -> None:
     """In a mount namespace of its own."""
     alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     run = subprocess.run(
-        [*alone, sys.executable, "-m", module, str(folder)],
+        [*alone, sys.executable, "-m", module, str(folder), *args],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout

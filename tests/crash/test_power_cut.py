@@ -26,7 +26,7 @@ def _lay_out(data: Path, left: Left) -> None:
     """Makes the prepared directory `data` look like the disk that is left."""
     for folder, _, names in os.walk(data):
         for name in names:
-            if folder != str(data / "locks"):
+            if folder != str(data / "locks") and name != "reserve":
                 os.unlink(os.path.join(folder, name))
     for folder in os.listdir(data / "uploads"):
         os.rmdir(data / "uploads" / folder)

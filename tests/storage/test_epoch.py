@@ -17,6 +17,7 @@ from storage.errors import StorageFailed
 from storage.metadata.connection import connect
 from storage.metadata.sqlite import SqliteMetadata
 from storage.names import RepositoryName, UploadID
+from storage.reserve import Reserve
 from storage.system import System
 from tests.storage.accounting import ROOT
 
@@ -27,7 +28,7 @@ OTHER = "INSERT INTO repository (name, created) VALUES (?, 0)"
 
 @contextmanager
 def opened(data: Path, system: System | None = None) -> Iterator[SqliteMetadata]:
-    metadata = SqliteMetadata(Layout(data), system or System(), lambda: 0.0)
+    metadata = SqliteMetadata(Layout(data), system or System(), lambda: 0.0, Reserve(Layout(data).reserve, System()))
     yield metadata
     metadata.close()
 

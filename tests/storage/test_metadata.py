@@ -17,6 +17,7 @@ from storage.metadata.connection import connect
 from storage.metadata.version import Version
 from storage.metadata.writer import Writer
 from storage.opening import prepare
+from storage.reserve import Reserve
 from storage.system import System
 
 Change = Callable[[apsw.Connection], None]
@@ -28,7 +29,7 @@ async def writer(tmp_path: Path) -> AsyncIterator[Writer]:
     layout = Layout(tmp_path / "data")
     db = connect(layout.metadata, read_only=True)
     version = Version(db)
-    opened = Writer(layout, System(), version)
+    opened = Writer(layout, System(), version, Reserve(layout.reserve, System()))
     yield opened
     opened.close()
     version.close()

@@ -22,9 +22,11 @@ from storage.access import (
 from storage.blobs.steps import Step
 from storage.content import Actor, Page
 from storage.metadata.access import accounts, audit, audit_pages, epoch, grants, groups, keys, pace, tokens
+from storage.metadata.frozen import Frozen, FrozenScans
 from storage.metadata.scanning import ScanThread
 from storage.metadata.writer import Writer
 from storage.patterns import NamePattern
+from storage.reserve import Need
 
 PRUNED_AT_ONCE = 5000
 """Lines of the audit log that one transaction drops, so that others get their turn."""
@@ -40,10 +42,10 @@ class SqliteAccounts:
     def __init__(
         self,
         db: apsw.Connection,
-        writer: Writer,
+        writer: Writer | Frozen,
         clock: Callable[[], float],
         version: Callable[[], object],
-        scans: ScanThread,
+        scans: ScanThread | FrozenScans,
     ) -> None:
         self._db = db
         self._scans = scans
@@ -60,8 +62,9 @@ class SqliteAccounts:
         *what: P.args,
         **more: P.kwargs,
     ) -> Step[T]:
+        """What administrators do works on a full disk: rights can be taken away there as well."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *what, **more))
+        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=Need.RELIEF)
 
     def epoch(self) -> int:
         self._read()
@@ -174,7 +177,8 @@ class SqliteAccounts:
         return tokens.page(self._db, self._clock(), account, after, limit)
 
     async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
-        await self._change(tokens.add, by, token, secret_hash)
+        now = self._clock()  # anybody who may log in can make some: they leave half of the reserve alone
+        await self._writer.run(lambda db: tokens.add(db, by, now, token, secret_hash), need=Need.SMALL)
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
         await self._change(tokens.revoke, by, token_id)
@@ -203,10 +207,10 @@ class SqliteAccounts:
 
     async def note_failure(self, keys: Mapping[str, float]) -> None:
         now = self._clock()
-        await self._writer.run(lambda db: pace.note_failure(db, now, keys), durable=False)
+        await self._writer.run(lambda db: pace.note_failure(db, now, keys), durable=False, need=Need.SMALL)
 
     async def forgive(self, keys: Sequence[str]) -> None:
-        await self._writer.run(lambda db: pace.forgive(db, keys), durable=False)
+        await self._writer.run(lambda db: pace.forgive(db, keys), durable=False, need=Need.SMALL)
 
     # Audit
 
@@ -222,7 +226,9 @@ class SqliteAccounts:
     async def prune_audit(self, before: float) -> int:
         dropped = 0
         while True:
-            step = await self._writer.run(lambda db: audit.prune(db, before, PRUNED_AT_ONCE), durable=False)
+            step = await self._writer.run(
+                lambda db: audit.prune(db, before, PRUNED_AT_ONCE), durable=False, need=Need.RELIEF
+            )
             dropped += step
             if step < PRUNED_AT_ONCE:
                 return dropped

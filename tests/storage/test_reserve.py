@@ -1,0 +1,169 @@
+"""The reserve: room kept back for what frees room. The far edge here is a file system that says how much it has."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.content import Actor, Manifest
+from storage.errors import StorageFull
+from storage.names import RepositoryName, Tag
+from storage.opening import open_registry, prepare
+from storage.reserve import SIZE, Need, Reserve
+from storage.system import System
+
+MIB = 1024 * 1024
+APP = RepositoryName("team/app")
+
+
+class Quota(System):
+    """Gives a file no more room than `most` bytes, and says no as `code` does."""
+
+    def __init__(self, most: int = SIZE, code: int = errno.EDQUOT) -> None:
+        super().__init__()
+        self.most = most
+        self.code = code
+
+    def allocate(self, fd: int, size: int) -> None:
+        if size > self.most:
+            raise OSError(self.code, os.strerror(self.code))
+        super().allocate(fd, size)
+
+
+@pytest.fixture
+def quota() -> Quota:
+    return Quota()
+
+
+@pytest.fixture
+def reserve(tmp_path: Path, quota: Quota) -> Iterator[Reserve]:
+    with closing(Reserve(tmp_path / "reserve", quota)) as made:
+        made.establish()
+        yield made
+
+
+def allocated(file: Path) -> int:
+    return file.stat().st_blocks * 512
+
+
+def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> None:
+    """It is whole, and its blocks are allocated, not a hole in a file. Nothing is wrong with the disk."""
+    assert reserve.is_whole
+    assert allocated(tmp_path / "reserve") >= reserve.size == SIZE
+    assert [reserve.allows(need) for need in Need] == [True, True, True]
+    assert reserve.trouble() is None
+    reserve.admit()
+
+
+def test_a_hole_in_its_place_is_filled(tmp_path: Path, quota: Quota) -> None:
+    """Whoever copies a data directory may leave a file without blocks."""
+    (tmp_path / "reserve").touch()
+    os.truncate(tmp_path / "reserve", SIZE)
+    with closing(Reserve(tmp_path / "reserve", quota)) as reserve:
+        reserve.establish()
+    assert allocated(tmp_path / "reserve") >= SIZE
+
+
+def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserve) -> None:
+    """An attempt that needs little finds a small part given up, one that needs more a larger part, in the end all of
+    it. What is free afterwards is taken back, also when the attempt fails."""
+    sizes: list[int] = []
+
+    def attempt() -> str:
+        sizes.append(os.stat(tmp_path / "reserve").st_size)
+        if sizes[-1] > 0:
+            raise StorageFull
+        return "done"
+
+    assert reserve.spend(attempt, StorageFull) == "done"
+    assert sizes == [SIZE - 256 * 1024, SIZE - 256 * 1024 - SIZE // 8, 0]
+    assert reserve.is_whole
+    with pytest.raises(ZeroDivisionError):
+        reserve.spend(lambda: 1 // 0, StorageFull)
+    assert reserve.is_whole
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_while_it_is_not_whole_nothing_is_stored(code: int, quota: Quota, reserve: Reserve) -> None:
+    """What is taken back is what there is. Until all of it is back, growth is refused; small changes may use one half,
+    those that free room all of it. Once there is room it is taken back without anybody's help but a question."""
+    quota.most, quota.code = SIZE * 3 // 4, code
+    reserve.spend(lambda: None, StorageFull)
+    assert [reserve.allows(need) for need in Need] == [False, True, True]
+    assert "disk is full" in str(reserve.trouble())
+    quota.most = SIZE // 4
+    with pytest.raises(StorageFull):  # so all of it is given up
+        reserve.spend(_refuse, StorageFull)
+    assert [reserve.allows(need) for need in Need] == [False, False, True]
+    with pytest.raises(StorageFull):
+        reserve.admit()
+    quota.most = SIZE
+    reserve.admit()
+    assert reserve.is_whole
+    assert reserve.trouble() is None
+
+
+def _refuse() -> None:
+    raise StorageFull
+
+
+def test_who_died_in_between_left_nothing_behind(tmp_path: Path, reserve: Reserve) -> None:
+    """A process that gave it up and was killed leaves a short file: the next who looks takes the rest back."""
+    os.truncate(tmp_path / "reserve", 0)
+    with closing(Reserve(tmp_path / "reserve", System())) as other:
+        assert not other.is_whole
+        assert other.restore()
+    assert reserve.is_whole
+
+
+def test_one_at_a_time_over_all_processes(tmp_path: Path, reserve: Reserve) -> None:
+    """While one has given it up, another neither takes it back nor waits for that."""
+    with closing(Reserve(tmp_path / "reserve", System())) as other:
+        reserve.spend(lambda: _holds(not other.restore() and not other.is_whole), StorageFull)
+        assert other.is_whole
+
+
+def _holds(fact: bool) -> None:
+    assert fact
+
+
+class FullAt(System):
+    """Finds no room for any commit while the reserve is whole."""
+
+    def __init__(self, reserve: Path) -> None:
+        super().__init__()
+        self._reserve = reserve
+
+    def commit(self, commit: object, *, durable: bool) -> None:
+        if self._reserve.stat().st_size == SIZE:
+            raise apsw.FullError("refused by the test")
+        assert callable(commit)
+        commit()
+
+
+async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
+    """On a disk that has room for no commit but from the reserve, a manifest is refused and one that is there can be
+    deleted; so can an account be disabled. The reserve is whole afterwards."""
+    data = tmp_path / "data"
+    prepare(data)
+    manifest = Manifest.parse(
+        b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}',
+        "application/vnd.oci.image.index.v1+json",
+    )
+    by = Actor("somebody")
+    async with open_registry(data) as registry:
+        await registry.put_manifest(APP, manifest, [Tag("1")], by=by)
+    async with open_registry(data, system=FullAt(data / "reserve")) as registry:
+        with pytest.raises(StorageFull):
+            await registry.put_manifest(APP, manifest, [Tag("2")], by=by)
+        assert (data / "reserve").stat().st_size == SIZE, "it was not given up for that"
+        await registry.delete_tag(APP, Tag("1"), by=by)
+        await registry.delete_manifest(APP, manifest.digest, by=by)
+        assert not (await registry.repositories(None, 10)).items
+    assert (data / "reserve").stat().st_size == SIZE
