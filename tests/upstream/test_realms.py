@@ -66,7 +66,7 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     )
     realms = Realms(settings, [endpoint])
     if allowed:
-        realms.check(realm, endpoint)
+        realms.check(realm, endpoint, login=False)
     else:
         with pytest.raises(UpstreamUnavailable):
-            realms.check(realm, endpoint)
+            realms.check(realm, endpoint, login=False)
