@@ -133,7 +133,12 @@ class Bodies:
                 if not route.moved:
                     transfer.headers(response.status)
                 route.answered(self._network(route))
-                if route.follow(response.status, response.headers.get("location")):
+                try:
+                    moves = route.follow(response.status, response.headers.get("location"))
+                except UpstreamUnavailable:
+                    _let_go(response)
+                    raise
+                if moves:
                     _let_go(response)
                     continue
                 if response.status == 200 and _of_unknown_length(response) and "Range" not in route.headers:
