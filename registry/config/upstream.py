@@ -56,6 +56,17 @@ def _realm(value: str) -> str:
     return value
 
 
+def _place(value: str) -> str:
+    try:
+        parts = urlsplit(f"//{value}")
+        known = parts.hostname and parts.netloc == value and "@" not in value and (parts.port is None or parts.port)
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(f"{value!r} is not a host like storage.corp:9000; it has no scheme and no path")
+    return value.lower()
+
+
 def _name(value: str) -> str:
     if value in _HUB_ADDRESSES:
         raise ValueError(f"{value!r} is called {HUB!r} in names; its address is set with endpoints")
@@ -109,6 +120,11 @@ class Upstream(Group):
     realms: list[Annotated[str, AfterValidator(_realm)]] = Field(
         default=[], description="Token services that may see the password, beside those on the upstream's own site"
     )
+    redirects: list[Annotated[str, AfterValidator(_place)]] = Field(
+        default=[],
+        description="Hosts (`storage.corp:9000`; without a port: 80 and 443) that redirects may lead to although their "
+        "address is not public; without it only where the endpoint is in such a network itself",
+    )
     username: str | None = Field(default=None, min_length=1, description="Who logs in there; without it nobody does")
     password_file: Path | None = Field(default=None, description="File that holds the password, and nothing else")
     password_env: str | None = Field(default=None, description="Environment variable that holds the password")
@@ -156,6 +172,20 @@ class Upstream(Group):
         if self.username is None and sources and sources != ["docker_config"]:
             raise ValueError(f"{sources[0]} is set without a username")
         return self
+
+    @property
+    def redirect_places(self) -> frozenset[tuple[str, int]]:
+        """The hosts and ports of `redirects`."""
+        parts = [urlsplit(f"//{place}") for place in self.redirects]
+        return frozenset(
+            (part.hostname or "", port) for part in parts for port in ([part.port] if part.port else [80, 443])
+        )
+
+    @property
+    def realm_places(self) -> frozenset[tuple[str, int]]:
+        """The hosts and ports of `realms`."""
+        parts = [urlsplit(realm) for realm in self.realms]
+        return frozenset((part.hostname or "", part.port or (80 if part.scheme == "http" else 443)) for part in parts)
 
     @property
     def guarded(self) -> bool:

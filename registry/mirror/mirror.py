@@ -17,7 +17,7 @@ from registry.mirror.manifests import PATIENCE, Manifests
 from registry.mirror.misses import Misses
 from registry.mirror.prefetch import Prefetch
 from registry.mirror.slots import Slots
-from registry.mirror.source import Source
+from registry.mirror.source import NameDoubtful, Source
 from registry.mirror.suspicions import Suspicions
 from registry.notices import notice
 from storage.base import Refusing
@@ -126,7 +126,7 @@ class Mirror(Refusing):
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:
             return await self._source.tags(self.far(repo), after, limit)
-        except (UpstreamUnavailable, TooManyRequests) as error:
+        except (UpstreamUnavailable, TooManyRequests, Denied, NameDoubtful) as error:
             try:
                 page = await self._local.tags(repo, after, limit)
             except NameUnknown:
@@ -139,7 +139,7 @@ class Mirror(Refusing):
     ) -> Page[Descriptor]:
         try:
             return await self._source.referrers(self.far(repo), subject, artifact_type, after, limit)
-        except (UpstreamUnavailable, TooManyRequests) as error:
+        except (UpstreamUnavailable, TooManyRequests, Denied, NameDoubtful) as error:
             page = await self._local.referrers(repo, subject, artifact_type, after, limit)
             notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
             return page

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from storage.content import Descriptor, Manifest, Page, Span
-from storage.errors import ManifestUnknown, RegistryError
+from storage.errors import ManifestUnknown, NameUnknown, RegistryError
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 
@@ -21,6 +21,12 @@ class ManifestDoubtful(ManifestUnknown):
     firewall's page, or that of a proxy before a registry that is being restarted. No reason to drop what is here."""
 
     default = "the upstream registry does not give out such a manifest"
+
+
+class NameDoubtful(NameUnknown):
+    """The same of a list: no reason to hide what is here."""
+
+    default = "the upstream registry does not give out such a list"
 
 
 class Sink(Protocol):
@@ -42,8 +48,8 @@ class Source(Protocol):
 
     Errors of all: UpstreamUnavailable (it cannot be reached, or failed), UpstreamTimeout, TooManyRequests (with
     `retry_after`), Denied (it refuses the login configured for it), StorageFailed. A refusal of an anonymous request
-    is told as "unknown", since private content cannot be told from none. ManifestUnknown is ManifestDoubtful where the
-    answer may not have been the registry's own.
+    is told as "unknown", since private content cannot be told from none. ManifestUnknown is ManifestDoubtful and
+    NameUnknown is NameDoubtful where the answer may not have been the registry's own, or logging in failed.
     """
 
     name: str

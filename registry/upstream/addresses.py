@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
+from registry.upstream.networks import ANYWHERE, Network, Reach
 from storage.errors import UpstreamUnavailable
 
 REDIRECTS = 5
@@ -30,11 +31,14 @@ def place(url: str) -> str:
 
 class Route:
     """Where a request goes, redirect by redirect. `Authorization` goes to the first origin alone: once a redirect has
-    left it, none is sent any more, wherever the next one leads."""
+    left it, none is sent any more, wherever the next one leads. `reach`: where the next request may connect."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
         self.url = url
         self.headers = dict(headers)
+        self.reach = reach
+        self.moved = False
+        """It has followed a redirect."""
         self._home = origin(url)
         self._left = REDIRECTS
 
@@ -42,6 +46,10 @@ class Route:
     def foreign(self) -> bool:
         """It has left the origin it started at."""
         return origin(self.url) != self._home
+
+    def answered(self, network: Network) -> None:
+        """A host in `network` has answered the request."""
+        self.reach = self.reach.after(network)
 
     def follow(self, status: int, location: str | None) -> bool:
         """Whether that answer sends us on; `url` and `headers` are then those of the next request. Raises
@@ -62,6 +70,7 @@ class Route:
         if scheme == "http" and self.url.startswith("https:"):
             raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
         self.url = following
+        self.moved = True
         self._left -= 1
         if self.foreign:
             self.headers.pop("Authorization", None)

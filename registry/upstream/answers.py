@@ -6,10 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registry.mirror.source import ManifestDoubtful
+from registry.mirror.source import ManifestDoubtful, NameDoubtful
 from registry.upstream.addresses import place
+from registry.upstream.networks import Network
 from storage.content import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
-from storage.errors import Denied, DigestInvalid, ManifestUnknown, RegistryError, UpstreamUnavailable
+from storage.errors import (
+    Denied,
+    DigestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+    UpstreamUnavailable,
+)
 from storage.names import Digest
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
@@ -33,6 +41,8 @@ class Answer:
     foreign: bool
     """Another origin than the one asked answered."""
     body: bytes = b""
+    network: Network = Network.PUBLIC
+    """Where a redirect, a next page or a token service named by this answer may be, beside public addresses."""
 
     @property
     def length(self) -> int | None:
@@ -61,8 +71,8 @@ def as_count(text: str | None) -> int | None:
 
 def refusal(answer: Answer, unknown: RegistryError, login: bool, granted: bool = False) -> RegistryError:
     """The error for an answer that is no success. `unknown`: what "there is no such thing" means here. `login`: we
-    are not anonymous there, so a refusal is one of the login configured. `granted`: the answer before it demanded a
-    token, and it was got: so this one, too, is from whoever demanded it."""
+    are not anonymous there, so a refusal is one of the login configured. `granted`: the request carried a token that
+    the registry's token service gave for it."""
     status, where = answer.status, place(answer.url)
     if answer.foreign and status in (401, 403):
         # A redirect's address carries its own authorisation, so this says nothing about who we are.
@@ -74,8 +84,18 @@ def refusal(answer: Answer, unknown: RegistryError, login: bool, granted: bool =
     if status in (401, 403):
         if login:
             return denied(where)
-        return unknown if granted or from_registry(answer) else doubted(unknown)
+        return unknown if _is_final(answer, granted) else doubted(unknown)
     return UpstreamUnavailable(f"the upstream registry {where} answers {status}")
+
+
+def _is_final(answer: Answer, granted: bool) -> bool:
+    """Whether a refusal of somebody anonymous says that there is no such thing for the anonymous: the registry has
+    taken our token and finds that it is not enough, or it forbids without asking for a login. A refusal of the login
+    itself (no token was got, or the token is not accepted) says nothing of the thing asked for."""
+    challenge = answer.headers.get("www-authenticate", "")
+    if granted:
+        return "insufficient_scope" in challenge or ("invalid_token" not in challenge and from_registry(answer))
+    return answer.status == 403 and not challenge and bool(_codes(answer.body) & (_CODES - {"UNAUTHORIZED"}))
 
 
 def from_registry(answer: Answer) -> bool:
@@ -84,8 +104,10 @@ def from_registry(answer: Answer) -> bool:
 
 
 def doubted(unknown: RegistryError) -> RegistryError:
-    """The same where it is not sure that the registry said so. It matters for manifests alone: what is here of them is
-    dropped when the upstream has them no more."""
+    """The same where it is not sure that the registry said so. What is here is dropped, or not listed, only when the
+    upstream has it no more."""
+    if isinstance(unknown, NameUnknown):
+        return NameDoubtful()
     return ManifestDoubtful() if isinstance(unknown, ManifestUnknown) else unknown
 
 

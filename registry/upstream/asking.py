@@ -7,15 +7,16 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from registry.config import Upstream
-from registry.mirror.source import ManifestDoubtful, RangesUnsupported
+from registry.mirror.source import ManifestDoubtful, NameDoubtful, RangesUnsupported
 from registry.upstream.addresses import place
 from registry.upstream.allowance import Allowances
 from registry.upstream.answers import Answer, doubted, refusal
-from registry.upstream.auth import AnonymousRefused, Auth
+from registry.upstream.auth import Auth, Offer
 from registry.upstream.endpoints import Endpoint, Endpoints, Trial
 from registry.upstream.exchange import SMALL, Exchange
 from registry.upstream.holds import Holds, Kind
-from registry.upstream.waiting import ANSWER_SECONDS, within
+from registry.upstream.tokens import AnonymousRefused
+from registry.upstream.waiting import ANSWER_SECONDS, KeyedLimit, within
 from storage.errors import (
     BlobUnknown,
     Denied,
@@ -31,13 +32,18 @@ from storage.names import RepositoryName
 
 T = TypeVar("T")
 
+AT_ONCE = 16
+"""Small requests at once for one repository: those that hang must leave connections to the other repositories."""
+
 Attempt = Callable[[Endpoint, Trial], Awaitable[T]]
 Send = Callable[[Mapping[str, str]], Awaitable[Answer]]
 
-_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful)
+_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful, NameDoubtful)
 """What says nothing of the thing asked for."""
 _WITHOUT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
 """Said by one endpoint, but another may have the same bytes."""
+_REFUSALS = frozenset({400, 401, 403, 404, 410})
+"""What a registry may say to hide from the anonymous what a login sees."""
 _GRAVITY: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -45,6 +51,7 @@ _GRAVITY: tuple[type[RegistryError], ...] = (
     UpstreamUnavailable,
     Denied,
     ManifestDoubtful,
+    NameDoubtful,
     ManifestUnknown,
     BlobUnknown,
     NameUnknown,
@@ -62,11 +69,13 @@ class Asking:
         self._holds = Holds(settings.name, records, clock)
         self._exchange = exchange
         self._endpoints = Endpoints(settings, clock)
+        self._limit = KeyedLimit(AT_ONCE)
         self._auth = Auth(settings, self._endpoints.urls, exchange, self._holds, records, turns, clock)
 
     async def first(
         self,
         attempt: Attempt[T],
+        repo: RepositoryName,
         kind: Kind,
         *,
         anywhere: bool = False,
@@ -78,7 +87,7 @@ class Asking:
         final, and that of the others counts for nothing, since they are asked only when it says nothing. `seconds`: for
         all of it, so that an endpoint that hangs leaves time for the next."""
         await self.allowances.look()
-        order = self._endpoints.order(avoid)
+        order = self._endpoints.order(repo, avoid)
         resting = self._endpoints.resting(order)
         failures: list[RegistryError] = []
         order = await self._unheld(order, kind, failures)
@@ -87,7 +96,7 @@ class Asking:
         for place_in_line, endpoint in enumerate(order):
             share = None if ends is None else (ends - loop.time()) / (len(order) - place_in_line)
             try:
-                return await self._try(endpoint, attempt, share)
+                return await self._try(endpoint, attempt, repo, share)
             except _FAILED as error:
                 failures.append(error)
             except _WITHOUT as error:
@@ -107,8 +116,8 @@ class Asking:
                 failures.append(error)
         return found
 
-    async def _try(self, endpoint: Endpoint, attempt: Attempt[T], seconds: float | None) -> T:
-        with endpoint.trial() as trial:
+    async def _try(self, endpoint: Endpoint, attempt: Attempt[T], repo: RepositoryName, seconds: float | None) -> T:
+        with endpoint.trial(repo) as trial:
             if seconds is None:
                 return await attempt(endpoint, trial)
             async with within(seconds, place(endpoint.url)):
@@ -127,15 +136,14 @@ class Asking:
         """The answer of `send`, called with the headers that let us in, again where a token has to be got first.
         Raises what any answer means that is neither a success nor among `accepted`."""
         await self._holds.heed(endpoint.url, kind)
+        if self._auth.lost:
+            unknown = doubted(unknown)
         try:
-            answer, granted = await self._let_in(endpoint, f"repository:{repo}:pull", send)
-        except AnonymousRefused as refused:
-            trial.answered()
-            raise (unknown if refused.proven else doubted(unknown)) from None
-        except Denied:
-            trial.answered()
-            raise
-        if answer.status < 501:  # 500 is about this request, the others about the server
+            answer, granted = await self._let_in(endpoint, trial, f"repository:{repo}:pull", send)
+        except AnonymousRefused:
+            # The token service refuses a login, whatever it says of it; the registry was not asked.
+            raise doubted(unknown) from None
+        if answer.status < 501:
             trial.answered()
         if answer.foreign and answer.status == 429:
             raise self._holds.passing(answer.headers)
@@ -146,18 +154,21 @@ class Asking:
             return answer
         raise refusal(answer, unknown, self._auth.configured, granted)
 
-    async def _let_in(self, endpoint: Endpoint, scope: str, send: Send) -> tuple[Answer, bool]:
-        """The last answer of `send`, and whether it was asked with what the one before had demanded."""
-        authorization = await self._auth.header(endpoint.url, scope)
-        answer = await send(_headers(authorization))
-        if authorization is None and _is_mute(answer) and (login := self._auth.unasked(endpoint.url)):
-            authorization, answer = login, await send(_headers(login))
-            if answer.status in (200, 206):
-                self._auth.welcomed(endpoint.url)
-        if not _wants_more(answer):
-            return answer, False
-        other = await self._auth.renew(endpoint.url, scope, answer, authorization)
-        return (await send(_headers(other)), True) if other else (answer, False)
+    async def _let_in(self, endpoint: Endpoint, trial: Trial, scope: str, send: Send) -> tuple[Answer, bool]:
+        """The last answer of `send`, and whether it was asked with a token."""
+        url, auth = endpoint.url, self._auth
+        offer = await auth.offer(url, scope, trial)
+        answer = await send(_headers(offer))
+        if offer.authorization is None and _is_mute(answer) and (other := auth.unasked(url, scope)):
+            offer, answer = other, await send(_headers(other))
+        if _wants_more(answer):
+            if other := await auth.renew(url, scope, answer, offer):
+                offer, answer = other, await send(_headers(other))
+        elif isinstance(offer.failure, RegistryError) and auth.configured and answer.status in _REFUSALS:
+            raise offer.failure  # what the login might see was not asked for
+        if answer.status in (200, 206):
+            auth.accepted(url, scope, offer)
+        return answer, (offer.authorization or "").startswith("Bearer ")
 
     async def ask(
         self,
@@ -173,15 +184,24 @@ class Asking:
         most: int = SMALL,
         content: bool = True,
         accepted: Collection[int] = (),
+        after: Answer | None = None,
     ) -> Answer:
         """A small request, `admitted`. `path` starts below `/v2/` and the repository's name, or is a whole address
-        there."""
+        there, which the answer `after` that it comes has named."""
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
+        reach = self._exchange.reach_from(after) if after is not None else None
 
         async def send(authorization: Mapping[str, str]) -> Answer:
-            return await self._exchange.ask(
-                method, url, {**(headers or {}), **authorization}, most=most, content=content
-            )
+            async with self._limit.hold(repo):
+                return await self._exchange.ask(
+                    method,
+                    url,
+                    {**(headers or {}), **authorization},
+                    most=most,
+                    content=content,
+                    reach=reach,
+                    trial=trial,
+                )
 
         return await self.admitted(endpoint, trial, repo, kind, send, unknown, accepted)
 
@@ -196,8 +216,8 @@ def _gravest(failures: list[RegistryError]) -> RegistryError:
     return min(waits, key=lambda error: error.retry_after) if found[0] in waits else found[0]
 
 
-def _headers(authorization: str | None) -> dict[str, str]:
-    return {"Authorization": authorization} if authorization else {}
+def _headers(offer: Offer) -> dict[str, str]:
+    return {"Authorization": offer.authorization} if offer.authorization else {}
 
 
 def _is_mute(answer: Answer) -> bool:

@@ -1,61 +1,86 @@
-"""Getting let in: what `Authorization` an endpoint wants, and the tokens for it.
+"""Getting let in: what `Authorization` an endpoint wants for a scope.
 
-Sources: RFC 9110, 11 and RFC 6750 (challenges), the token specification of CNCF Distribution ("Token Authentication",
-"OAuth2 Token Authentication"). A token is kept until shortly before it expires, in memory and in Records, and one
-request for it is under way at a time, over all processes.
+Sources: RFC 9110, 11 and RFC 6750 (challenges). A challenge counts for the endpoint and the scope it was given for, and
+is remembered only once it led to a token. For other scopes of that endpoint the token service that worked is a guess:
+it saves the request that would only bring the same challenge. Where the guess fails, in whatever way, the request is
+sent without a token, and the endpoint says itself what it wants.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import re
 from collections.abc import Callable
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from dataclasses import dataclass
 
 from registry.config import Upstream
 from registry.upstream.addresses import place
-from registry.upstream.answers import Answer, denied, from_registry
-from registry.upstream.challenges import Challenge, choose, parse_challenges
+from registry.upstream.answers import Answer
+from registry.upstream.challenges import choose, parse_challenges
 from registry.upstream.credentials import Credentials, Login
-from registry.upstream.exchange import KIB, Exchange
+from registry.upstream.endpoints import Trial
+from registry.upstream.exchange import Exchange
 from registry.upstream.holds import Holds, Kind
+from registry.upstream.networks import Reach
 from registry.upstream.realms import Realms
+from registry.upstream.tokens import AnonymousRefused, Service, Tokens
 from registry.upstream.waiting import ANSWER_SECONDS, Flights, within
-from storage.errors import StorageFailed, StorageFull, UpstreamUnavailable
+from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.interface import Records, Turns
 
-log = logging.getLogger(__name__)
-
-LIFETIME = 60.0
-"""Seconds a token lives whose service does not say (the token specification's default)."""
-MARGIN = 10.0
-"""Seconds before its end from which on a token is not used, at most a fifth of its life."""
-KEPT = 1000
-"""Tokens in memory, the most."""
-MOST = 256 * KIB
-"""Bytes of a token service's answer."""
-
 OPEN_SECONDS = 600.0
-"""For how long an endpoint that asked for no login at `/v2/` is believed to want none."""
+"""For how long what an endpoint asked for at `/v2/` is believed: a login, or none."""
 SHUT_SECONDS = 60.0
 """The same where it said neither: it refused, without saying what it wants."""
+KNOWN = 1000
+"""Scopes whose challenge is remembered, the most."""
+KNOWN_SECONDS = 3600.0
+GUESS_SECONDS = 2.0
+"""For a token from a service that may not be the scope's: then the endpoint is asked without one."""
+MISSES = 3
+"""Guesses that fail in a row until another token service is guessed: those of one repository must not be enough."""
+LONGEST = 4096
+"""Characters of a realm, a service or a scope in a challenge."""
 
-_TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
-_BASIC = Challenge("basic")
+_FAILURES = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
 
 
-class AnonymousRefused(Exception):
-    """The token service gives nothing to somebody without a login. `proven`: its answer shows that it is a registry's,
-    and not that of something before it."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an endpoint wants. `service` is None where it wants the password itself (Basic)."""
 
-    def __init__(self, proven: bool) -> None:
-        super().__init__("the token service gives nothing to the anonymous")
-        self.proven = proven
+    service: Service | None
+    scope: str
+
+
+@dataclass(slots=True)
+class Guess:
+    """The token service that worked at an endpoint. `misses`: how often it did not since."""
+
+    service: Service
+    misses: int = 0
+
+
+@dataclass(slots=True)
+class Offer:
+    """The `Authorization` to begin with. `failure`: none could be got for the `wish`, which may not be the endpoint's.
+    `guess`: what it comes from, where it is a guess."""
+
+    authorization: str | None = None
+    wish: Wish | None = None
+    failure: Exception | None = None
+    guess: Guess | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pinged:
+    """What an endpoint said at `/v2/`: it wants a login (`wish`), or it is open, or neither."""
+
+    status: int
+    wish: Wish | None
+    until: float
 
 
 class Auth:
-    """One upstream's tokens."""
+    """One upstream's logins."""
 
     def __init__(
         self,
@@ -70,14 +95,14 @@ class Auth:
         self._name = settings.name
         self._credentials = Credentials(settings)
         self._realms = Realms(settings, endpoints)
+        self._listed = settings.redirect_places | settings.realm_places
         self._exchange = exchange
         self._holds = holds
-        self._records = records
-        self._turns = turns
         self._clock = clock
-        self._challenges: dict[str, Challenge] = {}
-        self._looked: dict[str, tuple[bool, float]] = {}  # whether it is open, and until when that is believed
-        self._tokens: dict[str, tuple[str, float]] = {}
+        self._tokens = Tokens(settings.name, exchange, holds, records, turns, clock)
+        self._known: dict[tuple[str, str], tuple[Wish, float]] = {}  # and until when; the one used last is last
+        self._guesses: dict[str, Guess] = {}
+        self._pinged: dict[str, Pinged] = {}
         self._flights = Flights()
 
     @property
@@ -85,57 +110,109 @@ class Auth:
         """Somebody logs in, so that a refusal is a refusal of the login."""
         return self._credentials.current() is not None
 
-    async def header(self, endpoint: str, scope: str) -> str | None:
-        """The `Authorization` for a request there; None as long as it has asked for none. Raises Denied,
-        AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+    @property
+    def lost(self) -> bool:
+        """Somebody is to log in, but the file holds no login any more."""
+        return self._credentials.configured and not self.configured
+
+    async def offer(self, endpoint: str, scope: str, trial: Trial) -> Offer:
+        """What to begin with. Nothing, as long as the endpoint has asked for nothing. Raises TooManyRequests,
+        UpstreamUnavailable, UpstreamTimeout: the endpoint does not even say what it wants."""
         login = self._credentials.current()
         key = self._key(endpoint, scope, login)
-        if token := await self._kept(key):
-            return f"Bearer {token}"
-        challenge = self._challenges.get(endpoint)
-        if challenge is None and login is not None and self._clock() >= self._looked.get(endpoint, (False, 0.0))[1]:
-            # Some registries show public content to everybody and answer 404, not 401, for the rest: what the login
-            # may see is seen only by asking with it. Clients look at `/v2/` for that.
-            challenge = await self._flights.share(f"ping {endpoint}", lambda: self._ping(endpoint, login))
-        if challenge is None:
-            return None
-        return await self._meet(endpoint, key, challenge, scope, login, None)
+        if token := await self._tokens.kept(key):
+            return Offer(f"Bearer {token}")
+        wish, guess = self._remembered(endpoint, scope), None
+        if wish is None:
+            guess = self._guesses.get(endpoint)
+            if guess is not None and guess.misses < MISSES:
+                wish = Wish(guess.service, scope)
+            elif login is not None:
+                guess, wish = None, await self._asked(endpoint, scope, login, trial)
+        if wish is None:
+            return Offer()
+        try:
+            if guess is None:
+                return Offer(await self._meet(endpoint, key, wish, login, None), wish)
+            async with within(GUESS_SECONDS, f"a token service of {place(endpoint)}"):
+                return Offer(await self._meet(endpoint, key, wish, login, None), wish, guess=guess)
+        except _FAILURES as error:
+            if guess is None:
+                self._known.pop((endpoint, scope), None)
+            else:
+                guess.misses += 1
+            return Offer(None, wish, error)
 
-    def unasked(self, endpoint: str) -> str | None:
-        """The `Authorization` to try where an endpoint refuses and says nowhere how to log in; None: there is nothing
-        to try. It goes to the endpoint alone, which the settings name; no realm is asked."""
+    def unasked(self, endpoint: str, scope: str) -> Offer | None:
+        """What to try where an endpoint refuses and says nowhere how to log in; None: there is nothing. It goes to the
+        endpoint alone, which the settings name; no realm is asked."""
         login = self._credentials.current()
-        if login is None or not login.username or login.identity or endpoint in self._challenges:
+        if login is None or not login.username or login.identity or (endpoint, scope) in self._known:
             return None
-        return None if self._looked.get(endpoint, (True, 0.0))[0] else login.basic()
+        pinged = self._pinged.get(endpoint)
+        mute = pinged is not None and pinged.wish is None and pinged.status != 200
+        return Offer(login.basic(), Wish(None, scope)) if mute else None
 
-    def welcomed(self, endpoint: str) -> None:
-        """What was `unasked` let us in: from now on it is sent at once."""
-        self._challenges[endpoint] = _BASIC
-
-    async def renew(self, endpoint: str, scope: str, answer: Answer, refused: str | None) -> str | None:
-        """Another `Authorization`, after `answer` refused the one sent. None: there is no other. Raises as `header`."""
+    async def renew(self, endpoint: str, scope: str, answer: Answer, offer: Offer) -> Offer | None:
+        """Another offer, after `answer` refused that one. None: there is no other. Raises Denied, AnonymousRefused,
+        TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
         login = self._credentials.current()
         key = self._key(endpoint, scope, login)
-        challenge = choose(parse_challenges(answer.headers.get("www-authenticate", "")), bool(login and login.username))
-        if challenge is None:
+        wish = self._read(answer, scope, login)
+        if wish is None:
             return None
-        self._challenges[endpoint] = challenge
-        token = (refused or "").removeprefix("Bearer ")
-        if refused and refused != token:
-            await self._drop(key, token)
-        header = await self._meet(endpoint, key, challenge, challenge.parameters.get("scope") or scope, login, token)
-        return header if header != refused else None
+        self._known.pop((endpoint, scope), None)
+        if offer.guess is not None and wish.service != offer.guess.service:
+            offer.guess.misses += 1
+        token = (offer.authorization or "").removeprefix("Bearer ")
+        if offer.authorization and offer.authorization != token:
+            await self._tokens.drop(key, token)
+        if offer.failure is not None and wish == offer.wish and not isinstance(offer.failure, UpstreamTimeout):
+            raise offer.failure  # the guess was right; a service that was slow may be ready by now
+        authorization = await self._meet(endpoint, key, wish, login, token)
+        return Offer(authorization, wish) if authorization != offer.authorization else None
+
+    def accepted(self, endpoint: str, scope: str, offer: Offer) -> None:
+        """The endpoint has let that in."""
+        if offer.wish is None or offer.authorization is None:
+            return
+        self._known.pop((endpoint, scope), None)
+        if len(self._known) >= KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[endpoint, scope] = offer.wish, self._clock() + KNOWN_SECONDS
+        if offer.guess is not None:
+            offer.guess.misses = 0
+        elif offer.wish.service is not None:
+            guess = self._guesses.get(endpoint)
+            if guess is None or guess.misses >= MISSES:
+                self._guesses[endpoint] = Guess(offer.wish.service)
 
     async def aclose(self) -> None:
         await self._flights.aclose()
+        await self._tokens.aclose()
 
     def _key(self, endpoint: str, scope: str, login: Login | None) -> str:
         who = f"{login.username}#{login.version}" if login else "anonymous"
         return f"{self._name} {endpoint} {scope} {who}"
 
-    async def _ping(self, endpoint: str, login: Login) -> Challenge | None:
-        """What `/v2/` asks for; None: nothing, or nothing that we know how to meet."""
+    def _remembered(self, endpoint: str, scope: str) -> Wish | None:
+        wish, until = self._known.get((endpoint, scope), (None, 0.0))
+        if not 0 < until - self._clock() <= KNOWN_SECONDS:
+            self._known.pop((endpoint, scope), None)
+            return None
+        return wish
+
+    async def _asked(self, endpoint: str, scope: str, login: Login, trial: Trial) -> Wish | None:
+        """What the endpoint asks everybody for. Some registries show public content to everybody and answer 404, not
+        401, for the rest: what the login may see is seen only by asking with it. Clients look at `/v2/` for that."""
+        pinged = self._pinged.get(endpoint)
+        if pinged is None or not 0 < pinged.until - self._clock() <= OPEN_SECONDS:
+            trial.sent()
+            pinged = await self._flights.share(endpoint, lambda: self._ping(endpoint, login))
+            trial.headers(pinged.status)
+        return Wish(pinged.wish.service, scope) if pinged.wish is not None else None
+
+    async def _ping(self, endpoint: str, login: Login) -> Pinged:
         await self._holds.heed(endpoint, Kind.LOGIN)
         async with within(ANSWER_SECONDS, place(endpoint)):
             answer = await self._exchange.ask("GET", f"{endpoint}/v2/", {})
@@ -144,106 +221,28 @@ class Auth:
         if answer.status == 429 or answer.status >= 500:
             raise UpstreamUnavailable(f"the upstream registry {place(endpoint)} answers {answer.status}")
         asks = answer.status == 401 and not answer.foreign
-        challenges = parse_challenges(answer.headers.get("www-authenticate", "")) if asks else []
-        if challenge := choose(challenges, bool(login.username)):
-            return self._challenges.setdefault(endpoint, challenge)
-        is_open = answer.status == 200
-        self._looked[endpoint] = is_open, self._clock() + (OPEN_SECONDS if is_open else SHUT_SECONDS)
-        return None
+        wish = self._read(answer, "", login) if asks else None
+        sure = wish is not None or answer.status == 200
+        pinged = Pinged(answer.status, wish, self._clock() + (OPEN_SECONDS if sure else SHUT_SECONDS))
+        self._pinged[endpoint] = pinged
+        return pinged
 
-    async def _meet(
-        self, endpoint: str, key: str, challenge: Challenge, scope: str, login: Login | None, refused: str | None
-    ) -> str | None:
+    def _read(self, answer: Answer, scope: str, login: Login | None) -> Wish | None:
+        """What an answer's challenge wants; `scope` where it names none. None: nothing that can be met."""
+        challenges = parse_challenges(answer.headers.get("www-authenticate", ""))
+        challenge = choose(challenges, bool(login and login.username))
+        if challenge is None:
+            return None
         if challenge.scheme == "basic":
+            return Wish(None, scope)
+        named = challenge.parameters
+        if any(len(value) > LONGEST for value in named.values()):
+            return None
+        reach = Reach(answer.network, self._listed)
+        return Wish(Service(named["realm"], named.get("service", ""), reach), named.get("scope") or scope)
+
+    async def _meet(self, endpoint: str, key: str, wish: Wish, login: Login | None, refused: str | None) -> str | None:
+        if wish.service is None:
             return login.basic() if login else None
-        realm = challenge.parameters["realm"]
-        self._realms.check(realm, endpoint)
-        service = challenge.parameters.get("service", "")
-        token = await self._flights.share(key, lambda: self._obtain(key, realm, service, scope, login, refused))
-        if token == refused:  # the flight had begun before this token was refused
-            token = await self._flights.share(key, lambda: self._obtain(key, realm, service, scope, login, refused))
-        return f"Bearer {token}"
-
-    async def _kept(self, key: str) -> str | None:
-        now = self._clock()
-        token, expires = self._tokens.get(key, ("", 0.0))
-        if now < expires:
-            return token
-        self._tokens.pop(key, None)
-        if (found := await self._records.token(key)) and now < found[1]:
-            self._remember(key, *found)
-            return found[0]
-        return None
-
-    def _remember(self, key: str, token: str, expires: float) -> None:
-        if len(self._tokens) >= KEPT:
-            del self._tokens[min(self._tokens, key=lambda each: self._tokens[each][1])]
-        self._tokens[key] = (token, expires)
-
-    async def _drop(self, key: str, token: str) -> None:
-        if self._tokens.get(key, ("",))[0] == token:
-            del self._tokens[key]
-        try:
-            await self._records.drop_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # it is refused once more, and another one got
-            log.warning("a token for %s could not be dropped for the other workers: %s", self._name, error)
-
-    async def _obtain(
-        self, key: str, realm: str, service: str, scope: str, login: Login | None, refused: str | None
-    ) -> str:
-        """A token that is not `refused`: one that another process got meanwhile, or a new one."""
-        async with within(ANSWER_SECONDS, f"the token service {place(realm)}"), self._turns.take(f"token {key}"):
-            if (known := await self._kept(key)) and known != refused:
-                return known
-            await self._holds.heed(realm, Kind.LOGIN)
-            asked = self._clock()
-            answer = await self._ask(realm, service, scope, login)
-            if answer.status == 429:
-                raise await self._holds.hold(realm, Kind.LOGIN, answer.headers)
-            token, lifetime = self._read(answer, login)
-            expires = asked + lifetime - min(MARGIN, lifetime / 5)
-            self._remember(key, token, expires)
-            try:
-                await self._records.keep_token(key, token, expires)
-            except (StorageFailed, StorageFull) as error:
-                log.warning("a token for %s could not be kept for the other workers: %s", self._name, error)
-            return token
-
-    async def _ask(self, realm: str, service: str, scope: str, login: Login | None) -> Answer:
-        """GET with the password; where that is not done, and for an identity token, POST."""
-        if login is None or not login.identity:
-            parts = urlsplit(realm)
-            query = parse_qsl(parts.query, keep_blank_values=True)
-            query += [("service", service)] if service else []
-            query += [("scope", each) for each in scope.split()]
-            query += [("account", login.username)] if login else []
-            url = parts._replace(query=urlencode(query), fragment="").geturl()
-            answer = await self._exchange.ask("GET", url, {"Authorization": login.basic()} if login else {}, most=MOST)
-            if login is None or answer.status not in (404, 405):
-                return answer
-        form = {"client_id": "entrepot", "service": service, "scope": scope}
-        if login.identity:
-            form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
-        else:
-            form |= {"grant_type": "password", "username": login.username, "password": login.password}
-        return await self._exchange.ask("POST", realm, {}, form=form, most=MOST)
-
-    def _read(self, answer: Answer, login: Login | None) -> tuple[str, float]:
-        """Token and lifetime in seconds."""
-        where = f"the token service {place(answer.url)}"
-        if answer.status in (401, 403) or (answer.status == 400 and login and login.identity):
-            if login is None:
-                raise AnonymousRefused(from_registry(answer))
-            raise denied(place(answer.url))
-        if answer.status != 200:
-            raise UpstreamUnavailable(f"{where} answers {answer.status}")
-        try:
-            document = json.loads(answer.body)
-            token = document.get("token") or document.get("access_token")
-            lifetime = document.get("expires_in")
-        except (ValueError, AttributeError, RecursionError):
-            raise UpstreamUnavailable(f"{where} answers with something that is no token") from None
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise UpstreamUnavailable(f"{where} answers without a token")
-        known = isinstance(lifetime, int | float) and not isinstance(lifetime, bool) and 0 < lifetime < 1e9
-        return token, float(lifetime) if known else LIFETIME
+        self._realms.check(wish.service.realm, endpoint, login=login is not None)
+        return f"Bearer {await self._tokens.obtain(key, wish.service, wish.scope, login, refused)}"

@@ -11,13 +11,23 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3 import HTTPResponse
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from registry.config import Upstream
-from registry.upstream.addresses import Route, place
+from registry.upstream.addresses import Route, origin, place
 from registry.upstream.answers import Answer, as_count
-from registry.upstream.direct import Body, pool_classes
+from registry.upstream.connecting import pool_classes
+from registry.upstream.direct import Body
 from registry.upstream.exchange import COMMON, KIB, SMALL
+from registry.upstream.networks import Gate, Network, Reach
 from registry.upstream.proxies import Proxies
 from registry.upstream.ranges import span_of
 from registry.upstream.transfer import Abandoned, Connection, SinkRaised, Transfer
@@ -27,6 +37,8 @@ from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
 
 BUFFER = 1024 * KIB
 """Of each thread, used again and again."""
+LEAST = 4 * KIB
+"""Bytes that must come in `idle_timeout`: whoever sends less holds a connection that others could use."""
 
 
 class _Thread(threading.local):
@@ -34,20 +46,25 @@ class _Thread(threading.local):
 
     transfer: Transfer | None = None
     buffer: bytearray | None = None
+    peer: str | None = None
 
 
 class Bodies:
     """One upstream's connections for blobs. Made without contacting anybody; threads start as they are needed."""
 
-    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust) -> None:
+    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust, gate: Gate) -> None:
         self._connections = settings.connections
+        self._idle = settings.idle_timeout
+        self._beginning = 2 * (settings.connect_timeout + settings.idle_timeout)
+        self._gate = gate
+        self._start = Reach(None, settings.redirect_places)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
         # Twice as many: a transfer that was abandoned while it connects still has its thread for a moment.
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
         self._own = _Thread()
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
         self._running: set[Transfer] = set()
 
@@ -55,11 +72,18 @@ class Bodies:
         """The answer, once its body has gone to the sink; where it is no success, with its body and nothing gone to the
         sink. Raises as `Source.fetch_blob`, and SinkRaised. Cancelled: the connection is closed, and the sink is not
         called any more when this ends."""
+        transfer.sent()
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
         self._running.add(transfer)
         try:
-            return await asyncio.shield(waiting)
+            if await self._watch(transfer, waiting):
+                return waiting.result()
+            transfer.abandon()
+            if transfer.begun:
+                await to_the_end(waiting)
+            waiting.cancel()
+            raise UpstreamTimeout(f"{place(url)} sends next to nothing")
         except Abandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed here") from None
         except asyncio.CancelledError:  # raised again once the sink is left alone
@@ -70,6 +94,21 @@ class Bodies:
             raise
         finally:
             self._running.discard(transfer)
+
+    async def _watch(self, transfer: Transfer, waiting: asyncio.Future[Answer]) -> bool:
+        """Waits for its end. False: for too long next to nothing has come. The timeouts of sockets are for each read: a
+        byte now and then would keep a thread and a connection for ever."""
+        clock = asyncio.get_running_loop().time
+        received, begun, since = 0, False, clock()
+        while True:
+            await asyncio.wait([waiting], timeout=self._idle)
+            if waiting.done():
+                return True
+            comes = transfer.received - received >= LEAST or transfer.begun != begun
+            if comes or transfer.in_sink or not transfer.sending:
+                received, begun, since = transfer.received, transfer.begun, clock()
+            elif clock() - since >= (self._idle if begun else self._beginning):
+                return False
 
     def close(self) -> None:
         """Ends what is under way and closes the connections. Idempotent."""
@@ -84,12 +123,21 @@ class Bodies:
     def _run(self, transfer: Transfer, url: str, headers: Mapping[str, str]) -> Answer:
         """In a thread."""
         self._own.transfer = transfer
-        route = Route(url, {**COMMON, **headers})
+        transfer.sending = True
+        route = Route(url, {**COMMON, **headers}, self._start)
         try:
             while True:
                 transfer.hold(None)
                 response = self._open(transfer, route)
-                if route.follow(response.status, response.headers.get("location")):
+                if not route.moved:
+                    transfer.headers(response.status)
+                route.answered(self._network(route))
+                try:
+                    moves = route.follow(response.status, response.headers.get("location"))
+                except UpstreamUnavailable:
+                    _let_go(response)
+                    raise
+                if moves:
                     _let_go(response)
                     continue
                 if response.status == 200 and _of_unknown_length(response) and "Range" not in route.headers:
@@ -98,12 +146,14 @@ class Bodies:
                     continue
                 if response.status in (200, 206):
                     self._take(transfer, response, route)
-                    return Answer(response.status, _fields(response), route.url, route.foreign)
+                    return _answer(response, route)
                 return _small(response, route)
         except (Abandoned, SinkRaised, RegistryError):
             raise
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             # ValueError: a socket of TLS that was shut down meanwhile.
+            if not route.moved and _is_no_connection(error):
+                transfer.no_connection()
             raise _failure(error, route.url) from None
         finally:
             transfer.release()
@@ -113,7 +163,7 @@ class Bodies:
         """Sends the request and waits for the headers. Raises Abandoned."""
         for last in (False, True):
             try:
-                pool = self._pool(self._proxies.of(route.url)).connection_from_url(route.url)
+                pool = self._pool(route).connection_from_url(route.url)
                 response = pool.urlopen(
                     "GET",
                     _target(route.url) if pool.proxy is None or pool.scheme == "https" else route.url,
@@ -135,17 +185,27 @@ class Bodies:
                 transfer.hold(None)  # or it was closed here, and nobody wants another
         raise AssertionError("the second try returns or raises")
 
-    def _pool(self, proxy: str | None) -> urllib3.PoolManager:
+    def _network(self, route: Route) -> Network:
+        """Of the host that has just answered this thread."""
+        if self._proxies.of(route.url) is not None:
+            return self._gate.by_name(origin(route.url)[1])
+        return self._gate.network(self._own.peer)
+
+    def _pool(self, route: Route) -> urllib3.PoolManager:
+        """Connections of their own for each reach, as for small requests."""
+        proxy, reach = self._proxies.of(route.url), route.reach
+        if proxy is not None:
+            self._gate.by_proxy(reach, *origin(route.url)[1:])
         with self._lock:
-            pool = self._pools.get(proxy)
+            pool = self._pools.get((proxy, reach))
         if pool is None:
             # Reads certificates, so without the lock: `close` takes it on the event loop.
-            made = self._new_pool(proxy)
+            made = self._new_pool(proxy, reach)
             with self._lock:
-                pool = self._pools.setdefault(proxy, made)
+                pool = self._pools.setdefault((proxy, reach), made)
         return pool
 
-    def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
+    def _new_pool(self, proxy: str | None, reach: Reach) -> urllib3.PoolManager:
         context = self._trust.context()
         if proxy is None:
             pool = urllib3.PoolManager(32, maxsize=self._connections, ssl_context=context)
@@ -160,10 +220,11 @@ class Bodies:
                 proxy_ssl_context=context,
                 proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
             )
-        pool.pool_classes_by_scheme = pool_classes(self._told)
+        pool.pool_classes_by_scheme = pool_classes(self._gate, reach, self._told)
         return pool
 
-    def _told(self, connection: Connection) -> None:
+    def _told(self, connection: Connection, peer: str | None) -> None:
+        self._own.peer = peer
         if self._own.transfer is not None:
             self._own.transfer.hold(connection)
 
@@ -189,8 +250,8 @@ class Bodies:
         except BaseException:
             body.discard()
             raise
-        transfer.release()
         body.finish()
+        transfer.release()
 
 
 def _target(url: str) -> str:
@@ -211,7 +272,12 @@ def _small(response: HTTPResponse, route: Route) -> Answer:
             body = response.read(SMALL, decode_content=False)
     finally:
         _let_go(response)
-    return Answer(response.status, _fields(response), route.url, route.foreign, body)
+    return _answer(response, route, body)
+
+
+def _answer(response: HTTPResponse, route: Route, body: bytes = b"") -> Answer:
+    network = route.reach.network or Network.PUBLIC
+    return Answer(response.status, _fields(response), route.url, route.foreign, body, network)
 
 
 def _let_go(response: HTTPResponse) -> None:
@@ -238,6 +304,13 @@ def _failure(error: Exception, url: str) -> UpstreamUnavailable:
     if isinstance(cause, timeouts) and not isinstance(cause, NewConnectionError):
         return UpstreamTimeout(f"{where} does not answer in time")
     return UpstreamUnavailable(f"{where} cannot be reached: {_reason(error)}")
+
+
+def _is_no_connection(error: Exception) -> bool:
+    """It came before any connection did; a connection of TLS that is refused is none either."""
+    while isinstance(error, urllib3.exceptions.ProxyError):
+        error = error.original_error
+    return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)
 
 
 def _reason(error: Exception) -> str:

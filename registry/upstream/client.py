@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from registry.config import Upstream
-from registry.mirror.source import ManifestDoubtful, RangesUnsupported, Sink, Source
+from registry.mirror.source import ManifestDoubtful, Sink, Source
 from registry.upstream.addresses import place
 from registry.upstream.answers import ACCEPT, Answer, as_count
 from registry.upstream.asking import Asking
@@ -17,6 +17,7 @@ from registry.upstream.endpoints import Endpoint, Trial
 from registry.upstream.exchange import MIB, Exchange
 from registry.upstream.holds import Kind
 from registry.upstream.listing import Listing
+from registry.upstream.networks import Gate, NetworkOf, network_of
 from registry.upstream.parsing import checked
 from registry.upstream.proxies import Proxies
 from registry.upstream.ranges import range_of
@@ -50,13 +51,15 @@ class Ended(Exception):
 class FarRegistry:
     """As `registry.mirror.source.Source` says."""
 
-    def __init__(self, settings: Upstream, records: Records, turns: Turns, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: Upstream, records: Records, turns: Turns, clock: Callable[[], float], network_of: NetworkOf
+    ) -> None:
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
-        proxies, trust = Proxies(), Trust(settings.ca_file)
-        self._exchange = Exchange(settings, proxies, trust)
-        self._bodies = Bodies(settings, proxies, trust)
+        proxies, trust, gate = Proxies(), Trust(settings.ca_file), Gate(settings.name, network_of)
+        self._exchange = Exchange(settings, proxies, trust, gate)
+        self._bodies = Bodies(settings, proxies, trust, gate)
         self._asking = Asking(settings, self._exchange, records, turns, clock)
         self._listing = Listing(settings.name, self._asking)
 
@@ -72,13 +75,13 @@ class FarRegistry:
             answer = await self._manifest(endpoint, trial, repo, "GET", reference)
             return (await checked(answer, reference)).descriptor
 
-        return await self._asking.first(attempt, Kind.HEAD, anywhere=isinstance(reference, Digest))
+        return await self._asking.first(attempt, repo, Kind.HEAD, anywhere=isinstance(reference, Digest))
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Manifest:
             return await checked(await self._manifest(endpoint, trial, repo, "GET", reference), reference)
 
-        return await self._asking.first(attempt, Kind.MANIFEST, anywhere=isinstance(reference, Digest))
+        return await self._asking.first(attempt, repo, Kind.MANIFEST, anywhere=isinstance(reference, Digest))
 
     async def _manifest(
         self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, method: str, reference: Reference
@@ -100,7 +103,7 @@ class FarRegistry:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Descriptor:
             return Descriptor(BLOB_TYPE, digest, await self._size(endpoint, trial, repo, digest))
 
-        return await self._asking.first(attempt, Kind.BLOB, anywhere=True)
+        return await self._asking.first(attempt, repo, Kind.BLOB, anywhere=True)
 
     async def _size(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, digest: Digest) -> int:
         path, unknown = f"blobs/{digest}", BlobUnknown()
@@ -134,8 +137,8 @@ class FarRegistry:
         loop = asyncio.get_running_loop()
 
         async def attempt(endpoint: Endpoint, trial: Trial) -> None:
-            # The endpoint lives once it sends; that this ends, long afterwards, is no news of it.
-            transfer = Transfer(endpoint.url, span, sink, lambda: loop.call_soon_threadsafe(trial.answered))
+            # The endpoint lives once it answers; that this ends, long afterwards, is no news of it.
+            transfer = Transfer(endpoint.url, span, sink, trial, loop.call_soon_threadsafe)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
             async def send(authorization: Mapping[str, str]) -> Answer:
@@ -144,18 +147,14 @@ class FarRegistry:
             try:
                 await self._asking.admitted(endpoint, trial, repo, Kind.BLOB, send, BlobUnknown())
             except SinkRaised as raised:
-                trial.answered()
                 raise Ended(raised.error) from None
             except RegistryError as error:
-                if isinstance(error, RangesUnsupported):
-                    trial.answered()
                 if not transfer.begun:
                     raise
-                trial.answered()
                 raise Ended(error) from None
 
         try:
-            await self._asking.first(attempt, Kind.BLOB, anywhere=True, avoid=avoid, seconds=None)
+            await self._asking.first(attempt, repo, Kind.BLOB, anywhere=True, avoid=avoid, seconds=None)
         except Ended as ended:
             raise ended.error from None
 
@@ -178,10 +177,16 @@ class FarRegistry:
         await self._exchange.aclose()
 
 
-def make_source(settings: Upstream, records: Records, turns: Turns, clock: Callable[[], float] = time.time) -> Source:
+def make_source(
+    settings: Upstream,
+    records: Records,
+    turns: Turns,
+    clock: Callable[[], float] = time.time,
+    network_of: NetworkOf = network_of,
+) -> Source:
     """The far registry that `settings` name. Contacts nobody and reads no file; of the environment it reads the
-    proxies. `clock`: seconds since 1970."""
-    return FarRegistry(settings, records, turns, clock)
+    proxies. `clock`: seconds since 1970. `network_of` tells in which network an address is."""
+    return FarRegistry(settings, records, turns, clock, network_of)
 
 
 def _compare(answer: Answer, digest: Digest) -> None:

@@ -1,8 +1,8 @@
 """A response's body read into memory that is there already, as it comes. On urllib3's connections and pools.
 
 urllib3's `readinto` waits until the memory is full, and `read1` allocates all of it for each record of TLS. So the body
-is read one layer below, and every connection tells who uses it once its request is out, so that another thread can end
-the waiting.
+is read one layer below. `registry.upstream.connecting` tells which socket that is, so that another thread can end the
+waiting.
 """
 
 from __future__ import annotations
@@ -10,39 +10,11 @@ from __future__ import annotations
 import http.client
 import select
 import socket
-from collections.abc import Callable
 
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import HTTPResponse
 
-from registry.upstream.transfer import Connection
-
-Told = Callable[[Connection], None]
-
-
-def pool_classes(told: Told) -> dict[str, type[HTTPConnectionPool]]:
-    """For `PoolManager.pool_classes_by_scheme`: `told` is called in the requesting thread with the socket on which an
-    answer is waited for; what it raises ends the request."""
-
-    class Plain(HTTPConnection):
-        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-            if self.sock is not None:
-                told(self.sock)
-            return super().getresponse()
-
-    class Secure(HTTPSConnection):
-        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-            if self.sock is not None:
-                told(self.sock)
-            return super().getresponse()
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    return {"http": PlainPool, "https": SecurePool}
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""What follows the bytes of a chunked body: the end of its last chunk, and the chunk that says so (RFC 9112, 7.1)."""
 
 
 class Body:
@@ -68,7 +40,8 @@ class Body:
         memory = memory[: self._left]
         file, want = self._raw.fp, len(memory)
         if self._chunked:
-            data = self._response.read1(want, decode_content=False)
+            # Not urllib3's own: it takes a line of any length for a chunk's size.
+            data = self._raw.read1(want)
             count = len(data)
             memory[:count] = data
         elif file is None:
@@ -89,16 +62,32 @@ class Body:
         return count
 
     def finish(self) -> None:
-        """Gives the connection back for the next request when the body was read to its end; else closes it."""
-        if self._chunked and not self._left:
-            ended = not self._response.read1(1, decode_content=False)
-        else:
-            ended = self._whole and not self._left
-        if not ended:
+        """Gives the connection back for the next request when the body was read to its end; else closes it. Waits for
+        nothing."""
+        ended = self._last_chunk_is_here() if self._chunked else self._whole
+        if self._left or not ended:
             self.discard()
             return
         self._raw.close()  # of a response: its connection stays open, if the server lets it
         self._response.release_conn()
+
+    def _last_chunk_is_here(self) -> bool:
+        """Whether the end of a chunked body has come with its last bytes. It is not waited for: nobody could end that
+        waiting, and a new connection costs less."""
+        file, sock = self._raw.fp, self._socket
+        if file is None or sock is None:
+            return False
+        patience = sock.gettimeout()
+        sock.settimeout(0)
+        try:
+            if not file.peek(len(_LAST_CHUNK)).startswith(_LAST_CHUNK):
+                return False
+            file.read(len(_LAST_CHUNK))  # of what was peeked at
+            return True
+        except (OSError, ValueError):
+            return False
+        finally:
+            sock.settimeout(patience)
 
     def discard(self) -> None:
         """Closes the connection."""

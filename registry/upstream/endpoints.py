@@ -2,6 +2,11 @@
 
 A circuit breaker for each: closed while it answers; open, and not asked, after LIMIT failures in a row; then half open:
 one request tries it, and closes or opens it again. What was learnt is this process's own.
+
+A failure is a request to the endpoint itself that got no answer, or one that says that the server is ill. What is wrong
+with an answer, with a redirect's target or with a token service is no failure of the endpoint. No connection says that
+it is ill for everybody; no answer, or an ill one, says so only once LIMIT repositories had it, since one repository's
+storage may be what is broken: until then the breaker is open for the repositories that failed.
 """
 
 from __future__ import annotations
@@ -22,14 +27,39 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 
 
 class Trial:
-    """One request to an endpoint. `answered` says that the endpoint lives, whatever happens to the request: others may
-    be sent there from then on, though this one may take long, as blobs do."""
+    """One request to an endpoint, and those that follow for the same thing. `lives` is called once it has answered:
+    others may be sent there from then on, though this one may take long, as blobs do."""
 
     def __init__(self, lives: Callable[[], None]) -> None:
         self.alive = False
+        self.unreachable = False
+        self._waiting = False
+        self._ill = False
         self._lives = lives
 
+    @property
+    def failed(self) -> bool:
+        """The endpoint is to blame if this ends with an error now."""
+        return not self.alive and (self._waiting or self._ill)
+
+    def sent(self) -> None:
+        """A request is on its way to the endpoint."""
+        self._waiting = True
+
+    def headers(self, status: int) -> None:
+        """The endpoint has answered the request."""
+        self._waiting = False
+        self._ill = status >= 501  # 500 is about this request, the others about the server
+        if not self._ill and status != 401:  # after a token was got, it may still fail
+            self.answered()
+
+    def no_connection(self) -> None:
+        """No connection to the endpoint came about."""
+        self.unreachable = True
+
     def answered(self) -> None:
+        """The endpoint lives, whatever happens to the request."""
+        self._waiting = self._ill = False
         if not self.alive:
             self.alive = True
             self._lives()
@@ -45,13 +75,19 @@ class Endpoint:
         self._failed_at = 0.0
         self._pause = FIRST_PAUSE
         self._tried = False
+        self._failing: set[str] = set()  # repositories
+        self._down = False
 
-    @property
-    def open(self) -> bool:
-        """Not to be asked now."""
-        if self.failures < LIMIT:
+    def open_for(self, repo: str) -> bool:
+        """Not to be asked for that repository now."""
+        if self.failures < LIMIT or not self._concerns(repo):
             return False
         return self._tried or self.wait > 0
+
+    def ailing_for(self, repo: str) -> bool:
+        """It failed the last time. One whose pause is over keeps its place: if it came last, nobody would ever find
+        out that it is back."""
+        return 0 < self.failures < LIMIT and self._concerns(repo)
 
     @property
     def wait(self) -> float:
@@ -60,28 +96,39 @@ class Endpoint:
         return min(self._failed_at + self._pause - self._clock(), self._pause)
 
     @contextmanager
-    def trial(self) -> Iterator[Trial]:
-        """Around one request: counts UpstreamUnavailable and its kind, unless the endpoint `answered`."""
-        started, half_open = self._clock(), self.failures >= LIMIT
+    def trial(self, repo: str) -> Iterator[Trial]:
+        """Around the requests for one thing of that repository."""
+        started, half_open = self._clock(), self.failures >= LIMIT and self._concerns(repo)
         trial = Trial(self._lives)
         self._tried = self._tried or half_open
         try:
             yield trial
             trial.answered()
         except UpstreamUnavailable:
-            if not trial.alive:
-                self._failed(started)
+            if trial.failed:
+                self._failed(started, None if trial.unreachable else repo)
             raise
         finally:
             if half_open and not trial.alive:
                 self._tried = False
 
+    def _concerns(self, repo: str) -> bool:
+        return self._down or repo in self._failing
+
     def _lives(self) -> None:
         if self.failures >= LIMIT:
             log.info("the upstream endpoint %s answers again", self.url)
         self.failures, self._pause, self._tried = 0, FIRST_PAUSE, False
+        self._failing.clear()
+        self._down = False
 
-    def _failed(self, started: float) -> None:
+    def _failed(self, started: float, repo: str | None) -> None:
+        """`repo`: the one whose request got no good answer; None: no connection came about, for whomever."""
+        if repo is not None:
+            self._failing.add(repo)
+        if repo is None or len(self._failing) >= LIMIT:
+            self._down = True
+            self._failing.clear()
         # Requests that went out before the last failure was seen failed with it: one event, one count.
         if self.failures and started < self._failed_at:
             return
@@ -104,11 +151,11 @@ class Endpoints:
     def urls(self) -> list[str]:
         return [endpoint.url for endpoint in self.all]
 
-    def order(self, avoid: Collection[str] = ()) -> list[Endpoint]:
-        """Whom to ask, the first first: those that failed last time come later, those in `avoid` last; without those
-        that are left alone."""
-        found = [endpoint for endpoint in self.all if not endpoint.open]
-        return sorted(found, key=lambda endpoint: (endpoint.url in avoid, _ailing(endpoint)))
+    def order(self, repo: str, avoid: Collection[str] = ()) -> list[Endpoint]:
+        """Whom to ask for a repository, the first first: those that failed last time come later, those in `avoid` last;
+        without those that are left alone."""
+        found = [endpoint for endpoint in self.all if not endpoint.open_for(repo)]
+        return sorted(found, key=lambda endpoint: (endpoint.url in avoid, endpoint.ailing_for(repo)))
 
     def resting(self, asked: Collection[Endpoint]) -> list[UpstreamUnavailable]:
         """What is to be said of those that are not among the `asked`, if there are any."""
@@ -121,8 +168,3 @@ class Endpoints:
                 f"the upstream registry {self._name} did not answer lately; it is tried again in {wait} s"
             )
         ]
-
-
-def _ailing(endpoint: Endpoint) -> bool:
-    # One whose pause is over keeps its place: if it came last, nobody would ever find out that it is back.
-    return 0 < endpoint.failures < LIMIT

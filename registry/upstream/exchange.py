@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
 from registry import __version__
 from registry.config import Upstream
-from registry.upstream.addresses import Route, place
+from registry.upstream.addresses import Route, origin, place
 from registry.upstream.answers import Answer
+from registry.upstream.connecting import Transport
+from registry.upstream.endpoints import Trial
+from registry.upstream.networks import Gate, Network, Reach
 from registry.upstream.proxies import Proxies
 from registry.upstream.trust import Trust
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
@@ -23,18 +27,28 @@ SMALL = 64 * KIB
 COMMON = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
 """In every request. Content that is compressed on the way has another digest."""
 
+RESOLVERS = 8
+"""Names that redirects and challenges lead to, resolved at once."""
+
 _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 
 
 class Exchange:
     """One upstream's connections for small requests. Made without contacting anybody."""
 
-    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust) -> None:
+    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust, gate: Gate) -> None:
         self._proxies = proxies
         self._trust = trust
+        self._gate = gate
+        self._threads = ThreadPoolExecutor(RESOLVERS, f"resolve-{settings.name}")
+        self._led = Reach(None, settings.redirect_places)
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
-        self._clients: dict[str | None, httpx2.AsyncClient] = {}
+        self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
+
+    def reach_from(self, answer: Answer) -> Reach:
+        """Where an address named by that answer may be."""
+        return self._led.after(answer.network)
 
     async def ask(
         self,
@@ -45,23 +59,36 @@ class Exchange:
         most: int = SMALL,
         form: Mapping[str, str] | None = None,
         content: bool = True,
+        reach: Reach | None = None,
+        trial: Trial | None = None,
     ) -> Answer:
-        """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. Raises
-        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed), UpstreamTimeout."""
-        route = Route(url, headers)
+        """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. `reach`:
+        where an address may be that the settings do not name. `trial` is told how the endpoint does. Raises
+        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an address out of reach),
+        UpstreamTimeout."""
+        route = Route(url, headers, reach or self._led)
         while True:
-            response = await self._send(method, route, form)
+            told = None if route.moved else trial
+            response = await self._send(method, route, form, told)
             try:
+                route.answered(self._network(response, route))
+                if told is not None:
+                    told.headers(response.status_code)
                 if form is None and route.follow(response.status_code, response.headers.get("location")):
                     continue
                 wanted = content and method != "HEAD"
                 body = await self._body(response, most) if wanted else b""
             finally:
                 await response.aclose()
-            return Answer(response.status_code, _fields(response), route.url, route.foreign, body)
+            network = route.reach.network or Network.PUBLIC
+            return Answer(response.status_code, _fields(response), route.url, route.foreign, body, network)
 
-    async def _send(self, method: str, route: Route, form: Mapping[str, str] | None) -> httpx2.Response:
-        client = await self._client(self._proxies.of(route.url))
+    async def _send(
+        self, method: str, route: Route, form: Mapping[str, str] | None, trial: Trial | None
+    ) -> httpx2.Response:
+        client = await self._client(route)
+        if trial is not None:
+            trial.sent()
         for last in (False, True):
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
@@ -71,8 +98,17 @@ class Exchange:
                 if last:
                     raise _failure(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
+                if trial is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                    trial.no_connection()
                 raise _failure(error, route.url) from None
         raise AssertionError("the second try returns or raises")
+
+    def _network(self, response: httpx2.Response, route: Route) -> Network:
+        """Of the host that has answered."""
+        if self._proxies.of(route.url) is not None:
+            return self._gate.by_name(origin(route.url)[1])
+        peer = response.extensions["network_stream"].get_extra_info("server_addr")
+        return self._gate.network(peer[0] if peer else None)
 
     async def _body(self, response: httpx2.Response, most: int) -> bytes:
         success, where = response.is_success, place(str(response.url))
@@ -91,24 +127,32 @@ class Exchange:
             raise _failure(error, where) from None
         return bytes(body[:most])
 
-    async def _client(self, proxy: str | None) -> httpx2.AsyncClient:
-        if proxy not in self._clients:
+    async def _client(self, route: Route) -> httpx2.AsyncClient:
+        """Connections of their own for each reach: one that was made to an address the settings name is not used where
+        a redirect may not go, and what hangs where a redirect leads takes no connection from the endpoints."""
+        proxy, reach = self._proxies.of(route.url), route.reach
+        if proxy is not None:
+            self._gate.by_proxy(reach, *origin(route.url)[1:])
+        if (proxy, reach) not in self._clients:
             context = await asyncio.to_thread(self._trust.context)
-            if proxy not in self._clients:
+            if (proxy, reach) not in self._clients:
+                limits = httpx2.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0)
                 secure = proxy is not None and proxy.startswith("https:")
-                self._clients[proxy] = httpx2.AsyncClient(
+                self._clients[proxy, reach] = httpx2.AsyncClient(
                     verify=context,
+                    transport=Transport(self._gate, reach, self._threads, context, limits) if proxy is None else None,
                     proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,
                     trust_env=False,
                     timeout=self._timeout,
-                    limits=httpx2.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0),
+                    limits=limits,
                     headers=COMMON,
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 )
-        return self._clients[proxy]
+        return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
         """Closes the connections. Idempotent."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.aclose()

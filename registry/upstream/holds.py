@@ -36,7 +36,7 @@ class Kind(StrEnum):
     BLOB = "blob"
     LIST = "list"
     LOGIN = "login"
-    """A token service, or an endpoint that is asked how to log in."""
+    """An endpoint that is asked how to log in."""
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -69,7 +69,7 @@ class Holds:
             until = _later(until, kept.until if kept else 0.0, now)
             self._known[key] = until, now
         if (wait := _wait(until, now)) > 0:
-            raise self._refusal(wait)
+            raise self.refusal(wait)
 
     async def hold(self, url: str, kind: Kind, headers: Mapping[str, str]) -> TooManyRequests:
         """The error for a 429; until the time it names, `heed` raises it too."""
@@ -81,17 +81,18 @@ class Holds:
             await self._records.note_allowance(key, Allowance(now, until=until))
         except (StorageFailed, StorageFull) as error:
             log.warning("that %s limits us could not be kept for the other workers: %s", self._name, error)
-        return self._refusal(wait)
+        return self.refusal(wait)
 
     def passing(self, headers: Mapping[str, str]) -> TooManyRequests:
         """The error for a 429 of somebody who is not asked first, such as a redirect's target: it holds nothing."""
-        return self._refusal(self._asked(headers, self._clock()))
+        return self.refusal(self._asked(headers, self._clock()))
 
     def _asked(self, headers: Mapping[str, str], now: float) -> float:
         asked = retry_after(headers, now)
         return min(PAUSE if asked is None else asked, LONGEST)
 
-    def _refusal(self, wait: float) -> TooManyRequests:
+    def refusal(self, wait: float) -> TooManyRequests:
+        """The error while nothing may be asked for so many seconds."""
         seconds = max(1, math.ceil(wait))
         return TooManyRequests(
             f"the upstream registry {self._name} wants fewer requests; it may be asked again in {seconds} s",

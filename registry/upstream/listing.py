@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from registry.mirror.source import NameDoubtful
 from registry.upstream.addresses import place
 from registry.upstream.answers import Answer
 from registry.upstream.asking import Asking
@@ -52,7 +53,7 @@ class Listing:
 
         async def read() -> Reading[Tag]:
             return await self._asking.first(
-                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), Kind.LIST, seconds=READ_SECONDS
+                lambda endpoint, trial: self._all_tags(endpoint, trial, repo), repo, Kind.LIST, seconds=READ_SECONDS
             )
 
         return cut(await self._tags.items(repo, read, first=after is None), str, after, limit)
@@ -65,10 +66,19 @@ class Listing:
     async def _all_tags(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName) -> Reading[Tag]:
         found: set[Tag] = set()
         path = f"tags/list?n={PAGE}"
-        room = LISTS_SIZE
+        room, last = LISTS_SIZE, None
         for page in range(PAGES):
             answer = await self._asking.ask(
-                endpoint, trial, repo, Kind.LIST, "GET", path, NameUnknown(), most=LIST_SIZE, accepted=(400,)
+                endpoint,
+                trial,
+                repo,
+                Kind.LIST,
+                "GET",
+                path,
+                NameUnknown(),
+                most=LIST_SIZE,
+                accepted=(400,),
+                after=last,
             )
             if answer.status == 400:  # it does not like our `n`
                 answer = await self._asking.ask(
@@ -80,7 +90,7 @@ class Listing:
             if following is None:
                 ordered = sorted(found) if len(found) <= SORTED_HERE else await asyncio.to_thread(sorted, found)
                 return Reading(ordered, page + 1, LISTS_SIZE - room + TAG_SIZE * len(found))
-            path = following
+            path, last = following, answer
         raise UpstreamUnavailable(f"the list of tags of {place(endpoint.url)} does not end")
 
     async def referrers(
@@ -91,6 +101,7 @@ class Listing:
         async def read() -> Reading[Descriptor]:
             return await self._asking.first(
                 lambda endpoint, trial: self._all_referrers(endpoint, trial, repo, subject, artifact_type),
+                repo,
                 Kind.LIST,
                 seconds=READ_SECONDS,
             )
@@ -98,6 +109,8 @@ class Listing:
         key = f"{repo} {subject} {artifact_type or ''}"
         try:
             found = await self._referrers.items(key, read, first=after is None)
+        except NameDoubtful:
+            raise  # what is here may be more
         except (NameUnknown, ManifestUnknown):
             return Page([])
         return cut(found, lambda each: each.digest, after, limit)
@@ -108,7 +121,7 @@ class Listing:
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         found: dict[Digest, Descriptor] = {}
-        room = LISTS_SIZE
+        room, last = LISTS_SIZE, None
         for page in range(PAGES):
             answer = await self._asking.ask(
                 endpoint,
@@ -121,6 +134,7 @@ class Listing:
                 headers={"Accept": OCI_INDEX},
                 most=LIST_SIZE,
                 accepted=_NO_REFERRERS if page == 0 else (),
+                after=last,
             )
             if answer.status in _NO_REFERRERS:
                 held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
@@ -133,7 +147,7 @@ class Listing:
             if following is None:
                 ordered = sorted(found.values(), key=lambda each: each.digest)
                 return Reading(ordered, page + 1, LISTS_SIZE - room + DESCRIPTOR_SIZE * len(found))
-            path = following
+            path, last = following, answer
         raise UpstreamUnavailable(f"the list of referrers of {place(endpoint.url)} does not end")
 
     async def _by_tag(

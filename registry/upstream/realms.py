@@ -1,7 +1,8 @@
 """Which token services may be asked: a challenge names one, and whoever answers for the upstream writes the challenge.
 
 A realm is used when it is https and on the upstream's own site, or listed in `realms`. Without this rule a registry
-could have the password sent anywhere.
+could have the password sent anywhere. Another port may be another service: a password goes to the endpoint's own port,
+to https's own on other hosts of the site, or where `realms` says.
 """
 
 from __future__ import annotations
@@ -56,23 +57,26 @@ class Realms:
         self._sites = {site(settings.name), *(site(urlsplit(endpoint).hostname or "") for endpoint in endpoints)}
         self._told: set[str] = set()
 
-    def check(self, realm: str, endpoint: str) -> None:
-        """Raises UpstreamUnavailable when `endpoint` names a realm that must not be asked; logged once for each."""
-        if self._allowed(realm, endpoint):
+    def check(self, realm: str, endpoint: str, *, login: bool) -> None:
+        """Raises UpstreamUnavailable when `endpoint` names a realm that must not be asked, or not with a `login`;
+        logged once for each."""
+        if not self._allowed(realm, endpoint):
+            why = "is neither on its own site nor in its realms"
+        elif login and not self._may_see_password(realm, endpoint):
+            why = "would get the password on another port and is not in its realms"
+        else:
             return
         shown = _shown(realm)
         if shown not in self._told and len(self._told) < 100:
             self._told.add(shown)
             log.warning(
-                "upstream %s: %s names the token service %r, which is neither on its own site nor listed; if it is "
-                "right, add it to the upstream's realms",
+                "upstream %s: %s names the token service %r, which %s; if it is right, add it to the upstream's realms",
                 self._name,
                 place(endpoint),
                 shown,
+                why,
             )
-        raise UpstreamUnavailable(
-            f"the upstream {self._name} names a token service that is neither on its own site nor in its realms"
-        )
+        raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {why}")
 
     def _allowed(self, realm: str, endpoint: str) -> bool:
         try:
@@ -86,6 +90,12 @@ class Realms:
             # In the clear, a password is no less safe there than at the endpoint itself.
             return own_scheme == "http" and (host == own_host or self._is_listed(realm))
         return self._is_listed(realm) or host == own_host or site(host) in self._sites
+
+    def _may_see_password(self, realm: str, endpoint: str) -> bool:
+        """Of one that is allowed."""
+        _, host, port = origin(realm)
+        _, own_host, own_port = origin(endpoint)
+        return self._is_listed(realm) or port == own_port or (host != own_host and port == 443)
 
     def _is_listed(self, realm: str) -> bool:
         path = urlsplit(realm).path or "/"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from urllib3.util.ssltransport import SSLTransport
 
 from registry.mirror.source import Sink
+from registry.upstream.endpoints import Trial
 from storage.content import Span
 
 Connection = socket.socket | SSLTransport
 """To an https endpoint by an https proxy, urllib3 puts TLS inside TLS: a SSLTransport, which cannot be shut down."""
+Tell = Callable[..., Any]
 
 
 class SinkRaised(Exception):
@@ -31,14 +34,19 @@ class Abandoned(Exception):
 class Transfer:
     """One span on its way, and the way to end it from outside its thread."""
 
-    def __init__(self, endpoint: str, span: Span, sink: Sink, on_begin: Callable[[], object]) -> None:
-        """`on_begin` is called, in the thread, when the other end has answered with what was asked for."""
+    def __init__(self, endpoint: str, span: Span, sink: Sink, trial: Trial, tell: Tell) -> None:
+        """`tell` has something called on the event loop."""
         self.endpoint = endpoint
         self.span = span
+        self.sending = False
+        """A thread is at it."""
         self.begun = False
         """The sink was called."""
+        self.received = 0
+        self.in_sink = False
         self._sink = sink
-        self._on_begin = on_begin
+        self._trial = trial
+        self._tell = tell
         self._socket: Connection | None = None
         self._abandoned = False
         self._lock = threading.Lock()
@@ -63,24 +71,43 @@ class Transfer:
         with self._lock:
             self._socket = None
 
+    # What the endpoint does, as its `Trial` is told.
+
+    def sent(self) -> None:
+        self._trial.sent()
+
+    def headers(self, status: int) -> None:
+        """Called in the thread."""
+        self._tell(self._trial.headers, status)
+
+    def no_connection(self) -> None:
+        """Called in the thread."""
+        self._tell(self._trial.no_connection)
+
     def begin(self, start: int, stop: int, size: int) -> None:
         with self._lock:
             if self._abandoned:
                 raise Abandoned
             self.begun = True
-        self._on_begin()
-        try:
+        with self._calling_sink():
             self._sink.begin(self.endpoint, start, stop, size)
-        except BaseException as error:
-            raise SinkRaised(error) from None
 
     def take(self, offset: int, data: memoryview) -> None:
         if self._abandoned:
             raise Abandoned
-        try:
+        with self._calling_sink():
             self._sink.take(offset, data)
+        self.received += len(data)
+
+    @contextmanager
+    def _calling_sink(self) -> Iterator[None]:
+        self.in_sink = True
+        try:
+            yield
         except BaseException as error:
             raise SinkRaised(error) from None
+        finally:
+            self.in_sink = False
 
 
 def _below_tls(connection: Connection) -> socket.socket:

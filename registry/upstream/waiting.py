@@ -52,6 +52,28 @@ class Flights:
         await _settled(tasks)
 
 
+class KeyedLimit:
+    """At most `most` at a time for each key; the others wait in line."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}  # and how many use or await it
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        turns, users = self._turns.get(key) or (asyncio.Semaphore(self._most), 0)
+        self._turns[key] = turns, users + 1
+        try:
+            async with turns:
+                yield
+        finally:
+            turns, users = self._turns[key]
+            if users > 1:
+                self._turns[key] = turns, users - 1
+            else:
+                del self._turns[key]
+
+
 async def _settled(tasks: list[asyncio.Task[Any]]) -> None:
     if tasks:
         await asyncio.wait(tasks)

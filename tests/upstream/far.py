@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from registry.config import Upstream
 from registry.mirror.source import Source
 from registry.upstream.client import make_source
+from registry.upstream.networks import NetworkOf, network_of
 from storage.content import Span
 from storage.names import Digest, RepositoryName
 from storage.opening import open_registry, prepare
@@ -65,12 +67,13 @@ async def far(
     registry: StoredRegistry,
     *endpoints: str,
     name: str = "far.test",
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.time,
+    network_of: NetworkOf = network_of,
     **more: Any,
 ) -> AsyncIterator[Source]:
     """A source at these endpoints, closed at the end."""
     settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
-    source = make_source(settings, registry.records, registry.turns, *((clock,) if clock else ()))
+    source = make_source(settings, registry.records, registry.turns, clock, network_of)
     try:
         yield source
     finally:
@@ -132,11 +135,11 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def scripted(reply: Reply) -> AsyncIterator[Scripted]:
+async def scripted(reply: Reply, host: str = "127.0.0.1") -> AsyncIterator[Scripted]:
     """Runs one on the test's own loop."""
     script = Scripted(reply)
-    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(script.serve, host, 0)
+    script.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"
     try:
         yield script
     finally:

@@ -71,8 +71,9 @@ PAGE = "<html>not for you</html>"
     [
         (404, CODE, True),
         (410, CODE, True),
-        (401, CODE, True),
+        (401, CODE, False),
         (403, CODE, True),
+        (403, CODE.replace("DENIED", "UNAUTHORIZED"), False),
         (404, "404 page not found\n", False),
         (404, "", False),
         (404, '{"message": "no Route matched with those values"}', False),
@@ -84,7 +85,8 @@ PAGE = "<html>not for you</html>"
 )
 async def test_whose_refusal_it_is(registry: StoredRegistry, status: int, body: str, sure: bool, method: str) -> None:
     """One with a registry's error code is the registry's. What stands before it (a firewall, a proxy while the registry
-    is restarted) refuses in words of its own: that is doubtful. An answer to HEAD has no words, so a GET follows."""
+    is restarted) refuses in words of its own: that is doubtful. So is the registry's own refusal to let us in, which
+    says nothing of the manifest. An answer to HEAD has no words, so a GET follows."""
 
     def reply(head: str) -> bytes:
         return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
@@ -106,14 +108,41 @@ async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstrea
     assert upstream.count("manifest", "GET") == 0
 
 
-@pytest.mark.parametrize(("body", "sure"), [(CODE, True), (PAGE, False), ("", False)])
-async def test_whose_refusal_of_a_token_it_is(registry: StoredRegistry, body: str, sure: bool) -> None:
-    """The same of a token service that refuses the anonymous."""
+@pytest.mark.parametrize("body", [CODE, PAGE, ""])
+async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, body: str) -> None:
+    """It refuses to let the anonymous in, in whatever words; the registry was not asked for the manifest."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
             return answer(403, body)
         return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        for request in (source.get_manifest, source.resolve_manifest):
+            with pytest.raises(ManifestDoubtful):
+                await request(REPO, TAG)
+
+
+@pytest.mark.parametrize(
+    ("error", "body", "sure"),
+    [
+        ("insufficient_scope", CODE, True),
+        ("insufficient_scope", "", True),
+        ("", CODE, True),
+        ("", "", False),
+        ("invalid_token", CODE, False),
+    ],
+)
+async def test_a_token_that_is_not_enough(registry: StoredRegistry, error: str, body: str, sure: bool) -> None:
+    """The registry knows the token and finds that it opens no such thing: there is none for the anonymous. A token that
+    it does not accept is a login that failed."""
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            return answer(200, '{"token": "t"}')
+        challenge = f'Bearer realm="{server.url}/token"' + (f',error="{error}"' if "bearer t" in head.lower() else "")
+        said = b"" if head.startswith("HEAD") else body
+        return answer(401, said, www_authenticate=challenge, content_length=str(len(body)))
 
     async with scripted(reply) as server, far(registry, server.url) as source:
         for request in (source.get_manifest, source.resolve_manifest):

@@ -66,7 +66,41 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     )
     realms = Realms(settings, [endpoint])
     if allowed:
-        realms.check(realm, endpoint)
+        realms.check(realm, endpoint, login=False)
     else:
         with pytest.raises(UpstreamUnavailable):
-            realms.check(realm, endpoint)
+            realms.check(realm, endpoint, login=False)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "realm", "allowed"),
+    [
+        ("https://registry-1.docker.io", "https://auth.docker.io/token", True),
+        ("https://registry-1.docker.io", "https://auth.docker.io:8443/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com:5443/token", True),
+        ("https://reg.example.com:5443", "https://auth.example.com:5443/token", True),
+        ("https://reg.example.com:5443", "https://auth.example.com/token", True),
+        ("https://reg.example.com:5443", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com:9000/token", True),
+        ("http://reg.example.com:5000", "http://reg.example.com:5001/token", False),
+        ("http://reg.example.com:5000", "http://reg.example.com:5000/token", True),
+        ("http://reg.example.com:5000", "https://reg.example.com/token", False),
+    ],
+)
+def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
+    """Another port may be another service: without a word in `realms` only the endpoint's own port gets a password, and
+    https's own port of another host of the site. Without a login there is none to get."""
+    settings = Upstream.model_validate(
+        {
+            "name": "docker.io" if "docker" in endpoint else "example.com",
+            "endpoints": [endpoint],
+            "realms": ["https://reg.example.com:9000"],
+        }
+    )
+    realms = Realms(settings, [endpoint])
+    realms.check(realm, endpoint, login=False)
+    if allowed:
+        realms.check(realm, endpoint, login=True)
+    else:
+        with pytest.raises(UpstreamUnavailable, match="another port"):
+            realms.check(realm, endpoint, login=True)

@@ -64,7 +64,7 @@ class Registry:
         if self.switches.auth == "basic":
             challenge = 'Basic realm="registry"'
         else:
-            challenge = f'Bearer realm="{realm}",service="{self.switches.service}"'
+            challenge = f'Bearer realm="{self.switches.realms.get(repo, realm)}",service="{self.switches.service}"'
             challenge += f',scope="repository:{repo}:pull"' if repo else ""
             if (refusal is None and repo) or (refusal is not None and refusal.error):
                 challenge += f',error="{refusal.error if refusal else "insufficient_scope"}"'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Kind = Literal["ping", "token", "manifest", "redirect", "blob", "tags", "referrers", "other"]
@@ -18,6 +18,8 @@ class Switches:
     realm: str = ""
     """The token service's URL as told to clients; empty: /token on the registry's own port. `hub.auth_url` is one on
     another host."""
+    realms: dict[str, str] = field(default_factory=dict)
+    """Another one for some repositories."""
     service: str = "registry.docker.io"
     username: str = ""
     password: str = ""
@@ -72,7 +74,7 @@ class Switches:
         return cls(**{**value, "private": tuple(value.get("private", ()))})
 
 
-SWITCHES = frozenset(field.name for field in fields(Switches))
+SWITCHES = frozenset(each.name for each in fields(Switches))
 
 
 @dataclass(frozen=True, kw_only=True)

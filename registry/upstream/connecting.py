@@ -1,0 +1,187 @@
+"""Connections of both HTTP libraries, made to addresses that were checked.
+
+A name is resolved here, its addresses are checked, and the connection goes to one of those. So it does not matter what
+the name resolves to a moment later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpcore2
+import httpx2
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from registry.upstream.networks import Gate, Reach
+from registry.upstream.transfer import Connection
+
+NEXT_ADDRESS = 1.0
+"""Seconds after which a host's next address is tried, while the one before does not answer."""
+
+Option = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+Told = Callable[[Connection, str | None], None]
+
+
+class PeerStream(httpcore2.AsyncNetworkStream):
+    """A connection that knows whom it was made to, also once it is closed."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
+        self._stream = stream
+        self._peer = peer
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        return self._stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        return self._stream.write(buffer, timeout)
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        return self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+    ) -> httpcore2.AsyncNetworkStream:
+        return PeerStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._peer)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._peer if info == "server_addr" else self._stream.get_extra_info(info)
+
+
+class Backend(httpcore2.AnyIOBackend):
+    """What httpx2 connects with."""
+
+    def __init__(self, gate: Gate, reach: Reach, threads: ThreadPoolExecutor) -> None:
+        self._gate = gate
+        self._reach = reach
+        self._threads = threads
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        local_address: str | None = None,
+        socket_options: Iterable[Option] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        if self._reach.anywhere(host, port):
+            stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
+            return PeerStream(stream, stream.get_extra_info("server_addr"))
+        try:
+            async with asyncio.timeout(timeout):
+                # In threads of their own: names that resolve slowly must not hold up those of others.
+                loop = asyncio.get_running_loop()
+                found = await loop.run_in_executor(self._threads, resolve, host, port)
+                addresses = self._gate.allowed(self._reach, host, port, found)
+                return await self._first(addresses, port, local_address, socket_options)
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore2.ConnectError(str(error)) from error
+
+    async def _first(
+        self,
+        addresses: list[str],
+        port: int,
+        local_address: str | None,
+        socket_options: Iterable[Option] | None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """A connection to the first address that answers."""
+        for address in addresses:
+            last = address == addresses[-1]
+            try:
+                patience = None if last else NEXT_ADDRESS
+                stream = await super().connect_tcp(address, port, patience, local_address, socket_options)
+                return PeerStream(stream, (address, port))
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                if last:
+                    raise
+        raise OSError("the name has no address")
+
+
+class Transport(httpx2.AsyncHTTPTransport):
+    """httpx2's own, without a proxy, but for how it connects."""
+
+    def __init__(
+        self, gate: Gate, reach: Reach, threads: ThreadPoolExecutor, context: ssl.SSLContext, limits: httpx2.Limits
+    ) -> None:
+        super().__init__(verify=context, trust_env=False, limits=limits)
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=Backend(gate, reach, threads),
+        )
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """A host's addresses. Blocking; raises OSError."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError("the name is none") from None
+    return list(dict.fromkeys(str(each[4][0]) for each in found))
+
+
+class _Checked(HTTPConnection):
+    """urllib3's connection, to checked addresses. `told` is called in the requesting thread with the socket on which an
+    answer is waited for, and the address at its other end (None: a proxy is between)."""
+
+    gate: Gate
+    reach: Reach
+    told: Told
+    peer: str | None = None
+
+    def _new_conn(self) -> socket.socket:
+        host, port = self._dns_host, self.port or 0
+        if self.proxy is not None:
+            return super()._new_conn()
+        made = super()._new_conn() if self.reach.anywhere(host, port) else self._to_checked(host, port)
+        self.peer = made.getpeername()[0]
+        return made
+
+    def _to_checked(self, host: str, port: int) -> socket.socket:
+        try:
+            addresses = resolve(host, port)
+        except socket.gaierror as error:
+            raise NameResolutionError(host, self, error) from error
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from error
+        addresses = self.gate.allowed(self.reach, host, port, addresses)
+        try:
+            for address in addresses:
+                self._dns_host = address
+                try:
+                    return super()._new_conn()
+                except (NewConnectionError, ConnectTimeoutError):
+                    if address == addresses[-1]:
+                        raise
+        finally:
+            self._dns_host = host  # the certificate is the name's
+        raise NewConnectionError(self, "the name has no address")
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+        if self.sock is not None:
+            self.told(self.sock, self.peer)
+        return super().getresponse()
+
+
+def pool_classes(gate: Gate, reach: Reach, told: Told) -> dict[str, type[HTTPConnectionPool]]:
+    """For `PoolManager.pool_classes_by_scheme`. What `told` raises ends the request."""
+    means = {"gate": gate, "reach": reach, "told": staticmethod(told)}
+    plain = type("Plain", (_Checked,), means)
+    secure = type("Secure", (_Checked, HTTPSConnection), means)
+    return {
+        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
