@@ -203,7 +203,7 @@ def _made_older(database: Path, version: int) -> None:
     db.execute("ATTACH ? AS new", (str(database),))
     for table in tables:
         columns = ", ".join(name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,)))
-        db.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
+        db.execute(f"INSERT OR REPLACE INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
     db.execute("DETACH new")
     db.pragma("user_version", version)
     db.pragma("journal_mode", "wal")
@@ -234,10 +234,12 @@ async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_pa
         assert (await registry.resolve_blob(APP, digest_of(b"hello"))).size == 5
         assert await registry.upload_offset(APP, writer.id, by=Actor("somebody")) == 4
         assert not registry.accounts.closed()
+        assert not await registry.records.confirmed(APP, digest_of(b"hello"))
         partial = await registry.partials.claim(digest_of(b"far"), 3)
         partial.write_at(0, b"far")
         await partial.commit(APP)
         partial.close()
+        assert await registry.records.confirmed(APP, digest_of(b"far"))
         await registry.records.keep_token("key", "token", 2e9)
         modes = {file.name: file.stat().st_mode & 0o007 for file in data.glob("entrepot.db*")}
     assert modes == {"entrepot.db": 0, "entrepot.db-wal": 0, "entrepot.db-shm": 0}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.blobs.progress import MOST, Progress, decode
-from storage.content import digest_of
+from storage.content import GivenUp, digest_of
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
 from storage.interface import Partial
 from storage.names import RepositoryName
@@ -478,3 +478,27 @@ async def test_a_poke_that_comes_late_finds_nobody(registry: StoredRegistry) -> 
     for _ in range(5):
         await asyncio.sleep(0.002)
     assert errors == []
+
+
+async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
+    """To all processes that follow, with a count, so that they know whether it was just now; the bytes stay, and the
+    next owner's reason takes its place."""
+    async with open_registry(data, boot=BOOT) as one, open_registry(data, boot=BOOT) as two:
+        owner, follower = await one.partials.claim(DIGEST, SIZE), await two.partials.claim(DIGEST, SIZE)
+        assert follower.given_up == GivenUp()
+        await follower.give_up("not its owner's")
+        assert follower.given_up == GivenUp()
+        owner.write_at(0, BODY[:1000])
+        await owner.give_up("because")
+        owner.close()
+        assert follower.given_up == GivenUp(1, "because")
+        assert follower.own()
+        assert follower.missing() == [(1000, SIZE)]
+        follower.write_at(1000, BODY[1000:])
+        await follower.give_up("long " * 1000)
+        later = await one.partials.claim(DIGEST, SIZE)
+        assert later.given_up.times == 2
+        assert 1000 < len(later.given_up.reason) < 4096
+        await follower.commit(UBUNTU)
+        later.close()
+        follower.close()

@@ -215,3 +215,26 @@ async def test_a_wish_to_be_left_alone_outlasts_other_news(registry: StoredRegis
         assert await other.records.allowance("docker.io") == Allowance(13.0, 4, 100, 72.0)
         await other.records.note_allowance("docker.io", Allowance(11.0, 9, 100, until=90.0))
         assert await registry.records.allowance("docker.io") == Allowance(13.0, 4, 100, 90.0)
+
+
+async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegistry, data: Path) -> None:
+    """A blob whose bytes came for it, or which the upstream said it has. That goes with the blob's link; a mount alone
+    says nothing, and what is not there cannot be confirmed."""
+    digest, records = digest_of(b"layer"), registry.records
+    partial = await registry.partials.claim(digest, 5)
+    partial.write_at(0, b"layer")
+    await partial.commit(UBUNTU)
+    partial.close()
+    assert await records.confirmed(UBUNTU, digest)
+    await records.confirm(DEBIAN, digest)
+    assert not await records.confirmed(DEBIAN, digest)
+    await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
+    assert not await records.confirmed(DEBIAN, digest)
+    await records.confirm(DEBIAN, digest)
+    async with open_registry(data) as other:
+        assert await other.records.confirmed(DEBIAN, digest)
+    await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
+    assert await records.confirmed(DEBIAN, digest)
+    await registry.delete_blob(DEBIAN, digest, by=BY)
+    await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
+    assert not await records.confirmed(DEBIAN, digest)
