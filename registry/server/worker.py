@@ -91,7 +91,7 @@ class Worker:
             return
         starting.result()
         gc.collect()
-        gc.freeze()  # what the application is made of stays; to go through it takes a full collection a tenth of a second
+        gc.freeze()  # what the application is made of stays: to go through it takes a tenth of a second each time
         pulse = asyncio.create_task(self._pulse(loop))
         acceptors = self._listen(loop, app, lifespan.state)
         self._on_ready()
