@@ -98,8 +98,8 @@ class Limits(Group):
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Requests to `/v2` from one account, or from one address without an account; those beyond get 429 "
-        "and Retry-After; 0: any number",
+        description="Requests from one account to `/v2`, or from one address without an account and beside `/v2` "
+        "(`/health` by itself); those beyond get 429 and Retry-After; 0: any number",
     )
     burst: int = Field(
         default=0, ge=0, description="How many of them may come at once; 0: as many as ten seconds allow, 1 at least"

@@ -27,7 +27,7 @@ WRITES: dict[str, Callable[[Registry, UploadID], Awaitable[object]]] = {
     "put_manifest": lambda registry, upload: registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY),
 }
 DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {
-    "delete_blob": lambda registry: registry.delete_blob(REPO, EMPTY, by=BY),
+    "delete_blob": lambda registry: registry.delete_blob(REPO, EMPTY, by=BY, even_referred=True),
     "delete_tag": lambda registry: registry.delete_tag(REPO, LATEST, by=BY),
     "delete_manifest": lambda registry: registry.delete_manifest(REPO, image_of(BLOB).digest, by=BY),
 }

@@ -24,8 +24,9 @@ from tests.registry.driver import Client
 class Service:
     """A running application: `client` asks it, `accounts` and `hosted` are what it is over."""
 
-    def __init__(self, app: Entrepot, hosted: Registry, accounts: Accounts) -> None:
+    def __init__(self, app: Entrepot, hosted: Registry, accounts: Accounts, data: Path) -> None:
         self.app = app
+        self.data = data
         self.client = Client(app)
         self.hosted = hosted
         self.accounts = accounts
@@ -58,4 +59,4 @@ async def running(folder: Path, **settings: Any) -> AsyncIterator[Service]:
     made = Settings(data=folder, **settings)
     app = create_app(made, pace=pace_of(made))
     async with app.router.lifespan_context(app):
-        yield Service(app, app.unguarded, app.policy.accounts)
+        yield Service(app, app.unguarded, app.policy.accounts, folder)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
+import httpx2
 import pytest
 
+from storage.access import AccountInvalid
+from storage.metadata.access.grants import MOST as MOST_GRANTS
 from storage.metadata.connection import connect
 from tests.guard.holding import MOST, watching
 from tests.guard.people import grant, limit
@@ -32,6 +35,14 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         await started.user("root", admin=True)
         await started.user("alice")
         yield started
+
+
+@asynccontextmanager
+async def asking(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
+    """For what lies beside `/v2`."""
+    transport = httpx2.ASGITransport(app=service.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+        yield client
 
 
 def following(answer: Answer) -> str | None:
@@ -131,3 +142,124 @@ async def test_a_place_of_another_store(service: Service, tmp_path: Path) -> Non
     await grant(service.accounts, "user:alice", "team249/**", "pull")
     answer = await service.client("GET", "/v2/_catalog?last=team249/app198", {"authorization": login})
     assert json.loads(answer.body) == {"repositories": ["team249/app199"]}
+
+
+def put_grants(service: Service, kind: str, name: str, patterns: Iterable[str]) -> None:
+    """Straight into the store, which would take minutes to grant so many."""
+    with closing(connect(service.data / "entrepot.db")) as db, db:
+        rows = ((kind, name, pattern, 1 + number % 15) for number, pattern in enumerate(patterns))
+        db.executemany("INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", rows)
+        db.execute("UPDATE access SET epoch = epoch + 1")
+
+
+async def test_as_many_grants_as_there_can_be_hold_nobody_up(service: Service) -> None:
+    """To an account, to all accounts, to everybody and to hundreds of groups: reads, lists, tokens for a hundred names,
+    and the question whether somebody may grant."""
+    login = await service.token("alice", None)
+    limits = [limit(f"**{number}" + "*a*p" * 60, "pull") for number in range(50)]
+    limited = await service.token("alice", limits)
+    put_grants(service, "user", "alice", (f"team{n}/x*y{n}" if n % 2 else f"**/{n}" for n in range(MOST_GRANTS)))
+    put_grants(service, "authenticated", "", (f"team{n}/*" for n in range(MOST_GRANTS)))
+    put_grants(service, "everyone", "", (f"public{n}/**" for n in range(MOST_GRANTS)))
+    with closing(connect(service.data / "entrepot.db")) as db, db:
+        groups = [f"group{number}" for number in range(300)]
+        db.executemany("INSERT INTO account_group (name, created) VALUES (?, 0)", ((name,) for name in groups))
+        db.executemany("INSERT INTO group_member (name, member) VALUES (?, 'alice')", ((name,) for name in groups))
+    scopes = "&".join(f"scope=repository:{'a/' * 30}x{number}:pull,push" for number in range(100))
+    body = {"subject": "user:bob", "pattern": "team1/" + "*a*b" * 50, "actions": ["pull"]}
+    for shown in (login, limited):
+        headers = {"authorization": shown, "content-type": "application/json"}
+        for method, path, status in (
+            ("GET", "/v2/team1/app/tags/list", 404),
+            ("GET", f"/v2/{'a/' * 120}a/manifests/latest", 404),
+            ("GET", "/v2/_catalog", 200),
+            ("GET", f"/token?service=entrepot&{scopes}", 200),
+            ("GET", "/api/v1/me", 200),
+            ("GET", "/api/v1/grants?limit=1000", 200),
+            ("GET", "/api/v1/grants?for=alice&limit=1000", 200),
+            ("PUT", "/api/v1/grants", 403),
+        ):
+            async with asking(service) as client, watching() as held:
+                sent = json.dumps(body) if method == "PUT" else None
+                answer = await client.request(method, path, headers=headers, content=sent)
+            expected = 401 if status == 404 and shown is limited else status
+            assert answer.status_code in (status, expected), (path, answer.text)
+            assert held.longest < 2 * MOST, path
+
+
+async def test_lists_of_the_management_api_hold_nobody_up(service: Service) -> None:
+    """Pages of grants, groups with thousands of members, accounts in hundreds of groups, tokens with fifty limits each,
+    the audit log with conditions that no line of many meets: followed to the end they hold all, each once."""
+    root = await service.token("root")
+    put_grants(service, "user", "alice", (f"team{number}/*" for number in range(2500)))
+    long = json.dumps([(f"**/{'a*' * 100}{number}", 15) for number in range(50)])
+    with closing(connect(service.data / "entrepot.db")) as db, db:
+        groups = [f"group{number}" for number in range(100)]
+        db.executemany("INSERT INTO account_group (name, created) VALUES (?, 0)", ((name,) for name in groups))
+        members = ((name, f"user{number}") for name in groups for number in range(300))
+        db.executemany("INSERT INTO group_member (name, member) VALUES (?, ?)", members)
+        accounts = ((f"user{number}",) for number in range(300))
+        db.executemany("INSERT INTO account VALUES (?, 'user', NULL, 1, 0, 1, 0, '')", accounts)
+        tokens = ((f"t{number:03}", long) for number in range(100))
+        db.executemany("INSERT INTO api_token VALUES (?, 'alice', 'personal', '', x'00', 0, NULL, ?, NULL)", tokens)
+        lines = ((float(number), f"actor{number % 7}", f"team/app{number % 100}") for number in range(100_000))
+        db.executemany("INSERT INTO audit VALUES (NULL, ?, ?, 'manifest.put', ?, '', 'ok', '', '', '', NULL, 1)", lines)
+    for path, key, count in (
+        ("grants?limit=1000", "pattern", 2500),
+        ("groups?limit=1000", "name", 100),
+        ("users?limit=1000", "name", 302),
+        ("tokens?limit=1000", "id", None),
+        ("audit?limit=1000&actor=nobody&outcome=ok", "id", 0),
+        ("audit?limit=1000&actor=actor3&target=none", "id", 0),
+        ("audit?limit=10&actor=actor3&target=team/app5", "id", None),
+    ):
+        found: list[str] = []
+        after = ""
+        while True:
+            async with asking(service) as client, watching() as held:
+                place = f"{path}&after={quote(after)}" if after else path
+                answer = await client.get(f"/api/v1/{place}", headers={"authorization": root})
+            assert answer.status_code == 200, answer.text
+            assert held.longest < 2 * MOST, path
+            found += [item[key] for item in answer.json()["items"]]
+            after = answer.json()["next"] or ""
+            if not after:
+                break
+        assert len(found) == len(set(found)), path
+        assert count is None or len(found) == count, path
+    assert held.longest < 2 * MOST
+
+
+async def test_who_may_grant_a_little_sees_no_more(service: Service) -> None:
+    """The list of grants of one who holds `admin` on a pattern shows those below it; its pages name no other grant."""
+    login = await service.token("alice")
+    await grant(service.accounts, "user:alice", "team/**", "admin")
+    put_grants(
+        service, "user", "bob", (f"{'team' if number % 400 == 0 else 'hidden'}/x{number}" for number in range(4000))
+    )
+    found, places, after = [], [], ""
+    while True:
+        async with asking(service) as client, watching() as held:
+            path = "/api/v1/grants?limit=3" + (f"&after={quote(after)}" if after else "")
+            answer = await client.get(path, headers={"authorization": login})
+        assert answer.status_code == 200, answer.text
+        assert held.longest < 2 * MOST
+        found += [item["pattern"] for item in answer.json()["items"]]
+        after = answer.json()["next"] or ""
+        if not after:
+            break
+        places.append(after)
+    assert sorted(found) == sorted(["team/**", *(f"team/x{number}" for number in range(0, 4000, 400))])
+    assert not [place for place in places if "hidden" in place]
+
+
+async def test_a_subject_has_so_many_grants(service: Service) -> None:
+    """One more is refused with a sentence, as are more characters of patterns that take long; the others stay."""
+    put_grants(service, "user", "alice", (f"team{number}/**" for number in range(MOST_GRANTS)))
+    put_grants(service, "everyone", "", (f"**{number}" + "*a" * 120 for number in range(270)))
+    with pytest.raises(AccountInvalid, match="as many as one can have"):
+        await grant(service.accounts, "user:alice", "other/**", "pull")
+    await grant(service.accounts, "user:alice", "team0/**", "push")
+    with pytest.raises(AccountInvalid, match="from their first stars on"):
+        await grant(service.accounts, "everyone", "**/x*y", "pull")
+    await grant(service.accounts, "everyone", "public/**", "pull")
