@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -56,6 +57,13 @@ class Entrepot(FastAPI):
         public = settings.public_url or ""
         https = settings.tls.certificate is not None or public.startswith("https:")
         self._rest = SecurityHeaders(super().__call__, https=https)
+
+    def build_routes(self) -> None:
+        """Makes FastAPI build all that it needs for its routes. It would do so at the first request to each, which held
+        the event loop for 60 ms; this may run in a thread."""
+        scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
+        for route in self.routes:
+            route.matches(dict(scope))
 
     access: Access
     policy: Policy
@@ -196,10 +204,12 @@ def create_app(
             assert isinstance(stored, StoredRegistry)
             async with open_access(settings, stored.accounts, stored.turns) as access:
                 app.serve_accounts(router, access, settings, stored.metadata.version)
+                routes = asyncio.create_task(asyncio.to_thread(app.build_routes))
                 yield
+                await routes
 
-    # FastAPI's own documentation pages load their scripts from the internet.
-    paths: dict[str, Any] = {"openapi_url": documentation.OPENAPI, "docs_url": None, "redoc_url": None}
+    # FastAPI's own documentation pages load their scripts from the internet, and its description holds the event loop.
+    paths: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     about: dict[str, Any] = {"version": __version__, "openapi_tags": management.TAGS}
     app = Entrepot(title="Entrepot", lifespan=lifespan, redirect_slashes=False, **about, **paths)
     app.pace = pace
@@ -215,4 +225,5 @@ def create_app(
     app.include_router(welcome.router)
     app.include_router(health.router)
     app.include_router(documentation.router)
+    app.include_router(documentation.description_router(documentation.Description(app.openapi)))
     return app

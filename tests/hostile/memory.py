@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hostile import sending
+from tests.serving import Server
 
 CLIENTS = 200
 BOUND = 300 << 20
 """Bytes that the workers may grow by together: what docs/security.md promises."""
 KEPT = 100 << 20
 """Bytes that they may still have more once all clients have gone."""
+TOO_MUCH = 2 * BOUND
+"""Bytes of growth from which nothing more needs to be known."""
 EVERY = 0.05
 STEADY = 20
 """Looks without a new peak after which no more is expected."""
-LONGEST = 30.0
-"""Seconds that clients who wait for nothing stay at the most, and that shrinking may take."""
+LONGEST = 40.0
+"""Seconds that clients stay at the most, and that shrinking may take."""
 
 
 def pss(pids: Sequence[int]) -> int:
@@ -85,28 +88,33 @@ class _Client:
         self._sock.close()
 
 
-def grow(port: int, pids: Sequence[int], crowd: Crowd, before: int, clients: int = CLIENTS) -> Growth:
+def grow(server: Server, crowd: Crowd, before: int, clients: int = CLIENTS) -> Growth:
     """Lets all clients loose at once and watches the workers' memory until they have gone and it is given back, or time
-    is up. `before`: bytes that count as none."""
+    is up. `before`: bytes that count as none. A server that takes far too much is killed, so that the machine does not
+    suffer."""
+    pids = server.worker_pids()
     start = threading.Barrier(clients + 1)
-    running = [_Client(port, crowd.request(number), crowd, start) for number in range(clients)]
+    running = [_Client(server.port, crowd.request(number), crowd, start) for number in range(clients)]
     start.wait()
-    peak, since, begun = 0, 0, time.monotonic()
+    peak, since, until = 0, 0, time.monotonic() + LONGEST
     waits = crowd.holds or not crowd.reads
-    while True:
-        now = pss(pids)
-        since = 0 if now > peak else since + 1
-        peak = max(peak, now)
-        if waits and (since >= STEADY or time.monotonic() - begun > LONGEST):
-            break
-        if not waits and not any(client.thread.is_alive() for client in running):
-            break
-        threading.Event().wait(EVERY)
-    for client in running:
-        client.leave()
-    deadline = time.monotonic() + LONGEST
+    try:
+        while time.monotonic() < until and any(client.thread.is_alive() for client in running) or waits:
+            now = pss(pids)
+            since = 0 if now > peak else since + 1
+            peak = max(peak, now)
+            if peak - before > TOO_MUCH:
+                server.kill()
+                return Growth(peak - before, peak - before)
+            if waits and (since >= STEADY or time.monotonic() > until):
+                break
+            threading.Event().wait(EVERY)
+    finally:
+        for client in running:
+            client.leave()
+    until = time.monotonic() + LONGEST
     kept = pss(pids)
-    while kept - before > KEPT and time.monotonic() < deadline:
+    while kept - before > KEPT and time.monotonic() < until:
         peak = max(peak, kept)
         threading.Event().wait(EVERY)
         kept = pss(pids)
