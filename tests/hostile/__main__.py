@@ -11,6 +11,7 @@ from tests.hostile import large_store
 from tests.hostile.kinds_manifests import prepare
 from tests.hostile.site import running_site
 from tests.hostile.stalls import BOUND, TRIES, Result, all_kinds, measure, table
+from tests.hostile.watcher import Watcher
 
 
 def main() -> int:
@@ -20,13 +21,14 @@ def main() -> int:
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
         folder = Path(name)
-        with running_site(folder, large_store.build(folder / "data")) as site:
+        logins = large_store.build(folder / "data")
+        with running_site(folder, logins) as site, Watcher(site.server) as watcher:
             prepare(site)
             for name, kind in all_kinds().items():
                 if wanted and not any(word in name.lower() for word in wanted):
                     continue
                 begun = time.perf_counter()
-                results[name] = measure(site, kind, tries)
+                results[name] = measure(site, watcher, kind, tries)
                 print(f"{time.perf_counter() - begun:6.2f} s  {results[name]}", flush=True)
     print(f"\n{table(results)}")
     return int(any(each.held > BOUND for each in results.values()))

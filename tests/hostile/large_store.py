@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import random
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -34,7 +36,7 @@ WIDE = 30_000
 SPARE = 6
 """How many of those there are."""
 GARBAGE = 100_000
-STALE = 10_000
+STALE, FOLDERS = 2_000, 20_000
 ANNOTATION = 2_000
 HUGE_REFERRERS, HUGE = 3, 6 << 20
 
@@ -56,49 +58,50 @@ def login(name: str, text: str) -> str:
 def build(data: Path) -> dict[str, str]:
     """The directory that is served; the Authorization header of each account by name."""
     prepare(data)
-    db = create(layout_of(data).metadata)
-    try:
-        db.pragma("synchronous", "OFF")  # made durable by the checkpoint at the end
-        with db:
-            rows = Rows(db)
-            rows.add_repositories("r/%06d/app", REPOSITORIES)
-            rows.add_tags("large/tags", TAGS)
-            rows.add_referrers("large/referrers", SUBJECT, REFERRERS, ANNOTATION)
-            rows.add_referrers("large/bare", BARE_SUBJECT, BARE_REFERRERS, 0)
-            rows.add_referrers("large/huge", HUGE_SUBJECT, HUGE_REFERRERS, HUGE)
-            for number in range(SPARE):
-                rows.add_tags(f"wide/tags{number}", WIDE, history=False)
-                rows.add_wide_manifest(f"wide/blobs{number}", WIDE)
-            rows.add_audit(AUDITED)
-            logins = rows.add_accounts()
-        db.pragma("synchronous", "FULL")
-        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-    finally:
-        db.close()
-    return logins
+    with _writing(data) as rows:
+        rows.add_repositories("r/%06d/app", REPOSITORIES)
+        rows.add_tags("large/tags", TAGS)
+        rows.add_referrers("large/referrers", SUBJECT, REFERRERS, ANNOTATION)
+        rows.add_referrers("large/bare", BARE_SUBJECT, BARE_REFERRERS, 0)
+        rows.add_referrers("large/huge", HUGE_SUBJECT, HUGE_REFERRERS, HUGE)
+        for number in range(SPARE):
+            rows.add_tags(f"wide/tags{number}", WIDE, history=False)
+            rows.add_wide_manifest(f"wide/blobs{number}", WIDE)
+        rows.add_audit(AUDITED)
+        return rows.add_accounts()
 
 
-def build_garbage(data: Path) -> None:
-    """A directory that has much to be collected: links that nothing refers to, and uploads that nobody went on with."""
+def build_links(data: Path) -> None:
+    """A directory with many links that nothing refers to."""
     prepare(data)
-    layout = layout_of(data)
-    db = create(layout.metadata)
+    with _writing(data) as rows:
+        rows.add_garbage(rows.repository("left/over", 0), GARBAGE)
+
+
+def build_sessions(data: Path) -> None:
+    """A directory with upload sessions that nobody went on with, and many folders of sessions that nobody knows."""
+    prepare(data)
+    with _writing(data) as rows:
+        rows.add_stale_uploads("left/over", STALE)
+    chance = random.Random(1)
+    for _ in range(FOLDERS):
+        folder = layout_of(data).uploads / str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+
+
+@contextmanager
+def _writing(data: Path) -> Iterator[Rows]:
+    """One transaction, made durable by the checkpoint after it."""
+    db = create(layout_of(data).metadata)
     try:
         db.pragma("synchronous", "OFF")
         with db:
-            rows = Rows(db)
-            repository = rows.repository("left/over", 0)
-            rows.add_garbage(repository, GARBAGE)
-            rows.add_stale_uploads("left/over", STALE)
+            yield Rows(db)
         db.pragma("synchronous", "FULL")
         db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     finally:
         db.close()
-    chance = random.Random(1)
-    for _ in range(STALE):  # and as many whose rows are gone
-        folder = layout.uploads / str(uuid.UUID(int=chance.getrandbits(128), version=4))
-        folder.mkdir()
-        (folder / "1").write_bytes(b"left")
 
 
 class Rows:
@@ -140,7 +143,7 @@ class Rows:
             self._db.executemany(
                 "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
                 "VALUES (?, ?, ?, ?, 'anonymous', '127.0.0.1', '', 'test')",
-                ((repository, f"t{number:06d}", digest(name), self._now) for number in range(count)),
+                ((repository, f"t{number:06d}", digest(name), self._now + number) for number in range(count)),
             )
 
     def add_referrers(self, name: str, subject: str, count: int, annotation: int) -> None:

@@ -81,7 +81,13 @@ class _Client:
             if self._crowd.reads and not self._crowd.holds:
                 self.status = sending.read(self._sock, keep=64).status
 
+    def done(self, steady: bool) -> bool:
+        """Whether it has its answer; one that waits for none is done when memory is steady."""
+        waits = self._crowd.holds or not self._crowd.reads
+        return steady if waits else not self.thread.is_alive()
+
     def leave(self) -> None:
+        """Hangs up."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self.thread.join()
@@ -96,22 +102,15 @@ def grow(server: Server, crowd: Crowd, before: int, clients: int = CLIENTS) -> G
     start = threading.Barrier(clients + 1)
     running = [_Client(server.port, crowd.request(number), crowd, start) for number in range(clients)]
     start.wait()
-    peak, since, until = 0, 0, time.monotonic() + LONGEST
-    waits = crowd.holds or not crowd.reads
     try:
-        while time.monotonic() < until and any(client.thread.is_alive() for client in running) or waits:
-            now = pss(pids)
-            since = 0 if now > peak else since + 1
-            peak = max(peak, now)
-            if peak - before > TOO_MUCH:
-                server.kill()
-                return Growth(peak - before, peak - before)
-            if waits and (since >= STEADY or time.monotonic() > until):
-                break
-            threading.Event().wait(EVERY)
+        peak = _watch(pids, before, running)
     finally:
+        if pss(pids) - before > TOO_MUCH:
+            server.kill()
         for client in running:
             client.leave()
+    if server.ended:
+        return Growth(peak - before, peak - before)
     until = time.monotonic() + LONGEST
     kept = pss(pids)
     while kept - before > KEPT and time.monotonic() < until:
@@ -119,3 +118,17 @@ def grow(server: Server, crowd: Crowd, before: int, clients: int = CLIENTS) -> G
         threading.Event().wait(EVERY)
         kept = pss(pids)
     return Growth(max(peak, kept) - before, kept - before)
+
+
+def _watch(pids: Sequence[int], before: int, running: Sequence[_Client]) -> int:
+    """The most that processes took: until all clients have their answers, or memory grows no more where they wait for
+    none."""
+    peak, since, until = 0, 0, time.monotonic() + LONGEST
+    while time.monotonic() < until:
+        now = pss(pids)
+        since = 0 if now > peak else since + 1
+        peak = max(peak, now)
+        if peak - before > TOO_MUCH or all(client.done(since >= STEADY) for client in running):
+            break
+        threading.Event().wait(EVERY)
+    return peak

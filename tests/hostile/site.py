@@ -11,7 +11,6 @@ from pathlib import Path
 from tests.hostile import sending
 from tests.hostile.bad_upstreams import BadUpstreams, bad_upstreams
 from tests.hostile.sending import Answer
-from tests.hostile.watcher import Watcher
 from tests.serving import Server, running_server
 
 ENVIRONMENT = {"ENTREPOT_LOG_LEVEL": "warning"}
@@ -23,7 +22,6 @@ class Site:
     that no request is answered from what an earlier one left behind."""
 
     server: Server
-    watcher: Watcher
     logins: Mapping[str, str]
     upstreams: BadUpstreams
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -62,8 +60,5 @@ def running_site(folder: Path, logins: Mapping[str, str]) -> Iterator[Site]:
     with bad_upstreams(folder) as upstreams:
         settings = folder / "entrepot.toml"
         settings.write_text(upstreams.settings())
-        with (
-            running_server(folder, "--config", str(settings), env=ENVIRONMENT) as server,
-            Watcher(server) as watcher,
-        ):
-            yield Site(server, watcher, logins, upstreams)
+        with running_server(folder, "--config", str(settings), env=ENVIRONMENT) as server:
+            yield Site(server, logins, upstreams)

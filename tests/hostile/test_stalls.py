@@ -8,8 +8,15 @@ import pytest
 
 from tests.hostile.site import Site
 from tests.hostile.stalls import BOUND, Result, all_kinds, measure, table
+from tests.hostile.watcher import Watcher
 
 KINDS = all_kinds()
+
+
+@pytest.fixture(scope="module")
+def watcher(site: Site) -> Iterator[Watcher]:
+    with Watcher(site.server) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +33,9 @@ def test_there_are_many_kinds() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_no_request_holds_a_worker(site: Site, results: dict[str, Result], name: str) -> None:
+def test_no_request_holds_a_worker(site: Site, watcher: Watcher, results: dict[str, Result], name: str) -> None:
     """A ping to either worker waits less than 50 ms for it, whatever this request asks of them, and no answer says that
     the registry failed."""
-    result = results[name] = measure(site, KINDS[name])
+    result = results[name] = measure(site, watcher, KINDS[name])
     assert result.held < BOUND, str(result)
     assert result.status not in (0, 500), str(result)
