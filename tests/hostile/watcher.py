@@ -175,7 +175,7 @@ class _Worker:
         other_ran = max((each for each, _ in spent.values()), default=0.0)
         other_waited = max((each for _, each in spent.values()), default=0.0)
         away = took - waited
-        held = max(0.0, away - other_waited, min(away, ran + other_ran))
+        held = max(away - other_waited, min(took, ran))
         return Stall(self.pid, held, took, ran, other_ran, pings)
 
     def _times(self) -> dict[int, tuple[float, float]]:
@@ -248,7 +248,7 @@ def _watch(workers: list[_Worker]) -> None:
     while True:
         now = time.monotonic()
         for worker in workers:
-            if worker.sent is None and worker.due <= now and not ending:
+            if worker.sent is None and worker.due <= now and not (ending and worker.worst.pings):
                 worker.ping()
         if ending and all(worker.sent is None for worker in workers):
             ending = False
