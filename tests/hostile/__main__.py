@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.hostile import large_store
 from tests.hostile.kinds_manifests import prepare
 from tests.hostile.site import running_site
-from tests.hostile.stalls import BOUND, TRIES, Result, all_kinds, measure, table
+from tests.hostile.stalls import BOUND, TRIES, Result, all_kinds, measure, summary, table
 from tests.hostile.watcher import Watcher
 
 
@@ -30,7 +30,7 @@ def main() -> int:
                 begun = time.perf_counter()
                 results[name] = measure(site, watcher, kind, tries)
                 print(f"{time.perf_counter() - begun:6.2f} s  {results[name]}", flush=True)
-    print(f"\n{table(results)}")
+    print(f"\n{table(results)}\n\n{summary(results)}")
     return int(any(each.held > BOUND for each in results.values()))
 
 

@@ -76,7 +76,9 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "api: audit of nobody": ("200,000", "/api/v1/audit?limit=1000&actor=nobody", "admin"),
     "api: audit of one action": ("200,000", "/api/v1/audit?limit=1000&action=tag.put", "admin"),
     "api: audit of a pattern": ("200,000", "/api/v1/audit?limit=1000&target=zz&outcome=denied", "admin"),
-    "api: audit since": ("200,000", "/api/v1/audit?limit=1000&since=1h", "admin"),
+    "api: audit of a digest": ("100,000", "/api/v1/audit?target=large/tags@sha256:" + "0" * 64, "admin"),
+    "api: audit of a tag": ("100,000", "/api/v1/audit?target=large/tags:none", "admin"),
+    "api: audit since": ("200,000", "/api/v1/audit?limit=1000&since=2026-01-01T00:00:00Z", "admin"),
 }
 _BODIES: dict[str, tuple[str, bytes]] = {
     "api: deep JSON": ("64 KiB", b"[" * (64 * KIB)),

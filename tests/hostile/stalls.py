@@ -77,3 +77,15 @@ def table(results: Mapping[str, Result]) -> str:
         for each in sorted(results.values(), key=lambda each: -each.held)
     ]
     return "\n".join(lines)
+
+
+def summary(results: Mapping[str, Result]) -> str:
+    """The worst of each group of kinds, as docs/security.md has it."""
+    groups: dict[str, list[Result]] = {}
+    for name, result in results.items():
+        groups.setdefault(name.partition(":")[0], []).append(result)
+    lines = ["| Group | Kinds | Worst, ms | Which |", "|---|---|---|---|"]
+    for group, found in groups.items():
+        worst = max(found, key=lambda each: each.held)
+        lines.append(f"| {group} | {len(found)} | {worst.held:.0f} | {worst.kind.name.partition(': ')[2]} |")
+    return "\n".join(lines)

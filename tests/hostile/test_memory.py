@@ -46,7 +46,7 @@ def sites(store: tuple[Path, Mapping[str, str]]) -> Iterator[Sites]:
 
 @pytest.fixture(scope="module")
 def growths() -> Iterator[dict[str, Growth]]:
-    """What was measured; printed at the end."""
+    """What was measured; printed at the end, the most first."""
     found: dict[str, Growth] = {}
     yield found
     print()
@@ -61,6 +61,7 @@ def test_many_at_once(sites: Sites, growths: dict[str, Growth], name: str) -> No
     site, before = sites.get()
     workers = site.server.worker_pids()
     growth = growths[name] = grow(site.server, CROWDS[name](site), before)
+    print(f"\n{name}: {growth}")
     assert growth.peak < BOUND, str(growth)
     assert growth.kept < KEPT, str(growth)
     assert site.server.worker_pids() == workers

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hostile.site import Site
-from tests.hostile.stalls import BOUND, Result, all_kinds, measure, table
+from tests.hostile.stalls import BOUND, Result, all_kinds, measure, summary, table
 from tests.hostile.watcher import Watcher
 
 KINDS = all_kinds()
@@ -24,7 +24,7 @@ def results() -> Iterator[dict[str, Result]]:
     """What was measured; printed at the end, the worst first."""
     found: dict[str, Result] = {}
     yield found
-    print(f"\n{table(found)}")
+    print(f"\n{table(found)}\n\n{summary(found)}")
 
 
 def test_there_are_many_kinds() -> None:
