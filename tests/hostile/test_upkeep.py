@@ -24,10 +24,10 @@ DONE = 100
 
 
 def _links(data: Path) -> int:
-    """What is left in the queue."""
+    """How many are left."""
     db = connect(layout_of(data).metadata, read_only=True)
     try:
-        return int(db.execute("SELECT count(*) FROM collect_queue").get)
+        return int(db.execute("SELECT count(*) FROM blob_link").get)
     finally:
         db.close()
 
