@@ -72,12 +72,12 @@ class Entrepot(FastAPI):
         https = settings.tls.certificate is not None or public.startswith("https:")
         self._rest = SecurityHeaders(Paced(super().__call__, lambda: self.pace), https=https)
 
-    def find_routes(self) -> None:
-        """Before the first request: the framework makes what it needs of each route when it is first looked at, which
-        takes a tenth of a second for all of them."""
-        nowhere = {"type": "http", "method": "GET", "path": "/-", "root_path": "", "headers": []}
+    def build_routes(self) -> None:
+        """Makes FastAPI build all that it needs for its routes. It would do so at the first request to each, which held
+        the event loop for 60 ms; this may run in a thread."""
+        scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
         for route in self.routes:
-            route.matches(dict(nowhere))
+            route.matches(dict(scope))
 
     access: Access
     policy: Policy
@@ -259,21 +259,22 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert isinstance(app, Entrepot)
-        app.find_routes()
         if registry is not None:
             yield
             return
         async with AsyncExitStack() as stack:
             stored = await _open(app, settings, stack, may_freeze=True)
             thawing = asyncio.create_task(_thaw(app, settings, stack, stored)) if stored.frozen else None
+            routes = asyncio.create_task(asyncio.to_thread(app.build_routes))
             try:
                 yield
             finally:
+                await routes
                 if thawing is not None:
                     thawing.cancel()
                     await asyncio.wait([thawing])
 
-    # FastAPI's own documentation pages load their scripts from the internet.
+    # FastAPI's own documentation pages load their scripts from the internet, and its description holds the event loop.
     paths: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     about: dict[str, Any] = {"version": __version__, "openapi_tags": management.TAGS}
     app = Entrepot(title="Entrepot", lifespan=lifespan, redirect_slashes=False, **about, **paths)
@@ -290,4 +291,5 @@ def create_app(
     app.include_router(welcome.router)
     app.include_router(health.router)
     app.include_router(documentation.router)
+    app.include_router(documentation.description_router(documentation.Description(app.openapi)))
     return app

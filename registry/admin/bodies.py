@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from registry.http.api import raw_path
 from registry.http.exchange import Message, Receive
+from registry.http.query import check_count
 from storage.content import Actor
 from storage.errors import Denied, RegistryError
 
@@ -62,7 +63,8 @@ class ManagementRoute(APIRoute):
 
 
 def _check(request: Request) -> None:
-    """Raises HTTPException: 403, 413, 415."""
+    """Raises HTTPException: 403, 413, 415; RequestInvalid."""
+    check_count(request.scope.get("query_string", b""))
     if request.method in _SAFE:
         return
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):

@@ -29,6 +29,9 @@ COMMON = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"
 
 RESOLVERS = 8
 """Names that redirects and challenges lead to, resolved at once."""
+_PIECES_AT_ONCE = 64
+"""Pieces of a body that are taken before other requests have their turn. Where a registry sends chunks of one byte, a
+single read from its socket holds ten thousand of them."""
 
 _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 
@@ -116,9 +119,13 @@ class Exchange:
         if success and coding not in ("identity", ""):
             raise UpstreamUnavailable(f"{where} compresses its answer, which was not asked for")
         body = bytearray()
+        pieces = 0
         try:
             async for piece in response.aiter_raw():
                 body += piece
+                pieces += 1
+                if pieces % _PIECES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 if len(body) > most:
                     if success:
                         raise UpstreamUnavailable(f"{where} answers with more than {most} bytes")

@@ -6,6 +6,7 @@ Those that may look at many rows run in a thread. Changes go through the `Writer
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
@@ -37,7 +38,10 @@ _FEW_REFERRERS: Final = 100
 """Referrers that the event loop reads itself,"""
 _FEW_ANNOTATIONS: Final = 64 * 1024
 """with so many bytes of annotations."""
+_PORTION: Final = 500
+"""Rows that are looked for in one turn of the event loop: 5 ms."""
 T = TypeVar("T")
+S = TypeVar("S", bound=str)
 
 
 def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
@@ -221,8 +225,7 @@ class SqliteMetadata:
         return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), need=Need.RELIEF)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
-        known = lookups.known(self._db, "blob", "digest", digests)
-        return {digest for digest in digests if digest in known}
+        return await self._known("blob", "digest", digests)
 
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
         return blob_changes.stale_uploads(self._db, before, limit)
@@ -233,5 +236,15 @@ class SqliteMetadata:
         )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
-        known = lookups.known(self._db, "upload", "id", uploads)
-        return {upload for upload in uploads if upload in known}
+        return await self._known("upload", "id", uploads)
+
+    async def _known(self, table: str, column: str, values: Sequence[S]) -> set[S]:
+        """In portions, between which the event loop goes on: a folder may hold tens of thousands of names."""
+        found: set[S] = set()
+        for start in range(0, len(values), _PORTION):
+            if start:
+                await asyncio.sleep(0)
+            portion = values[start : start + _PORTION]
+            known = lookups.known(self._db, table, column, portion)
+            found.update(value for value in portion if value in known)
+        return found

@@ -134,3 +134,10 @@ def test_half_a_request(site: Site) -> None:
             b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
     assert site.call("GET", "/me").status_code == 200
+
+
+def test_too_many_parameters(client: httpx2.Client) -> None:
+    """A query that has more than a thousand is refused before it is read."""
+    refused = client.get(f"/users?{'a=%61&' * 1000}")
+    assert refused.status_code == 400, refused.text
+    assert "1000 parameters" in refused.text

@@ -10,6 +10,7 @@ import pytest
 from registry.http import DistributionAPI
 from registry.http.api import HANDLERS
 from registry.http.errors import STATUS, status_of
+from registry.http.query import PARAMETERS
 from storage import errors
 from storage.base import Refusing
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
@@ -271,3 +272,11 @@ async def test_ping(client: Client, path: str, method: str) -> None:
     """`/v2/` says 200 with `{}` (end-1), and so does `/v2`."""
     answer = await client(method, path)
     assert (answer.status, answer["content-length"]) == (200, "2")
+
+
+async def test_a_query_with_too_many_parameters(client: Client) -> None:
+    """A thousand are read; with one more it is refused, since to read them holds the event loop."""
+    at_limit = "&".join(f"a{number}=" for number in range(PARAMETERS))
+    assert (await client("GET", f"/v2/?{at_limit}")).status == 200
+    refused = await client("GET", f"/v2/?{at_limit}&a=")
+    assert (refused.status, refused.code) == (400, "UNSUPPORTED")

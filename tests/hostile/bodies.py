@@ -1,0 +1,250 @@
+"""Manifests and lists that are valid, or nearly, and cost the most to read: each as large as it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Callable
+from functools import lru_cache
+
+from storage.content import OCI_INDEX, OCI_MANIFEST
+
+EMPTY = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": EMPTY, "size": 2}
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+def digest(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
+def manifest(note: str = "", **more: object) -> bytes:
+    """An image manifest with one blob, `{}`."""
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": []}
+    return json.dumps({**document, **({"annotations": {"note": note}} if note else {}), **more}).encode()
+
+
+def _with(member: str) -> tuple[bytes, bytes]:
+    """What stands before and after the value of one more member of a manifest."""
+    return manifest()[:-1] + f', "{member}": '.encode(), b"}"
+
+
+def _filled(size: int, member: str, opening: bytes, part: bytes, closing: bytes) -> bytes:
+    """A manifest with one more member: `part` as often as there is room, with commas between."""
+    before, after = _with(member)
+    room = size - len(before) - len(after) - len(opening) - len(closing)
+    count = (room + 1) // (len(part) + 1)
+    return before + opening + b",".join([part] * count) + closing + after
+
+
+def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], bytes], closing: bytes) -> bytes:
+    """The same with parts that differ; all are of one length."""
+    before, after = _with(member)
+    room = size - len(before) - len(after) - len(opening) - len(closing)
+    count = (room + 1) // (len(part(0)) + 1)
+    return before + opening + b",".join(part(number) for number in range(count)) + closing + after
+
+
+def repeated_names(size: int) -> bytes:
+    """An object with many names, the last of which is there twice."""
+    body = _numbered(size - 20, "annotations", b"{", lambda number: b'"%07d":""' % number, b"}")
+    return body[:-2] + b"," + body[-14:]
+
+
+def many_annotations(size: int) -> bytes:
+    return _numbered(size, "annotations", b"{", lambda number: b'"a%07d":"b"' % number, b"}")
+
+
+def one_annotation(size: int) -> bytes:
+    before, after = _with("annotations")
+    return before + b'{"a":"' + b"x" * (size - len(before) - len(after) - 8) + b'"}' + after
+
+
+def empty_objects(size: int) -> bytes:
+    return _filled(size, "extra", b"[", b"{}", b"]")
+
+
+def empty_lists(size: int) -> bytes:
+    return _filled(size, "extra", b"[", b"[]", b"]")
+
+
+def nested_lists(size: int) -> bytes:
+    """Many small trees, each as deep as is allowed."""
+    return _filled(size, "extra", b"[", b"[" * 60 + b"]" * 60, b"]")
+
+
+def deep(size: int) -> bytes:
+    before, after = _with("extra")
+    depth = (size - len(before) - len(after)) // 2
+    return before + b"[" * depth + b"]" * depth + after
+
+
+def opened(size: int) -> bytes:
+    """Brackets that are never closed."""
+    return b"[" * size
+
+
+def numbers(size: int) -> bytes:
+    return _filled(size, "extra", b"[", b"1", b"]")
+
+
+def floats(size: int) -> bytes:
+    return _filled(size, "extra", b"[", b"1.1e-308", b"]")
+
+
+def long_number(size: int) -> bytes:
+    before, after = _with("extra")
+    return before + b"9" * (size - len(before) - len(after)) + after
+
+
+def long_exponent(size: int) -> bytes:
+    before, after = _with("extra")
+    return before + b"1e" + b"9" * (size - len(before) - len(after) - 2) + after
+
+
+def long_fraction(size: int) -> bytes:
+    before, after = _with("extra")
+    return before + b"0." + b"1" * (size - len(before) - len(after) - 2) + after
+
+
+def literals(size: int) -> bytes:
+    return _filled(size, "extra", b"[", b"null", b"]")
+
+
+def not_a_number(size: int) -> bytes:
+    return _filled(size, "extra", b"[", b"0", b",NaN]")
+
+
+def escapes(size: int) -> bytes:
+    before, after = _with("annotations")
+    count = (size - len(before) - len(after) - 8) // 6
+    return before + b'{"a":"' + b"\\u00e9" * count + b'"}' + after
+
+
+def half_surrogates(size: int) -> bytes:
+    before, after = _with("annotations")
+    count = (size - len(before) - len(after) - 8) // 6
+    return before + b'{"a":"' + b"\\ud800" * count + b'"}' + after
+
+
+def late_half_surrogate(size: int) -> bytes:
+    """Many objects, and what is wrong stands at the end."""
+    return _filled(size, "extra", b"[", b"{}", b',"\\ud800"]')
+
+
+def bad_utf8(size: int) -> bytes:
+    return one_annotation(size - 1)[:-3] + b"\xff" + b'"}}'
+
+
+def marked(size: int) -> bytes:
+    """A byte order mark before it."""
+    return b"\xef\xbb\xbf" + empty_objects(size - 3)
+
+
+def spaces(size: int) -> bytes:
+    body = manifest()
+    return body[:-1] + b" " * (size - len(body)) + b"}"
+
+
+def unfinished(size: int) -> bytes:
+    return empty_objects(size)[:-1]
+
+
+def many_layers(size: int) -> bytes:
+    """Layers with digests of their own."""
+    return _layers(size, lambda number: digest(number))
+
+
+def same_layers(size: int) -> bytes:
+    return _layers(size, lambda number: EMPTY)
+
+
+def _layers(size: int, digest_at: Callable[[int], str]) -> bytes:
+    start = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG})[:-1].encode()
+
+    def part(number: int) -> bytes:
+        return b'{"mediaType":"%b","digest":"%b","size":2}' % (LAYER.encode(), digest_at(number).encode())
+
+    count = (size - len(start) - 14) // (len(part(0)) + 1)
+    return start + b',"layers":[' + b",".join(map(part, range(count))) + b"]}"
+
+
+def bare_layers(count: int) -> bytes:
+    """A count of layers that are all the same blob, which is there."""
+    layer = {"mediaType": "a", "digest": EMPTY, "size": 2}
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": [layer] * count}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def many_children(size: int) -> bytes:
+    """An index of manifests that are not here."""
+    start = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX})[:-1].encode()
+
+    def part(number: int) -> bytes:
+        return b'{"mediaType":"%b","digest":"%b","size":2}' % (OCI_MANIFEST.encode(), digest(number).encode())
+
+    count = (size - len(start) - 16) // (len(part(0)) + 1)
+    return start + b',"manifests":[' + b",".join(map(part, range(count))) + b"]}"
+
+
+def platforms(size: int) -> bytes:
+    """An index whose one entry has a platform with many members."""
+    entry = b'{"mediaType":"x","digest":"%b","size":2,"platform":{' % EMPTY.encode()
+    start = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX})[:-1].encode() + b',"manifests":[' + entry
+    count = (size - len(start) - 4) // 15
+    return start + b",".join(b'"%07d":[[]]' % number for number in range(count)) + b"}}]}"
+
+
+def long_media_type(size: int) -> bytes:
+    return manifest(artifactType="a/" + "b" * (size - 1000))
+
+
+def long_config_type(size: int) -> bytes:
+    return manifest(config={**CONFIG, "mediaType": "a/" + "b" * (size - 1000)})
+
+
+def long_descriptor_type(size: int) -> bytes:
+    return manifest(layers=[{"mediaType": "nondistributable" * ((size - 1000) // 16), "digest": EMPTY, "size": 2}])
+
+
+def with_subject(note: str, subject: str, size: int) -> bytes:
+    """A referrer with one large annotation."""
+    part = {"mediaType": OCI_MANIFEST, "digest": subject, "size": 2}
+    return manifest(note=note + "x" * max(0, size - 1000), subject=part, artifactType="application/vnd.example.sbom")
+
+
+def upstream_tags(mark: str = "") -> bytes:
+    """About 8 MiB of tags, in no order."""
+    room, found = (8 << 20) - 100, []
+    for number in itertools.count():
+        tag = f"{hashlib.sha256(f'{mark}{number}'.encode()).hexdigest()[:8]}"
+        room -= len(tag) + 4
+        if room < 0:
+            break
+        found.append(tag)
+    return json.dumps({"name": "a", "tags": found}).encode()
+
+
+def upstream_referrers(annotated: bool) -> bytes:
+    """About 4 MiB of descriptors; `annotated`: each with many small annotations."""
+    notes = {f"n{number}": "" for number in range(500)} if annotated else {}
+    part = {"mediaType": OCI_MANIFEST, "size": 2, "artifactType": "a/b", "annotations": notes}
+    size = len(json.dumps({**part, "digest": EMPTY})) + 2
+    entries = [{**part, "digest": digest(number)} for number in range((4 << 20) // size)]
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+
+
+def error_codes() -> bytes:
+    """About 64 KiB of the specification's errors."""
+    return json.dumps({"errors": [{"code": f"X{number:05d}"} for number in range(3200)]}).encode()[: 64 << 10]
+
+
+@lru_cache(maxsize=1)
+def noise(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+def noise_digest(size: int) -> str:
+    return f"sha256:{hashlib.sha256(noise(size)).hexdigest()}"
