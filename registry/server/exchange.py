@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn._types import ASGI3Application, ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 
 from registry.server.logs import log
+from registry.server.patience import make_room
 from registry.server.refusal import error_body, error_headers
 from registry.server.sending import FileSending
 
@@ -63,6 +64,7 @@ class Exchange(RequestResponseCycle):
         self.receiving = False  # the application waits for the body
         self.sending: FileSending | None = None
         self.sent_headers = False
+        self.giving = 0  # bytes of a body that are being encrypted, slice by slice
         self._head = b""  # of the response, until its first body message
 
     async def run_asgi(self, app: ASGI3Application) -> None:
@@ -92,16 +94,28 @@ class Exchange(RequestResponseCycle):
         if self.sent_headers:
             self.transport.abort()  # a body that breaks off is the only way left to tell
             return
+        if no_files:
+            body = self._instead(503, "the registry has as many files open as it may; try again", "UNAVAILABLE")
+        else:
+            body = self._instead(500, "the registry failed; its log says how", "UNKNOWN")
+        self._give(body, more=False)
+
+    def _instead(self, status: int, message: str, code: str) -> bytes:
+        """Starts an answer of ours in place of one of which nothing was sent; its body."""
+        body = error_body(message, code=code)
         self.chunked_encoding = None
         self.expected_content_length = 0
         self.keep_alive = False
-        if no_files:
-            body = error_body("the registry has as many files open as it may; try again", code="UNAVAILABLE")
-            self._start(503, [*error_headers(body), (b"retry-after", b"1")])
-        else:
-            body = error_body("the registry failed; its log says how", code="UNKNOWN")
-            self._start(500, error_headers(body))
-        self._give(body, more=False)
+        self._start(status, error_headers(body) + ([(b"retry-after", b"1")] if status == 503 else []))
+        return body
+
+    def _may_hold(self, size: int) -> bool:
+        """Whether an answer of that size may wait here for its client."""
+        connections = cast("set[RegistryProtocol]", self.protocol.connections)
+        if make_room(connections, size, self.protocol.limits.unsent_bytes, self.protocol.loop.time()):
+            return True
+        log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
+        return False
 
     def _asked(self) -> str:
         return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # as sent: no line breaks in the log
@@ -188,6 +202,8 @@ class Exchange(RequestResponseCycle):
             kind = message["type"]
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
+                if len(body) > _LARGE and not more and self._head and not self._may_hold(len(body)):
+                    body = self._instead(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
                 if self.protocol.secret and len(body) > _LARGE:
                     await self._give_slices(memoryview(body), more=more)
                 else:
@@ -255,6 +271,7 @@ class Exchange(RequestResponseCycle):
         loop for each slice lets others have theirs, and this connection learn that the client is gone: what is written
         then is dropped without a word."""
         for start in range(0, len(body), SECRET_SLICE):
+            self.giving = len(body) - start
             if self.flow.write_paused:
                 await self.flow.drain()
             else:
@@ -263,6 +280,7 @@ class Exchange(RequestResponseCycle):
                 raise ClientDisconnected
             stop = start + SECRET_SLICE
             self._give(body[start:stop], more=more or stop < len(body))
+        self.giving = 0
 
     def _give(self, body: bytes | memoryview, *, more: bool) -> None:
         if self.chunked_encoding is None:

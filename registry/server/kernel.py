@@ -12,7 +12,7 @@ from typing import cast
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE = 8 * 1024 * 1024
+_LARGE = 2 * 1024 * 1024  # twice what is received at once; what is larger goes back to the system when it is freed
 _MOST_FILES = 1 << 20
 _UNFILLED = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
@@ -37,7 +37,7 @@ def keep_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE)
 
 
 def fresh_memory(size: int) -> bytearray:

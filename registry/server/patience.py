@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
@@ -117,6 +118,26 @@ def sent_of(transport: asyncio.BaseTransport) -> tuple[int, int]:
         return _ACKED.unpack(info)[0], _COUNT.unpack(left)[0]
     except (OSError, struct.error):  # gone already
         return 0, 0
+
+
+def unsent(connection: RegistryProtocol) -> int:
+    """Bytes of answers in this process's memory that the client has not taken."""
+    giving = 0 if connection.active is None else connection.active.giving
+    return connection.transport.get_write_buffer_size() + giving
+
+
+def make_room(connections: Collection[RegistryProtocol], size: int, limit: int, now: float) -> bool:
+    """Whether `size` more bytes may wait for a client. Where they do not fit, connections whose clients have taken
+    nothing for a while are dropped first."""
+    waiting = [each for each in connections if unsent(each)]
+    most = max(limit - size, 0)
+    if sum(map(unsent, waiting)) <= most:
+        return True
+    for each in waiting:
+        silence = each.silence(now)
+        if silence is not None and silence.kind == "stalled":
+            each.drop()
+    return sum(map(unsent, waiting)) <= most
 
 
 def end(connection: RegistryProtocol, what: What) -> None:
