@@ -64,7 +64,6 @@ class Exchange(RequestResponseCycle):
         self.receiving = False  # the application waits for the body
         self.sending: FileSending | None = None
         self.sent_headers = False
-        self.giving = 0  # bytes of a body that are being encrypted, slice by slice
         self._head = b""  # of the response, until its first body message
 
     async def run_asgi(self, app: ASGI3Application) -> None:
@@ -109,13 +108,20 @@ class Exchange(RequestResponseCycle):
         self._start(status, error_headers(body) + ([(b"retry-after", b"1")] if status == 503 else []))
         return body
 
-    def _may_hold(self, size: int) -> bool:
-        """Whether an answer of that size may wait here for its client."""
-        connections = cast("set[RegistryProtocol]", self.protocol.connections)
-        if make_room(connections, size, self.protocol.limits.unsent_bytes, self.protocol.loop.time()):
-            return True
-        log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
-        return False
+    def _within_memory(self, body: bytes, *, more: bool) -> bytes:
+        """The body to be sent: another one in place of a large whole body, where too many wait for their clients."""
+        protocol = self.protocol
+        if len(body) <= _LARGE:
+            if protocol.giving and not self.transport.get_write_buffer_size():
+                protocol.giving = 0
+            return body
+        if self._head and not more:
+            connections = cast("set[RegistryProtocol]", protocol.connections)
+            if not make_room(connections, len(body), protocol.limits.unsent_bytes, protocol.loop.time()):
+                log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
+                return self._instead(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
+        protocol.giving = len(body)
+        return body
 
     def _asked(self) -> str:
         return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # as sent: no line breaks in the log
@@ -202,8 +208,7 @@ class Exchange(RequestResponseCycle):
             kind = message["type"]
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
-                if len(body) > _LARGE and not more and self._head and not self._may_hold(len(body)):
-                    body = self._instead(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
+                body = self._within_memory(body, more=more)
                 if self.protocol.secret and len(body) > _LARGE:
                     await self._give_slices(memoryview(body), more=more)
                 else:
@@ -271,7 +276,6 @@ class Exchange(RequestResponseCycle):
         loop for each slice lets others have theirs, and this connection learn that the client is gone: what is written
         then is dropped without a word."""
         for start in range(0, len(body), SECRET_SLICE):
-            self.giving = len(body) - start
             if self.flow.write_paused:
                 await self.flow.drain()
             else:
@@ -280,7 +284,6 @@ class Exchange(RequestResponseCycle):
                 raise ClientDisconnected
             stop = start + SECRET_SLICE
             self._give(body[start:stop], more=more or stop < len(body))
-        self.giving = 0
 
     def _give(self, body: bytes | memoryview, *, more: bool) -> None:
         if self.chunked_encoding is None:

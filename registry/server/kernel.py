@@ -40,6 +40,23 @@ def keep_large_blocks() -> None:
         mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE)
 
 
+def resident() -> int:
+    """Bytes of memory this process has; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def give_back_memory() -> None:
+    """Gives free memory back to the system. Takes some milliseconds; to be called in a thread. See malloc_trim(3)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
+
+
 def fresh_memory(size: int) -> bytearray:
     """`bytearray(size)` without the zeros: for memory that is filled before anybody sees it."""
     return cast(bytearray, _UNFILLED(None, size))

@@ -121,9 +121,11 @@ def sent_of(transport: asyncio.BaseTransport) -> tuple[int, int]:
 
 
 def unsent(connection: RegistryProtocol) -> int:
-    """Bytes of answers in this process's memory that the client has not taken."""
-    giving = 0 if connection.active is None else connection.active.giving
-    return connection.transport.get_write_buffer_size() + giving
+    """Bytes of answers that are kept in this process's memory since the client has not taken them. The transport keeps
+    all of a body until its last byte is taken."""
+    waiting = connection.transport.get_write_buffer_size()
+    sending = connection.secret and connection.active is not None
+    return max(waiting, connection.giving) if waiting or sending else 0
 
 
 def make_room(connections: Collection[RegistryProtocol], size: int, limit: int, now: float) -> bool:

@@ -62,7 +62,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self.socket: socket.socket | None = None  # where files can be sent to it
         self.active: Exchange | None = None
         self.queue: deque[Exchange] = deque()
-        self._queued_bytes = 0  # of the heads in it
+        self._queued_bytes = self.giving = 0  # of the heads in it; of the large body that is being sent
         self.latest: Exchange | None = None
         self.last = False
         self._refused: Refused | None = None  # to be said after the answers before it

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from registry.server.accept import Acceptor, Handshake, Leave
 from registry.server.connection_limit import ConnectionLimit
 from registry.server.door import Door
-from registry.server.kernel import keep_large_blocks
+from registry.server.kernel import give_back_memory, keep_large_blocks, resident
 from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
 from registry.server.logs import LoopErrors, log
@@ -36,6 +36,10 @@ else:
 # What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
+
+# Free memory goes back to the system after this much growth, between requests or after this time.
+TRIM_BYTES = 32 * 1024 * 1024
+TRIM_SECONDS = 30.0
 
 
 class Worker:
@@ -166,13 +170,18 @@ class Worker:
     async def _pulse(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
         """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
         timer. Now and then: whether the certificate was renewed."""
-        looked = loop.time()
+        looked = trimmed = loop.time()
+        least = resident()
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in self._connections():
                 connection.check(now)
             limit.measure()
+            if resident() > least + TRIM_BYTES and (not self._state.tasks or now - trimmed >= TRIM_SECONDS):
+                loop.run_in_executor(None, give_back_memory)
+                least, trimmed = resident(), now
+            least = min(least, resident())
             if now - looked >= self._limits.certificate_seconds:
                 looked = now
                 self._refresh()
