@@ -37,9 +37,9 @@ else:
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 
-# Free memory goes back to the system after this much growth, between requests or after this time.
+# Free memory goes back to the system after this much growth, and again after growing pauses while that does not help.
 TRIM_BYTES = 32 * 1024 * 1024
-TRIM_SECONDS = 30.0
+TRIM_PAUSES = (5.0, 600.0)
 
 
 class Worker:
@@ -170,18 +170,15 @@ class Worker:
     async def _pulse(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
         """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
         timer. Now and then: whether the certificate was renewed."""
-        looked = trimmed = loop.time()
-        least = resident()
+        looked = loop.time()
+        memory = FreeMemory(loop)
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in self._connections():
                 connection.check(now)
             limit.measure()
-            if resident() > least + TRIM_BYTES and (not self._state.tasks or now - trimmed >= TRIM_SECONDS):
-                loop.run_in_executor(None, give_back_memory)
-                least, trimmed = resident(), now
-            least = min(least, resident())
+            memory.look(now)
             if now - looked >= self._limits.certificate_seconds:
                 looked = now
                 self._refresh()
@@ -207,6 +204,28 @@ class Worker:
 
     def _connections(self) -> list[RegistryProtocol]:
         return cast(list[RegistryProtocol], list(self._state.connections))
+
+
+class FreeMemory:
+    """Gives memory back to the system that was needed once: malloc by itself keeps what lies between blocks in use."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._least = resident()
+        self._pause = TRIM_PAUSES[0]
+        self._due = 0.0
+
+    def look(self, now: float) -> None:
+        """To be called once a second."""
+        size = resident()
+        self._least = min(self._least, size)
+        if size <= self._least + TRIM_BYTES:
+            self._pause = TRIM_PAUSES[0]
+        elif now >= self._due:
+            gc.collect()  # connections over TLS are cycles; some milliseconds, since what the start made is frozen
+            self._loop.run_in_executor(None, give_back_memory)
+            self._due = now + self._pause
+            self._pause = min(2 * self._pause, TRIM_PAUSES[1])
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:

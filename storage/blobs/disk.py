@@ -23,7 +23,7 @@ from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, 
 from storage.names import Digest, UploadID
 from storage.system import System
 
-CHUNK = 1024 * 1024
+CHUNK = 256 * 1024
 SMALL = 64 * 1024
 """Bytes up to which a blob is read when it is opened."""
 THREADS = 16
