@@ -50,7 +50,7 @@ class Patience:
     def silence(self, connection: RegistryProtocol, now: float) -> Silence | None:
         """As what the connection may be closed for another one; None: its client or the application is at work, or it
         is gone already."""
-        if connection.transport.is_closing() and not connection.secret:
+        if connection not in connection.connections or (connection.transport.is_closing() and not connection.secret):
             return None
         waits, _ = waiting_for(connection)
         since = self._since if waits == self._waits else now

@@ -99,6 +99,7 @@ class Worker:
         gc.collect()
         gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
         limit = self._connection_limit(loop)
+        limit.say_if_low()
         pulse = asyncio.create_task(self._pulse(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
