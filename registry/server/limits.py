@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEADER_COST = 64
-"""About what a header takes in memory beside its bytes. So a head has 500 headers at the most."""
+"""About what a header takes in memory beside its bytes: a shorter one counts as if it had so many. So a head has 512
+headers at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class ServerLimits:
     """Sizes are in bytes, times in seconds. None of the times is a total: a 40 GiB layer may take all day."""
 
     header_bytes: int = 32 * 1024
-    """Request line and headers together, where each header counts as `HEADER_COST` bytes more than it has; the same
+    """Request line and headers together, where a short header counts as `HEADER_COST` bytes; the same
     again for the trailers of a chunked body. Above: 431, or 414."""
     handshake_seconds: float = 10.0
     """From a connection's start to the client's first byte where TLS is spoken, and from there to the handshake's end.

@@ -234,7 +234,7 @@ class RegistryProtocol(HttpToolsProtocol):
             raise self._too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + HEADER_COST
+        self._head_bytes += max(len(name) + len(value) + 4, HEADER_COST)
         if self._head_bytes > self.limits.header_bytes:
             raise self._too_large()
         name = name.lower()
