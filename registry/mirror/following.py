@@ -12,7 +12,7 @@ from registry.mirror.fill import Fill
 from storage.content import BLOB_TYPE, Descriptor, OpenFile
 from storage.errors import StorageFailed
 
-CHUNK: Final = 1024 * 1024
+CHUNK: Final = 256 * 1024
 
 
 class FollowingReader:

@@ -28,6 +28,7 @@ _LEAST_MARGIN = 32
 _MEASURED = 8192
 """Up to this limit the open descriptors are counted once a second. With more of them the reserve is large enough."""
 _LEAST_BUDGET = 8
+_LOW = 256
 _BATCH = 32
 _STAND_BACK_SECONDS = 0.01
 _BUSY_SECONDS = 0.1
@@ -91,6 +92,15 @@ class ConnectionLimit:
     def most(self) -> int:
         """How many connections there may be while none has a request in progress."""
         return min(self._budget, CONNECTIONS)
+
+    def say_if_low(self) -> None:
+        """One line in the log where a busy registry could come to that limit."""
+        if self.most < _LOW:
+            log.warning(
+                "at most %d open files leave room for %d connections in this process: see docs/network.md",
+                self._limit,
+                self.most,
+            )
 
     def wait(self) -> float:
         """Before a connection is accepted. 0.0: there is room for it, perhaps made just now; else how many seconds to
@@ -200,6 +210,6 @@ def _ordered(silent: list[tuple[Connection, Silence]]) -> list[tuple[Connection,
     excess: dict[int, int] = {}
     for connection, silence in silent:
         if silence.address is not None:
-            excess[id(connection)] = max(0, seen[silence.address] - FAIR_SHARE)
+            excess[id(connection)] = max(0, seen[silence.address] + 1 - FAIR_SHARE)
             seen[silence.address] += 1
     return sorted(silent, key=lambda each: (excess.get(id(each[0]), 0), -each[1].since))

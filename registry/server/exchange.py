@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn._types import ASGI3Application, ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -13,6 +13,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from registry.logs import mark_logged, was_logged
 from registry.server.logs import log
+from registry.server.patience import make_room
 from registry.server.refusal import error_body, error_headers
 from registry.server.sending import FileEnded, FileSending
 
@@ -93,16 +94,35 @@ class Exchange(RequestResponseCycle):
         if self.sent_headers:
             self.transport.abort()  # a body that breaks off is the only way left to tell
             return
+        if no_files:
+            body = self._instead(503, "the registry has as many files open as it may; try again", "UNAVAILABLE")
+        else:
+            body = self._instead(500, "the registry failed; its log says how", "UNKNOWN")
+        self._give(body, more=False)
+
+    def _instead(self, status: int, message: str, code: str) -> bytes:
+        """Starts an answer of ours in place of one of which nothing was sent; its body."""
+        body = error_body(message, code=code)
         self.chunked_encoding = None
         self.expected_content_length = 0
         self.keep_alive = False
-        if no_files:
-            body = error_body("the registry has as many files open as it may; try again", code="UNAVAILABLE")
-            self._start(503, [*error_headers(body), (b"retry-after", b"1")])
-        else:
-            body = error_body("the registry failed; its log says how", code="UNKNOWN")
-            self._start(500, error_headers(body))
-        self._give(body, more=False)
+        self._start(status, error_headers(body) + ([(b"retry-after", b"1")] if status == 503 else []))
+        return body
+
+    def _within_memory(self, body: bytes, *, more: bool) -> bytes:
+        """The body to be sent: another one in place of a large whole body, where too many wait for their clients."""
+        protocol = self.protocol
+        if len(body) <= _LARGE:
+            if protocol.giving and not self.transport.get_write_buffer_size():
+                protocol.giving = 0
+            return body
+        if self._head and not more:
+            connections = cast("set[RegistryProtocol]", protocol.connections)
+            if not make_room(connections, len(body), protocol.limits.unsent_bytes, protocol.loop.time()):
+                log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
+                return self._instead(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
+        protocol.giving = len(body)
+        return body
 
     def _asked(self) -> str:
         return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # as sent: no line breaks in the log
@@ -189,6 +209,7 @@ class Exchange(RequestResponseCycle):
             kind = message["type"]
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
+                body = self._within_memory(body, more=more)
                 if self.protocol.secret and len(body) > _LARGE:
                     await self._give_slices(memoryview(body), more=more)
                 else:

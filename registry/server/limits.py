@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+HEADER_COST = 64
+"""About what a header takes in memory beside its bytes: a shorter one counts as if it had so many. So a head has 512
+headers at the most."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Sizes are in bytes, times in seconds. None of the times is a total: a 40 GiB layer may take all day."""
 
     header_bytes: int = 32 * 1024
-    """Request line and headers together; the same again for the trailers of a chunked body. Above: 431, or 414."""
+    """Request line and headers together, where a short header counts as `HEADER_COST` bytes; the same
+    again for the trailers of a chunked body. Above: 431, or 414."""
     handshake_seconds: float = 10.0
     """From a connection's start to the client's first byte where TLS is spoken, and from there to the handshake's end.
     Above: the connection is closed."""
@@ -32,6 +37,8 @@ class ServerLimits:
     """A rest of a declared body up to this is read and thrown away, to keep the connection for the next request."""
     buffer_bytes: int = 512 * 1024
     """Body bytes held for a slow application before reading pauses (one read more may come on top)."""
+    unsent_bytes: int = 32 * 1024 * 1024
+    """Of whole answers in memory that the clients of one worker have not taken yet. Above: 503 for larger ones."""
     pipelined: int = 64
     """Requests a client may send ahead; those beyond are not looked at, and the connection ends after the answers."""
     certificate_seconds: float = 2.0

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
@@ -49,7 +50,7 @@ class Patience:
     def silence(self, connection: RegistryProtocol, now: float) -> Silence | None:
         """As what the connection may be closed for another one; None: its client or the application is at work, or it
         is gone already."""
-        if connection.transport.is_closing() and not connection.secret:
+        if connection not in connection.connections or (connection.transport.is_closing() and not connection.secret):
             return None
         waits, _ = waiting_for(connection)
         since = self._since if waits == self._waits else now
@@ -117,6 +118,28 @@ def sent_of(transport: asyncio.BaseTransport) -> tuple[int, int]:
         return _ACKED.unpack(info)[0], _COUNT.unpack(left)[0]
     except (OSError, struct.error):  # gone already
         return 0, 0
+
+
+def unsent(connection: RegistryProtocol) -> int:
+    """Bytes of answers that are kept in this process's memory since the client has not taken them. The transport keeps
+    all of a body until its last byte is taken."""
+    waiting = connection.transport.get_write_buffer_size()
+    sending = connection.secret and connection.active is not None
+    return max(waiting, connection.giving) if waiting or sending else 0
+
+
+def make_room(connections: Collection[RegistryProtocol], size: int, limit: int, now: float) -> bool:
+    """Whether `size` more bytes may wait for a client. Where they do not fit, connections whose clients have taken
+    nothing for a while are dropped first."""
+    waiting = [each for each in connections if unsent(each)]
+    most = max(limit - size, 0)
+    if sum(map(unsent, waiting)) <= most:
+        return True
+    for each in waiting:
+        silence = each.silence(now)
+        if silence is not None and silence.kind == "stalled":
+            each.drop()
+    return sum(map(unsent, waiting)) <= most
 
 
 def end(connection: RegistryProtocol, what: What) -> None:

@@ -22,7 +22,7 @@ from registry.server.connection_limit import ConnectionLimit, Silence
 from registry.server.exchange import Exchange
 from registry.server.framing import Chunked, Framing, Sized
 from registry.server.head import describe, head_end, length_of
-from registry.server.limits import ServerLimits
+from registry.server.limits import HEADER_COST, ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
 from registry.server.proxies import TrustedProxies
@@ -62,12 +62,12 @@ class RegistryProtocol(HttpToolsProtocol):
         self.socket: socket.socket | None = None  # where files can be sent to it
         self.active: Exchange | None = None
         self.queue: deque[Exchange] = deque()
+        self._queued_bytes = self.giving = 0  # of the heads in it; of the large body that is being sent
         self.latest: Exchange | None = None
         self.last = False
         self._refused: Refused | None = None  # to be said after the answers before it
         self.begun = 0  # requests whose first byte has come
-        self.in_head = False
-        self._head_bytes = 0  # of the head being parsed
+        self.in_head, self._head_bytes = False, 0  # of the head being parsed
         self._head_tail = b""  # its last bytes: where it ends may be cut in two
         self._steps = 0  # heads and parts of bodies that have come
         self.unfinished = 0  # bytes since the last of them
@@ -77,9 +77,6 @@ class RegistryProtocol(HttpToolsProtocol):
         self._thrown_away = 0
         self._patience = Patience(loop.time())
         self._at_once = AtOnce(self.app)
-        self._make_parser()
-
-    def _make_parser(self) -> None:
         # Strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
         self.parser = httptools.HttpRequestParser(self)
 
@@ -177,7 +174,7 @@ class RegistryProtocol(HttpToolsProtocol):
             self._parsed_head = False
             self._head_tail = b""
             if self.body is not None or self.parser.should_upgrade():
-                self._make_parser()
+                self.parser = httptools.HttpRequestParser(self)
         return stop
 
     def _parser_failed(self, error: httptools.HttpParserError) -> None:
@@ -214,14 +211,14 @@ class RegistryProtocol(HttpToolsProtocol):
             self.active.hang_up()
         self.queue.clear()
         self.flow.resume_writing()
-        self.last = True
-        self.body = None
+        self.last, self.body = True, None
         self.parser = None  # type: ignore[assignment]
 
     # What the parser finds
 
     def on_message_begin(self) -> None:
-        if self.latest is not None and len(self.queue) >= self.limits.pipelined:
+        full = len(self.queue) >= self.limits.pipelined or self._queued_bytes > 2 * self.limits.header_bytes
+        if self.latest is not None and full:
             self.latest.keep_alive = False
             self.last = True
         if self.last:
@@ -237,7 +234,7 @@ class RegistryProtocol(HttpToolsProtocol):
             raise self._too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + 4
+        self._head_bytes += max(len(name) + len(value) + 4, HEADER_COST)
         if self._head_bytes > self.limits.header_bytes:
             raise self._too_large()
         name = name.lower()
@@ -256,7 +253,7 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.proxies is not None:
             self.proxies.apply(self.scope, self.headers)
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
-        self.in_head, self._head_bytes = False, 0
+        head_bytes, self.in_head, self._head_bytes = self._head_bytes, False, 0
         self._steps += 1
         self._parsed_head = True
         length = length_of(self.headers)
@@ -274,6 +271,7 @@ class RegistryProtocol(HttpToolsProtocol):
             self._answer(self.latest)
         else:
             self.queue.append(self.latest)
+            self._queued_bytes += head_bytes
             self.flow.pause_reading()
 
     def on_body(self, body: bytes) -> None:
@@ -313,6 +311,7 @@ class RegistryProtocol(HttpToolsProtocol):
         elif self.queue:
             self._answer(self.queue.popleft())
             if not self.queue:
+                self._queued_bytes = 0
                 self.flow.resume_reading()
         elif self._refused is not None:
             self._say(self._refused)

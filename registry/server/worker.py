@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from registry.server.accept import Acceptor, Handshake, Leave
 from registry.server.connection_limit import ConnectionLimit
 from registry.server.door import Door
-from registry.server.kernel import keep_large_blocks
+from registry.server.kernel import give_back_memory, keep_large_blocks, resident
 from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
 from registry.server.logs import LoopErrors, log
@@ -38,6 +38,10 @@ else:
 # What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
+
+# Free memory goes back to the system after this much growth, and again after growing pauses while that does not help.
+TRIM_BYTES = 32 * 1024 * 1024
+TRIM_PAUSES = (5.0, 600.0)
 
 
 class Worker:
@@ -98,6 +102,7 @@ class Worker:
         gc.collect()
         gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
         limit = self._connection_limit(loop)
+        limit.say_if_low()
         pulse = asyncio.create_task(self._pulse(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
@@ -168,12 +173,14 @@ class Worker:
         """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
         timer. Now and then: whether the certificate was renewed."""
         looked = loop.time()
+        memory = FreeMemory(loop)
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in self._connections():
                 connection.check(now)
             limit.measure()
+            memory.look(now)
             if now - looked >= self._limits.certificate_seconds:
                 looked = now
                 self._refresh()
@@ -210,6 +217,28 @@ async def _close(lifespan: Lifespan) -> None:
         log.warning("the application did not close within %g s", CLOSE_SECONDS)
     elif not closing.cancelled() and (error := closing.exception()) is not None:
         log.error("the application failed while closing", exc_info=error)
+
+
+class FreeMemory:
+    """Gives memory back to the system that was needed once: malloc by itself keeps what lies between blocks in use."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._least = resident()
+        self._pause = TRIM_PAUSES[0]
+        self._due = 0.0
+
+    def look(self, now: float) -> None:
+        """To be called once a second."""
+        size = resident()
+        self._least = min(self._least, size)
+        if size <= self._least + TRIM_BYTES:
+            self._pause = TRIM_PAUSES[0]
+        elif now >= self._due:
+            gc.collect()  # connections over TLS are cycles; some milliseconds, since what the start made is frozen
+            self._loop.run_in_executor(None, give_back_memory)
+            self._due = now + self._pause
+            self._pause = min(2 * self._pause, TRIM_PAUSES[1])
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:

@@ -25,7 +25,7 @@ from storage.names import Digest, UploadID
 from storage.reserve import Reserve
 from storage.system import FULL, System
 
-CHUNK = 1024 * 1024
+CHUNK = 256 * 1024
 SMALL = 64 * 1024
 """Bytes up to which a blob is read when it is opened."""
 THREADS = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import io
 import json
@@ -133,6 +134,10 @@ class App:
             say("cut")
             raise
 
+    async def whole(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        """All of an answer in one message."""
+        await answer(send, 200, bytes(int(query["size"])))
+
     async def stream(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ab", "more_body": True})
@@ -155,6 +160,9 @@ class App:
 
     async def descriptors(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await answer(send, 200, str(len(os.listdir("/proc/self/fd"))).encode())
+
+    async def frozen(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await answer(send, 200, str(gc.get_freeze_count()).encode())
 
     async def unmodified(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await send({"type": "http.response.start", "status": 304, "headers": [(b"content-length", b"100")]})

@@ -214,3 +214,22 @@ def test_without_uvloop(start: Start) -> None:
         for _ in range(2):
             sock.sendall(CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content))
             assert json.loads(read_response(sock)[2])["digest"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("query", ["", "?keep=1", "?copied=1"])
+@pytest.mark.parametrize("half_closed", [True, False])
+def test_crumbs_behind_a_large_chunk(server: Running, query: str, half_closed: bool) -> None:
+    """A hundred thousand chunks of a byte, received in large reads, are looked at in many turns and in their order; the
+    request behind them is served, also where the client has ended its side by then."""
+    content = bytes(range(256)) * 8192
+    crumbs = b"".join(b"1\r\n%c\r\n" % (number % 251) for number in range(100_000))
+    body = b"%x\r\n%s\r\n%s0\r\n\r\n" % (len(content), content, crumbs)
+    head = f"POST /digest{query} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with server.connect() as sock:
+        sock.sendall(head + body + b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n")
+        if half_closed:
+            sock.shutdown(socket.SHUT_WR)
+        seen = json.loads(read_response(sock)[2])
+        content += bytes(number % 251 for number in range(100_000))
+        assert seen == {"digest": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        assert read_response(sock)[0] == 200

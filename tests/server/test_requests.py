@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.server.running import Running, read_all, read_error, read_response
+from tests.server.running import PATIENCE, Running, Start, read_all, read_error, read_response, wait_for
 
 HEAD = b"GET /echo HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
@@ -332,3 +332,57 @@ def test_memory_stays_flat(server: Running) -> None:
 def _resident(running: Running) -> int:
     with open(f"/proc/{running.pid}/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+
+# What one client may hold
+
+
+def test_headers_are_bounded_in_number(server: Running) -> None:
+    """Each header counts for more than its bytes, so a head of thousands of tiny ones is refused."""
+    for count, status in ((400, 200), (1000, 431)):
+        head = b"GET /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + b"a:\r\n" * count + b"\r\n"
+        assert server.talk(head).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_heads_sent_ahead_are_bounded(server: Running) -> None:
+    """Of large heads fewer are kept than of small ones; those beyond are not looked at, and the connection ends."""
+    head = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * 400 + b"\r\n"
+    answers = server.talk(head * 30)
+    assert 1 < answers.count(b"HTTP/1.1 200 OK") < 10
+
+
+def test_answers_that_clients_do_not_take(start: Start) -> None:
+    """Answers that wait in memory have a bound together: those beyond it get 503 and when to come again. Once the
+    clients are gone, such answers are given again."""
+    running = start(limits={"unsent_bytes": 24 * 1024 * 1024})
+    request = b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n"
+
+    def status() -> int:
+        with running.connect() as sock:
+            sock.sendall(request)
+            return read_response(sock)[0]
+
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(16):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+            sock.settimeout(PATIENCE)
+            sock.connect(running.address)
+            sock.sendall(request)
+            found.append(sock.recv(12)[-3:])
+        assert found[0] == b"200"
+        assert found.count(b"503") >= 8
+        assert status() == 503
+    wait_for(lambda: status() == 200)
+    assert "too many answers wait for their clients" in running.errors
+    assert "Traceback" not in running.errors
+
+
+def test_what_a_start_leaves_is_not_collected(start: Start) -> None:
+    """A full collection of garbage need not look at what the start has made: that would hold the loop for 50 ms."""
+    for workers in (1, 2):
+        running = start(workers=workers)
+        with running.connect() as sock:
+            sock.sendall(b"GET /frozen HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert int(read_response(sock)[2]) > 10_000

@@ -1,0 +1,115 @@
+"""Which connections are closed for others, and in which order."""
+
+from __future__ import annotations
+
+from registry.server.connection_limit import (
+    FAIR_SHARE,
+    FILES_PER_REQUEST,
+    STALLED_SECONDS,
+    Connection,
+    ConnectionLimit,
+    Kind,
+    Silence,
+)
+
+NOW = 1000.0
+
+
+class Peer:
+    """A connection as the limit sees it; None: at work."""
+
+    def __init__(self, there: set[Connection], kind: Kind | None, since: float, address: str | None) -> None:
+        self._silence = None if kind is None else Silence(kind, since, address)
+        self._there = there
+        there.add(self)
+
+    def silence(self, now: float) -> Silence | None:
+        return self._silence if self in self._there else None
+
+    def drop(self) -> None:
+        self._there.remove(self)
+
+
+class Site:
+    """A worker with a limit of 400 descriptors, some of which this process has open."""
+
+    def __init__(self) -> None:
+        self.there: set[Connection] = set()
+        self.requests: set[object] = set()
+        self.limit = ConnectionLimit(self.there, set(), self.requests, lambda: NOW, limit=400)
+
+    def add(self, count: int, kind: Kind | None, since: float = 0.0, address: str | None = "a") -> list[Peer]:
+        return [Peer(self.there, kind, since + number, address) for number in range(count)]
+
+    def closed(self, *groups: list[Peer]) -> list[int]:
+        """How many of each group are gone."""
+        return [sum(peer not in self.there for peer in group) for group in groups]
+
+
+def test_the_longest_silent_go_first() -> None:
+    """Of those that are alike the one that has been silent for longest is closed."""
+    site = Site()
+    peers = site.add(10, "idle")
+    assert site.limit.shed(3)
+    assert [peer in site.there for peer in peers] == [False] * 3 + [True] * 7
+
+
+def test_new_ones_go_before_idle_ones() -> None:
+    """A flood of connections that never sent a request costs nobody their idle connection; one of idle connections
+    costs no newcomer its place."""
+    site = Site()
+    idle, new = site.add(10, "idle", address="b"), site.add(30, "new", since=500, address=None)
+    site.limit.shed(15)
+    assert site.closed(idle, new) == [0, 15]
+    site = Site()
+    idle, new = site.add(60, "idle", since=500, address=None), site.add(3, "new", address="b")
+    site.limit.shed(15)
+    assert site.closed(idle, new) == [15, 0]
+
+
+def test_an_address_loses_its_own_first() -> None:
+    """One with more than its share loses what is beyond it, its oldest, before others lose any; a proxy that is
+    trusted has no share."""
+    site = Site()
+    others = site.add(FAIR_SHARE, "idle", address="b")
+    proxied = site.add(40, "idle", since=100, address=None)
+    many = site.add(FAIR_SHARE + 20, "idle", since=500)
+    site.limit.shed(20)
+    assert site.closed(others, proxied, many) == [0, 0, 20]
+    site.limit.shed(1)
+    assert site.closed(others, proxied, many) == [1, 0, 20]
+
+
+def test_who_is_at_work_stays() -> None:
+    """Connections with requests in progress are not closed, only those that are stalled, and these last of all."""
+    site = Site()
+    busy, stalled, new = site.add(5, None), site.add(2, "stalled", NOW - STALLED_SECONDS), site.add(2, "new")
+    site.limit.shed(2)
+    assert site.closed(busy, stalled, new) == [0, 0, 2]
+    site.limit.shed(10)
+    assert site.closed(busy, stalled, new) == [0, 2, 2]
+    assert not site.limit.shed(1)
+
+
+def test_a_request_makes_room_for_its_files() -> None:
+    """A request that begins closes as many silent connections as its files need."""
+    site = Site()
+    peers = site.add(site.limit.most, "idle", address=None)
+    site.requests.add(object())
+    site.limit.begin()
+    assert site.closed(peers) == [FILES_PER_REQUEST]
+
+
+def test_a_full_worker_stands_back_first() -> None:
+    """It lets another worker take what waits, then closes silent ones for a batch; with none of them it waits."""
+    site = Site()
+    assert site.limit.wait() == 0.0
+    silent = site.add(site.limit.most, "new", address=None)
+    assert site.limit.wait() > 0
+    assert site.limit.wait() == 0.0
+    assert site.closed(silent) == [1]
+    for peer in silent:
+        site.there.discard(peer)
+    site.add(site.limit.most, None)
+    assert site.limit.wait() > 0
+    assert site.limit.wait() > 0
