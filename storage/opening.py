@@ -131,7 +131,10 @@ async def open_registry(
     finally:
         if rounds is not None:
             rounds.cancel()
-            await asyncio.gather(rounds, return_exceptions=True)  # raises nothing but a cancellation of our own
+            # Raises nothing of theirs, so a cancellation is our own.
+            (ended,) = await asyncio.gather(rounds, return_exceptions=True)
+            if isinstance(ended, Exception):
+                log.error("the rounds of collection ended long ago", exc_info=ended)
         turns.close()
         await partials.aclose()
         metadata.close()
