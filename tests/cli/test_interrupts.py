@@ -24,7 +24,7 @@ from tests.upstreams.content import Content, noise_image
 from tests.upstreams.hub import Hub, hub
 
 MIB = 1 << 20
-PATIENCE = 30.0
+PATIENCE = 100.0
 IGNORING = ("/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"')
 """As a shell without job control starts what it runs in the background."""
 WRITING = [
