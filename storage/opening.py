@@ -194,7 +194,10 @@ async def open_registry(
     finally:
         for task in upkeep:
             task.cancel()
-        await asyncio.gather(*upkeep, return_exceptions=True)  # raises nothing but a cancellation of our own
+        # Raises nothing of theirs, so a cancellation is our own.
+        for ended in await asyncio.gather(*upkeep, return_exceptions=True):
+            if isinstance(ended, Exception):
+                log.error("a background task of the store had ended with an error", exc_info=ended)
         turns.close()
         await partials.aclose()
         metadata.close()

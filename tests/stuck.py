@@ -14,7 +14,7 @@ SHOWING = str(ROOT / "tests" / "stacks")
 """To be the first of a command's PYTHONPATH, so that `ended` can show its stacks."""
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 30.0, given: str | None = None) -> tuple[str, str]:
+def ended(process: subprocess.Popen[str], timeout: float = 100.0, given: str | None = None) -> tuple[str, str]:
     """What the command wrote to its two outputs, once it has ended. Raises AssertionError with the stacks of its tasks
     and threads when it does not, and ends it."""
     try:

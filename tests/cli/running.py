@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.serving import ROOT
 from tests.stuck import SHOWING, ended
 
-TIMEOUT = 60.0
+TIMEOUT = 200.0
 
 
 def entrepot(
