@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from registry.http import params
@@ -67,7 +66,7 @@ def _index(referrers: Sequence[Descriptor], most: int) -> tuple[bytes, int]:
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:
-        part = json.dumps(referrer.as_json(), separators=(",", ":")).encode("ascii")
+        part = referrer.as_text().encode("utf-8")
         size += len(part) + 1
         if parts and size > most:
             break

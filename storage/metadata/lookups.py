@@ -3,7 +3,6 @@ transaction open that it has begun."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from itertools import islice
@@ -11,14 +10,18 @@ from typing import Any
 
 import apsw
 
-from storage.content import Descriptor, Manifest, Page
+from storage.content import Descriptor, Manifest, Page, StoredAnnotations
 from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
 from storage.metadata.catalog import BlobRow, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.parsing import TYPE_LENGTH
 from storage.patterns import Names
 
 PAGE_BYTES = 1024 * 1024
-"""Annotations in one page of referrers, about."""
+"""One page of referrers, about: a page may be larger by one referrer."""
+ANNOTATIONS_BYTES = 1024 * 1024
+"""JSON of one manifest's annotations that lists show. Beyond, a referrer stands there without any: an index that no
+client takes (most read 4 MiB at most) would hide all the others."""
 MISSES = 8
 """Names outside a set that are looked at, one after the other, before what they have in common is passed over."""
 
@@ -33,17 +36,19 @@ _BY_TAG = """
 _BY_DIGEST = """
   FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2
  WHERE r.name = ?1"""
-_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations"
+_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
 _MANIFESTS = tuple("SELECT m.body, m.media_type, m.digest" + where for where in (_BY_TAG, _BY_DIGEST))
 _LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? AND name < ? ORDER BY name"
-_REFERRERS = (
-    _DESCRIPTOR
-    + """
+_REFERRER = f"""
+SELECT m.media_type, m.digest, m.size,
+       iif(octet_length(m.artifact_type) <= {4 * TYPE_LENGTH}, m.artifact_type, NULL),
+       iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, m.annotations, NULL)
   FROM repository r JOIN manifest m ON m.repository = r.id
- WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3 AND (?4 IS NULL OR m.artifact_type = ?4)
- ORDER BY m.digest LIMIT ?5"""
-)
+ WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
+"""Types and annotations of any length came in with earlier versions; they are left where they are."""
+_REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
+_REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 
 
 def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
@@ -82,9 +87,10 @@ def _one(db: apsw.Connection, by_either: Sequence[str], repo: RepositoryName, re
     return row
 
 
-def _descriptor(row: tuple[Any, ...]) -> Descriptor:
+def _referrer(row: tuple[Any, ...]) -> Descriptor:
     media_type, digest, size, artifact_type, annotations = row
-    return Descriptor(media_type, _digest(digest), size, artifact_type, json.loads(annotations or "null"))
+    known = StoredAnnotations(annotations) if annotations else None
+    return Descriptor(media_type, _digest(digest), size, artifact_type, known)
 
 
 def _digest(text: str) -> Digest:
@@ -93,7 +99,9 @@ def _digest(text: str) -> Digest:
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    return _descriptor(_one(db, _DESCRIPTORS, repo, reference))
+    """Without artifact type and annotations, which may be large and which nobody asks for here."""
+    media_type, digest, size = _one(db, _DESCRIPTORS, repo, reference)
+    return Descriptor(media_type, _digest(digest), size)
 
 
 def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
@@ -145,13 +153,17 @@ def referrers(
 ) -> Page[Descriptor]:
     found: list[Descriptor] = []
     taken = 0
-    rows = db.execute(_REFERRERS, (repo, subject, after or "", artifact_type, limit + 1))
+    asked = (repo, subject, after or "", limit + 1)
+    if artifact_type is None:
+        rows = db.execute(_REFERRERS, asked)
+    else:
+        rows = db.execute(_REFERRERS_OF_TYPE, (*asked, artifact_type))
     try:
         for row in rows:
-            if len(found) == limit or (found and taken > PAGE_BYTES):
+            if len(found) == limit or taken > PAGE_BYTES:
                 return Page(found, more=True)
-            found.append(_descriptor(row))
-            taken += len(row[4] or "") + 256
+            found.append(_referrer(row))
+            taken += len(row[4] or "") + len(row[3] or "") + 256
     finally:
         rows.close()
     return Page(found)

@@ -26,6 +26,8 @@ from storage.system import System
 
 REMEMBERED: Final = 16 * 1024 * 1024
 """Bytes of answers that are kept, about."""
+KEPT_WEIGHT: Final = 8
+"""Bytes of memory that a manifest and what it says take, for each of its own."""
 _FEW: Final = 1024
 """What an answer weighs that is a few fields: about its bytes."""
 T = TypeVar("T")
@@ -36,14 +38,10 @@ def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
 
 
 def _manifest_size(manifest: Manifest) -> int:
-    return _FEW + 4 * len(manifest.body)  # some ask what it says, and that is kept with it
+    return _FEW + KEPT_WEIGHT * len(manifest.body)  # some ask what it says, and that is kept with it
 
 
-def _descriptor_size(descriptor: Descriptor) -> int:
-    return _FEW + sum(128 + len(name) + len(text) for name, text in (descriptor.annotations or {}).items())
-
-
-def _row_size(_: BlobRow) -> int:
+def _row_size(_: BlobRow | Descriptor) -> int:
     return _FEW
 
 
@@ -119,7 +117,7 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False)
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._look(_descriptor_size, lookups.manifest_descriptor, repo, reference)
+        return self._look(_row_size, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         return self._look(_manifest_size, lookups.manifest, repo, reference)
