@@ -26,6 +26,7 @@ from registry.config.auth import closes, service_of
 from registry.http import Authenticator, DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import ACTING, Receive, Scope, Send
+from registry.http.intake import Intake
 from registry.http.namespaces import hosts_of
 from registry.http.ready import Ready, ReadyAnswers
 from registry.observe import Observed
@@ -57,6 +58,8 @@ class Entrepot(FastAPI):
         https = settings.tls.certificate is not None or public.startswith("https:")
         self._rest = SecurityHeaders(super().__call__, https=https)
 
+    intake: Intake
+    """For bodies that this worker holds in memory."""
     access: Access
     policy: Policy
     tokens: TokenService
@@ -120,6 +123,7 @@ class Entrepot(FastAPI):
             authenticator=authenticator,
             service=service_of(settings.auth, settings.public_url),
             answers=answers,
+            intake=self.intake,
         )
 
     def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
@@ -129,6 +133,9 @@ class Entrepot(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and is_distribution(raw_path(scope)):
             await self.distribution(scope, receive, send)
+        elif scope["type"] == "http":
+            async with self.intake.metered(receive) as counted:
+                await self._rest(scope, counted, send)
         else:
             await self._rest(scope, receive, send)
 
@@ -203,6 +210,7 @@ def create_app(
     about: dict[str, Any] = {"version": __version__, "openapi_tags": management.TAGS}
     app = Entrepot(title="Entrepot", lifespan=lifespan, redirect_slashes=False, **about, **paths)
     app.pace = pace
+    app.intake = Intake()
     app.secure(settings)
     if registry is not None:
         app.serve(registry, settings)

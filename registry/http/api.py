@@ -18,6 +18,7 @@ from registry.http import blobs, listing, manifests, uploads
 from registry.http.challenge import Authenticator, Challenges
 from registry.http.errors import MethodUnknown, status_of
 from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send, random_id
+from registry.http.intake import Intake
 from registry.http.limits import Limits
 from registry.http.namespaces import Namespaces
 from registry.http.ready import Ready, ReadyAnswers
@@ -96,12 +97,15 @@ class DistributionAPI:
         service: str = "entrepot",
         pace: Callable[[str], float] | None = None,
         answers: ReadyAnswers | None = None,
+        intake: Intake | None = None,
     ) -> None:
         """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
         `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
         `pace`: takes a request of somebody, and says how many seconds it has to wait; None: nobody has to.
-        `answers`: None: each request is answered anew."""
+        `answers`: None: each request is answered anew. `intake`: the worker's, for bodies held in memory; None: one of
+        its own."""
         self.registry = registry
+        self._intake = intake or Intake()
         self._answers = answers
         self._known = _everybody if authenticator is None else authenticator.known
         self._pace = pace
@@ -112,7 +116,7 @@ class DistributionAPI:
         self._base = (public_url or "").rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send)
+        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send, self._intake)
         ACTING.set(exchange)
         try:
             if self._answers is not None and self._answers.watch(exchange):

@@ -25,7 +25,7 @@ from registry.server.limits import ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
 from registry.server.proxies import TrustedProxies
-from registry.server.receiving import PIECES, Body
+from registry.server.receiving import LEAST, PIECES, Body, Receiving
 from registry.server.refusal import Refused, Surplus, error_response, too_large
 from registry.server.sending import socket_of
 from registry.server.target import check_host, parse_target, unquoted
@@ -53,7 +53,9 @@ class RegistryProtocol(HttpToolsProtocol):
         loop: asyncio.AbstractEventLoop,
         limits: ServerLimits,
         proxies: TrustedProxies | None = None,
+        receiving: Receiving | None = None,
     ) -> None:
+        """`receiving`: counts the bodies that come in, over all connections of the worker."""
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
         self.secret = False  # over TLS
@@ -70,6 +72,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self._head_tail = b""  # its last bytes: where it ends may be cut in two
         self._steps = 0  # heads and parts of bodies that have come
         self.unfinished = 0  # bytes since the last of them
+        self._receiving = receiving or Receiving()
         self._body: Body | None = None  # the one that is coming
         self._parsed_head = False
         self.half_closed = False
@@ -113,6 +116,10 @@ class RegistryProtocol(HttpToolsProtocol):
         if self.unfinished > self.limits.header_bytes and not self.last:
             self.refuse(self._too_large())
 
+    def most_held(self) -> int:
+        """Bytes of a body that are held for an application that does not ask for them, before reading pauses."""
+        return LEAST if self._receiving.crowded else self.limits.buffer_bytes
+
     def body_received(self, body: Body, count: int) -> None:
         """`count` bytes have come into the body's room."""
         try:
@@ -148,6 +155,7 @@ class RegistryProtocol(HttpToolsProtocol):
         if body.crumbled and self.latest.held:
             self.flow.pause_reading()
         if body.ended:
+            body.close()
             self._body = None
             self.latest.end_body()
             self.last = self.last or not self.latest.keep_alive
@@ -214,7 +222,9 @@ class RegistryProtocol(HttpToolsProtocol):
         self.queue.clear()
         self.flow.resume_writing()
         self.last = True
-        self._body = None
+        if self._body is not None:
+            self._body.close()
+            self._body = None
         self.parser = None  # type: ignore[assignment]
 
     # What the parser finds
@@ -278,8 +288,8 @@ class RegistryProtocol(HttpToolsProtocol):
             self.last = not keep_alive
         else:
             framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
-            self._body = Body(framing)
-            self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces}
+            self._body = Body(framing, self._receiving)
+            self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces, "left": self.latest.left}
         if self.active is None:
             self._answer(self.latest)
         else:

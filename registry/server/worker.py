@@ -22,7 +22,7 @@ from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
 from registry.server.logs import LoopErrors, log
 from registry.server.protocol import RegistryProtocol
-from registry.server.receiving import HEADS, Receiver
+from registry.server.receiving import HEADS, Receiver, Receiving
 
 try:
     import uvloop
@@ -139,10 +139,10 @@ class Worker:
         )
         config.load()
 
-        heads = memoryview(bytearray(HEADS))
+        heads, receiving = memoryview(bytearray(HEADS)), Receiving()
 
         def connection(leave: Leave | None) -> Receiver:
-            protocol = RegistryProtocol(config, self._state, state, loop, self._limits, self._door.proxies)
+            protocol = RegistryProtocol(config, self._state, state, loop, self._limits, self._door.proxies, receiving)
             return Receiver(protocol, heads, leave)
 
         return [Acceptor(loop, sock, connection, self._door, self._limits) for sock in self._sockets]

@@ -10,6 +10,7 @@ import httpx2
 
 from registry import __version__
 from registry.config import Upstream
+from registry.memory import MemoryBudget, keep
 from registry.upstream.addresses import Route, place
 from registry.upstream.answers import Answer
 from registry.upstream.proxies import Proxies
@@ -29,7 +30,9 @@ _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx
 class Exchange:
     """One upstream's connections for small requests. Made without contacting anybody."""
 
-    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust) -> None:
+    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust, memory: MemoryBudget | None = None) -> None:
+        """`memory`: for answers that are larger than `SMALL`."""
+        self._memory = memory or MemoryBudget(32 * MIB, "answers")
         self._proxies = proxies
         self._trust = trust
         idle = settings.idle_timeout
@@ -47,7 +50,9 @@ class Exchange:
         content: bool = True,
     ) -> Answer:
         """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. Raises
-        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed), UpstreamTimeout."""
+        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed), UpstreamTimeout,
+        TooManyRequests (no memory left for it). A large body counts until the block ends that it is asked for in
+        (`registry.memory.holding`)."""
         route = Route(url, headers)
         while True:
             response = await self._send(method, route, form)
@@ -80,6 +85,7 @@ class Exchange:
         if success and coding not in ("identity", ""):
             raise UpstreamUnavailable(f"{where} compresses its answer, which was not asked for")
         body = bytearray()
+        share = self._memory.share()
         try:
             async for piece in response.aiter_raw():
                 body += piece
@@ -87,9 +93,14 @@ class Exchange:
                     if success:
                         raise UpstreamUnavailable(f"{where} answers with more than {most} bytes")
                     break
+                if len(body) > max(SMALL, share.size):
+                    await share.grow(2 * len(body) - share.size)
+            return bytes(body[:most])
         except (httpx2.HTTPError, OSError) as error:
             raise _failure(error, where) from None
-        return bytes(body[:most])
+        finally:
+            body.clear()
+            keep(share)
 
     async def _client(self, proxy: str | None) -> httpx2.AsyncClient:
         if proxy not in self._clients:
