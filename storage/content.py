@@ -48,23 +48,22 @@ class Descriptor:
             document["platform"] = dict(self.platform)
         return document
 
-    def as_text(self) -> str:
-        """The same as JSON text; annotations that are text already are not read for it."""
+    def json(self) -> bytes:
+        """The same as JSON; annotations that are JSON already are not read for it."""
         if not isinstance(self.annotations, StoredAnnotations):
-            return json.dumps(self.as_json(), separators=(",", ":"))
-        rest = replace(self, annotations=None).as_text()
-        return f'{rest[:-1]},"annotations":{self.annotations.text}}}'
+            return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
+        return b'%b,"annotations":%b}' % (replace(self, annotations=None).json()[:-1], self.annotations.json)
 
 
 class StoredAnnotations(Mapping[str, str]):
-    """Annotations as the store has them: JSON text, which a list of referrers passes on without reading it."""
+    """Annotations as JSON, as the store has them: a list of referrers passes them on without reading them."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, json_text: bytes) -> None:
+        self.json = json_text
 
     @cached_property
     def _read(self) -> dict[str, str]:
-        found: dict[str, str] = json.loads(self.text)
+        found: dict[str, str] = json.loads(self.json)
         return found
 
     def __getitem__(self, name: str) -> str:
@@ -79,6 +78,12 @@ class StoredAnnotations(Mapping[str, str]):
     def __bool__(self) -> bool:
         """Empty ones are not stored."""
         return True
+
+
+def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
+    if isinstance(annotations, StoredAnnotations):
+        return annotations.json
+    return parsing.annotations_json(annotations)
 
 
 BLOB_TYPE = "application/octet-stream"
@@ -281,6 +286,8 @@ def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
     parts = parsing.read_parts(document, index=manifest.media_type in INDEXES)
     parsing.check_pushed(parts)
+    if len(body) > REPEATED and parts.annotations:
+        parts = replace(parts, annotations=StoredAnnotations(parsing.annotations_json(parts.annotations)))
     manifest.__dict__["_parts"] = parts
     return manifest
 

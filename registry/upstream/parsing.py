@@ -1,4 +1,4 @@
-"""What a far registry sends as JSON, read so that nobody else waits for it: what is large in a thread, one at a time."""
+"""What a far registry sends as JSON, read so that nobody waits for it: what is large in a thread, one at a time."""
 
 from __future__ import annotations
 

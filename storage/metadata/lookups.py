@@ -3,7 +3,7 @@ transaction open that it has begun."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, MutableMapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -38,12 +38,15 @@ _BY_DIGEST = """
  WHERE r.name = ?1"""
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
-_MANIFESTS = tuple("SELECT m.body, m.media_type, m.digest" + where for where in (_BY_TAG, _BY_DIGEST))
+LARGE = 64 * 1024
+"""Bytes of a manifest from which on those who want the same one share it."""
+_MANIFEST = f"SELECT iif(m.size <= {LARGE}, m.body, NULL), m.media_type, m.digest, m.id"
+_MANIFESTS = tuple(_MANIFEST + where for where in (_BY_TAG, _BY_DIGEST))
 _LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? AND name < ? ORDER BY name"
 _REFERRER = f"""
 SELECT m.media_type, m.digest, m.size,
        iif(octet_length(m.artifact_type) <= {4 * TYPE_LENGTH}, m.artifact_type, NULL),
-       iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, m.annotations, NULL)
+       iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, CAST(m.annotations AS BLOB), NULL)
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
 """Types and annotations of any length came in with earlier versions; they are left where they are."""
@@ -104,9 +107,18 @@ def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Re
     return Descriptor(media_type, _digest(digest), size)
 
 
-def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
-    body, media_type, digest = _one(db, _MANIFESTS, repo, reference)
-    return Manifest(body, media_type, _digest(digest))
+def manifest(
+    db: apsw.Connection, repo: RepositoryName, reference: Reference, large: MutableMapping[Digest, Manifest]
+) -> Manifest:
+    """`large`: large ones that somebody has at the moment."""
+    body, media_type, digest, number = _one(db, _MANIFESTS, repo, reference)
+    if body is not None:
+        return Manifest(body, media_type, _digest(digest))
+    found = large.get(digest)
+    if found is None or found.media_type != media_type:
+        body = db.execute("SELECT body FROM manifest WHERE id = ?", (number,)).get
+        found = large[digest] = Manifest(body, media_type, _digest(digest))
+    return found
 
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import apsw
 
-from storage.content import Actor, Condition, Manifest
+from storage.content import Actor, Condition, Manifest, json_of_annotations
 from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
 from storage.metadata import lookups
 from storage.metadata.access.audit import record_content
 from storage.metadata.blob_changes import make_repository
 from storage.names import Digest, RepositoryName, Tag
-from storage.parsing import annotations_text
 
 _MISSING_BLOBS = """
 SELECT value FROM json_each(?2)
@@ -113,7 +112,7 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
     number = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?) RETURNING id",
         (
             repository,
             manifest.digest,
@@ -121,7 +120,7 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
             len(manifest.body),
             manifest.subject,
             manifest.artifact_type,
-            annotations_text(manifest.annotations) if manifest.annotations else None,
+            json_of_annotations(manifest.annotations) if manifest.annotations else None,
             now,
             manifest.body,
         ),

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
+from weakref import WeakValueDictionary
+
+import apsw
 
 from storage.blobs.layout import Layout
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
@@ -53,6 +56,7 @@ class SqliteMetadata:
         self.version = Version(self._db)
         self._reading = SharedReading(layout.metadata)
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
+        self._large: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         self._writer = Writer(layout, system, self.version)
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
@@ -120,7 +124,10 @@ class SqliteMetadata:
         return self._look(_row_size, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return self._look(_manifest_size, lookups.manifest, repo, reference)
+        return self._look(_manifest_size, self._find_manifest, repo, reference)
+
+    def _find_manifest(self, db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
+        return lookups.manifest(db, repo, reference, self._large)
 
     async def put_manifest(
         self,
