@@ -9,8 +9,6 @@ waits, a body that has been coming in for longer than the others is cut off.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
@@ -30,8 +28,6 @@ SLOW_SECONDS: Final = 5.0
 """While somebody waits for room, a body that has been coming in for longer than this is cut off."""
 LOOK_SECONDS: Final = 0.25
 """How often somebody who waits looks for such a body."""
-RETURNED: Final = 16 * MIB
-"""Bytes that were held at once, from which on freed memory is given back to the system."""
 
 
 class Share:
@@ -82,7 +78,6 @@ class MemoryBudget:
         self._shares: set[Share] = set()
         self._keys: dict[Hashable, int] = {}
         self._waiting: deque[_Waiter] = deque()
-        self._peak = 0
 
     def share(self, key: Hashable | None = None) -> Share:
         """A new share, of nothing yet. Those with the same `key` hold the same bytes: they count once."""
@@ -128,9 +123,6 @@ class MemoryBudget:
             del self._keys[share.key]
         self.used -= size
         self._grant()
-        if self._peak >= RETURNED and self.used <= self._peak // 8:
-            self._peak = 0
-            asyncio.get_running_loop().run_in_executor(None, give_memory_back)
 
     def _is_there(self, share: Share) -> bool:
         """Somebody else holds the same bytes."""
@@ -142,7 +134,6 @@ class MemoryBudget:
             if self.used + size > most and self.used > share.size:  # alone, a share may be as large as it likes
                 return False
             self.used += size
-            self._peak = max(self._peak, self.used)
         if share.key is not None and not share.size:
             self._keys[share.key] = self._keys.get(share.key, 0) + 1
         if not share.size:
@@ -198,12 +189,3 @@ def keep(share: Share) -> None:
         share.close()
     else:
         shares.append(share)
-
-
-def give_memory_back() -> None:
-    """Returns freed memory to the system: glibc keeps what lies between blocks in use. Takes some milliseconds, without
-    the interpreter's lock. See malloc_trim(3)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)

@@ -26,7 +26,7 @@ class Bounds:
     """The largest document that is decoded. The defaults suit the largest manifests known: indexes of some thousand
     images, artifacts of some thousand files with annotations on each."""
 
-    values: int = 100_000
+    values: int = 60_000
     """Values in all: members of objects and arrays, these included."""
     escapes: int = 1_000_000
     """Backslashes. Each one makes the decoder start a new piece of its text."""

@@ -68,7 +68,8 @@ _JSON = json.JSONDecoder(
 )
 
 
-_quoted: Final[Callable[[str], str]] = json.encoder.encode_basestring
+_escaped: Final[Callable[[str], str]] = json.encoder.encode_basestring
+_SLICE: Final = 64 * 1024
 
 
 def _too_deep(document: object) -> bool:
@@ -191,8 +192,16 @@ def annotations_json(annotations: Mapping[str, str]) -> bytes:
     UTF-8: one character of another script can make a text four times as large in memory."""
     parts = [b"{"]
     for name, text in annotations.items():
-        parts += (_quoted(name).encode("utf-8"), b":", _quoted(text).encode("utf-8"), b",")
+        parts += (*_quoted(name), b":", *_quoted(text), b",")
     return b"".join(parts[:-1] if annotations else parts) + b"}"
+
+
+def _quoted(text: str) -> Iterator[bytes]:
+    """The text as JSON in UTF-8, slice by slice."""
+    yield b'"'
+    for at in range(0, len(text), _SLICE):
+        yield _escaped(text[at : at + _SLICE])[1:-1].encode("utf-8")
+    yield b'"'
 
 
 def _part(value: object, where: str) -> Part:

@@ -19,7 +19,7 @@ from storage.errors import RegistryError
 
 T = TypeVar("T")
 
-BODIES: Final = 24 * MIB
+BODIES: Final = 16 * MIB
 """Bytes of request bodies that a worker holds at the same time."""
 ANSWERS: Final = 24 * MIB
 """Bytes of answers that a worker holds for clients that have not taken them yet."""
@@ -113,30 +113,33 @@ class Intake:
         finally:
             self._turn.release()
 
-    async def answer(
-        self,
-        exchange: Exchange,
-        make: Callable[[], Awaitable[tuple[bytes, list[Header]]]],
-        key: str | None = None,
-        forget: Callable[[], None] = lambda: None,
-    ) -> None:
+    @property
+    def short(self) -> bool:
+        """Whether answers wait for memory, or soon will."""
+        return self.answers.used > self.answers.size // 2
+
+    @asynccontextmanager
+    async def room(self, size: int, key: str | None = None) -> AsyncIterator[None]:
+        """Room for an answer of `size` bytes inside the block. `key` stands for the body, where others send the very
+        same. Raises TooManyRequests."""
+        share = self.answers.share(key)
+        try:
+            await share.grow(size)
+            yield
+        finally:
+            share.close()
+
+    async def answer(self, exchange: Exchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]) -> None:
         """Sends what `make` gives: a body and its headers. A large one is sent when there is room for it; meanwhile it
-        is not held, so it is made twice; `forget` lets go of what `make` keeps. `key` stands for the body, where others
-        send the very same. Raises TooManyRequests."""
+        is not held, so it is made twice. Raises TooManyRequests."""
         body, headers = await make()
         if len(body) <= HELD or exchange.method == "HEAD":
             await send_whole(exchange, 200, body, *headers)
             return
-        share = self.answers.share(key)
-        try:
-            if not share.try_grow(len(body)):
-                size, body = len(body), b""
-                forget()
-                await share.grow(size)
-                body, headers = await make()
+        length, body = len(body), b""
+        async with self.room(length):
+            body, headers = await make()
             await send_whole(exchange, 200, body, *headers)
-        finally:
-            share.close()
 
 
 class _Steady:

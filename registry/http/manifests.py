@@ -31,27 +31,28 @@ def _caching(reference: Reference) -> Header:
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted."""
-    reference = as_reference(exchange.item)
-    manifest = await exchange.registry.get_manifest(exchange.repo, reference)
+    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one is held only once
+    there is room for it, so it may be read twice."""
+    reference, found = as_reference(exchange.item), None
+    if exchange.intake.short:
+        found = await exchange.registry.resolve_manifest(exchange.repo, reference)
+    if found is None or found.size <= HELD:
+        manifest = await exchange.registry.get_manifest(exchange.repo, reference)
+        if len(manifest.body) <= HELD:
+            await _send(exchange, reference, manifest)
+            return
+        found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
+        del manifest
+    async with exchange.intake.room(found.size, found.digest):
+        await _send(exchange, reference, await exchange.registry.get_manifest(exchange.repo, found.digest))
+
+
+async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
     headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     if params.not_modified(exchange, manifest.digest):
         await send_empty(exchange, 304, *headers)
         return
-    headers.append((b"content-type", manifest.media_type.encode("ascii")))
-    if len(manifest.body) <= HELD:
-        await send_whole(exchange, 200, manifest.body, *headers)
-        return
-    digest, held = manifest.digest, [manifest]
-    del manifest
-
-    async def make() -> tuple[bytes, list[Header]]:
-        """What is being sent stays known to the store, so others send the same bytes."""
-        if not held:
-            held.append(await exchange.registry.get_manifest(exchange.repo, digest))
-        return held[-1].body, headers
-
-    await exchange.intake.answer(exchange, make, digest, held.clear)
+    await send_whole(exchange, 200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
 
 
 async def head_manifest(exchange: Exchange) -> None:

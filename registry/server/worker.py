@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from registry.server.accept import Acceptor, Leave
 from registry.server.door import Door
-from registry.server.kernel import keep_large_blocks
+from registry.server.kernel import give_memory_back, keep_large_blocks, resident_bytes
 from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
 from registry.server.logs import LoopErrors, log
@@ -34,6 +34,8 @@ else:
 # What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
+GROWN = 8 * 1024 * 1024
+"""Bytes by which a worker may grow before it looks for freed memory to give back, every few seconds."""
 
 
 class Worker:
@@ -151,6 +153,7 @@ class Worker:
         """Once a second: the Date header, and every connection's time limits. No read or write sets a timer. Now and
         then: whether the certificate was renewed."""
         looked = loop.time()
+        memory = _Memory()
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
@@ -159,6 +162,7 @@ class Worker:
             if now - looked >= self._limits.certificate_seconds:
                 looked = now
                 self._refresh()
+                memory.look(loop)
             await asyncio.sleep(self._limits.pulse_seconds)
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
@@ -181,6 +185,20 @@ class Worker:
 
     def _connections(self) -> list[RegistryProtocol]:
         return cast(list[RegistryProtocol], list(self._state.connections))
+
+
+class _Memory:
+    """Gives freed memory back to the system when the process has grown since it last did."""
+
+    def __init__(self) -> None:
+        self._least = resident_bytes()
+        self._giving: asyncio.Future[None] | None = None
+
+    def look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._giving is not None and self._giving.done():
+            self._least, self._giving = resident_bytes(), None
+        elif self._giving is None and resident_bytes() > self._least + GROWN:
+            self._giving = loop.run_in_executor(None, give_memory_back)
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
