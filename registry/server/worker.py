@@ -34,7 +34,7 @@ else:
 # What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
-GROWN = 8 * 1024 * 1024
+GROWN = 32 * 1024 * 1024
 """Bytes by which a worker may grow before it looks for freed memory to give back, every few seconds."""
 
 
@@ -188,16 +188,14 @@ class Worker:
 
 
 class _Memory:
-    """Gives freed memory back to the system when the process has grown since it last did."""
+    """Gives freed memory back to the system as long as the process is larger than it was at first."""
 
     def __init__(self) -> None:
-        self._least = resident_bytes()
+        self._first = resident_bytes()
         self._giving: asyncio.Future[None] | None = None
 
     def look(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._giving is not None and self._giving.done():
-            self._least, self._giving = resident_bytes(), None
-        elif self._giving is None and resident_bytes() > self._least + GROWN:
+        if (self._giving is None or self._giving.done()) and resident_bytes() > self._first + GROWN:
             self._giving = loop.run_in_executor(None, give_memory_back)
 
 

@@ -35,7 +35,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 MANIFEST_SIZE = 8 * MIB
 """Bytes of a manifest, the most."""
-MEMORY = 48 * MIB
+MEMORY = 56 * MIB
 """Bytes of an upstream's answers that are held at the same time, until they are read and stored."""
 
 _NO_HEAD = frozenset({400, 405, 501})

@@ -12,7 +12,7 @@ from registry import __version__
 from registry.config import Upstream
 from registry.memory import MemoryBudget, keep
 from registry.upstream.addresses import Route, place
-from registry.upstream.answers import Answer
+from registry.upstream.answers import Answer, as_count
 from registry.upstream.proxies import Proxies
 from registry.upstream.trust import Trust
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
@@ -86,7 +86,10 @@ class Exchange:
             raise UpstreamUnavailable(f"{where} compresses its answer, which was not asked for")
         body = bytearray()
         share = self._memory.share()
+        length = as_count(response.headers.get("content-length")) or 0
         try:
+            if SMALL < length <= most:
+                await share.grow(2 * length)  # it is copied once
             async for piece in response.aiter_raw():
                 body += piece
                 if len(body) > most:

@@ -31,7 +31,7 @@ PAGE = 1000
 """Tags asked for at a time; CNCF Distribution refuses more."""
 LIST_SIZE = 8 * MIB
 """Bytes of one page."""
-LISTS_SIZE = 32 * MIB
+LISTS_SIZE = 24 * MIB
 """Bytes of memory of a whole list."""
 TAG_SIZE, DESCRIPTOR_SIZE = 128, 1024
 """Bytes of memory that one takes beside its text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -212,3 +213,58 @@ async def test_no_cookies(registry: StoredRegistry) -> None:
         for _ in range(2):
             await source.tags(REPO, None, 1)
     assert "cookie:" not in "".join(server.heads).lower()
+
+
+TOO_LARGE = {
+    "values": b'{"schemaVersion":2,"x":[' + b"[]," * 100_000 + b"[]]}",
+    "refers to 10001 blobs": json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1},
+            "layers": [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(10_001)],
+        }
+    ).encode(),
+    "characters": json.dumps(
+        {
+            "schemaVersion": 2,
+            "artifactType": "a" * 256,
+            "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1},
+        }
+    ).encode(),
+    "names 'z' twice": b'{"schemaVersion":2,' + b",".join(b'"%d":1' % n for n in range(40_000)) + b',"z":1,"z":2}',
+}
+
+
+@pytest.mark.parametrize("why", TOO_LARGE)
+async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) -> None:
+    """It is refused with the bound that it breaks; others of that upstream come as before."""
+    good = json.dumps(
+        {"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1}}
+    ).encode()
+
+    def reply(head: str) -> bytes:
+        body = good if "/manifests/good" in head else TOO_LARGE[why]
+        return answer(200, body, content_type=OCI_MANIFEST)
+
+    async with scripted(reply) as script, far(registry, script.url) as source:
+        for _ in range(5):
+            with pytest.raises(UpstreamUnavailable, match=f"a manifest that is not valid: .*{why}"):
+                await source.get_manifest(REPO, Tag("bad"))
+        assert (await source.get_manifest(REPO, Tag("good"))).body == good
+
+
+async def test_many_large_manifests_at_once(registry: StoredRegistry) -> None:
+    """They are held one after another, as far as memory goes: all come."""
+    body = json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1},
+            "annotations": {"a": "x" * (4 << 20)},
+        }
+    ).encode()
+    async with (
+        scripted(said(answer(200, body, content_type=OCI_MANIFEST))) as script,
+        far(registry, script.url) as source,
+    ):
+        found = await asyncio.gather(*(source.get_manifest(REPO, Tag(f"t{n}")) for n in range(30)))
+    assert {len(each.body) for each in found} == {len(body)}
