@@ -184,7 +184,10 @@ class Exchange(RequestResponseCycle):
             kind = message["type"]
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
-                if len(body) > (_LARGE if self.protocol.secret else SLICE):
+                whole = bool(self._head) and not more
+                if len(body) > SLICE and whole:
+                    await self._give_slices(memoryview(body), more=more, within=self.protocol.limits.slice_seconds)
+                elif self.protocol.secret and len(body) > _LARGE:
                     await self._give_slices(memoryview(body), more=more)
                 else:
                     self._give(body, more=more)
@@ -251,30 +254,31 @@ class Exchange(RequestResponseCycle):
             self.keep_alive = False
         self.waiting_for_100_continue = False
 
-    async def _give_slices(self, body: memoryview, *, more: bool) -> None:
-        """A large body, slice by slice, so that whoever holds it for us does so until the client has taken it.
+    async def _give_slices(self, body: memoryview, *, more: bool, within: float | None = None) -> None:
+        """A large body, slice by slice, so that whoever holds it for us does so until the client has taken it. `within`
+        so many seconds it has to take each: of an answer that is whole in memory, other than of a blob that streams.
 
         Over TLS all that is written at once is encrypted at once, and kept until the client takes it. A turn of the
         loop for each slice lets others have theirs, and this connection learn that the client is gone: what is written
         then is dropped without a word."""
         for start in range(0, len(body), SLICE):
             if self.flow.write_paused:
-                await self._taken(self.flow.drain())
+                await self._taken(self.flow.drain(), within)
             else:
                 await asyncio.sleep(0)
             if self.disconnected:
                 raise ClientDisconnected
             self._give(body[start : start + SLICE], more=True)
         if not self.protocol.secret:
-            await self._taken(self._flush())  # the transport would keep a view of all of it
+            await self._taken(self._flush(), within)  # the transport would keep a view of all of it
         if self.disconnected:
             raise ClientDisconnected
         self._give(b"", more=more)
 
-    async def _taken(self, drained: Coroutine[Any, Any, None]) -> None:
+    async def _taken(self, drained: Coroutine[Any, Any, None], within: float | None) -> None:
         """Waits until the client has taken a slice. One that takes too long is cut off: each holds memory of ours."""
         try:
-            async with asyncio.timeout(self.protocol.limits.slice_seconds):
+            async with asyncio.timeout(within):
                 await drained
         except TimeoutError:
             log.info("%s: cut off, since the client takes its answer too slowly", self._asked())

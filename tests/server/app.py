@@ -127,6 +127,9 @@ class App:
             say("cut")
             raise
 
+    async def whole(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
+        await answer(send, 200, body_of(query))
+
     async def stream(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ab", "more_body": True})

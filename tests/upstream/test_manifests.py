@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 
+from registry.config import Upstream
+from registry.memory import MemoryBudget, holding
+from registry.upstream.exchange import MIB, Exchange
+from registry.upstream.proxies import Proxies
+from registry.upstream.trust import Trust
 from storage.content import OCI_MANIFEST, Manifest
 from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Reference, Tag
@@ -253,18 +258,20 @@ async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) 
         assert (await source.get_manifest(REPO, Tag("good"))).body == good
 
 
-async def test_many_large_manifests_at_once(registry: StoredRegistry) -> None:
-    """They are held one after another, as far as memory goes: all come."""
-    body = json.dumps(
-        {
-            "schemaVersion": 2,
-            "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1},
-            "annotations": {"a": "x" * (4 << 20)},
-        }
-    ).encode()
-    async with (
-        scripted(said(answer(200, body, content_type=OCI_MANIFEST))) as script,
-        far(registry, script.url) as source,
-    ):
-        found = await asyncio.gather(*(source.get_manifest(REPO, Tag(f"t{n}")) for n in range(30)))
-    assert {len(each.body) for each in found} == {len(body)}
+async def test_large_answers_wait_for_memory() -> None:
+    """They are read one after another, as far as memory goes, and each is held as long as its block lasts."""
+    body = b"x" * (100 << 10)
+    memory = MemoryBudget(300 << 10, "answers")
+    settings = Upstream.model_validate({"name": "far.test"})
+    exchange = Exchange(settings, Proxies(), Trust(settings.ca_file), memory)
+
+    async def ask(url: str) -> int:
+        async with holding():
+            found = await exchange.ask("GET", url, {}, most=MIB)
+            assert memory.used == 2 * len(body)
+        return len(found.body)
+
+    async with scripted(said(answer(200, body))) as script:
+        assert await asyncio.gather(*(ask(script.url) for _ in range(4))) == [len(body)] * 4
+        await exchange.aclose()
+    assert memory.used == 0
