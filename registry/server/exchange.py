@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from uvicorn.protocols.utils import ClientDisconnected
 
 from registry.server.logs import log
+from registry.server.receiving import LEAST
 from registry.server.refusal import error_body, error_headers
 from registry.server.sending import FileSending
 
@@ -112,7 +113,8 @@ class Exchange(RequestResponseCycle):
         self.pieces += pieces
         if len(self.pieces) > _CRUMBS:  # a view of a byte costs a hundred
             self.pieces = [memoryview(b"".join(self.pieces))]
-        if self.held >= self.protocol.most_held():
+        most = LEAST if self.protocol.receiving.crowded else self.protocol.limits.buffer_bytes
+        if self.held >= most:
             self.flow.pause_reading()
         self.message_event.set()
 

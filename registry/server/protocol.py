@@ -25,7 +25,7 @@ from registry.server.limits import ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
 from registry.server.proxies import TrustedProxies
-from registry.server.receiving import LEAST, PIECES, Body, Receiving
+from registry.server.receiving import PIECES, Body, Receiving
 from registry.server.refusal import Refused, Surplus, error_response, too_large
 from registry.server.sending import socket_of
 from registry.server.target import check_host, parse_target, unquoted
@@ -55,7 +55,6 @@ class RegistryProtocol(HttpToolsProtocol):
         proxies: TrustedProxies | None = None,
         receiving: Receiving | None = None,
     ) -> None:
-        """`receiving`: counts the bodies that come in, over all connections of the worker."""
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
         self.secret = False  # over TLS
@@ -72,11 +71,10 @@ class RegistryProtocol(HttpToolsProtocol):
         self._head_tail = b""  # its last bytes: where it ends may be cut in two
         self._steps = 0  # heads and parts of bodies that have come
         self.unfinished = 0  # bytes since the last of them
-        self._receiving = receiving or Receiving()
+        self.receiving = receiving or Receiving()  # the worker's
         self._body: Body | None = None  # the one that is coming
         self._parsed_head = False
-        self.half_closed = False
-        self.lingering = False
+        self.half_closed = self.lingering = False
         self._thrown_away = 0
         self._patience = Patience()
         self._at_once = AtOnce(self.app)
@@ -102,9 +100,7 @@ class RegistryProtocol(HttpToolsProtocol):
 
     def wanted_body(self) -> Body | None:
         """The body to receive into; None where what comes next is a head, or not looked at."""
-        if self.last or self.latest is None or self.latest.response_complete:
-            return None
-        return self._body
+        return None if self.last or self.latest is None or self.latest.response_complete else self._body
 
     def data_received(self, data: bytes) -> None:
         steps, self._at_once.given = self._steps, False
@@ -115,10 +111,6 @@ class RegistryProtocol(HttpToolsProtocol):
         self.unfinished += len(data)
         if self.unfinished > self.limits.header_bytes and not self.last:
             self.refuse(self._too_large())
-
-    def most_held(self) -> int:
-        """Bytes of a body that are held for an application that does not ask for them, before reading pauses."""
-        return LEAST if self._receiving.crowded else self.limits.buffer_bytes
 
     def body_received(self, body: Body, count: int) -> None:
         """`count` bytes have come into the body's room."""
@@ -155,7 +147,6 @@ class RegistryProtocol(HttpToolsProtocol):
         if body.crumbled and self.latest.held:
             self.flow.pause_reading()
         if body.ended:
-            body.close()
             self._body = None
             self.latest.end_body()
             self.last = self.last or not self.latest.keep_alive
@@ -222,9 +213,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self.queue.clear()
         self.flow.resume_writing()
         self.last = True
-        if self._body is not None:
-            self._body.close()
-            self._body = None
+        self._body = None
         self.parser = None  # type: ignore[assignment]
 
     # What the parser finds
@@ -288,7 +277,7 @@ class RegistryProtocol(HttpToolsProtocol):
             self.last = not keep_alive
         else:
             framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
-            self._body = Body(framing, self._receiving)
+            self._body = Body(framing, self.receiving)
             self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces, "left": self.latest.left}
         if self.active is None:
             self._answer(self.latest)

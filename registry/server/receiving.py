@@ -41,7 +41,7 @@ class Receiving:
 
 
 class Body:
-    """A request's body while it comes. It counts in `receiving` until `close`."""
+    """A request's body while it comes. It counts in `receiving` until it has ended, or nobody waits for it any more."""
 
     def __init__(self, framing: Framing, receiving: Receiving | None = None) -> None:
         self._framing = framing
@@ -67,8 +67,10 @@ class Body:
         most = LEAST if self.crumbled else MOST
         return self._buffer[self._filled : self._filled + self._framing.room(most)]
 
-    def close(self) -> None:
-        """Nothing more of it is received. May come again."""
+    def __del__(self) -> None:
+        self._count_no_more()
+
+    def _count_no_more(self) -> None:
         if self._counts:
             self._counts = False
             self._receiving.bodies -= 1
@@ -84,6 +86,8 @@ class Body:
         """The same for bytes that came another way."""
         pieces: list[memoryview] = []
         used = self._framing.take(data, pieces)
+        if self._framing.ended:
+            self._count_no_more()
         self.crumbled = len(pieces) > 1 and used < _SMALL * len(pieces)
         if self.crumbled:
             pieces = [memoryview(b"".join(pieces))]  # each view is larger than what it shows

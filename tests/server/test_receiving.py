@@ -217,10 +217,11 @@ def test_many_bodies_have_small_buffers() -> None:
         for _ in range(4):
             body.filled(len(body.room()))
     assert len(bodies[-1].room()) == LEAST
-    bodies.pop().close()
-    body = Body(Sized(10 * MOST), receiving)
-    body.close()
-    body.close()
+    del body
+    bodies.pop()
+    assert receiving.bodies == FEW
+    short = Body(Sized(1), receiving)
+    short.take(memoryview(b"x"))
     assert receiving.bodies == FEW
     for _ in range(4):
         bodies[0].filled(len(bodies[0].room()))
