@@ -15,9 +15,9 @@ UNKNOWN_KEPT = 10_000
 """References an upstream did not have that are remembered, about: anybody can ask for more of them."""
 PRUNE_EVERY = 64
 REFERRING = 8
-READ_SIZE = 64 * 1024
-"""Bytes of a manifest that is looked into for a blob's size. That happens on the event loop; of a blob that only larger
-ones name, the upstream is asked for the size."""
+READ_SIZE = 256 * 1024
+"""Bytes of the manifests, together, that are looked into for a blob's size. That happens on the event loop; of a blob
+that only larger ones name, the upstream is asked for the size."""
 _REFERRING = """
 SELECT m.body, m.media_type, m.digest
   FROM repository r JOIN manifest_blob b ON b.repository = r.id AND b.digest = ?2 JOIN manifest m ON m.id = b.manifest
@@ -73,8 +73,13 @@ class SqliteRecords:
 
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING, READ_SIZE)).fetchall()
-        found = (Manifest(body, media_type, str.__new__(Digest, of)) for body, media_type, of in rows)
-        return [manifest for manifest in found if manifest.readable]
+        found, left = [], READ_SIZE
+        for body, media_type, of in rows:
+            left -= len(body)
+            manifest = Manifest(body, media_type, str.__new__(Digest, of))
+            if left >= 0 and manifest.readable:
+                found.append(manifest)
+        return found
 
     async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, int]:
         now = self._clock()
