@@ -29,6 +29,7 @@ from registry.config.auth import closes, service_of
 from registry.http import Authenticator, DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import ACTING, Receive, Scope, Send
+from registry.http.intake import Intake
 from registry.http.namespaces import hosts_of
 from registry.http.pace import HEALTH_OF, Paced
 from registry.http.pages import PageCheck
@@ -79,6 +80,8 @@ class Entrepot(FastAPI):
         for route in self.routes:
             route.matches(dict(scope))
 
+    intake: Intake
+    """For bodies that this worker holds in memory."""
     access: Access
     policy: Policy
     tokens: TokenService
@@ -146,6 +149,7 @@ class Entrepot(FastAPI):
             service=service_of(settings.auth, settings.public_url),
             answers=answers,
             pages=PageCheck(settings.public_url, own_hosts(settings), is_open),
+            intake=self.intake,
         )
 
     def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
@@ -155,6 +159,9 @@ class Entrepot(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and is_distribution(raw_path(scope)):
             await self.distribution(scope, receive, send)
+        elif scope["type"] == "http":
+            async with self.intake.metered(receive) as counted:
+                await self._rest(scope, counted, send)
         else:
             await self._rest(scope, receive, send)
 
@@ -279,6 +286,7 @@ def create_app(
     about: dict[str, Any] = {"version": __version__, "openapi_tags": management.TAGS}
     app = Entrepot(title="Entrepot", lifespan=lifespan, redirect_slashes=False, **about, **paths)
     app.pace = pace
+    app.intake = Intake()
     app.secure(settings)
     if registry is not None:
         app.serve(registry, settings)

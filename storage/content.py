@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Final, Generic, TypeVar
 
 from storage import parsing
 from storage.errors import DigestInvalid, ManifestInvalid, RangeInvalid
-from storage.names import Digest
+from storage.names import Digest, shown
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -20,7 +21,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 
-REPEATED: Final = 16 * 1024
+REPEATED: Final = 8 * 1024
 """Bytes up to which a manifest's check is remembered: an image with several tags is pushed once under each."""
 T = TypeVar("T")
 
@@ -48,6 +49,43 @@ class Descriptor:
         if self.platform:
             document["platform"] = dict(self.platform)
         return document
+
+    def json(self) -> bytes:
+        """The same as JSON; annotations that are JSON already are not read for it."""
+        if not isinstance(self.annotations, StoredAnnotations):
+            return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
+        return b'%b,"annotations":%b}' % (replace(self, annotations=None).json()[:-1], self.annotations.json)
+
+
+class StoredAnnotations(Mapping[str, str]):
+    """Annotations as JSON, as the store has them: a list of referrers passes them on without reading them."""
+
+    def __init__(self, json_text: bytes) -> None:
+        self.json = json_text
+
+    @cached_property
+    def _read(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads(self.json)
+        return found
+
+    def __getitem__(self, name: str) -> str:
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __bool__(self) -> bool:
+        """Empty ones are not stored."""
+        return True
+
+
+def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
+    if isinstance(annotations, StoredAnnotations):
+        return annotations.json
+    return parsing.annotations_json(annotations)
 
 
 BLOB_TYPE = "application/octet-stream"
@@ -178,12 +216,19 @@ class Manifest:
         return (_checked_once if len(body) <= REPEATED else _checked)(body, media_type, digest)
 
     @cached_property
-    def document(self) -> dict[str, object]:
-        return parsing.load_object(self.body)
-
-    @cached_property
     def _parts(self) -> parsing.Parts:
-        return parsing.read_parts(self.document, index=self.media_type in INDEXES)
+        """Raises ManifestInvalid for a stored manifest that is beyond today's bounds: its bytes are served all the
+        same."""
+        return parsing.read_parts(parsing.load_object(self.body), index=self.media_type in INDEXES)
+
+    @property
+    def readable(self) -> bool:
+        """Whether what it refers to can be read. False only for what an earlier version stored."""
+        try:
+            self._parts  # noqa: B018  it is kept
+        except ManifestInvalid:
+            return False
+        return True
 
     @property
     def descriptor(self) -> Descriptor:
@@ -255,13 +300,16 @@ class Manifest:
 
 
 def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
-    """Raises ManifestInvalid."""
+    """Raises ManifestInvalid. The document itself is not kept: it takes up to thirty times the memory of its bytes."""
     document = parsing.load_object(body)
     manifest = Manifest(body, parsing.media_type(document, media_type), digest)
-    manifest.__dict__["document"] = document
     if manifest.media_type not in MANIFESTS | INDEXES:
-        raise ManifestInvalid(f"manifests of type {manifest.media_type} are not taken here")
-    manifest._parts  # noqa: B018  reading them checks them
+        raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
+    parts = parsing.read_parts(document, index=manifest.media_type in INDEXES)
+    parsing.check_pushed(parts)
+    if len(body) > REPEATED and parts.annotations:
+        parts = replace(parts, annotations=StoredAnnotations(parsing.annotations_json(parts.annotations)))
+    manifest.__dict__["_parts"] = parts
     return manifest
 
 

@@ -6,14 +6,20 @@ Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict, cast
+from typing import Final, NotRequired, TypedDict, cast
 
 from storage.errors import DigestInvalid, ManifestInvalid
+from storage.json_bounds import OutOfBounds, check_bounds, fraction, whole_number
 from storage.names import Digest, shown
 
 DEPTH = 64
 """Nesting of objects and arrays at the most. Real manifests have five or six levels."""
+REFERENCES = 10_000
+"""Blobs and manifests that a pushed manifest may refer to. Each is a row or two, written by the one writer thread."""
+TYPE_LENGTH = 255
+"""Characters of a media type or an artifact type that is pushed: 127, a '/', and 127 (RFC 6838, 4.2)."""
 
 
 class Part(TypedDict):
@@ -27,6 +33,9 @@ class Part(TypedDict):
     platform: NotRequired[dict[str, object]]
 
 
+_FIELDS: Final = frozenset(Part.__annotations__)
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a manifest refers to."""
@@ -36,15 +45,17 @@ class Parts:
     manifests: tuple[Part, ...]
     subject: Part | None
     artifact_type: str | None
-    annotations: dict[str, str]
+    annotations: Mapping[str, str]
 
 
 def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ManifestInvalid(f"the manifest names {shown(twice)} twice in one object")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ManifestInvalid(f"the manifest names {shown(name)} twice in one object")
+            seen.add(name)
     return document
 
 
@@ -52,7 +63,13 @@ def _no_constant(name: str) -> object:
     raise ManifestInvalid(f"the manifest holds {name}, which is not JSON")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object_once, parse_constant=_no_constant)
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_object_once, parse_constant=_no_constant, parse_int=whole_number, parse_float=fraction
+)
+
+
+_escaped: Final[Callable[[str], str]] = json.encoder.encode_basestring
+_SLICE: Final = 64 * 1024
 
 
 def _too_deep(document: object) -> bool:
@@ -66,21 +83,41 @@ def _too_deep(document: object) -> bool:
     return False
 
 
+def _texts_in(document: object) -> Iterator[str]:
+    """Each text in it, names of members included."""
+    waiting = [document]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict):
+            yield from node
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+
+
 def _has_half_characters(document: object) -> bool:
     """Whether a text in it is not Unicode: JSON's escapes can write what UTF-8, and so no database, can hold."""
     try:
-        json.dumps(document, ensure_ascii=False).encode("utf-8")
+        for text in _texts_in(document):
+            if not text.isascii():
+                text.encode("utf-8")
     except UnicodeEncodeError:
         return True
     return False
 
 
 def load_object(body: bytes) -> dict[str, object]:
-    """The JSON object in `body`. Raises ManifestInvalid: no UTF-8, no JSON, a name twice, too deep, no object."""
+    """The JSON object in `body`. Raises ManifestInvalid: no UTF-8, no JSON, a name twice, too deep, too many values, no
+    object."""
     try:
+        check_bounds(body)
         document = _JSON.decode(body.decode("utf-8"))
     except RecursionError:
         raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep") from None
+    except OutOfBounds as error:
+        raise ManifestInvalid(f"the manifest is too large: {error}") from None
     except ValueError as error:
         raise ManifestInvalid(f"the manifest is not JSON: {error}") from None
     if _too_deep(document):
@@ -125,6 +162,48 @@ def _text(value: object, where: str) -> str | None:
     return value or None
 
 
+def check_pushed(parts: Parts) -> None:
+    """What holds for manifests that come in, beside what `read_parts` asks of those that were stored before. Raises
+    ManifestInvalid."""
+    count = len(parts.layers) + len(parts.manifests)
+    if count > REFERENCES:
+        raise ManifestInvalid(f"the manifest refers to {count} blobs and manifests; at most {REFERENCES} are taken")
+    _check_length(parts.artifact_type, "artifactType")
+    for where, part in (("config", parts.config), ("subject", parts.subject)):
+        if part is not None:
+            _check_lengths(part, where)
+    for name, listed in (("layers", parts.layers), ("manifests", parts.manifests)):
+        for part in listed:
+            _check_lengths(part, name)
+
+
+def _check_lengths(part: Part, where: str) -> None:
+    _check_length(part["mediaType"], f"a mediaType in {where}")
+    _check_length(part.get("artifactType"), f"an artifactType in {where}")
+
+
+def _check_length(kind: str | None, what: str) -> None:
+    if kind is not None and len(kind) > TYPE_LENGTH:
+        raise ManifestInvalid(f"{what} has {len(kind)} characters; at most {TYPE_LENGTH} are taken (RFC 6838)")
+
+
+def annotations_json(annotations: Mapping[str, str]) -> bytes:
+    """JSON of annotations. Member by member: `json.dumps` lets no other thread run before it is done with all. In
+    UTF-8: one character of another script can make a text four times as large in memory."""
+    parts = [b"{"]
+    for name, text in annotations.items():
+        parts += (*_quoted(name), b":", *_quoted(text), b",")
+    return b"".join(parts[:-1] if annotations else parts) + b"}"
+
+
+def _quoted(text: str) -> Iterator[bytes]:
+    """The text as JSON in UTF-8, slice by slice."""
+    yield b'"'
+    for at in range(0, len(text), _SLICE):
+        yield _escaped(text[at : at + _SLICE])[1:-1].encode("utf-8")
+    yield b'"'
+
+
 def _part(value: object, where: str) -> Part:
     if not isinstance(value, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
@@ -141,6 +220,8 @@ def _part(value: object, where: str) -> Part:
     _text(value.get("artifactType"), f"{where}.artifactType")
     if not isinstance(value.get("platform") or {}, dict):
         raise ManifestInvalid(f"{where}.platform is not an object")
+    if not value.keys() <= _FIELDS:  # what nobody asks for is not kept in memory
+        value = {name: value[name] for name in _FIELDS if name in value}
     return cast("Part", value)
 
 

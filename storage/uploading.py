@@ -31,6 +31,9 @@ from storage.publishing import publish
 GATHER = 2 * 1024 * 1024
 """Bytes that are written and hashed in one step. Going to the thread and back costs about a tenth of what a mebibyte
 does; an upload holds twice as much in memory: what is on its way to the file, and what comes meanwhile."""
+GATHERED = 32 * 1024 * 1024
+"""Bytes that all uploads of a process hold, from which on each writes what it has at every `LITTLE`."""
+LITTLE = 64 * 1024
 SAVE_EVERY = 64 * 1024 * 1024
 """Bytes after which a session's progress is saved while a request is still sending: what a successor has to read again
 at the most."""
@@ -76,9 +79,13 @@ class StoredUpload:
         self._check_open()
         self._gathered.append(data)
         self._gathered_size += len(data)
-        if self._gathered_size >= GATHER:
+        self._blobs.held += len(data)
+        crowded = self._blobs.held > GATHERED
+        if self._gathered_size >= (LITTLE if crowded else GATHER):
             await self._land()
             self._launch(await self._own_file())
+            if crowded:
+                await self._land()
             if self._written - max(self._saved, 0) >= SAVE_EVERY:
                 await self._land()
                 await self._save()
@@ -160,6 +167,8 @@ class StoredUpload:
             raise
         finally:
             self._ended = True
+            self._let_go_of(self._gathered_size)
+            self._gathered, self._gathered_size = [], 0
             self._let_go()
 
     def _let_go(self) -> None:
@@ -197,6 +206,10 @@ class StoredUpload:
             return actual
 
         self._flight = self._blobs.run(step)
+        self._flight.add_done_callback(lambda _: self._let_go_of(end - at))
+
+    def _let_go_of(self, size: int) -> None:
+        self._blobs.held -= size
 
     async def _land(self) -> Digest | None:
         """Waits for what is being written. What went wrong there is raised by each later call again."""
@@ -232,6 +245,7 @@ class StoredUpload:
 
     async def _give_up(self) -> None:
         """The disk is full: the session's bytes are the first thing to let go, so that other pushes can work."""
+        self._let_go_of(self._gathered_size)
         self._flight, self._gathered, self._gathered_size = None, [], 0
         try:
             await self._cancel()

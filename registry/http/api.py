@@ -17,6 +17,7 @@ from registry.http import blobs, listing, manifests, uploads
 from registry.http.challenge import Authenticator, Challenges
 from registry.http.errors import MethodUnknown, status_of
 from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send, random_id
+from registry.http.intake import Intake
 from registry.http.limits import Limits
 from registry.http.namespaces import Namespaces
 from registry.http.pace import Pace, payer_of, take
@@ -108,13 +109,16 @@ class DistributionAPI:
         pace: Pace | None = None,
         answers: ReadyAnswers | None = None,
         pages: PageCheck | None = None,
+        intake: Intake | None = None,
     ) -> None:
         """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
         `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
         `pace`: the limit of requests; None: there is none.
         `answers`: None: each request is answered anew. `pages`: refuses what pages in browsers ask for; None: as for a
-        registry that is open and has no name."""
+        registry that is open and has no name. `intake`: the worker's, for bodies held in memory; None: one of its
+        own."""
         self.registry = registry
+        self._intake = intake or Intake()
         self._pages = PageCheck(public_url, (), lambda: True) if pages is None else pages
         self._answers = answers
         self._known = _everybody if authenticator is None else authenticator.known
@@ -126,7 +130,7 @@ class DistributionAPI:
         self._base = (public_url or "").rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send)
+        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send, self._intake)
         ACTING.set(exchange)
         try:
             if self._answers is not None and self._answers.watch(exchange):

@@ -20,6 +20,10 @@ class RequestInvalid(RegistryError):
     default = "the request cannot be read"
 
 
+class BodyTooSlow(RequestInvalid):
+    default = "the body comes too slowly"
+
+
 class FormTooLarge(RequestInvalid):
     default = "the form is too large"
 
@@ -83,6 +87,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     RequestInvalid: 400,
     FormInvalid: 400,
     FormTooLarge: 413,
+    BodyTooSlow: 408,
     PathUnknown: 404,
     MethodUnknown: 405,
     TooManyTags: 414,

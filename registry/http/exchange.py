@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from registry.http.limits import Limits
@@ -13,6 +13,9 @@ from registry.http.query import Query
 from storage.content import Actor
 from storage.interface import Registry
 from storage.names import RepositoryName
+
+if TYPE_CHECKING:
+    from registry.http.intake import Intake
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -58,6 +61,7 @@ class Exchange:
         "asked",
         "base",
         "calls",
+        "intake",
         "item",
         "kind",
         "let_in",
@@ -75,10 +79,18 @@ class Exchange:
     )
 
     def __init__(
-        self, registry: Registry, limits: Limits, base: str, scope: Scope, receive: Receive, send: Send
+        self,
+        registry: Registry,
+        limits: Limits,
+        base: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        intake: Intake,
     ) -> None:
         self.registry = registry
         self.limits = limits
+        self.intake = intake
         self.base = base
         self.scope = scope
         self.method: str = scope["method"]
@@ -166,6 +178,12 @@ class Exchange:
             return None
         data = message.get("body")
         return [data] if data else [], message.get("more_body", False)
+
+    @property
+    def left(self) -> bool:
+        """Whether the server knows already that the client has left."""
+        extension = (self.scope.get("extensions") or {}).get("entrepot.body")
+        return bool(extension and extension["left"]())
 
     async def gone(self) -> None:
         """Returns when the client has left. What it still sends is thrown away."""

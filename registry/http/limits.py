@@ -13,8 +13,9 @@ class Limits:
 
     manifest: int = 8 * MIB
     """Bytes of a manifest. The spec wants at least 4 MB ("Pushing Manifests"); beyond: 413."""
-    tags_per_put: int = 100
-    """Tags that one PUT may set. The spec wants at least 10; beyond: 414."""
+    tags_per_put: int = 64
+    """Tags that one PUT may set. The spec wants at least 10; beyond: 414. Each is a header line of the answer, and
+    common HTTP clients refuse one with more than 100 lines."""
     tags_page: int = 10_000
     """Tags on a page when the client names no `n`, and at the most. Generous, for clients that do not follow Link."""
     catalog_page: int = 1_000

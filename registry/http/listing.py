@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 
 from registry.http import params
 from registry.http.exchange import Exchange, Header
-from registry.http.responses import REVALIDATE, send_json, send_whole, warning_headers
+from registry.http.responses import JSON, REVALIDATE, json_of, warning_headers
 from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest
 
@@ -23,12 +22,16 @@ async def list_tags(exchange: Exchange) -> None:
     """With `n=0` an empty list, as the spec has it: but still of a repository that exists."""
     asked, last = params.read_count(exchange), exchange.query.one("last")
     limit = min(exchange.limits.tags_page if asked is None else asked, exchange.limits.tags_page)
-    page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
-    tags = page.items[:limit]
-    headers = [REVALIDATE, *warning_headers()]
-    if tags and page.more:
-        headers.append(_next(exchange, f"/v2/{exchange.asked}/tags/list", page.place or tags[-1], asked))
-    await send_json(exchange, {"name": exchange.asked, "tags": list(tags)}, *headers)
+
+    async def make() -> tuple[bytes, list[Header]]:
+        page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
+        tags = page.items[:limit]
+        headers = [JSON, REVALIDATE, *warning_headers()]
+        if tags and page.more:
+            headers.append(_next(exchange, f"/v2/{exchange.asked}/tags/list", page.place or tags[-1], asked))
+        return json_of({"name": exchange.asked, "tags": list(tags)}), headers
+
+    await exchange.intake.answer(exchange, make)
 
 
 async def list_repositories(exchange: Exchange) -> None:
@@ -36,12 +39,16 @@ async def list_repositories(exchange: Exchange) -> None:
     that link may be a place that only this registry can read."""
     asked, last = params.read_count(exchange), exchange.query.one("last")
     limit = min(exchange.limits.catalog_page if asked is None else asked, exchange.limits.catalog_most)
-    page = await exchange.registry.repositories(last, max(limit, 1))
-    names = page.items[:limit]
-    headers = [REVALIDATE]
-    if limit and page.more:
-        headers.append(_next(exchange, "/v2/_catalog", page.place or names[-1], asked))
-    await send_json(exchange, {"repositories": list(names)}, *headers)
+
+    async def make() -> tuple[bytes, list[Header]]:
+        page = await exchange.registry.repositories(last, max(limit, 1))
+        names = page.items[:limit]
+        headers = [JSON, REVALIDATE]
+        if limit and page.more:
+            headers.append(_next(exchange, "/v2/_catalog", page.place or names[-1], asked))
+        return json_of({"repositories": list(names)}), headers
+
+    await exchange.intake.answer(exchange, make)
 
 
 def _next(exchange: Exchange, path: str, last: str, asked: int | None) -> Header:
@@ -55,20 +62,24 @@ async def list_referrers(exchange: Exchange) -> None:
     # No media type holds a space: it was a '+' that its sender did not escape.
     wanted = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
     last = exchange.query.one("last")
-    page = await exchange.registry.referrers(exchange.repo, subject, wanted, last, exchange.limits.referrers_page)
-    if len(page.items) <= _FEW:
-        body, taken = _index(page.items, exchange.limits.referrers_bytes)
-    else:
-        body, taken = await asyncio.to_thread(_index, page.items, exchange.limits.referrers_bytes)
-    headers = [_INDEX, REVALIDATE, *warning_headers()]
-    if wanted:
-        headers.append((b"oci-filters-applied", b"artifactType"))
-    if page.more or taken < len(page.items):
-        parameters = {"artifactType": wanted} if wanted else {}
-        whole = taken == len(page.items)
-        parameters["last"] = page.place if whole and page.place else page.items[taken - 1].digest
-        headers.append(exchange.link(f"/v2/{exchange.asked}/referrers/{subject}", parameters))
-    await send_whole(exchange, 200, body, *headers)
+
+    async def make() -> tuple[bytes, list[Header]]:
+        page = await exchange.registry.referrers(exchange.repo, subject, wanted, last, exchange.limits.referrers_page)
+        if len(page.items) <= _FEW:
+            body, taken = _index(page.items, exchange.limits.referrers_bytes)
+        else:
+            body, taken = await asyncio.to_thread(_index, page.items, exchange.limits.referrers_bytes)
+        headers = [_INDEX, REVALIDATE, *warning_headers()]
+        if wanted:
+            headers.append((b"oci-filters-applied", b"artifactType"))
+        if page.more or taken < len(page.items):
+            parameters = {"artifactType": wanted} if wanted else {}
+            whole = taken == len(page.items)
+            parameters["last"] = page.place if whole and page.place else page.items[taken - 1].digest
+            headers.append(exchange.link(f"/v2/{exchange.asked}/referrers/{subject}", parameters))
+        return body, headers
+
+    await exchange.intake.answer(exchange, make)
 
 
 def _index(referrers: Sequence[Descriptor], most: int) -> tuple[bytes, int]:
@@ -76,7 +87,7 @@ def _index(referrers: Sequence[Descriptor], most: int) -> tuple[bytes, int]:
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:
-        part = json.dumps(referrer.as_json(), separators=(",", ":")).encode("ascii")
+        part = referrer.json()
         size += len(part) + 1
         if parts and size > most:
             break

@@ -7,6 +7,7 @@ import asyncio
 from registry.http import params
 from registry.http.errors import TooManyTags
 from registry.http.exchange import Exchange, Header
+from registry.http.intake import HELD
 from registry.http.responses import (
     IMMUTABLE,
     REVALIDATE,
@@ -21,8 +22,8 @@ from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
-_PARSED_HERE = 256 * 1024
-"""Bytes up to which reading a manifest's JSON holds the event loop less long than handing it to a thread would."""
+_PARSED_HERE = 16 * 1024
+"""Bytes up to which a manifest is read on the event loop: in less than a millisecond. Most are smaller."""
 
 
 def _caching(reference: Reference) -> Header:
@@ -30,9 +31,23 @@ def _caching(reference: Reference) -> Header:
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted."""
-    reference = as_reference(exchange.item)
-    manifest = await exchange.registry.get_manifest(exchange.repo, reference)
+    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one is held only once
+    there is room for it, so it may be read twice."""
+    reference, found = as_reference(exchange.item), None
+    if exchange.intake.short:
+        found = await exchange.registry.resolve_manifest(exchange.repo, reference)
+    if found is None or found.size <= HELD:
+        manifest = await exchange.registry.get_manifest(exchange.repo, reference)
+        if len(manifest.body) <= HELD:
+            await _send(exchange, reference, manifest)
+            return
+        found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
+        del manifest
+    async with exchange.intake.room(found.size, found.digest):
+        await _send(exchange, reference, await exchange.registry.get_manifest(exchange.repo, found.digest))
+
+
+async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
     headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     if params.not_modified(exchange, manifest.digest):
         await send_empty(exchange, 304, *headers)
@@ -59,12 +74,23 @@ async def put_manifest(exchange: Exchange) -> None:
     extra = _read_tags(exchange)
     condition = params.read_condition(exchange)
     media_type = params.read_media_type(exchange)
-    body = await _read_body(exchange)
-    expected = reference if isinstance(reference, Digest) else None
-    if len(body) > _PARSED_HERE:
-        manifest = await asyncio.to_thread(Manifest.parse, body, media_type, expected)
-    else:
-        manifest = Manifest.parse(body, media_type, expected)
+    most = exchange.limits.manifest
+    async with exchange.intake.body(exchange, most, lambda: _too_large(exchange, most)) as body:
+        expected = reference if isinstance(reference, Digest) else None
+        if len(body) <= _PARSED_HERE:
+            await _store(exchange, Manifest.parse(body, media_type, expected), reference, extra, condition)
+            return
+
+        async def read_and_store() -> None:
+            manifest = await asyncio.to_thread(Manifest.parse, body, media_type, expected)
+            await _store(exchange, manifest, reference, extra, condition)
+
+        await exchange.intake.in_turn(exchange, read_and_store)
+
+
+async def _store(
+    exchange: Exchange, manifest: Manifest, reference: Reference, extra: list[Tag], condition: Condition | None
+) -> None:
     tags = extra
     if isinstance(reference, Tag):
         tags = [reference, *(tag for tag in extra if tag != reference)]
@@ -97,16 +123,10 @@ def _read_tags(exchange: Exchange) -> list[Tag]:
     return list(dict.fromkeys(map(Tag, given)))
 
 
-async def _read_body(exchange: Exchange) -> bytes:
-    most = exchange.limits.manifest
-    if (exchange.length or 0) > most:
-        raise ManifestTooLarge(f"the manifest has {exchange.length} bytes; at most {most} are taken")
-    body = bytearray()
-    async for data in exchange.body():
-        body += data
-        if len(body) > most:
-            raise ManifestTooLarge(f"the manifest has more than {most} bytes, the most that are taken")
-    return bytes(body)
+def _too_large(exchange: Exchange, most: int) -> ManifestTooLarge:
+    if exchange.length is None:
+        return ManifestTooLarge(f"the manifest has more than {most} bytes, the most that are taken")
+    return ManifestTooLarge(f"the manifest has {exchange.length} bytes; at most {most} are taken")
 
 
 async def _check_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:

@@ -59,9 +59,8 @@ async def send_whole(exchange: Exchange, status: int, body: bytes, *headers: Hea
     await send_part(exchange, b"" if exchange.method == "HEAD" else body)
 
 
-async def send_json(exchange: Exchange, document: object, *headers: Header) -> None:
-    body = json.dumps(document, separators=(",", ":")).encode("ascii")
-    await send_whole(exchange, 200, body, JSON, *headers)
+def json_of(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode("ascii")
 
 
 async def send_error(exchange: Exchange, error: RegistryError, *more: Header) -> None:

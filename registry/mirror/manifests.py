@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from registry.config import Upstream, format_duration
+from registry.memory import holding
 from registry.mirror.flights import Flights, outcome
 from registry.mirror.freshness import Freshness, Verdict
 from registry.mirror.source import ManifestDoubtful, Source
@@ -124,7 +125,7 @@ class Manifests:
         """One process at a time; the next finds what the first one heard, and does not wait as long once more when that
         was nothing: clients give up."""
         asked, since = self._freshness.now(), time.monotonic()
-        async with self._turns.take(f"manifest {repo} {reference}"):
+        async with self._turns.take(f"manifest {repo} {reference}"), holding():
             check = await self._records.check(repo, reference)
             held = await self._held(repo, reference)
             verdict = self._freshness.judge(reference, check)

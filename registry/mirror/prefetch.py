@@ -13,13 +13,15 @@ from typing import Final, Literal
 
 from registry.mirror.ahead import Ahead
 from registry.mirror.demand import Pull
-from storage.content import MANIFESTS, Manifest
+from storage.content import MANIFESTS, Descriptor, Manifest
 from storage.names import Digest, RepositoryName
 
 MOST: Final = 256
 """Pulls that are kept in mind."""
 BLOBS: Final = 256
 """Blobs of one image that are fetched ahead; docker knows 127 layers at the most."""
+READ_SIZE: Final = 256 * 1024
+"""Bytes of a manifest that is read, on the event loop, to fetch ahead what it names."""
 Mode = Literal["off", "config", "layers"]
 
 
@@ -28,14 +30,19 @@ class _Image:
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = Pull(clock)
-        self.config = manifest.config
+        self.config = _plain(manifest.config) if manifest.config else None
         foreign = manifest.foreign
-        self.blobs = list(islice((blob for blob in manifest.blobs if blob.digest not in foreign), BLOBS))
+        self.blobs = [_plain(blob) for blob in islice((b for b in manifest.blobs if b.digest not in foreign), BLOBS)]
         self.digests = frozenset(blob.digest for blob in self.blobs)
         self.config_begun = self.layers_begun = False
 
     def has_layer(self, digest: Digest) -> bool:
         return digest in self.digests and (self.config is None or digest != self.config.digest)
+
+
+def _plain(blob: Descriptor) -> Descriptor:
+    """What it takes to fetch it. Annotations may be as large as the manifest, and images are kept in mind for long."""
+    return Descriptor(blob.media_type, blob.digest, blob.size)
 
 
 class Prefetch:
@@ -54,6 +61,8 @@ class Prefetch:
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
         """A client got it."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
+            return
+        if len(manifest.body) > READ_SIZE or not manifest.readable:
             return
         image = self._image(repo, manifest)
         if image.config is not None and not image.config_begun and self._spare():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn._types import ASGI3Application, ASGIReceiveEvent
@@ -14,6 +15,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from registry.logs import mark_logged, was_logged
 from registry.server.logs import log
 from registry.server.patience import make_room
+from registry.server.receiving import LEAST
 from registry.server.refusal import error_body, error_headers
 from registry.server.sending import FileEnded, FileSending
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 _BODYLESS = (204, 304)
 _CRUMBS = 512
 _LARGE = 64 * 1024
-SECRET_SLICE = 256 * 1024
-"""Bytes that are encrypted at once: so long the other connections wait for each that sends."""
+SLICE = 256 * 1024
+"""Bytes of a large body that are written at once. They may be encrypted: so long the other connections wait for each
+that sends."""
 _CONTROLS = bytes({*range(32), 127})
 _IN_NO_NAME = _CONTROLS + b' ()<>@,;:[]={}\\"'
 _IN_NO_VALUE = _CONTROLS.replace(b"\t", b"")
@@ -140,7 +143,8 @@ class Exchange(RequestResponseCycle):
         self.pieces += pieces
         if len(self.pieces) > _CRUMBS:  # a view of a byte costs a hundred
             self.pieces = [memoryview(b"".join(self.pieces))]
-        if self.held >= self.protocol.limits.buffer_bytes:
+        most = LEAST if self.protocol.receiving.crowded else self.protocol.limits.buffer_bytes
+        if self.held >= most:
             self.flow.pause_reading()
         self.message_event.set()
 
@@ -148,6 +152,10 @@ class Exchange(RequestResponseCycle):
         self.more_body = False
         self.rest = 0
         self.message_event.set()
+
+    def left(self) -> bool:
+        """Whether the client is known to be gone."""
+        return self.disconnected
 
     def hang_up(self) -> None:
         """Tells the application that the client is gone."""
@@ -210,7 +218,10 @@ class Exchange(RequestResponseCycle):
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
                 body = self._within_memory(body, more=more)
-                if self.protocol.secret and len(body) > _LARGE:
+                whole = bool(self._head) and not more
+                if len(body) > SLICE and whole:
+                    await self._give_slices(memoryview(body), more=more, within=self.protocol.limits.slice_seconds)
+                elif self.protocol.secret and len(body) > _LARGE:
                     await self._give_slices(memoryview(body), more=more)
                 else:
                     self._give(body, more=more)
@@ -225,10 +236,15 @@ class Exchange(RequestResponseCycle):
         """What is short, announced, and comes without being asked for is taken in before an early answer, as servers
         written in Go do it: containerd 1.6 waits for ever where the answer comes before it has sent a manifest."""
         short = self.rest is not None and self.rest <= self.protocol.limits.drain_bytes
-        if short and not self.waiting_for_100_continue:
-            while self.more_body:
-                if await self.receive_pieces() is None:
-                    raise ClientDisconnected
+        if not short or self.waiting_for_100_continue:
+            return
+        try:
+            async with asyncio.timeout(self.protocol.limits.linger_seconds):
+                while self.more_body:
+                    if await self.receive_pieces() is None:
+                        raise ClientDisconnected
+        except TimeoutError:
+            self.keep_alive = False  # it drips; the answer need not wait for that
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
@@ -272,19 +288,37 @@ class Exchange(RequestResponseCycle):
             self.keep_alive = False
         self.waiting_for_100_continue = False
 
-    async def _give_slices(self, body: memoryview, *, more: bool) -> None:
-        """Over TLS all that is written at once is encrypted at once, and kept until the client takes it. A turn of the
+    async def _give_slices(self, body: memoryview, *, more: bool, within: float | None = None) -> None:
+        """A large body, slice by slice, so that whoever holds it for us does so until the client has taken it. `within`
+        so many seconds it has to take each: of an answer that is whole in memory, other than of a blob that streams.
+
+        Over TLS all that is written at once is encrypted at once, and kept until the client takes it. A turn of the
         loop for each slice lets others have theirs, and this connection learn that the client is gone: what is written
         then is dropped without a word."""
-        for start in range(0, len(body), SECRET_SLICE):
+        for start in range(0, len(body), SLICE):
             if self.flow.write_paused:
-                await self.flow.drain()
+                await self._taken(self.flow.drain(), within)
             else:
                 await asyncio.sleep(0)
             if self.disconnected:
                 raise ClientDisconnected
-            stop = start + SECRET_SLICE
-            self._give(body[start:stop], more=more or stop < len(body))
+            self._give(body[start : start + SLICE], more=True)
+        if not self.protocol.secret:
+            await self._taken(self._flush(), within)  # the transport would keep a view of all of it
+        if self.disconnected:
+            raise ClientDisconnected
+        self._give(b"", more=more)
+
+    async def _taken(self, drained: Coroutine[Any, Any, None], within: float | None) -> None:
+        """Waits until the client has taken a slice. One that takes too long is cut off: each holds memory of ours."""
+        try:
+            async with asyncio.timeout(within):
+                await drained
+        except TimeoutError:
+            log.info("%s: cut off, since the client takes its answer too slowly", self._asked())
+            self.transport.abort()
+            self.hang_up()
+            raise ClientDisconnected from None
 
     def _give(self, body: bytes | memoryview, *, more: bool) -> None:
         if self.chunked_encoding is None:

@@ -26,7 +26,7 @@ from registry.server.limits import HEADER_COST, ServerLimits
 from registry.server.logs import log
 from registry.server.patience import Patience
 from registry.server.proxies import TrustedProxies
-from registry.server.receiving import PIECES, Body
+from registry.server.receiving import PIECES, Body, Receiving
 from registry.server.refusal import Refused, Surplus, error_response, too_large
 from registry.server.sending import socket_of
 
@@ -53,6 +53,7 @@ class RegistryProtocol(HttpToolsProtocol):
         limits: ServerLimits,
         proxies: TrustedProxies | None = None,
         connection_limit: ConnectionLimit | None = None,
+        receiving: Receiving | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.limits = limits
@@ -71,6 +72,7 @@ class RegistryProtocol(HttpToolsProtocol):
         self._head_tail = b""  # its last bytes: where it ends may be cut in two
         self._steps = 0  # heads and parts of bodies that have come
         self.unfinished = 0  # bytes since the last of them
+        self.receiving = receiving or Receiving()  # the worker's
         self.body: Body | None = None  # the one that is coming
         self._parsed_head = False
         self.half_closed = self.lingering = False
@@ -265,8 +267,8 @@ class RegistryProtocol(HttpToolsProtocol):
             self.last = not keep_alive
         else:
             framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
-            self.body = Body(framing)
-            self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces}
+            self.body = Body(framing, self.receiving)
+            self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces, "left": self.latest.left}
         if self.active is None:
             self._answer(self.latest)
         else:

@@ -24,14 +24,31 @@ HEADS = 64 * 1024
 LEAST, MOST = 64 * 1024, 1024 * 1024
 """Bytes a body's buffers have: the first one, and those of a body that keeps filling them. The larger is the most that
 is received at once."""
+FEW = 16
+"""Bodies that come in at the same time up to which each may have large buffers. Of more, all new ones are small: a
+client that stops sending keeps what it has."""
 _SMALL = 1024
 
 
-class Body:
-    """A request's body while it comes."""
+class Receiving:
+    """How many bodies come in at the same time, over all connections of a worker."""
 
-    def __init__(self, framing: Framing) -> None:
+    def __init__(self) -> None:
+        self.bodies = 0
+
+    @property
+    def crowded(self) -> bool:
+        return self.bodies > FEW
+
+
+class Body:
+    """A request's body while it comes. It counts in `receiving` until it has ended, or nobody waits for it any more."""
+
+    def __init__(self, framing: Framing, receiving: Receiving | None = None) -> None:
         self._framing = framing
+        self._receiving = receiving or Receiving()
+        self._receiving.bodies += 1
+        self._counts = True
         self._size = LEAST
         self._buffer = memoryview(b"")
         self._filled = 0
@@ -53,9 +70,17 @@ class Body:
         if self._filled == len(self._buffer):
             self._buffer = memoryview(fresh_memory(self._framing.room(self._size)))
             self._filled = 0
-            self._size = min(2 * self._size, MOST)
+            self._size = LEAST if self._receiving.crowded else min(2 * self._size, MOST)
         most = LEAST if self.crumbled else MOST
         return self._buffer[self._filled : self._filled + self._framing.room(most)]
+
+    def __del__(self) -> None:
+        self._count_no_more()
+
+    def _count_no_more(self) -> None:
+        if self._counts:
+            self._counts = False
+            self._receiving.bodies -= 1
 
     def filled(self, count: int) -> tuple[list[memoryview], memoryview]:
         """Takes what was received into `room`; with 0, what waits. Returns the body's parts in it, and what follows the
@@ -76,6 +101,8 @@ class Body:
         pieces: list[memoryview] = []
         data = self._waiting.popleft()
         used = self._framing.take(data, pieces)
+        if self._framing.ended:
+            self._count_no_more()
         self.crumbled = len(pieces) > 1 and used < _SMALL * len(pieces)
         if self.crumbled:
             pieces = [memoryview(b"".join(pieces))]  # each view is larger than what it shows

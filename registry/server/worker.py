@@ -26,7 +26,7 @@ from registry.server.lifespan import Lifespan
 from registry.server.limits import ServerLimits
 from registry.server.logs import LoopErrors, log
 from registry.server.protocol import RegistryProtocol
-from registry.server.receiving import HEADS, Receiver
+from registry.server.receiving import HEADS, Receiver, Receiving
 
 try:
     import uvloop
@@ -158,10 +158,12 @@ class Worker:
         )
         config.load()
 
-        heads = memoryview(bytearray(HEADS))
+        heads, receiving = memoryview(bytearray(HEADS)), Receiving()
 
         def connection(leave: Leave | None) -> Receiver:
-            protocol = RegistryProtocol(config, self._state, state, loop, self._limits, self._door.proxies, limit)
+            protocol = RegistryProtocol(
+                config, self._state, state, loop, self._limits, self._door.proxies, limit, receiving
+            )
             return Receiver(protocol, heads, leave)
 
         return [

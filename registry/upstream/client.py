@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from registry.config import Upstream
+from registry.memory import MemoryBudget, holding
 from registry.mirror.source import ManifestDoubtful, Sink, Source
 from registry.upstream.addresses import place
 from registry.upstream.answers import ACCEPT, Answer, as_count
@@ -18,7 +19,7 @@ from registry.upstream.exchange import MIB, Exchange
 from registry.upstream.holds import Kind
 from registry.upstream.listing import Listing
 from registry.upstream.networks import Gate, NetworkOf, network_of
-from registry.upstream.parsing import checked
+from registry.upstream.parsing import Parser
 from registry.upstream.proxies import Proxies
 from registry.upstream.ranges import range_of
 from registry.upstream.transfer import SinkRaised, Transfer
@@ -35,6 +36,8 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 MANIFEST_SIZE = 8 * MIB
 """Bytes of a manifest, the most."""
+MEMORY = 56 * MIB
+"""Bytes of an upstream's answers that are held at the same time, until they are read and stored."""
 
 _NO_HEAD = frozenset({400, 405, 501})
 _NO_SIZE = frozenset({400, 403, 405, 501})
@@ -58,10 +61,11 @@ class FarRegistry:
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
         proxies, trust, gate = Proxies(), Trust(settings.ca_file), Gate(settings.name, network_of)
-        self._exchange = Exchange(settings, proxies, trust, gate)
+        memory, self._parser = MemoryBudget(MEMORY, f"answers of {settings.name}"), Parser()
+        self._exchange = Exchange(settings, proxies, trust, gate, memory)
         self._bodies = Bodies(settings, proxies, trust, gate)
         self._asking = Asking(settings, self._exchange, records, turns, clock)
-        self._listing = Listing(settings.name, self._asking)
+        self._listing = Listing(settings.name, self._asking, self._parser, memory)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Descriptor:
@@ -72,14 +76,16 @@ class FarRegistry:
                 if answer.status not in _NO_HEAD and digest and answer.length and answer.media_type:
                     _compare(answer, digest)
                     return Descriptor(answer.media_type, digest, answer.length)
-            answer = await self._manifest(endpoint, trial, repo, "GET", reference)
-            return (await checked(answer, reference)).descriptor
+            async with holding():
+                answer = await self._manifest(endpoint, trial, repo, "GET", reference)
+                return (await self._parser.checked(answer, reference)).descriptor
 
         return await self._asking.first(attempt, repo, Kind.HEAD, anywhere=isinstance(reference, Digest))
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         async def attempt(endpoint: Endpoint, trial: Trial) -> Manifest:
-            return await checked(await self._manifest(endpoint, trial, repo, "GET", reference), reference)
+            answer = await self._manifest(endpoint, trial, repo, "GET", reference)
+            return await self._parser.checked(answer, reference)
 
         return await self._asking.first(attempt, repo, Kind.MANIFEST, anywhere=isinstance(reference, Digest))
 

@@ -11,8 +11,9 @@ import httpx2
 
 from registry import __version__
 from registry.config import Upstream
+from registry.memory import MemoryBudget, keep
 from registry.upstream.addresses import Route, origin, place
-from registry.upstream.answers import Answer
+from registry.upstream.answers import Answer, as_count
 from registry.upstream.connecting import Transport
 from registry.upstream.endpoints import Trial
 from registry.upstream.networks import Gate, Network, Reach
@@ -39,7 +40,11 @@ _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx
 class Exchange:
     """One upstream's connections for small requests. Made without contacting anybody."""
 
-    def __init__(self, settings: Upstream, proxies: Proxies, trust: Trust, gate: Gate) -> None:
+    def __init__(
+        self, settings: Upstream, proxies: Proxies, trust: Trust, gate: Gate, memory: MemoryBudget | None = None
+    ) -> None:
+        """`memory`: for answers that are larger than `SMALL`."""
+        self._memory = memory or MemoryBudget(32 * MIB, "answers")
         self._proxies = proxies
         self._trust = trust
         self._gate = gate
@@ -68,7 +73,8 @@ class Exchange:
         """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. `reach`:
         where an address may be that the settings do not name. `trial` is told how the endpoint does. Raises
         UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an address out of reach),
-        UpstreamTimeout."""
+        UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the block ends that it is
+        asked for in (`registry.memory.holding`)."""
         route = Route(url, headers, reach or self._led)
         while True:
             told = None if route.moved else trial
@@ -120,7 +126,11 @@ class Exchange:
             raise UpstreamUnavailable(f"{where} compresses its answer, which was not asked for")
         body = bytearray()
         pieces = 0
+        share = self._memory.share()
+        length = as_count(response.headers.get("content-length")) or 0
         try:
+            if SMALL < length <= most:
+                await share.grow(2 * length)  # it is copied once
             async for piece in response.aiter_raw():
                 body += piece
                 pieces += 1
@@ -130,9 +140,14 @@ class Exchange:
                     if success:
                         raise UpstreamUnavailable(f"{where} answers with more than {most} bytes")
                     break
+                if len(body) > max(SMALL, share.size):
+                    await share.grow(2 * len(body) - share.size)
+            return bytes(body[:most])
         except (httpx2.HTTPError, OSError) as error:
             raise _failure(error, where) from None
-        return bytes(body[:most])
+        finally:
+            body.clear()
+            keep(share)
 
     async def _client(self, route: Route) -> httpx2.AsyncClient:
         """Connections of their own for each reach: one that was made to an address the settings name is not used where

@@ -6,11 +6,14 @@ and lose nothing, so a list is read whole and cut here; a client that goes throu
 
 from __future__ import annotations
 
-import asyncio
-import json
+import heapq
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from urllib.parse import quote
 
+from registry.memory import MemoryBudget, holding
 from registry.mirror.source import NameDoubtful
 from registry.upstream.addresses import place
 from registry.upstream.answers import Answer
@@ -19,22 +22,25 @@ from registry.upstream.endpoints import Endpoint, Trial
 from registry.upstream.exchange import MIB
 from registry.upstream.holds import Kind
 from registry.upstream.paging import PAGES, cut, next_page
-from registry.upstream.parsing import PARSED_HERE, descriptors
+from registry.upstream.parsing import Parser
 from registry.upstream.readings import READ_SECONDS, Reading, Readings
 from storage.content import OCI_INDEX, Descriptor, Page
 from storage.errors import ManifestUnknown, NameUnknown, TagInvalid, UpstreamUnavailable
+from storage.json_bounds import Bounds, OutOfBounds, load_bounded
 from storage.names import Digest, RepositoryName, Tag
 
 PAGE = 1000
 """Tags asked for at a time; CNCF Distribution refuses more."""
 LIST_SIZE = 8 * MIB
 """Bytes of one page."""
-LISTS_SIZE = 32 * MIB
-"""Bytes of all pages of a list."""
-TAG_SIZE, DESCRIPTOR_SIZE = 64, 1024
+LISTS_SIZE = 24 * MIB
+"""Bytes of memory of a whole list."""
+TAG_SIZE, DESCRIPTOR_SIZE = 128, 1024
 """Bytes of memory that one takes beside its text."""
-SORTED_HERE = 10_000
-"""Tags up to which the event loop sorts them."""
+SORTED_AT_ONCE = 10_000
+"""Tags that are sorted in one call, which lets no other thread run."""
+TAGS = Bounds(values=300_000, escapes=100_000)
+"""Of a page of tags: some registries send all they have in one."""
 
 _NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
 """Answers of registries that have no referrers API."""
@@ -43,8 +49,10 @@ _NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
 class Listing:
     """One upstream's lists."""
 
-    def __init__(self, name: str, asking: Asking) -> None:
+    def __init__(self, name: str, asking: Asking, parser: Parser, memory: MemoryBudget) -> None:
         self._asking = asking
+        self._parser = parser
+        self._memory = memory
         self._tags: Readings[Tag] = Readings(name)
         self._referrers: Readings[Descriptor] = Readings(name)
 
@@ -66,32 +74,40 @@ class Listing:
     async def _all_tags(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName) -> Reading[Tag]:
         found: set[Tag] = set()
         path = f"tags/list?n={PAGE}"
-        room, last = LISTS_SIZE, None
-        for page in range(PAGES):
-            answer = await self._asking.ask(
-                endpoint,
-                trial,
-                repo,
-                Kind.LIST,
-                "GET",
-                path,
-                NameUnknown(),
-                most=LIST_SIZE,
-                accepted=(400,),
-                after=last,
-            )
-            if answer.status == 400:  # it does not like our `n`
-                answer = await self._asking.ask(
-                    endpoint, trial, repo, Kind.LIST, "GET", "tags/list", NameUnknown(), most=LIST_SIZE
-                )
-            room = _room_after(answer, room)
-            found.update(await _tags(answer))
-            following = next_page(answer.headers, answer.url) if not answer.foreign else None
-            if following is None:
-                ordered = sorted(found) if len(found) <= SORTED_HERE else await asyncio.to_thread(sorted, found)
-                return Reading(ordered, page + 1, LISTS_SIZE - room + TAG_SIZE * len(found))
-            path, last = following, answer
+        last: Answer | None = None
+        with closing(_Room(self._memory)) as room:
+            for page in range(PAGES):
+                async with holding():
+                    answer = await self._tags_page(endpoint, trial, repo, path, last)
+                    tags = await self._parser.run(len(answer.body), partial(_parse, answer))
+                    await room.take(answer, len(tags) * TAG_SIZE)
+                found.update(tags)
+                following = next_page(answer.headers, answer.url) if not answer.foreign else None
+                if following is None:
+                    return Reading(await self._sorted(found), page + 1, room.taken)
+                path, last = following, replace(answer, body=b"")
         raise UpstreamUnavailable(f"the list of tags of {place(endpoint.url)} does not end")
+
+    async def _tags_page(
+        self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, path: str, last: Answer | None
+    ) -> Answer:
+        answer = await self._asking.ask(
+            *(endpoint, trial, repo, Kind.LIST, "GET", path, NameUnknown()),
+            most=LIST_SIZE,
+            accepted=(400,),
+            after=last,
+        )
+        if answer.status != 400:
+            return answer
+        # It does not like our `n`.
+        return await self._asking.ask(
+            endpoint, trial, repo, Kind.LIST, "GET", "tags/list", NameUnknown(), most=LIST_SIZE
+        )
+
+    async def _sorted(self, found: set[Tag]) -> list[Tag]:
+        if len(found) <= SORTED_AT_ONCE:
+            return sorted(found)
+        return await self._parser.run(TAG_SIZE * len(found), lambda: _sorted_in_parts(list(found)))
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
@@ -121,34 +137,42 @@ class Listing:
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         found: dict[Digest, Descriptor] = {}
-        room, last = LISTS_SIZE, None
-        for page in range(PAGES):
-            answer = await self._asking.ask(
-                endpoint,
-                trial,
-                repo,
-                Kind.LIST,
-                "GET",
-                path,
-                NameUnknown(),
-                headers={"Accept": OCI_INDEX},
-                most=LIST_SIZE,
-                accepted=_NO_REFERRERS if page == 0 else (),
-                after=last,
-            )
-            if answer.status in _NO_REFERRERS:
-                held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
-                return Reading(held, 1, DESCRIPTOR_SIZE * len(held))  # never more than one beside the first
-            room = _room_after(answer, room)
-            filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
-            for each in _of_type(await descriptors(answer), None if filtered else artifact_type):
-                found.setdefault(each.digest, each)
-            following = next_page(answer.headers, answer.url) if not answer.foreign else None
-            if following is None:
-                ordered = sorted(found.values(), key=lambda each: each.digest)
-                return Reading(ordered, page + 1, LISTS_SIZE - room + DESCRIPTOR_SIZE * len(found))
-            path, last = following, answer
+        last: Answer | None = None
+        with closing(_Room(self._memory)) as room:
+            for page in range(PAGES):
+                async with holding():
+                    answer = await self._referrers_page(endpoint, trial, repo, path, last)
+                    if answer.status in _NO_REFERRERS:
+                        held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+                        return Reading(held, 1, DESCRIPTOR_SIZE * len(held))  # never more than one beside the first
+                    listed = await self._parser.descriptors(answer)
+                    await room.take(answer, len(listed) * DESCRIPTOR_SIZE)
+                filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
+                for each in _of_type(listed, None if filtered else artifact_type):
+                    found.setdefault(each.digest, each)
+                following = next_page(answer.headers, answer.url) if not answer.foreign else None
+                if following is None:
+                    ordered = sorted(found.values(), key=lambda each: each.digest)
+                    return Reading(ordered, page + 1, room.taken)
+                path, last = following, replace(answer, body=b"")
         raise UpstreamUnavailable(f"the list of referrers of {place(endpoint.url)} does not end")
+
+    async def _referrers_page(
+        self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, path: str, last: Answer | None
+    ) -> Answer:
+        return await self._asking.ask(
+            endpoint,
+            trial,
+            repo,
+            Kind.LIST,
+            "GET",
+            path,
+            NameUnknown(),
+            headers={"Accept": OCI_INDEX},
+            most=LIST_SIZE,
+            accepted=_NO_REFERRERS if last is None else (),
+            after=last,
+        )
 
     async def _by_tag(
         self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, subject: Digest
@@ -166,33 +190,51 @@ class Listing:
             headers={"Accept": OCI_INDEX},
             most=LIST_SIZE,
         )
-        unique = {each.digest: each for each in await descriptors(answer)}
+        unique = {each.digest: each for each in await self._parser.descriptors(answer)}
         return [unique[digest] for digest in sorted(unique)]
 
 
-def _room_after(answer: Answer, room: int) -> int:
-    """Bytes that a list's further pages may have. Raises UpstreamUnavailable."""
-    if len(answer.body) > room:
-        raise UpstreamUnavailable(f"{place(answer.url)} answers with a list of more than {LISTS_SIZE} bytes")
-    return room - len(answer.body)
+class _Room:
+    """The memory of one list while it is read."""
+
+    def __init__(self, memory: MemoryBudget) -> None:
+        self._share = memory.share()
+
+    @property
+    def taken(self) -> int:
+        return self._share.size
+
+    async def take(self, answer: Answer, entries: int) -> None:
+        """Counts a page: its text, and `entries` bytes for what stands in it. Raises UpstreamUnavailable,
+        TooManyRequests."""
+        size = len(answer.body) + entries
+        if self._share.size + size > LISTS_SIZE:
+            raise UpstreamUnavailable(f"{place(answer.url)} answers with a list of more than {LISTS_SIZE} bytes")
+        await self._share.grow(size)
+
+    def close(self) -> None:
+        self._share.close()
+
+
+def _sorted_in_parts(tags: list[Tag]) -> list[Tag]:
+    """Sorted, without a call that takes long: other threads run between two of them."""
+    parts = [sorted(tags[at : at + SORTED_AT_ONCE]) for at in range(0, len(tags), SORTED_AT_ONCE)]
+    return list(heapq.merge(*parts))
 
 
 def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> list[Descriptor]:
     return [each for each in found if artifact_type is None or each.artifact_type == artifact_type]
 
 
-async def _tags(answer: Answer) -> list[Tag]:
-    if len(answer.body) <= PARSED_HERE:
-        return _parse(answer)
-    return await asyncio.to_thread(_parse, answer)
-
-
 def _parse(answer: Answer) -> list[Tag]:
     try:
-        texts = json.loads(answer.body).get("tags") or []
+        document = load_bounded(answer.body, TAGS)
+        texts = (document.get("tags") or []) if isinstance(document, dict) else None
         if not isinstance(texts, list):
             raise ValueError
-    except (ValueError, AttributeError, RecursionError):
+    except OutOfBounds as error:
+        raise UpstreamUnavailable(f"{place(answer.url)} answers with a list that is too large: {error}") from None
+    except (ValueError, RecursionError):
         raise UpstreamUnavailable(f"{place(answer.url)} answers with something that is no list of tags") from None
     found = []
     for text in texts:

@@ -1,43 +1,58 @@
-"""Manifests as they come from a far registry. Large ones are parsed in a thread: a worker's loop serves everybody."""
+"""What a far registry sends as JSON, read so that nobody waits for it: what is large in a thread, one at a time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
 from registry.upstream.addresses import place
 from registry.upstream.answers import Answer
 from storage.content import INDEXES, OCI_INDEX, Descriptor, Manifest
 from storage.errors import DigestInvalid, ManifestInvalid, UpstreamUnavailable
+from storage.json_bounds import SMALL
 from storage.names import Digest, Reference
 
-PARSED_HERE = 256 << 10
-"""Bytes up to which it takes less than a millisecond or two."""
+T = TypeVar("T")
 
 
-async def checked(answer: Answer, reference: Reference) -> Manifest:
-    """The manifest, once its bytes have the digest asked for, or the one the answer names. Raises
-    UpstreamUnavailable."""
-    where = place(answer.url)
-    try:
-        return await _parse(
-            answer.body, answer.media_type, reference if isinstance(reference, Digest) else answer.digest
-        )
-    except DigestInvalid:
-        raise UpstreamUnavailable(f"{where} sends a manifest whose bytes have another digest") from None
-    except ManifestInvalid as error:
-        raise UpstreamUnavailable(f"{where} sends a manifest that is not valid: {error.message}") from None
+class Parser:
+    """One upstream's. A document may take ten times its own size in memory while it is read."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(1)
+
+    async def run(self, size: int, read: Callable[[], T]) -> T:
+        """What `read` gives, which reads a document of `size` bytes. Cancelled: it is not begun, or its outcome is
+        dropped."""
+        if size <= SMALL:
+            return read()
+        async with self._turn:
+            return await asyncio.to_thread(read)
+
+    async def checked(self, answer: Answer, reference: Reference) -> Manifest:
+        """The manifest, once its bytes have the digest asked for, or the one the answer names. Raises
+        UpstreamUnavailable."""
+        where = place(answer.url)
+        try:
+            return await self._parse(answer, answer.media_type, _digest_of(answer, reference))
+        except DigestInvalid:
+            raise UpstreamUnavailable(f"{where} sends a manifest whose bytes have another digest") from None
+        except ManifestInvalid as error:
+            raise UpstreamUnavailable(f"{where} sends a manifest that is not valid: {error.message}") from None
+
+    async def descriptors(self, answer: Answer) -> tuple[Descriptor, ...]:
+        """Those of an index; none where it is another manifest. Raises UpstreamUnavailable."""
+        try:
+            index = await self._parse(answer, answer.media_type or OCI_INDEX, None)
+        except ManifestInvalid as error:
+            where = place(answer.url)
+            raise UpstreamUnavailable(f"{where} sends an index that is not valid: {error.message}") from None
+        return tuple(index.manifests) if index.media_type in INDEXES else ()
+
+    async def _parse(self, answer: Answer, media_type: str | None, digest: Digest | None) -> Manifest:
+        return await self.run(len(answer.body), lambda: Manifest.parse(answer.body, media_type, digest))
 
 
-async def descriptors(answer: Answer) -> tuple[Descriptor, ...]:
-    """Those of an index; none where it is another manifest. Raises UpstreamUnavailable."""
-    try:
-        index = await _parse(answer.body, answer.media_type or OCI_INDEX, None)
-    except ManifestInvalid as error:
-        raise UpstreamUnavailable(f"{place(answer.url)} sends an index that is not valid: {error.message}") from None
-    return tuple(index.manifests) if index.media_type in INDEXES else ()
-
-
-async def _parse(body: bytes, media_type: str | None, digest: Digest | None) -> Manifest:
-    if len(body) <= PARSED_HERE:
-        return Manifest.parse(body, media_type, digest)
-    return await asyncio.to_thread(Manifest.parse, body, media_type, digest)
+def _digest_of(answer: Answer, reference: Reference) -> Digest | None:
+    return reference if isinstance(reference, Digest) else answer.digest

@@ -21,7 +21,7 @@ AT_ONCE = 4
 """Lists that are read at a time."""
 KEPT_SECONDS = 30.0
 """For how long a list serves the pages after the first; and first pages, where reading it took several requests."""
-KEPT_SIZE = 32 << 20
+KEPT_SIZE = 16 << 20
 """Bytes of memory for the lists that are kept, about. The last one is, whatever its size."""
 ENTRY_SIZE = 1024
 """What an empty list counts for."""

@@ -111,6 +111,8 @@ class DiskBlobs:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
         self._opener = CachedOpener(layout.root)
         self._held: dict[int, asyncio.Lock] = {}
+        self.held = 0
+        """Bytes of uploads that are in memory, over all of them."""
 
     def run(self, step: Callable[[], T]) -> Step[T]:
         """Runs a blocking step in a thread. It goes on when nobody waits for it any more."""

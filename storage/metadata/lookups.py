@@ -3,21 +3,24 @@ transaction open that it has begun."""
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 import apsw
 
-from storage.content import Descriptor, Manifest, Page
+from storage.content import Descriptor, Manifest, Page, StoredAnnotations
 from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
 from storage.metadata.catalog import BlobRow, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.parsing import TYPE_LENGTH
 from storage.patterns import Names
 
 PAGE_BYTES = 1024 * 1024
-"""Annotations in one page of referrers, about."""
+"""Bytes of one page of referrers, about: a page may be larger by one referrer."""
+ANNOTATIONS_BYTES = 1024 * 1024
+"""JSON of one manifest's annotations that lists show. Beyond, a referrer stands there without any: an index that no
+client takes (most read 4 MiB at most) would hide all the others."""
 WORK = 200_000
 """What one page of repositories may cost, in letters of names that are looked at: about a tenth of a second."""
 SEEK = 100
@@ -27,7 +30,7 @@ LOOK = 10
 FIRST_BATCH, LARGEST_BATCH = 4, 512
 """Names that are read at once. The more of them were of use, the more are read the next time."""
 REFERRERS_LOOKED_AT = 5_000
-"""Referrers of all types that one page of those of one type looks at, at the most."""
+"""Referrers that one page looks at, at the most."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -40,16 +43,23 @@ _BY_TAG = """
 _BY_DIGEST = """
   FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2
  WHERE r.name = ?1"""
-_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size, m.artifact_type, m.annotations"
+_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
-_MANIFESTS = tuple("SELECT m.body, m.media_type, m.digest" + where for where in (_BY_TAG, _BY_DIGEST))
+LARGE = 64 * 1024
+"""Bytes of a manifest from which on those who want the same one share it."""
+_MANIFEST = f"SELECT iif(m.size <= {LARGE}, m.body, NULL), m.media_type, m.digest, m.id"
+_MANIFESTS = tuple(_MANIFEST + where for where in (_BY_TAG, _BY_DIGEST))
 _LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
-_REFERRERS = """
-SELECT m.digest, m.media_type, m.size, m.artifact_type, ifnull(octet_length(m.annotations), 0), m.id
+_REFERRER = f"""
+SELECT m.digest, m.media_type, m.size,
+       iif(octet_length(m.artifact_type) <= {4 * TYPE_LENGTH}, m.artifact_type, NULL),
+       iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
- WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3
- ORDER BY m.digest LIMIT ?4"""
-_ANNOTATIONS = "SELECT annotations FROM manifest WHERE id = ?"
+ WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
+"""Types and annotations of any length came in with earlier versions; they are left where they are."""
+_REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
+_REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
+_ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
 
 
 def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
@@ -88,23 +98,29 @@ def _one(db: apsw.Connection, by_either: Sequence[str], repo: RepositoryName, re
     return row
 
 
-def _descriptor(row: tuple[Any, ...]) -> Descriptor:
-    media_type, digest, size, artifact_type, annotations = row
-    return Descriptor(media_type, _digest(digest), size, artifact_type, json.loads(annotations or "null"))
-
-
 def _digest(text: str) -> Digest:
     """A digest from the database: it was checked when it came."""
     return str.__new__(Digest, text)
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    return _descriptor(_one(db, _DESCRIPTORS, repo, reference))
+    """Without artifact type and annotations, which may be large and which nobody asks for here."""
+    media_type, digest, size = _one(db, _DESCRIPTORS, repo, reference)
+    return Descriptor(media_type, _digest(digest), size)
 
 
-def manifest(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
-    body, media_type, digest = _one(db, _MANIFESTS, repo, reference)
-    return Manifest(body, media_type, _digest(digest))
+def manifest(
+    db: apsw.Connection, repo: RepositoryName, reference: Reference, large: MutableMapping[Digest, Manifest]
+) -> Manifest:
+    """`large`: large ones that somebody has at the moment."""
+    body, media_type, digest, number = _one(db, _MANIFESTS, repo, reference)
+    if body is not None:
+        return Manifest(body, media_type, _digest(digest))
+    found = large.get(digest)
+    if found is None or found.media_type != media_type:
+        body = db.execute("SELECT body FROM manifest WHERE id = ?", (number,)).get
+        found = large[digest] = Manifest(body, media_type, _digest(digest))
+    return found
 
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: Names) -> Page[RepositoryName]:
@@ -186,18 +202,22 @@ def referrers(
     looked_at: int = REFERRERS_LOOKED_AT,
     size: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
-    """A page that looks at so many referrers at the most, and has annotations of so many bytes, about."""
+    """A page that looks at so many referrers at the most, and holds so many bytes, about."""
     found: list[Descriptor] = []
     taken = 0
-    rows: list[Any] = db.execute(_REFERRERS, (repo, subject, after or "", looked_at + 1)).fetchall()
+    asked = (repo, subject, after or "", looked_at + 1)
+    if artifact_type is None:
+        rows: list[Any] = db.execute(_REFERRERS, asked).fetchall()
+    else:
+        rows = db.execute(_REFERRERS_OF_TYPE, (*asked, artifact_type)).fetchall()
     place: str | None = None
     for digest, media_type, length, kind, annotated, number in rows[:looked_at]:
-        if artifact_type is None or kind == artifact_type:
-            taken += annotated + 256
-            if len(found) == limit or (taken > size and (found or size < PAGE_BYTES)):
-                return Page(found, more=True)
-            text = db.execute(_ANNOTATIONS, (number,)).get if annotated else None
-            found.append(_descriptor((media_type, digest, length, kind, text)))
+        taken += annotated + len(kind or "") + 256
+        if len(found) == limit or (taken > size and (found or size < PAGE_BYTES)):
+            return Page(found, more=True)
+        text = db.execute(_ANNOTATIONS, (number,)).get if annotated else None
+        annotations = StoredAnnotations(text) if text else None
+        found.append(Descriptor(media_type, _digest(digest), length, kind, annotations))
         place = digest
     return Page(found, more=len(rows) > looked_at, place=place if len(rows) > looked_at else None)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import apsw
 
-from storage.content import Actor, Condition, Manifest
+from storage.content import Actor, Condition, Manifest, json_of_annotations
 from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
 from storage.metadata import lookups
 from storage.metadata.access.audit import record_content
-from storage.metadata.blob_changes import is_referred, make_repository, queue
+from storage.metadata.blob_changes import make_repository
 from storage.names import Digest, RepositoryName, Tag
 
 _MISSING_BLOBS = """
@@ -22,6 +21,18 @@ SELECT value FROM json_each(?2)
 _MISSING_MANIFESTS = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value)"""
+
+_RECORD_DELETED = """
+INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent)
+SELECT ?1, name, NULL, ?3, ?4, ?5, ?6, ?7 FROM tag WHERE manifest = ?2 ORDER BY name"""
+_QUEUE_LET_GO = """
+INSERT INTO collect_queue (repository, digest, since)
+SELECT ?1, g.digest, ?3 FROM manifest_blob g
+ WHERE g.manifest = ?2
+   AND NOT EXISTS (SELECT 1 FROM manifest_blob o
+                    WHERE o.repository = ?1 AND o.digest = g.digest AND o.manifest <> ?2)
+    ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since"""
+"""Blobs that only this manifest refers to."""
 
 
 def put_manifest(
@@ -62,10 +73,10 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}
+    absent = _missing(db, _MISSING_MANIFESTS, repository, children)
+    no_blobs = set(_missing(db, _MISSING_BLOBS, repository, manifest.blob_children & set(absent)))
     missing = _missing(db, _MISSING_BLOBS, repository, blobs) + [
-        digest
-        for digest in _missing(db, _MISSING_MANIFESTS, repository, children)
-        if digest not in manifest.blob_children or _missing(db, _MISSING_BLOBS, repository, {digest})
+        digest for digest in absent if digest not in manifest.blob_children or digest in no_blobs
     ]
     if missing:
         raise ManifestBlobUnknown(
@@ -75,11 +86,16 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
         )
 
 
-def _missing(db: apsw.Connection, sql: str, repository: int, wanted: set[Digest]) -> list[Digest]:
+def _listed(digests: Iterable[Digest]) -> str:
+    """As JSON, in order, for `json_each`: nothing in a digest has to be escaped. One statement for all of them runs
+    without the interpreter's lock."""
+    return '["' + '","'.join(sorted(digests)) + '"]'
+
+
+def _missing(db: apsw.Connection, sql: str, repository: int, wanted: Set[Digest]) -> list[Digest]:
     if not wanted:
         return []
-    listed = '["' + '","'.join(sorted(wanted)) + '"]'  # JSON: nothing in a digest has to be escaped
-    rows: list[Any] = db.execute(sql, (repository, listed)).fetchall()
+    rows: list[Any] = db.execute(sql, (repository, _listed(wanted))).fetchall()
     return [Digest(digest) for (digest,) in rows]
 
 
@@ -96,7 +112,7 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
     number = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?) RETURNING id",
         (
             repository,
             manifest.digest,
@@ -104,7 +120,7 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
             len(manifest.body),
             manifest.subject,
             manifest.artifact_type,
-            json.dumps(dict(manifest.annotations)) if manifest.annotations else None,
+            json_of_annotations(manifest.annotations) if manifest.annotations else None,
             now,
             manifest.body,
         ),
@@ -115,11 +131,12 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
     return int(number), True
 
 
-def _refer(db: apsw.Connection, table: str, repository: int, manifest: int, digests: Iterable[Digest]) -> None:
-    db.executemany(
-        f"INSERT INTO {table} (repository, digest, manifest) VALUES (?, ?, ?)",
-        [(repository, digest, manifest) for digest in digests],
-    )
+def _refer(db: apsw.Connection, table: str, repository: int, manifest: int, digests: Set[Digest]) -> None:
+    if digests:
+        db.execute(
+            f"INSERT INTO {table} (repository, digest, manifest) SELECT ?1, value, ?2 FROM json_each(?3)",
+            (repository, manifest, _listed(digests)),
+        )
 
 
 def _point(
@@ -156,14 +173,11 @@ def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, b
     number = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
     if number is None:
         raise ManifestUnknown(f"{repo} has no manifest {digest}")
-    tags: list[Any] = db.execute("DELETE FROM tag WHERE manifest = ? RETURNING name", (number,)).fetchall()
-    for (tag,) in tags:
-        _record(db, repository, tag, None, by, now)
-    gone: list[Any] = db.execute("DELETE FROM manifest_blob WHERE manifest = ? RETURNING digest", (number,)).fetchall()
+    db.execute(_RECORD_DELETED, (repository, number, now, by.name, by.address, by.request_id, by.user_agent))
+    db.execute("DELETE FROM tag WHERE manifest = ?", (number,))
+    db.execute(_QUEUE_LET_GO, (repository, number, now))
+    db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (number,))
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (number,))
     db.execute("DELETE FROM manifest WHERE id = ?", (number,))
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
     record_content(db, by, now, "manifest.delete", repo, digest)
-    for (blob,) in gone:
-        if not is_referred(db, repository, Digest(blob)):
-            queue(db, repository, Digest(blob), now)

@@ -18,10 +18,13 @@ UNKNOWN_KEPT = 10_000
 """References an upstream did not have that are remembered, about: anybody can ask for more of them."""
 PRUNE_EVERY = 64
 REFERRING = 8
+READ_SIZE = 256 * 1024
+"""Bytes of the manifests, together, that are looked into for a blob's size. That happens on the event loop; of a blob
+that only larger ones name, the upstream is asked for the size."""
 _REFERRING = """
 SELECT m.body, m.media_type, m.digest
   FROM repository r JOIN manifest_blob b ON b.repository = r.id AND b.digest = ?2 JOIN manifest m ON m.id = b.manifest
- WHERE r.name = ?1 ORDER BY m.pushed DESC, m.id DESC LIMIT ?3"""
+ WHERE r.name = ?1 AND m.size <= ?4 ORDER BY m.pushed DESC, m.id DESC LIMIT ?3"""
 
 _HOLDER = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
@@ -85,8 +88,14 @@ class SqliteRecords:
         await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
-        rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING)).fetchall()
-        return [Manifest(body, media_type, str.__new__(Digest, of)) for body, media_type, of in rows]
+        rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING, READ_SIZE)).fetchall()
+        found, left = [], READ_SIZE
+        for body, media_type, of in rows:
+            left -= len(body)
+            manifest = Manifest(body, media_type, str.__new__(Digest, of))
+            if left >= 0 and manifest.readable:
+                found.append(manifest)
+        return found
 
     async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, WrongBytes]:
         now = self._clock()

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
+from weakref import WeakValueDictionary
+
+import apsw
 
 from storage.blobs.layout import Layout
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
@@ -30,6 +33,8 @@ from storage.system import System
 
 REMEMBERED: Final = 16 * 1024 * 1024
 """Bytes of answers that are kept, about."""
+KEPT_WEIGHT: Final = 8
+"""Bytes of memory that a manifest and what it says take, for each of its own."""
 _FEW: Final = 1024
 """What an answer weighs that is a few fields: about its bytes."""
 _SMALL_PAGE: Final = 1000
@@ -49,14 +54,10 @@ def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
 
 
 def _manifest_size(manifest: Manifest) -> int:
-    return _FEW + 4 * len(manifest.body)  # some ask what it says, and that is kept with it
+    return _FEW + KEPT_WEIGHT * len(manifest.body)  # some ask what it says, and that is kept with it
 
 
-def _descriptor_size(descriptor: Descriptor) -> int:
-    return _FEW + sum(128 + len(name) + len(text) for name, text in (descriptor.annotations or {}).items())
-
-
-def _row_size(_: BlobRow) -> int:
+def _row_size(_: BlobRow | Descriptor) -> int:
     return _FEW
 
 
@@ -80,6 +81,7 @@ class SqliteMetadata:
         self._remembered: Remembered[Any] = Remembered(self.version, REMEMBERED)
         self._writer = frozen or Writer(layout, system, self.version, reserve)
         self.frozen = frozen
+        self._large: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         self._clock = clock
         self.records = SqliteRecords(self._db, self._writer, clock)
         self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version, self._scans)
@@ -162,10 +164,13 @@ class SqliteMetadata:
         await self._writer.run(lambda db: blob_changes.end_upload(db, upload), durable=False, need=Need.RELIEF)
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._look(_descriptor_size, lookups.manifest_descriptor, repo, reference)
+        return self._look(_row_size, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return self._look(_manifest_size, lookups.manifest, repo, reference)
+        return self._look(_manifest_size, self._find_manifest, repo, reference)
+
+    def _find_manifest(self, db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
+        return lookups.manifest(db, repo, reference, self._large)
 
     async def put_manifest(
         self,

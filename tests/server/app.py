@@ -136,7 +136,7 @@ class App:
 
     async def whole(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """All of an answer in one message."""
-        await answer(send, 200, bytes(int(query["size"])))
+        await answer(send, 200, body_of(query))
 
     async def stream(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

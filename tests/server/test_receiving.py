@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.server.framing import CHUNKS, Chunked, Sized
-from registry.server.receiving import LEAST, MOST, Body
+from registry.server.receiving import FEW, LEAST, MOST, Body, Receiving
 from registry.server.refusal import Refused
-from tests.server.running import Running, Start, read_all, read_error, read_response
+from tests.server.running import Running, Start, read_all, read_error, read_response, wait_for
+from tests.server.test_sending import descriptors
 
 POST = b"POST /digest HTTP/1.1\r\nHost: test\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -233,3 +235,45 @@ def test_crumbs_behind_a_large_chunk(server: Running, query: str, half_closed: b
         content += bytes(number % 251 for number in range(100_000))
         assert seen == {"digest": hashlib.sha256(content).hexdigest(), "size": len(content)}
         assert read_response(sock)[0] == 200
+
+
+def test_many_bodies_have_small_buffers() -> None:
+    """Where many come in at once, a client that stops sending keeps little."""
+    receiving = Receiving()
+    bodies = [Body(Sized(10 * MOST), receiving) for _ in range(FEW + 1)]
+    for body in bodies:
+        for _ in range(4):
+            body.filled(len(body.room()))
+    assert len(bodies[-1].room()) == LEAST
+    del body
+    bodies.pop()
+    assert receiving.bodies == FEW
+    short = Body(Sized(1), receiving)
+    short.take(memoryview(b"x"))
+    assert receiving.bodies == FEW
+    for _ in range(4):
+        bodies[0].filled(len(bodies[0].room()))
+    assert len(bodies[0].room()) > LEAST
+
+
+def test_a_client_that_takes_nothing_of_a_large_answer(start: Start) -> None:
+    """It is cut off when a slice of what is held for it is not taken in time; one that takes all of it gets it."""
+    running = start(limits={"slice_seconds": 0.3})
+    request = b"GET /whole?size=50000000 HTTP/1.1\r\nHost: test\r\n\r\n"
+    before = descriptors(running)
+    with running.connect() as sock:
+        sock.sendall(request)
+        assert len(read_response(sock)[2]) == 50_000_000
+        sock.sendall(request)
+        wait_for(lambda: descriptors(running) == before)
+        with contextlib.suppress(ConnectionResetError):
+            assert len(read_all(sock)) < 50_000_000
+
+
+def test_a_short_rest_that_drips_does_not_keep_the_answer(start: Start) -> None:
+    """An early answer waits a moment for the rest of a short body, and no longer."""
+    running = start(limits={"linger_seconds": 0.2})
+    with running.connect() as sock:
+        sock.sendall(b"POST /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\nx")
+        status, headers, _ = read_response(sock)
+        assert (status, headers["connection"]) == (403, "close")

@@ -203,7 +203,8 @@ def _made_older(database: Path, version: int) -> None:
     db.execute("ATTACH ? AS new", (str(database),))
     for table in tables:
         columns = ", ".join(name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,)))
-        db.execute(f"INSERT OR REPLACE INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
+        db.execute(f"DELETE FROM {table}")  # what a migration itself puts there
+        db.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new.{table}")
     db.execute("DETACH new")
     db.pragma("user_version", version)
     db.pragma("journal_mode", "wal")

@@ -227,3 +227,35 @@ async def test_a_list_that_is_too_long(registry: StoredRegistry) -> None:
         with pytest.raises(UpstreamUnavailable, match="a list of more than"):
             await source.tags(REPO, None, 10)
         assert server.count < 12
+
+
+async def test_a_page_of_too_many_tags(registry: StoredRegistry) -> None:
+    """A page that would hold up a worker while it is read is refused, with the bound."""
+    page = b'{"name":"a","tags":[' + b'"a",' * 400_000 + b'"b"]}'
+    async with scripted(said(answer(200, page))) as script, far(registry, script.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="a list that is too large: it holds more than 300000 values"):
+            await source.tags(REPO, None, 10)
+
+
+async def test_a_list_that_takes_too_much_memory(registry: StoredRegistry) -> None:
+    """What stands in a list counts, not only its text: pages of short tags end as well."""
+    number = 0
+
+    def reply(head: str) -> bytes:
+        nonlocal number
+        first, number = number, number + 50_000
+        tags = json.dumps({"tags": [f"{n:x}" for n in range(first, number)]})
+        return answer(200, tags, link=f'</v2/{REPO}/tags/list?last={number}>; rel="next"')
+
+    async with scripted(reply) as script, far(registry, script.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="a list of more than"):
+            await source.tags(REPO, None, 10)
+        assert script.count < 10
+
+
+async def test_many_tags_come_in_order(registry: StoredRegistry) -> None:
+    """More than are sorted at once."""
+    tags = [f"{n * 7919 % 35_000:05}" for n in range(35_000)]
+    async with scripted(said(answer(200, json.dumps({"tags": tags})))) as script, far(registry, script.url) as source:
+        page = await source.tags(REPO, "20000", 5)
+    assert page.items == [f"{n:05}" for n in range(20_001, 20_006)]

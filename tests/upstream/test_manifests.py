@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -10,6 +11,12 @@ from typing import Any
 
 import pytest
 
+from registry.config import Upstream
+from registry.memory import MemoryBudget, holding
+from registry.upstream.exchange import MIB, Exchange
+from registry.upstream.networks import Gate
+from registry.upstream.proxies import Proxies
+from registry.upstream.trust import Trust
 from storage.content import OCI_MANIFEST, Manifest
 from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Reference, Tag
@@ -212,3 +219,60 @@ async def test_no_cookies(registry: StoredRegistry) -> None:
         for _ in range(2):
             await source.tags(REPO, None, 1)
     assert "cookie:" not in "".join(server.heads).lower()
+
+
+TOO_LARGE = {
+    "values": b'{"schemaVersion":2,"x":[' + b"[]," * 100_000 + b"[]]}",
+    "refers to 10001 blobs": json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1},
+            "layers": [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(10_001)],
+        }
+    ).encode(),
+    "characters": json.dumps(
+        {
+            "schemaVersion": 2,
+            "artifactType": "a" * 256,
+            "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1},
+        }
+    ).encode(),
+    "names 'z' twice": b'{"schemaVersion":2,' + b",".join(b'"%d":1' % n for n in range(40_000)) + b',"z":1,"z":2}',
+}
+
+
+@pytest.mark.parametrize("why", TOO_LARGE)
+async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) -> None:
+    """It is refused with the bound that it breaks; others of that upstream come as before."""
+    good = json.dumps(
+        {"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1}}
+    ).encode()
+
+    def reply(head: str) -> bytes:
+        body = good if "/manifests/good" in head else TOO_LARGE[why]
+        return answer(200, body, content_type=OCI_MANIFEST)
+
+    async with scripted(reply) as script, far(registry, script.url) as source:
+        for _ in range(5):
+            with pytest.raises(UpstreamUnavailable, match=f"a manifest that is not valid: .*{why}"):
+                await source.get_manifest(REPO, Tag("bad"))
+        assert (await source.get_manifest(REPO, Tag("good"))).body == good
+
+
+async def test_large_answers_wait_for_memory() -> None:
+    """They are read one after another, as far as memory goes, and each is held as long as its block lasts."""
+    body = b"x" * (100 << 10)
+    memory = MemoryBudget(300 << 10, "answers")
+    settings = Upstream.model_validate({"name": "far.test"})
+    exchange = Exchange(settings, Proxies(), Trust(settings.ca_file), Gate(settings.name), memory)
+
+    async def ask(url: str) -> int:
+        async with holding():
+            found = await exchange.ask("GET", url, {}, most=MIB)
+            assert memory.used == 2 * len(body)
+        return len(found.body)
+
+    async with scripted(said(answer(200, body))) as script:
+        assert await asyncio.gather(*(ask(script.url) for _ in range(4))) == [len(body)] * 4
+        await exchange.aclose()
+    assert memory.used == 0

@@ -1,0 +1,344 @@
+"""Bodies and answers that are held in memory: within a budget, at a least rate, and read in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+
+import pytest
+from fastapi import Request
+
+from registry.app import create_app
+from registry.config import Settings
+from registry.http import DistributionAPI
+from registry.http.exchange import Message
+from registry.http.intake import HELD, Intake
+from registry.http.limits import Limits
+from registry.memory import SMALL, MemoryBudget, holding, keep
+from storage.content import OCI_MANIFEST, Descriptor, Manifest, digest_of
+from storage.memory import MemoryRegistry
+from storage.names import Digest
+from tests.registry.conftest import V2, image, put_blob, put_image
+from tests.registry.driver import Client, scope_of
+
+KIB = 1024
+PUT = {"content-type": OCI_MANIFEST}
+LARGE = 100 * KIB
+
+
+def large_image(n: str = "") -> bytes:
+    return image(annotations={"a": "x" * LARGE, "n": n})
+
+
+class Sender:
+    """A client that sends its body piece by piece, when it is told to."""
+
+    def __init__(self, api: object, body: bytes, name: str = "t", declared: bool = True) -> None:
+        self.api = api
+        headers = {**PUT, **({"content-length": str(len(body))} if declared else {"transfer-encoding": "chunked"})}
+        self.scope = scope_of("PUT", f"{V2}/manifests/{name}", headers)
+        self.left: bool = False
+        self.scope["extensions"] = {"entrepot.body": {"receive": self._receive, "left": lambda: self.left}}
+        self.body = body
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.answer = b""
+        self._pieces: asyncio.Queue[tuple[list[bytes], bool] | None] = asyncio.Queue()
+
+    def start(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self.api(self.scope, self._messages, self._send))  # type: ignore[operator]
+
+    def send(self, piece: bytes, *, more: bool = True) -> None:
+        self._pieces.put_nowait(([piece], more))
+
+    def send_all(self) -> None:
+        self.send(self.body, more=False)
+
+    def leave(self) -> None:
+        self.left = True
+        self._pieces.put_nowait(None)
+
+    @property
+    def message(self) -> str:
+        return str(json.loads(self.answer)["errors"][0]["message"])
+
+    async def _receive(self) -> tuple[list[bytes], bool] | None:
+        return await self._pieces.get()
+
+    async def _messages(self) -> Message:
+        while await self._pieces.get() is not None:
+            pass
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+        else:
+            self.answer += message["body"]
+
+
+def api_of(registry: MemoryRegistry, intake: Intake) -> DistributionAPI:
+    return DistributionAPI(registry, intake=intake)
+
+
+def budget(size: int, **more: float) -> MemoryBudget:
+    return MemoryBudget(size, "request bodies", **more)
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.001)
+
+
+async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
+    """Whoever finds no memory within the wait is told so, and when to come again; nothing of the body is read."""
+    intake = Intake(bodies=budget(200 * KIB, wait=0.05, slow=60))
+    await put_blob(registry, b"{}")
+    first, second = (Sender(api_of(registry, intake), large_image(), name) for name in "ab")
+    held = first.start()
+    first.send(first.body[:-1])
+    await until(lambda: intake.bodies.used > LARGE)
+    await second.start()
+    assert (second.status, second.headers[b"retry-after"]) == (429, b"1")
+    assert "holds as many request bodies in memory as it may; try again" in second.message
+    first.send(first.body[-1:], more=False)
+    await held
+    assert first.status == 201
+    assert intake.bodies.used == 0
+
+
+async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) -> None:
+    """In the order of asking."""
+    intake = Intake(bodies=budget(200 * KIB, wait=30, slow=60))
+    await put_blob(registry, b"{}")
+    senders = [Sender(api_of(registry, intake), large_image(), name) for name in "abc"]
+    tasks = [sender.start() for sender in senders]
+    for sender, task in zip(senders, tasks, strict=True):
+        sender.send_all()
+        await task
+        assert sender.status == 201
+
+
+async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
+    """A part of the budget is for bodies that are small, as nearly all manifests are."""
+    intake = Intake(bodies=budget(200 * KIB, wait=30, slow=60))
+    await put_blob(registry, b"{}")
+    first, second = (Sender(api_of(registry, intake), large_image(), name) for name in "ab")
+    tasks = [first.start(), second.start()]
+    await until(lambda: intake.bodies.used > LARGE)
+    small = Sender(api_of(registry, intake), image(), "small")
+    small.send_all()
+    await small.start()
+    assert small.status == 201
+    for sender, task in zip((first, second), tasks, strict=True):
+        sender.send_all()
+        await task
+
+
+async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
+    """After its grace, however fast the most of it came, and its memory is free again."""
+    intake = Intake(grace=0.05, rate=1024 * KIB)
+    sender = Sender(api_of(registry, intake), large_image())
+    sender.send(sender.body[:-10])
+    task = sender.start()
+
+    async def drip() -> None:
+        while True:
+            sender.send(b"x")
+            await asyncio.sleep(0.02)  # its pace, not a wait for anything
+
+    dripping = asyncio.create_task(drip())
+    await task
+    dripping.cancel()
+    assert sender.status == 408
+    assert "the body comes too slowly" in sender.message
+    assert intake.bodies.used == 0
+
+
+async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> None:
+    """The one that takes longest makes room for the one that waits."""
+    intake = Intake(bodies=budget(200 * KIB, wait=30, slow=0.01))
+    await put_blob(registry, b"{}")
+    slow, other = (Sender(api_of(registry, intake), large_image(), name) for name in "ab")
+    slow.send(slow.body[:100])
+    dripping = slow.start()
+    await until(lambda: intake.bodies.used > LARGE)
+    other.send_all()
+    await other.start()
+    await dripping
+    assert (slow.status, other.status) == (408, 201)
+
+
+async def test_a_body_of_unknown_length_counts_as_it_comes(registry: MemoryRegistry) -> None:
+    """Chunked transfer coding declares nothing."""
+    intake = Intake(bodies=budget(400 * KIB))
+    await put_blob(registry, b"{}")
+    sender = Sender(api_of(registry, intake), large_image(), declared=False)
+    task = sender.start()
+    sender.send(sender.body[:10])
+    await until(lambda: intake.bodies.used == 10)
+    sender.send(sender.body[10:-1])
+    await until(lambda: intake.bodies.used >= len(sender.body) - 1)
+    sender.send(sender.body[-1:], more=False)
+    await task
+    assert (sender.status, intake.bodies.used) == (201, 0)
+
+
+async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large manifests are read one at a time; one whose client has left meanwhile is not read at all."""
+    read: list[bytes] = []
+    begun, go = threading.Event(), threading.Event()
+    parse = Manifest.parse.__func__  # type: ignore[attr-defined]
+
+    def counted(kind: type[Manifest], body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
+        read.append(body)
+        begun.set()
+        go.wait(30)
+        found: Manifest = parse(kind, body, media_type, expected)
+        return found
+
+    monkeypatch.setattr(Manifest, "parse", classmethod(counted))
+    intake = Intake()
+    await put_blob(registry, b"{}")
+    first, second, third = (Sender(api_of(registry, intake), large_image(n), n) for n in "abc")
+    tasks = []
+    for sender in (first, second, third):
+        sender.send_all()
+        tasks.append(sender.start())
+        await until(begun.is_set)
+    second.leave()
+    go.set()
+    await asyncio.gather(*tasks)
+    assert (first.status, second.status, third.status) == (201, 0, 201)
+    assert read == [first.body, third.body]
+    assert intake.bodies.used == 0
+
+
+async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
+    """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
+    several is held once."""
+    intake = Intake(answers=MemoryBudget(4 * HELD, "answers", wait=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * HELD})
+    api = api_of(registry, intake)
+    taken = asyncio.Event()
+
+    async def get(name: str, gate: asyncio.Event | None) -> int:
+        status = 0
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            if gate is not None and message["type"] == "http.response.body":
+                await gate.wait()
+
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        await api(scope_of("GET", f"{V2}/manifests/{name}", {}), receive, send)
+        return status
+
+    slow = [asyncio.create_task(get("a", taken)) for _ in range(5)]
+    await until(lambda: intake.answers.used > 2 * HELD)
+    assert intake.answers.used < 3 * HELD
+    assert await get("b", None) == 429
+    assert await get("a", None) == 200
+    taken.set()
+    assert await asyncio.gather(*slow) == [200] * 5
+    assert await get("b", None) == 200
+    assert intake.answers.used == 0
+
+
+async def test_forms_and_json_count_too() -> None:
+    """Bodies for what is not the distribution API: the same budget, the same least rate, and an answer that says so."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.intake = Intake(grace=0.05, rate=1024 * KIB)
+
+    @app.post("/form")
+    async def form(request: Request) -> int:
+        return len(await request.body())
+
+    sender = Sender(app, b"a" * 1000)
+    sender.scope.update({"path": "/form", "raw_path": b"/form", "method": "POST"})
+    sent = asyncio.Event()
+
+    async def receive() -> Message:
+        if sent.is_set():
+            await asyncio.Event().wait()
+        sent.set()
+        return {"type": "http.request", "body": b"x" * 100, "more_body": True}
+
+    task = asyncio.create_task(app(sender.scope, receive, sender._send))
+    await sent.wait()
+    await until(lambda: app.intake.bodies.used == 100)
+    await task
+    assert (sender.status, app.intake.bodies.used) == (408, 0)
+
+
+async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
+    """Whatever is called inside; without a block it is let go at once."""
+    memory = budget(SMALL)
+
+    async def fetch() -> None:
+        share = memory.share()
+        await share.grow(10)
+        keep(share)
+
+    async with holding():
+        await fetch()
+        await fetch()
+        assert memory.used == 20
+    assert memory.used == 0
+    await fetch()
+    assert memory.used == 0
+
+
+async def test_a_cancelled_wait_leaves_no_trace() -> None:
+    """Those behind it get in."""
+    memory = budget(4 * SMALL, wait=30)
+    first, second, third = memory.share(), memory.share(), memory.share()
+    await first.grow(3 * SMALL)
+    waiting = [asyncio.create_task(share.grow(2 * SMALL)) for share in (second, third)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.wait([waiting[0]])
+    first.close()
+    await waiting[1]
+    assert memory.used == 2 * SMALL
+
+
+async def test_a_put_of_many_tags_is_answered_in_few_header_lines(registry: MemoryRegistry) -> None:
+    """As many as are taken give an answer of fewer than the 100 lines that common clients read; more are 414."""
+    client = Client(DistributionAPI(registry))
+    await put_blob(registry, b"{}")
+    most = Limits().tags_per_put
+    body = image()
+
+    def path(count: int) -> str:
+        return f"{V2}/manifests/{digest_of(body)}?" + "&".join(f"tag=t{number}" for number in range(count))
+
+    answer = await client("PUT", path(most), PUT, body)
+    assert answer.status == 201
+    assert len(answer.all("oci-tag")) == most
+    assert len(answer.fields) < 90
+    refused = await client("PUT", path(most + 1), PUT, body)
+    assert refused.status == 414
+    assert f"at most {most} are taken" in refused.json["errors"][0]["message"]
+
+
+async def test_a_long_type_is_400(registry: MemoryRegistry) -> None:
+    """It would be held for every list and every HEAD."""
+    client = Client(DistributionAPI(registry))
+    await put_blob(registry, b"{}")
+    for more in ({"artifactType": "a" * 300}, {"subject": _typed("a" * 300)}):
+        answer = await client("PUT", f"{V2}/manifests/1", PUT, image(**more))
+        assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
+        assert "at most 255 are taken" in answer.json["errors"][0]["message"]
+
+
+def _typed(kind: str) -> dict[str, object]:
+    return Descriptor(kind, digest_of(b"{}"), 2).as_json()
