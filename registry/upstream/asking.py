@@ -98,11 +98,11 @@ class Asking:
             try:
                 return await self._try(endpoint, attempt, repo, share)
             except _FAILED as error:
-                failures.append(error)
+                failures.append(_freed(error))
             except _WITHOUT as error:
                 if not anywhere and endpoint is self._endpoints.all[0]:
                     raise
-                failures.append(error)
+                failures.append(_freed(error))
         raise _gravest([*failures, *resting])
 
     async def _unheld(self, order: list[Endpoint], kind: Kind, failures: list[RegistryError]) -> list[Endpoint]:
@@ -207,6 +207,13 @@ class Asking:
 
     async def aclose(self) -> None:
         await self._auth.aclose()
+
+
+def _freed(error: RegistryError) -> RegistryError:
+    """The error without the frames it came through. They hold the answer, of up to 8 MiB, and one of them holds the list
+    of errors: such a circle would stay in memory until the garbage collector comes by."""
+    error.__traceback__ = error.__context__ = None
+    return error
 
 
 def _gravest(failures: list[RegistryError]) -> RegistryError:
