@@ -31,7 +31,7 @@ async def get_me(caller: Anybody) -> models.Me:
     if not caller.open and caller.principal.nobody:
         raise Unauthorized("log in: this needs an account")
     proof = caller.principal.proof
-    grants = Page[Grant]([]) if proof.name is None else _grants(caller, proof.name, proof.groups)
+    grants: Page[Grant] = Page([]) if proof.name is None else _grants(caller, proof.name, proof.groups)
     account = None
     if proof.name is not None and proof.version is not None:
         account = models.Account.of(caller.administration.accounts.account(AccountName(proof.name)))
