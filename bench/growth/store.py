@@ -121,7 +121,7 @@ class _Rows:
                     MANIFEST_TYPE,
                     len(one.body),
                     media_type,
-                    json.dumps({"org.example.note": f"{repo}:{one.tag}"}),
+                    json.dumps({"org.example.note": f"{repo}:{one.tag}"}, separators=(",", ":")),
                     self._now,
                     one.body,
                 )
