@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 _LETTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
@@ -23,6 +23,10 @@ _END: Final = "\n"
 """Stands where a pattern ends, since it is in no name."""
 _BITS_PER_STEP: Final = 1024
 """Places in patterns that one operation moves in about the time that Python takes for the operation itself."""
+_LARGE: Final = 4096
+"""Letters of patterns from which on a matcher takes much memory: ten bytes for each of them, about."""
+_SHARED: Final = 64
+"""Large matchers that a process keeps."""
 
 
 class _Steps(dict[str, tuple[int, int]]):
@@ -188,3 +192,23 @@ class Matcher:
             if first is not None and (found is None or first < found):
                 found = first
         return found
+
+
+class SharedMatcher:
+    """The `matcher` of some patterns. A large one belongs to all that have the same patterns, and is made again if it
+    was not used for long: a thousand principals may have many patterns each."""
+
+    __slots__ = ("_own", "_patterns")
+
+    def __init__(self, patterns: frozenset[str]) -> None:
+        self._patterns = patterns
+        self._own = Matcher(patterns) if sum(map(len, patterns)) < _LARGE else None
+
+    @property
+    def matcher(self) -> Matcher:
+        return self._own or _large_matcher(self._patterns)
+
+
+@lru_cache(maxsize=_SHARED)
+def _large_matcher(patterns: frozenset[str]) -> Matcher:
+    return Matcher(patterns)

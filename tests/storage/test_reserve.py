@@ -200,9 +200,13 @@ class Broken(System):
 @contextmanager
 def writing(data: Path, system: System) -> Iterator[Writer]:
     layout = layout_of(data)
-    with closing(Reserve(layout.reserve, system)) as reserve, closing(connect(layout.metadata, read_only=True)) as db:
-        with closing(Version(db)) as version, closing(Writer(layout, system, version, reserve)) as writer:
-            yield writer
+    with (
+        closing(Reserve(layout.reserve, system)) as reserve,
+        closing(connect(layout.metadata, read_only=True)) as db,
+        closing(Version(db)) as version,
+        closing(Writer(layout, system, version, reserve)) as writer,
+    ):
+        yield writer
 
 
 async def came_to(step: Step[object]) -> object:
@@ -264,6 +268,8 @@ async def test_what_is_committed_succeeds_whatever_follows(data: Path) -> None:
 async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
     """Nor are they made a second time, when the database's version cannot be read after the commit."""
     layout, marks = layout_of(data), iter([0])
-    with closing(Reserve(layout.reserve, System())) as reserve:
-        with closing(Writer(layout, System(), lambda: next(marks), reserve)) as writer:
-            assert await came_to(writer.run(_insert("a"))) == []
+    with (
+        closing(Reserve(layout.reserve, System())) as reserve,
+        closing(Writer(layout, System(), lambda: next(marks), reserve)) as writer,
+    ):
+        assert await came_to(writer.run(_insert("a"))) == []
