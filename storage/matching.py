@@ -61,7 +61,7 @@ def _number(text: bytes, wanted: str) -> int:
 class _Automaton:
     """What follows the same text in several patterns, from the first star on."""
 
-    __slots__ = ("_first", "_last", "_steps", "places")
+    __slots__ = ("_above", "_first", "_last", "_steps", "places")
 
     def __init__(self, rests: Iterable[str]) -> None:
         texts: list[str] = []
@@ -88,6 +88,8 @@ class _Automaton:
         for start in starts:
             first[place - 1 - start] = ord("1")
         self._first = int(bytes(first), 2)
+        self._above: dict[str, int] = {}
+        """For each letter: the places from which one that follows it leads on. Made when it is asked for."""
 
     def matches(self, name: str, begin: int) -> bool:
         steps, places = self._steps, self._first
@@ -119,11 +121,22 @@ class _Automaton:
 
     def _next_letter(self, places: int, after: str) -> str:
         """The first letter after that one that leads anywhere from `places`; empty: none does."""
+        above = self._above or self._places_above()
+        if after in above and not places & above[after]:
+            return ""
         for letter in _LETTERS[bisect_left(_LETTERS, after) :]:
             leads, loops = self._steps[letter]
             if letter > after and places & (leads | loops):
                 return letter
         return ""
+
+    def _places_above(self) -> dict[str, int]:
+        places = 0
+        for letter in reversed(_LETTERS):
+            self._above[letter] = places
+            leads, loops = self._steps[letter]
+            places |= leads | loops
+        return self._above
 
 
 class Matcher:
