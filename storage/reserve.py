@@ -44,9 +44,9 @@ class Need(IntEnum):
     GROWTH = 0
     """Stores something: refused unless the reserve is whole."""
     SMALL = 1
-    """A small row that others depend on, such as a failed login: may use one half of it."""
+    """A small row that others depend on, such as a failed login or a grant: may use one half of it."""
     RELIEF = 2
-    """Frees room or takes rights away: may use all of it."""
+    """Frees room, takes rights away or changes a secret: may use all of it."""
 
 
 class Reserve:

@@ -12,6 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from storage.access import AccountName, Action, Grant, Kind, Subject, SubjectKind
 from storage.blobs.steps import Step
 from storage.content import Actor, Manifest
 from storage.errors import StorageFailed, StorageFull
@@ -20,6 +21,7 @@ from storage.metadata.version import Version
 from storage.metadata.writer import Writer
 from storage.names import RepositoryName, Tag
 from storage.opening import layout_of, open_registry, prepare
+from storage.patterns import NamePattern
 from storage.reserve import SIZE, Need, Reserve
 from storage.system import System
 
@@ -273,3 +275,36 @@ async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
         closing(Writer(layout, System(), lambda: next(marks), reserve)) as writer,
     ):
         assert await came_to(writer.run(_insert("a"))) == []
+
+
+async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
+    """With less than half of it left, nothing is added to accounts, groups and grants; rights can be taken away, and a
+    password can be changed, since that shuts somebody out."""
+    system, by = Broken(), Actor("admin")
+    alice, bob, dev, ops = map(AccountName, ("alice", "bob", "dev", "ops"))
+    grant = Grant(Subject(SubjectKind.GROUP, "dev"), NamePattern("team/*"), Action.PULL)
+    async with open_registry(data, system=system) as registry:
+        accounts = registry.accounts
+        await accounts.add_account(alice, Kind.USER, password_hash="old", by=by)
+        await accounts.add_group(dev, by=by)
+        await accounts.add_member(dev, alice, by=by)
+        await accounts.put_grant(grant, by=by)
+        system.full = True
+        os.truncate(data / "reserve", SIZE // 2 - 4096)
+        for adding in (
+            accounts.add_account(bob, Kind.USER, password_hash=None, by=by),
+            accounts.set_admin(alice, True, by=by),
+            accounts.set_enabled(alice, True, by=by),
+            accounts.add_group(ops, by=by),
+            accounts.add_member(dev, alice, by=by),
+            accounts.put_grant(grant, by=by),
+        ):
+            with pytest.raises(StorageFull):
+                await adding
+        await accounts.set_password(alice, "new", by=by)
+        await accounts.set_admin(alice, False, by=by)
+        await accounts.remove_grant(grant.subject, grant.pattern, by=by)
+        await accounts.remove_member(dev, alice, by=by)
+        await accounts.remove_group(dev, by=by)
+        await accounts.set_enabled(alice, False, by=by)
+        await accounts.remove_account(alice, by=by)
