@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -14,10 +15,11 @@ import pytest
 
 from storage.content import Actor, digest_of
 from storage.data_directory import DataDirectoryError, check_writable, filesystem_of
-from storage.errors import StorageFailed
+from storage.errors import StorageFailed, StorageFull
+from storage.metadata.frozen import Frozen
 from storage.metadata.migrate import steps
 from storage.names import RepositoryName
-from storage.opening import open_registry, prepare
+from storage.opening import layout_of, open_registry, prepare
 from storage.system import System
 from tests.serving import ROOT
 
@@ -298,3 +300,14 @@ async def test_what_cannot_be_opened_leaves_nothing_open(data: Path) -> None:
             pass
     kept.append(caught)  # and with it every frame of the attempt
     assert held() == ([], [])
+
+
+def test_a_frozen_database_is_not_read_once_it_thawed(data: Path) -> None:
+    """Others may write from then on, so that what its connection still knows of the file is wrong. Who kept the
+    connection gets an error, never old or broken rows."""
+    with closing(Frozen(layout_of(data))) as frozen:
+        assert frozen.db.execute("SELECT count(*) FROM repository").get == 0
+        frozen.thaw()
+        for sql in ("SELECT count(*) FROM repository", "SELECT name FROM sqlite_schema"):
+            with pytest.raises(StorageFull):
+                frozen.db.execute(sql)
