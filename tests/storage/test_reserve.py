@@ -308,3 +308,19 @@ async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
         await accounts.remove_group(dev, by=by)
         await accounts.set_enabled(alice, False, by=by)
         await accounts.remove_account(alice, by=by)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file system that cannot give a file room in advance has no reserve: what is stored is admitted, the log says so
+    once, and nothing is wrong with the disk."""
+    with closing(Reserve(tmp_path / "reserve", Quota(0, code))) as reserve:
+        reserve.establish()
+        for _ in range(3):
+            reserve.admit()
+        assert [reserve.allows(need) for need in Need] == [True, True, True]
+        assert reserve.trouble() is None
+        assert reserve.spend(lambda: "done", StorageFull) == "done"
+    with closing(Reserve(tmp_path / "reserve", Quota(0, code))) as another:
+        another.admit()
+    assert caplog.text.count("cannot keep room back") == 2, "one for each process"
