@@ -41,7 +41,7 @@ from registry.router import Router
 from registry.server.shared import Pace
 from storage.access import Action, AuditEntry
 from storage.content import Actor
-from storage.errors import RegistryError, StorageFull
+from storage.errors import StorageFull
 from storage.interface import Registry
 from storage.stored import StoredRegistry
 
@@ -237,19 +237,21 @@ async def _open(app: Entrepot, settings: Settings, stack: AsyncExitStack, *, may
     return stored
 
 
-async def _thaw(app: Entrepot, settings: Settings, stack: AsyncExitStack, frozen: StoredRegistry) -> None:
-    """Opens the store once more as soon as there is room, and serves that from then on. What was opened first is closed
-    last (`storage.metadata.frozen`)."""
+async def reopen_store(app: Entrepot, settings: Settings, stack: AsyncExitStack, thaw: Callable[[], None]) -> None:
+    """Opens the store once more as soon as there is room, and serves that from then on; then calls `thaw`. What was
+    opened first is closed last (`storage.metadata.frozen`)."""
+    said = ""
     while True:
         await asyncio.sleep(THAW_SECONDS)
         try:
             await _open(app, settings, stack, may_freeze=False)
         except StorageFull:
             continue
-        except RegistryError as error:
-            log.error("the store cannot be opened again: %s", error, exc_info=error.__cause__)
+        except Exception as error:  # until it succeeds, no other worker can write
+            if said != (said := repr(error)):
+                log.exception("the store cannot be opened again; the next try is in a second")
             continue
-        frozen.thaw()
+        thaw()
         log.warning("there was room to open the database: deletes work again")
         return
 
@@ -271,7 +273,7 @@ def create_app(
             return
         async with AsyncExitStack() as stack:
             stored = await _open(app, settings, stack, may_freeze=True)
-            thawing = asyncio.create_task(_thaw(app, settings, stack, stored)) if stored.frozen else None
+            thawing = asyncio.create_task(reopen_store(app, settings, stack, stored.thaw)) if stored.frozen else None
             routes = asyncio.create_task(asyncio.to_thread(app.build_routes))
             try:
                 yield

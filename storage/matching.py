@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 _LETTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
@@ -23,6 +23,10 @@ _END: Final = "\n"
 """Stands where a pattern ends, since it is in no name."""
 _BITS_PER_STEP: Final = 1024
 """Places in patterns that one operation moves in about the time that Python takes for the operation itself."""
+_LARGE: Final = 4096
+"""Letters of patterns from which on a matcher takes much memory: ten bytes for each of them, about."""
+_SHARED: Final = 64
+"""Large matchers that a process keeps."""
 
 
 class _Steps(dict[str, tuple[int, int]]):
@@ -57,7 +61,7 @@ def _number(text: bytes, wanted: str) -> int:
 class _Automaton:
     """What follows the same text in several patterns, from the first star on."""
 
-    __slots__ = ("_first", "_last", "_steps", "places")
+    __slots__ = ("_above", "_first", "_last", "_steps", "places")
 
     def __init__(self, rests: Iterable[str]) -> None:
         texts: list[str] = []
@@ -84,6 +88,8 @@ class _Automaton:
         for start in starts:
             first[place - 1 - start] = ord("1")
         self._first = int(bytes(first), 2)
+        self._above: dict[str, int] = {}
+        """For each letter: the places from which one that follows it leads on. Made when it is asked for."""
 
     def matches(self, name: str, begin: int) -> bool:
         steps, places = self._steps, self._first
@@ -115,11 +121,22 @@ class _Automaton:
 
     def _next_letter(self, places: int, after: str) -> str:
         """The first letter after that one that leads anywhere from `places`; empty: none does."""
+        above = self._above or self._places_above()
+        if after in above and not places & above[after]:
+            return ""
         for letter in _LETTERS[bisect_left(_LETTERS, after) :]:
             leads, loops = self._steps[letter]
             if letter > after and places & (leads | loops):
                 return letter
         return ""
+
+    def _places_above(self) -> dict[str, int]:
+        places = 0
+        for letter in reversed(_LETTERS):
+            self._above[letter] = places
+            leads, loops = self._steps[letter]
+            places |= leads | loops
+        return self._above
 
 
 class Matcher:
@@ -188,3 +205,23 @@ class Matcher:
             if first is not None and (found is None or first < found):
                 found = first
         return found
+
+
+class SharedMatcher:
+    """The `matcher` of some patterns. A large one belongs to all that have the same patterns, and is made again if it
+    was not used for long: a thousand principals may have many patterns each."""
+
+    __slots__ = ("_own", "_patterns")
+
+    def __init__(self, patterns: frozenset[str]) -> None:
+        self._patterns = patterns
+        self._own = Matcher(patterns) if sum(map(len, patterns)) < _LARGE else None
+
+    @property
+    def matcher(self) -> Matcher:
+        return self._own or _large_matcher(self._patterns)
+
+
+@lru_cache(maxsize=_SHARED)
+def _large_matcher(patterns: frozenset[str]) -> Matcher:
+    return Matcher(patterns)

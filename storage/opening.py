@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import apsw
@@ -155,54 +155,47 @@ async def open_registry(
     """
     layout = layout_of(data)
     system = system or System()
-    reserve = Reserve(layout.reserve, system)
-    blobs = DiskBlobs(layout, system, reserve)
-    try:
-        metadata = _open_metadata(layout, system, clock, reserve, may_freeze=may_freeze)
-    except BaseException:
-        blobs.close()
-        reserve.close()
-        raise
-    boot = boot_id() if boot is None else boot
-    partials = StoredPartials(blobs, metadata, boot)
-    turns = FileTurns(layout.turns, system)
-    collector = Collector(metadata, blobs, partials, clock, grace, expire, lambda: reserve.trouble() is not None)
-    registry = StoredRegistry(
-        *(metadata, blobs, clock, boot, collector),
-        partials=partials,
-        records=metadata.records,
-        turns=turns,
-        accounts=metadata.accounts,
-        frozen=metadata.frozen,
-    )
-    upkeep: list[asyncio.Task[None]] = []
-    if metadata.frozen is not None:
-        log.warning("%s (data directory %s)", NO_ROOM, layout.root)
-    elif watch_room:
-        room = RoomWatch(blobs, layout.root)
-        await room.look()
-        upkeep.append(asyncio.create_task(room.run()))
-    if collect_every is not None and metadata.frozen is None:
+    async with AsyncExitStack() as stack:
+        reserve = stack.enter_context(closing(Reserve(layout.reserve, system)))
+        blobs = stack.enter_context(closing(DiskBlobs(layout, system, reserve)))
+        metadata = stack.enter_context(closing(_open_metadata(layout, system, clock, reserve, may_freeze=may_freeze)))
+        boot = boot_id() if boot is None else boot
+        partials = await stack.enter_async_context(aclosing(StoredPartials(blobs, metadata, boot)))
+        turns = stack.enter_context(closing(FileTurns(layout.turns, system)))
+        collector = Collector(metadata, blobs, partials, clock, grace, expire, lambda: reserve.trouble() is not None)
+        registry = StoredRegistry(
+            *(metadata, blobs, clock, boot, collector),
+            partials=partials,
+            records=metadata.records,
+            turns=turns,
+            accounts=metadata.accounts,
+            frozen=metadata.frozen,
+        )
+        upkeep: list[asyncio.Task[None]] = []
+        stack.push_async_callback(_end, upkeep)
+        if metadata.frozen is not None:
+            log.warning("%s (data directory %s)", NO_ROOM, layout.root)
+        elif watch_room:
+            room = RoomWatch(blobs, layout.root)
+            await room.look()
+            upkeep.append(asyncio.create_task(room.run()))
+        if collect_every is not None and metadata.frozen is None:
 
-        async def tidy() -> None:
-            await collector.collect()
-            await metadata.accounts.prune_audit(clock() - keep_audit)
+            async def tidy() -> None:
+                await collector.collect()
+                await metadata.accounts.prune_audit(clock() - keep_audit)
 
-        upkeep.append(asyncio.create_task(_repeat(tidy, layout, collect_every, reserve)))
-    try:
+            upkeep.append(asyncio.create_task(_repeat(tidy, layout, collect_every, reserve)))
         yield registry
-    finally:
-        for task in upkeep:
-            task.cancel()
-        # Raises nothing of theirs, so a cancellation is our own.
-        for ended in await asyncio.gather(*upkeep, return_exceptions=True):
-            if isinstance(ended, Exception):
-                log.error("a background task of the store had ended with an error", exc_info=ended)
-        turns.close()
-        await partials.aclose()
-        metadata.close()
-        blobs.close()
-        reserve.close()
+
+
+async def _end(upkeep: list[asyncio.Task[None]]) -> None:
+    for task in upkeep:
+        task.cancel()
+    # Raises nothing of theirs, so a cancellation is our own.
+    for ended in await asyncio.gather(*upkeep, return_exceptions=True):
+        if isinstance(ended, Exception):
+            log.error("a background task of the store had ended with an error", exc_info=ended)
 
 
 def _open_metadata(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Final, Self
 
-from storage.matching import Matcher
+from storage.matching import Matcher, SharedMatcher
 
 _PATTERN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 _LONGEST = 255
@@ -141,25 +141,33 @@ class Names:
                 return self._below(first)
         return self._everywhere
 
-    @cached_property
+    @property
     def _everywhere(self) -> Matcher:
-        return Matcher(self.patterns)
+        return self._matcher.matcher
 
-    @cached_property
+    @property
     def _limits(self) -> Matcher | None:
-        return None if self.limits is None else Matcher(self.limits)
+        return None if self._limiting is None else self._limiting.matcher
 
     @cached_property
-    def _of_guarded(self) -> dict[str, Matcher]:
+    def _matcher(self) -> SharedMatcher:
+        return SharedMatcher(self.patterns)
+
+    @cached_property
+    def _limiting(self) -> SharedMatcher | None:
+        return None if self.limits is None else SharedMatcher(self.limits)
+
+    @cached_property
+    def _of_guarded(self) -> dict[str, SharedMatcher]:
         return {}
 
     def _below(self, first: str) -> Matcher:
         """The patterns that reach below a guarded segment."""
         found = self._of_guarded.get(first)
         if found is None:
-            found = Matcher(pattern for pattern in self.patterns if pattern.startswith(f"{first}/"))
+            found = SharedMatcher(frozenset(pattern for pattern in self.patterns if pattern.startswith(f"{first}/")))
             self._of_guarded[first] = found
-        return found
+        return found.matcher
 
 
 ALL_NAMES = Names(frozenset({NamePattern("**")}))

@@ -11,7 +11,9 @@ leaves a short file, and the next one that looks takes the rest back.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ STEP: Final = 4096
 LOW: Final = 1024 * 1024
 """Free bytes below which the disk counts as full."""
 FEW_INODES: Final = 16
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _FULL_DISK: Final = "the disk is full: nothing new is stored until there is room again; reads and deletes work"
+log = logging.getLogger("storage")
 T = TypeVar("T")
 
 
@@ -44,9 +48,9 @@ class Need(IntEnum):
     GROWTH = 0
     """Stores something: refused unless the reserve is whole."""
     SMALL = 1
-    """A small row that others depend on, such as a failed login: may use one half of it."""
+    """A small row that others depend on, such as a failed login or a grant: may use one half of it."""
     RELIEF = 2
-    """Frees room or takes rights away: may use all of it."""
+    """Frees room, takes rights away or changes a secret: may use all of it."""
 
 
 class Reserve:
@@ -58,6 +62,7 @@ class Reserve:
         self._system = system
         self._fd = -1
         self._lock = threading.Lock()
+        self._possible = True
         self.size = _size_on(path.parent)
         self._open()
 
@@ -82,7 +87,8 @@ class Reserve:
 
     @property
     def is_whole(self) -> bool:
-        return self._fd >= 0 and os.fstat(self._fd).st_size >= self.size
+        """Also where the file system can keep no room back: there is nothing to wait for."""
+        return not self._possible or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.size)
 
     def allows(self, need: Need) -> bool:
         """Whether a change of that kind may be tried now."""
@@ -116,7 +122,7 @@ class Reserve:
         """Makes the attempt with ever more of the reserve given up, as long as it raises `full`; one at a time over all
         processes. Takes back what is free afterwards. A stranger who writes at the same moment can take no more than
         what was given up, so that is little at first."""
-        if self._fd < 0:
+        if self._fd < 0 or not self._possible:
             return attempt()
         with self._held():
             try:
@@ -173,14 +179,25 @@ class Reserve:
             found = os.fstatvfs(self._fd)
             if (room := found.f_bavail * found.f_frsize) < part:
                 part = room - room % STEP
-        while part > 0:
+        while part > 0 and self._possible:
             try:
                 self._system.allocate(self._fd, have + part)
                 return
-            except OSError:  # some file systems keep a part of it then, and a quota may be smaller than the room
+            except OSError as error:
+                # Some file systems keep a part of it then, and a quota may be smaller than the room.
                 with suppress(OSError):
                     self._system.truncate(self._fd, have)
+                self._note_unsupported(error)
                 part = part // 2 - part // 2 % STEP
+
+    def _note_unsupported(self, error: OSError) -> None:
+        if error.errno in _UNSUPPORTED:
+            self._possible = False
+            log.warning(
+                "the file system of %s cannot keep room back (%s): on a full disk deletes may fail",
+                self._path.parent,
+                error.strerror,
+            )
 
 
 def _try_lock(fd: int) -> bool:

@@ -11,7 +11,7 @@ from registry.admin import models
 from registry.admin.bodies import ManagementRoute
 from registry.admin.calling import Admin, Caller, Somebody
 from registry.admin.users import After, Limit, NamePath
-from registry.auth.positions import SEALED
+from registry.auth.positions import SEALED, Listing
 from registry.auth.reading import read_actions, read_pattern
 from storage.access import AccountInvalid, AccountName, Grant, Subject
 from storage.content import Page
@@ -77,11 +77,11 @@ async def list_grants(
 ) -> models.Listed[models.Grant]:
     """An admin sees all; others what they may grant themselves, and with `for` what counts for their own account.
     A page may be shorter than asked for."""
-    after = await caller.positions.read(after)
+    after = await caller.positions.read(Listing.GRANTS, after)
     page = await _page(caller, _subjects(caller, subject, account), after, limit, own=account is not None)
     following = models.listed(page, models.Grant.of, _key)
     if page.place is not None:
-        following.next = await caller.positions.seal(page.place)
+        following.next = await caller.positions.seal(Listing.GRANTS, page.place)
     return following
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
-from registry.auth.positions import Positions, secrets_of_process
+from registry.auth.positions import Listing, Positions, secrets_of_process
 from registry.auth.principal import ASKED, PRINCIPAL, Principal
 from storage.access import Action
 from storage.base import Refusing
@@ -243,12 +243,12 @@ class Guarded(Refusing):
         if not principal.may_list:
             reason = INSUFFICIENT if principal.proof.access is not None else None
             raise Unauthorized("log in to list repositories", reason=reason)
-        after = await self._positions.read(after)
+        after = await self._positions.read(Listing.REPOSITORIES, after)
         async with self._lists.hold(principal.name):
             page = await self.inner.repositories(after, limit, self._within(within, principal.listed))
         if page.place is None or page.place in page.items[-1:]:
             return page
-        return Page(page.items, page.more, await self._positions.seal(page.place))
+        return Page(page.items, page.more, await self._positions.seal(Listing.REPOSITORIES, page.place))
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         if not self._allows(_PULL, repo):

@@ -11,6 +11,7 @@ import base64
 import binascii
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
 
@@ -26,6 +27,14 @@ _LENGTH: Final = 482
 """Bytes that are encrypted: more than any place has."""
 SEALED: Final = len(_MARK) + (_NONCE + _LENGTH + 16) * 4 // 3
 """Characters of a sealed place. The tag has 16 bytes, and base64 needs no padding."""
+
+
+class Listing(StrEnum):
+    """A kind of list. A place in one of them is none in another."""
+
+    REPOSITORIES = "repositories"
+    GRANTS = "grants"
+
 
 Secrets = Callable[[], Awaitable[Sequence[bytes]]]
 
@@ -46,16 +55,18 @@ class Positions:
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
 
-    async def seal(self, place: str) -> str:
+    async def seal(self, listing: Listing, place: str) -> str:
         """Raises StorageFull, StorageFailed."""
         text = place.encode("utf-8", "surrogatepass")
         nonce = os.urandom(_NONCE)
-        sealed = nonce + _cipher((await self._secrets())[0]).encrypt(nonce, text.ljust(_LENGTH, b"\0"), None)
+        sealed = nonce + _cipher((await self._secrets())[0]).encrypt(
+            nonce, text.ljust(_LENGTH, b"\0"), listing.encode()
+        )
         return _MARK + base64.urlsafe_b64encode(sealed).decode("ascii")
 
-    async def read(self, given: str | None) -> str | None:
-        """The place that somebody gives to go on from. Raises RequestInvalid for one that another store has sealed, or
-        a key that is gone."""
+    async def read(self, listing: Listing, given: str | None) -> str | None:
+        """The place that somebody gives to go on from. Raises RequestInvalid for one of another kind of list, and for
+        one that another store has sealed, or a key that is gone."""
         if given is None or not given.startswith(_MARK) or len(given) != SEALED:
             return given
         try:
@@ -64,7 +75,7 @@ class Positions:
             sealed = b""
         for secret in await self._secrets():
             try:
-                found = _cipher(secret).decrypt(sealed[:_NONCE], sealed[_NONCE:], None)
+                found = _cipher(secret).decrypt(sealed[:_NONCE], sealed[_NONCE:], listing.encode())
             except (InvalidTag, ValueError):
                 continue
             return found.rstrip(b"\0").decode("utf-8", "surrogatepass")

@@ -16,7 +16,7 @@ from registry.auth.proof import CATALOG, NOBODY, Proof
 from storage.access import EVERY_ACTION, Action, Limit
 from storage.content import Actor
 from storage.errors import NameInvalid
-from storage.matching import Matcher
+from storage.matching import SharedMatcher
 from storage.names import RepositoryName
 from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, Names
 
@@ -168,8 +168,8 @@ class Principal:
             left = access.get(asked, Action.NONE).value | access.get(stored, Action.NONE).value
         if self._limits is not None:
             within = 0
-            for actions, matcher in self._limits:
-                if matcher.matches(stored):
+            for actions, limiting in self._limits:
+                if limiting.matcher.matches(stored):
                     within |= actions
             left &= within
         return left
@@ -177,7 +177,7 @@ class Principal:
     @property
     def slow(self) -> bool:
         """There are so many patterns that a look at a name may take a millisecond."""
-        limits = 0 if self._limits is None else sum(matcher.weight for _, matcher in self._limits)
+        limits = 0 if self._limits is None else sum(limiting.matcher.weight for _, limiting in self._limits)
         return self.rights.weight + limits > _SLOW
 
     # Many
@@ -210,11 +210,11 @@ class Principal:
         return names.limited(limit.pattern for limit in self.proof.limits if action in limit.actions)
 
 
-def _by_actions(limits: Iterable[Limit]) -> list[tuple[int, Matcher]]:
+def _by_actions(limits: Iterable[Limit]) -> list[tuple[int, SharedMatcher]]:
     patterns: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for limit in limits:
         patterns[limit.actions.value].append(limit.pattern)
-    return [(actions, Matcher(found)) for actions, found in patterns.items()]
+    return [(actions, SharedMatcher(frozenset(found))) for actions, found in patterns.items()]
 
 
 def _is_name(text: str) -> bool:

@@ -28,6 +28,7 @@ from storage.reserve import Need
 
 T = TypeVar("T")
 NO_ROOM = "the disk is full, and there is no room to open the database for writing; only reads work until there is"
+OPENED_ANEW = "the database was opened anew just now; try again"
 
 
 class Frozen:
@@ -56,6 +57,7 @@ class Frozen:
     def thaw(self) -> None:
         """From here on others may write, and nothing is read here any more."""
         self._ended = True
+        self.db.set_exec_trace(_refuse)  # some use the connection directly
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -68,7 +70,7 @@ class Frozen:
 
     def at(self, _mark: object) -> apsw.Connection:
         if self._ended:
-            raise StorageFull("the database was opened anew just now; try again")
+            raise StorageFull(OPENED_ANEW)
         return self.db
 
     def run(self, change: Change[T], *, durable: bool = True, need: Need = Need.GROWTH) -> Step[T]:
@@ -94,6 +96,10 @@ class FrozenScans:
 
     def close(self) -> None:
         """Does nothing: the connection is closed with `Frozen`."""
+
+
+def _refuse(_cursor: apsw.Cursor, _sql: str, _values: object) -> bool:
+    raise StorageFull(OPENED_ANEW)
 
 
 def _size(file: Path) -> int:

@@ -27,6 +27,8 @@ SEEK = 100
 """What a statement costs, in the same unit."""
 LOOK = 10
 """What a name costs beside its letters."""
+FIND = 2
+"""What it costs to find where the set goes on, for each letter: the name is read once more, there and back."""
 FIRST_BATCH, LARGEST_BATCH = 4, 512
 """Names that are read at once. The more of them were of use, the more are read the next time."""
 REFERRERS_LOOKED_AT = 5_000
@@ -169,6 +171,7 @@ class _Walk:
                     self._found.append(_name(name))
                     beyond = name + "\0"
                 else:
+                    self._left -= FIND * len(name) * self._weight
                     following = self._within.first_from(name + "\0")
                     if following is None:
                         return Page(self._found)

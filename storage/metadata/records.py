@@ -21,10 +21,14 @@ REFERRING = 8
 READ_SIZE = 256 * 1024
 """Bytes of the manifests, together, that are looked into for a blob's size. That happens on the event loop; of a blob
 that only larger ones name, the upstream is asked for the size."""
+LOOKED_AT = 500
+"""Manifests that name the blob, of which the newest are taken."""
 _REFERRING = """
-SELECT m.body, m.media_type, m.digest
-  FROM repository r JOIN manifest_blob b ON b.repository = r.id AND b.digest = ?2 JOIN manifest m ON m.id = b.manifest
+SELECT m.id, m.size, m.media_type, m.digest
+  FROM repository r JOIN manifest m ON m.id IN (
+       SELECT manifest FROM manifest_blob WHERE repository = r.id AND digest = ?2 ORDER BY manifest DESC LIMIT ?5)
  WHERE r.name = ?1 AND m.size <= ?4 ORDER BY m.pushed DESC, m.id DESC LIMIT ?3"""
+_BODY = "SELECT body FROM manifest WHERE id = ?"
 
 _HOLDER = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
@@ -88,12 +92,19 @@ class SqliteRecords:
         await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
-        rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, REFERRING, READ_SIZE)).fetchall()
+        # Bodies are read once it is known which ones: sorting them along would read all.
+        limits = REFERRING, READ_SIZE, LOOKED_AT
+        rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, *limits)).fetchall()
         found, left = [], READ_SIZE
-        for body, media_type, of in rows:
-            left -= len(body)
+        for number, size, media_type, of in rows:
+            left -= size
+            if left < 0:
+                break
+            body = self._db.execute(_BODY, (number,)).get
+            if body is None:
+                continue  # deleted meanwhile
             manifest = Manifest(body, media_type, str.__new__(Digest, of))
-            if left >= 0 and manifest.readable:
+            if manifest.readable:
                 found.append(manifest)
         return found
 

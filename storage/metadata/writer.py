@@ -51,6 +51,12 @@ class _Waiting:
     done: Step[Any]
     result: Any = None
     error: BaseException | None = None
+    committed: bool = False
+
+    def fail(self, error: BaseException) -> None:
+        """Gives the wait an error, where it has no outcome of its own yet."""
+        if not self.committed and self.error is None:
+            self.error = _told(error)
 
     def tell(self) -> None:
         """Ends the wait. Called in the writer's thread; a loop that has ended meanwhile waits for nothing."""
@@ -116,9 +122,11 @@ class Writer:
                 try:
                     with Locked(lock):
                         self._commit_with_room(db, batch)
-                except OSError as error:  # of the lock itself
+                except BaseException as error:  # of the lock, or unforeseen: without this thread nothing can be written
+                    log.warning("a change of the metadata was broken off", exc_info=error)
+                    self._roll_back(db)
                     for waiting in batch:
-                        waiting.error = _told(error)
+                        waiting.fail(error)
                 # Last of all, since who is told wants to go on in Python, and so would what came after this.
                 for waiting in batch:
                     waiting.tell()
@@ -150,6 +158,8 @@ class Writer:
             for waiting in batch:
                 waiting.error = None if self._reserve.allows(waiting.need) else StorageFull()
             left = [waiting for waiting in batch if waiting.error is None]
+            if not left:
+                return
 
         def attempt() -> None:
             nonlocal left
@@ -175,14 +185,19 @@ class Writer:
             self._transact(db, batch)
         except BaseException as error:
             full = is_full(db, error)
-            with suppress(apsw.Error):
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+            self._roll_back(db)
+            if any(waiting.committed for waiting in batch):
+                raise  # nothing may be done twice
             if len(batch) > 1:
                 for waiting in batch:
                     self._commit(db, [waiting])
             else:
                 batch[0].error = _told(error, full=full)
+
+    def _roll_back(self, db: apsw.Connection) -> None:
+        with suppress(apsw.Error):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
 
     def _transact(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
         self._name_log(db)
@@ -208,6 +223,8 @@ class Writer:
             db.execute("ROLLBACK")
         else:
             self._system.commit(lambda: _end(db), durable=bool(self._full))
+            for waiting in batch:
+                waiting.committed = waiting.error is None
             after = self._version()
             if not self._rights_changed and is_next(before, after):
                 self._same_rights = before, after
@@ -241,8 +258,8 @@ class Writer:
             with Locked(lock):
                 restart = self._pages >= RESTART_PAGES
                 self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except OSError as error:
-            log.warning("the metadata could not be checkpointed: %s", error)
+        except Exception as error:
+            log.warning("the metadata could not be checkpointed: %s", error, exc_info=error)
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> None:
         """With the lock held."""

@@ -126,7 +126,8 @@ async def test_a_list_that_goes_on_names_nothing_hidden(service: Service) -> Non
 
 
 async def test_a_place_of_another_store(service: Service, tmp_path: Path) -> None:
-    """It is refused with a sentence; so is one that was altered. A place that a client makes up of a name is good."""
+    """It is refused with a sentence; so is one that was altered, and one of another kind of list. A place that a client
+    makes up of a name is good."""
     login = await service.token("alice")
     await grant(service.accounts, "user:alice", "**/none", "pull")
     first = await service.client("GET", "/v2/_catalog", {"authorization": login})
@@ -135,6 +136,9 @@ async def test_a_place_of_another_store(service: Service, tmp_path: Path) -> Non
     for wrong in (place[:-4] + "AAAA", "~" + "A" * (len(place) - 1), "~" + "!" * (len(place) - 1)):
         answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong)}", {"authorization": login})
         assert (answer.status, "begin" in answer.body.decode()) == (400, True), wrong
+    async with asking(service) as client:
+        elsewhere = await client.get(f"/api/v1/grants?after={place}", headers={"authorization": login})
+        assert (elsewhere.status_code, "does not know that place" in elsewhere.text) == (400, True), elsewhere.text
     async with running(tmp_path / "other") as other:
         other_login = await other.user("alice")
         answer = await other.client("GET", f"/v2/_catalog?last={place}", {"authorization": other_login})

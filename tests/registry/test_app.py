@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from registry.app import Entrepot, create_app
+from registry.app import Entrepot, create_app, reopen_store
 from registry.config import Settings
 from storage.base import Refusing
+from storage.errors import StorageFull
 from storage.memory import MemoryRegistry
-from storage.opening import prepare
+from storage.metadata.frozen import Frozen
+from storage.opening import layout_of, prepare
 from tests.registry.conftest import V2, put_image
 from tests.registry.driver import Client
 
@@ -131,3 +135,35 @@ async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
                 assert (await visitor.get("/health/ready")).status_code == 200
             assert (await client("HEAD", f"{V2}/blobs/{digest}")).status == status
             assert (await client("POST", f"{V2}/blobs/uploads/?digest={digest}", body=b"foo")).status == 201
+
+
+async def test_a_store_is_opened_again_however_that_failed_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that started on a full disk reads from a frozen database, and holds up everybody who writes. It tries to
+    open the store until it can, and an error of another kind than a full disk does not end that."""
+    data = tmp_path / "data"
+    prepare(data)
+    frozen = Frozen(layout_of(data))
+    app = create_app(settings := Settings(data=data))
+    (data / "entrepot.db").rename(data / "elsewhere")
+    async with AsyncExitStack() as stack:
+        stack.callback(frozen.close)
+        refused = asyncio.Event()
+
+        def note(_: logging.LogRecord) -> bool:
+            refused.set()
+            return True
+
+        logging.getLogger("registry").addFilter(note)
+        stack.callback(logging.getLogger("registry").removeFilter, note)
+        thawing = asyncio.create_task(reopen_store(app, settings, stack, frozen.thaw))
+        async with asyncio.timeout(20):
+            failed = asyncio.create_task(refused.wait())
+            await asyncio.wait([thawing, failed], return_when=asyncio.FIRST_COMPLETED)
+            failed.cancel()
+            assert "cannot be opened again" in caplog.text
+            (data / "elsewhere").rename(data / "entrepot.db")
+            await thawing
+        with pytest.raises(StorageFull):
+            frozen.at(None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,25 @@ def test_a_page_of_all_looks_at_no_more(store: Counting) -> None:
         items, _, steps = store.page(Names.of(["**"]), after, 50)
         assert items == [name for name in NAMES if after is None or name > after][:50]
         assert steps < 100 + 10 * 50
+
+
+@pytest.mark.parametrize(
+    ("names", "within"),
+    [
+        ([f"x{n:04}/{'a' * 230}" for n in range(3000)], Names.of([f"*/{'a' * 150}-{n:05}" for n in range(250)])),
+        (
+            [f"x{n:04}/a{'-' * 229}" for n in range(3000)],
+            Names.of(["**"], (), [f"*/a{'-' * n}a" for n in range(219, 229)]),
+        ),
+    ],
+)
+def test_what_nearly_matches_costs_no_more(names: list[str], within: Names, data: Path) -> None:
+    """Names that leave a pattern late, and many places from which no other letter leads on: to find where the set goes
+    on costs about what a look at the name does, and the page pays for it."""
+    db = connect(data / "entrepot.db")
+    with closing(db), db:
+        db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in names))
+        lookups.repositories(db, None, 100, within)  # makes what matches
+        begun = time.process_time()
+        assert lookups.repositories(db, None, 100, within).more
+        assert time.process_time() - begun < 0.25

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -13,9 +15,11 @@ import pytest
 
 from storage.content import Actor, digest_of
 from storage.data_directory import DataDirectoryError, check_writable, filesystem_of
+from storage.errors import StorageFailed, StorageFull
+from storage.metadata.frozen import Frozen
 from storage.metadata.migrate import steps
 from storage.names import RepositoryName
-from storage.opening import open_registry, prepare
+from storage.opening import layout_of, open_registry, prepare
 from storage.system import System
 from tests.serving import ROOT
 
@@ -276,3 +280,39 @@ async def test_others_on_the_machine_read_nothing(tmp_path: Path) -> None:
 def _others(path: Path) -> int:
     """What others may do there."""
     return path.stat().st_mode & 0o007
+
+
+class _NoTurns(System):
+    """Cannot open the file of the turns."""
+
+    def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
+        if path.name == "turns":
+            raise OSError(24, "refused by the test")
+        return super().open(path, flags, mode)
+
+
+async def test_what_cannot_be_opened_leaves_nothing_open(data: Path) -> None:
+    """Where the last part of the registry cannot be opened, the others are closed: no file and no thread is left."""
+
+    def held() -> tuple[list[str], list[str]]:
+        fds = [os.readlink(found) for found in Path("/proc/self/fd").iterdir() if found.is_symlink()]
+        threads = [thread.name for thread in threading.enumerate() if thread.name == "metadata"]
+        return [name for name in fds if name.startswith(str(data))], threads
+
+    kept = []
+    with pytest.raises(StorageFailed) as caught:
+        async with open_registry(data, system=_NoTurns()):
+            pass
+    kept.append(caught)  # and with it every frame of the attempt
+    assert held() == ([], [])
+
+
+def test_a_frozen_database_is_not_read_once_it_thawed(data: Path) -> None:
+    """Others may write from then on, so that what its connection still knows of the file is wrong. Who kept the
+    connection gets an error, never old or broken rows."""
+    with closing(Frozen(layout_of(data))) as frozen:
+        assert frozen.db.execute("SELECT count(*) FROM repository").get == 0
+        frozen.thaw()
+        for sql in ("SELECT count(*) FROM repository", "SELECT name FROM sqlite_schema"):
+            with pytest.raises(StorageFull):
+                frozen.db.execute(sql)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -181,3 +184,32 @@ def test_a_set_goes_on_below_a_guarded_segment() -> None:
     assert names.first_from("b/a") == "b/x/"
     assert names.first_from("b/y") == "b0"
     assert names.first_from("a-") == "a-"
+
+
+def _kept_by(make: Callable[[int], Names]) -> float:
+    """MB that are kept for 100 sets of names, once each was asked for names with every letter."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        sets = [make(number) for number in range(100)]
+        for names in sets:
+            assert not any(f"team/{letter}" in names for letter in "abcdefghijklmnopqrstuvwxyz0123456789-_.")
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def _large(seed: str) -> frozenset[NamePattern]:
+    return frozenset(NamePattern(f"team/*{seed}-{number}-{'x' * 230}") for number in range(128))
+
+
+def test_equal_sets_share_what_matches_them() -> None:
+    """Each of a thousand tokens may have many patterns, mostly the same ones; what matches them exists once."""
+    assert _kept_by(lambda _: Names(_large("a"), limits=_large("b"))) < 12
+
+
+def test_what_matches_large_sets_is_bounded() -> None:
+    """However many different sets there are, what matches them is kept for some of them only."""
+    patterns = [_large(str(number)) for number in range(100)]
+    assert _kept_by(lambda number: Names(patterns[number])) < 15

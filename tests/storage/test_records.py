@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -11,6 +12,7 @@ import pytest
 
 from storage.content import OCI_MANIFEST, Actor, Allowance, Check, Manifest, WrongBytes, digest_of
 from storage.metadata import records as kept
+from storage.metadata.connection import connect
 from storage.names import Digest, RepositoryName, Tag
 from storage.opening import open_registry
 from storage.stored import StoredRegistry
@@ -238,3 +240,32 @@ async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegis
     await registry.delete_blob(DEBIAN, digest, by=BY)
     await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
     assert not await records.confirmed(DEBIAN, digest)
+
+
+async def test_of_many_large_manifests_few_are_read(registry: StoredRegistry, data: Path) -> None:
+    """That a blob is in many large manifests of a repository does not make their bodies be read: the event loop would
+    stand still for it."""
+    layer = digest_of(b"layer")
+    db = connect(data / "entrepot.db")
+    with closing(db), db:
+        repository = db.execute(
+            "INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1) RETURNING id", (UBUNTU,)
+        ).get
+        for number in range(500):
+            manifest = db.execute(
+                "INSERT INTO manifest (repository, digest, media_type, size, pushed, body) "
+                "VALUES (?, ?, '', ?, ?, zeroblob(?)) RETURNING id",
+                (repository, f"sha256:{number:064}", 200_000, number, 200_000),
+            ).get
+            db.execute(
+                "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
+                (repository, layer, manifest),
+            )
+    before = bytes_read()
+    assert await registry.records.referring(UBUNTU, layer) == []
+    assert bytes_read() - before < 4_000_000
+
+
+def bytes_read() -> int:
+    """By calls of this process, since it began."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
 import pytest
 
+from storage.access import AccountName, Action, Grant, Kind, Subject, SubjectKind
+from storage.blobs.steps import Step
 from storage.content import Actor, Manifest
-from storage.errors import StorageFull
+from storage.errors import StorageFailed, StorageFull
+from storage.metadata.connection import connect
+from storage.metadata.version import Version
+from storage.metadata.writer import Writer
 from storage.names import RepositoryName, Tag
-from storage.opening import open_registry, prepare
+from storage.opening import layout_of, open_registry, prepare
+from storage.patterns import NamePattern
 from storage.reserve import SIZE, Need, Reserve
 from storage.system import System
 
@@ -167,3 +174,153 @@ async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
         await registry.delete_manifest(APP, manifest.digest, by=by)
         assert not (await registry.repositories(None, 10)).items
     assert (data / "reserve").stat().st_size == SIZE
+
+
+class Broken(System):
+    """As long as `full`, it gives the reserve nothing back; as long as `broken`, it cannot sync a directory. The next
+    `strange` calls for room end in an error that nobody expects of a disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = self.broken = False
+        self.strange = 0
+
+    def allocate(self, fd: int, size: int) -> None:
+        if self.strange:
+            self.strange -= 1
+            raise MemoryError("raised by the test")
+        if self.full:
+            raise OSError(errno.ENOSPC, "refused by the test")
+        super().allocate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        if self.broken:
+            raise OSError(errno.EIO, "refused by the test")
+        super().sync(fd)
+
+
+@contextmanager
+def writing(data: Path, system: System) -> Iterator[Writer]:
+    layout = layout_of(data)
+    with (
+        closing(Reserve(layout.reserve, system)) as reserve,
+        closing(connect(layout.metadata, read_only=True)) as db,
+        closing(Version(db)) as version,
+        closing(Writer(layout, system, version, reserve)) as writer,
+    ):
+        yield writer
+
+
+async def came_to(step: Step[object]) -> object:
+    """What a change comes to. A step cannot be cancelled, so one that does not end is left."""
+    await asyncio.wait([step], timeout=10)
+    assert step.done(), "nobody ends the wait"
+    return step.exception() or step.result()
+
+
+def _insert(name: str) -> Callable[[apsw.Connection], object]:
+    return lambda db: db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", (name,)).fetchall()
+
+
+async def test_a_refused_change_leaves_the_database_alone(data: Path) -> None:
+    """On a full disk a change that stores something is refused before the database is touched. So a database that fails
+    at that moment does no harm: later changes are made."""
+    system = Broken()
+    with writing(data, system) as writer:
+        system.full = system.broken = True
+        os.truncate(data / "reserve", 4096)
+        assert isinstance(await came_to(writer.run(_insert("a"))), StorageFull)
+        system.broken = False
+        assert await came_to(writer.run(_insert("b"), need=Need.RELIEF)) == []
+
+
+async def test_the_writer_survives_what_nobody_foresaw(data: Path) -> None:
+    """Whoever waits for a change of that batch gets an error, and later changes are made."""
+    system = Broken()
+    with writing(data, system) as writer:
+        system.strange = 1
+        os.truncate(data / "reserve", 4096)
+        assert isinstance(await came_to(writer.run(_insert("a"))), StorageFailed)
+        assert await came_to(writer.run(_insert("a"))) == []
+
+
+class FailsAfterwards(Broken):
+    """Finds room for a commit at the second try, and nothing works once that one is made."""
+
+    tries = 0
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        self.tries += 1
+        if self.tries == 1:
+            raise apsw.FullError("refused by the test")
+        super().commit(commit, durable=durable)
+        self.strange = self.tries == 2
+
+
+async def test_what_is_committed_succeeds_whatever_follows(data: Path) -> None:
+    """An error after the commit, when room is taken back, does not make a failure of what is committed."""
+    system = FailsAfterwards()
+    with writing(data, system) as writer:
+        assert await came_to(writer.run(_insert("a"), need=Need.RELIEF)) == []
+        assert system.tries == 2
+        assert not system.strange, "the error was not raised"
+        assert await came_to(writer.run(_insert("b"))) == []
+
+
+async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
+    """Nor are they made a second time, when the database's version cannot be read after the commit."""
+    layout, marks = layout_of(data), iter([0])
+    with (
+        closing(Reserve(layout.reserve, System())) as reserve,
+        closing(Writer(layout, System(), lambda: next(marks), reserve)) as writer,
+    ):
+        assert await came_to(writer.run(_insert("a"))) == []
+
+
+async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
+    """With less than half of it left, nothing is added to accounts, groups and grants; rights can be taken away, and a
+    password can be changed, since that shuts somebody out."""
+    system, by = Broken(), Actor("admin")
+    alice, bob, dev, ops = map(AccountName, ("alice", "bob", "dev", "ops"))
+    grant = Grant(Subject(SubjectKind.GROUP, "dev"), NamePattern("team/*"), Action.PULL)
+    async with open_registry(data, system=system) as registry:
+        accounts = registry.accounts
+        await accounts.add_account(alice, Kind.USER, password_hash="old", by=by)
+        await accounts.add_group(dev, by=by)
+        await accounts.add_member(dev, alice, by=by)
+        await accounts.put_grant(grant, by=by)
+        system.full = True
+        os.truncate(data / "reserve", SIZE // 2 - 4096)
+        for adding in (
+            accounts.add_account(bob, Kind.USER, password_hash=None, by=by),
+            accounts.set_admin(alice, True, by=by),
+            accounts.set_enabled(alice, True, by=by),
+            accounts.add_group(ops, by=by),
+            accounts.add_member(dev, alice, by=by),
+            accounts.put_grant(grant, by=by),
+        ):
+            with pytest.raises(StorageFull):
+                await adding
+        await accounts.set_password(alice, "new", by=by)
+        await accounts.set_admin(alice, False, by=by)
+        await accounts.remove_grant(grant.subject, grant.pattern, by=by)
+        await accounts.remove_member(dev, alice, by=by)
+        await accounts.remove_group(dev, by=by)
+        await accounts.set_enabled(alice, False, by=by)
+        await accounts.remove_account(alice, by=by)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file system that cannot give a file room in advance has no reserve: what is stored is admitted, the log says so
+    once, and nothing is wrong with the disk."""
+    with closing(Reserve(tmp_path / "reserve", Quota(0, code))) as reserve:
+        reserve.establish()
+        for _ in range(3):
+            reserve.admit()
+        assert [reserve.allows(need) for need in Need] == [True, True, True]
+        assert reserve.trouble() is None
+        assert reserve.spend(lambda: "done", StorageFull) == "done"
+    with closing(Reserve(tmp_path / "reserve", Quota(0, code))) as another:
+        another.admit()
+    assert caplog.text.count("cannot keep room back") == 2, "one for each process"

@@ -62,9 +62,20 @@ class SqliteAccounts:
         *what: P.args,
         **more: P.kwargs,
     ) -> Step[T]:
-        """What administrators do works on a full disk: rights can be taken away there as well."""
+        """What takes rights away, or shuts somebody out, works on a full disk as well."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *what, **more), need=Need.RELIEF)
+
+    def _add(
+        self,
+        change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
+        by: Actor,
+        *what: P.args,
+        **more: P.kwargs,
+    ) -> Step[T]:
+        """What adds something leaves half of the reserve alone."""
+        now = self._clock()
+        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=Need.SMALL)
 
     def epoch(self) -> int:
         self._read()
@@ -108,7 +119,7 @@ class SqliteAccounts:
         note: str = "",
         by: Actor,
     ) -> Account:
-        return await self._change(accounts.add, by, name, kind, password_hash, admin, note)
+        return await self._add(accounts.add, by, name, kind, password_hash, admin, note)
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
         await self._change(accounts.set_password, by, name, password_hash)
@@ -117,10 +128,12 @@ class SqliteAccounts:
         await self._writer.run(lambda db: accounts.improve_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        await self._change(accounts.set_enabled, by, name, enabled, keep_admin)
+        change = self._add if enabled else self._change
+        await change(accounts.set_enabled, by, name, enabled, keep_admin)
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        await self._change(accounts.set_admin, by, name, admin, keep_admin)
+        change = self._add if admin else self._change
+        await change(accounts.set_admin, by, name, admin, keep_admin)
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
         await self._change(accounts.remove, by, name, keep_admin)
@@ -140,13 +153,13 @@ class SqliteAccounts:
         return groups.groups_of(self._db, member)
 
     async def add_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._change(groups.add, by, name)
+        await self._add(groups.add, by, name)
 
     async def remove_group(self, name: AccountName, *, by: Actor) -> None:
         await self._change(groups.remove, by, name)
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._change(groups.add_member, by, group, member)
+        await self._add(groups.add_member, by, group, member)
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         await self._change(groups.remove_member, by, group, member)
@@ -163,7 +176,7 @@ class SqliteAccounts:
         return grants.granted(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        await self._change(grants.put, by, grant)
+        await self._add(grants.put, by, grant)
 
     async def remove_grant(self, subject: Subject, pattern: NamePattern, *, by: Actor) -> None:
         await self._change(grants.remove, by, subject, pattern)
@@ -177,8 +190,7 @@ class SqliteAccounts:
         return tokens.page(self._db, self._clock(), account, after, limit)
 
     async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
-        now = self._clock()  # anybody who may log in can make some: they leave half of the reserve alone
-        await self._writer.run(lambda db: tokens.add(db, by, now, token, secret_hash), need=Need.SMALL)
+        await self._add(tokens.add, by, token, secret_hash)
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
         await self._change(tokens.revoke, by, token_id)
