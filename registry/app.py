@@ -160,8 +160,8 @@ class Entrepot(FastAPI):
         if scope["type"] == "http" and is_distribution(raw_path(scope)):
             await self.distribution(scope, receive, send)
         elif scope["type"] == "http":
-            async with self.intake.metered(receive) as counted:
-                await self._rest(scope, counted, send)
+            async with self.intake.metered(receive, send) as (counted, answered):
+                await self._rest(scope, counted, answered)
         else:
             await self._rest(scope, receive, send)
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, closing
 from typing import Final, TypeVar
 
 from registry.http.errors import BodyTooSlow
-from registry.http.exchange import ClientGone, Exchange, Header, Message, Receive
+from registry.http.exchange import ClientGone, Exchange, Header, Message, Receive, Send
 from registry.http.leaving import Leaving
 from registry.http.responses import send_whole
 from registry.memory import MIB, MemoryBudget, Share
@@ -79,9 +79,9 @@ class Intake:
             body.clear()  # an error's traceback would keep it until the answer is sent
 
     @asynccontextmanager
-    async def metered(self, receive: Receive) -> AsyncIterator[Receive]:
-        """`receive` of an application that holds its request's body: the same rules for it, until the block ends. Their
-        errors are raised by what the block is given."""
+    async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
+        """`receive` and `send` of an application that holds its request's body: the same rules for it, until it
+        answers or the block ends. Their errors are raised by what the block is given."""
         share = self.bodies.share()
 
         steady, ended = _Steady(self, share), False
@@ -96,14 +96,18 @@ class Intake:
             ended = not message.get("more_body", False)
             return message
 
+        async def answered(message: Message) -> None:
+            share.close()
+            await send(message)
+
         try:
-            yield counted
+            yield counted, answered
         finally:
             share.close()
 
     async def in_turn(self, exchange: Exchange, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives. One at a time for all requests of the worker: what it does takes much memory, and as much
-        of the interpreter as there is. Raises ClientGone: the client left while it waited, and nothing was done."""
+        of the interpreter as there is. It must not wait for a network. Raises ClientGone: the client left while it waited, and nothing was done."""
         with closing(Leaving(exchange)) as leaving:
             await leaving.outlast(self._turn.acquire())
         try:

@@ -74,23 +74,30 @@ async def put_manifest(exchange: Exchange) -> None:
     extra = _read_tags(exchange)
     condition = params.read_condition(exchange)
     media_type = params.read_media_type(exchange)
+    expected = reference if isinstance(reference, Digest) else None
     most = exchange.limits.manifest
     async with exchange.intake.body(exchange, most, lambda: _too_large(exchange, most)) as body:
-        expected = reference if isinstance(reference, Digest) else None
-        if len(body) <= _PARSED_HERE:
-            await _store(exchange, Manifest.parse(body, media_type, expected), reference, extra, condition)
-            return
+        manifest = await _parse(exchange, body, media_type, expected)
+        del body
+        headers = await _store(exchange, manifest, reference, extra, condition)
+        del manifest
+    await send_empty(exchange, 201, *headers)  # nothing is held for a client that does not read it
 
-        async def read_and_store() -> None:
-            manifest = await asyncio.to_thread(Manifest.parse, body, media_type, expected)
-            await _store(exchange, manifest, reference, extra, condition)
 
-        await exchange.intake.in_turn(exchange, read_and_store)
+async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
+    """A large one is read in its turn. What is read of it takes up to three times its bytes, so storing it needs no
+    turn: that may take as long as an upstream does."""
+    if len(body) <= _PARSED_HERE:
+        return Manifest.parse(body, media_type, expected)
+    return await exchange.intake.in_turn(
+        exchange, lambda: asyncio.to_thread(Manifest.parse, body, media_type, expected)
+    )
 
 
 async def _store(
     exchange: Exchange, manifest: Manifest, reference: Reference, extra: list[Tag], condition: Condition | None
-) -> None:
+) -> list[Header]:
+    """The headers of the answer."""
     tags = extra
     if isinstance(reference, Tag):
         tags = [reference, *(tag for tag in extra if tag != reference)]
@@ -103,7 +110,7 @@ async def _store(
         headers += [(b"oci-tag", tag.encode("ascii")) for tag in extra]
     if manifest.subject:
         headers.append((b"oci-subject", manifest.subject.encode("ascii")))
-    await send_empty(exchange, 201, *headers)
+    return headers
 
 
 async def delete_manifest(exchange: Exchange) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 
 import pytest
 from fastapi import Request
@@ -17,9 +18,9 @@ from registry.http.exchange import Message
 from registry.http.intake import HELD, Intake
 from registry.http.limits import Limits
 from registry.memory import SMALL, MemoryBudget, holding, keep
-from storage.content import OCI_MANIFEST, Descriptor, Manifest, digest_of
+from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
 from storage.memory import MemoryRegistry
-from storage.names import Digest
+from storage.names import Digest, RepositoryName, Tag
 from tests.registry.conftest import V2, image, put_blob, put_image
 from tests.registry.driver import Client, scope_of
 
@@ -217,6 +218,96 @@ async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monk
     assert intake.bodies.used == 0
 
 
+class Silent(Sender):
+    """A client that reads nothing of its answer until `reads` is set."""
+
+    def __init__(self, api: object, body: bytes, name: str = "t") -> None:
+        super().__init__(api, body, name)
+        self.reads = asyncio.Event()
+
+    async def _send(self, message: Message) -> None:
+        await super()._send(message)
+        await self.reads.wait()
+
+
+async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegistry) -> None:
+    """The turn and the body's memory are given back before the answer is sent, whether it is a 201 or a 400."""
+    await put_blob(registry, b"{}")
+    for body in (large_image(), b"{" * LARGE):
+        intake = Intake()
+        silent, other = Silent(api_of(registry, intake), body, "a"), Sender(api_of(registry, intake), large_image(), "b")
+        silent.send_all()
+        waiting = silent.start()
+        await until(lambda: silent.status)
+        assert intake.bodies.used == 0
+        other.send_all()
+        async with asyncio.timeout(10):
+            await other.start()
+        assert other.status == 201
+        silent.reads.set()
+        await waiting
+
+
+async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry) -> None:
+    """What went wrong refers to the body: that is let go before the answer is sent."""
+    size = 4 * 1024 * KIB
+    silent = Silent(api_of(registry, Intake()), b"{" * size)
+    silent.send_all()
+    tracemalloc.start()
+    try:
+        waiting = silent.start()
+        await until(lambda: silent.status)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert silent.status == 400
+    assert held < size // 2
+    silent.reads.set()
+    await waiting
+
+
+class Far(MemoryRegistry):
+    """A registry that stores the manifest of one tag only after `go`: it waits for an upstream."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__()
+        self.tag = tag
+        self.began, self.go = asyncio.Event(), asyncio.Event()
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag] = (),
+        *,
+        by: Actor,
+        sparse: bool = False,
+        condition: Condition | None = None,
+    ) -> Descriptor:
+        if self.tag in tags:
+            self.began.set()
+            await self.go.wait()
+        return await super().put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
+
+
+async def test_storing_holds_no_other_manifest_up() -> None:
+    """Only the reading goes one at a time: to store one may take as long as an upstream takes to send its blobs."""
+    far, intake = Far("a"), Intake()
+    await put_blob(far, b"{}")
+    first, second = (Sender(api_of(far, intake), large_image(), name) for name in "ab")
+    first.send_all()
+    storing = first.start()
+    await far.began.wait()
+    assert intake.bodies.used >= LARGE  # it is still in memory
+    second.send_all()
+    async with asyncio.timeout(10):
+        await second.start()
+    assert second.status == 201
+    far.go.set()
+    await storing
+    assert first.status == 201
+
+
 async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
     """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
     several is held once."""
@@ -277,6 +368,29 @@ async def test_forms_and_json_count_too() -> None:
     await until(lambda: app.intake.bodies.used == 100)
     await task
     assert (sender.status, app.intake.bodies.used) == (408, 0)
+
+
+async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
+    """A client that does not read it keeps no memory of the form."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.intake = Intake()
+
+    @app.post("/form")
+    async def form(request: Request) -> int:
+        return len(await request.body())
+
+    silent = Silent(app, b"")
+    silent.scope.update({"path": "/form", "raw_path": b"/form", "method": "POST"})
+    messages = [{"type": "http.request", "body": b"x" * 100, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await asyncio.Future()
+
+    task = asyncio.create_task(app(silent.scope, receive, silent._send))
+    await until(lambda: silent.status)
+    assert (silent.status, app.intake.bodies.used) == (200, 0)
+    silent.reads.set()
+    await task
 
 
 async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
