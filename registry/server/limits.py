@@ -41,7 +41,8 @@ class ServerLimits:
     buffer_bytes: int = 512 * 1024
     """Body bytes held for a slow application before reading pauses (one read more may come on top)."""
     unsent_bytes: int = 32 * 1024 * 1024
-    """Of whole answers in memory that the clients of one worker have not taken yet. Above: 503 for larger ones."""
+    """Of whole answers that the clients of one worker have not taken yet, up to 256 KiB of each. Above: 503 for those
+    of more than 64 KiB."""
     pipelined: int = 64
     """Requests a client may send ahead; those beyond are not looked at, and the connection ends after the answers."""
     certificate_seconds: float = 2.0

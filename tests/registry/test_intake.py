@@ -235,7 +235,10 @@ async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegi
     await put_blob(registry, b"{}")
     for body in (large_image(), b"{" * LARGE):
         intake = Intake()
-        silent, other = Silent(api_of(registry, intake), body, "a"), Sender(api_of(registry, intake), large_image(), "b")
+        silent, other = (
+            Silent(api_of(registry, intake), body, "a"),
+            Sender(api_of(registry, intake), large_image(), "b"),
+        )
         silent.send_all()
         waiting = silent.start()
         await until(lambda: silent.status)
