@@ -107,7 +107,8 @@ class Intake:
 
     async def in_turn(self, exchange: Exchange, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives. One at a time for all requests of the worker: what it does takes much memory, and as much
-        of the interpreter as there is. It must not wait for a network. Raises ClientGone: the client left while it waited, and nothing was done."""
+        of the interpreter as there is. It must not wait for a network. Raises ClientGone: the client left while it
+        waited, and nothing was done."""
         with closing(Leaving(exchange)) as leaving:
             await leaving.outlast(self._turn.acquire())
         try:
