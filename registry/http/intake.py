@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 BODIES: Final = 16 * MIB
 """Bytes of request bodies that a worker holds at the same time."""
+FORMS: Final = 4 * MIB
+"""The same for forms and JSON that are no part of the distribution API. Nobody needs an account to send them, so they
+take no memory of manifests."""
 ANSWERS: Final = 24 * MIB
 """Bytes of answers that a worker holds for clients that have not taken them yet."""
 HELD: Final = 256 * 1024
@@ -40,11 +43,13 @@ class Intake:
         self,
         *,
         bodies: MemoryBudget | None = None,
+        forms: MemoryBudget | None = None,
         answers: MemoryBudget | None = None,
         grace: float = GRACE_SECONDS,
         rate: float = LEAST_RATE,
     ) -> None:
         self.bodies = bodies or MemoryBudget(BODIES, "request bodies")
+        self.forms = forms or MemoryBudget(FORMS, "forms")
         self.answers = answers or MemoryBudget(ANSWERS, "answers")
         self.grace = grace
         self.rate = rate
@@ -82,7 +87,7 @@ class Intake:
     async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
         """`receive` and `send` of an application that holds its request's body: the same rules for it, until it
         answers or the block ends. Their errors are raised by what the block is given."""
-        share = self.bodies.share()
+        share = self.forms.share()
 
         steady, ended = _Steady(self, share), False
 

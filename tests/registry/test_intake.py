@@ -350,7 +350,8 @@ async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
 
 
 async def test_forms_and_json_count_too() -> None:
-    """Bodies for what is not the distribution API: the same budget, the same least rate, and an answer that says so."""
+    """Bodies for what is not the distribution API: a budget of its own, which anybody may fill, the same
+    least rate, and an answer that says so."""
     app = create_app(Settings(), MemoryRegistry())
     app.intake = Intake(grace=0.05, rate=1024 * KIB)
 
@@ -370,9 +371,10 @@ async def test_forms_and_json_count_too() -> None:
 
     task = asyncio.create_task(app(sender.scope, receive, sender._send))
     await sent.wait()
-    await until(lambda: app.intake.bodies.used == 100)
+    await until(lambda: app.intake.forms.used == 100)
+    assert app.intake.bodies.used == 0
     await task
-    assert (sender.status, app.intake.bodies.used) == (408, 0)
+    assert (sender.status, app.intake.forms.used) == (408, 0)
 
 
 async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
@@ -393,7 +395,7 @@ async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
 
     task = asyncio.create_task(app(silent.scope, receive, silent._send))
     await until(lambda: silent.status)
-    assert (silent.status, app.intake.bodies.used) == (200, 0)
+    assert (silent.status, app.intake.forms.used) == (200, 0)
     silent.reads.set()
     await task
 
