@@ -28,6 +28,8 @@ ANSWERS: Final = 24 * MIB
 """Bytes of answers that a worker holds for clients that have not taken them yet."""
 HELD: Final = 256 * 1024
 """Bytes of an answer from which on it counts: the kernel takes smaller ones at once, from nearly every client."""
+TAKEN_SECONDS: Final = 30.0
+"""While somebody waits for room, an answer that its client has been taking for longer than this is cut off."""
 STEP: Final = 64 * 1024
 """Bytes by which the share of a body grows."""
 GRACE_SECONDS: Final = 20.0
@@ -50,7 +52,7 @@ class Intake:
     ) -> None:
         self.bodies = bodies or MemoryBudget(BODIES, "request bodies")
         self.forms = forms or MemoryBudget(FORMS, "forms")
-        self.answers = answers or MemoryBudget(ANSWERS, "answers")
+        self.answers = answers or MemoryBudget(ANSWERS, "answers", slow=TAKEN_SECONDS)
         self.grace = grace
         self.rate = rate
         self._turn = asyncio.Semaphore(1)

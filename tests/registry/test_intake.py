@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
-from fastapi import Request
+from fastapi import APIRouter, Request
 
+from registry.admin.bodies import ManagementRoute
 from registry.app import create_app
 from registry.config import Settings
 from registry.http import DistributionAPI
 from registry.http.exchange import Message
 from registry.http.intake import HELD, Intake
 from registry.http.limits import Limits
-from registry.memory import SMALL, WAITING, MemoryBudget, Share, holding, keep
+from registry.memory import MIB, SMALL, WAITING, MemoryBudget, Share, holding, keep
 from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
 from storage.errors import TooManyRequests
 from storage.memory import MemoryRegistry
@@ -375,6 +376,45 @@ async def test_forms_and_json_count_too() -> None:
     assert app.intake.bodies.used == 0
     await task
     assert (sender.status, app.intake.forms.used) == (408, 0)
+
+
+@pytest.mark.parametrize(("size", "status"), [(2 * MIB, 429), (100, 408)])
+async def test_the_management_api_says_why_a_body_is_refused(size: int, status: int) -> None:
+    """No memory for it, or too slow: not a 400 as for a body that is no JSON."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.intake = Intake(forms=MemoryBudget(MIB, "forms", wait=0.05), grace=0.05)
+    await app.intake.forms.share().grow(MIB - 1000)
+    router = APIRouter(route_class=ManagementRoute)
+
+    @router.post("/json")
+    async def read(document: dict[str, int]) -> int:
+        return len(document)
+
+    app.include_router(router)
+    sender = Sender(app, b"")
+    sender.scope.update({"path": "/json", "raw_path": b"/json", "method": "POST"})
+    sender.scope["headers"] = [(b"content-type", b"application/json")]
+    messages = [{"type": "http.request", "body": b"x" * min(size, 60_000), "more_body": True}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await asyncio.Future()
+
+    await app(sender.scope, receive, sender._send)
+    assert sender.status == status
+    assert (b"retry-after" in sender.headers) == (status == 429)
+
+
+def test_the_largest_manifest_leaves_room_for_others() -> None:
+    """Also where the settings take larger ones: it need not wait until nobody else sends or is sent anything."""
+    most = 64 * MIB
+    app = create_app(Settings.model_validate({"limits": {"manifest": most}}), MemoryRegistry())
+
+    async def grow() -> None:
+        for memory in (app.intake.bodies, app.intake.answers):
+            await memory.share().grow(SMALL)
+            assert memory.share().try_grow(most)
+
+    asyncio.run(grow())
 
 
 async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
