@@ -193,10 +193,14 @@ class MemoryBudget:
         slow = [share for share in self._shares if share.cut is not None and share.since < until]
         first = next(iter(queue))
         missing = self._missing(first.share, first.size) + sum(waiter.size for waiter in queue) - first.size
+        keys: set[Hashable] = set()
         for share in sorted(slow, key=lambda share: share.since):
-            if missing <= 0:
-                break
-            missing -= share.size
+            if share.key not in keys:  # of those that hold the same bytes, all are cut off
+                if missing <= 0:
+                    continue
+                missing -= share.size
+                if share.key is not None:
+                    keys.add(share.key)
             if share.cut is not None:
                 cut, share.cut = share.cut, None
                 cut()

@@ -15,7 +15,7 @@ from registry.http.exchange import ClientGone, Exchange, Header, Message, Receiv
 from registry.http.leaving import Leaving
 from registry.http.responses import send_whole
 from registry.memory import MIB, MemoryBudget, Share
-from storage.errors import RegistryError
+from storage.errors import RegistryError, TooManyRequests
 
 T = TypeVar("T")
 
@@ -130,27 +130,50 @@ class Intake:
         """Whether answers wait for memory, or soon will."""
         return self.answers.used > self.answers.size // 2
 
-    @asynccontextmanager
-    async def room(self, size: int, key: str | None = None) -> AsyncIterator[None]:
-        """Room for an answer of `size` bytes inside the block. `key` stands for the body, where others send the very
-        same. Raises TooManyRequests."""
+    def try_room(self, size: int, key: str | None = None) -> Share | None:
+        """Room for `room` to go on with, if there is some at once."""
         share = self.answers.share(key)
+        return share if share.try_grow(size) else None
+
+    @asynccontextmanager
+    async def room(self, size: int, key: str | None = None, share: Share | None = None) -> AsyncIterator[None]:
+        """Room for an answer of `size` bytes inside the block. `key` stands for the body, where others send the very
+        same; `share`: what `try_room` gave for both. Raises TooManyRequests; also out of the block, when its client
+        takes the answer too slowly and others wait."""
+        if share is None:
+            share = self.answers.share(key)
+        taken = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
         try:
-            await share.grow(size)
-            yield
+            if not share.size:
+                await share.grow(size)
+            async with taken:
+                share.cut = lambda: taken.reschedule(loop.time())
+                try:
+                    yield
+                finally:
+                    share.cut = None
+        except TimeoutError:
+            if not taken.expired():
+                raise
+            raise TooManyRequests("the client takes the answer too slowly, and others wait for memory") from None
         finally:
             share.close()
 
     async def answer(self, exchange: Exchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]) -> None:
-        """Sends what `make` gives: a body and its headers. A large one is sent when there is room for it; meanwhile it
-        is not held, so it is made twice. Raises TooManyRequests."""
+        """Sends what `make` gives: a body and its headers. A large one is sent when there is room for it; where it
+        has to wait for that, it is not held meanwhile but made twice. Raises TooManyRequests."""
         body, headers = await make()
         if len(body) <= HELD or exchange.method == "HEAD":
             await send_whole(exchange, 200, body, *headers)
             return
-        length, body = len(body), b""
-        async with self.room(length):
-            body, headers = await make()
+        length = len(body)
+        share = self.try_room(length)
+        if share is None:
+            body = b""
+        async with self.room(length, share=share):
+            if share is None:
+                body, headers = await make()
             await send_whole(exchange, 200, body, *headers)
 
 

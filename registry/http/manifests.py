@@ -31,9 +31,11 @@ def _caching(reference: Reference) -> Header:
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one is held only once
-    there is room for it, so it may be read twice."""
-    reference, found = as_reference(exchange.item), None
+    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one that has to wait
+    for room is not held meanwhile, so it is read twice."""
+    reference = as_reference(exchange.item)
+    found: Descriptor | None = None
+    manifest: Manifest | None = None
     if exchange.intake.short:
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
     if found is None or found.size <= HELD:
@@ -42,17 +44,30 @@ async def get_manifest(exchange: Exchange) -> None:
             await _send(exchange, reference, manifest)
             return
         found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
-        del manifest
-    async with exchange.intake.room(found.size, found.digest):
-        await _send(exchange, reference, await exchange.registry.get_manifest(exchange.repo, found.digest))
+    if params.not_modified(exchange, found.digest):
+        manifest = None
+        await _send_unchanged(exchange, reference, found.digest)
+        return
+    share = exchange.intake.try_room(found.size, found.digest)
+    if share is None:
+        manifest = None
+    async with exchange.intake.room(found.size, found.digest, share):
+        if manifest is None:
+            manifest = await exchange.registry.get_manifest(exchange.repo, found.digest)
+        await _send(exchange, reference, manifest)
 
 
 async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
-    headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     if params.not_modified(exchange, manifest.digest):
-        await send_empty(exchange, 304, *headers)
+        await _send_unchanged(exchange, reference, manifest.digest)
         return
+    headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     await send_whole(exchange, 200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
+
+
+async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
+    headers = [*content_headers(digest), _caching(reference), *warning_headers()]
+    await send_empty(exchange, 304, *headers)
 
 
 async def head_manifest(exchange: Exchange) -> None:

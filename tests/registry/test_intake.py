@@ -24,8 +24,8 @@ from registry.memory import MIB, SMALL, WAITING, MemoryBudget, Share, holding, k
 from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
 from storage.errors import TooManyRequests
 from storage.memory import MemoryRegistry
-from storage.names import Digest, RepositoryName, Tag
-from tests.registry.conftest import V2, image, put_blob, put_image
+from storage.names import Digest, Reference, RepositoryName, Tag
+from tests.registry.conftest import REPO, V2, image, put_blob, put_image
 from tests.registry.driver import Client, scope_of
 
 KIB = 1024
@@ -376,6 +376,81 @@ async def test_forms_and_json_count_too() -> None:
     assert app.intake.bodies.used == 0
     await task
     assert (sender.status, app.intake.forms.used) == (408, 0)
+
+
+class Answered:
+    """A client's GET of a manifest that reads nothing of the answer until `reads` is set."""
+
+    def __init__(
+        self, api: DistributionAPI, name: str, headers: dict[str, str] | None = None, part: str = "body"
+    ) -> None:
+        """`part` of the answer is where it stops: the start, or the body."""
+        self.status = 0
+        self.reads = asyncio.Event()
+        self._part = f"http.response.{part}"
+        self.task = asyncio.create_task(
+            api(scope_of("GET", f"{V2}/manifests/{name}", headers or {}), self._receive, self._send)
+        )
+
+    async def _receive(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == self._part:
+            await self.reads.wait()
+        self.status = message.get("status", self.status)
+
+
+@pytest.mark.parametrize("part", ["start", "body"])
+async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
+    """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
+    intake = Intake(answers=MemoryBudget(4 * HELD, "answers", wait=30, slow=0.0))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * HELD})
+    slow = [Answered(api_of(registry, intake), "a", part=part) for _ in range(5)]
+    await until(lambda: intake.answers.used > 2 * HELD)
+    other = Answered(api_of(registry, intake), "b")
+    other.reads.set()
+    async with asyncio.timeout(10):
+        await other.task
+    assert other.status == 200
+    for each in slow:
+        with pytest.raises(TooManyRequests):  # the server cuts the connection
+            await each.task
+    assert intake.answers.used == 0
+
+
+async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
+    """If-None-Match is looked at first."""
+    intake = Intake(answers=MemoryBudget(4 * HELD, "answers", wait=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * HELD})
+    slow = Answered(api_of(registry, intake), "a")
+    await until(lambda: intake.answers.used > 2 * HELD)
+    digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
+    for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
+        other = Answered(api_of(registry, intake), "b", headers)
+        other.reads.set()
+        await other.task
+        assert other.status == status
+    slow.reads.set()
+    await slow.task
+
+
+async def test_a_large_manifest_is_read_once() -> None:
+    """Where there is room for it: a second read would be a second line in the log."""
+    read: list[Reference] = []
+
+    class Counted(MemoryRegistry):
+        async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+            read.append(reference)
+            return await super().get_manifest(repo, reference)
+
+    registry = Counted()
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    answer = await Client(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
+    assert (answer.status, read) == (200, ["a"])
 
 
 @pytest.mark.parametrize(("size", "status"), [(2 * MIB, 429), (100, 408)])
