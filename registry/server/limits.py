@@ -27,9 +27,9 @@ class ServerLimits:
     """Without a byte of the body while the application waits for one. Above: 408, and the application is told."""
     send_idle_seconds: float = 60.0
     """Without the client taking a byte while there are some for it. Above: the connection is cut."""
-    slice_seconds: float = 10.0
-    """For a client to take 256 KiB of an answer that is held in memory, such as a large manifest. Above: the connection
-    is cut."""
+    slice_seconds: float = 30.0
+    """For a client to take 256 KiB of an answer that is held in memory, such as a large manifest. What lies in the
+    kernel's buffers has to be taken first. Above: the connection is cut."""
     half_close_seconds: float = 5.0
     """For an answer to a client that shut its sending side after a whole request; later it counts as gone."""
     linger_seconds: float = 2.0
