@@ -29,11 +29,12 @@ from registry.config.auth import closes, service_of
 from registry.http import Authenticator, DistributionAPI, Limits, Namespaces
 from registry.http.api import is_distribution, raw_path
 from registry.http.exchange import ACTING, Receive, Scope, Send
-from registry.http.intake import Intake
+from registry.http.intake import ANSWERS, BODIES, TAKEN_SECONDS, Intake
 from registry.http.namespaces import hosts_of
 from registry.http.pace import HEALTH_OF, Paced
 from registry.http.pages import PageCheck
 from registry.http.ready import Ready, ReadyAnswers
+from registry.memory import MemoryBudget
 from registry.observe import Observed
 from registry.opening import open_service
 from registry.restrict import Restricted
@@ -160,8 +161,8 @@ class Entrepot(FastAPI):
         if scope["type"] == "http" and is_distribution(raw_path(scope)):
             await self.distribution(scope, receive, send)
         elif scope["type"] == "http":
-            async with self.intake.metered(receive) as counted:
-                await self._rest(scope, counted, send)
+            async with self.intake.metered(receive, send) as (counted, answered):
+                await self._rest(scope, counted, answered)
         else:
             await self._rest(scope, receive, send)
 
@@ -169,6 +170,15 @@ class Entrepot(FastAPI):
 def own_hosts(settings: Settings) -> set[str]:
     """Names of this server that the settings tell."""
     return {host for upstream in settings.upstream for host in upstream.hosts}
+
+
+def intake_of(settings: Settings) -> Intake:
+    """With room for a manifest of the largest size beside others."""
+    most = 2 * settings.limits.manifest
+    return Intake(
+        bodies=MemoryBudget(max(BODIES, most), "request bodies"),
+        answers=MemoryBudget(max(ANSWERS, most), "answers", slow=TAKEN_SECONDS),
+    )
 
 
 def guarded_of(settings: Settings) -> list[str]:
@@ -288,7 +298,7 @@ def create_app(
     about: dict[str, Any] = {"version": __version__, "openapi_tags": management.TAGS}
     app = Entrepot(title="Entrepot", lifespan=lifespan, redirect_slashes=False, **about, **paths)
     app.pace = pace
-    app.intake = Intake()
+    app.intake = intake_of(settings)
     app.secure(settings)
     if registry is not None:
         app.serve(registry, settings)

@@ -1,15 +1,15 @@
 """A budget of memory over all requests of a worker: for bodies that are held whole, coming in or going out.
 
 Each request holds a share of the budget while its bytes are in memory. Where there is no room it waits a few seconds,
-in the order of asking, then it is refused with 429 and Retry-After. Two rules keep one client from locking others out.
-The last quarter is for shares of up to 64 KiB, which is what nearly all manifests and forms have. And while somebody
-waits, a body that has been coming in for longer than the others is cut off.
+in the order of asking, then it is refused with 429 and Retry-After. Three rules keep one client from locking others
+out. The last quarter is for small shares of up to 64 KiB, which is what nearly all manifests and forms have. While a
+large share waits, small ones together get no more than a quarter. And while somebody waits, the bodies that have been
+coming in for longest are cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -27,7 +27,9 @@ nothing."""
 SLOW_SECONDS: Final = 5.0
 """While somebody waits for room, a body that has been coming in for longer than this is cut off."""
 LOOK_SECONDS: Final = 0.25
-"""How often somebody who waits looks for such a body."""
+"""How often the budget looks for such bodies, while somebody waits."""
+WAITING: Final = 256
+"""Requests that wait for room, of those with small shares and of those with large ones; more are refused at once."""
 
 
 class Share:
@@ -57,7 +59,7 @@ class Share:
         self._budget.drop(self)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiter:
     share: Share
     size: int
@@ -75,40 +77,44 @@ class MemoryBudget:
         self._wait = wait
         self._slow = slow
         self._for_large = size - size // 4
+        self._in_small = 0  # bytes that small shares hold
         self._shares: set[Share] = set()
         self._keys: dict[Hashable, int] = {}
-        self._waiting: deque[_Waiter] = deque()
+        self._small: dict[_Waiter, None] = {}  # in the order of asking
+        self._large: dict[_Waiter, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def share(self, key: Hashable | None = None) -> Share:
         """A new share, of nothing yet. Those with the same `key` hold the same bytes: they count once."""
         return Share(self, key)
 
     def try_add(self, share: Share, size: int) -> bool:
-        """See `Share.try_grow`. Those who wait for room go first, but do not hold up small shares."""
-        large = share.size + size > SMALL
-        if large and self._waiting and not self._is_there(share):
+        """See `Share.try_grow`. Those who wait for room go first."""
+        if self._queue(share, size) and not self._is_there(share):
             return False
         return self._add_if_room(share, size)
 
     async def add(self, share: Share, size: int) -> None:
         """See `Share.grow`."""
+        queue = self._queue(share, size)
+        if len(queue) >= WAITING:
+            raise self._refusal()
         waiter = _Waiter(share, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
+        queue[waiter] = None
+        if self._timer is None:
+            self._look()
         try:
             async with asyncio.timeout(self._wait):
-                while not waiter.granted.done():
-                    self._cut_slowest(share)
-                    await asyncio.wait([waiter.granted], timeout=LOOK_SECONDS)
+                await waiter.granted
         except TimeoutError:
-            if not waiter.granted.done():
-                raise TooManyRequests(
-                    f"the server holds as many {self._what} in memory as it may; try again in a few seconds",
-                    retry_after=max(1, round(self._wait)),
-                ) from None
+            if waiter.granted.cancelled():
+                raise self._refusal() from None
         finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-                self._grant()  # those behind it may need less
+            if waiter in queue:
+                first = next(iter(queue)) is waiter
+                del queue[waiter]
+                if first:
+                    self._grant()  # those behind it may need less
 
     def drop(self, share: Share) -> None:
         """See `Share.close`."""
@@ -121,19 +127,44 @@ class MemoryBudget:
             if self._keys[share.key]:
                 return
             del self._keys[share.key]
-        self.used -= size
+        self._count(size, 0)
         self._grant()
+
+    def _refusal(self) -> TooManyRequests:
+        return TooManyRequests(
+            f"the server holds as many {self._what} in memory as it may; try again in a few seconds",
+            retry_after=max(1, round(self._wait)),
+        )
+
+    def _queue(self, share: Share, size: int) -> dict[_Waiter, None]:
+        """Where a share waits to grow by `size`."""
+        return self._small if share.size + size <= SMALL else self._large
 
     def _is_there(self, share: Share) -> bool:
         """Somebody else holds the same bytes."""
         return share.key is not None and share.key in self._keys
 
+    def _count(self, before: int, after: int) -> None:
+        """A share had `before` bytes, and now has `after`."""
+        self.used += after - before
+        self._in_small += (after if after <= SMALL else 0) - (before if before <= SMALL else 0)
+
+    def _missing(self, share: Share, size: int) -> int:
+        """Bytes that others have to give back before `share` can grow by `size`."""
+        if self.used <= share.size:  # alone, a share may be as large as it likes
+            return 0
+        if share.size + size > SMALL:
+            return self.used + size - self._for_large
+        missing = self.used + size - self.size
+        if self._large:
+            missing = max(missing, self._in_small + size - self.size // 4)
+        return missing
+
     def _add_if_room(self, share: Share, size: int) -> bool:
         if not self._is_there(share) or share.size:
-            most = self.size if share.size + size <= SMALL else self._for_large
-            if self.used + size > most and self.used > share.size:  # alone, a share may be as large as it likes
+            if self._missing(share, size) > 0:
                 return False
-            self.used += size
+            self._count(share.size, share.size + size)
         if share.key is not None and not share.size:
             self._keys[share.key] = self._keys.get(share.key, 0) + 1
         if not share.size:
@@ -143,27 +174,36 @@ class MemoryBudget:
         return True
 
     def _grant(self) -> None:
-        """Lets in who waits, in order. Small shares pass large ones, which may not use all of the budget."""
-        blocked = False
-        for waiter in list(self._waiting):
-            large = waiter.share.size + waiter.size > SMALL
-            if blocked and large:
-                continue
-            if self._add_if_room(waiter.share, waiter.size):
-                self._waiting.remove(waiter)
+        """Lets in who waits: large shares first, since small ones have a part of their own."""
+        for queue in (self._large, self._small):
+            while queue and self._add_if_room((waiter := next(iter(queue))).share, waiter.size):
+                del queue[waiter]
                 waiter.granted.set_result(None)
-            else:
-                blocked = True
 
-    def _cut_slowest(self, waiting: Share) -> None:
-        """Cuts off the body that has been coming in for longest, if that is too long."""
-        slow = [share for share in self._shares if share.cut is not None and share is not waiting]
-        if not slow:
+    def _look(self) -> None:
+        """While somebody waits, cuts off bodies that have been coming in for too long: the oldest first, as many as
+        those that wait need."""
+        self._timer = None
+        queue = self._large or self._small
+        if not queue:
             return
-        slowest = min(slow, key=lambda share: share.since)
-        if slowest.cut is not None and asyncio.get_running_loop().time() - slowest.since > self._slow:
-            cut, slowest.cut = slowest.cut, None
-            cut()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LOOK_SECONDS, self._look)
+        until = loop.time() - self._slow
+        slow = [share for share in self._shares if share.cut is not None and share.since < until]
+        first = next(iter(queue))
+        missing = self._missing(first.share, first.size) + sum(waiter.size for waiter in queue) - first.size
+        keys: set[Hashable] = set()
+        for share in sorted(slow, key=lambda share: share.since):
+            if share.key not in keys:  # of those that hold the same bytes, all are cut off
+                if missing <= 0:
+                    continue
+                missing -= share.size
+                if share.key is not None:
+                    keys.add(share.key)
+            if share.cut is not None:
+                cut, share.cut = share.cut, None
+                cut()
 
 
 _SCOPE: ContextVar[list[Share] | None] = ContextVar("held_in_scope", default=None)

@@ -50,7 +50,10 @@ class ManagementRoute(APIRoute):
                 if isinstance(error, Denied):
                     _note(request, name)
                 raise
-            except (HTTPException, RequestValidationError):
+            except (HTTPException, RequestValidationError) as error:
+                if isinstance(error.__cause__, RegistryError):  # FastAPI takes what reading a body raises for bad JSON
+                    outcome = error.__cause__.code
+                    raise error.__cause__ from None
                 outcome = "INVALID"
                 raise
             except BaseException as error:

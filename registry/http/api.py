@@ -145,6 +145,7 @@ class DistributionAPI:
                 _log_cut(exchange, error)
                 raise
             _log_failure(exchange, error)
+            error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold the body of the request
             await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:
             if exchange.started:

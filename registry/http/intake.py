@@ -11,20 +11,25 @@ from contextlib import asynccontextmanager, closing
 from typing import Final, TypeVar
 
 from registry.http.errors import BodyTooSlow
-from registry.http.exchange import ClientGone, Exchange, Header, Message, Receive
+from registry.http.exchange import ClientGone, Exchange, Header, Message, Receive, Send
 from registry.http.leaving import Leaving
 from registry.http.responses import send_whole
 from registry.memory import MIB, MemoryBudget, Share
-from storage.errors import RegistryError
+from storage.errors import RegistryError, TooManyRequests
 
 T = TypeVar("T")
 
 BODIES: Final = 16 * MIB
 """Bytes of request bodies that a worker holds at the same time."""
+FORMS: Final = 4 * MIB
+"""The same for forms and JSON that are no part of the distribution API. Nobody needs an account to send them, so they
+take no memory of manifests."""
 ANSWERS: Final = 24 * MIB
 """Bytes of answers that a worker holds for clients that have not taken them yet."""
 HELD: Final = 256 * 1024
 """Bytes of an answer from which on it counts: the kernel takes smaller ones at once, from nearly every client."""
+TAKEN_SECONDS: Final = 30.0
+"""While somebody waits for room, an answer that its client has been taking for longer than this is cut off."""
 STEP: Final = 64 * 1024
 """Bytes by which the share of a body grows."""
 GRACE_SECONDS: Final = 20.0
@@ -40,12 +45,14 @@ class Intake:
         self,
         *,
         bodies: MemoryBudget | None = None,
+        forms: MemoryBudget | None = None,
         answers: MemoryBudget | None = None,
         grace: float = GRACE_SECONDS,
         rate: float = LEAST_RATE,
     ) -> None:
         self.bodies = bodies or MemoryBudget(BODIES, "request bodies")
-        self.answers = answers or MemoryBudget(ANSWERS, "answers")
+        self.forms = forms or MemoryBudget(FORMS, "forms")
+        self.answers = answers or MemoryBudget(ANSWERS, "answers", slow=TAKEN_SECONDS)
         self.grace = grace
         self.rate = rate
         self._turn = asyncio.Semaphore(1)
@@ -79,10 +86,10 @@ class Intake:
             body.clear()  # an error's traceback would keep it until the answer is sent
 
     @asynccontextmanager
-    async def metered(self, receive: Receive) -> AsyncIterator[Receive]:
-        """`receive` of an application that holds its request's body: the same rules for it, until the block ends. Their
-        errors are raised by what the block is given."""
-        share = self.bodies.share()
+    async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
+        """`receive` and `send` of an application that holds its request's body: the same rules for it, until it
+        answers or the block ends. Their errors are raised by what the block is given."""
+        share = self.forms.share()
 
         steady, ended = _Steady(self, share), False
 
@@ -96,14 +103,19 @@ class Intake:
             ended = not message.get("more_body", False)
             return message
 
+        async def answered(message: Message) -> None:
+            share.close()
+            await send(message)
+
         try:
-            yield counted
+            yield counted, answered
         finally:
             share.close()
 
     async def in_turn(self, exchange: Exchange, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives. One at a time for all requests of the worker: what it does takes much memory, and as much
-        of the interpreter as there is. Raises ClientGone: the client left while it waited, and nothing was done."""
+        of the interpreter as there is. It must not wait for a network. Raises ClientGone: the client left while it
+        waited, and nothing was done."""
         with closing(Leaving(exchange)) as leaving:
             await leaving.outlast(self._turn.acquire())
         try:
@@ -118,27 +130,50 @@ class Intake:
         """Whether answers wait for memory, or soon will."""
         return self.answers.used > self.answers.size // 2
 
-    @asynccontextmanager
-    async def room(self, size: int, key: str | None = None) -> AsyncIterator[None]:
-        """Room for an answer of `size` bytes inside the block. `key` stands for the body, where others send the very
-        same. Raises TooManyRequests."""
+    def try_room(self, size: int, key: str | None = None) -> Share | None:
+        """Room for `room` to go on with, if there is some at once."""
         share = self.answers.share(key)
+        return share if share.try_grow(size) else None
+
+    @asynccontextmanager
+    async def room(self, size: int, key: str | None = None, share: Share | None = None) -> AsyncIterator[None]:
+        """Room for an answer of `size` bytes inside the block. `key` stands for the body, where others send the very
+        same; `share`: what `try_room` gave for both. Raises TooManyRequests; also out of the block, when its client
+        takes the answer too slowly and others wait."""
+        if share is None:
+            share = self.answers.share(key)
+        taken = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
         try:
-            await share.grow(size)
-            yield
+            if not share.size:
+                await share.grow(size)
+            async with taken:
+                share.cut = lambda: taken.reschedule(loop.time())
+                try:
+                    yield
+                finally:
+                    share.cut = None
+        except TimeoutError:
+            if not taken.expired():
+                raise
+            raise TooManyRequests("the client takes the answer too slowly, and others wait for memory") from None
         finally:
             share.close()
 
     async def answer(self, exchange: Exchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]) -> None:
-        """Sends what `make` gives: a body and its headers. A large one is sent when there is room for it; meanwhile it
-        is not held, so it is made twice. Raises TooManyRequests."""
+        """Sends what `make` gives: a body and its headers. A large one is sent when there is room for it; where it
+        has to wait for that, it is not held meanwhile but made twice. Raises TooManyRequests."""
         body, headers = await make()
         if len(body) <= HELD or exchange.method == "HEAD":
             await send_whole(exchange, 200, body, *headers)
             return
-        length, body = len(body), b""
-        async with self.room(length):
-            body, headers = await make()
+        length = len(body)
+        share = self.try_room(length)
+        if share is None:
+            body = b""
+        async with self.room(length, share=share):
+            if share is None:
+                body, headers = await make()
             await send_whole(exchange, 200, body, *headers)
 
 

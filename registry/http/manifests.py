@@ -31,9 +31,11 @@ def _caching(reference: Reference) -> Header:
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one is held only once
-    there is room for it, so it may be read twice."""
-    reference, found = as_reference(exchange.item), None
+    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one that has to wait
+    for room is not held meanwhile, so it is read twice."""
+    reference = as_reference(exchange.item)
+    found: Descriptor | None = None
+    manifest: Manifest | None = None
     if exchange.intake.short:
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
     if found is None or found.size <= HELD:
@@ -42,17 +44,30 @@ async def get_manifest(exchange: Exchange) -> None:
             await _send(exchange, reference, manifest)
             return
         found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
-        del manifest
-    async with exchange.intake.room(found.size, found.digest):
-        await _send(exchange, reference, await exchange.registry.get_manifest(exchange.repo, found.digest))
+    if params.not_modified(exchange, found.digest):
+        manifest = None
+        await _send_unchanged(exchange, reference, found.digest)
+        return
+    share = exchange.intake.try_room(found.size, found.digest)
+    if share is None:
+        manifest = None
+    async with exchange.intake.room(found.size, found.digest, share):
+        if manifest is None:
+            manifest = await exchange.registry.get_manifest(exchange.repo, found.digest)
+        await _send(exchange, reference, manifest)
 
 
 async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
-    headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     if params.not_modified(exchange, manifest.digest):
-        await send_empty(exchange, 304, *headers)
+        await _send_unchanged(exchange, reference, manifest.digest)
         return
+    headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
     await send_whole(exchange, 200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
+
+
+async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
+    headers = [*content_headers(digest), _caching(reference), *warning_headers()]
+    await send_empty(exchange, 304, *headers)
 
 
 async def head_manifest(exchange: Exchange) -> None:
@@ -74,23 +89,30 @@ async def put_manifest(exchange: Exchange) -> None:
     extra = _read_tags(exchange)
     condition = params.read_condition(exchange)
     media_type = params.read_media_type(exchange)
+    expected = reference if isinstance(reference, Digest) else None
     most = exchange.limits.manifest
     async with exchange.intake.body(exchange, most, lambda: _too_large(exchange, most)) as body:
-        expected = reference if isinstance(reference, Digest) else None
-        if len(body) <= _PARSED_HERE:
-            await _store(exchange, Manifest.parse(body, media_type, expected), reference, extra, condition)
-            return
+        manifest = await _parse(exchange, body, media_type, expected)
+        del body
+        headers = await _store(exchange, manifest, reference, extra, condition)
+        del manifest
+    await send_empty(exchange, 201, *headers)  # nothing is held for a client that does not read it
 
-        async def read_and_store() -> None:
-            manifest = await asyncio.to_thread(Manifest.parse, body, media_type, expected)
-            await _store(exchange, manifest, reference, extra, condition)
 
-        await exchange.intake.in_turn(exchange, read_and_store)
+async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
+    """A large one is read in its turn. What is read of it takes up to three times its bytes, so storing it needs no
+    turn: that may take as long as an upstream does."""
+    if len(body) <= _PARSED_HERE:
+        return Manifest.parse(body, media_type, expected)
+    return await exchange.intake.in_turn(
+        exchange, lambda: asyncio.to_thread(Manifest.parse, body, media_type, expected)
+    )
 
 
 async def _store(
     exchange: Exchange, manifest: Manifest, reference: Reference, extra: list[Tag], condition: Condition | None
-) -> None:
+) -> list[Header]:
+    """The headers of the answer."""
     tags = extra
     if isinstance(reference, Tag):
         tags = [reference, *(tag for tag in extra if tag != reference)]
@@ -103,7 +125,7 @@ async def _store(
         headers += [(b"oci-tag", tag.encode("ascii")) for tag in extra]
     if manifest.subject:
         headers.append((b"oci-subject", manifest.subject.encode("ascii")))
-    await send_empty(exchange, 201, *headers)
+    return headers
 
 
 async def delete_manifest(exchange: Exchange) -> None:

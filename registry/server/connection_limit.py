@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sized
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Literal, Protocol
 
 from registry.server.kernel import file_limit, open_files
@@ -29,7 +30,11 @@ _MEASURED = 8192
 """Up to this limit the open descriptors are counted once a second. With more of them the reserve is large enough."""
 _LEAST_BUDGET = 8
 _LOW = 256
+LOOKED_AT = 2000
+"""Connections that one choice looks at."""
 _BATCH = 32
+_NONE_SECONDS = 0.25
+"""For how long it is remembered that none was silent."""
 _STAND_BACK_SECONDS = 0.01
 _BUSY_SECONDS = 0.1
 _QUIET_SECONDS = 60.0
@@ -82,6 +87,8 @@ class ConnectionLimit:
         self._budget = self._limit
         self._victims: list[tuple[Connection, Silence]] = []
         self._leaving: set[Connection] = set()  # closed, and perhaps not gone yet
+        self._place = 0  # where the next choice goes on
+        self._none_until = -_NONE_SECONDS
         self._credit = 0
         self._closed = 0
         self._said = -_QUIET_SECONDS
@@ -156,19 +163,25 @@ class ConnectionLimit:
         """The silent connection to be closed next."""
         for fresh in (False, True):
             if fresh:
+                if now < self._none_until:
+                    return None
                 self._victims = self._choose(now)
             while self._victims:
                 connection, before = self._victims.pop()
                 found = connection.silence(now)
                 if found is not None and (found.kind, found.since) == (before.kind, before.since):
                     return connection
+        self._none_until = now + _NONE_SECONDS
         return None
 
     def _choose(self, now: float) -> list[tuple[Connection, Silence]]:
-        """Some connections to be closed, the last of them first. Made for several closings at once: a look at all of
-        them takes a microsecond or two for each."""
+        """Some connections to be closed, the last of them first. Made for several closings at once: a look at each
+        takes up to ten microseconds. Of many only some are looked at, and others the next time."""
         found: dict[Kind, list[tuple[Connection, Silence]]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
-        for each in (*self._connections, *self._handshakes):
+        count = len(self._connections) + len(self._handshakes)
+        start = self._place if self._place < count else 0
+        self._place = start + LOOKED_AT
+        for each in tuple(islice(chain(self._connections, self._handshakes), start, self._place)):
             silence = each.silence(now)
             if silence is not None:
                 found[silence.kind].append((each, silence))

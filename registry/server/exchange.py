@@ -119,12 +119,15 @@ class Exchange(RequestResponseCycle):
             if protocol.giving and not self.transport.get_write_buffer_size():
                 protocol.giving = 0
             return body
-        if self._head and not more:
-            connections = cast("set[RegistryProtocol]", protocol.connections)
-            if not make_room(connections, len(body), protocol.limits.unsent_bytes, protocol.loop.time()):
-                log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
-                return self._instead(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
-        protocol.giving = len(body)
+        if more or not self._head:  # it streams: a piece at a time, and whoever sends it waits for the client
+            protocol.giving = 0
+            return body
+        held = min(len(body), SLICE)  # the rest is the application's to count: it may give the same to many
+        connections = cast("set[RegistryProtocol]", protocol.connections)
+        if not make_room(connections, held, protocol.limits.unsent_bytes, protocol.loop.time()):
+            log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
+            return self._instead(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
+        protocol.giving = held
         return body
 
     def _asked(self) -> str:
@@ -220,7 +223,7 @@ class Exchange(RequestResponseCycle):
                 body = self._within_memory(body, more=more)
                 whole = bool(self._head) and not more
                 if len(body) > SLICE and whole:
-                    await self._give_slices(memoryview(body), more=more, within=self.protocol.limits.slice_seconds)
+                    await self._give_whole(memoryview(body))
                 elif self.protocol.secret and len(body) > _LARGE:
                     await self._give_slices(memoryview(body), more=more)
                 else:
@@ -287,6 +290,14 @@ class Exchange(RequestResponseCycle):
         if self.waiting_for_100_continue or self.rest is None or self.rest > self.protocol.limits.drain_bytes:
             self.keep_alive = False
         self.waiting_for_100_continue = False
+
+    async def _give_whole(self, body: memoryview) -> None:
+        """All of a body that is held in memory for it."""
+        try:
+            await self._give_slices(body, more=False, within=self.protocol.limits.slice_seconds)
+        finally:
+            if not self.protocol.secret:  # where nothing is left to be taken; TLS may keep the last slice
+                self.protocol.giving = 0
 
     async def _give_slices(self, body: memoryview, *, more: bool, within: float | None = None) -> None:
         """A large body, slice by slice, so that whoever holds it for us does so until the client has taken it. `within`

@@ -27,9 +27,9 @@ class ServerLimits:
     """Without a byte of the body while the application waits for one. Above: 408, and the application is told."""
     send_idle_seconds: float = 60.0
     """Without the client taking a byte while there are some for it. Above: the connection is cut."""
-    slice_seconds: float = 10.0
-    """For a client to take 256 KiB of an answer that is held in memory, such as a large manifest. Above: the connection
-    is cut."""
+    slice_seconds: float = 30.0
+    """For a client to take 256 KiB of an answer that is held in memory, such as a large manifest. What lies in the
+    kernel's buffers has to be taken first. Above: the connection is cut."""
     half_close_seconds: float = 5.0
     """For an answer to a client that shut its sending side after a whole request; later it counts as gone."""
     linger_seconds: float = 2.0
@@ -41,7 +41,8 @@ class ServerLimits:
     buffer_bytes: int = 512 * 1024
     """Body bytes held for a slow application before reading pauses (one read more may come on top)."""
     unsent_bytes: int = 32 * 1024 * 1024
-    """Of whole answers in memory that the clients of one worker have not taken yet. Above: 503 for larger ones."""
+    """Of whole answers that the clients of one worker have not taken yet, up to 256 KiB of each. Above: 503 for those
+    of more than 64 KiB."""
     pipelined: int = 64
     """Requests a client may send ahead; those beyond are not looked at, and the connection ends after the answers."""
     certificate_seconds: float = 2.0

@@ -121,11 +121,12 @@ def sent_of(transport: asyncio.BaseTransport) -> tuple[int, int]:
 
 
 def unsent(connection: RegistryProtocol) -> int:
-    """Bytes of answers that are kept in this process's memory since the client has not taken them. The transport keeps
-    all of a body until its last byte is taken."""
-    waiting = connection.transport.get_write_buffer_size()
-    sending = connection.secret and connection.active is not None
-    return max(waiting, connection.giving) if waiting or sending else 0
+    """Bytes of a whole answer that are kept in this process's memory since the client has not taken them."""
+    if not connection.giving:
+        return 0
+    if connection.transport.get_write_buffer_size() or (connection.secret and sent_of(connection.transport)[1]):
+        return connection.giving
+    return 0
 
 
 def make_room(connections: Collection[RegistryProtocol], size: int, limit: int, now: float) -> bool:

@@ -142,12 +142,17 @@ class Exchange:
                     break
                 if len(body) > max(SMALL, share.size):
                     await share.grow(2 * len(body) - share.size)
-            return bytes(body[:most])
+            whole = bytes(body[:most])
         except (httpx2.HTTPError, OSError) as error:
+            share.close()
             raise _failure(error, where) from None
+        except BaseException:
+            share.close()
+            raise
         finally:
             body.clear()
-            keep(share)
+        keep(share)
+        return whole
 
     async def _client(self, route: Route) -> httpx2.AsyncClient:
         """Connections of their own for each reach: one that was made to an address the settings name is not used where

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
-from fastapi import Request
+from fastapi import APIRouter, Request
 
+from registry.admin.bodies import ManagementRoute
 from registry.app import create_app
 from registry.config import Settings
 from registry.http import DistributionAPI
 from registry.http.exchange import Message
 from registry.http.intake import HELD, Intake
 from registry.http.limits import Limits
-from registry.memory import SMALL, MemoryBudget, holding, keep
-from storage.content import OCI_MANIFEST, Descriptor, Manifest, digest_of
+from registry.memory import MIB, SMALL, WAITING, MemoryBudget, Share, holding, keep
+from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
+from storage.errors import TooManyRequests
 from storage.memory import MemoryRegistry
-from storage.names import Digest
-from tests.registry.conftest import V2, image, put_blob, put_image
+from storage.names import Digest, Reference, RepositoryName, Tag
+from tests.registry.conftest import REPO, V2, image, put_blob, put_image
 from tests.registry.driver import Client, scope_of
 
 KIB = 1024
@@ -217,6 +222,98 @@ async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monk
     assert intake.bodies.used == 0
 
 
+class Silent(Sender):
+    """A client that reads nothing of its answer until `reads` is set."""
+
+    def __init__(self, api: object, body: bytes, name: str = "t") -> None:
+        super().__init__(api, body, name)
+        self.reads = asyncio.Event()
+
+    async def _send(self, message: Message) -> None:
+        await super()._send(message)
+        await self.reads.wait()
+
+
+@pytest.mark.parametrize("body", [large_image(), b"{" * LARGE], ids=["201", "400"])
+async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegistry, body: bytes) -> None:
+    """The turn and the body's memory are given back before the answer is sent, whether it is a 201 or a 400."""
+    await put_blob(registry, b"{}")
+    intake = Intake()
+    silent, other = (
+        Silent(api_of(registry, intake), body, "a"),
+        Sender(api_of(registry, intake), large_image(), "b"),
+    )
+    silent.send_all()
+    waiting = silent.start()
+    await until(lambda: silent.status)
+    assert intake.bodies.used == 0
+    other.send_all()
+    async with asyncio.timeout(10):
+        await other.start()
+    assert other.status == 201
+    silent.reads.set()
+    await waiting
+
+
+async def test_an_error_that_is_not_read_keeps_no_body(registry: MemoryRegistry) -> None:
+    """What went wrong refers to the body: that is let go before the answer is sent."""
+    size = 4 * 1024 * KIB
+    silent = Silent(api_of(registry, Intake()), b"{" * size)
+    silent.send_all()
+    tracemalloc.start()
+    try:
+        waiting = silent.start()
+        await until(lambda: silent.status)
+        await until(lambda: tracemalloc.get_traced_memory()[0] < size // 2)
+    finally:
+        tracemalloc.stop()
+    assert silent.status == 400
+    silent.reads.set()
+    await waiting
+
+
+class Far(MemoryRegistry):
+    """A registry that stores the manifest of one tag only after `go`: it waits for an upstream."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__()
+        self.tag = tag
+        self.began, self.go = asyncio.Event(), asyncio.Event()
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag] = (),
+        *,
+        by: Actor,
+        sparse: bool = False,
+        condition: Condition | None = None,
+    ) -> Descriptor:
+        if self.tag in tags:
+            self.began.set()
+            await self.go.wait()
+        return await super().put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
+
+
+async def test_storing_holds_no_other_manifest_up() -> None:
+    """Only the reading goes one at a time: to store one may take as long as an upstream takes to send its blobs."""
+    far, intake = Far("a"), Intake()
+    await put_blob(far, b"{}")
+    first, second = (Sender(api_of(far, intake), large_image(), name) for name in "ab")
+    first.send_all()
+    storing = first.start()
+    await far.began.wait()
+    assert intake.bodies.used >= LARGE  # it is still in memory
+    second.send_all()
+    async with asyncio.timeout(10):
+        await second.start()
+    assert second.status == 201
+    far.go.set()
+    await storing
+    assert first.status == 201
+
+
 async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
     """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
     several is held once."""
@@ -254,7 +351,8 @@ async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
 
 
 async def test_forms_and_json_count_too() -> None:
-    """Bodies for what is not the distribution API: the same budget, the same least rate, and an answer that says so."""
+    """Bodies for what is not the distribution API: a budget of its own, which anybody may fill, the same
+    least rate, and an answer that says so."""
     app = create_app(Settings(), MemoryRegistry())
     app.intake = Intake(grace=0.05, rate=1024 * KIB)
 
@@ -274,9 +372,147 @@ async def test_forms_and_json_count_too() -> None:
 
     task = asyncio.create_task(app(sender.scope, receive, sender._send))
     await sent.wait()
-    await until(lambda: app.intake.bodies.used == 100)
+    await until(lambda: app.intake.forms.used == 100)
+    assert app.intake.bodies.used == 0
     await task
-    assert (sender.status, app.intake.bodies.used) == (408, 0)
+    assert (sender.status, app.intake.forms.used) == (408, 0)
+
+
+class Answered:
+    """A client's GET of a manifest that reads nothing of the answer until `reads` is set."""
+
+    def __init__(
+        self, api: DistributionAPI, name: str, headers: dict[str, str] | None = None, part: str = "body"
+    ) -> None:
+        """`part` of the answer is where it stops: the start, or the body."""
+        self.status = 0
+        self.reads = asyncio.Event()
+        self._part = f"http.response.{part}"
+        self.task = asyncio.create_task(
+            api(scope_of("GET", f"{V2}/manifests/{name}", headers or {}), self._receive, self._send)
+        )
+
+    async def _receive(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == self._part:
+            await self.reads.wait()
+        self.status = message.get("status", self.status)
+
+
+@pytest.mark.parametrize("part", ["start", "body"])
+async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
+    """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
+    intake = Intake(answers=MemoryBudget(4 * HELD, "answers", wait=30, slow=0.0))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * HELD})
+    slow = [Answered(api_of(registry, intake), "a", part=part) for _ in range(5)]
+    await until(lambda: intake.answers.used > 2 * HELD)
+    other = Answered(api_of(registry, intake), "b")
+    other.reads.set()
+    async with asyncio.timeout(10):
+        await other.task
+    assert other.status == 200
+    for each in slow:
+        with pytest.raises(TooManyRequests):  # the server cuts the connection
+            await each.task
+    assert intake.answers.used == 0
+
+
+async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
+    """If-None-Match is looked at first."""
+    intake = Intake(answers=MemoryBudget(4 * HELD, "answers", wait=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * HELD})
+    slow = Answered(api_of(registry, intake), "a")
+    await until(lambda: intake.answers.used > 2 * HELD)
+    digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
+    for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
+        other = Answered(api_of(registry, intake), "b", headers)
+        other.reads.set()
+        await other.task
+        assert other.status == status
+    slow.reads.set()
+    await slow.task
+
+
+async def test_a_large_manifest_is_read_once() -> None:
+    """Where there is room for it: a second read would be a second line in the log."""
+    read: list[Reference] = []
+
+    class Counted(MemoryRegistry):
+        async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+            read.append(reference)
+            return await super().get_manifest(repo, reference)
+
+    registry = Counted()
+    await put_image(registry, "a", annotations={"a": "x" * 2 * HELD})
+    answer = await Client(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
+    assert (answer.status, read) == (200, ["a"])
+
+
+@pytest.mark.parametrize(("size", "status"), [(2 * MIB, 429), (100, 408)])
+async def test_the_management_api_says_why_a_body_is_refused(size: int, status: int) -> None:
+    """No memory for it, or too slow: not a 400 as for a body that is no JSON."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.intake = Intake(forms=MemoryBudget(MIB, "forms", wait=0.05), grace=0.05)
+    await app.intake.forms.share().grow(MIB - 1000)
+    router = APIRouter(route_class=ManagementRoute)
+
+    @router.post("/json")
+    async def read(document: dict[str, int]) -> int:
+        return len(document)
+
+    app.include_router(router)
+    sender = Sender(app, b"")
+    sender.scope.update({"path": "/json", "raw_path": b"/json", "method": "POST"})
+    sender.scope["headers"] = [(b"content-type", b"application/json")]
+    messages = [{"type": "http.request", "body": b"x" * min(size, 60_000), "more_body": True}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await asyncio.Future()
+
+    await app(sender.scope, receive, sender._send)
+    assert sender.status == status
+    assert (b"retry-after" in sender.headers) == (status == 429)
+
+
+def test_the_largest_manifest_leaves_room_for_others() -> None:
+    """Also where the settings take larger ones: it need not wait until nobody else sends or is sent anything."""
+    most = 64 * MIB
+    app = create_app(Settings.model_validate({"limits": {"manifest": most}}), MemoryRegistry())
+
+    async def grow() -> None:
+        for memory in (app.intake.bodies, app.intake.answers):
+            await memory.share().grow(SMALL)
+            assert memory.share().try_grow(most)
+
+    asyncio.run(grow())
+
+
+async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
+    """A client that does not read it keeps no memory of the form."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.intake = Intake()
+
+    @app.post("/form")
+    async def form(request: Request) -> int:
+        return len(await request.body())
+
+    silent = Silent(app, b"")
+    silent.scope.update({"path": "/form", "raw_path": b"/form", "method": "POST"})
+    messages = [{"type": "http.request", "body": b"x" * 100, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await asyncio.Future()
+
+    task = asyncio.create_task(app(silent.scope, receive, silent._send))
+    await until(lambda: silent.status)
+    assert (silent.status, app.intake.forms.used) == (200, 0)
+    silent.reads.set()
+    await task
 
 
 async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
@@ -309,6 +545,67 @@ async def test_a_cancelled_wait_leaves_no_trace() -> None:
     first.close()
     await waiting[1]
     assert memory.used == 2 * SMALL
+
+
+async def test_small_shares_do_not_starve_a_large_one() -> None:
+    """While a large one waits, small ones get the last quarter only, so what others give back goes to it."""
+    memory = budget(16 * SMALL, wait=30, slow=60)
+    small = [memory.share() for _ in range(16)]
+    for share in small:
+        await share.grow(SMALL)
+    large = memory.share()
+    waiting = asyncio.create_task(large.grow(8 * SMALL))
+    await asyncio.sleep(0)
+    for share in small:  # each leaves, and comes again at once
+        share.close()
+        share.try_grow(SMALL)
+        await asyncio.sleep(0)
+    assert waiting.done()
+    assert large.size == 8 * SMALL
+    assert memory.used <= memory.size
+
+
+async def test_slow_bodies_make_way_together() -> None:
+    """As many as the one that waits needs are cut off at once, those that have come in for longest."""
+    memory = budget(16 * SMALL, wait=1, slow=0.0)  # one at a look would need two seconds
+    small = [memory.share() for _ in range(16)]
+    cut: list[Share] = []
+
+    def end(share: Share) -> None:
+        cut.append(share)
+        share.close()
+
+    for share in small:
+        await share.grow(SMALL)
+        share.cut = partial(end, share)
+        await asyncio.sleep(0.001)  # they have to differ in age
+    async with asyncio.timeout(10):
+        await memory.share().grow(4 * SMALL)
+    assert cut == small[:8]
+
+
+async def test_many_who_wait_do_not_hold_the_loop() -> None:
+    """A bounded number waits, the others are refused at once; those who wait are not looked at one by one."""
+    memory = budget(16 * SMALL, wait=1, slow=60)
+    held = [memory.share() for _ in range(16)]
+    for share in held:
+        await share.grow(SMALL)
+        share.cut = share.close
+    began = time.thread_time()
+
+    async def come() -> bool:
+        try:
+            await memory.share().grow(SMALL)
+        except TooManyRequests:
+            return False
+        return True
+
+    tasks = [asyncio.create_task(come()) for _ in range(2000)]
+    await until(lambda: sum(task.done() for task in tasks) >= 2000 - WAITING)
+    assert sum(task.done() for task in tasks) == 2000 - WAITING
+    assert not any(await asyncio.gather(*tasks))
+    assert time.thread_time() - began < 1.0
+    assert memory.used == 16 * SMALL
 
 
 async def test_a_put_of_many_tags_is_answered_in_few_header_lines(registry: MemoryRegistry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from registry.server.connection_limit import (
     FAIR_SHARE,
     FILES_PER_REQUEST,
+    LOOKED_AT,
     STALLED_SECONDS,
     Connection,
     ConnectionLimit,
@@ -30,13 +31,24 @@ class Peer:
         self._there.remove(self)
 
 
+class Clock:
+    """Stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Site:
     """A worker with a limit of 400 descriptors, some of which this process has open."""
 
     def __init__(self) -> None:
         self.there: set[Connection] = set()
         self.requests: set[object] = set()
-        self.limit = ConnectionLimit(self.there, set(), self.requests, lambda: NOW, limit=400)
+        self.clock = Clock()
+        self.limit = ConnectionLimit(self.there, set(), self.requests, self.clock, limit=400)
 
     def add(self, count: int, kind: Kind | None, since: float = 0.0, address: str | None = "a") -> list[Peer]:
         return [Peer(self.there, kind, since + number, address) for number in range(count)]
@@ -113,3 +125,41 @@ def test_a_full_worker_stands_back_first() -> None:
     site.add(site.limit.most, None)
     assert site.limit.wait() > 0
     assert site.limit.wait() > 0
+
+
+def test_a_choice_looks_at_a_bounded_number() -> None:
+    """Where there are 16,000 connections, one choice looks at some of them, the next at others: all have their turn."""
+    limit = 20_000
+    looked: list[Peer] = []
+
+    class Looked(Peer):
+        def silence(self, now: float) -> Silence | None:
+            looked.append(self)
+            return super().silence(now)
+
+    there: set[Connection] = set()
+    peers = [Looked(there, None, 0.0, "a") for _ in range(15_999)]
+    silent = Looked(there, "idle", 0.0, "a")
+    clock = Clock()
+    made = ConnectionLimit(there, set(), set(), clock, limit=limit)
+    most = 0
+    for _ in range(20):
+        looked.clear()
+        made.shed(1)
+        most = max(most, len(looked))
+        clock.now += 1.0
+    assert most <= LOOKED_AT + 10
+    assert silent not in there
+    assert all(peer in there for peer in peers)
+
+
+def test_that_nobody_is_silent_is_remembered_for_a_moment() -> None:
+    """A full worker is asked for each request and each new connection; a quarter of a second it need not look again."""
+    site = Site()
+    site.add(10, None)
+    assert not site.limit.shed(1)
+    idle = site.add(1, "idle")
+    assert not site.limit.shed(1)
+    site.clock.now += 0.3
+    assert site.limit.shed(1)
+    assert site.closed(idle) == [1]

@@ -351,10 +351,19 @@ def test_heads_sent_ahead_are_bounded(server: Running) -> None:
     assert 1 < answers.count(b"HTTP/1.1 200 OK") < 10
 
 
+def _unread(running: Running) -> socket.socket:
+    """A connection of which the kernel takes little."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    sock.settimeout(PATIENCE)
+    sock.connect(running.address)
+    return sock
+
+
 def test_answers_that_clients_do_not_take(start: Start) -> None:
     """Answers that wait in memory have a bound together: those beyond it get 503 and when to come again. Once the
     clients are gone, such answers are given again."""
-    running = start(limits={"unsent_bytes": 24 * 1024 * 1024})
+    running = start(limits={"unsent_bytes": 2 * 1024 * 1024})
     request = b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n"
 
     def status() -> int:
@@ -364,11 +373,8 @@ def test_answers_that_clients_do_not_take(start: Start) -> None:
 
     with contextlib.ExitStack() as stack:
         found = []
-        for _ in range(16):
-            sock = stack.enter_context(socket.socket())
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-            sock.settimeout(PATIENCE)
-            sock.connect(running.address)
+        for _ in range(32):
+            sock = stack.enter_context(_unread(running))
             sock.sendall(request)
             found.append(sock.recv(12)[-3:])
         assert found[0] == b"200"
@@ -377,6 +383,30 @@ def test_answers_that_clients_do_not_take(start: Start) -> None:
     wait_for(lambda: status() == 200)
     assert "too many answers wait for their clients" in running.errors
     assert "Traceback" not in running.errors
+
+
+def test_a_large_answer_counts_with_what_the_server_holds_of_it(start: Start) -> None:
+    """It is written in slices of 256 KiB. The whole of it is the application's to count, which may give the same bytes
+    to many clients."""
+    running = start(limits={"unsent_bytes": 4 * 1024 * 1024})
+    with contextlib.ExitStack() as stack:
+        for _ in range(7):
+            sock = stack.enter_context(_unread(running))
+            sock.sendall(b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert sock.recv(12)[-3:] == b"200"
+
+
+def test_a_body_that_streams_takes_no_room_from_answers(start: Start) -> None:
+    """The pieces of a blob wait for their client, and none of them makes another client's manifest a 503."""
+    running = start(limits={"unsent_bytes": 512 * 1024})
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            sock = stack.enter_context(_unread(running))
+            sock.sendall(b"GET /big?size=16777216 HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert sock.recv(12)[-3:] == b"200"
+        assert (
+            running.talk(b"GET /whole?size=100000 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")[9:12] == b"200"
+        )
 
 
 def test_what_a_start_leaves_is_not_collected(start: Start) -> None:

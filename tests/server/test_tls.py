@@ -228,6 +228,21 @@ def test_a_large_answer(tls: Running, context: ssl.SSLContext) -> None:
                 assert len(read_response(sock)[2]) == size
 
 
+def test_a_body_that_streams_takes_no_room_from_answers(
+    start: Start, env: dict[str, str], context: ssl.SSLContext, pair: Pair
+) -> None:
+    """The pieces of a blob wait for their client, and none of them makes another client's manifest a 503."""
+    running = start(env, tls=named(pair), limits={"unsent_bytes": 512 * 1024})
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            sock = stack.enter_context(secret(running, context, buffer=16 * 1024))
+            sock.sendall(b"GET /big?size=16777216 HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert sock.recv(12)[-3:] == b"200"
+        with secret(running, context) as sock:
+            sock.sendall(b"GET /whole?size=100000 HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert sock.recv(12)[-3:] == b"200"
+
+
 def test_an_answer_to_a_client_that_waits(tls: Running, context: ssl.SSLContext) -> None:
     """A client that takes nothing of a GiB makes the server hold a few hundred KiB, and gets all of the rest later."""
     with secret(tls, context) as warm:

@@ -276,3 +276,16 @@ async def test_large_answers_wait_for_memory() -> None:
         assert await asyncio.gather(*(ask(script.url) for _ in range(4))) == [len(body)] * 4
         await exchange.aclose()
     assert memory.used == 0
+
+
+async def test_an_answer_that_breaks_off_holds_nothing() -> None:
+    """Its block may go on for long: to ask another endpoint, say."""
+    body = b"x" * (100 << 10)
+    memory = MemoryBudget(300 << 10, "answers")
+    settings = Upstream.model_validate({"name": "far.test"})
+    exchange = Exchange(settings, Proxies(), Trust(settings.ca_file), Gate(settings.name), memory)
+    async with scripted(said(answer(200, body)[:-1])) as script, holding():
+        with pytest.raises(UpstreamUnavailable):
+            await exchange.ask("GET", script.url, {}, most=MIB)
+        assert memory.used == 0
+    await exchange.aclose()
