@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
+from registry.config import plain_host
 from registry.upstream.networks import ANYWHERE, Network, Reach
 from storage.errors import UpstreamUnavailable
 
@@ -16,11 +17,12 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of an http(s) address (RFC 6454, 4). Raises ValueError for any other."""
+    """Scheme, host and port of an http(s) address (RFC 6454, 4); the host as `plain_host` has it. Raises ValueError
+    for any other."""
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError("not an http address")
-    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]
+    return parts.scheme, plain_host(parts.hostname), parts.port or _PORTS[parts.scheme]
 
 
 def place(url: str) -> str:

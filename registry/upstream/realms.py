@@ -54,7 +54,7 @@ class Realms:
     def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
         self._name = settings.name
         self._listed = settings.realms
-        self._sites = {site(settings.name), *(site(urlsplit(endpoint).hostname or "") for endpoint in endpoints)}
+        self._sites = {site(settings.name), *(site(origin(endpoint)[1]) for endpoint in endpoints)}
         self._told: set[str] = set()
 
     def check(self, realm: str, endpoint: str, *, login: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry.upstream.addresses import Route
+from registry.config import Upstream
+from registry.upstream.addresses import Route, origin
 from registry.upstream.paging import next_page
 from registry.upstream.proxies import Proxies
 from storage.errors import UpstreamUnavailable
@@ -29,6 +30,23 @@ URL = "https://far.test/v2/a/tags/list?n=5"
 def test_next_pages(link: str, found: str | None) -> None:
     """As RFC 8288 writes them, and always at home."""
     assert next_page({"link": link}, URL) == found
+
+
+@pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
+def test_hosts_that_are_none(url: str) -> None:
+    """A host without a name, one longer than a name may be, and one that has no form in the DNS."""
+    with pytest.raises(ValueError, match=r"name|label"):
+        origin(url)
+
+
+def test_a_trailing_dot_names_the_same_host() -> None:
+    """`far.test.` is `far.test`: in an address, and in the settings."""
+    assert origin("https://FAR.test.:444/x") == ("https", "far.test", 444)
+    settings = Upstream.model_validate(
+        {"name": "far.test", "redirects": ["cdn.test.:9"], "realms": ["https://a.test./t"]}
+    )
+    assert settings.redirect_places == {("cdn.test", 9)}
+    assert settings.realm_places == {("a.test", 443)}
 
 
 def test_a_redirect_to_another_origin_loses_authorization() -> None:

@@ -85,6 +85,11 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
         ("http://reg.example.com:5000", "http://reg.example.com:5001/token", False),
         ("http://reg.example.com:5000", "http://reg.example.com:5000/token", True),
         ("http://reg.example.com:5000", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com./token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com.:5443/token", True),
+        ("https://reg.example.com.:5443", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://\uff52eg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com.:9000/token", True),
     ],
 )
 def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
