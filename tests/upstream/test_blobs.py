@@ -272,6 +272,22 @@ async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held:
         assert (await source.resolve_blob(REPO, ABSENT)).size == 0
 
 
+@pytest.mark.parametrize("head", [200, 405])
+async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> None:
+    """An answer that names another digest is about something else, whatever length it tells."""
+    other = "sha256:" + "1" * 64
+
+    def reply(request: str) -> bytes:
+        if request.startswith("HEAD") and head != 200:
+            return answer(head)
+        body = b"" if request.startswith("HEAD") else b"12345"
+        return answer(200, body, content_length="5", docker_content_digest=other)
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="another blob"):
+            await source.resolve_blob(REPO, ABSENT)
+
+
 async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
     """It ends the fetch and is raised by it, whatever it is; no other endpoint is asked."""
     boom: list[BaseException] = [StorageFull(), OSError("no"), UpstreamUnavailable("mine"), KeyError("x")]
