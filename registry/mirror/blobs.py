@@ -12,6 +12,7 @@ from registry.mirror.fills import Fills
 from registry.mirror.flights import Flights
 from registry.mirror.following import FollowingReader
 from registry.mirror.prefetch import Prefetch
+from registry.mirror.source import BlobDoubtful
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, UpstreamTimeout, UpstreamUnavailable
 from storage.interface import BlobReader, Records
@@ -133,6 +134,8 @@ class Blobs:
                 raise BlobUnknown("the upstream has no such blob")
             try:
                 return (await tools.source.resolve_blob(tools.far(repo), digest)).size
+            except BlobDoubtful:
+                raise
             except BlobUnknown:
                 await tools.misses.note(repo, digest)
                 raise

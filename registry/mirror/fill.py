@@ -20,7 +20,7 @@ from registry.mirror.flights import end
 from registry.mirror.manifests import MIRROR
 from registry.mirror.misses import Misses
 from registry.mirror.slots import Slots
-from registry.mirror.source import Source
+from registry.mirror.source import BlobDoubtful, Source
 from registry.mirror.suspicions import Suspicions
 from storage.content import OpenFile
 from storage.errors import (
@@ -168,8 +168,9 @@ class Fill:
             error = PartialLost("nobody waited for the blob any more; try again")
         except BlobUnknown as unknown:
             error = unknown
-            with suppress(RegistryError):
-                await self._tools.misses.note(self.repo, self.digest)
+            if not isinstance(unknown, BlobDoubtful):
+                with suppress(RegistryError):
+                    await self._tools.misses.note(self.repo, self.digest)
         except RegistryError as failure:
             error = failure
             await self._tell_followers(failure)

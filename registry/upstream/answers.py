@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registry.mirror.source import ManifestDoubtful, NameDoubtful
+from registry.mirror.source import BlobDoubtful, ManifestDoubtful, NameDoubtful
 from registry.upstream.addresses import place
 from registry.upstream.networks import Network
 from storage.content import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
 from storage.errors import (
+    BlobUnknown,
     Denied,
     DigestInvalid,
     ManifestUnknown,
@@ -104,10 +105,12 @@ def from_registry(answer: Answer) -> bool:
 
 
 def doubted(unknown: RegistryError) -> RegistryError:
-    """The same where it is not sure that the registry said so. What is here is dropped, or not listed, only when the
-    upstream has it no more."""
+    """The same where it is not sure that the registry said so. What is here is dropped, or not listed, and "unknown"
+    is remembered, only when the upstream has it no more."""
     if isinstance(unknown, NameUnknown):
         return NameDoubtful()
+    if isinstance(unknown, BlobUnknown):
+        return BlobDoubtful()
     return ManifestDoubtful() if isinstance(unknown, ManifestUnknown) else unknown
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from registry.config import Upstream
-from registry.mirror.source import ManifestDoubtful, NameDoubtful, RangesUnsupported
+from registry.mirror.source import BlobDoubtful, ManifestDoubtful, NameDoubtful, RangesUnsupported
 from registry.upstream.addresses import place
 from registry.upstream.allowance import Allowances
 from registry.upstream.answers import Answer, doubted, refusal
@@ -38,7 +38,7 @@ AT_ONCE = 16
 Attempt = Callable[[Endpoint, Trial], Awaitable[T]]
 Send = Callable[[Mapping[str, str]], Awaitable[Answer]]
 
-_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful, NameDoubtful)
+_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful, BlobDoubtful, NameDoubtful)
 """What says nothing of the thing asked for."""
 _WITHOUT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
 """Said by one endpoint, but another may have the same bytes."""
@@ -51,6 +51,7 @@ _GRAVITY: tuple[type[RegistryError], ...] = (
     UpstreamUnavailable,
     Denied,
     ManifestDoubtful,
+    BlobDoubtful,
     NameDoubtful,
     ManifestUnknown,
     BlobUnknown,

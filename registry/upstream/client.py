@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from registry.config import Upstream
 from registry.memory import MemoryBudget, holding
-from registry.mirror.source import ManifestDoubtful, Sink, Source
+from registry.mirror.source import BlobDoubtful, ManifestDoubtful, Sink, Source
 from registry.upstream.addresses import place
 from registry.upstream.answers import ACCEPT, Answer, as_count
 from registry.upstream.asking import Asking
@@ -113,10 +113,12 @@ class FarRegistry:
 
     async def _size(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, digest: Digest) -> int:
         path, unknown = f"blobs/{digest}", BlobUnknown()
-        answer = await self._asking.ask(endpoint, trial, repo, Kind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE)
-        if answer.status == 200 and answer.length is not None:
-            _compare(answer, digest, "blob")
-            return answer.length
+        # An answer to HEAD has no body that shows whose it is, and "unknown" is remembered.
+        with suppress(BlobDoubtful):
+            answer = await self._asking.ask(endpoint, trial, repo, Kind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE)
+            if answer.status == 200 and answer.length is not None:
+                _compare(answer, digest, "blob")
+                return answer.length
         # Addresses that redirects lead to may be signed for GET alone; and not all answer HEAD with a length.
         answer = await self._asking.ask(
             endpoint,

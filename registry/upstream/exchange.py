@@ -70,7 +70,8 @@ class Exchange:
         reach: Reach | None = None,
         trial: Trial | None = None,
     ) -> Answer:
-        """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. `reach`:
+        """The answer, with its body; without it where `content` is false and the answer is a success. Redirects are
+        followed, except for a `form`. `reach`:
         where an address may be that the settings do not name. `trial` is told how the endpoint does. Raises
         UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an address out of reach),
         UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the block ends that it is
@@ -85,7 +86,7 @@ class Exchange:
                     told.headers(response.status_code)
                 if form is None and route.follow(response.status_code, response.headers.get("location")):
                     continue
-                wanted = content and method != "HEAD"
+                wanted = method != "HEAD" and (content or not response.is_success)
                 body = await self._body(response, most) if wanted else b""
             finally:
                 await response.aclose()

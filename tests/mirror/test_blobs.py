@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from registry.mirror import stragglers
+from registry.mirror.source import BlobDoubtful
 from storage.content import Span, digest_of
 from storage.errors import (
     BlobUnknown,
@@ -384,6 +385,23 @@ async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: Site, stored:
                 await read_blob(worker.mirror, OTHER, DIGEST)
         assert not await worker.store.records.confirmed(OTHER, DIGEST)
         assert await worker.store.records.confirmed(HERE, DIGEST)
+
+
+async def test_a_doubtful_no_is_not_remembered(site: Site, worker: Worker) -> None:
+    """A firewall's page instead of an answer: the client gets "unknown", and the next one asks again, whether the size
+    was asked for or the blob."""
+    site.far.faults.down = BlobDoubtful()
+    loose = site.far.add_blob(FAR, b"named by no manifest here")
+    with pytest.raises(BlobDoubtful):
+        await worker.mirror.open_blob(HERE, loose.digest)
+    site.far.faults.down = None
+    assert await read_blob(worker.mirror, HERE, loose.digest) == b"named by no manifest here"
+    await begun(site, worker)
+    site.far.faults.down = BlobDoubtful()
+    with pytest.raises(BlobDoubtful):
+        await worker.mirror.open_blob(HERE, DIGEST)
+    site.far.faults.down = None
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
 
 
 async def test_two_repositories_share_a_fill(site: Site, worker: Worker) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry.mirror.source import RangesUnsupported
+from registry.mirror.source import BlobDoubtful, RangesUnsupported
 from storage.content import Span
 from storage.errors import (
     BlobUnknown,
@@ -23,7 +23,7 @@ from storage.stored import StoredRegistry
 from tests.upstreams.content import Content, Holding
 from tests.upstreams.hub import Hub, hub
 
-from .far import REPO, Collecting, answer, far, fetched, scripted
+from .far import REPO, Collecting, answer, far, fetched, said, scripted
 
 ABSENT = Digest("sha256:" + "0" * 64)
 
@@ -286,6 +286,41 @@ async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> 
     async with scripted(reply) as server, far(registry, server.url) as source:
         with pytest.raises(UpstreamUnavailable, match="another blob"):
             await source.resolve_blob(REPO, ABSENT)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sure"),
+    [
+        (404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}', True),
+        (404, "<html>not for you</html>", False),
+        (404, "", False),
+        (403, "<html>not for you</html>", False),
+        (401, '{"errors": [{"code": "UNAUTHORIZED"}]}', False),
+    ],
+)
+async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: int, body: str, sure: bool) -> None:
+    """Without a registry's word it is doubtful, as for manifests. An answer to HEAD has no words, so a GET follows."""
+
+    def reply(head: str) -> bytes:
+        return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        for request in (source.resolve_blob(REPO, ABSENT), fetched(source, ABSENT)):
+            with pytest.raises(BlobUnknown) as raised:
+                await request
+            assert type(raised.value) is (BlobUnknown if sure else BlobDoubtful)
+
+
+async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
+    """One endpoint has no such blob, and before the other stands a firewall: that is no "unknown"."""
+    gone = answer(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
+    async with (
+        scripted(said(gone)) as one,
+        scripted(said(answer(404, "<html>"))) as two,
+        far(registry, one.url, two.url) as source,
+    ):
+        with pytest.raises(BlobDoubtful):
+            await fetched(source, ABSENT)
 
 
 async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
