@@ -71,11 +71,10 @@ class Exchange:
         trial: Trial | None = None,
     ) -> Answer:
         """The answer, with its body; without it where `content` is false and the answer is a success. Redirects are
-        followed, except for a `form`. `reach`:
-        where an address may be that the settings do not name. `trial` is told how the endpoint does. Raises
-        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an address out of reach),
-        UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the block ends that it is
-        asked for in (`registry.memory.holding`)."""
+        followed, except for a `form`. `reach`: where an address may be that the settings do not name. `trial` is told
+        how the endpoint does. Raises UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an
+        address out of reach), UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the
+        block ends that it is asked for in (`registry.memory.holding`)."""
         route = Route(url, headers, reach or self._led)
         while True:
             told = None if route.moved else trial
