@@ -119,6 +119,7 @@ class Asking:
 
     async def _try(self, endpoint: Endpoint, attempt: Attempt[T], repo: RepositoryName, seconds: float | None) -> T:
         with endpoint.trial(repo) as trial:
+            trial.seconds = seconds
             if seconds is None:
                 return await attempt(endpoint, trial)
             async with within(seconds, place(endpoint.url)):

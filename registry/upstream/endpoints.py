@@ -30,6 +30,9 @@ class Trial:
     """One request to an endpoint, and those that follow for the same thing. `lives` is called once it has answered:
     others may be sent there from then on, though this one may take long, as blobs do."""
 
+    seconds: float | None = None
+    """For all of them; None: as long as they take."""
+
     def __init__(self, lives: Callable[[], None]) -> None:
         self.alive = False
         self.unreachable = False

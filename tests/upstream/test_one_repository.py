@@ -124,6 +124,63 @@ async def test_a_token_service_that_hangs(registry: StoredRegistry) -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
+async def test_a_remembered_challenge_that_became_wrong(registry: StoredRegistry) -> None:
+    """The repository's own token service worked once and hangs since, while the registry names another one now: the
+    next request is sent without a token, and learns of it. The endpoint is not blamed."""
+    hang, name, clock = asyncio.Event(), "first", Clock()
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/first" and name != "first":
+            await hang.wait()
+        if not where.startswith("/v2/"):
+            return answer(200, json.dumps({"token": where[1:]}))
+        if f"authorization: bearer {name}\r" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/{name}"')
+
+    async with scripted(reply) as server, far(registry, server.url, clock=clock) as source:
+        assert await tags(source, BAD) == ["1"]
+        name = "second"
+        clock.now += 100  # the token is over, the challenge is remembered
+        assert await tags(source, BAD) == ["1"]
+        hang.set()
+
+
+@pytest.mark.parametrize("how", ["hangs", "token service hangs", "503", "500"])
+async def test_an_endpoint_that_is_asked_how_to_log_in(registry: StoredRegistry, tmp_path: Path, how: str) -> None:
+    """Where it does not say so at `/v2/`, or its token service does not answer, the repositories are asked without a
+    login, and say themselves what they want. A refusal of the anonymous is not believed then."""
+    hang = asyncio.Event()
+    file = tmp_path / "password"
+    file.write_text("secret")
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/v2/" and how.isdigit():
+            return answer(int(how))
+        if where == "/hangs" or (where == "/v2/" and how == "hangs"):
+            await hang.wait()
+        if where == "/v2/":
+            return answer(401, www_authenticate=f'Bearer realm="{server.url}/hangs"')
+        if where == "/token":
+            return answer(200, '{"token": "t"}')
+        if repository(head) == "bad":
+            return answer(404, '{"errors": [{"code": "NAME_UNKNOWN"}]}')
+        if "authorization: bearer t" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with (
+        scripted(reply) as server,
+        far(registry, server.url, username="ann", password_file=file) as source,
+    ):
+        with pytest.raises(UpstreamUnavailable):
+            await tags(source, BAD)
+        assert await tags(source, good()) == ["1"]
+        hang.set()
+
+
 async def test_a_guess_that_became_wrong(registry: StoredRegistry) -> None:
     """The first repository's token service worked once and hangs since: the others find their own."""
     hang, hangs = asyncio.Event(), False
