@@ -145,7 +145,7 @@ class Asking:
         except AnonymousRefused:
             # The token service refuses a login, whatever it says of it; the registry was not asked.
             raise doubted(unknown) from None
-        if answer.status < 501:
+        if answer.status < 500:
             trial.answered()
         if answer.foreign and answer.status == 429:
             raise self._holds.passing(answer.headers)

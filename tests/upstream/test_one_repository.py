@@ -382,6 +382,23 @@ async def test_an_ill_repository(registry: StoredRegistry, held: Holding, how: s
         hang.set()
 
 
+async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> None:
+    """It is about its request: among failures it does not make the endpoint well again, and alone it is no failure."""
+    clock, status = Clock(), 503
+    async with scripted(lambda head: answer(status)) as server, far(registry, server.url, clock=clock) as source:
+        for count in range(LIMIT):
+            clock.now += 0.1
+            status = 503
+            with pytest.raises(UpstreamUnavailable, match="503"):
+                await source.get_manifest(good(count), TAG)
+            if count + 1 < LIMIT:
+                status = 500
+                with pytest.raises(UpstreamUnavailable, match="500"):
+                    await source.get_manifest(BAD, TAG)
+        with pytest.raises(UpstreamUnavailable, match="lately"):
+            await source.get_manifest(good(), TAG)
+
+
 async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
     """When so many repositories get no good answer it is the endpoint, and it is left alone for all."""
     clock = Clock()
