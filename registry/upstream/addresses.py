@@ -9,6 +9,9 @@ from registry.config import plain_host
 from registry.upstream.networks import ANYWHERE, Network, Reach
 from storage.errors import UpstreamUnavailable
 
+LONGEST = 8 << 10
+"""Characters of an address that a redirect or a list's next page leads to: reading one of 60 KiB holds the event loop
+for 80 ms."""
 REDIRECTS = 5
 """Followed at the most, for one request."""
 
@@ -63,6 +66,8 @@ class Route:
             raise UpstreamUnavailable(f"{source} redirects more than {REDIRECTS} times")
         if not location:
             raise UpstreamUnavailable(f"{source} redirects without saying where to ({status})")
+        if len(location) > LONGEST:
+            raise UpstreamUnavailable(f"{source} redirects to an address of more than {LONGEST} characters")
         try:
             target = urlsplit(urljoin(self.url, location))
             following = target._replace(netloc=target.netloc.rpartition("@")[2], fragment="").geturl()

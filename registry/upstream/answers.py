@@ -92,7 +92,7 @@ def refusal(answer: Answer, unknown: RegistryError, login: bool, granted: bool =
 def _is_final(answer: Answer, granted: bool) -> bool:
     """Whether a refusal of somebody anonymous says that there is no such thing for the anonymous: the registry has
     taken our token and finds that it is not enough, or it forbids without asking for a login. A refusal of the login
-    itself (no token was got, or the token is not accepted, or just UNAUTHORIZED) says nothing of the thing asked for."""
+    itself (no token was got, the token is not accepted, or just UNAUTHORIZED) says nothing of the thing asked for."""
     challenge = answer.headers.get("www-authenticate", "")
     about_it = bool(_codes(answer.body) & (_CODES - {"UNAUTHORIZED"}))
     if granted:

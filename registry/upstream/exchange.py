@@ -34,6 +34,7 @@ _PIECES_AT_ONCE = 64
 """Pieces of a body that are taken before other requests have their turn. Where a registry sends chunks of one byte, a
 single read from its socket holds ten thousand of them."""
 
+_LOCATION = "entrepot.location"
 _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 
 
@@ -83,7 +84,7 @@ class Exchange:
                 route.answered(self._network(response, route))
                 if told is not None:
                     told.headers(response.status_code)
-                if form is None and route.follow(response.status_code, response.headers.get("location")):
+                if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION)):
                     continue
                 wanted = method != "HEAD" and (content or not response.is_success)
                 body = await self._body(response, most) if wanted else b""
@@ -169,6 +170,7 @@ class Exchange:
                     limits=limits,
                     headers=COMMON,
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                    event_hooks={"response": [_set_aside_location]},
                 )
         return self._clients[proxy, reach]
 
@@ -178,6 +180,13 @@ class Exchange:
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.aclose()
+
+
+async def _set_aside_location(response: httpx2.Response) -> None:
+    """httpx2 would read the address also where it is not to follow it, whatever its length."""
+    if (location := response.headers.get("location")) is not None:
+        response.extensions[_LOCATION] = location
+        del response.headers["location"]
 
 
 def _fields(response: httpx2.Response) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 
 from registry.mirror.source import ManifestDoubtful
 from registry.upstream.endpoints import LIMIT
+from registry.upstream.holds import retry_after
 from storage.content import Span
 from storage.errors import (
     Denied,
@@ -536,6 +537,12 @@ async def test_retry_after_a_date(registry: StoredRegistry) -> None:
         with pytest.raises(TooManyRequests) as raised:
             await source.get_manifest(REPO, TAG)
         assert raised.value.retry_after == 42
+
+
+@pytest.mark.parametrize("text", ["1" * 60000, "Fri, " * 12000, "(" * 60000, "1 " * 30000, "a, b, c"])
+def test_a_retry_after_that_is_none(text: str) -> None:
+    """Any text, of any length, is no time."""
+    assert retry_after({"retry-after": text}, 0.0) is None
 
 
 async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:

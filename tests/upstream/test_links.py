@@ -66,6 +66,20 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
         assert "pw" not in route.url
 
 
+def test_a_redirect_to_a_long_address_is_refused() -> None:
+    """It would hold the event loop while it is read."""
+    route = Route("https://far.test/", {})
+    with pytest.raises(UpstreamUnavailable, match="address of more than 8192 characters"):
+        route.follow(307, "/" + "x/../" * 12000)
+    assert route.follow(307, "/" + "x" * 8000)
+
+
+def test_a_long_link_is_refused() -> None:
+    """The list would be cut off there without a word."""
+    with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
+        next_page({"link": f"</{'x' * 60000}>; rel=next"}, URL)
+
+
 def test_a_redirect_from_https_to_http_is_refused() -> None:
     """What was asked for in private is not fetched in the open."""
     with pytest.raises(UpstreamUnavailable, match="from https to http"):

@@ -322,6 +322,7 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "no JSON": lambda head: answer(200, "nonsense"),
     "redirect to a dead host": lambda head: answer(307, location="http://127.0.0.1:1/x"),
     "redirect to a name that is none": lambda head: answer(307, location="http://absent.invalid/x"),
+    "redirect to a long address": lambda head: answer(307, location="/" + "x/" * 30000),
     "redirect to itself": lambda head: answer(307, location=target(head)),
     "redirect to nowhere": lambda head: answer(307),
     "redirect to no address": lambda head: answer(307, location="ftp://x/"),

@@ -28,6 +28,12 @@ def test_sites(host: str, own: str) -> None:
     assert site(host) == own
 
 
+def test_a_long_host_has_no_site() -> None:
+    """Names end at 253 characters; the owner of a longer one is not looked for among its labels."""
+    host = "a." * 2000 + "example.com"
+    assert site(host) == host
+
+
 @pytest.mark.parametrize(
     ("endpoint", "realm", "allowed"),
     [
