@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
@@ -14,7 +13,7 @@ from registry.config import Upstream
 from registry.memory import MemoryBudget, keep
 from registry.upstream.addresses import Route, origin, place
 from registry.upstream.answers import Answer, as_count
-from registry.upstream.connecting import Transport
+from registry.upstream.connecting import Resolver, Transport
 from registry.upstream.endpoints import Trial
 from registry.upstream.networks import Gate, Network, Reach
 from registry.upstream.proxies import Proxies
@@ -28,8 +27,6 @@ SMALL = 64 * KIB
 COMMON = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
 """In every request. Content that is compressed on the way has another digest."""
 
-RESOLVERS = 8
-"""Names that redirects and challenges lead to, resolved at once."""
 _PIECES_AT_ONCE = 64
 """Pieces of a body that are taken before other requests have their turn. Where a registry sends chunks of one byte, a
 single read from its socket holds ten thousand of them."""
@@ -49,7 +46,7 @@ class Exchange:
         self._proxies = proxies
         self._trust = trust
         self._gate = gate
-        self._threads = ThreadPoolExecutor(RESOLVERS, f"resolve-{settings.name}")
+        self._resolver = Resolver(settings.name)
         self._led = Reach(None, settings.redirect_places)
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
@@ -163,7 +160,7 @@ class Exchange:
                 secure = proxy is not None and proxy.startswith("https:")
                 self._clients[proxy, reach] = httpx2.AsyncClient(
                     verify=context,
-                    transport=Transport(self._gate, reach, self._threads, context, limits) if proxy is None else None,
+                    transport=Transport(self._gate, reach, self._resolver, context, limits) if proxy is None else None,
                     proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,
                     trust_env=False,
                     timeout=self._timeout,
@@ -176,7 +173,7 @@ class Exchange:
 
     async def aclose(self) -> None:
         """Closes the connections. Idempotent."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.aclose()

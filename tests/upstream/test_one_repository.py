@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -330,6 +333,45 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "500": lambda head: answer(500),
     "418": lambda head: answer(418),
 }
+
+
+@pytest.mark.parametrize("names", ["one", "many of one domain"])
+async def test_a_name_that_resolves_slowly(
+    registry: StoredRegistry, held: Holding, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    """Whatever names one repository's redirects lead to: those of the others are resolved meanwhile."""
+    resolve, go, asked = socket.getaddrinfo, threading.Event(), asyncio.Event()
+
+    def resolving(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+        if str(host).endswith("slow.test"):
+            go.wait()
+        host = "127.0.0.1" if str(host).endswith(".test") else host
+        return resolve(host, port, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolving)
+
+    def reply(head: str) -> bytes:
+        port = server.url.rpartition(":")[2]
+        if head.split()[1] == "/there":
+            return answer(200, held.body, content_type=held.media_type)
+        if repository(head) == "bad":
+            led.append(head)
+            if len(led) == AT_ONCE:
+                asked.set()
+            name = "slow.test" if names == "one" else f"n{len(led)}.slow.test"
+            return answer(307, location=f"http://{name}:{port}/there")
+        return answer(307, location=f"http://fast.test:{port}/there")
+
+    led: list[str] = []
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(AT_ONCE)]
+        try:
+            async with asyncio.timeout(8):
+                await asked.wait()
+                assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        finally:
+            go.set()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
 
 @pytest.mark.parametrize("bad", BAD_ANSWERS)
