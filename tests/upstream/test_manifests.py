@@ -17,6 +17,7 @@ from registry.memory import MemoryBudget, holding, keep
 from registry.upstream.client import FarRegistry
 from registry.upstream.exchange import MIB, Exchange
 from registry.upstream.networks import Gate
+from registry.upstream.parsing import Parser
 from registry.upstream.proxies import Proxies
 from registry.upstream.trust import Trust
 from registry.upstream.waiting import Flights
@@ -260,6 +261,28 @@ async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) 
             with pytest.raises(UpstreamUnavailable, match=f"a manifest that is not valid: .*{why}"):
                 await source.get_manifest(REPO, Tag("bad"))
         assert (await source.get_manifest(REPO, Tag("good"))).body == good
+
+
+async def test_a_reading_that_nobody_waits_for_keeps_its_turn() -> None:
+    """Its thread goes on, and takes memory as before: the next document waits for it. Who left does not wait."""
+    parser, begun, go, other = Parser(), threading.Event(), threading.Event(), threading.Event()
+
+    def read() -> None:
+        begun.set()
+        go.wait()
+
+    first = asyncio.create_task(parser.run(MIB, read))
+    await asyncio.to_thread(begun.wait)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(parser.run(MIB, other.set))
+    try:
+        assert not await asyncio.to_thread(other.wait, 0.2)
+    finally:
+        go.set()
+        await second
+    assert other.is_set()
 
 
 async def test_memory_of_work_that_outlives_its_block() -> None:
