@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from registry.mirror.source import BlobDoubtful, RangesUnsupported
+from registry.upstream.client import FarRegistry
+from registry.upstream.direct import Body
 from storage.content import Span
 from storage.errors import (
     BlobUnknown,
@@ -321,6 +323,25 @@ async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
     ):
         with pytest.raises(BlobDoubtful):
             await fetched(source, ABSENT)
+
+
+async def test_a_connection_that_was_given_back_is_left_alone(
+    registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer that is abandoned at its very end does not shut down a connection that may be another's already."""
+    finish = Body.finish
+
+    def abandoned(body: Body) -> None:
+        finish(body)
+        assert isinstance(source, FarRegistry)
+        for transfer in list(source._bodies._running):
+            transfer.abandon()
+
+    monkeypatch.setattr(Body, "finish", abandoned)
+    async with scripted(said(answer(200, b"12345"))) as server, far(registry, server.url) as source:
+        for _ in range(3):
+            assert bytes((await fetched(source, ABSENT)).body) == b"12345"
+        assert server.connections == 1
 
 
 async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:
