@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.content import Actor, Manifest
+from storage.content import Actor, Manifest, digest_of
 from storage.errors import StorageFull
 from storage.names import RepositoryName, Tag
 from storage.opening import open_registry, prepare
@@ -145,6 +145,18 @@ class FullAt(System):
             raise apsw.FullError("refused by the test")
         assert callable(commit)
         commit()
+
+
+async def test_what_was_wrong_can_be_forgotten(tmp_path: Path) -> None:
+    """`entrepot mirror refresh` works on a full disk: it deletes notes."""
+    data = tmp_path / "data"
+    prepare(data)
+    digest = digest_of(b"x")
+    async with open_registry(data) as registry:
+        await registry.records.note_wrong("far.test", digest, ["https://far.test"], 60)
+    async with open_registry(data, system=FullAt(data / "reserve")) as registry:
+        assert await registry.records.forget_wrong("far.test", [digest]) == 1
+        assert not await registry.records.wrong_senders("far.test", digest, 60)
 
 
 async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
