@@ -75,9 +75,9 @@ def test_a_long_field_is_not_read(field: str) -> None:
 @pytest.mark.parametrize("field", LONG_FIELDS)
 def test_a_field_of_the_greatest_length(field: str) -> None:
     """It is read in a moment, and no more than 16 challenges of it."""
-    started = time.perf_counter()
+    started = time.thread_time()
     assert len(parse_challenges(LONG_FIELDS[field][: 16 << 10])) <= 16
-    assert time.perf_counter() - started < 0.05
+    assert time.thread_time() - started < 0.1
 
 
 def test_bearer_is_chosen() -> None:
