@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpcore2
@@ -28,6 +29,8 @@ RESOLVERS = 8
 """Names that redirects and challenges lead to, resolved at once."""
 RESOLVERS_OF_SITE = 2
 """Of these, names of one site."""
+TURN_SECONDS = 10.0
+"""A name waits for that: whoever wanted it has given up by then."""
 NEXT_ADDRESS = 1.0
 """Seconds after which a host's next address is tried, while the one before does not answer."""
 
@@ -79,7 +82,12 @@ class Resolver:
         return found
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        async with self._limit.hold(site(host)):
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await stack.enter_async_context(self._limit.hold(site(host)))
+            except TimeoutError:
+                raise OSError("other names of its site resolve slowly") from None
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve, host, port)
 
     async def aclose(self) -> None:
