@@ -206,26 +206,39 @@ class MemoryBudget:
                 cut()
 
 
-_SCOPE: ContextVar[list[Share] | None] = ContextVar("held_in_scope", default=None)
+class _Scope:
+    """What a block holds. Tasks begun in the block have it too, and may go on after its end."""
+
+    def __init__(self) -> None:
+        self.shares: list[Share] = []
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        for share in self.shares:
+            share.close()
+        self.shares.clear()
+
+
+_SCOPE: ContextVar[_Scope | None] = ContextVar("held_in_scope", default=None)
 
 
 @asynccontextmanager
 async def holding() -> AsyncIterator[None]:
     """What is `keep`t inside the block, by whatever it calls, stays held until the block ends."""
-    shares: list[Share] = []
-    token = _SCOPE.set(shares)
+    scope = _Scope()
+    token = _SCOPE.set(scope)
     try:
         yield
     finally:
         _SCOPE.reset(token)
-        for share in shares:
-            share.close()
+        scope.close()
 
 
 def keep(share: Share) -> None:
-    """Leaves `share` to the block it is in (`holding`); without one it is closed."""
-    shares = _SCOPE.get()
-    if shares is None:
+    """Leaves `share` to the block it is in (`holding`); without one, or after its end, it is closed."""
+    scope = _SCOPE.get()
+    if scope is None or scope.closed:
         share.close()
     else:
-        shares.append(share)
+        scope.shares.append(share)

@@ -64,7 +64,7 @@ async def open_service(
             private=[upstream.name for upstream in settings.upstream if upstream.private],
             confirmed=stored.records.confirmed,
         )
-        if serving and mirrors:
+        if serving and mirrors and not stored.frozen:  # it can store nothing, and would keep the turn from the next
             from registry.mirror.schedule import warming
 
             await stack.enter_async_context(

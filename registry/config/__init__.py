@@ -5,9 +5,10 @@ from registry.config.network import TLS
 from registry.config.oidc import OIDC
 from registry.config.settings import NESTED, PREFIX, Settings
 from registry.config.units import format_duration, format_size, is_duration, is_size, parse_duration
-from registry.config.upstream import HUB, LIBRARY, Hosted, Upstream
+from registry.config.upstream import HOST_LENGTH, HUB, LIBRARY, Hosted, Upstream, plain_host
 
 __all__ = [
+    "HOST_LENGTH",
     "HUB",
     "LIBRARY",
     "NESTED",
@@ -24,4 +25,5 @@ __all__ = [
     "is_duration",
     "is_size",
     "parse_duration",
+    "plain_host",
 ]

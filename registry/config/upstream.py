@@ -24,11 +24,24 @@ _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
 }
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
+HOST_LENGTH = 253
+"""Characters of a host's name, the most (RFC 1035, 2.3.4, as text)."""
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
 class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def plain_host(host: str) -> str:
+    """A host's name in the one form that names are compared in: in lower case, as it stands in the DNS (IDNA), without
+    the dot at its end. Raises ValueError: it is no name."""
+    if len(host) <= HOST_LENGTH and not host.isascii():
+        host = host.encode("idna").decode()
+    host = host.lower().rstrip(".")
+    if not 0 < len(host) <= HOST_LENGTH:
+        raise ValueError("not a host's name")
+    return host
 
 
 def _split(value: str, example: str) -> SplitResult:
@@ -37,6 +50,7 @@ def _split(value: str, example: str) -> SplitResult:
     try:
         parts = urlsplit(value)
         known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
+        plain_host(parts.hostname or "")
     except ValueError:
         known = False
     if not known or parts.query or parts.fragment:
@@ -60,6 +74,7 @@ def _place(value: str) -> str:
     try:
         parts = urlsplit(f"//{value}")
         known = parts.hostname and parts.netloc == value and "@" not in value and (parts.port is None or parts.port)
+        plain_host(parts.hostname or "")
     except ValueError:
         known = False
     if not known:
@@ -178,14 +193,18 @@ class Upstream(Group):
         """The hosts and ports of `redirects`."""
         parts = [urlsplit(f"//{place}") for place in self.redirects]
         return frozenset(
-            (part.hostname or "", port) for part in parts for port in ([part.port] if part.port else [80, 443])
+            (plain_host(part.hostname or ""), port)
+            for part in parts
+            for port in ([part.port] if part.port else [80, 443])
         )
 
     @property
     def realm_places(self) -> frozenset[tuple[str, int]]:
         """The hosts and ports of `realms`."""
         parts = [urlsplit(realm) for realm in self.realms]
-        return frozenset((part.hostname or "", part.port or (80 if part.scheme == "http" else 443)) for part in parts)
+        return frozenset(
+            (plain_host(part.hostname or ""), part.port or (80 if part.scheme == "http" else 443)) for part in parts
+        )
 
     @property
     def guarded(self) -> bool:

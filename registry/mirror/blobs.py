@@ -12,6 +12,7 @@ from registry.mirror.fills import Fills
 from registry.mirror.flights import Flights
 from registry.mirror.following import FollowingReader
 from registry.mirror.prefetch import Prefetch
+from registry.mirror.source import BlobDoubtful
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, UpstreamTimeout, UpstreamUnavailable
 from storage.interface import BlobReader, Records
@@ -46,7 +47,7 @@ class Blobs:
             with suppress(BlobUnknown):
                 return await tools.local.resolve_blob(repo, digest)
         size, _ = await self._entitle(repo, digest, ends)
-        if tools.private and (holder := await tools.mount(repo, digest)):  # so that it need not be asked again
+        if tools.private and (holder := await tools.mount(repo, digest, size)):  # so that it need not be asked again
             with suppress(BlobUnknown):
                 return await tools.local.resolve_blob(holder, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
@@ -64,7 +65,7 @@ class Blobs:
         size, manifests = await self._entitle(repo, digest, ends)
         within = span.within(size) if span else (0, size)
         for _ in range(ATTEMPTS):
-            if holder := await self._tools.mount(repo, digest):
+            if holder := await self._tools.mount(repo, digest, size):
                 with suppress(BlobUnknown):
                     return await local.open_blob(holder, digest, span)
             fill = self._fills.want(repo, digest, size)
@@ -101,7 +102,7 @@ class Blobs:
                 return False
         elif await tools.misses.has(repo, digest):
             return False
-        return not await tools.mount(repo, digest)
+        return not await tools.mount(repo, digest, blob.size)
 
     async def aclose(self) -> None:
         await self._sizes.aclose()
@@ -133,6 +134,8 @@ class Blobs:
                 raise BlobUnknown("the upstream has no such blob")
             try:
                 return (await tools.source.resolve_blob(tools.far(repo), digest)).size
+            except BlobDoubtful:
+                raise
             except BlobUnknown:
                 await tools.misses.note(repo, digest)
                 raise

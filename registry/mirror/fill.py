@@ -20,7 +20,7 @@ from registry.mirror.flights import end
 from registry.mirror.manifests import MIRROR
 from registry.mirror.misses import Misses
 from registry.mirror.slots import Slots
-from registry.mirror.source import Source
+from registry.mirror.source import BlobDoubtful, Source
 from registry.mirror.suspicions import Suspicions
 from storage.content import OpenFile
 from storage.errors import (
@@ -63,15 +63,18 @@ class Tools:
         """Whether what the store has of the blob for this repository may be served without a question."""
         return not self.private or await self.records.confirmed(repo, digest)
 
-    async def mount(self, repo: RepositoryName, digest: Digest) -> RepositoryName | None:
+    async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
         """Gives a repository that is entitled to the blob what another of this upstream's has. Of no other's: whoever
         publishes a manifest at one upstream must not read with it what is hosted here, or comes from another. Of a
-        private upstream, the caller has the upstream's own word that the repository has the blob. Returns the
+        private upstream, the caller has the upstream's own word that the repository has the blob, with this `size`. A
+        login page has a length as well, so the word counts only if it is the length of what is stored. Returns the
         repository through which it can be read: where the disk is full, the other one."""
         holder = await self.records.holder(f"{self.source.name}/", digest)
         if holder is None:
             return None
         try:
+            if self.private and (await self.local.resolve_blob(holder, digest)).size != size:
+                return None
             await self.local.mount_blob(repo, digest, holder, MIRROR)
             if self.private:
                 await self.records.confirm(repo, digest)
@@ -165,8 +168,9 @@ class Fill:
             error = PartialLost("nobody waited for the blob any more; try again")
         except BlobUnknown as unknown:
             error = unknown
-            with suppress(RegistryError):
-                await self._tools.misses.note(self.repo, self.digest)
+            if not isinstance(unknown, BlobDoubtful):
+                with suppress(RegistryError):
+                    await self._tools.misses.note(self.repo, self.digest)
         except RegistryError as failure:
             error = failure
             await self._tell_followers(failure)
@@ -265,7 +269,7 @@ class Fill:
 
     async def _stored(self) -> bool:
         """Whether it came in, by whatever way, before this process got the right to fetch it."""
-        if not await self._tools.mount(self.repo, self.digest):
+        if not await self._tools.mount(self.repo, self.digest, self.size):
             return False
         await self._link(self.repositories - {self.repo})
         return True
@@ -273,7 +277,7 @@ class Fill:
     async def _link(self, repositories: Collection[RepositoryName]) -> None:
         """The others that were asked for it get it too; one that comes later finds it stored."""
         for repo in list(repositories):
-            await self._tools.mount(repo, self.digest)
+            await self._tools.mount(repo, self.digest, self.size)
 
     def _take_turn(self) -> None:
         self._turn += 1

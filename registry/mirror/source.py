@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from storage.content import Descriptor, Manifest, Page, Span
-from storage.errors import ManifestUnknown, NameUnknown, RegistryError
+from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 
@@ -29,6 +29,12 @@ class NameDoubtful(NameUnknown):
     default = "the upstream registry does not give out such a list"
 
 
+class BlobDoubtful(BlobUnknown):
+    """The same of a blob: no reason to remember that there is none."""
+
+    default = "the upstream registry does not give out such a blob"
+
+
 class Sink(Protocol):
     """Where a blob's bytes go. Called in a thread, one call at a time; whatever it raises ends the fetch, and is raised
     by it."""
@@ -48,8 +54,9 @@ class Source(Protocol):
 
     Errors of all: UpstreamUnavailable (it cannot be reached, or failed), UpstreamTimeout, TooManyRequests (with
     `retry_after`), Denied (it refuses the login configured for it), StorageFailed. A refusal of an anonymous request
-    is told as "unknown", since private content cannot be told from none. ManifestUnknown is ManifestDoubtful and
-    NameUnknown is NameDoubtful where the answer may not have been the registry's own, or logging in failed.
+    is told as "unknown", since private content cannot be told from none. ManifestUnknown is ManifestDoubtful,
+    BlobUnknown is BlobDoubtful and NameUnknown is NameDoubtful where the answer may not have been the registry's own,
+    or logging in failed.
     """
 
     name: str

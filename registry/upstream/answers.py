@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registry.mirror.source import ManifestDoubtful, NameDoubtful
+from registry.mirror.source import BlobDoubtful, ManifestDoubtful, NameDoubtful
 from registry.upstream.addresses import place
 from registry.upstream.networks import Network
 from storage.content import DOCKER_LIST, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
 from storage.errors import (
+    BlobUnknown,
     Denied,
     DigestInvalid,
     ManifestUnknown,
@@ -91,11 +92,12 @@ def refusal(answer: Answer, unknown: RegistryError, login: bool, granted: bool =
 def _is_final(answer: Answer, granted: bool) -> bool:
     """Whether a refusal of somebody anonymous says that there is no such thing for the anonymous: the registry has
     taken our token and finds that it is not enough, or it forbids without asking for a login. A refusal of the login
-    itself (no token was got, or the token is not accepted) says nothing of the thing asked for."""
+    itself (no token was got, the token is not accepted, or just UNAUTHORIZED) says nothing of the thing asked for."""
     challenge = answer.headers.get("www-authenticate", "")
+    about_it = bool(_codes(answer.body) & (_CODES - {"UNAUTHORIZED"}))
     if granted:
-        return "insufficient_scope" in challenge or ("invalid_token" not in challenge and from_registry(answer))
-    return answer.status == 403 and not challenge and bool(_codes(answer.body) & (_CODES - {"UNAUTHORIZED"}))
+        return "insufficient_scope" in challenge or ("invalid_token" not in challenge and about_it)
+    return answer.status == 403 and not challenge and about_it
 
 
 def from_registry(answer: Answer) -> bool:
@@ -104,10 +106,12 @@ def from_registry(answer: Answer) -> bool:
 
 
 def doubted(unknown: RegistryError) -> RegistryError:
-    """The same where it is not sure that the registry said so. What is here is dropped, or not listed, only when the
-    upstream has it no more."""
+    """The same where it is not sure that the registry said so. What is here is dropped, or not listed, and "unknown"
+    is remembered, only when the upstream has it no more."""
     if isinstance(unknown, NameUnknown):
         return NameDoubtful()
+    if isinstance(unknown, BlobUnknown):
+        return BlobDoubtful()
     return ManifestDoubtful() if isinstance(unknown, ManifestUnknown) else unknown
 
 

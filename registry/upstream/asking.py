@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from registry.config import Upstream
-from registry.mirror.source import ManifestDoubtful, NameDoubtful, RangesUnsupported
+from registry.mirror.source import BlobDoubtful, ManifestDoubtful, NameDoubtful, RangesUnsupported
 from registry.upstream.addresses import place
 from registry.upstream.allowance import Allowances
 from registry.upstream.answers import Answer, doubted, refusal
@@ -38,7 +38,7 @@ AT_ONCE = 16
 Attempt = Callable[[Endpoint, Trial], Awaitable[T]]
 Send = Callable[[Mapping[str, str]], Awaitable[Answer]]
 
-_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful, NameDoubtful)
+_FAILED = (UpstreamUnavailable, TooManyRequests, ManifestDoubtful, BlobDoubtful, NameDoubtful)
 """What says nothing of the thing asked for."""
 _WITHOUT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
 """Said by one endpoint, but another may have the same bytes."""
@@ -51,6 +51,7 @@ _GRAVITY: tuple[type[RegistryError], ...] = (
     UpstreamUnavailable,
     Denied,
     ManifestDoubtful,
+    BlobDoubtful,
     NameDoubtful,
     ManifestUnknown,
     BlobUnknown,
@@ -118,6 +119,7 @@ class Asking:
 
     async def _try(self, endpoint: Endpoint, attempt: Attempt[T], repo: RepositoryName, seconds: float | None) -> T:
         with endpoint.trial(repo) as trial:
+            trial.seconds = seconds
             if seconds is None:
                 return await attempt(endpoint, trial)
             async with within(seconds, place(endpoint.url)):
@@ -143,7 +145,7 @@ class Asking:
         except AnonymousRefused:
             # The token service refuses a login, whatever it says of it; the registry was not asked.
             raise doubted(unknown) from None
-        if answer.status < 501:
+        if answer.status < 500:
             trial.answered()
         if answer.foreign and answer.status == 429:
             raise self._holds.passing(answer.headers)

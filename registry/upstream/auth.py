@@ -33,8 +33,13 @@ SHUT_SECONDS = 60.0
 KNOWN = 1000
 """Scopes whose challenge is remembered, the most."""
 KNOWN_SECONDS = 3600.0
+OFFER_SECONDS = 3.0
+"""For what is done before the endpoint is asked: asking it how to log in, and getting a token for what it asked for
+earlier. Then the request is sent without a token, and the endpoint says what it wants."""
+OFFER_SHARE = 3
+"""It takes at most this part (a third) of the time that an endpoint has."""
 GUESS_SECONDS = 2.0
-"""For a token from a service that may not be the scope's: then the endpoint is asked without one."""
+"""The same for a token from a service that may not be the scope's."""
 MISSES = 3
 """Guesses that fail in a row until another token service is guessed: those of one repository must not be enough."""
 LONGEST = 4096
@@ -116,8 +121,8 @@ class Auth:
         return self._credentials.configured and not self.configured
 
     async def offer(self, endpoint: str, scope: str, trial: Trial) -> Offer:
-        """What to begin with. Nothing, as long as the endpoint has asked for nothing. Raises TooManyRequests,
-        UpstreamUnavailable, UpstreamTimeout: the endpoint does not even say what it wants."""
+        """What to begin with. Nothing, as long as the endpoint has asked for nothing, or does not say in time what it
+        wants: then the answer to the request itself says so. Raises UpstreamUnavailable: our login cannot be read."""
         login = self._credentials.current()
         key = self._key(endpoint, scope, login)
         if token := await self._tokens.kept(key):
@@ -127,14 +132,17 @@ class Auth:
             guess = self._guesses.get(endpoint)
             if guess is not None and guess.misses < MISSES:
                 wish = Wish(guess.service, scope)
-            elif login is not None:
-                guess, wish = None, await self._asked(endpoint, scope, login, trial)
-        if wish is None:
-            return Offer()
+            else:
+                guess = None
+        seconds = GUESS_SECONDS if guess is not None else OFFER_SECONDS
+        if trial.seconds is not None:
+            seconds = min(seconds, trial.seconds / OFFER_SHARE)
         try:
-            if guess is None:
-                return Offer(await self._meet(endpoint, key, wish, login, None), wish)
-            async with within(GUESS_SECONDS, f"a token service of {place(endpoint)}"):
+            async with within(seconds, f"a token service of {place(endpoint)}"):
+                if wish is None and login is not None:
+                    wish = await self._asked(endpoint, scope, login, trial)
+                if wish is None:
+                    return Offer()
                 return Offer(await self._meet(endpoint, key, wish, login, None), wish, guess=guess)
         except _FAILURES as error:
             if guess is None:

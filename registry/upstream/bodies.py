@@ -250,8 +250,8 @@ class Bodies:
         except BaseException:
             body.discard()
             raise
+        transfer.release()  # first: once the connection is given back it may be another's
         body.finish()
-        transfer.release()
 
 
 def _target(url: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from registry.config import Upstream
 from registry.memory import MemoryBudget, holding
-from registry.mirror.source import ManifestDoubtful, Sink, Source
+from registry.mirror.source import BlobDoubtful, ManifestDoubtful, Sink, Source
 from registry.upstream.addresses import place
 from registry.upstream.answers import ACCEPT, Answer, as_count
 from registry.upstream.asking import Asking
@@ -74,7 +74,7 @@ class FarRegistry:
                 answer = await self._manifest(endpoint, trial, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else answer.digest
                 if answer.status not in _NO_HEAD and digest and answer.length and answer.media_type:
-                    _compare(answer, digest)
+                    _compare(answer, digest, "manifest")
                     return Descriptor(answer.media_type, digest, answer.length)
             async with holding():
                 answer = await self._manifest(endpoint, trial, repo, "GET", reference)
@@ -113,9 +113,12 @@ class FarRegistry:
 
     async def _size(self, endpoint: Endpoint, trial: Trial, repo: RepositoryName, digest: Digest) -> int:
         path, unknown = f"blobs/{digest}", BlobUnknown()
-        answer = await self._asking.ask(endpoint, trial, repo, Kind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE)
-        if answer.status == 200 and answer.length is not None:
-            return answer.length
+        # An answer to HEAD has no body that shows whose it is, and "unknown" is remembered.
+        with suppress(BlobDoubtful):
+            answer = await self._asking.ask(endpoint, trial, repo, Kind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE)
+            if answer.status == 200 and answer.length is not None:
+                _compare(answer, digest, "blob")
+                return answer.length
         # Addresses that redirects lead to may be signed for GET alone; and not all answer HEAD with a length.
         answer = await self._asking.ask(
             endpoint,
@@ -129,6 +132,7 @@ class FarRegistry:
             content=False,
             accepted=(416,),
         )
+        _compare(answer, digest, "blob")
         told = as_count(answer.headers.get("content-range", "").rpartition("/")[2])
         size = answer.length if answer.status == 200 else told
         if size is None:
@@ -195,6 +199,6 @@ def make_source(
     return FarRegistry(settings, records, turns, clock, network_of)
 
 
-def _compare(answer: Answer, digest: Digest) -> None:
+def _compare(answer: Answer, digest: Digest, what: str) -> None:
     if answer.digest and answer.digest.algorithm == digest.algorithm and answer.digest != digest:
-        raise UpstreamUnavailable(f"{place(answer.url)} answers with another manifest than the one asked for")
+        raise UpstreamUnavailable(f"{place(answer.url)} answers with another {what} than the one asked for")

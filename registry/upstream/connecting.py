@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpcore2
@@ -20,8 +21,16 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from registry.upstream.networks import Gate, Reach
+from registry.upstream.realms import site
 from registry.upstream.transfer import Connection
+from registry.upstream.waiting import Flights, KeyedLimit
 
+RESOLVERS = 8
+"""Names that redirects and challenges lead to, resolved at once."""
+RESOLVERS_OF_SITE = 2
+"""Of these, names of one site."""
+TURN_SECONDS = 10.0
+"""A name waits for that: whoever wanted it has given up by then."""
 NEXT_ADDRESS = 1.0
 """Seconds after which a host's next address is tried, while the one before does not answer."""
 
@@ -57,13 +66,43 @@ class PeerStream(httpcore2.AsyncNetworkStream):
         return self._peer if info == "server_addr" else self._stream.get_extra_info(info)
 
 
+class Resolver:
+    """Looks up names that redirects and challenges lead to, in threads of its own. One look-up for all who want the
+    same, and a few at once for the names of one site: an upstream's repository can lead to any name, and one that
+    resolves slowly must leave threads for the others."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = ThreadPoolExecutor(RESOLVERS, f"resolve-{name}")
+        self._limit = KeyedLimit(RESOLVERS_OF_SITE)
+        self._flights = Flights()
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """A host's addresses. Raises OSError. Cancelled: the look-up goes on for the others."""
+        found: list[str] = await self._flights.share(f"{host} {port}", lambda: self._look_up(host, port))
+        return found
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await stack.enter_async_context(self._limit.hold(site(host)))
+            except TimeoutError:
+                raise OSError("other names of its site resolve slowly") from None
+            return await asyncio.get_running_loop().run_in_executor(self._threads, resolve, host, port)
+
+    async def aclose(self) -> None:
+        """Waits for no thread. Idempotent."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._flights.aclose()
+
+
 class Backend(httpcore2.AnyIOBackend):
     """What httpx2 connects with."""
 
-    def __init__(self, gate: Gate, reach: Reach, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, gate: Gate, reach: Reach, resolver: Resolver) -> None:
         self._gate = gate
         self._reach = reach
-        self._threads = threads
+        self._resolver = resolver
 
     async def connect_tcp(
         self,
@@ -78,9 +117,7 @@ class Backend(httpcore2.AnyIOBackend):
             return PeerStream(stream, stream.get_extra_info("server_addr"))
         try:
             async with asyncio.timeout(timeout):
-                # In threads of their own: names that resolve slowly must not hold up those of others.
-                loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._threads, resolve, host, port)
+                found = await self._resolver.resolve(host, port)
                 addresses = self._gate.allowed(self._reach, host, port, found)
                 return await self._first(addresses, port, local_address, socket_options)
         except TimeoutError as error:
@@ -112,7 +149,7 @@ class Transport(httpx2.AsyncHTTPTransport):
     """httpx2's own, without a proxy, but for how it connects."""
 
     def __init__(
-        self, gate: Gate, reach: Reach, threads: ThreadPoolExecutor, context: ssl.SSLContext, limits: httpx2.Limits
+        self, gate: Gate, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
     ) -> None:
         super().__init__(verify=context, trust_env=False, limits=limits)
         self._pool = httpcore2.AsyncConnectionPool(
@@ -120,7 +157,7 @@ class Transport(httpx2.AsyncHTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=Backend(gate, reach, threads),
+            network_backend=Backend(gate, reach, resolver),
         )
 
 

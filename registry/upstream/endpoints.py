@@ -4,7 +4,8 @@ A circuit breaker for each: closed while it answers; open, and not asked, after 
 one request tries it, and closes or opens it again. What was learnt is this process's own.
 
 A failure is a request to the endpoint itself that got no answer, or one that says that the server is ill. What is wrong
-with an answer, with a redirect's target or with a token service is no failure of the endpoint. No connection says that
+with an answer, with a redirect's target or with a token service is no failure of the endpoint. 500 is about its
+request: it is no failure, and does not end a row of them. No connection says that
 it is ill for everybody; no answer, or an ill one, says so only once LIMIT repositories had it, since one repository's
 storage may be what is broken: until then the breaker is open for the repositories that failed.
 """
@@ -30,6 +31,9 @@ class Trial:
     """One request to an endpoint, and those that follow for the same thing. `lives` is called once it has answered:
     others may be sent there from then on, though this one may take long, as blobs do."""
 
+    seconds: float | None = None
+    """For all of them; None: as long as they take."""
+
     def __init__(self, lives: Callable[[], None]) -> None:
         self.alive = False
         self.unreachable = False
@@ -50,7 +54,7 @@ class Trial:
         """The endpoint has answered the request."""
         self._waiting = False
         self._ill = status >= 501  # 500 is about this request, the others about the server
-        if not self._ill and status != 401:  # after a token was got, it may still fail
+        if not self._ill and status not in (401, 500):  # after a token was got, it may still fail
             self.answered()
 
     def no_connection(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
@@ -14,7 +13,7 @@ from registry.config import Upstream
 from registry.memory import MemoryBudget, keep
 from registry.upstream.addresses import Route, origin, place
 from registry.upstream.answers import Answer, as_count
-from registry.upstream.connecting import Transport
+from registry.upstream.connecting import Resolver, Transport
 from registry.upstream.endpoints import Trial
 from registry.upstream.networks import Gate, Network, Reach
 from registry.upstream.proxies import Proxies
@@ -28,12 +27,11 @@ SMALL = 64 * KIB
 COMMON = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
 """In every request. Content that is compressed on the way has another digest."""
 
-RESOLVERS = 8
-"""Names that redirects and challenges lead to, resolved at once."""
 _PIECES_AT_ONCE = 64
 """Pieces of a body that are taken before other requests have their turn. Where a registry sends chunks of one byte, a
 single read from its socket holds ten thousand of them."""
 
+_LOCATION = "entrepot.location"
 _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 
 
@@ -48,7 +46,7 @@ class Exchange:
         self._proxies = proxies
         self._trust = trust
         self._gate = gate
-        self._threads = ThreadPoolExecutor(RESOLVERS, f"resolve-{settings.name}")
+        self._resolver = Resolver(settings.name)
         self._led = Reach(None, settings.redirect_places)
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
@@ -70,11 +68,11 @@ class Exchange:
         reach: Reach | None = None,
         trial: Trial | None = None,
     ) -> Answer:
-        """The answer, with its body unless `content` is false. Redirects are followed, except for a `form`. `reach`:
-        where an address may be that the settings do not name. `trial` is told how the endpoint does. Raises
-        UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an address out of reach),
-        UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the block ends that it is
-        asked for in (`registry.memory.holding`)."""
+        """The answer, with its body; without it where `content` is false and the answer is a success. Redirects are
+        followed, except for a `form`. `reach`: where an address may be that the settings do not name. `trial` is told
+        how the endpoint does. Raises UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an
+        address out of reach), UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the
+        block ends that it is asked for in (`registry.memory.holding`)."""
         route = Route(url, headers, reach or self._led)
         while True:
             told = None if route.moved else trial
@@ -83,9 +81,9 @@ class Exchange:
                 route.answered(self._network(response, route))
                 if told is not None:
                     told.headers(response.status_code)
-                if form is None and route.follow(response.status_code, response.headers.get("location")):
+                if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION)):
                     continue
-                wanted = content and method != "HEAD"
+                wanted = method != "HEAD" and (content or not response.is_success)
                 body = await self._body(response, most) if wanted else b""
             finally:
                 await response.aclose()
@@ -167,22 +165,30 @@ class Exchange:
                 secure = proxy is not None and proxy.startswith("https:")
                 self._clients[proxy, reach] = httpx2.AsyncClient(
                     verify=context,
-                    transport=Transport(self._gate, reach, self._threads, context, limits) if proxy is None else None,
+                    transport=Transport(self._gate, reach, self._resolver, context, limits) if proxy is None else None,
                     proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,
                     trust_env=False,
                     timeout=self._timeout,
                     limits=limits,
                     headers=COMMON,
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                    event_hooks={"response": [_set_aside_location]},
                 )
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
         """Closes the connections. Idempotent."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.aclose()
+
+
+async def _set_aside_location(response: httpx2.Response) -> None:
+    """httpx2 would read the address also where it is not to follow it, whatever its length."""
+    if (location := response.headers.get("location")) is not None:
+        response.extensions[_LOCATION] = location
+        del response.headers["location"]
 
 
 def _fields(response: httpx2.Response) -> dict[str, str]:

@@ -23,6 +23,8 @@ LOOKED = 1.0
 """Seconds for which what Records said is not asked for again."""
 LONGEST = 3600.0
 """Seconds an upstream may keep us waiting; it may mean a day, but we ask again after this."""
+LONGEST_DATE = 64
+"""Characters of a date in `Retry-After`."""
 PAUSE = 5.0
 """Seconds without requests after a 429 that names no time."""
 
@@ -44,9 +46,11 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     text = headers.get("retry-after", "").strip()
     if (count := as_count(text)) is not None:
         return float(count)
+    if len(text) > LONGEST_DATE:
+        return None
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None
 
 

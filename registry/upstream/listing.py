@@ -14,7 +14,7 @@ from functools import partial
 from urllib.parse import quote
 
 from registry.memory import MemoryBudget, holding
-from registry.mirror.source import NameDoubtful
+from registry.mirror.source import ManifestDoubtful, NameDoubtful
 from registry.upstream.addresses import place
 from registry.upstream.answers import Answer
 from registry.upstream.asking import Asking
@@ -125,8 +125,8 @@ class Listing:
         key = f"{repo} {subject} {artifact_type or ''}"
         try:
             found = await self._referrers.items(key, read, first=after is None)
-        except NameDoubtful:
-            raise  # what is here may be more
+        except (NameDoubtful, ManifestDoubtful):
+            raise NameDoubtful from None  # what is here may be more
         except (NameUnknown, ManifestUnknown):
             return Page([])
         return cut(found, lambda each: each.digest, after, limit)

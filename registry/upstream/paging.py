@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from registry.upstream.addresses import LONGEST, place
 from storage.content import Page
+from storage.errors import UpstreamUnavailable
 
 T = TypeVar("T")
 
@@ -21,7 +23,9 @@ _REL = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
 
 def next_page(headers: Mapping[str, str], url: str) -> str | None:
     """The address of the next page; None: that was the last. Always on the origin of `url`: a registry behind a proxy
-    may write another one, and the token must not follow it."""
+    may write another one, and the token must not follow it. Raises UpstreamUnavailable: the field is too long."""
+    if len(headers.get("link", "")) > LONGEST:
+        raise UpstreamUnavailable(f"{place(url)} answers with a Link of more than {LONGEST} characters")
     for link in _LINK.finditer(headers.get("link", "")):
         relation = _REL.search(link[2])
         if relation is None or "next" not in (relation[1] or relation[2] or "").lower().split():

@@ -24,11 +24,22 @@ class Parser:
 
     async def run(self, size: int, read: Callable[[], T]) -> T:
         """What `read` gives, which reads a document of `size` bytes. Cancelled: it is not begun, or its outcome is
-        dropped."""
+        dropped. Its turn ends with its thread."""
         if size <= SMALL:
             return read()
-        async with self._turn:
-            return await asyncio.to_thread(read)
+        await self._turn.acquire()
+        try:
+            reading = asyncio.get_running_loop().run_in_executor(None, read)
+        except BaseException:
+            self._turn.release()
+            raise
+        reading.add_done_callback(self._done)
+        return await asyncio.shield(reading)
+
+    def _done(self, reading: asyncio.Future[T]) -> None:
+        self._turn.release()
+        if not reading.cancelled():
+            reading.exception()  # is seen even where nobody waits any more
 
     async def checked(self, answer: Answer, reference: Reference) -> Manifest:
         """The manifest, once its bytes have the digest asked for, or the one the answer names. Raises

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 from urllib.parse import urlsplit
 
-from registry.config import Upstream
+from registry.config import HOST_LENGTH, Upstream
 from registry.upstream.addresses import origin, place
 from storage.errors import UpstreamUnavailable
 
@@ -30,8 +30,11 @@ registries are run, and a name below any other can be named in `realms`."""
 
 
 def site(host: str) -> str:
-    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address: itself."""
+    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address, or what
+    is too long for a name: itself."""
     host = host.rstrip(".").lower()
+    if len(host) > HOST_LENGTH:
+        return host
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -54,7 +57,7 @@ class Realms:
     def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
         self._name = settings.name
         self._listed = settings.realms
-        self._sites = {site(settings.name), *(site(urlsplit(endpoint).hostname or "") for endpoint in endpoints)}
+        self._sites = {site(settings.name), *(site(origin(endpoint)[1]) for endpoint in endpoints)}
         self._told: set[str] = set()
 
     def check(self, realm: str, endpoint: str, *, login: bool) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from registry.memory import holding
 from registry.upstream.addresses import place
 from registry.upstream.answers import Answer, denied
 from registry.upstream.credentials import Login
@@ -120,10 +121,11 @@ class Tokens:
             asked = self._clock()
             if 0 < (wait := self._held.get(flight, 0.0) - asked) <= LONGEST:
                 raise self._holds.refusal(wait)
-            answer = await self._ask(service, scope, login)
-            if answer.status == 429:
-                raise self._hold(flight, answer)
-            token, lifetime = _read(answer, login)
+            async with holding():  # its own: whoever began this may be gone
+                answer = await self._ask(service, scope, login)
+                if answer.status == 429:
+                    raise self._hold(flight, answer)
+                token, lifetime = _read(answer, login)
             expires = asked + lifetime - min(MARGIN, lifetime / 5)
             self._remember(key, token, expires)
             try:

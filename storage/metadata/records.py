@@ -139,7 +139,7 @@ class SqliteRecords:
                 found += db.changes() > 0
             return found
 
-        return await self._writer.run(forget, durable=False)
+        return await self._writer.run(forget, durable=False, need=Need.RELIEF)
 
     async def token(self, key: str) -> tuple[str, float] | None:
         row: tuple[str, float] | None = self._db.execute(

@@ -11,8 +11,16 @@ from itertools import pairwise
 import pytest
 
 from registry.mirror import stragglers
+from registry.mirror.source import BlobDoubtful
 from storage.content import Span, digest_of
-from storage.errors import BlobUnknown, ManifestUnknown, RangeInvalid, UpstreamTimeout, UpstreamUnavailable
+from storage.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    RangeInvalid,
+    RegistryError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from storage.interface import BlobReader
 from storage.names import Digest, Reference, RepositoryName, Tag
 from tests.contract.making import described, image_of, push_blob, read_blob
@@ -346,6 +354,54 @@ async def test_a_private_upstream_is_asked_for_each_repository(site: Site) -> No
                 assert await read_blob(worker.mirror, repo, DIGEST) == BIG
         assert site.far.calls["head blob"] == 3
     sent_once(site, DIGEST, len(BIG))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: Site, stored: bool) -> None:
+    """A repository that may not have the blob, where the upstream leads to a login page: 200, with the page's length.
+    That opens neither what is here nor what comes in for another repository."""
+    site.configure(require_grant=True)
+    site.far.add_image(FAR, BIG)
+    page = b"<html>log in</html>"
+    site.far.add_manifest("library/other", image_of(site.far.add_blob("library/other", b"{}"), [described(BIG)]), "1")
+    site.far.blobs["library/other", DIGEST] = page
+    gate = threading.Event()
+    async with site.worker() as worker:
+        for repo in (HERE, OTHER):
+            await worker.mirror.get_manifest(repo, Tag("1"))
+        if stored:
+            assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
+        else:
+            site.far.faults.gates[MIB] = gate
+            first = await worker.mirror.open_blob(HERE, DIGEST)
+        assert not (await worker.mirror.resolve_blob(OTHER, DIGEST)).verified
+        with pytest.raises(RegistryError):
+            await read_blob(worker.mirror, OTHER, DIGEST)
+        assert not await worker.store.records.confirmed(OTHER, DIGEST)
+        if not stored:
+            gate.set()
+            assert await read(first) == BIG
+            with pytest.raises(RegistryError):
+                await read_blob(worker.mirror, OTHER, DIGEST)
+        assert not await worker.store.records.confirmed(OTHER, DIGEST)
+        assert await worker.store.records.confirmed(HERE, DIGEST)
+
+
+async def test_a_doubtful_no_is_not_remembered(site: Site, worker: Worker) -> None:
+    """A firewall's page instead of an answer: the client gets "unknown", and the next one asks again, whether the size
+    was asked for or the blob."""
+    site.far.faults.down = BlobDoubtful()
+    loose = site.far.add_blob(FAR, b"named by no manifest here")
+    with pytest.raises(BlobDoubtful):
+        await worker.mirror.open_blob(HERE, loose.digest)
+    site.far.faults.down = None
+    assert await read_blob(worker.mirror, HERE, loose.digest) == b"named by no manifest here"
+    await begun(site, worker)
+    site.far.faults.down = BlobDoubtful()
+    with pytest.raises(BlobDoubtful):
+        await worker.mirror.open_blob(HERE, DIGEST)
+    site.far.faults.down = None
+    assert await read_blob(worker.mirror, HERE, DIGEST) == BIG
 
 
 async def test_two_repositories_share_a_fill(site: Site, worker: Worker) -> None:

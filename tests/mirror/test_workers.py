@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 
+from registry.config import Settings
 from registry.mirror.demand import LINGER
+from registry.opening import open_service
 from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
+from storage.metadata.sqlite import SqliteMetadata
 from storage.names import Tag
+from storage.opening import prepare
+from storage.stored import StoredRegistry
 from tests.contract.making import read_blob
 from tests.mirror.conftest import FAR, HERE, Site, Worker, another, until
 from tests.mirror.test_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
@@ -152,3 +160,31 @@ async def test_wrong_bytes_are_fetched_once(site: Site) -> None:
         got = await asyncio.gather(*(read_blob(worker.mirror, HERE, DIGEST) for worker in workers))
         assert got == [BIG] * 4
     sent_once(site, DIGEST, len(BIG))
+
+
+@pytest.mark.parametrize("full", [True, False])
+async def test_a_start_on_a_full_disk_warms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """A service that could not open its database for changes is replaced as soon as there is room. Until it ends it
+    would keep the turn to warm from the one that replaces it."""
+
+    def without_room(*args: Any, frozen: Any = None) -> Any:
+        if full and frozen is None:
+            raise apsw.FullError("database or disk is full")
+        return SqliteMetadata(*args, frozen=frozen)
+
+    settings = Settings.model_validate(
+        {
+            "data": tmp_path / "data",
+            "upstream": [{"name": "far.test"}],
+            "warm": {"references": ["far.test/library/app:1"]},
+        }
+    )
+    prepare(settings.data)
+    monkeypatch.setattr("storage.opening.SqliteMetadata", without_room)
+    async with open_service(settings, serving=True, may_freeze=True) as router:
+        assert isinstance(router.hosted, StoredRegistry)
+        assert router.hosted.frozen == full
+        rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
+        assert len(rounds) == (0 if full else 1)

@@ -14,7 +14,7 @@ import pytest
 
 from storage.access import AccountName, Action, Grant, Kind, Subject, SubjectKind
 from storage.blobs.steps import Step
-from storage.content import Actor, Manifest
+from storage.content import Actor, Manifest, digest_of
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.connection import connect
 from storage.metadata.version import Version
@@ -152,6 +152,18 @@ class FullAt(System):
             raise apsw.FullError("refused by the test")
         assert callable(commit)
         commit()
+
+
+async def test_what_was_wrong_can_be_forgotten(tmp_path: Path) -> None:
+    """`entrepot mirror refresh` works on a full disk: it deletes notes."""
+    data = tmp_path / "data"
+    prepare(data)
+    digest = digest_of(b"x")
+    async with open_registry(data) as registry:
+        await registry.records.note_wrong("far.test", digest, ["https://far.test"], 60)
+    async with open_registry(data, system=FullAt(data / "reserve")) as registry:
+        assert await registry.records.forget_wrong("far.test", [digest]) == 1
+        assert not await registry.records.wrong_senders("far.test", digest, 60)
 
 
 async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from registry.mirror.source import RangesUnsupported
+from registry.mirror.source import BlobDoubtful, RangesUnsupported
+from registry.upstream.client import FarRegistry
+from registry.upstream.direct import Body
 from storage.content import Span
 from storage.errors import (
     BlobUnknown,
@@ -23,7 +25,7 @@ from storage.stored import StoredRegistry
 from tests.upstreams.content import Content, Holding
 from tests.upstreams.hub import Hub, hub
 
-from .far import REPO, Collecting, answer, far, fetched, scripted
+from .far import REPO, Collecting, answer, far, fetched, said, scripted
 
 ABSENT = Digest("sha256:" + "0" * 64)
 
@@ -270,6 +272,76 @@ async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held:
         assert (await source.resolve_blob(REPO, ABSENT)).size == 77
         server.reply = lambda head: answer(405) if head.startswith("HEAD") else answer(416, content_range="bytes */0")
         assert (await source.resolve_blob(REPO, ABSENT)).size == 0
+
+
+@pytest.mark.parametrize("head", [200, 405])
+async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> None:
+    """An answer that names another digest is about something else, whatever length it tells."""
+    other = "sha256:" + "1" * 64
+
+    def reply(request: str) -> bytes:
+        if request.startswith("HEAD") and head != 200:
+            return answer(head)
+        body = b"" if request.startswith("HEAD") else b"12345"
+        return answer(200, body, content_length="5", docker_content_digest=other)
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="another blob"):
+            await source.resolve_blob(REPO, ABSENT)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sure"),
+    [
+        (404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}', True),
+        (404, "<html>not for you</html>", False),
+        (404, "", False),
+        (403, "<html>not for you</html>", False),
+        (401, '{"errors": [{"code": "UNAUTHORIZED"}]}', False),
+    ],
+)
+async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: int, body: str, sure: bool) -> None:
+    """Without a registry's word it is doubtful, as for manifests. An answer to HEAD has no words, so a GET follows."""
+
+    def reply(head: str) -> bytes:
+        return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        for request in (source.resolve_blob(REPO, ABSENT), fetched(source, ABSENT)):
+            with pytest.raises(BlobUnknown) as raised:
+                await request
+            assert type(raised.value) is (BlobUnknown if sure else BlobDoubtful)
+
+
+async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
+    """One endpoint has no such blob, and before the other stands a firewall: that is no "unknown"."""
+    gone = answer(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
+    async with (
+        scripted(said(gone)) as one,
+        scripted(said(answer(404, "<html>"))) as two,
+        far(registry, one.url, two.url) as source,
+    ):
+        with pytest.raises(BlobDoubtful):
+            await fetched(source, ABSENT)
+
+
+async def test_a_connection_that_was_given_back_is_left_alone(
+    registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer that is abandoned at its very end does not shut down a connection that may be another's already."""
+    finish = Body.finish
+
+    def abandoned(body: Body) -> None:
+        finish(body)
+        assert isinstance(source, FarRegistry)
+        for transfer in list(source._bodies._running):
+            transfer.abandon()
+
+    monkeypatch.setattr(Body, "finish", abandoned)
+    async with scripted(said(answer(200, b"12345"))) as server, far(registry, server.url) as source:
+        for _ in range(3):
+            assert bytes((await fetched(source, ABSENT)).body) == b"12345"
+        assert server.connections == 1
 
 
 async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, held: Holding) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,31 @@ def test_challenges(text: str, found: list[tuple[str, dict[str, str]]]) -> None:
 def test_any_text_is_read(text: str) -> None:
     """Nothing an upstream writes breaks the reading or keeps it busy."""
     parse_challenges(text)
+
+
+LONG_FIELDS = {
+    "parameters": 'Bearer realm="x"' + ',a="b"' * 16000,
+    "challenges": "Basic," * 16000,
+    "escapes": 'Bearer realm="' + '\\\\"' * 30000,
+    "no end": "Bearer " + 'a="' * 30000,
+    "token": "a" * 95000,
+    "token68": "Basic " + "a" * 95000 + "==x",
+    "spaces": "Basic" + " " * 95000 + "!",
+}
+
+
+@pytest.mark.parametrize("field", LONG_FIELDS)
+def test_a_long_field_is_not_read(field: str) -> None:
+    """One of 95 KB took 200 ms of the event loop. What is longer than 16 KiB names no challenge."""
+    assert parse_challenges(LONG_FIELDS[field]) == []
+
+
+@pytest.mark.parametrize("field", LONG_FIELDS)
+def test_a_field_of_the_greatest_length(field: str) -> None:
+    """It is read in a moment, and no more than 16 challenges of it."""
+    started = time.thread_time()
+    assert len(parse_challenges(LONG_FIELDS[field][: 16 << 10])) <= 16
+    assert time.thread_time() - started < 0.1
 
 
 def test_bearer_is_chosen() -> None:

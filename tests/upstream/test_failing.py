@@ -13,6 +13,7 @@ import pytest
 
 from registry.mirror.source import ManifestDoubtful
 from registry.upstream.endpoints import LIMIT
+from registry.upstream.holds import retry_after
 from storage.content import Span
 from storage.errors import (
     Denied,
@@ -62,6 +63,7 @@ async def test_what_a_status_means(registry: StoredRegistry, status: int, error:
 
 
 CODE = '{"errors": [{"code": "DENIED", "message": "requested access to the resource is denied"}]}'
+UNAUTHORIZED = CODE.replace("DENIED", "UNAUTHORIZED")
 PAGE = "<html>not for you</html>"
 
 
@@ -123,26 +125,35 @@ async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, b
                 await request(REPO, TAG)
 
 
+@pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize(
     ("error", "body", "sure"),
     [
         ("insufficient_scope", CODE, True),
+        ("insufficient_scope", UNAUTHORIZED, True),
         ("insufficient_scope", "", True),
         ("", CODE, True),
+        ("", UNAUTHORIZED, False),
+        ("", UNAUTHORIZED.replace("]", ', {"code": "DENIED"}]'), True),
         ("", "", False),
         ("invalid_token", CODE, False),
+        ("invalid_token", UNAUTHORIZED, False),
     ],
 )
-async def test_a_token_that_is_not_enough(registry: StoredRegistry, error: str, body: str, sure: bool) -> None:
+async def test_a_token_that_is_not_enough(
+    registry: StoredRegistry, status: int, error: str, body: str, sure: bool
+) -> None:
     """The registry knows the token and finds that it opens no such thing: there is none for the anonymous. A token that
-    it does not accept is a login that failed."""
+    it does not accept is a login that failed, and so is UNAUTHORIZED without a reason: registries that have lost their
+    keys, or whose clock is wrong, say that of every token."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
             return answer(200, '{"token": "t"}')
         challenge = f'Bearer realm="{server.url}/token"' + (f',error="{error}"' if "bearer t" in head.lower() else "")
         said = b"" if head.startswith("HEAD") else body
-        return answer(401, said, www_authenticate=challenge, content_length=str(len(body)))
+        refused = status if "bearer t" in head.lower() else 401
+        return answer(refused, said, www_authenticate=challenge, content_length=str(len(body)))
 
     async with scripted(reply) as server, far(registry, server.url) as source:
         for request in (source.get_manifest, source.resolve_manifest):
@@ -526,6 +537,12 @@ async def test_retry_after_a_date(registry: StoredRegistry) -> None:
         with pytest.raises(TooManyRequests) as raised:
             await source.get_manifest(REPO, TAG)
         assert raised.value.retry_after == 42
+
+
+@pytest.mark.parametrize("text", ["1" * 60000, "Fri, " * 12000, "(" * 60000, "1 " * 30000, "a, b, c"])
+def test_a_retry_after_that_is_none(text: str) -> None:
+    """Any text, of any length, is no time."""
+    assert retry_after({"retry-after": text}, 0.0) is None
 
 
 async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:

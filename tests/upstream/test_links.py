@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry.upstream.addresses import Route
+from registry.config import Upstream
+from registry.upstream.addresses import Route, origin
 from registry.upstream.paging import next_page
 from registry.upstream.proxies import Proxies
 from storage.errors import UpstreamUnavailable
@@ -31,6 +32,23 @@ def test_next_pages(link: str, found: str | None) -> None:
     assert next_page({"link": link}, URL) == found
 
 
+@pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
+def test_hosts_that_are_none(url: str) -> None:
+    """A host without a name, one longer than a name may be, and one that has no form in the DNS."""
+    with pytest.raises(ValueError, match=r"name|label"):
+        origin(url)
+
+
+def test_a_trailing_dot_names_the_same_host() -> None:
+    """`far.test.` is `far.test`: in an address, and in the settings."""
+    assert origin("https://FAR.test.:444/x") == ("https", "far.test", 444)
+    settings = Upstream.model_validate(
+        {"name": "far.test", "redirects": ["cdn.test.:9"], "realms": ["https://a.test./t"]}
+    )
+    assert settings.redirect_places == {("cdn.test", 9)}
+    assert settings.realm_places == {("a.test", 443)}
+
+
 def test_a_redirect_to_another_origin_loses_authorization() -> None:
     """Another host, port or scheme is another origin; once lost, it does not come back."""
     for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
@@ -46,6 +64,20 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
         assert route.follow(302, target)
         assert route.headers == {"Authorization": "x"}
         assert "pw" not in route.url
+
+
+def test_a_redirect_to_a_long_address_is_refused() -> None:
+    """It would hold the event loop while it is read."""
+    route = Route("https://far.test/", {})
+    with pytest.raises(UpstreamUnavailable, match="address of more than 8192 characters"):
+        route.follow(307, "/" + "x/../" * 12000)
+    assert route.follow(307, "/" + "x" * 8000)
+
+
+def test_a_long_link_is_refused() -> None:
+    """The list would be cut off there without a word."""
+    with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
+        next_page({"link": f"</{'x' * 60000}>; rel=next"}, URL)
 
 
 def test_a_redirect_from_https_to_http_is_refused() -> None:

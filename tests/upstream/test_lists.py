@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from registry.mirror.source import NameDoubtful
 from registry.upstream.exchange import MIB
 from registry.upstream.readings import AT_ONCE, ENTRY_SIZE, KEPT_SECONDS, KEPT_SIZE, Reading, Readings
 from storage.errors import NameUnknown, UpstreamUnavailable
@@ -193,6 +194,25 @@ async def test_referrers(registry: StoredRegistry, upstream: Hub, held: Holding,
         assert ([each.digest for each in page.items], page.more) == (ordered[1:3], True)
         nothing = await source.referrers(REPO, Digest("sha256:" + "0" * 64), None, None, 100)
         assert (nothing.items, nothing.more) == ([], False)
+
+
+@pytest.mark.parametrize("api", [200, 404])
+async def test_referrers_that_are_in_doubt(registry: StoredRegistry, api: int) -> None:
+    """The fallback tag, or the list itself, is refused by something that is not the registry: that is no empty list,
+    so what is here can be listed. Refused by the registry, it is one."""
+    body = "<html>not for you</html>"
+
+    def reply(head: str) -> bytes:
+        if "/referrers/" in head.split()[1] and api == 404:
+            return answer(404)
+        return answer(403 if body.startswith("<") else 404, body)
+
+    subject = Digest("sha256:" + "0" * 64)
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        with pytest.raises(NameDoubtful):
+            await source.referrers(REPO, subject, None, None, 10)
+        body = '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
+        assert not (await source.referrers(REPO, subject, None, None, 10)).items
 
 
 async def test_referrers_that_were_filtered_there(registry: StoredRegistry) -> None:

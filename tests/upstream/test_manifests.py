@@ -6,17 +6,21 @@ import asyncio
 import hashlib
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from registry.config import Upstream
-from registry.memory import MemoryBudget, holding
+from registry.memory import MemoryBudget, holding, keep
+from registry.upstream.client import FarRegistry
 from registry.upstream.exchange import MIB, Exchange
 from registry.upstream.networks import Gate
+from registry.upstream.parsing import Parser
 from registry.upstream.proxies import Proxies
 from registry.upstream.trust import Trust
+from registry.upstream.waiting import Flights
 from storage.content import OCI_MANIFEST, Manifest
 from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Reference, Tag
@@ -257,6 +261,82 @@ async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) 
             with pytest.raises(UpstreamUnavailable, match=f"a manifest that is not valid: .*{why}"):
                 await source.get_manifest(REPO, Tag("bad"))
         assert (await source.get_manifest(REPO, Tag("good"))).body == good
+
+
+async def test_a_reading_that_nobody_waits_for_keeps_its_turn() -> None:
+    """Its thread goes on, and takes memory as before: the next document waits for it. Who left does not wait."""
+    parser, begun, go, other = Parser(), threading.Event(), threading.Event(), threading.Event()
+
+    def read() -> None:
+        begun.set()
+        go.wait()
+
+    first = asyncio.create_task(parser.run(MIB, read))
+    await asyncio.to_thread(begun.wait)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(parser.run(MIB, other.set))
+    try:
+        assert not await asyncio.to_thread(other.wait, 0.2)
+    finally:
+        go.set()
+        await second
+    assert other.is_set()
+
+
+async def test_memory_of_work_that_outlives_its_block() -> None:
+    """Work that is shared, and so goes on when the block has ended in which it was begun, keeps no memory of it."""
+    memory = MemoryBudget(MIB, "answers")
+    go, flights = asyncio.Event(), Flights()
+
+    async def work() -> None:
+        await go.wait()
+        share = memory.share()
+        await share.grow(1000)
+        keep(share)
+
+    async def begin() -> None:
+        async with holding():
+            await flights.share("it", work)
+
+    first = asyncio.create_task(begin())
+    await asyncio.sleep(0)
+    first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+    go.set()
+    await flights.share("it", work)
+    assert memory.used == 0
+
+
+async def test_memory_of_a_token(registry: StoredRegistry) -> None:
+    """A token service's answer that is large is counted until it is read, and no longer."""
+    ask, go = asyncio.Event(), asyncio.Event()
+
+    async def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            ask.set()
+            await go.wait()
+            return answer(200, json.dumps({"token": "t", "more": "x" * (200 << 10)}))
+        if "authorization: bearer t" in head.lower():
+            return answer(404, '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}')
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        assert isinstance(source, FarRegistry)
+
+        async def get() -> None:
+            async with holding():
+                with pytest.raises(ManifestUnknown):
+                    await source.get_manifest(REPO, Tag("1"))
+                assert source._exchange._memory.used == 0, "of the token, which is read"
+
+        one = asyncio.create_task(get())
+        await ask.wait()
+        go.set()
+        await one
+        assert source._exchange._memory.used == 0
 
 
 async def test_large_answers_wait_for_memory() -> None:

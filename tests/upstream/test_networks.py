@@ -123,7 +123,7 @@ def test_settings() -> None:
         ("cdn.corp", 443),
         ("fd00::1", 1),
     }
-    for wrong in ("https://storage.corp", "storage.corp/x", "user@storage.corp", "", "x:0", "x:y"):
+    for wrong in ("https://storage.corp", "storage.corp/x", "user@storage.corp", "", "x:0", "x:y", ".", ".:9"):
         with pytest.raises(ValueError, match="not a host like"):
             Upstream.model_validate({"name": "x.test", "redirects": [wrong]})
 

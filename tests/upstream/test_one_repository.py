@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +125,65 @@ async def test_a_token_service_that_hangs(registry: StoredRegistry) -> None:
         realms["good9"] = "hangs"  # the guess leads to the service that works, and its token is refused
         hang.set()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_remembered_challenge_that_became_wrong(registry: StoredRegistry, held: Holding) -> None:
+    """The repository's own token service worked once and hangs since, while the registry names another one now: the
+    next request is sent without a token, and learns of it. The endpoint is not blamed."""
+    hang, name, clock = asyncio.Event(), "first", Clock()
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/first" and name != "first":
+            await hang.wait()
+        if not where.startswith("/v2/"):
+            return answer(200, json.dumps({"token": where[1:]}))
+        if f"authorization: bearer {name}\r" in head.lower():
+            return answer(200, held.body, content_type=held.media_type)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/{name}"')
+
+    async with scripted(reply) as server, far(registry, server.url, clock=clock) as source:
+        assert (await source.get_manifest(BAD, TAG)).digest == held.digest
+        name = "second"
+        clock.now += 100  # the token is over, the challenge is remembered
+        assert (await source.get_manifest(BAD, TAG)).digest == held.digest
+        hang.set()
+
+
+@pytest.mark.parametrize("how", ["hangs", "token service hangs", "503", "500"])
+async def test_an_endpoint_that_is_asked_how_to_log_in(
+    registry: StoredRegistry, held: Holding, tmp_path: Path, how: str
+) -> None:
+    """Where it does not say so at `/v2/`, or its token service does not answer, the repositories are asked without a
+    login, and say themselves what they want. A refusal of the anonymous is not believed then."""
+    hang = asyncio.Event()
+    file = tmp_path / "password"
+    file.write_text("secret")
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/v2/" and how.isdigit():
+            return answer(int(how))
+        if where == "/hangs" or (where == "/v2/" and how == "hangs"):
+            await hang.wait()
+        if where == "/v2/":
+            return answer(401, www_authenticate=f'Bearer realm="{server.url}/hangs"')
+        if where == "/token":
+            return answer(200, '{"token": "t"}')
+        if repository(head) == "bad":
+            return answer(404, '{"errors": [{"code": "NAME_UNKNOWN"}]}')
+        if "authorization: bearer t" in head.lower():
+            return answer(200, held.body, content_type=held.media_type)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with (
+        scripted(reply) as server,
+        far(registry, server.url, username="ann", password_file=file) as source,
+    ):
+        with pytest.raises(UpstreamUnavailable):
+            await source.get_manifest(BAD, TAG)
+        assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        hang.set()
 
 
 async def test_a_guess_that_became_wrong(registry: StoredRegistry) -> None:
@@ -265,6 +327,7 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "no JSON": lambda head: answer(200, "nonsense"),
     "redirect to a dead host": lambda head: answer(307, location="http://127.0.0.1:1/x"),
     "redirect to a name that is none": lambda head: answer(307, location="http://absent.invalid/x"),
+    "redirect to a long address": lambda head: answer(307, location="/" + "x/" * 30000),
     "redirect to itself": lambda head: answer(307, location=target(head)),
     "redirect to nowhere": lambda head: answer(307),
     "redirect to no address": lambda head: answer(307, location="ftp://x/"),
@@ -272,6 +335,45 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "500": lambda head: answer(500),
     "418": lambda head: answer(418),
 }
+
+
+@pytest.mark.parametrize("names", ["one", "many of one domain"])
+async def test_a_name_that_resolves_slowly(
+    registry: StoredRegistry, held: Holding, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    """Whatever names one repository's redirects lead to: those of the others are resolved meanwhile."""
+    resolve, go, asked = socket.getaddrinfo, threading.Event(), asyncio.Event()
+
+    def resolving(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+        if str(host).endswith("slow.test"):
+            go.wait()
+        host = "127.0.0.1" if str(host).endswith(".test") else host
+        return resolve(host, port, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolving)
+
+    def reply(head: str) -> bytes:
+        port = server.url.rpartition(":")[2]
+        if head.split()[1] == "/there":
+            return answer(200, held.body, content_type=held.media_type)
+        if repository(head) == "bad":
+            led.append(head)
+            if len(led) == AT_ONCE:
+                asked.set()
+            name = "slow.test" if names == "one" else f"n{len(led)}.slow.test"
+            return answer(307, location=f"http://{name}:{port}/there")
+        return answer(307, location=f"http://fast.test:{port}/there")
+
+    led: list[str] = []
+    async with scripted(reply) as server, far(registry, server.url) as source:
+        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(AT_ONCE)]
+        try:
+            async with asyncio.timeout(8):
+                await asked.wait()
+                assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        finally:
+            go.set()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
 
 @pytest.mark.parametrize("bad", BAD_ANSWERS)
@@ -323,6 +425,23 @@ async def test_an_ill_repository(registry: StoredRegistry, held: Holding, how: s
             await source.get_manifest(BAD, TAG)
         assert (await source.get_manifest(good(), TAG)).digest == held.digest
         hang.set()
+
+
+async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> None:
+    """It is about its request: among failures it does not make the endpoint well again, and alone it is no failure."""
+    clock, status = Clock(), 503
+    async with scripted(lambda head: answer(status)) as server, far(registry, server.url, clock=clock) as source:
+        for count in range(LIMIT):
+            clock.now += 0.1
+            status = 503
+            with pytest.raises(UpstreamUnavailable, match="503"):
+                await source.get_manifest(good(count), TAG)
+            if count + 1 < LIMIT:
+                status = 500
+                with pytest.raises(UpstreamUnavailable, match="500"):
+                    await source.get_manifest(BAD, TAG)
+        with pytest.raises(UpstreamUnavailable, match="lately"):
+            await source.get_manifest(good(), TAG)
 
 
 async def test_an_ill_endpoint(registry: StoredRegistry) -> None:

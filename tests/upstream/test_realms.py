@@ -28,6 +28,12 @@ def test_sites(host: str, own: str) -> None:
     assert site(host) == own
 
 
+def test_a_long_host_has_no_site() -> None:
+    """Names end at 253 characters; the owner of a longer one is not looked for among its labels."""
+    host = "a." * 2000 + "example.com"
+    assert site(host) == host
+
+
 @pytest.mark.parametrize(
     ("endpoint", "realm", "allowed"),
     [
@@ -85,6 +91,11 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
         ("http://reg.example.com:5000", "http://reg.example.com:5001/token", False),
         ("http://reg.example.com:5000", "http://reg.example.com:5000/token", True),
         ("http://reg.example.com:5000", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com./token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com.:5443/token", True),
+        ("https://reg.example.com.:5443", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://\uff52eg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com.:9000/token", True),
     ],
 )
 def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
