@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from registry.server.exchange import check_headers
+from registry.server.head import check_headers
 
 AT_ONCE: Final = "entrepot.at_once"
 Header = tuple[bytes, bytes]

@@ -8,32 +8,29 @@ import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
-from uvicorn._types import ASGI3Application, ASGIReceiveEvent
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import ClientDisconnected
 
 from registry.logs import mark_logged, was_logged
+from registry.server.head import check_headers
 from registry.server.logs import log
 from registry.server.patience import make_room
-from registry.server.receiving import LEAST
 from registry.server.refusal import error_body, error_headers
+from registry.server.request_body import RequestBody
 from registry.server.sending import FileEnded, FileSending
 
 if TYPE_CHECKING:
     from registry.server.protocol import RegistryProtocol
 
 _BODYLESS = (204, 304)
-_CRUMBS = 512
 _LARGE = 64 * 1024
 SLICE = 256 * 1024
 """Bytes of a large body that are written at once. They may be encrypted: so long the other connections wait for each
 that sends."""
-_CONTROLS = bytes({*range(32), 127})
-_IN_NO_NAME = _CONTROLS + b' ()<>@,;:[]={}\\"'
-_IN_NO_VALUE = _CONTROLS.replace(b"\t", b"")
 
 
-class Exchange(RequestResponseCycle):
+class Exchange(RequestBody):
     """Differs from uvicorn's cycle in what a registry cannot do without:
 
     - `send` raises ClientDisconnected (an OSError) once the client is gone, as ASGI 2.4 has it: nobody reads a 40 GiB
@@ -61,12 +58,8 @@ class Exchange(RequestResponseCycle):
             on_response=protocol.on_response_complete,
         )
         self.protocol = protocol
-        self.rest = length  # of the body, in bytes, still to come; None where only its end will tell
-        self.pieces: list[memoryview] = []
-        self.held = 0  # bytes in pieces
-        self.moved = 0  # bytes of body taken in, and of response given out
-        self.receiving = False  # the application waits for the body
-        self.sending: FileSending | None = None
+        self.rest = length
+        self.pieces = []
         self.sent_headers = False
         self._head = b""  # of the response, until its first body message
 
@@ -132,72 +125,6 @@ class Exchange(RequestResponseCycle):
 
     def _asked(self) -> str:
         return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # as sent: no line breaks in the log
-
-    # Coming in
-
-    def take_body(self, pieces: list[memoryview]) -> None:
-        size = sum(map(len, pieces))
-        if self.rest is not None:
-            self.rest -= size
-        if self.response_complete or self.disconnected or not size:
-            return
-        self.moved += size
-        self.held += size
-        self.pieces += pieces
-        if len(self.pieces) > _CRUMBS:  # a view of a byte costs a hundred
-            self.pieces = [memoryview(b"".join(self.pieces))]
-        most = LEAST if self.protocol.receiving.crowded else self.protocol.limits.buffer_bytes
-        if self.held >= most:
-            self.flow.pause_reading()
-        self.message_event.set()
-
-    def end_body(self) -> None:
-        self.more_body = False
-        self.rest = 0
-        self.message_event.set()
-
-    def left(self) -> bool:
-        """Whether the client is known to be gone."""
-        return self.disconnected
-
-    def hang_up(self) -> None:
-        """Tells the application that the client is gone."""
-        self.disconnected = True
-        self.message_event.set()
-        if self.sending is not None:
-            self.sending.end(ClientDisconnected())
-
-    async def receive(self) -> ASGIReceiveEvent:
-        came = await self.receive_pieces()
-        if came is None:
-            return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": b"".join(came[0]), "more_body": came[1]}
-
-    async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
-        """`receive` without a copy: what has come of the body, and whether there is more; None is the disconnect.
-
-        The application finds it in `scope["extensions"]`. Nobody writes to this memory again: it stays as it is for as
-        long as a view of it is held.
-        """
-        if self.waiting_for_100_continue:
-            self.waiting_for_100_continue = False
-            if self.more_body and not self.held and not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self.disconnected and not self.response_complete:
-            body = self.protocol.body
-            if self.more_body and (body is None or not body.waiting):
-                self.flow.resume_reading()
-            self.receiving = self.more_body
-            try:
-                await self.message_event.wait()
-            finally:
-                self.receiving = False
-            self.message_event.clear()
-        if self.disconnected or self.response_complete:
-            return None
-        pieces, self.pieces = self.pieces, []
-        self.held = 0
-        return pieces, self.more_body
 
     # Going out
 
@@ -427,11 +354,3 @@ class Exchange(RequestResponseCycle):
         self.response_complete = True
         self.message_event.set()
         self.on_response()
-
-
-def check_headers(headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises RuntimeError for a name or value that could end its line or is no token (RFC 9110, 5.1 and 5.5). Looked at
-    together: a look at each costs as much as all that goes into the head."""
-    names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
-    if len(names.translate(None, _IN_NO_NAME)) < len(names) or len(values.translate(None, _IN_NO_VALUE)) < len(values):
-        raise RuntimeError(f"not all of these are valid headers: {headers!r}")

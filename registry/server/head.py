@@ -1,5 +1,5 @@
 """Where a request's head ends, and what it says of the request itself: its version and method, and how its body is
-framed."""
+framed. And whether the headers of a response may be sent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from registry.server.refusal import Headers, Refused
 from registry.server.target import check_host, parse_target, unquoted
 
 _END = b"\r\n\r\n"
+_CONTROLS = bytes({*range(32), 127})
+_IN_NO_NAME = _CONTROLS + b' ()<>@,;:[]={}\\"'
+_IN_NO_VALUE = _CONTROLS.replace(b"\t", b"")
 
 
 def head_end(tail: bytes, data: bytes, at: int) -> int:
@@ -58,3 +61,11 @@ def length_of(headers: Headers) -> int | None:
         if name == b"transfer-encoding":
             return None
     return 0
+
+
+def check_headers(headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises RuntimeError for a name or value that could end its line or is no token (RFC 9110, 5.1 and 5.5). Looked at
+    together: a look at each costs as much as all that goes into the head."""
+    names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
+    if len(names.translate(None, _IN_NO_NAME)) < len(names) or len(values.translate(None, _IN_NO_VALUE)) < len(values):
+        raise RuntimeError(f"not all of these are valid headers: {headers!r}")

@@ -68,10 +68,12 @@ class RegistryProtocol(HttpToolsProtocol):
         self.last = False
         self._refused: Refused | None = None  # to be said after the answers before it
         self.begun = 0  # requests whose first byte has come
-        self.in_head, self._head_bytes = False, 0  # of the head being parsed
-        self._head_tail = b""  # its last bytes: where it ends may be cut in two
-        self._steps = 0  # heads and parts of bodies that have come
-        self.unfinished = 0  # bytes since the last of them
+        self.in_head, self._head_bytes, self._head_tail = (
+            False,
+            0,
+            b"",
+        )  # the head being parsed: its size, its last bytes
+        self._steps = self.unfinished = 0  # heads and parts of bodies that have come; bytes since the last of them
         self.receiving = receiving or Receiving()  # the worker's
         self.body: Body | None = None  # the one that is coming
         self._parsed_head = False

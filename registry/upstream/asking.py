@@ -212,8 +212,8 @@ class Asking:
 
 
 def _freed(error: RegistryError) -> RegistryError:
-    """The error without the frames it came through. They hold the answer, of up to 8 MiB, and one of them holds the list
-    of errors: such a circle would stay in memory until the garbage collector comes by."""
+    """The error without the frames it came through. They hold the answer, of up to 8 MiB, and one of them holds the
+    list of errors: such a circle would stay in memory until the garbage collector comes by."""
     error.__traceback__ = error.__context__ = None
     return error
 

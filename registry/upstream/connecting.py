@@ -34,6 +34,10 @@ TURN_SECONDS = 10.0
 NEXT_ADDRESS = 1.0
 """Seconds after which a host's next address is tried, while the one before does not answer."""
 
+RECEIVED = 128 * 1024
+"""Bytes that the kernel receives ahead for a small request. The event loop takes all that is there before the reader can
+say that it wants no more."""
+
 Option = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 Told = Callable[[Connection, str | None], None]
 
@@ -158,6 +162,7 @@ class Transport(httpx2.AsyncHTTPTransport):
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=Backend(gate, reach, resolver),
+            socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)],
         )
 
 

@@ -27,6 +27,8 @@ SMALL = 64 * KIB
 COMMON = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
 """In every request. Content that is compressed on the way has another digest."""
 
+_UNKNOWN = 1 * MIB
+"""Bytes that an answer is counted with before it is read, if it does not say its length."""
 _PIECES_AT_ONCE = 64
 """Pieces of a body that are taken before other requests have their turn. Where a registry sends chunks of one byte, a
 single read from its socket holds ten thousand of them."""
@@ -127,6 +129,8 @@ class Exchange:
         share = self._memory.share()
         length = as_count(response.headers.get("content-length")) or 0
         try:
+            if "content-length" not in response.headers and most > SMALL:
+                length = _UNKNOWN  # the socket brings megabytes before anybody can count them
             if SMALL < length <= most:
                 await share.grow(2 * length)  # it is copied once
             async for piece in response.aiter_raw():
