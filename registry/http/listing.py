@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 
 from registry.http import params
 from registry.http.exchange import Exchange, Header
+from registry.http.leaving import Leaving
 from registry.http.responses import JSON, REVALIDATE, json_of, warning_headers
 from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest
@@ -41,7 +43,9 @@ async def list_repositories(exchange: Exchange) -> None:
     limit = min(exchange.limits.catalog_page if asked is None else asked, exchange.limits.catalog_most)
 
     async def make() -> tuple[bytes, list[Header]]:
-        page = await exchange.registry.repositories(last, max(limit, 1))
+        # A request of an account waits for its others: for no longer than its client does.
+        with closing(Leaving(exchange)) as leaving:
+            page = await leaving.outlast(exchange.registry.repositories(last, max(limit, 1)))
         names = page.items[:limit]
         headers = [JSON, REVALIDATE]
         if limit and page.more:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 import pytest
 
 from registry.http import DistributionAPI, Limits
-from storage.content import OCI_INDEX, OCI_MANIFEST, digest_of
+from storage.base import Refusing
+from storage.content import OCI_INDEX, OCI_MANIFEST, Page, digest_of
 from storage.memory import MemoryRegistry
+from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES, Names
 from tests.registry.conftest import REPO, V2, put_blob, put_image
 from tests.registry.driver import Answer, Client
 
@@ -162,3 +166,31 @@ async def test_lists_are_revalidated(client: Client, registry: MemoryRegistry) -
     await put_blob(registry, b"x")
     for path in (f"{V2}/tags/list", "/v2/_catalog", f"{V2}/referrers/{SUBJECT}"):
         assert (await client("GET", path))["cache-control"] == "no-cache"
+
+
+class Queueing(Refusing):
+    """Whoever asks for the repositories waits, until the request ends."""
+
+    def __init__(self) -> None:
+        self.waiting, self.left = asyncio.Event(), asyncio.Event()
+
+    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+        self.waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+        raise AssertionError
+
+
+async def test_a_client_that_leaves_does_not_wait_for_a_list() -> None:
+    """One request of an account waits for the other; who hangs up meanwhile keeps no place in that queue."""
+    queue, gone = Queueing(), asyncio.Event()
+    client = Client(DistributionAPI(queue))
+    running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=gone))
+    await queue.waiting.wait()
+    gone.set()
+    await asyncio.wait([running], timeout=10)
+    assert queue.left.is_set()
+    answer = await running
+    assert not answer.status
