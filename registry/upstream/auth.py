@@ -122,7 +122,8 @@ class Auth:
 
     async def offer(self, endpoint: str, scope: str, trial: Trial) -> Offer:
         """What to begin with. Nothing, as long as the endpoint has asked for nothing, or does not say in time what it
-        wants: then the answer to the request itself says so. Raises UpstreamUnavailable: our login cannot be read."""
+        wants: then the answer to the request itself says so. Raises UpstreamUnavailable: our login cannot be read;
+        TooManyRequests: it limits that question."""
         login = self._credentials.current()
         key = self._key(endpoint, scope, login)
         if token := await self._tokens.kept(key):
@@ -145,6 +146,8 @@ class Auth:
                     return Offer()
                 return Offer(await self._meet(endpoint, key, wish, login, None), wish, guess=guess)
         except _FAILURES as error:
+            if wish is None and isinstance(error, TooManyRequests):
+                raise  # it may be asked in a moment
             if guess is None:
                 self._known.pop((endpoint, scope), None)
             else:
