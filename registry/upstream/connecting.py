@@ -34,10 +34,6 @@ TURN_SECONDS = 10.0
 NEXT_ADDRESS = 1.0
 """Seconds after which a host's next address is tried, while the one before does not answer."""
 
-RECEIVED = 128 * 1024
-"""Bytes that the kernel receives ahead for a small request. The event loop takes all that is there before the reader can
-say that it wants no more."""
-
 Option = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 Told = Callable[[Connection, str | None], None]
 
@@ -48,6 +44,12 @@ class PeerStream(httpcore2.AsyncNetworkStream):
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
         self._stream = stream
         self._peer = peer
+
+    @classmethod
+    def of(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
+        """Of a new connection, which from here on receives no more than is read."""
+        _receive_in_portions(stream)
+        return cls(stream, peer)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
         return self._stream.read(max_bytes, timeout)
@@ -68,6 +70,25 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._peer if info == "server_addr" else self._stream.get_extra_info(info)
+
+
+def _receive_in_portions(stream: httpcore2.AsyncNetworkStream) -> None:
+    """Has the connection stop after each portion until the reader wants more. The event loop takes up to 32 portions of
+    256 KiB at once from a fast sender, before any reader can stop it: with 200 requests, that is all memory there is.
+
+    httpcore2 and anyio have no means for that, so this uses attributes of theirs that they do not promise. A change
+    there is an AttributeError in the first test."""
+    raw: Any = stream._stream  # type: ignore[attr-defined]
+    transport, protocol = raw._transport, raw._protocol
+    received = protocol.data_received
+
+    def data_received(data: bytes) -> None:
+        received(data)
+        if not transport.is_closing():
+            transport.pause_reading()
+
+    protocol.data_received = data_received
+    transport.set_protocol(protocol)  # uvloop has looked up the method before
 
 
 class Resolver:
@@ -118,7 +139,7 @@ class Backend(httpcore2.AnyIOBackend):
     ) -> httpcore2.AsyncNetworkStream:
         if self._reach.anywhere(host, port):
             stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
-            return PeerStream(stream, stream.get_extra_info("server_addr"))
+            return PeerStream.of(stream, stream.get_extra_info("server_addr"))
         try:
             async with asyncio.timeout(timeout):
                 found = await self._resolver.resolve(host, port)
@@ -142,7 +163,7 @@ class Backend(httpcore2.AnyIOBackend):
             try:
                 patience = None if last else NEXT_ADDRESS
                 stream = await super().connect_tcp(address, port, patience, local_address, socket_options)
-                return PeerStream(stream, (address, port))
+                return PeerStream.of(stream, (address, port))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if last:
                     raise
@@ -162,7 +183,6 @@ class Transport(httpx2.AsyncHTTPTransport):
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=Backend(gate, reach, resolver),
-            socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)],
         )
 
 
