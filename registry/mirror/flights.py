@@ -56,6 +56,8 @@ async def outcome(task: asyncio.Task[T]) -> T:
         if task.cancelled() and not (current and current.cancelling()):
             raise _stopping() from None
         raise
+    finally:
+        del task  # its error holds this frame: the circle would hold all it came through until the collector comes by
 
 
 async def end(tasks: Any) -> None:

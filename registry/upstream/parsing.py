@@ -34,7 +34,10 @@ class Parser:
             self._turn.release()
             raise
         reading.add_done_callback(self._done)
-        return await asyncio.shield(reading)
+        try:
+            return await asyncio.shield(reading)
+        finally:
+            del reading  # its error holds this frame: the circle would hold the document until the collector comes by
 
     def _done(self, reading: asyncio.Future[T]) -> None:
         self._turn.release()

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from registry.memory import holding
@@ -169,6 +170,16 @@ class Tokens:
         return error
 
 
+def _named(body: bytes) -> tuple[Any, Any]:
+    """What a token service's answer names as token and lifetime; no token: it is no JSON object. Errors are raised
+    elsewhere, since they would hold the whole document for as long as they are on their way."""
+    try:
+        document = json.loads(body)
+        return document.get("token") or document.get("access_token") or "", document.get("expires_in")
+    except (ValueError, AttributeError, RecursionError):
+        return None, None
+
+
 def _read(answer: Answer, login: Login | None) -> tuple[str, float]:
     """Token and lifetime in seconds."""
     where = f"the token service {place(answer.url)}"
@@ -176,12 +187,9 @@ def _read(answer: Answer, login: Login | None) -> tuple[str, float]:
         raise denied(place(answer.url)) if login else AnonymousRefused
     if answer.status != 200:
         raise UpstreamUnavailable(f"{where} answers {answer.status}")
-    try:
-        document = json.loads(answer.body)
-        token = document.get("token") or document.get("access_token")
-        lifetime = document.get("expires_in")
-    except (ValueError, AttributeError, RecursionError):
-        raise UpstreamUnavailable(f"{where} answers with something that is no token") from None
+    token, lifetime = _named(answer.body)
+    if token is None:
+        raise UpstreamUnavailable(f"{where} answers with something that is no token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise UpstreamUnavailable(f"{where} answers without a token")
     known = isinstance(lifetime, int | float) and not isinstance(lifetime, bool) and 0 < lifetime < 1e9

@@ -37,7 +37,12 @@ class Flights:
         if task is None:
             task = self._tasks[key] = asyncio.create_task(start())
             task.add_done_callback(lambda done: self._landed(key, done))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            del (
+                task
+            )  # its error holds this frame: the circle would hold all it came through until the collector comes by
 
     def _landed(self, key: str, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(key, None)
