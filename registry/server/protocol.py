@@ -1,7 +1,5 @@
 """One connection: uvicorn's httptools protocol with limits, time-outs, and an orderly end for all that can go wrong.
-
-What it adds to uvicorn's class, and why, is told in docs/adr/0005-supervisor-and-protocol.md.
-"""
+ADR 5 says what it adds to uvicorn's class, and why."""
 
 from __future__ import annotations
 
@@ -68,11 +66,8 @@ class RegistryProtocol(HttpToolsProtocol):
         self.last = False
         self._refused: Refused | None = None  # to be said after the answers before it
         self.begun = 0  # requests whose first byte has come
-        self.in_head, self._head_bytes, self._head_tail = (
-            False,
-            0,
-            b"",
-        )  # the head being parsed: its size, its last bytes
+        self.in_head, self._head_bytes = False, 0  # of the head being parsed
+        self._head_tail = b""  # its last bytes: where it ends may be cut in two
         self._steps = self.unfinished = 0  # heads and parts of bodies that have come; bytes since the last of them
         self.receiving = receiving or Receiving()  # the worker's
         self.body: Body | None = None  # the one that is coming
