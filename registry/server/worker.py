@@ -228,15 +228,18 @@ class FreeMemory:
     def __init__(self, loop: asyncio.AbstractEventLoop, connections: Sized) -> None:
         self._loop = loop
         self._connections = connections
-        self._least = resident()
+        self._least = self._size = resident()
         self._pause = TRIM_PAUSES[0]
         self._due = 0.0
 
     def look(self, now: float) -> None:
         """To be called once a second."""
-        size = resident()
-        self._least = min(self._least, size)
-        if size <= self._least + TRIM_BYTES:
+        before, self._size = self._size, resident()
+        self._least = min(self._least, self._size)
+        if abs(self._size - before) > TRIM_BYTES // 4:  # memory comes and goes, so there may be some to give back
+            self._pause = TRIM_PAUSES[0]
+            self._due = min(self._due, now + self._pause)
+        if self._size <= self._least + TRIM_BYTES:
             self._pause = TRIM_PAUSES[0]
         elif now >= self._due:
             self._collect()

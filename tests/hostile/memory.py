@@ -17,9 +17,8 @@ CLIENTS = 200
 BOUND = 300 << 20
 """Bytes that the workers may grow by together: what docs/security.md promises."""
 KEPT = 150 << 20
-"""Bytes that two workers may still take more than when they were new, once all clients of a crowd have gone. Half of the
-bound, for all crowds before it as well: their caches have bounds of 16 MiB each, and the allocator gives back the rest
-over minutes."""
+"""Bytes that two workers may still take more than when they were new, once all clients of a crowd have gone: half of
+the bound. It holds for all crowds before it as well, and for caches, which are bounded by 16 MiB each."""
 TOO_MUCH = 2 * BOUND
 """Bytes of growth from which nothing more needs to be known."""
 EVERY = 0.05

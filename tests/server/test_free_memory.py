@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.server.worker import FEW_CONNECTIONS, TRIM_BYTES, FreeMemory
+from registry.server.worker import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, FreeMemory
 
 
 class Cycle:
@@ -40,3 +40,19 @@ async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connection
     memory.look(1000.0)
     del large
     assert [each() is None for each in gone] == [collected, True]
+
+
+async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> None:
+    """Looks for free memory become rare while they find none, and frequent again once memory is used."""
+    memory = FreeMemory(asyncio.get_running_loop(), ())
+    held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
+    for _ in range(10):
+        now += TRIM_PAUSES[1]
+        memory.look(now)
+    held.append(b"x" * TRIM_BYTES)
+    memory.look(now + 1)
+    garbage = Cycle()
+    gone = weakref.ref(garbage)
+    del garbage
+    memory.look(now + 1 + TRIM_PAUSES[0])
+    assert gone() is None
