@@ -16,9 +16,8 @@ from tests.serving import Server
 CLIENTS = 200
 BOUND = 300 << 20
 """Bytes that the workers may grow by together: what docs/security.md promises."""
-KEPT = 150 << 20
-"""Bytes that two workers may still take more than when they were new, once all clients of a crowd have gone: half of
-the bound. It holds for all crowds before it as well, and for caches, which are bounded by 16 MiB each."""
+KEPT = 100 << 20
+"""Bytes that they may still have more once all clients have gone: caches, and what the allocator has not given back."""
 TOO_MUCH = 2 * BOUND
 """Bytes of growth from which nothing more needs to be known."""
 EVERY = 0.05

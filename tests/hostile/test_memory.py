@@ -23,10 +23,9 @@ class Sites:
         self._store = store
         self._stack = stack
         self._site: Site | None = None
-        self._before = 0
 
     def get(self) -> tuple[Site, int]:
-        """A running site, and the bytes its workers took once each had done a little of what is usual."""
+        """A running site whose workers have done a little of what is usual, and the bytes they take now."""
         if self._site is None or self._site.server.ended:
             self._site = self._stack.enter_context(running_site(*self._store))
             crowds.prepare(self._site)
@@ -34,8 +33,7 @@ class Sites:
                 self._site.ask("GET", "/v2/_catalog?n=100", login="admin")
                 self._site.ask("GET", "/v2/large/tags/tags/list")
                 self._site.ask("GET", "/api/v1/audit", login="admin")
-            self._before = memory.pss(self._site.server.worker_pids())
-        return self._site, self._before
+        return self._site, memory.pss(self._site.server.worker_pids())
 
 
 @pytest.fixture(scope="module")
