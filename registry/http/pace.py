@@ -20,7 +20,7 @@ Pace = Callable[[str], float]
 
 
 def payer_of(name: str, named: bool, address: str) -> str:
-    """Whose requests one is counted with: the account's that acts, else the client's address's."""
+    """Returns the key that a request counts against: the account, or without one the client's address."""
     return f"account {name}" if named else network_of(address)
 
 

@@ -60,7 +60,7 @@ class Tools:
     private: bool = False
 
     async def entitled(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Whether what the store has of the blob for this repository may be served without a question."""
+        """Returns whether the stored blob may be served from this repository without asking the upstream."""
         return not self.private or await self.records.confirmed(repo, digest)
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:

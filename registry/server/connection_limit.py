@@ -65,7 +65,7 @@ class Connection(Protocol):
 
 
 class ConnectionLimit:
-    """Of one worker. Made when its application has started: what is open then stays open."""
+    """Limits the connections of one worker. Make it once the application has started: files open then stay open."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class SqliteAccounts:
         *what: P.args,
         **more: P.kwargs,
     ) -> Step[T]:
-        """What takes rights away, or shuts somebody out, works on a full disk as well."""
+        """Makes a change that removes rights or locks an account. It may use the whole reserve of a full disk."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *what, **more), need=Need.RELIEF)
 
