@@ -26,7 +26,7 @@ help: ## Show this
 serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.0.1:5000; ARGS="--listen …" for more
 	@exec $(BIN)/entrepot serve $(ARGS)
 
-test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/cli -k config" for some
+test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/system/cli -k config" for some
 	@exec $(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.runtime ## Measure beside Debian's docker-registry; ARGS="--quick", "--only v2,tag-put" for less

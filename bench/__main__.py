@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import growth, mirror, registries
+from bench import growth, mirror
 from bench.errors import BenchFailed, TrialFailed
-from bench.mirror.mirrors import PEER, mirror_at
-from bench.servers import RIVAL, entrepot_at
+from bench.mirror.mirror_servers import DOCKER_REGISTRY_AS_MIRROR, mirror_checkout
+from bench.registries import registry_run
+from bench.system.servers import DOCKER_REGISTRY, entrepot_checkout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,36 +37,36 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _registries(options: argparse.Namespace) -> bool:
     rounds, seconds = (1, 1.0) if options.quick else (7, 4.0)
-    plan = registries.Plan(
+    plan = registry_run.RegistryPlan(
         options.rounds or rounds,
         options.seconds or seconds,
-        registries.chosen(options.only),
-        entrepot_at(options.against) if options.against else RIVAL,
+        registry_run.chosen_rows(options.only),
+        entrepot_checkout(options.against) if options.against else DOCKER_REGISTRY,
         options.folder,
         options.json,
         options.plot,
     )
-    outcome = registries.compare(plan)
-    return outcome.sound and (outcome.met or not options.strict)
+    outcome = registry_run.compare_registries(plan)
+    return outcome.is_complete and (outcome.met or not options.strict)
 
 
 def _mirror(options: argparse.Namespace) -> bool:
-    plan = mirror.Plan(
+    plan = mirror.MirrorPlan(
         options.rounds or (1 if options.quick else 5),
-        mirror.chosen(options.only),
-        mirror_at(options.against) if options.against else PEER,
+        mirror.chosen_mirror_rows(options.only),
+        mirror_checkout(options.against) if options.against else DOCKER_REGISTRY_AS_MIRROR,
         options.quick,
         options.folder,
         options.json,
         options.plot,
     )
-    outcome = mirror.compare(plan)
-    return outcome.sound and (outcome.met or not options.strict)
+    outcome = mirror.compare_mirrors(plan)
+    return outcome.is_complete and (outcome.met or not options.strict)
 
 
 def _growth(options: argparse.Namespace) -> bool:
     rounds, seconds, sizes = (1, 1.0, [100, 10_000]) if options.quick else (3, 4.0, [100, 10_000, 1_000_000])
-    plan = growth.Plan(
+    plan = growth.GrowthPlan(
         options.rounds or rounds,
         options.seconds or seconds,
         options.sizes or sizes,
@@ -73,7 +74,7 @@ def _growth(options: argparse.Namespace) -> bool:
         options.json,
         options.plot,
     )
-    return growth.measure(plan) or not options.strict
+    return growth.measure_growth(plan) or not options.strict
 
 
 RUNS = {"registries": _registries, "mirror": _mirror, "growth": _growth}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.base import Reading
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import Unsupported
 from storage.interface import BlobWriter, Registry
 from storage.names import Digest, RepositoryName, Tag, UploadID
-from storage.patterns import Names
+from storage.patterns import NameSet
+from storage.wrappers import ReadOnlyRegistry
 
 
-class Restricted(Reading):
+class Restricted(ReadOnlyRegistry):
     """`inner` without what is switched off: that raises Unsupported. With `read_only` deletes are off as well."""
 
     def __init__(self, inner: Registry, *, read_only: bool = False, delete: bool = True) -> None:
@@ -46,7 +46,7 @@ class Restricted(Reading):
         return await self.inner.upload_offset(repo, upload, by=by)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
         self._check_write()
         return await self.inner.mount_blob(repo, digest, source, by)
@@ -65,10 +65,10 @@ class Restricted(Reading):
         return await self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 
     async def delete_blob(
-        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         self._check_delete()
-        await self.inner.delete_blob(repo, digest, by=by, even_referred=even_referred)
+        await self.inner.delete_blob(repo, digest, by=by, even_if_referenced=even_if_referenced)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         self._check_delete()

@@ -21,8 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final, NamedTuple, NoReturn
 
-from registry.config import HUB, LIBRARY
-from storage.base import Refusing
+from registry.config import DOCKER_HUB, HUB_LIBRARY
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import (
     BlobUnknown,
@@ -37,9 +36,10 @@ from storage.errors import (
 )
 from storage.interface import BlobReader, BlobWriter, Registry
 from storage.names import NAME_LENGTH, Digest, Reference, RepositoryName, Tag, UploadID
-from storage.patterns import ALL_NAMES, NamePattern, Names
+from storage.patterns import ALL_NAMES, NamePattern, NameSet
+from storage.wrappers import RefusingRegistry
 
-_REMEMBERED: Final = 65536
+_MAX_USED_NAMES: Final = 65536
 """Names known to the store that are kept in memory, at the most."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
@@ -48,24 +48,24 @@ _UNOBTAINABLE: Final = (
 """What says that something is neither here nor to be had from its upstream now."""
 
 
-Readable = Callable[[RepositoryName], bool]
+ReadableCheck = Callable[[RepositoryName], bool]
 
 
-Confirmed = Callable[[RepositoryName, Digest], Awaitable[bool]]
+ConfirmedCheck = Callable[[RepositoryName, Digest], Awaitable[bool]]
 """Whether a repository has a blob by its upstream's own word."""
 
 
-def anything(repo: RepositoryName) -> bool:
+def everything_readable(repo: RepositoryName) -> bool:
     """Everything may be read."""
     return True
 
 
-async def unconfirmed(repo: RepositoryName, digest: Digest) -> bool:
+async def nothing_confirmed(repo: RepositoryName, digest: Digest) -> bool:
     """Nothing is confirmed."""
     return False
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """Where reads of a name go. `upstream`: the mirror's it is; None: it is hosted here."""
 
     registry: Registry
@@ -73,7 +73,7 @@ class Place(NamedTuple):
     upstream: str | None = None
 
 
-class Router(Refusing):
+class Router(RefusingRegistry):
     """`hosted` and the mirrors, by their upstreams' names. `default` is one of those, `prefixes` the patterns of names
     that are ours; `known` tells whether anything was ever put into a repository of the store that `hosted` is and the
     mirrors share, which must never become untrue. `readable` tells whether who acts may read a mirror's repository, by
@@ -89,9 +89,9 @@ class Router(Refusing):
         *,
         default: str | None = None,
         prefixes: Sequence[str] = (),
-        readable: Readable = anything,
+        readable: ReadableCheck = everything_readable,
         private: Collection[str] = (),
-        confirmed: Confirmed = unconfirmed,
+        confirmed: ConfirmedCheck = nothing_confirmed,
     ) -> None:
         if default is not None and default not in mirrors:
             raise ValueError(f"the default upstream {default} is not mirrored")
@@ -112,7 +112,7 @@ class Router(Refusing):
         first, slash, _ = repo.partition("/")
         if first in self.mirrors:
             return first
-        return self.default if first == LIBRARY and slash else None
+        return self.default if first == HUB_LIBRARY and slash else None
 
     async def owns(self, repo: RepositoryName) -> bool:
         """Whether the name is hosted here for good, by pattern or because it was pushed once. Only "yes" is
@@ -133,7 +133,7 @@ class Router(Refusing):
             return True
         if not await self._known(repo):
             return False
-        if len(self._seen) >= _REMEMBERED:
+        if len(self._seen) >= _MAX_USED_NAMES:
             self._seen.clear()
         self._seen.add(repo)
         return True
@@ -141,14 +141,14 @@ class Router(Refusing):
     def _matches(self, repo: RepositoryName) -> bool:
         return any(pattern.matches(repo) for pattern in self._patterns)
 
-    async def locate(self, repo: RepositoryName) -> Place:
+    async def locate(self, repo: RepositoryName) -> Destination:
         """Where reads of a name go, and under which name it is stored. Raises NameUnknown for the bare name of an
         upstream."""
         upstream = self.upstream_of(repo)
         if upstream is not None:
-            return Place(self.mirrors[upstream], self._stored(repo, upstream), upstream)
+            return Destination(self.mirrors[upstream], self._stored(repo, upstream), upstream)
         if not self._open_to_default(repo) or await self.owns(repo):
-            return Place(self.hosted, repo)
+            return Destination(self.hosted, repo)
         return self._on_default(repo)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
@@ -171,12 +171,12 @@ class Router(Refusing):
         first, slash, _ = repo.partition("/")
         if self.default is None or (slash and ("." in first or first == "localhost")):
             return False
-        return len(repo) + len(self.default) + len(LIBRARY) + 2 <= NAME_LENGTH
+        return len(repo) + len(self.default) + len(HUB_LIBRARY) + 2 <= NAME_LENGTH
 
-    def _on_default(self, repo: RepositoryName) -> Place:
+    def _on_default(self, repo: RepositoryName) -> Destination:
         assert self.default is not None
         stored = self._stored(RepositoryName(f"{self.default}/{repo}"), self.default)
-        return Place(self.mirrors[self.default], stored, self.default)
+        return Destination(self.mirrors[self.default], stored, self.default)
 
     def _stored(self, repo: RepositoryName, upstream: str) -> RepositoryName:
         """The one name of mirrored content."""
@@ -185,8 +185,8 @@ class Router(Refusing):
             rest = repo
         elif not slash:
             raise NameUnknown(f"{upstream} is mirrored here and is no repository itself; pull {upstream}/NAME")
-        if upstream == HUB and "/" not in rest:
-            rest = f"{LIBRARY}/{rest}"
+        if upstream == DOCKER_HUB and "/" not in rest:
+            rest = f"{HUB_LIBRARY}/{rest}"
         return RepositoryName(f"{upstream}/{rest}")
 
     def _check_push(self, repo: RepositoryName) -> None:
@@ -220,7 +220,7 @@ class Router(Refusing):
         place = await self.locate(repo)
         return await place.registry.get_manifest(place.repo, reference)
 
-    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+    async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         """All that the store holds, mirrored ones under their stored names."""
         return await self.hosted.repositories(after, limit, within)
 
@@ -237,10 +237,10 @@ class Router(Refusing):
     # Deleter: what a mirror has of it goes
 
     async def delete_blob(
-        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         place = await self.locate(repo)
-        await place.registry.delete_blob(place.repo, digest, by=by, even_referred=even_referred)
+        await place.registry.delete_blob(place.repo, digest, by=by, even_if_referenced=even_if_referenced)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         place = await self.locate(repo)
@@ -269,7 +269,7 @@ class Router(Refusing):
         return await self.hosted.upload_offset(repo, upload, by=by)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
         """The source may be mirrored; what of it is here can be mounted. A set is one of stored names; in those of
         private upstreams nothing is looked for unless the source is named."""
@@ -311,7 +311,7 @@ class Router(Refusing):
                 raise missing from None
         return await self.hosted.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
 
-    async def _former(self, repo: RepositoryName) -> Place | None:
+    async def _former(self, repo: RepositoryName) -> Destination | None:
         """Where reads of a name that can be hosted may have led before its first push, if something was pulled there
         and may be read; of one that is ours by now, only what is here."""
         if not self._open_to_default(repo) or self._matches(repo):
@@ -321,7 +321,7 @@ class Router(Refusing):
             return None
         return place._replace(registry=self.hosted) if await self.owns(repo) else place
 
-    async def _bring(self, manifest: Manifest, source: Place, repo: RepositoryName, by: Actor) -> None:
+    async def _bring(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         """Has in `repo` what `manifest` refers to. Raises `_UNOBTAINABLE`. Cancelled: what was brought stays, as pushed
         blobs do."""
         for digest in ({part.digest for part in manifest.blobs} - manifest.foreign) | manifest.blob_children:
@@ -329,7 +329,7 @@ class Router(Refusing):
         for child in {part.digest for part in manifest.manifests} - manifest.blob_children:
             await self._bring_manifest(child, source, repo, by)
 
-    async def _bring_blob(self, digest: Digest, source: Place, repo: RepositoryName, by: Actor) -> None:
+    async def _bring_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         with suppress(BlobUnknown):
             await self.hosted.resolve_blob(repo, digest)
             return
@@ -343,7 +343,7 @@ class Router(Refusing):
                 await reader.ready(stop - 1)
         await self._mount_from(source.repo, repo, digest, by)
 
-    async def _bring_manifest(self, digest: Digest, source: Place, repo: RepositoryName, by: Actor) -> None:
+    async def _bring_manifest(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         with suppress(ManifestUnknown):
             await self.hosted.resolve_manifest(repo, digest)
             return

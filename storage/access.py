@@ -62,7 +62,7 @@ class AccountName(str):
         return super().__new__(cls, text)
 
 
-class Kind(enum.StrEnum):
+class AccountKind(enum.StrEnum):
     """What an account is. A robot has no password: it logs in with API tokens alone."""
 
     USER = "user"
@@ -99,7 +99,7 @@ class Action(enum.IntFlag):
 EVERY_ACTION = Action.PULL | Action.PUSH | Action.DELETE | Action.ADMIN
 
 
-class SubjectKind(enum.StrEnum):
+class GranteeKind(enum.StrEnum):
     """Whom a grant is for. `everyone`: anonymous clients as well. `authenticated`: every account."""
 
     USER = "user"
@@ -110,22 +110,22 @@ class SubjectKind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Subject:
+class Grantee:
     """Whom a grant is for: `user:alice`, `group:dev`, `everyone`. The name of a user may be that of one who is not in
     the store (htpasswd, an external issuer)."""
 
-    kind: SubjectKind
+    kind: GranteeKind
     name: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Subject:
+    def parse(cls, text: str) -> Grantee:
         """Raises AccountInvalid."""
         kind, colon, name = text.partition(":")
-        if kind not in set(SubjectKind) or bool(colon) == (kind in (SubjectKind.EVERYONE, SubjectKind.AUTHENTICATED)):
+        if kind not in set(GranteeKind) or bool(colon) == (kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED)):
             raise AccountInvalid(
                 f"{shown(text)} is nobody: write user:NAME, robot:NAME, group:NAME, everyone or authenticated"
             )
-        return cls(SubjectKind(kind), AccountName(name) if colon else "")
+        return cls(GranteeKind(kind), AccountName(name) if colon else "")
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}" if self.name else str(self.kind)
@@ -137,7 +137,7 @@ class Account:
     `admin`: may do everything, to every repository and account. Times are seconds since 1970."""
 
     name: AccountName
-    kind: Kind
+    kind: AccountKind
     enabled: bool
     admin: bool
     version: int
@@ -151,13 +151,13 @@ class Account:
 class Grant:
     """`subject` may do `actions` to the repositories that `pattern` matches. One row for each subject and pattern."""
 
-    subject: Subject
+    subject: Grantee
     pattern: NamePattern
     actions: Action
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class TokenLimit:
     """What an API token is limited to, of what its account may do: `actions` on what `pattern` matches."""
 
     pattern: NamePattern
@@ -177,7 +177,7 @@ class ApiToken:
     note: str
     created: float
     expires: float | None = None
-    limits: tuple[Limit, ...] | None = None
+    limits: tuple[TokenLimit, ...] | None = None
     used: float | None = None
 
 

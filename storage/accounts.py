@@ -11,15 +11,15 @@ from typing import Protocol
 
 from storage.access import (
     Account,
+    AccountKind,
     AccountName,
     Action,
     ApiToken,
     AuditEntry,
     AuditQuery,
     Grant,
-    Kind,
+    Grantee,
     SigningKey,
-    Subject,
 )
 from storage.content import Actor, Page
 from storage.patterns import NamePattern
@@ -56,14 +56,14 @@ class Accounts(Protocol):
         """None: there is no such account, or it has no password."""
         ...
 
-    def accounts(self, kind: Kind | None, after: str | None, limit: int) -> Page[Account]:
+    def accounts(self, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
         """A page may end before `limit` when it grows large."""
         ...
 
     async def add_account(
         self,
         name: AccountName,
-        kind: Kind,
+        kind: AccountKind,
         *,
         password_hash: str | None,
         admin: bool = False,
@@ -125,15 +125,15 @@ class Accounts(Protocol):
 
     # Rights
 
-    def grants(self, subjects: Sequence[Subject] | None = None) -> list[Grant]:
+    def grants(self, subjects: Sequence[Grantee] | None = None) -> list[Grant]:
         """Those of the subjects; None: all."""
         ...
 
-    def grant_page(self, subjects: Sequence[Subject] | None, after: str | None, limit: int) -> Page[Grant]:
+    def grant_page(self, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
         """The same, page by page, in the order of their keys: `group:dev team/**`."""
         ...
 
-    def granted(self, subjects: Sequence[Subject]) -> dict[Action, frozenset[NamePattern]]:
+    def granted(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
         """The same in short: the patterns that the subjects together were granted the same actions for. Takes a
         microsecond for each grant."""
         ...
@@ -143,7 +143,7 @@ class Accounts(Protocol):
         AccountInvalid: `user:ci` where ci is a robot, and the like; more than a subject can have."""
         ...
 
-    async def remove_grant(self, subject: Subject, pattern: NamePattern, *, by: Actor) -> None: ...
+    async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None: ...
 
     # API tokens
 
@@ -192,7 +192,7 @@ class Accounts(Protocol):
         Not durable."""
         ...
 
-    async def forgive(self, keys: Sequence[str]) -> None:
+    async def clear_failures(self, keys: Sequence[str]) -> None:
         """Failures under these keys count no more. Not durable."""
         ...
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Final, Generic, TypeVar
 
-from storage import parsing
+from storage import manifest_parser
 from storage.errors import DigestInvalid, ManifestInvalid, RangeInvalid
 from storage.names import Digest, shown
 
@@ -21,7 +21,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 
-REPEATED: Final = 8 * 1024
+CHECK_CACHE_BYTES: Final = 8 * 1024
 """Bytes up to which a manifest's check is remembered: an image with several tags is pushed once under each."""
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class StoredAnnotations(Mapping[str, str]):
 def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
     if isinstance(annotations, StoredAnnotations):
         return annotations.json
-    return parsing.annotations_json(annotations)
+    return manifest_parser.annotations_json(annotations)
 
 
 BLOB_TYPE = "application/octet-stream"
@@ -155,7 +155,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class UpstreamCheck:
     """That an upstream was asked about a reference: when (seconds since 1970), and whether it had it."""
 
     at: float
@@ -163,7 +163,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp:
+class PartialFailures:
     """How often owners of a blob on its way in have given it up, and what the last of them left as the reason."""
 
     times: int = 0
@@ -171,7 +171,7 @@ class GivenUp:
 
 
 @dataclass(frozen=True, slots=True)
-class WrongBytes:
+class BadSender:
     """That an endpoint sent other bytes for a blob than its digest says: how often, and when the last time (seconds
     since 1970)."""
 
@@ -213,13 +213,13 @@ class Manifest:
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
-        return (_checked_once if len(body) <= REPEATED else _checked)(body, media_type, digest)
+        return (_checked_once if len(body) <= CHECK_CACHE_BYTES else _checked)(body, media_type, digest)
 
     @cached_property
-    def _parts(self) -> parsing.Parts:
+    def _parts(self) -> manifest_parser.Parts:
         """Raises ManifestInvalid for a stored manifest that is beyond today's bounds: its bytes are served all the
         same."""
-        return parsing.read_parts(parsing.load_object(self.body), index=self.media_type in INDEXES)
+        return manifest_parser.read_parts(manifest_parser.load_object(self.body), index=self.media_type in INDEXES)
 
     @property
     def readable(self) -> bool:
@@ -282,7 +282,7 @@ class Manifest:
         return self._parts.annotations
 
     @staticmethod
-    def _describe(part: parsing.Part | None) -> Descriptor | None:
+    def _describe(part: manifest_parser.Part | None) -> Descriptor | None:
         if part is None:
             return None
         return Descriptor(
@@ -295,20 +295,20 @@ class Manifest:
         )
 
     @classmethod
-    def _describe_all(cls, parts: Sequence[parsing.Part]) -> tuple[Descriptor, ...]:
+    def _describe_all(cls, parts: Sequence[manifest_parser.Part]) -> tuple[Descriptor, ...]:
         return tuple(d for d in map(cls._describe, parts) if d is not None)
 
 
 def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
     """Raises ManifestInvalid. The document itself is not kept: it takes up to thirty times the memory of its bytes."""
-    document = parsing.load_object(body)
-    manifest = Manifest(body, parsing.media_type(document, media_type), digest)
+    document = manifest_parser.load_object(body)
+    manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
-    parts = parsing.read_parts(document, index=manifest.media_type in INDEXES)
-    parsing.check_pushed(parts)
-    if len(body) > REPEATED and parts.annotations:
-        parts = replace(parts, annotations=StoredAnnotations(parsing.annotations_json(parts.annotations)))
+    parts = manifest_parser.read_parts(document, index=manifest.media_type in INDEXES)
+    manifest_parser.check_pushed(parts)
+    if len(body) > CHECK_CACHE_BYTES and parts.annotations:
+        parts = replace(parts, annotations=StoredAnnotations(manifest_parser.annotations_json(parts.annotations)))
     manifest.__dict__["_parts"] = parts
     return manifest
 

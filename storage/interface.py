@@ -13,18 +13,18 @@ from typing import Protocol, runtime_checkable
 from storage.content import (
     Actor,
     Allowance,
-    Check,
+    BadSender,
     Condition,
     Descriptor,
-    GivenUp,
     Manifest,
     OpenFile,
     Page,
+    PartialFailures,
     Span,
-    WrongBytes,
+    UpstreamCheck,
 )
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
-from storage.patterns import ALL_NAMES, Names
+from storage.patterns import ALL_NAMES, NameSet
 
 
 class BlobReader(Protocol):
@@ -40,7 +40,7 @@ class BlobReader(Protocol):
     """The open file and the offset of byte 0, where the bytes lie in one file: a server can send it without copying."""
     location: str | None
     """A self-authorising address of the bytes, where the store offers one."""
-    arriving: bool
+    is_incomplete: bool
     """The blob is still on its way in: its bytes may have to be waited for."""
 
     async def ready(self, at: int) -> int:
@@ -131,7 +131,7 @@ class Writer(Protocol):
         ...
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
         """Gives `repo` a blob that `source` has; of a set, any repository in it. Raises BlobUnknown."""
         ...
@@ -153,10 +153,10 @@ class Writer(Protocol):
 
 class Deleter(Protocol):
     async def delete_blob(
-        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         """Takes the blob out of the repository. Raises BlobUnknown; Unsupported: a manifest of the repository refers to
-        it, unless `even_referred`: of a mirror's content, which can be had again."""
+        it, unless `even_if_referenced`: of a mirror's content, which can be had again."""
         ...
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
@@ -171,7 +171,7 @@ class Deleter(Protocol):
 class Lister(Protocol):
     """Lists are in byte order, strictly after `after` (which need not exist, nor be a valid name), at most `limit`."""
 
-    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+    async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         """The repositories that hold a manifest, those outside `within` left out: pages are as full as there are."""
         ...
 
@@ -249,13 +249,13 @@ class Partial(Protocol):
         """Its owner, in whatever process, asks for bytes; else it has not come to its turn. Raises StorageFailed."""
         ...
 
-    async def give_up(self, reason: str) -> None:
+    async def report_failure(self, reason: str) -> None:
         """The owner's, before `close`: tells all who follow why it goes. What has come stays. Raises nothing: where it
         cannot be told, they learn only that there is no owner any more."""
         ...
 
     @property
-    def given_up(self) -> GivenUp:
+    def owner_failures(self) -> PartialFailures:
         """Who follows compares what it was before. A call to the system; raises StorageFailed."""
         ...
 
@@ -285,11 +285,11 @@ class Partials(Protocol):
         ...
 
 
-class Records(Protocol):
+class UpstreamRecords(Protocol):
     """What the mirror remembers of its upstreams, shared by all processes and kept over restarts. Only
     `confirm` is durable: a power cut may forget the rest, and it is asked for again."""
 
-    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> Check | None:
+    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> UpstreamCheck | None:
         """When an upstream was last asked about that reference, and what it said: about the manifest, or the `blob` of
         that digest. Clients choose references; none of a manifest is ever taken for a blob's."""
         ...
@@ -304,11 +304,11 @@ class Records(Protocol):
         """What was said of `reference`, or of all in `repo`, counts no more."""
         ...
 
-    async def referring(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
+    async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         """The manifests of `repo` that name the blob `digest` as config or layer, newest first, at most 8."""
         ...
 
-    async def holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
+    async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
         """A repository that has the blob, of those whose names begin with `prefix`, which ends with a '/'."""
         ...
 
@@ -322,15 +322,15 @@ class Records(Protocol):
         where there is one."""
         ...
 
-    async def wrong_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, WrongBytes]:
+    async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, BadSender]:
         """The endpoints that sent wrong bytes for the blob, the last time at most so many seconds ago."""
         ...
 
-    async def note_wrong(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+    async def note_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         """They did once more. What is older than so many seconds is forgotten."""
         ...
 
-    async def forget_wrong(self, upstream: str, digests: Collection[Digest]) -> int:
+    async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
         """Nobody is known to have sent wrong bytes for these blobs any more; for how many of them somebody was."""
         ...
 
@@ -353,7 +353,7 @@ class Records(Protocol):
         ...
 
 
-class Turns(Protocol):
+class Leases(Protocol):
     """Whose turn it is, over all processes. What a process holds falls when it dies."""
 
     def take(self, key: str) -> AbstractAsyncContextManager[None]:

@@ -95,7 +95,7 @@ class UploadID(str):
         return cls(str(uuid.uuid4()))
 
 
-class Location(NamedTuple):
+class ImageReference(NamedTuple):
     """Where a manifest is: a repository and a reference in it."""
 
     repository: RepositoryName
@@ -118,7 +118,7 @@ def as_reference(text: str) -> Reference:
     return Digest(text) if ":" in text else Tag(text)
 
 
-def parse_reference(text: str) -> Location:
+def parse_reference(text: str) -> ImageReference:
     """What people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. No tag means `latest`; `app:1@sha256:…` means the
     digest, as docker reads it. Raises NameInvalid, TagInvalid, DigestInvalid."""
     rest, at, digest = text.partition("@")
@@ -131,4 +131,4 @@ def parse_reference(text: str) -> Location:
         raise TagInvalid(f"{shown(text)} ends without a tag")
     name = RepositoryName(head)
     checked = Tag(tag or DEFAULT_TAG)
-    return Location(name, Digest(digest) if at else checked)
+    return ImageReference(name, Digest(digest) if at else checked)

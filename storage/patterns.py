@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Final, Self
 
-from storage.matching import Matcher, SharedMatcher
+from storage.pattern_matcher import Matcher, SharedMatcher
 
 _PATTERN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 _LONGEST = 255
 _TRIES: Final = 4
-"""How often `Names.first_from` asks each of its sets in turn, before it is content with what it knows."""
+"""How often `NameSet.first_from` asks each of its sets in turn, before it is content with what it knows."""
 
 
 class NamePattern(str):
@@ -51,7 +51,7 @@ def _matcher(pattern: str) -> Matcher:
 
 
 @dataclass(frozen=True)
-class Names:
+class NameSet:
     """A set of repository names: those that one of `patterns` matches, and one of `limits` as well (None: there are no
     limits).
 
@@ -65,26 +65,26 @@ class Names:
     limits: frozenset[NamePattern] | None = None
 
     @classmethod
-    def of(cls, patterns: Iterable[str], guarded: Iterable[str] = (), limits: Iterable[str] | None = None) -> Names:
+    def of(cls, patterns: Iterable[str], guarded: Iterable[str] = (), limits: Iterable[str] | None = None) -> NameSet:
         """Raises ValueError."""
         limiting = None if limits is None else frozenset(map(NamePattern, limits))
         return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded), limiting)
 
-    def limited(self, limits: Iterable[NamePattern]) -> Names:
+    def limited(self, limits: Iterable[NamePattern]) -> NameSet:
         """Those that one of `limits` matches. Of a set without limits."""
         assert self.limits is None
-        return Names(self.patterns, self.guarded, frozenset(limits))
+        return NameSet(self.patterns, self.guarded, frozenset(limits))
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or not self._reaching(name).matches(name):
             return False
         return self._limits is None or self._limits.matches(name)
 
-    def without(self, firsts: Iterable[str]) -> Names:
+    def without(self, firsts: Iterable[str]) -> NameSet:
         """The same set without the names below these first segments."""
         out = frozenset(firsts)
         kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in out or "/" not in pattern)
-        return Names(frozenset(kept), self.guarded | out, self.limits)
+        return NameSet(frozenset(kept), self.guarded | out, self.limits)
 
     @cached_property
     def everything(self) -> bool:
@@ -170,5 +170,5 @@ class Names:
         return found.matcher
 
 
-ALL_NAMES = Names(frozenset({NamePattern("**")}))
-NO_NAMES = Names(frozenset())
+ALL_NAMES = NameSet(frozenset({NamePattern("**")}))
+NO_NAMES = NameSet(frozenset())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Server, running_server
+from tests.fakes.server_process import RegistryServer, running_server
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[RegistryServer]:
     """`entrepot serve` with two workers and an empty data directory."""
     with running_server(tmp_path) as started:
         yield started

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bench.growth.run import Plan, measure
+from bench.growth.growth_run import GrowthPlan, measure_growth
 
-__all__ = ["Plan", "measure"]
+__all__ = ["GrowthPlan", "measure_growth"]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bench.mirror.run import Plan, chosen, compare
+from bench.mirror.mirror_run import MirrorPlan, chosen_mirror_rows, compare_mirrors
 
-__all__ = ["Plan", "chosen", "compare"]
+__all__ = ["MirrorPlan", "chosen_mirror_rows", "compare_mirrors"]

@@ -1,4 +1,6 @@
-"""`/api/openapi.json`: the API's description; `/api/docs`: the same as a page, with no need for the internet.
+"""What the root path says to a person who looks.
+
+`/api/openapi.json`: the API's description; `/api/docs`: the same as a page, with no need for the internet.
 
 Swagger UI itself comes with the package `fastapi-swagger`; of that only the files are used.
 """
@@ -12,10 +14,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import APIRouter, HTTPException
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
-OPENAPI: Final = "/api/openapi.json"
+welcome_router = APIRouter()
+
+
+@welcome_router.get("/", response_class=PlainTextResponse, include_in_schema=False)
+async def welcome(request: Request) -> str:
+    """Says what this is and what to try."""
+    host = request.headers.get("host", "localhost:5000")
+    return (
+        "Entrepot, a Docker/OCI registry.\n\n"
+        f"  docker tag app {host}/team/app\n"
+        f"  docker push {host}/team/app\n\n"
+        "API: /v2/ (OCI distribution spec), /api/v1 (accounts and rights, described at /api/docs).\n"
+        "Health: /health/live, /health/ready\n"
+    )
+
+
+OPENAPI_PATH: Final = "/api/openapi.json"
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
     "swagger-ui.css": "text/css; charset=utf-8",
@@ -38,8 +56,8 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
-_START: Final = f"""SwaggerUIBundle({{
-  url: "{OPENAPI}",
+_START_SCRIPT: Final = f"""SwaggerUIBundle({{
+  url: "{OPENAPI_PATH}",
   dom_id: "#docs",
   deepLinking: true,
   filter: true,
@@ -57,20 +75,20 @@ _HEADERS: Final = {
     "cache-control": "max-age=3600",
 }
 
-router = APIRouter(prefix="/api/docs", include_in_schema=False)
+docs_router = APIRouter(prefix="/api/docs", include_in_schema=False)
 
 
-@router.get("")
+@docs_router.get("")
 async def page() -> HTMLResponse:
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
-@router.get("/start.js")
+@docs_router.get("/start.js")
 async def start() -> Response:
-    return Response(_START, headers=_HEADERS, media_type="text/javascript")
+    return Response(_START_SCRIPT, headers=_HEADERS, media_type="text/javascript")
 
 
-@router.get("/{name}")
+@docs_router.get("/{name}")
 async def asset(name: str) -> Response:
     if name not in _ASSETS:
         raise HTTPException(404, "there is nothing at this path")
@@ -86,7 +104,7 @@ def _asset_file(name: str) -> Path:
     return Path(spec.origin).parent / "resources" / name
 
 
-class Description:
+class OpenAPIDocument:
     """The API's description as JSON, made in a thread when it is first asked for: that takes 150 ms."""
 
     def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
@@ -102,11 +120,11 @@ class Description:
             return self._text
 
 
-def description_router(description: Description) -> APIRouter:
+def openapi_router(description: OpenAPIDocument) -> APIRouter:
     """The route of the description."""
     router = APIRouter(include_in_schema=False)
 
-    @router.get(OPENAPI)
+    @router.get(OPENAPI_PATH)
     async def openapi() -> Response:
         return Response(await description.text(), media_type="application/json")
 

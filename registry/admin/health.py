@@ -36,6 +36,6 @@ async def ready(request: Request, response: Response) -> Health:
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)
-    if (trouble := request.app.trouble()) is not None:
+    if (trouble := request.app.storage_problem()) is not None:
         return Health(status="disk full", reason=trouble)
     return Health(status="ok")

@@ -14,7 +14,7 @@ from storage.content import Page
 
 T = TypeVar("T")
 S = TypeVar("S")
-Word = Literal["pull", "push", "delete", "admin"]
+ActionWord = Literal["pull", "push", "delete", "admin"]
 Note = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
 Name = Annotated[str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64", examples=["alice"])]
 Pattern = Annotated[
@@ -25,8 +25,8 @@ Pattern = Annotated[
         examples=["team/**"],
     ),
 ]
-Actions = Annotated[list[Word], Field(min_length=1, examples=[["pull", "push"]])]
-Whom = Annotated[
+Actions = Annotated[list[ActionWord], Field(min_length=1, examples=[["pull", "push"]])]
+SubjectText = Annotated[
     str,
     Field(
         description="`user:NAME`, `robot:NAME`, `group:NAME`, `authenticated` (every account), `everyone`",
@@ -36,7 +36,7 @@ Whom = Annotated[
 ]
 
 
-class Taken(BaseModel):
+class BodyModel(BaseModel):
     """A body. A name that is not known is an error; input is never shown in one."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -55,12 +55,12 @@ def listed(page: Page[S], model: Callable[[S], T], key: Callable[[S], str]) -> L
     return Listed(items=[model(item) for item in page.items], next=following)
 
 
-def at(seconds: float) -> datetime:
+def to_datetime(seconds: float) -> datetime:
     return datetime.fromtimestamp(round(seconds, 3), UTC)
 
 
-def at_or_none(seconds: float | None) -> datetime | None:
-    return None if seconds is None else at(seconds)
+def to_datetime_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else to_datetime(seconds)
 
 
 class Account(BaseModel):
@@ -76,25 +76,25 @@ class Account(BaseModel):
     def of(cls, account: access.Account) -> Self:
         return cls(
             name=account.name,
-            kind="user" if account.kind is access.Kind.USER else "robot",
+            kind="user" if account.kind is access.AccountKind.USER else "robot",
             enabled=account.enabled,
             admin=account.admin,
             groups=list(account.groups),
             note=account.note,
-            created=at(account.created),
+            created=to_datetime(account.created),
         )
 
 
 class Grant(BaseModel):
     """`subject` may do `actions` to what `pattern` matches."""
 
-    subject: Whom
+    subject: SubjectText
     pattern: Pattern
-    actions: list[Word]
+    actions: list[ActionWord]
 
     @classmethod
     def of(cls, grant: access.Grant) -> Self:
-        return cls(subject=str(grant.subject), pattern=grant.pattern, actions=words(grant.actions))
+        return cls(subject=str(grant.subject), pattern=grant.pattern, actions=action_words(grant.actions))
 
 
 class ShownAccount(Account):
@@ -110,7 +110,7 @@ class ShownAccount(Account):
         return cls(**Account.of(account).model_dump(), grants=shown, more_grants=grants.more)
 
 
-class NewUser(Taken):
+class NewUser(BodyModel):
     name: Name
     password: Annotated[
         SecretStr | None,
@@ -126,23 +126,23 @@ class AddedUser(Account):
     password: Annotated[str | None, Field(examples=["8wq2-cn4r-q7mz-k3tb"])] = None
 
 
-class UserChange(Taken):
+class UserChange(BodyModel):
     """What is left out stays."""
 
     enabled: bool | None = None
     admin: bool | None = None
 
 
-class NewRobot(Taken):
+class NewRobot(BodyModel):
     name: Annotated[Name, Field(examples=["ci"])]
     note: Note = ""
 
 
-class RobotChange(Taken):
+class RobotChange(BodyModel):
     enabled: bool
 
 
-class NewPassword(Taken):
+class NewPassword(BodyModel):
     """`old`: for one's own. `new`: left out, one is made and shown once."""
 
     old: SecretStr | None = None
@@ -155,7 +155,7 @@ class Password(BaseModel):
     password: str | None = None
 
 
-class NewGroup(Taken):
+class NewGroup(BodyModel):
     name: Annotated[Name, Field(examples=["dev"])]
 
 
@@ -168,23 +168,23 @@ class Group(BaseModel):
         return cls(name=group[0], members=list(group[1]))
 
 
-class NewGrant(Taken):
+class NewGrant(BodyModel):
     """In place of what the subject had for that pattern."""
 
-    subject: Whom
+    subject: SubjectText
     pattern: Pattern
     actions: Actions
 
 
-class Limit(Taken):
+class Limit(BodyModel):
     """Actions on what a pattern matches."""
 
     pattern: Pattern
     actions: Actions
 
     @classmethod
-    def of(cls, limit: access.Limit) -> Self:
-        return cls(pattern=limit.pattern, actions=words(limit.actions))
+    def of(cls, limit: access.TokenLimit) -> Self:
+        return cls(pattern=limit.pattern, actions=action_words(limit.actions))
 
 
 class Token(BaseModel):
@@ -206,9 +206,9 @@ class Token(BaseModel):
             account=token.account,
             purpose=token.purpose,
             note=token.note,
-            created=at(token.created),
-            expires=at_or_none(token.expires),
-            used=at_or_none(token.used),
+            created=to_datetime(token.created),
+            expires=to_datetime_or_none(token.expires),
+            used=to_datetime_or_none(token.used),
             limits=None if token.limits is None else [Limit.of(limit) for limit in token.limits],
         )
 
@@ -219,7 +219,7 @@ class AddedToken(Token):
     secret: str
 
 
-class NewToken(Taken):
+class NewToken(BodyModel):
     account: Annotated[str | None, Field(description="Left out: one's own", examples=["ci"])] = None
     note: Note = ""
     expires_in: Annotated[str | None, Field(description="Left out: it never does", examples=["90d"], max_length=20)] = (
@@ -230,10 +230,10 @@ class NewToken(Taken):
     @property
     def seconds(self) -> float | None:
         """Raises AccountInvalid."""
-        return None if self.expires_in is None else read_duration(self.expires_in)
+        return None if self.expires_in is None else parse_seconds(self.expires_in)
 
 
-class Rotation(Taken):
+class Rotation(BodyModel):
     """`at_once`: nothing that was signed before is taken any more; for a key that others may have."""
 
     at_once: bool = False
@@ -248,7 +248,7 @@ class Key(BaseModel):
 
     @classmethod
     def of(cls, key: access.SigningKey) -> Self:
-        return cls(id=key.id, created=at(key.created), retired=at_or_none(key.retired))
+        return cls(id=key.id, created=to_datetime(key.created), retired=to_datetime_or_none(key.retired))
 
 
 class Line(BaseModel):
@@ -270,7 +270,7 @@ class Line(BaseModel):
     def of(cls, entry: access.AuditEntry) -> Self:
         return cls(
             id=entry.id,
-            at=at(entry.at),
+            at=to_datetime(entry.at),
             actor=entry.actor,
             action=entry.action,
             target=entry.target,
@@ -296,12 +296,12 @@ class Me(BaseModel):
     more_grants: bool = False
 
 
-def words(actions: access.Action) -> list[Word]:
-    every: tuple[Word, ...] = ("pull", "push", "delete", "admin")
+def action_words(actions: access.Action) -> list[ActionWord]:
+    every: tuple[ActionWord, ...] = ("pull", "push", "delete", "admin")
     return [word for word in every if word in actions.words]
 
 
-def read_duration(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """Seconds. Raises AccountInvalid."""
     try:
         seconds = parse_duration(text)

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import audit, client, config, grant, group, inspect, key, mirror, robot, serve, token, user
+from registry.cli import client_command, config_command, inspect_command, serve_command
+from registry.cli.accounts import (
+    audit_command,
+    grant_command,
+    group_command,
+    key_command,
+    robot_command,
+    token_command,
+    user_command,
+)
+from registry.cli.mirror import mirror_command
 
 app = typer.Typer(
     help="A Docker/OCI registry in one process tree, with nothing else to install.",
@@ -16,18 +26,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("serve", help=serve.HELP, epilog=serve.EXAMPLES)(serve.serve)
-app.command("config", help=config.HELP, epilog=config.EXAMPLES)(config.config)
-app.command("inspect", help=inspect.HELP, epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("client", help=client.HELP, epilog=client.EXAMPLES)(client.client)
-app.add_typer(mirror.app, name="mirror")
-app.add_typer(user.app, name="user")
-app.add_typer(robot.app, name="robot")
-app.add_typer(token.app, name="token")
-app.add_typer(group.app, name="group")
-app.add_typer(grant.app, name="grant")
-app.add_typer(key.app, name="key")
-app.command("audit", help=audit.HELP, epilog=audit.EXAMPLES)(audit.audit)
+app.command("serve", help=serve_command.HELP, epilog=serve_command.EXAMPLES)(serve_command.serve)
+app.command("config", help=config_command.HELP, epilog=config_command.EXAMPLES)(config_command.config)
+app.command("inspect", help=inspect_command.HELP, epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command("client", help=client_command.HELP, epilog=client_command.EXAMPLES)(client_command.client)
+app.add_typer(mirror_command.app, name="mirror")
+app.add_typer(user_command.app, name="user")
+app.add_typer(robot_command.app, name="robot")
+app.add_typer(token_command.app, name="token")
+app.add_typer(group_command.app, name="group")
+app.add_typer(grant_command.app, name="grant")
+app.add_typer(key_command.app, name="key")
+app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 
 def _version(wanted: bool) -> None:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = "interrupted"
-GRACE = 3.0
+CLEANUP_SECONDS = 3.0
 """Seconds that a command has to clean up after the first signal."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NEW_LINE = b"\x1b[?25h\n"
 """For a terminal: progress bars hide the cursor, and the ^C that it shows ends no line."""
 
 
-class Exit:
+class SignalExit:
     """Ends the process at once from any thread, with the exit code 128 + the signal's number and one line on stderr.
     Made before the command changes the terminal, whose state it restores."""
 
@@ -60,7 +60,7 @@ def exit_on_interrupt() -> None:
     A shell without job control starts background commands with SIGINT ignored, and Python leaves that as it is. A
     command that waits for a network must end all the same when it is sent one.
     """
-    leave = Exit()
+    leave = SignalExit()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         leave(number)
@@ -69,7 +69,7 @@ def exit_on_interrupt() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def run(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
+def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
     """What `work` gives, run in an event loop of its own, in the main thread.
 
     The first SIGINT or SIGTERM cancels it; once it has cleaned up, or after GRACE seconds, the process ends with
@@ -81,7 +81,7 @@ def run(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
     runner = asyncio.Runner()
     loop = runner.get_loop()
     task = loop.create_task(work)
-    with _Watch(loop, task.cancel, reason) as watch, runner:
+    with _SignalWatch(loop, task.cancel, reason) as watch, runner:
         try:
             return loop.run_until_complete(task)
         except BaseException:
@@ -91,19 +91,19 @@ def run(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
             raise
 
 
-class _Watch:
+class _SignalWatch:
     """A thread that hears of signals, whatever the main thread is busy with. The interpreter's own signal handler
     writes each signal's number into a pipe (`signal.set_wakeup_fd`), without waiting for the main thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.number: int | None = None
         """The first signal."""
-        self.leave = Exit()
+        self.leave = SignalExit()
         self._loop = loop
         self._cancel = cancel
         self._reason = reason
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _SignalWatch:
         import threading
 
         self._reader, self._writer = os.pipe()
@@ -129,7 +129,7 @@ class _Watch:
         self.number = number
         with suppress(RuntimeError):  # the loop is closed: the work has ended
             self._loop.call_soon_threadsafe(self._cancel)
-        second = self._next(GRACE)
+        second = self._next(CLEANUP_SECONDS)
         if second is not None:
             self.leave(second, self._reason)
 

@@ -9,38 +9,38 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from registry.cli.loading import ConfigError, Loaded, load
+from registry.config.settings_sources import ConfigError, LoadedSettings, load_settings
 
-USAGE = 2
+USAGE_ERROR = 2
 """Exit code for a bad flag, variable or file; every other failure is 1."""
 
-ConfigFile = Annotated[
+ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config", "-c", metavar="FILE", help="Settings in TOML. Else the file ENTREPOT_CONFIG names, if any."
     ),
 ]
-Data = Annotated[
+DataOption = Annotated[
     str | None, typer.Option("--data", "-d", metavar="DIR", help="Directory that holds everything. [default: ./data]")
 ]
-Listen = Annotated[
+ListenOption = Annotated[
     str | None,
     typer.Option(
         "--listen", "-l", metavar="HOST:PORT", help="Address; port 0 picks a free one. [default: 127.0.0.1:5000]"
     ),
 ]
-Workers = Annotated[
+WorkersOption = Annotated[
     str | None,
     typer.Option("--workers", "-w", metavar="N", help="Server processes. [default: one a core, at most 4]"),
 ]
-ReadOnly = Annotated[bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and delete.")]
-InsecureOpen = Annotated[
+ReadOnlyOption = Annotated[bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and delete.")]
+InsecureOpenOption = Annotated[
     bool | None,
     typer.Option(
         "--insecure-open", help="Listen beyond this machine although there are no accounts: whoever comes may do all."
     ),
 ]
-Mirror = Annotated[
+MirrorOption = Annotated[
     list[str] | None,
     typer.Option(
         "--mirror",
@@ -56,12 +56,12 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-def load_or_fail(file: Path | None, **flags: Any) -> Loaded:
+def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
     """The settings in force; a flag that is None was not given. Warnings go to stderr."""
     try:
-        loaded = load({name: value for name, value in flags.items() if value is not None}, file)
+        loaded = load_settings({name: value for name, value in flags.items() if value is not None}, file)
     except ConfigError as error:
-        fail(str(error), USAGE)
+        fail(str(error), USAGE_ERROR)
     for line in loaded.warnings:
         typer.echo(f"entrepot: warning: {line}", err=True)
     return loaded
@@ -71,8 +71,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> Loaded:
 def one_line_errors() -> Iterator[None]:
     """Ends the command with one line for what an operator can do something about; anything else is a bug and shows
     its traceback."""
-    from registry.cli.owner import OwnerError
-    from storage.data_directory import DataDirectoryError
+    from registry.cli.data_owner import OwnerError
+    from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError
 
     try:

@@ -7,8 +7,8 @@ from inspect import getdoc
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from registry.cli.loading import Names, fields, table_model, variable
 from registry.config import Settings, format_duration, format_size, is_duration, is_size
+from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
 _HEAD = """# Settings
 
@@ -67,7 +67,7 @@ something was pulled by the same name before.
 """
 
 
-def page() -> str:
+def render_settings_page() -> str:
     """The whole page."""
     parts = [_HEAD, "\n", _table(())]
     for name, field in Settings.model_fields.items():
@@ -79,11 +79,11 @@ def page() -> str:
     return "".join([*parts, _FOOT.replace("TOML", _example())])
 
 
-def _table(group: Names) -> str:
+def _table(group: SettingPath) -> str:
     rows = ["| Setting | Default | Variable | What it does |", "|---|---|---|---|"]
     rows += [
-        f"| `{'.'.join(path)}` | {_default_shown(path, field)} | `{variable(path)}` | {field.description} |"
-        for path, field in fields()
+        f"| `{'.'.join(path)}` | {_default_shown(path, field)} | `{variable_name(path)}` | {field.description} |"
+        for path, field in setting_fields()
         if path[:-1] == group
     ]
     return "\n".join(rows) + "\n"
@@ -92,18 +92,18 @@ def _table(group: Names) -> str:
 def _table_of(model: type[BaseModel]) -> str:
     """Of one table in a list: variables set such a list only as a whole."""
     rows = ["| Setting | Default | What it does |", "|---|---|---|"]
-    for path, field in fields(model):
+    for path, field in setting_fields(model):
         shown = "(must be set)" if field.is_required() else _default_shown(path, field)
         rows.append(f"| `{'.'.join(path)}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 
-def _default_shown(path: Names, field: FieldInfo) -> str:
+def _default_shown(path: SettingPath, field: FieldInfo) -> str:
     text = default_text(path, field)
     return f"`{text}`" if text and " " not in text else text or "none"
 
 
-def default_text(path: Names, field: FieldInfo) -> str:
+def default_text(path: SettingPath, field: FieldInfo) -> str:
     """A default as it is written in a file; what depends on the machine, in words; what is not set, empty."""
     if path == ("workers",):
         return "one for each core, at most 4"
@@ -121,8 +121,8 @@ def default_text(path: Names, field: FieldInfo) -> str:
 
 def _example() -> str:
     lines: list[str] = []
-    group: Names = ()
-    for path, field in fields():
+    group: SettingPath = ()
+    for path, field in setting_fields():
         if table_model(field):
             continue
         if path[:-1] != group:
@@ -140,4 +140,4 @@ def _example() -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(render_settings_page(), end="")

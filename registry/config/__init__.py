@@ -1,29 +1,34 @@
 """The settings: one typed model (`Settings`), its groups, and how times and sizes are written in it."""
 
-from registry.config.auth import Auth, Issuer
-from registry.config.network import TLS
-from registry.config.oidc import OIDC
-from registry.config.settings import NESTED, PREFIX, Settings
-from registry.config.units import format_duration, format_size, is_duration, is_size, parse_duration
-from registry.config.upstream import HOST_LENGTH, HUB, LIBRARY, Hosted, Upstream, plain_host
+from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
+from registry.config.field_types import format_duration, format_size, is_duration, is_size, parse_duration
+from registry.config.mirror_settings import (
+    DOCKER_HUB,
+    HUB_LIBRARY,
+    MAX_HOST_LENGTH,
+    HostedSettings,
+    Upstream,
+    normalized_host,
+)
+from registry.config.settings import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, TLSSettings
 
 __all__ = [
-    "HOST_LENGTH",
-    "HUB",
-    "LIBRARY",
-    "NESTED",
-    "OIDC",
-    "PREFIX",
-    "TLS",
-    "Auth",
-    "Hosted",
+    "DOCKER_HUB",
+    "ENV_NESTED_DELIMITER",
+    "ENV_PREFIX",
+    "HUB_LIBRARY",
+    "MAX_HOST_LENGTH",
+    "AuthSettings",
+    "HostedSettings",
     "Issuer",
+    "OIDCSettings",
     "Settings",
+    "TLSSettings",
     "Upstream",
     "format_duration",
     "format_size",
     "is_duration",
     "is_size",
+    "normalized_host",
     "parse_duration",
-    "plain_host",
 ]

@@ -1,12 +1,16 @@
 """The settings: one typed model, each setting with its help.
 
 `Settings(...)` takes what it is given and defaults for the rest; it reads no environment and no file, so a test that
-makes one depends on nothing else. `registry.cli.loading` builds it from flags, variables and a file, in that order.
+makes one depends on nothing else. `registry.config.settings_sources` builds it from flags, variables and a file, in
+that order.
+
+The settings of what stands between the network and the requests: `[tls]` and the proxies that are trusted.
 """
 
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -14,15 +18,54 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from registry.config.auth import Auth, Issuer
-from registry.config.network import TLS, Networks
-from registry.config.oidc import OIDC
-from registry.config.units import MIB, Duration
-from registry.config.upstream import Group, Hosted, Upstream, UpstreamName, check_upstreams, listed, with_mirrors
-from registry.config.warm import Warm
+from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
+from registry.config.field_types import MIB, Duration
+from registry.config.mirror_settings import (
+    HostedSettings,
+    SettingsGroup,
+    Upstream,
+    UpstreamName,
+    WarmSettings,
+    check_upstreams,
+    split_commas,
+    with_mirrors,
+)
 
-PREFIX = "ENTREPOT_"
-NESTED = "__"
+
+def _network(value: str) -> str:
+    try:
+        network = ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network like 10.0.0.0/8, nor an address") from None
+    if ip_address(value.partition("/")[0]) != network.network_address:
+        raise ValueError(f"{value!r} has more bits than its network; {network} is meant, or an address without /")
+    if network.prefixlen == 0:
+        raise ValueError(f"{value!r} is every address: then everybody could say who they are")
+    return str(network)
+
+
+NetworkList = Annotated[list[Annotated[str, AfterValidator(_network)]], NoDecode, BeforeValidator(split_commas)]
+
+
+class TLSSettings(SettingsGroup):
+    """TLS on the port that is listened on. Renewed files are read again without a restart."""
+
+    certificate: Path | None = Field(
+        default=None, description="The server's certificate and those up to its authority, PEM; with it TLS is on"
+    )
+    key: Path | None = Field(
+        default=None, description="The certificate's key, PEM without a password; without it: in the same file"
+    )
+    client_ca: Path | None = Field(
+        default=None, description="Authorities whose certificates clients may or must show, PEM"
+    )
+    client_auth: Literal["off", "optional", "required"] | None = Field(
+        default=None, description="Whether clients show one; with `client_ca` and without this: `required`"
+    )
+
+
+ENV_PREFIX = "ENTREPOT_"
+ENV_NESTED_DELIMITER = "__"
 
 
 def _public_url(value: str | None) -> str | None:
@@ -51,7 +94,7 @@ def default_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), 4))
 
 
-class Collection(Group):
+class CollectionSettings(SettingsGroup):
     """Removal of content that nothing refers to any more. It runs while the registry serves."""
 
     grace: Duration = Field(
@@ -61,7 +104,7 @@ class Collection(Group):
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
 
-class Uploads(Group):
+class UploadSettings(SettingsGroup):
     """Upload sessions."""
 
     expire: Duration = Field(
@@ -69,7 +112,7 @@ class Uploads(Group):
     )
 
 
-class Audit(Group):
+class AuditSettings(SettingsGroup):
     """The log of who changed what, logged in, and was refused."""
 
     keep: Duration = Field(
@@ -79,7 +122,7 @@ class Audit(Group):
     )
 
 
-class Limits(Group):
+class LimitSettings(SettingsGroup):
     """What a client may send, and how much of it."""
 
     manifest: ByteSize = Field(
@@ -110,7 +153,11 @@ class Settings(BaseSettings):
     """Everything that can be set."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter=NESTED, env_ignore_empty=True, extra="forbid", frozen=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_NESTED_DELIMITER,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
     )
 
     data: Annotated[Path, BeforeValidator(_directory)] = Field(
@@ -129,7 +176,7 @@ class Settings(BaseSettings):
     insecure_open: bool = Field(
         default=False, description="Listen beyond this machine although there are no accounts: whoever comes may do all"
     )
-    trusted_proxies: Networks = Field(
+    trusted_proxies: NetworkList = Field(
         default=[],
         description="Addresses and networks of proxies before this registry, such as `10.0.0.0/8`: from them "
         "X-Forwarded-For, -Proto and -Host are believed",
@@ -142,20 +189,20 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity that is logged"
     )
-    mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(listed)] = Field(
+    mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Registries to mirror as they come, such as `docker.io`: each as an `[[upstream]]` of that name. "
         "The first is the default upstream, unless one is",
     )
-    tls: TLS = TLS()
-    gc: Collection = Collection()
-    uploads: Uploads = Uploads()
-    audit: Audit = Audit()
-    limits: Limits = Limits()
-    hosted: Hosted = Hosted()
-    warm: Warm = Warm()
-    auth: Auth = Auth()
-    oidc: OIDC = OIDC()
+    tls: TLSSettings = TLSSettings()
+    gc: CollectionSettings = CollectionSettings()
+    uploads: UploadSettings = UploadSettings()
+    audit: AuditSettings = AuditSettings()
+    limits: LimitSettings = LimitSettings()
+    hosted: HostedSettings = HostedSettings()
+    warm: WarmSettings = WarmSettings()
+    auth: AuthSettings = AuthSettings()
+    oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
         default=[], description="The registries mirrored here, and how; see below. As a variable: JSON"
     )
@@ -187,5 +234,6 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what the caller gives: the environment and the file are read, and named, by `registry.cli.loading`."""
+        """Only what the caller gives: the environment and the file are read, and named, by
+        `registry.config.settings_sources`."""
         return (init_settings,)

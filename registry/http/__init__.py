@@ -2,7 +2,7 @@
 
 from registry.http.api import DistributionAPI
 from registry.http.challenge import Authenticator, Challenges
-from registry.http.limits import Limits
+from registry.http.exchange import RequestLimits
 from registry.http.namespaces import Namespaces
 
-__all__ = ["Authenticator", "Challenges", "DistributionAPI", "Limits", "Namespaces"]
+__all__ = ["Authenticator", "Challenges", "DistributionAPI", "Namespaces", "RequestLimits"]

@@ -14,19 +14,28 @@ from typing import Final
 from urllib.parse import quote
 
 from registry.http import blobs, listing, manifests, uploads
+from registry.http.answer_cache import AnswerCache, CachedAnswer
+from registry.http.body_memory import BodyMemory
 from registry.http.challenge import Authenticator, Challenges
+from registry.http.cross_site import CrossSiteCheck
 from registry.http.errors import MethodUnknown, status_of
-from registry.http.exchange import ACTING, ClientGone, Exchange, Header, Receive, Scope, Send, random_id
-from registry.http.intake import Intake
-from registry.http.limits import Limits
+from registry.http.exchange import (
+    ACTING,
+    ClientGone,
+    Exchange,
+    Header,
+    Receive,
+    RequestLimits,
+    Scope,
+    Send,
+    new_request_id,
+)
 from registry.http.namespaces import Namespaces
-from registry.http.pace import Pace, payer_of, take
-from registry.http.pages import PageCheck
-from registry.http.ready import Ready, ReadyAnswers
-from registry.http.responses import JSON, REVALIDATE, allow, send_empty, send_error, send_failure, send_whole
-from registry.http.routing import locate
-from registry.logs import mark_logged
-from registry.notices import NOTICE
+from registry.http.rate_limit import RateLimit, check_rate, rate_key
+from registry.http.responses import JSON, REVALIDATE, allow_header, send_empty, send_error, send_failure, send_whole
+from registry.http.routing import parse_path
+from registry.log_output import mark_logged
+from registry.request import NOTICE
 from storage.errors import (
     DigestInvalid,
     PartialLost,
@@ -48,7 +57,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 async def ping(exchange: Exchange) -> None:
     """Says that this is a registry of version 2 ("Determining Support", end-1). Docker reads a challenge here and
     nowhere else, so who has shown nothing gets one, also where a pull takes nothing."""
-    if not exchange.let_in:
+    if not exchange.is_admitted:
         raise Unauthorized
     await send_whole(exchange, 200, b"{}", JSON, REVALIDATE)
 
@@ -101,32 +110,32 @@ class DistributionAPI:
         self,
         registry: Registry,
         *,
-        limits: Limits | None = None,
+        limits: RequestLimits | None = None,
         public_url: str | None = None,
         namespaces: Namespaces | None = None,
         authenticator: Authenticator | None = None,
         service: str = "entrepot",
-        pace: Pace | None = None,
-        answers: ReadyAnswers | None = None,
-        pages: PageCheck | None = None,
-        intake: Intake | None = None,
+        pace: RateLimit | None = None,
+        answers: AnswerCache | None = None,
+        pages: CrossSiteCheck | None = None,
+        intake: BodyMemory | None = None,
     ) -> None:
         """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
         `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
         `pace`: the limit of requests; None: there is none.
         `answers`: None: each request is answered anew. `pages`: refuses what pages in browsers ask for; None: as for a
-        registry that is open and has no name. `intake`: the worker's, for bodies held in memory; None: one of its
+        registry that is open and has no name. `body_memory`: the worker's, for bodies held in memory; None: one of its
         own."""
         self.registry = registry
-        self._intake = intake or Intake()
-        self._pages = PageCheck(public_url, (), lambda: True) if pages is None else pages
+        self._intake = intake or BodyMemory()
+        self._pages = CrossSiteCheck(public_url, (), lambda: True) if pages is None else pages
         self._answers = answers
         self._known = _everybody if authenticator is None else authenticator.known
         self._pace = pace
         self._namespaces = namespaces
         self._authenticator = authenticator
         self._challenges = None if authenticator is None else Challenges(public_url, service)
-        self.limits = limits or Limits()
+        self.limits = limits or RequestLimits()
         self._base = (public_url or "").rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,16 +167,16 @@ class DistributionAPI:
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
             await send_failure(exchange)
 
-    def answer_at_once(self, scope: Scope) -> tuple[Ready, str] | None:
+    def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """The answer to a request without a body, if it is ready, and the id that the request has got: for a server
         that asks before it calls. All that goes with an answer has happened then, but the sending."""
         answer = None if self._answers is None else self._answers.find(scope, self._known)
         if answer is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
-        if self._pace is not None and self._pace(payer_of(answer.name, answer.named, address)):
+        if self._pace is not None and self._pace(rate_key(answer.name, answer.named, address)):
             return None
-        request = random_id()
+        request = new_request_id()
         for retell in answer.calls:
             retell(answer.name, address, request)
         return answer, request
@@ -186,7 +195,7 @@ class DistributionAPI:
         self._take(exchange)
 
     def _locate(self, exchange: Exchange) -> None:
-        place = locate(raw_path(exchange.scope))
+        place = parse_path(raw_path(exchange.scope))
         exchange.kind = place.kind
         exchange.allowed = _ALLOWED[place.kind]
         exchange.item = place.item
@@ -198,7 +207,7 @@ class DistributionAPI:
     def _take(self, exchange: Exchange) -> None:
         """Counts the request. Raises TooManyRequests."""
         if self._pace is not None:
-            take(self._pace, payer_of(exchange.name, exchange.named, exchange.address))
+            check_rate(self._pace, rate_key(exchange.name, exchange.named, exchange.address))
 
     async def _answer(self, exchange: Exchange) -> None:
         await self._enter(exchange)
@@ -211,7 +220,7 @@ class DistributionAPI:
         if handler is not None:
             await handler(exchange)
         elif exchange.method == "OPTIONS":
-            await send_empty(exchange, 204, allow(exchange.allowed))
+            await send_empty(exchange, 204, allow_header(exchange.allowed))
         else:
             raise MethodUnknown(f"{exchange.method[:20]} does nothing here")
 

@@ -8,17 +8,17 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing, closing, suppress
 from typing import Final, NamedTuple
 
-from registry.http import params
+from registry.http import fields
+from registry.http.disconnect import DisconnectWatch
 from registry.http.exchange import Exchange, Message
-from registry.http.leaving import Leaving
-from registry.http.responses import OCTETS, blob_headers, send_empty, send_head, send_part
+from registry.http.responses import OCTET_STREAM, blob_headers, send_empty, send_head, send_part
 from storage.content import Descriptor, OpenFile, Span
 from storage.errors import PartialLost, RangeInvalid
 from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
-_PARTS_AT_ONCE: Final = 16
+_PARTS_PER_TURN: Final = 16
 """Parts of one answer that are sent before other requests have their turn: 1,024 small ones take 100 ms."""
 
 
@@ -27,31 +27,31 @@ async def head_blob(exchange: Exchange) -> None:
     digest = Digest(exchange.item)
     found = await exchange.registry.resolve_blob(exchange.repo, digest)
     headers = blob_headers(digest, verified=found.verified)
-    if params.not_modified(exchange, _validator(found)):
+    if fields.not_modified(exchange, _validator(found)):
         await send_empty(exchange, 304, *headers)
         return
-    await send_head(exchange, 200, [OCTETS, (b"content-length", b"%d" % found.size), *headers])
+    await send_head(exchange, 200, [OCTET_STREAM, (b"content-length", b"%d" % found.size), *headers])
     await send_part(exchange, b"")
 
 
 async def get_blob(exchange: Exchange) -> None:
     digest = Digest(exchange.item)
     validator: Digest | None = digest
-    conditional = params.is_conditional(exchange)
+    conditional = fields.is_conditional(exchange)
     if conditional:
         validator = _validator(await exchange.registry.resolve_blob(exchange.repo, digest))
-        if params.not_modified(exchange, validator):
+        if fields.not_modified(exchange, validator):
             await send_empty(exchange, 304, *blob_headers(digest, verified=True))
             return
-    spans = params.read_ranges(exchange, validator)
+    spans = fields.read_ranges(exchange, validator)
     if spans and len(spans) > 1:
-        spans = await _within(exchange, digest, spans)
+        spans = await _existing_spans(exchange, digest, spans)
         if len(spans) > 1:
             await _send_parts(exchange, digest, spans)
             return
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
-        if conditional and spans and validator is not None and reader.arriving:
+        if conditional and spans and validator is not None and reader.is_incomplete:
             raise PartialLost("the blob was dropped here since its condition was looked at; try again")
         await _send_one(exchange, reader, partial=bool(spans))
     finally:
@@ -71,22 +71,22 @@ def _validator(found: Descriptor) -> Digest | None:
 async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) -> None:
     start, stop = reader.span
     size = reader.descriptor.size
-    known = blob_headers(reader.descriptor.digest, verified=not reader.arriving)
-    headers = [OCTETS, (b"content-length", b"%d" % (stop - start)), *known]
+    known = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
+    headers = [OCTET_STREAM, (b"content-length", b"%d" % (stop - start)), *known]
     if partial:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await send_head(exchange, 206 if partial else 200, headers)
     if reader.data is not None:
         await send_part(exchange, reader.data)
         return
-    if reader.arriving and start < stop:
+    if reader.is_incomplete and start < stop:
         # A server keeps the headers for the first bytes, which may take longer than a client waits for headers.
         await send_part(exchange, b"", more=True)
-    with closing(Leaving(exchange)) as leaving:
-        await _send_stream(exchange, _pieces(exchange, reader, leaving), stop - start, leaving)
+    with closing(DisconnectWatch(exchange)) as leaving:
+        await _send_stream(exchange, _body_parts(exchange, reader, leaving), stop - start, leaving)
 
 
-async def _within(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
+async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
     """The spans that the blob has, in the order asked for; none: all of it, when they add up to more than the blob.
 
     They are not merged: clients pair the parts with the ranges they named. The bound keeps overlapping ranges from
@@ -113,24 +113,24 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
     length = sum(map(len, heads)) + sum((span.stop or 0) - span.start for span in spans) + len(tail)
     kind = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
 
-    async def pieces() -> AsyncGenerator[Piece, None]:
+    async def pieces() -> AsyncGenerator[BodyPart, None]:
         opened = reader
         for place, (head, span) in enumerate(zip(heads, spans, strict=True)):
             if place:
-                if place % _PARTS_AT_ONCE == 0:
+                if place % _PARTS_PER_TURN == 0:
                     await asyncio.sleep(0)
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
-                if opened.arriving and not reader.arriving:
+                if opened.is_incomplete and not reader.is_incomplete:
                     raise PartialLost("the blob was dropped here after its first part was sent; try again")
                 yield head
-                async for piece in _pieces(exchange, opened, leaving):
+                async for piece in _body_parts(exchange, opened, leaving):
                     yield piece
         yield tail
 
-    with closing(Leaving(exchange)) as leaving:
+    with closing(DisconnectWatch(exchange)) as leaving:
         async with aclosing(reader), aclosing(pieces()) as stream:
-            known = blob_headers(digest, verified=not reader.arriving)
+            known = blob_headers(digest, verified=not reader.is_incomplete)
             await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *known])
             await _send_stream(exchange, stream, length, leaving)
 
@@ -138,7 +138,7 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
     return b"\r\n--%b\r\ncontent-type: %b\r\ncontent-range: %b\r\n\r\n" % (
         boundary,
-        OCTETS[1],
+        OCTET_STREAM[1],
         _content_range(span.start, span.stop or size, size),
     )
 
@@ -155,17 +155,19 @@ class FilePart(NamedTuple):
     length: int
 
 
-Piece = bytes | FilePart
+BodyPart = bytes | FilePart
 
 
-async def _pieces(exchange: Exchange, reader: BlobReader, leaving: Leaving) -> AsyncGenerator[Piece, None]:
+async def _body_parts(
+    exchange: Exchange, reader: BlobReader, leaving: DisconnectWatch
+) -> AsyncGenerator[BodyPart, None]:
     """The reader's bytes; where they lie in a file and the server can send files, the file (ASGI's zero-copy
     extension). Of a blob that is still on its way in, what of it is there, piece by piece."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         at, stop = reader.span
         while at < stop:
-            reach = await leaving.outlast(reader.ready(at))
+            reach = await leaving.cancel_on_disconnect(reader.ready(at))
             yield FilePart(file, at, reach - at)
             at = reach
     else:
@@ -173,7 +175,9 @@ async def _pieces(exchange: Exchange, reader: BlobReader, leaving: Leaving) -> A
             yield data
 
 
-async def _send_stream(exchange: Exchange, stream: AsyncIterable[Piece], length: int, leaving: Leaving) -> None:
+async def _send_stream(
+    exchange: Exchange, stream: AsyncIterable[BodyPart], length: int, leaving: DisconnectWatch
+) -> None:
     """A body of `length` bytes, piece by piece. Many a server takes what is sent to nobody without a word, so from the
     second piece on somebody watches for the client's leaving. Raises ClientGone, and whatever reading raises: the
     connection is cut then, since the promised length is not reached."""
@@ -184,12 +188,12 @@ async def _send_stream(exchange: Exchange, stream: AsyncIterable[Piece], length:
             leaving.check()
         first = False
         left -= piece.length if isinstance(piece, FilePart) else len(piece)
-        await _send_piece(exchange, piece, more=left > 0)
+        await _send_body_part(exchange, piece, more=left > 0)
     if not length:
         await send_part(exchange, b"")
 
 
-async def _send_piece(exchange: Exchange, piece: Piece, *, more: bool) -> None:
+async def _send_body_part(exchange: Exchange, piece: BodyPart, *, more: bool) -> None:
     if isinstance(piece, bytes):
         await send_part(exchange, piece, more=more)
         return

@@ -27,8 +27,8 @@ class Authenticator(Protocol):
 
     async def authenticate(self, exchange: Exchange) -> None:
         """From here on all that is done for this exchange is done by who it shows to be; sets `exchange.name` and
-        `exchange.let_in`. Raises Unauthorized, TooManyRequests: what it shows does not count. A cancellation leaves
-        nothing."""
+        `exchange.is_admitted`. Raises Unauthorized, TooManyRequests: what it shows does not count. A cancellation
+        leaves nothing."""
         ...
 
     def known(self, shown: Sequence[bytes], address: str) -> Hashable | None:
@@ -55,7 +55,7 @@ class Challenges:
 
     def header(self, exchange: Exchange, error: Unauthorized) -> Header:
         """For an answer to `exchange` that is `error`."""
-        value = b'Bearer realm="%b/token",service="%b"' % (self._base or _base_of(exchange), self._service)
+        value = b'Bearer realm="%b/token",service="%b"' % (self._base or _base_url_of(exchange), self._service)
         if scope := scope_of(exchange):
             value += b',scope="%b"' % scope.encode("ascii")
         if error.reason is not None:
@@ -85,11 +85,11 @@ def _mounted_from(exchange: Exchange) -> str | None:
         return None
 
 
-def _base_of(exchange: Exchange) -> bytes:
-    return base_of(exchange.scope, exchange.header(b"host"))
+def _base_url_of(exchange: Exchange) -> bytes:
+    return base_url_of(exchange.scope, exchange.header(b"host"))
 
 
-def base_of(scope: Scope, host: bytes | None) -> bytes:
+def base_url_of(scope: Scope, host: bytes | None) -> bytes:
     """The server's address as this client has it, which says that it is `host`: `https://registry.example.com`."""
     if host is None or len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
         host = _own_address(scope)

@@ -100,7 +100,7 @@ def status_of(error: RegistryError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def body_of(code: str, message: str, detail: object = None) -> bytes:
+def error_json(code: str, message: str, detail: object = None) -> bytes:
     """An error's JSON as the spec has it."""
     error: dict[str, object] = {"code": code, "message": message}
     if detail is not None:

@@ -1,21 +1,24 @@
-"""One request and its answer, as handlers see them."""
+"""One request and its answer, as handlers see them.
+
+How much one request may ask for.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from registry.http.limits import Limits
 from registry.http.query import Query
 from storage.content import Actor
 from storage.interface import Registry
 from storage.names import RepositoryName
 
 if TYPE_CHECKING:
-    from registry.http.intake import Intake
+    from registry.http.body_memory import BodyMemory
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,7 +35,7 @@ _USER_AGENT = 256
 """Characters of a User-Agent that are kept."""
 
 
-def random_id() -> str:
+def new_request_id() -> str:
     """A request's id."""
     return os.urandom(8).hex()
 
@@ -46,10 +49,10 @@ class Exchange:
 
     `kind`, `repo` and `item` (the path's last part) are set by the API; `started` says that a status has been sent.
     `asked` is the repository's name as the client wrote it (empty where it speaks of none), `namespace` the upstream
-    that it named beside it (`ns`). `name` is who acts; `let_in` says that they have shown who they are, be it nobody in
-    particular, or need not. `looked_at` holds the names of the headers that were asked for. `sent` and `calls` are what
-    was sent, unless it came in parts, and what tells of the calls that were made, where somebody wants to know
-    (`registry.http.ready`).
+    that it named beside it (`ns`). `name` is who acts; `is_admitted` says that they have shown who they are, be it
+    nobody in particular, or need not. `looked_at` holds the names of the headers that were asked for. `sent` and
+    `calls` are what was sent, unless it came in parts, and what tells of the calls that were made, where somebody wants
+    to know (`registry.http.answer_cache`).
     """
 
     __slots__ = (
@@ -60,11 +63,11 @@ class Exchange:
         "allowed",
         "asked",
         "base",
+        "body_memory",
         "calls",
-        "intake",
+        "is_admitted",
         "item",
         "kind",
-        "let_in",
         "limits",
         "looked_at",
         "method",
@@ -81,20 +84,20 @@ class Exchange:
     def __init__(
         self,
         registry: Registry,
-        limits: Limits,
+        limits: RequestLimits,
         base: str,
         scope: Scope,
         receive: Receive,
         send: Send,
-        intake: Intake,
+        body_memory: BodyMemory,
     ) -> None:
         self.registry = registry
         self.limits = limits
-        self.intake = intake
+        self.body_memory = body_memory
         self.base = base
         self.scope = scope
         self.method: str = scope["method"]
-        self.request_id = random_id()
+        self.request_id = new_request_id()
         self.started = False
         self.allowed: Sequence[str] = ()
         self.kind = ""
@@ -102,7 +105,7 @@ class Exchange:
         self.asked: RepositoryName = _NO_NAME
         self.namespace: str | None = None
         self.name = _NOBODY
-        self.let_in = True
+        self.is_admitted = True
         self.item = ""
         self.looked_at: set[bytes] = set()
         self.sent: list[Message] | None = None
@@ -211,3 +214,29 @@ class Exchange:
             parameters = {"ns": self.namespace, **parameters}
         asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
         return b"link", f'<{path}?{asked}>; rel="next"'.encode("ascii")
+
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Limits of one request. The defaults suit the clients that were looked at; each says why."""
+
+    manifest: int = 8 * MIB
+    """Bytes of a manifest. The spec wants at least 4 MB ("Pushing Manifests"); beyond: 413."""
+    tags_per_put: int = 64
+    """Tags that one PUT may set. The spec wants at least 10; beyond: 414. Each is a header line of the answer, and
+    common HTTP clients refuse one with more than 100 lines."""
+    tags_page: int = 10_000
+    """Tags on a page when the client names no `n`, and at the most. Generous, for clients that do not follow Link."""
+    catalog_page: int = 1_000
+    """Repositories on a page when the client names no `n`."""
+    catalog_most: int = 10_000
+    """Repositories on a page at the most, whatever `n` says."""
+    referrers_page: int = 1_000
+    """Descriptors on a page of referrers at the most."""
+    referrers_bytes: int = 4 * MIB - 64 * 1024
+    """Bytes of a page of referrers: it has to fit where a manifest of 4 MiB fits ("Listing Referrers")."""
+    ranges: int = 1_024
+    """Ranges in one request. Clients that read layers in part ask for up to 1024, and for half as many after a 400."""

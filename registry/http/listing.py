@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import closing
 
-from registry.http import params
+from registry.http import fields
+from registry.http.disconnect import DisconnectWatch
 from registry.http.exchange import Exchange, Header
-from registry.http.leaving import Leaving
 from registry.http.responses import JSON, REVALIDATE, json_of, warning_headers
 from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest
@@ -16,13 +16,13 @@ from storage.names import Digest
 _INDEX: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"
-_FEW = 100
+_WRITTEN_ON_LOOP = 100
 """Referrers that are written on the event loop; more of them in a thread."""
 
 
 async def list_tags(exchange: Exchange) -> None:
     """With `n=0` an empty list, as the spec has it: but still of a repository that exists."""
-    asked, last = params.read_count(exchange), exchange.query.one("last")
+    asked, last = fields.read_count(exchange), exchange.query.one("last")
     limit = min(exchange.limits.tags_page if asked is None else asked, exchange.limits.tags_page)
 
     async def make() -> tuple[bytes, list[Header]]:
@@ -33,26 +33,26 @@ async def list_tags(exchange: Exchange) -> None:
             headers.append(_next(exchange, f"/v2/{exchange.asked}/tags/list", page.place or tags[-1], asked))
         return json_of({"name": exchange.asked, "tags": list(tags)}), headers
 
-    await exchange.intake.answer(exchange, make)
+    await exchange.body_memory.answer(exchange, make)
 
 
 async def list_repositories(exchange: Exchange) -> None:
     """A page may be shorter than asked for, or empty, with a link to go on, since what it costs is bounded. `last` in
     that link may be a place that only this registry can read."""
-    asked, last = params.read_count(exchange), exchange.query.one("last")
+    asked, last = fields.read_count(exchange), exchange.query.one("last")
     limit = min(exchange.limits.catalog_page if asked is None else asked, exchange.limits.catalog_most)
 
     async def make() -> tuple[bytes, list[Header]]:
         # A request of an account waits for its others: for no longer than its client does.
-        with closing(Leaving(exchange)) as leaving:
-            page = await leaving.outlast(exchange.registry.repositories(last, max(limit, 1)))
+        with closing(DisconnectWatch(exchange)) as leaving:
+            page = await leaving.cancel_on_disconnect(exchange.registry.repositories(last, max(limit, 1)))
         names = page.items[:limit]
         headers = [JSON, REVALIDATE]
         if limit and page.more:
             headers.append(_next(exchange, "/v2/_catalog", page.place or names[-1], asked))
         return json_of({"repositories": list(names)}), headers
 
-    await exchange.intake.answer(exchange, make)
+    await exchange.body_memory.answer(exchange, make)
 
 
 def _next(exchange: Exchange, path: str, last: str, asked: int | None) -> Header:
@@ -69,7 +69,7 @@ async def list_referrers(exchange: Exchange) -> None:
 
     async def make() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.referrers(exchange.repo, subject, wanted, last, exchange.limits.referrers_page)
-        if len(page.items) <= _FEW:
+        if len(page.items) <= _WRITTEN_ON_LOOP:
             body, taken = _index(page.items, exchange.limits.referrers_bytes)
         else:
             body, taken = await asyncio.to_thread(_index, page.items, exchange.limits.referrers_bytes)
@@ -83,7 +83,7 @@ async def list_referrers(exchange: Exchange) -> None:
             headers.append(exchange.link(f"/v2/{exchange.asked}/referrers/{subject}", parameters))
         return body, headers
 
-    await exchange.intake.answer(exchange, make)
+    await exchange.body_memory.answer(exchange, make)
 
 
 def _index(referrers: Sequence[Descriptor], most: int) -> tuple[bytes, int]:

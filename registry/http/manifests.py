@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from registry.http import params
+from registry.http import fields
+from registry.http.body_memory import COUNTED_ANSWER_BYTES
 from registry.http.errors import TooManyTags
 from registry.http.exchange import Exchange, Header
-from registry.http.intake import HELD
 from registry.http.responses import (
     IMMUTABLE,
     REVALIDATE,
@@ -22,11 +22,11 @@ from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
-_PARSED_HERE = 16 * 1024
+_PARSED_ON_LOOP_BYTES = 16 * 1024
 """Bytes up to which a manifest is read on the event loop: in less than a millisecond. Most are smaller."""
 
 
-def _caching(reference: Reference) -> Header:
+def _cache_control(reference: Reference) -> Header:
     return IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
 
 
@@ -36,45 +36,45 @@ async def get_manifest(exchange: Exchange) -> None:
     reference = as_reference(exchange.item)
     found: Descriptor | None = None
     manifest: Manifest | None = None
-    if exchange.intake.short:
+    if exchange.body_memory.is_short:
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    if found is None or found.size <= HELD:
+    if found is None or found.size <= COUNTED_ANSWER_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
-        if len(manifest.body) <= HELD:
+        if len(manifest.body) <= COUNTED_ANSWER_BYTES:
             await _send(exchange, reference, manifest)
             return
         found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
-    if params.not_modified(exchange, found.digest):
+    if fields.not_modified(exchange, found.digest):
         manifest = None
         await _send_unchanged(exchange, reference, found.digest)
         return
-    share = exchange.intake.try_room(found.size, found.digest)
+    share = exchange.body_memory.try_reserve(found.size, found.digest)
     if share is None:
         manifest = None
-    async with exchange.intake.room(found.size, found.digest, share):
+    async with exchange.body_memory.room(found.size, found.digest, share):
         if manifest is None:
             manifest = await exchange.registry.get_manifest(exchange.repo, found.digest)
         await _send(exchange, reference, manifest)
 
 
 async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
-    if params.not_modified(exchange, manifest.digest):
+    if fields.not_modified(exchange, manifest.digest):
         await _send_unchanged(exchange, reference, manifest.digest)
         return
-    headers = [*content_headers(manifest.digest), _caching(reference), *warning_headers()]
+    headers = [*content_headers(manifest.digest), _cache_control(reference), *warning_headers()]
     await send_whole(exchange, 200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
 
 
 async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
-    headers = [*content_headers(digest), _caching(reference), *warning_headers()]
+    headers = [*content_headers(digest), _cache_control(reference), *warning_headers()]
     await send_empty(exchange, 304, *headers)
 
 
 async def head_manifest(exchange: Exchange) -> None:
     reference = as_reference(exchange.item)
     found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    headers = [*content_headers(found.digest), _caching(reference), *warning_headers()]
-    if params.not_modified(exchange, found.digest):
+    headers = [*content_headers(found.digest), _cache_control(reference), *warning_headers()]
+    if fields.not_modified(exchange, found.digest):
         await send_empty(exchange, 304, *headers)
         return
     kind = (b"content-type", found.media_type.encode("ascii"))
@@ -87,11 +87,11 @@ async def put_manifest(exchange: Exchange) -> None:
     becomes of the tag."""
     reference = as_reference(exchange.item)
     extra = _read_tags(exchange)
-    condition = params.read_condition(exchange)
-    media_type = params.read_media_type(exchange)
+    condition = fields.read_condition(exchange)
+    media_type = fields.read_media_type(exchange)
     expected = reference if isinstance(reference, Digest) else None
     most = exchange.limits.manifest
-    async with exchange.intake.body(exchange, most, lambda: _too_large(exchange, most)) as body:
+    async with exchange.body_memory.body(exchange, most, lambda: _too_large(exchange, most)) as body:
         manifest = await _parse(exchange, body, media_type, expected)
         del body
         headers = await _store(exchange, manifest, reference, extra, condition)
@@ -102,9 +102,9 @@ async def put_manifest(exchange: Exchange) -> None:
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
     """A large one is read in its turn. What is read of it takes up to three times its bytes, so storing it needs no
     turn: that may take as long as an upstream does."""
-    if len(body) <= _PARSED_HERE:
+    if len(body) <= _PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
-    return await exchange.intake.in_turn(
+    return await exchange.body_memory.in_turn(
         exchange, lambda: asyncio.to_thread(Manifest.parse, body, media_type, expected)
     )
 

@@ -12,13 +12,13 @@ from urllib.parse import unquote_to_bytes
 from registry.http.errors import RequestInvalid
 from storage.names import shown
 
-PARAMETERS: Final = 1000
+MAX_PARAMETERS: Final = 1000
 """Parameters of a query at the most. Clients send a hundred tags, or a scope for each repository of a build; to read
 ten thousand would hold the event loop for 30 ms."""
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-def decode(raw: bytes, what: str) -> str:
+def percent_decode(raw: bytes, what: str) -> str:
     """Percent-decoded text. Raises RequestInvalid: a '%' without two hex digits, not UTF-8, or a NUL in it."""
     if _BAD_ESCAPE.search(raw):
         raise RequestInvalid(f"{what} has a '%' that is not followed by two hex digits")
@@ -31,10 +31,10 @@ def decode(raw: bytes, what: str) -> str:
     return text
 
 
-def check_count(raw: bytes) -> None:
+def check_parameter_count(raw: bytes) -> None:
     """Raises RequestInvalid for a query string with too many parameters."""
-    if raw.count(b"&") >= PARAMETERS:
-        raise RequestInvalid(f"the query has more than {PARAMETERS} parameters; send fewer")
+    if raw.count(b"&") >= MAX_PARAMETERS:
+        raise RequestInvalid(f"the query has more than {MAX_PARAMETERS} parameters; send fewer")
 
 
 class Query:
@@ -44,11 +44,13 @@ class Query:
 
     def __init__(self, raw: bytes) -> None:
         self._values: dict[str, list[str]] = {}
-        check_count(raw)
+        check_parameter_count(raw)
         for pair in raw.split(b"&") if raw else ():
             if pair:
                 name, _, value = pair.replace(b"+", b" ").partition(b"=")
-                self._values.setdefault(decode(name, "the query"), []).append(decode(value, "the query"))
+                self._values.setdefault(percent_decode(name, "the query"), []).append(
+                    percent_decode(value, "the query")
+                )
 
     def all(self, name: str) -> list[str]:
         """Each value of a parameter, in order."""

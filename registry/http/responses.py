@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable
 
-from registry.http.errors import body_of, status_of
+from registry.http.errors import error_json, status_of
 from registry.http.exchange import Exchange, Header
-from registry.notices import NOTICE
+from registry.request import NOTICE
 from storage.content import BLOB_TYPE
 from storage.errors import RangeInvalid, RegistryError, TooManyOpenFiles, TooManyRequests, UpstreamUnavailable
 from storage.names import Digest
@@ -19,7 +19,7 @@ ACCEPT_RANGES: Header = (b"accept-ranges", b"bytes")
 REQUEST_ID = b"x-request-id"
 EMPTY: Header = (b"content-length", b"0")
 JSON: Header = (b"content-type", b"application/json")
-OCTETS: Header = (b"content-type", BLOB_TYPE.encode())
+OCTET_STREAM: Header = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Header = (b"cache-control", b"max-age=31536000, immutable")
 """For what a digest names. Not `public`: a shared cache may keep what anybody could fetch, and must not keep what was
 fetched with Authorization (RFC 9111, 3.5)."""
@@ -66,19 +66,19 @@ def json_of(document: object) -> bytes:
 async def send_error(exchange: Exchange, error: RegistryError, *more: Header) -> None:
     """`more` are further headers."""
     status = status_of(error)
-    body = body_of(error.code, error.message, error.detail)
+    body = error_json(error.code, error.message, error.detail)
     await send_whole(exchange, status, body, JSON, NEVER_STORE, *_error_headers(exchange, error, status), *more)
 
 
 async def send_failure(exchange: Exchange) -> None:
     """The answer when nobody knows what went wrong but the log."""
     message = f"the registry failed; its log says more under request {exchange.request_id}"
-    await send_whole(exchange, 500, body_of("UNKNOWN", message), JSON, NEVER_STORE)
+    await send_whole(exchange, 500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
 
 
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
     if status == 405:
-        return [allow(method for method in exchange.allowed if method != exchange.method)]
+        return [allow_header(method for method in exchange.allowed if method != exchange.method)]
     if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
         return [(b"retry-after", b"%d" % error.retry_after)]
     if isinstance(error, RangeInvalid) and error.size is not None:
@@ -88,7 +88,7 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
     return []
 
 
-def allow(methods: Iterable[str]) -> Header:
+def allow_header(methods: Iterable[str]) -> Header:
     return b"allow", ", ".join(methods).encode("ascii")
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from registry.http.errors import PathUnknown, RequestInvalid
-from registry.http.query import decode
+from registry.http.query import percent_decode
 from storage.errors import NameInvalid
 
 
-class Place(NamedTuple):
+class Resource(NamedTuple):
     """What a path is about: a kind of thing, the repository's name, and what is left."""
 
     kind: str
@@ -20,8 +20,8 @@ class Place(NamedTuple):
     item: str = ""
 
 
-_PING = Place("ping")
-_CATALOG = Place("catalog")
+_PING = Resource("ping")
+_CATALOG = Resource("catalog")
 _ITEMS = frozenset({"manifests", "blobs", "referrers"})
 
 
@@ -29,7 +29,7 @@ def _segments(path: bytes) -> list[str]:
     if b"%" not in path and path.isascii() and b"\0" not in path:
         return path.decode("ascii").split("/")
     try:
-        segments = [decode(part, "the path") for part in path.split(b"/")]
+        segments = [percent_decode(part, "the path") for part in path.split(b"/")]
     except RequestInvalid as error:
         raise NameInvalid(error.message) from None
     if any("/" in segment for segment in segments):
@@ -37,27 +37,27 @@ def _segments(path: bytes) -> list[str]:
     return segments
 
 
-def locate(path: bytes) -> Place:
+def parse_path(path: bytes) -> Resource:
     """What a raw path below `/v2` (or `/v2` itself) is about. Raises PathUnknown, NameInvalid."""
     if path in (b"/v2/", b"/v2"):
         return _PING
     segments = _segments(path[4:])
     if segments == ["_catalog"]:
         return _CATALOG
-    place = _locate_in_repository(segments)
+    place = _parse_segments(segments)
     if place is None or place.name.startswith("_") or "/_" in place.name:
         raise PathUnknown
     return place
 
 
-def _locate_in_repository(segments: list[str]) -> Place | None:
+def _parse_segments(segments: list[str]) -> Resource | None:
     *name, kind, item = segments if len(segments) > 1 else ["", *segments]
     if kind == "uploads" and name and name[-1] == "blobs":
-        return Place("session" if item else "uploads", "/".join(name[:-1]), item)
+        return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
     if kind == "blobs" and item == "uploads":
-        return Place("uploads", "/".join(name))
+        return Resource("uploads", "/".join(name))
     if kind == "tags" and item == "list":
-        return Place("tags", "/".join(name))
+        return Resource("tags", "/".join(name))
     if kind in _ITEMS:
-        return Place(kind, "/".join(name), item)
+        return Resource(kind, "/".join(name), item)
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import aclosing, suppress
 
-from registry.http import params
+from registry.http import fields
 from registry.http.exchange import ClientGone, Exchange
 from registry.http.responses import content_headers, send_empty, upload_headers
 from storage.content import Descriptor
@@ -24,7 +24,7 @@ CANCEL_TRIES = 5
 async def start_upload(exchange: Exchange) -> None:
     """Mounts a blob, or takes a whole one, or starts a session, whatever the query asks for. A mount that cannot be
     done becomes a session ("Mounting a blob from another repository")."""
-    mount, digest = params.read_digest(exchange, "mount"), params.read_digest(exchange, "digest")
+    mount, digest = fields.read_digest(exchange, "mount"), fields.read_digest(exchange, "digest")
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
         given = exchange.query.one("from")
@@ -46,7 +46,7 @@ async def start_upload(exchange: Exchange) -> None:
 async def append_chunk(exchange: Exchange) -> None:
     """A chunk: with Content-Range at its place, without one as the next."""
     upload = UploadID(exchange.item)
-    chunk = params.read_content_range(exchange)
+    chunk = fields.read_content_range(exchange)
     writer = await exchange.registry.resume_upload(
         exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
     )
@@ -58,10 +58,10 @@ async def append_chunk(exchange: Exchange) -> None:
 async def close_upload(exchange: Exchange) -> None:
     """The end of a session, with or without a last chunk."""
     upload = UploadID(exchange.item)
-    digest = params.read_digest(exchange, "digest")
+    digest = fields.read_digest(exchange, "digest")
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
-    chunk = params.read_content_range(exchange)
+    chunk = fields.read_content_range(exchange)
     writer = await exchange.registry.resume_upload(
         exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
     )

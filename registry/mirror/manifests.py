@@ -10,12 +10,12 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from registry.config import Upstream, format_duration
-from registry.memory import holding
-from registry.mirror.flights import Flights, outcome
+from registry.memory_budget import share_scope
 from registry.mirror.freshness import Freshness, Verdict
-from registry.mirror.source import ManifestDoubtful, Source
-from registry.notices import notice
-from storage.content import Actor, Check, Descriptor, Manifest
+from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
+from registry.request import set_notice
+from registry.single_flight import SingleFlight, wait_for_outcome
+from storage.content import Actor, Descriptor, Manifest, UpstreamCheck
 from storage.errors import (
     Denied,
     ManifestUnknown,
@@ -25,33 +25,33 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import Records, Registry, Turns
+from storage.interface import Leases, Registry, UpstreamRecords
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 log = logging.getLogger("registry.mirror")
 
-MIRROR: Final = Actor(name="mirror")
+MIRROR_ACTOR: Final = Actor(name="mirror")
 """Who stores what comes from upstreams."""
-PATIENCE: Final = 3.0
+STALE_WAIT_SECONDS: Final = 3.0
 """Seconds a client waits for an upstream when there is something older to give it."""
 T = TypeVar("T")
-Look = Callable[[RepositoryName, Reference], Awaitable[T]]
-Inward = Callable[[RepositoryName], RepositoryName]
+LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
+ToUpstreamName = Callable[[RepositoryName], RepositoryName]
 
 
-class Manifests:
+class MirroredManifests:
     """`far` gives a stored name as the upstream has it. The flights' outcome is a notice for those who waited."""
 
     def __init__(
         self,
         local: Registry,
-        source: Source,
-        records: Records,
-        turns: Turns,
+        source: UpstreamClient,
+        records: UpstreamRecords,
+        turns: Leases,
         settings: Upstream,
         freshness: Freshness,
-        far: Inward,
-        patience: float = PATIENCE,
+        far: ToUpstreamName,
+        patience: float = STALE_WAIT_SECONDS,
     ) -> None:
         self._local = local
         self._source = source
@@ -61,9 +61,9 @@ class Manifests:
         self._freshness = freshness
         self._far = far
         self._patience = patience
-        self._flights: Flights[str | None] = Flights()
+        self._flights: SingleFlight[str | None] = SingleFlight()
 
-    async def read(self, look: Look[T], repo: RepositoryName, reference: Reference) -> T:
+    async def read(self, look: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
         """What `look`, a local look-up, finds once what is here is good enough. Raises ManifestUnknown, and what the
         source raises when there is nothing to serve instead."""
         if isinstance(reference, Digest):
@@ -109,11 +109,11 @@ class Manifests:
             await asyncio.wait({flight}, timeout=self._patience)
             if not flight.done():
                 check = await self._records.check(repo, reference)
-                notice(self._outdated(repo, reference, check, f"{self._name} is slow to answer"))
+                set_notice(self._outdated(repo, reference, check, f"{self._name} is slow to answer"))
                 return
-        told = await outcome(flight)
+        told = await wait_for_outcome(flight)
         if told is not None:
-            notice(told)
+            set_notice(told)
 
     async def _held(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
         try:
@@ -125,7 +125,7 @@ class Manifests:
         """One process at a time; the next finds what the first one heard, and does not wait as long once more when that
         was nothing: clients give up."""
         asked, since = self._freshness.now(), time.monotonic()
-        async with self._turns.take(f"manifest {repo} {reference}"), holding():
+        async with self._turns.take(f"manifest {repo} {reference}"), share_scope():
             check = await self._records.check(repo, reference)
             held = await self._held(repo, reference)
             verdict = self._freshness.judge(reference, check)
@@ -151,7 +151,7 @@ class Manifests:
         await self._store(repo, reference, manifest)
 
     async def _again(
-        self, repo: RepositoryName, tag: Tag, held: Descriptor, check: Check | None, force: bool
+        self, repo: RepositoryName, tag: Tag, held: Descriptor, check: UpstreamCheck | None, force: bool
     ) -> str | None:
         """A tag that is here: HEAD tells whether it still points there. A notice when nobody could say."""
         if self._source.exhausted() and not force:
@@ -162,7 +162,14 @@ class Manifests:
                 await self._store(repo, tag, await self._take(repo, tag, found.digest))
             else:
                 await self._note(repo, tag, True)
-        except (ManifestDoubtful, Denied, UpstreamUnavailable, TooManyRequests, StorageFull, StorageFailed) as error:
+        except (
+            UnconfirmedManifestUnknown,
+            Denied,
+            UpstreamUnavailable,
+            TooManyRequests,
+            StorageFull,
+            StorageFailed,
+        ) as error:
             text = self._outdated(repo, tag, check, f"{self._name}: {error.message}")
             log.warning("%s", text)
             return text
@@ -182,7 +189,7 @@ class Manifests:
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
         tags = [] if isinstance(reference, Digest) else [reference]
-        await self._local.put_manifest(repo, manifest, tags, by=MIRROR, sparse=True)
+        await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:
             await self._note(repo, reference, True)
 
@@ -196,10 +203,10 @@ class Manifests:
     async def _drop(self, repo: RepositoryName, tag: Tag) -> None:
         """The tag is gone upstream. What it pointed at can still be had by digest."""
         with suppress(ManifestUnknown):
-            await self._local.delete_tag(repo, tag, by=MIRROR)
+            await self._local.delete_tag(repo, tag, by=MIRROR_ACTOR)
         await self._note(repo, tag, False)
 
-    def _outdated(self, repo: RepositoryName, reference: Reference, check: Check | None, reason: str) -> str:
+    def _outdated(self, repo: RepositoryName, reference: Reference, check: UpstreamCheck | None, reason: str) -> str:
         age = self._freshness.age(check) if check is not None and check.known else float("inf")
         since = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
         return f"{repo}:{reference} is served {since}, since {reason}"

@@ -7,28 +7,24 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from registry.config import Upstream
-from registry.mirror.ahead import Ahead
-from registry.mirror.blobs import BEGINNING, Blobs
-from registry.mirror.breaks import PERSISTENCE
-from registry.mirror.fill import Fill, Tools
-from registry.mirror.fills import Fills
-from registry.mirror.freshness import Freshness
-from registry.mirror.manifests import PATIENCE, Manifests
-from registry.mirror.misses import Misses
-from registry.mirror.prefetch import Prefetch
-from registry.mirror.slots import Slots
-from registry.mirror.source import NameDoubtful, Source
-from registry.mirror.suspicions import Suspicions
-from registry.notices import notice
-from storage.base import Refusing
+from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
+from registry.mirror.fill.fill import Fill, FillContext, Fills
+from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
+from registry.mirror.fill.slots import ConnectionSlots
+from registry.mirror.freshness import Freshness, NegativeCache
+from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
+from registry.mirror.prefetch import Prefetcher, PrefetchQueue
+from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClient
+from registry.request import set_notice
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
-from storage.interface import BlobReader, BlobWriter, Partials, Records, Registry, Turns
+from storage.interface import BlobReader, BlobWriter, Leases, Partials, Registry, UpstreamRecords
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
-from storage.patterns import ALL_NAMES, Names
+from storage.patterns import ALL_NAMES, NameSet
+from storage.wrappers import RefusingRegistry
 
 
-class Mirror(Refusing):
+class Mirror(RefusingRegistry):
     """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`), in `local` as far as they
     have come. Nothing can be pushed to them; a delete drops what is here.
 
@@ -41,34 +37,34 @@ class Mirror(Refusing):
     def __init__(
         self,
         local: Registry,
-        source: Source,
+        source: UpstreamClient,
         partials: Partials,
-        records: Records,
-        turns: Turns,
+        records: UpstreamRecords,
+        turns: Leases,
         settings: Upstream,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
-        patience: float = PATIENCE,
-        beginning: float = BEGINNING,
-        persistence: float = PERSISTENCE,
+        patience: float = STALE_WAIT_SECONDS,
+        beginning: float = START_TIMEOUT_SECONDS,
+        persistence: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         self._local = local
         self._source = source
         self._records = records
         self._name = settings.name
         freshness = Freshness(settings, clock)
-        self._misses = Misses(records, freshness)
-        slots, suspicions = Slots(turns, source), Suspicions(records, source, clock)
-        tools = Tools(
+        self._misses = NegativeCache(records, freshness)
+        slots, suspicions = ConnectionSlots(turns, source), BadSenders(records, source, clock)
+        tools = FillContext(
             *(local, source, partials, turns, slots, self._misses, suspicions, records, self.far),
             persistence=persistence,
             private=settings.private,
         )
-        self._manifests = Manifests(local, source, records, turns, settings, freshness, self.far, patience)
+        self._manifests = MirroredManifests(local, source, records, turns, settings, freshness, self.far, patience)
         self._fills = Fills(tools)
-        ahead = Ahead(lambda *what: self._blobs.lacks(*what), slots.room, self._fills.begin)
-        self._prefetch = Prefetch(settings.prefetch, ahead, lambda: not source.exhausted(), steady)
-        self._blobs = Blobs(tools, records, self._fills, self._prefetch, beginning)
+        ahead = PrefetchQueue(lambda *what: self._blobs.should_prefetch(*what), slots.room, self._fills.begin)
+        self._prefetch = Prefetcher(settings.prefetch, ahead, lambda: not source.exhausted(), steady)
+        self._blobs = MirroredBlobs(tools, records, self._fills, self._prefetch, beginning)
 
     def far(self, repo: RepositoryName) -> RepositoryName:
         """The name the upstream has for it. Raises NameUnknown for one that is not the upstream's."""
@@ -115,7 +111,7 @@ class Mirror(Refusing):
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         return await self._blobs.open(repo, digest, span)
 
-    async def repositories(self, after: str | None, limit: int, within: Names = ALL_NAMES) -> Page[RepositoryName]:
+    async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         """Those something was pulled from."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
@@ -126,12 +122,14 @@ class Mirror(Refusing):
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:
             return await self._source.tags(self.far(repo), after, limit)
-        except (UpstreamUnavailable, TooManyRequests, Denied, NameDoubtful) as error:
+        except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             try:
                 page = await self._local.tags(repo, after, limit)
             except NameUnknown:
                 raise error from None
-            notice(f"only the tags of {repo} that were pulled before are listed, since {self._name}: {error.message}")
+            set_notice(
+                f"only the tags of {repo} that were pulled before are listed, since {self._name}: {error.message}"
+            )
             return page
 
     async def referrers(
@@ -139,17 +137,17 @@ class Mirror(Refusing):
     ) -> Page[Descriptor]:
         try:
             return await self._source.referrers(self.far(repo), subject, artifact_type, after, limit)
-        except (UpstreamUnavailable, TooManyRequests, Denied, NameDoubtful) as error:
+        except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             page = await self._local.referrers(repo, subject, artifact_type, after, limit)
-            notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
+            set_notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
             return page
 
     async def delete_blob(
-        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_referred: bool = False
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         """Also one that manifests here refer to: it is fetched again when somebody pulls it."""
         try:
-            await self._local.delete_blob(repo, digest, by=by, even_referred=True)
+            await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:
             await self._misses.forget(repo, digest)
 
@@ -179,7 +177,7 @@ class Mirror(Refusing):
         self._deny(repo)
 
     async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
         self._deny(repo)
 

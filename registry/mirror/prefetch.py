@@ -2,37 +2,49 @@
 
 A client that gets an image's manifest will want its config next: hundreds of bytes. One that asks for a layer pulls the
 image, so the other layers are begun too. Who only looks (HEAD, an index) makes nothing start.
+
+What is to be fetched before anybody asks for it, in order and a few at once.
+
+What waits here is a name and no more: no file is open for it, and nothing looks at it until there is a connection that
+nobody else wants.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final, Literal
 
-from registry.mirror.ahead import Ahead
-from registry.mirror.demand import Pull
+from registry.mirror.fill.fill import Fill
+from registry.mirror.fill.slots import ImagePull
+from registry.single_flight import cancel_and_wait
 from storage.content import MANIFESTS, Descriptor, Manifest
+from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
-MOST: Final = 256
+MAX_IMAGES: Final = 256
 """Pulls that are kept in mind."""
-BLOBS: Final = 256
+MAX_IMAGE_BLOBS: Final = 256
 """Blobs of one image that are fetched ahead; docker knows 127 layers at the most."""
-READ_SIZE: Final = 256 * 1024
+MAX_MANIFEST_SIZE: Final = 256 * 1024
 """Bytes of a manifest that is read, on the event loop, to fetch ahead what it names."""
-Mode = Literal["off", "config", "layers"]
+PrefetchMode = Literal["off", "config", "layers"]
 
 
-class _Image:
+class _PulledImage:
     """An image that a client fetched the manifest of, or a layer."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
-        self.pull = Pull(clock)
-        self.config = _plain(manifest.config) if manifest.config else None
+        self.pull = ImagePull(clock)
+        self.config = _without_annotations(manifest.config) if manifest.config else None
         foreign = manifest.foreign
-        self.blobs = [_plain(blob) for blob in islice((b for b in manifest.blobs if b.digest not in foreign), BLOBS)]
+        self.blobs = [
+            _without_annotations(blob)
+            for blob in islice((b for b in manifest.blobs if b.digest not in foreign), MAX_IMAGE_BLOBS)
+        ]
         self.digests = frozenset(blob.digest for blob in self.blobs)
         self.config_begun = self.layers_begun = False
 
@@ -40,21 +52,23 @@ class _Image:
         return digest in self.digests and (self.config is None or digest != self.config.digest)
 
 
-def _plain(blob: Descriptor) -> Descriptor:
+def _without_annotations(blob: Descriptor) -> Descriptor:
     """What it takes to fetch it. Annotations may be as large as the manifest, and images are kept in mind for long."""
     return Descriptor(blob.media_type, blob.digest, blob.size)
 
 
-class Prefetch:
+class Prefetcher:
     """`spare` says whether requests may be spent on what nobody waits for. `clock` runs on, in seconds."""
 
-    def __init__(self, mode: Mode, ahead: Ahead, spare: Callable[[], bool], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, mode: PrefetchMode, ahead: PrefetchQueue, spare: Callable[[], bool], clock: Callable[[], float]
+    ) -> None:
         self._mode = mode
         self._ahead = ahead
         self._spare = spare
         self._clock = clock
-        self._images: OrderedDict[tuple[RepositoryName, Digest], _Image] = OrderedDict()
-        self._untouched: dict[RepositoryName, dict[Digest, _Image]] = {}
+        self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
+        self._untouched: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
         """Those of `_images` of which no layer was asked for yet, so that a look for them costs nothing once all are
         begun."""
 
@@ -62,7 +76,7 @@ class Prefetch:
         """A client got it."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
-        if len(manifest.body) > READ_SIZE or not manifest.readable:
+        if len(manifest.body) > MAX_MANIFEST_SIZE or not manifest.readable:
             return
         image = self._image(repo, manifest)
         if image.config is not None and not image.config_begun and self._spare():
@@ -87,7 +101,7 @@ class Prefetch:
             if image.pull.active():
                 self._begin_layers(repo, name, image, digest)
 
-    def pulls_of(self, digest: Digest) -> list[Pull]:
+    def pulls_of(self, digest: Digest) -> list[ImagePull]:
         """Those that a blob belongs to."""
         return [image.pull for image in self._images.values() if digest in image.digests]
 
@@ -99,23 +113,23 @@ class Prefetch:
     async def aclose(self) -> None:
         await self._ahead.aclose()
 
-    def _begin_layers(self, repo: RepositoryName, name: Digest, image: _Image, asked: Digest) -> None:
+    def _begin_layers(self, repo: RepositoryName, name: Digest, image: _PulledImage, asked: Digest) -> None:
         if image.layers_begun or not image.has_layer(asked):
             return
         image.layers_begun = True
         self._touch(repo, name)
         self._ahead.add(repo, (blob for blob in image.blobs if blob.digest != asked), image.pull)
 
-    def _image(self, repo: RepositoryName, manifest: Manifest) -> _Image:
+    def _image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
         key = (repo, manifest.digest)
         image = self._images.get(key)
         if image is None or not image.pull.active():  # an older pull's blobs may be gone again
-            image = self._images[key] = _Image(manifest, self._clock)
+            image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
                 self._untouched.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
-        while len(self._images) > MOST:
+        while len(self._images) > MAX_IMAGES:
             old, _ = self._images.popitem(last=False)
             self._touch(*old)
         return image
@@ -125,3 +139,65 @@ class Prefetch:
         images.pop(name, None)
         if not images:
             self._untouched.pop(repo, None)
+
+
+log = logging.getLogger("registry.mirror")
+
+MAX_QUEUED_BLOBS: Final = 1024
+"""Blobs that may wait; who pulls will ask for the others anyway."""
+FILLS_AT_ONCE: Final = 4
+"""Fills that nobody waits for."""
+
+ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
+StartFill = Callable[[RepositoryName, Descriptor, ImagePull], Fill]
+
+
+class PrefetchQueue:
+    """`should_prefetch` says whether a blob is worth asking for, `room` waits for a connection, `begin` begins a
+    fill."""
+
+    def __init__(self, lacks: ShouldPrefetch, room: Callable[[], Awaitable[None]], begin: StartFill) -> None:
+        self._lacks = lacks
+        self._room = room
+        self._begin = begin
+        self._waiting: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
+        self._runners: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def add(self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, first: bool = False) -> None:
+        """They come after what waits already, or `first`. One that waits is kept for this pull instead of its own."""
+        for blob in blobs:
+            key = (repo, blob.digest)
+            if key in self._waiting or len(self._waiting) < MAX_QUEUED_BLOBS:
+                self._waiting[key] = (blob, pull)
+                if first:
+                    self._waiting.move_to_end(key, last=False)
+        if self._closed:
+            return
+        for _ in range(min(FILLS_AT_ONCE - len(self._runners), len(self._waiting))):
+            runner = asyncio.create_task(self._run())
+            self._runners.add(runner)
+            runner.add_done_callback(self._runners.discard)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way or about to be."""
+        return bool(self._runners)
+
+    async def aclose(self) -> None:
+        """Begins nothing more. What was begun is not this one's."""
+        self._closed = True
+        self._waiting.clear()
+        await cancel_and_wait(self._runners)
+
+    async def _run(self) -> None:
+        while self._waiting:
+            (repo, digest), (blob, pull) = self._waiting.popitem(last=False)
+            try:
+                if not pull.active() or not await self._lacks(repo, blob):
+                    continue
+                await self._room()
+                if pull.active():
+                    await self._begin(repo, blob, pull).wait_wanted()
+            except RegistryError as error:  # who asks for it will be told
+                log.info("%s of %s was not begun ahead: %s", digest, repo, error.message)

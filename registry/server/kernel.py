@@ -12,9 +12,11 @@ from typing import cast
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE = 2 * 1024 * 1024  # twice what is received at once; what is larger goes back to the system when it is freed
+_LARGE_BLOCK = (
+    2 * 1024 * 1024
+)  # twice what is received at once; what is larger goes back to the system when it is freed
 _MOST_FILES = 1 << 20
-_UNFILLED = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+_BYTEARRAY_OF_SIZE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
 )
 
@@ -30,17 +32,17 @@ def die_with_parent(parent: int) -> bool:
     return os.getppid() == parent
 
 
-def keep_large_blocks() -> None:
+def tune_malloc() -> None:
     """Lets malloc keep blocks of a read's size instead of mapping and unmapping each one. See mallopt(3)."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE_BLOCK)
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of memory this process has; 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", "rb") as file:
@@ -49,7 +51,7 @@ def resident() -> int:
         return 0
 
 
-def give_back_memory() -> None:
+def trim_memory() -> None:
     """Gives free memory back to the system. Takes some milliseconds; to be called in a thread. See malloc_trim(3)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
@@ -57,9 +59,9 @@ def give_back_memory() -> None:
             trim(0)
 
 
-def fresh_memory(size: int) -> bytearray:
+def uninitialized_bytearray(size: int) -> bytearray:
     """`bytearray(size)` without the zeros: for memory that is filled before anybody sees it."""
-    return cast(bytearray, _UNFILLED(None, size))
+    return cast(bytearray, _BYTEARRAY_OF_SIZE(None, size))
 
 
 def raise_file_limit() -> None:
@@ -80,7 +82,7 @@ def file_limit() -> int:
     return _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
 
 
-def open_files() -> int:
+def count_open_files() -> int:
     """How many it has open; 0 where the system does not tell."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1  # without the one for the look itself

@@ -1,1 +1,2 @@
-"""The far registry: HTTP to upstreams, behind `registry.mirror.source.Source`. Start at `client.make_source`."""
+"""The far registry: HTTP to upstreams, behind `registry.mirror.upstream_client.UpstreamClient`. Start at
+`client.make_upstream_client`."""

@@ -1,43 +1,57 @@
-"""Reading `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3): several challenges, each with parameters, one list."""
+"""Reading `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3): several challenges, each with parameters, one list.
+
+Which token services may be asked: a challenge names one, and whoever answers for the upstream writes the challenge.
+
+A realm is used when it is https and on the upstream's own site, or listed in `realms`. Without this rule a registry
+could have the password sent anywhere. Another port may be another service: a password goes to the endpoint's own port,
+to https's own on other hosts of the site, or where `realms` says.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from registry.config import MAX_HOST_LENGTH, Upstream
+from registry.upstream.destinations import loggable_origin, origin
+from storage.errors import UpstreamUnavailable
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
-LONGEST = 16 << 10
+MAX_FIELD_LENGTH = 16 << 10
 """Characters of the field. A longer one names nothing here: reading 95 KB held the event loop for 200 ms."""
-MOST = 16
+MAX_CHALLENGES = 16
 """Challenges that are read."""
 _GAP = re.compile(r"[ \t,]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
+class LoginChallenge:
     """How a registry wants to be asked: the scheme in lower case, parameters by their names in lower case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
-def parse_challenges(text: str) -> list[Challenge]:
+def parse_challenges(text: str) -> list[LoginChallenge]:
     """The challenges of a `WWW-Authenticate` field, in order. What cannot be read ends the list; none of a field that
     is too long."""
-    found: list[Challenge] = []
-    if len(text) > LONGEST:
+    found: list[LoginChallenge] = []
+    if len(text) > MAX_FIELD_LENGTH:
         return found
     at = _past_gap(text, 0)
-    while at < len(text) and len(found) < MOST:
+    while at < len(text) and len(found) < MAX_CHALLENGES:
         scheme = _SCHEME.match(text, at)
         if scheme is None:
             break
         parameters, at = _parameters(text, scheme.end())
-        found.append(Challenge(scheme[1].lower(), parameters))
+        found.append(LoginChallenge(scheme[1].lower(), parameters))
     return found
 
 
@@ -62,9 +76,116 @@ def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
             return parameters, at
 
 
-def choose(challenges: list[Challenge], basic: bool) -> Challenge | None:
+def choose_challenge(challenges: list[LoginChallenge], basic: bool) -> LoginChallenge | None:
     """The challenge to meet: Bearer, which names a realm; else Basic, where there is a password for it (`basic`)."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
     return next((c for c in challenges if c.scheme == "basic" and basic), None)
+
+
+log = logging.getLogger(__name__)
+
+SHARED_DOMAINS = frozenset(
+    {
+        *("amazonaws.com", "azurecr.io", "azurewebsites.net", "windows.net", "pkg.dev", "run.app", "appspot.com"),
+        *("googleapis.com", "github.io", "gitlab.io", "cloudfront.net", "herokuapp.com", "workers.dev", "r2.dev"),
+        *("fly.dev", "onrender.com", "vercel.app", "netlify.app", "digitaloceanspaces.com", "ngrok.io", "ngrok.app"),
+        *("duckdns.org", "nip.io", "sslip.io"),
+    }
+)
+"""Domains below which names belong to different people. The public list of those has thousands; these are where
+registries are run, and a name below any other can be named in `realms`."""
+
+
+def registrable_domain(host: str) -> str:
+    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address, or what
+    is too long for a name: itself."""
+    host = host.rstrip(".").lower()
+    if len(host) > MAX_HOST_LENGTH:
+        return host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return host
+    labels = host.split(".")
+    keep = 2
+    if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
+        keep = 3  # `co.uk`, `com.au`; a short name directly below a country is then held to be one of those
+    for suffix in range(2, len(labels)):
+        if ".".join(labels[-suffix:]) in SHARED_DOMAINS:
+            keep = suffix + 1
+    return ".".join(labels[-keep:])
+
+
+class RealmPolicy:
+    """The token services of one upstream."""
+
+    def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
+        self._name = settings.name
+        self._listed = settings.realms
+        self._sites = {
+            registrable_domain(settings.name),
+            *(registrable_domain(origin(endpoint)[1]) for endpoint in endpoints),
+        }
+        self._told: set[str] = set()
+
+    def check(self, realm: str, endpoint: str, *, login: bool) -> None:
+        """Raises UpstreamUnavailable when `endpoint` names a realm that must not be asked, or not with a `login`;
+        logged once for each."""
+        if not self._allowed(realm, endpoint):
+            why = "is neither on its own site nor in its realms"
+        elif login and not self._may_see_password(realm, endpoint):
+            why = "would get the password on another port and is not in its realms"
+        else:
+            return
+        shown = _loggable_realm(realm)
+        if shown not in self._told and len(self._told) < 100:
+            self._told.add(shown)
+            log.warning(
+                "upstream %s: %s names the token service %r, which %s; if it is right, add it to the upstream's realms",
+                self._name,
+                loggable_origin(endpoint),
+                shown,
+                why,
+            )
+        raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {why}")
+
+    def _allowed(self, realm: str, endpoint: str) -> bool:
+        try:
+            scheme, host, _ = origin(realm)
+            own_scheme, own_host, _ = origin(endpoint)
+        except ValueError:
+            return False
+        if urlsplit(realm).username is not None:
+            return False
+        if scheme == "http":
+            # In the clear, a password is no less safe there than at the endpoint itself.
+            return own_scheme == "http" and (host == own_host or self._is_listed(realm))
+        return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._sites
+
+    def _may_see_password(self, realm: str, endpoint: str) -> bool:
+        """Of one that is allowed."""
+        _, host, port = origin(realm)
+        _, own_host, own_port = origin(endpoint)
+        return self._is_listed(realm) or port == own_port or (host != own_host and port == 443)
+
+    def _is_listed(self, realm: str) -> bool:
+        path = urlsplit(realm).path or "/"
+        for listed in self._listed:
+            listed = listed if "://" in listed else f"https://{listed}"
+            try:
+                same = origin(listed) == origin(realm)
+            except ValueError:
+                continue
+            below = urlsplit(listed).path.rstrip("/")
+            if same and (path == below or path.startswith(f"{below}/") or not below):
+                return True
+        return False
+
+
+def _loggable_realm(realm: str) -> str:
+    """Without its query, which may hold anything."""
+    return realm.partition("?")[0].rpartition("@")[2][:200]

@@ -21,13 +21,13 @@ from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger(__name__)
 
-LIMIT = 3
+FAILURES_TO_OPEN = 3
 """Failures in a row that open the breaker."""
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
 """Seconds it stays open at first; doubled by each try that fails."""
 
 
-class Trial:
+class EndpointAttempt:
     """One request to an endpoint, and those that follow for the same thing. `lives` is called once it has answered:
     others may be sent there from then on, though this one may take long, as blobs do."""
 
@@ -57,7 +57,7 @@ class Trial:
         if not self._ill and status not in (401, 500):  # after a token was got, it may still fail
             self.answered()
 
-    def no_connection(self) -> None:
+    def on_connection_failed(self) -> None:
         """No connection to the endpoint came about."""
         self.unreachable = True
 
@@ -69,7 +69,7 @@ class Trial:
             self._lives()
 
 
-class Endpoint:
+class UpstreamEndpoint:
     """Where an upstream answers, and how that went lately."""
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
@@ -77,21 +77,21 @@ class Endpoint:
         self.failures = 0
         self._clock = clock
         self._failed_at = 0.0
-        self._pause = FIRST_PAUSE
+        self._pause = FIRST_OPEN_SECONDS
         self._tried = False
         self._failing: set[str] = set()  # repositories
         self._down = False
 
-    def open_for(self, repo: str) -> bool:
+    def is_open_for(self, repo: str) -> bool:
         """Not to be asked for that repository now."""
-        if self.failures < LIMIT or not self._concerns(repo):
+        if self.failures < FAILURES_TO_OPEN or not self._concerns(repo):
             return False
         return self._tried or self.wait > 0
 
-    def ailing_for(self, repo: str) -> bool:
+    def is_failing_for(self, repo: str) -> bool:
         """It failed the last time. One whose pause is over keeps its place: if it came last, nobody would ever find
         out that it is back."""
-        return 0 < self.failures < LIMIT and self._concerns(repo)
+        return 0 < self.failures < FAILURES_TO_OPEN and self._concerns(repo)
 
     @property
     def wait(self) -> float:
@@ -100,10 +100,10 @@ class Endpoint:
         return min(self._failed_at + self._pause - self._clock(), self._pause)
 
     @contextmanager
-    def trial(self, repo: str) -> Iterator[Trial]:
+    def trial(self, repo: str) -> Iterator[EndpointAttempt]:
         """Around the requests for one thing of that repository."""
-        started, half_open = self._clock(), self.failures >= LIMIT and self._concerns(repo)
-        trial = Trial(self._lives)
+        started, half_open = self._clock(), self.failures >= FAILURES_TO_OPEN and self._concerns(repo)
+        trial = EndpointAttempt(self._lives)
         self._tried = self._tried or half_open
         try:
             yield trial
@@ -120,9 +120,9 @@ class Endpoint:
         return self._down or repo in self._failing
 
     def _lives(self) -> None:
-        if self.failures >= LIMIT:
+        if self.failures >= FAILURES_TO_OPEN:
             log.info("the upstream endpoint %s answers again", self.url)
-        self.failures, self._pause, self._tried = 0, FIRST_PAUSE, False
+        self.failures, self._pause, self._tried = 0, FIRST_OPEN_SECONDS, False
         self._failing.clear()
         self._down = False
 
@@ -130,38 +130,38 @@ class Endpoint:
         """`repo`: the one whose request got no good answer; None: no connection came about, for whomever."""
         if repo is not None:
             self._failing.add(repo)
-        if repo is None or len(self._failing) >= LIMIT:
+        if repo is None or len(self._failing) >= FAILURES_TO_OPEN:
             self._down = True
             self._failing.clear()
         # Requests that went out before the last failure was seen failed with it: one event, one count.
         if self.failures and started < self._failed_at:
             return
-        if self.failures >= LIMIT:
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        if self.failures >= FAILURES_TO_OPEN:
+            self._pause = min(self._pause * 2, LONGEST_OPEN_SECONDS)
         self.failures += 1
         self._failed_at = self._clock()
-        if self.failures == LIMIT:
+        if self.failures == FAILURES_TO_OPEN:
             log.warning("the upstream endpoint %s does not answer; it is left alone for a moment", self.url)
 
 
-class Endpoints:
+class UpstreamEndpoints:
     """All of one upstream's, in the order of its settings."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
         self._name = settings.name
-        self.all = [Endpoint(url, clock) for url in dict.fromkeys(settings.endpoints)]
+        self.all = [UpstreamEndpoint(url, clock) for url in dict.fromkeys(settings.endpoints)]
 
     @property
     def urls(self) -> list[str]:
         return [endpoint.url for endpoint in self.all]
 
-    def order(self, repo: str, avoid: Collection[str] = ()) -> list[Endpoint]:
+    def order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Whom to ask for a repository, the first first: those that failed last time come later, those in `avoid` last;
         without those that are left alone."""
-        found = [endpoint for endpoint in self.all if not endpoint.open_for(repo)]
-        return sorted(found, key=lambda endpoint: (endpoint.url in avoid, endpoint.ailing_for(repo)))
+        found = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
+        return sorted(found, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
-    def resting(self, asked: Collection[Endpoint]) -> list[UpstreamUnavailable]:
+    def circuit_open_errors(self, asked: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
         """What is to be said of those that are not among the `asked`, if there are any."""
         waits = [endpoint.wait for endpoint in self.all if endpoint not in asked]
         if not waits:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
-from storage.patterns import Names
+from storage.patterns import NameSet
 
 NOBODY = ""
 """The owner of an upload session that everybody may go on with."""
@@ -16,12 +16,13 @@ NOBODY = ""
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A blob as a repository has it. `fleeting`: nothing in the repository refers to it; the collector may take it."""
+    """A blob as a repository has it. `is_unreferenced`: nothing in the repository refers to it; the collector may take
+    it."""
 
     digest: Digest
     size: int
     place: str
-    fleeting: bool
+    is_unreferenced: bool
     needed: float
 
 
@@ -40,7 +41,7 @@ class UploadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedLink:
     """A blob that may have lost its last reference in a repository (by its number)."""
 
     repository: int
@@ -72,11 +73,13 @@ class Metadata(Protocol):
         """A published blob that came without an upload session becomes the repository's."""
         ...
 
-    async def mount_blob(self, repo: RepositoryName, digest: Digest, source: RepositoryName | Names, by: Actor) -> int:
+    async def mount_blob(
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
+    ) -> int:
         """Returns the blob's size. Raises BlobUnknown."""
         ...
 
-    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_referred: bool) -> None: ...
+    async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         """Not durable, as with all of an upload's progress: a power cut may forget it."""
@@ -112,11 +115,11 @@ class Metadata(Protocol):
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None: ...
 
-    async def known_repository(self, repo: RepositoryName) -> bool:
+    async def is_known_repository(self, repo: RepositoryName) -> bool:
         """Whether anything was ever put there; also when all of it is deleted."""
         ...
 
-    async def repositories(self, after: str | None, limit: int, within: Names) -> Page[RepositoryName]: ...
+    async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]: ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]: ...
 
@@ -126,7 +129,7 @@ class Metadata(Protocol):
 
     # What the collector asks for.
 
-    async def dropped_links(self, before: float, limit: int) -> list[Dropped]:
+    async def dropped_links(self, before: float, limit: int) -> list[DroppedLink]:
         """Blobs whose last reference in a repository was dropped before `before`, oldest first."""
         ...
 
@@ -134,7 +137,7 @@ class Metadata(Protocol):
         """Blobs that the last repository let go."""
         ...
 
-    async def drop_link(self, entry: Dropped, before: float) -> bool:
+    async def drop_link(self, entry: DroppedLink, before: float) -> bool:
         """Takes a blob out of a repository in which nothing refers to it and nobody needed it since `before`. Returns
         whether it did; in any case the queue is brought up to date."""
         ...

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ROOT
+from tests.fakes.server_process import ROOT
 
 LINES = 400
 VOCABULARY = {
     *("storage.interface", "storage.names", "storage.patterns", "storage.content", "storage.errors", "storage.access"),
-    "storage.remember",
+    "storage.versioned_cache",
 }
 MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))
 
@@ -63,7 +63,8 @@ def test_print_belongs_to_the_command(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_signals_can_end_every_event_loop(path: Path) -> None:
-    """A command runs its event loop by `registry.cli.interrupts.run`, which a signal ends whatever is stuck."""
+    """A command runs its event loop by `registry.cli.interrupts.run_interruptible`, which a signal ends whatever is
+    stuck."""
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
     assert "asyncio.run" not in called
     assert "asyncio.Runner" not in called or path == ROOT / "registry" / "cli" / "interrupts.py"

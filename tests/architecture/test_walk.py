@@ -8,7 +8,7 @@ from functools import reduce
 
 import pytest
 
-from tests.serving import ROOT
+from tests.fakes.server_process import ROOT
 
 STEPS = sorted(set(re.findall(r"`((?:registry|storage)[\w.]*):([\w.]+)`", (ROOT / "docs" / "walk.md").read_text())))
 

@@ -6,17 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.figures import CPU, RATE, STOLEN, ratio, spread
-from bench.goals import GOALS, Goal, all_met, judge, no_slower
-from bench.plot import curves, ratio_bars
-from bench.results import Line, as_json
-from bench.rows import all_rows
-from bench.table import grid, number, stolen
+from bench.registries.registry_run import all_rows
+from bench.report.goals import REGISTRY_GOALS, Goal, are_all_met, judge_goals, no_slower_goals
+from bench.report.measurements import CPU, RATE, STEAL, RowSamples, median_ratio, results_document, spread
+from bench.report.plot import curves, ratio_bars
+from bench.report.tables import number_text, steal_note, text_table
 
 
-def line(ours: list[float], theirs: list[float]) -> Line:
+def line(ours: list[float], theirs: list[float]) -> RowSamples:
     samples = {"Entrepot": [{"rate": v} for v in ours], "docker-registry": [{"rate": v} for v in theirs]}
-    return Line("row", "a row", (RATE, CPU), samples)
+    return RowSamples("row", "a row", (RATE, CPU), samples)
 
 
 def test_quartiles_of_seven() -> None:
@@ -48,19 +47,19 @@ def test_nothing_has_no_spread() -> None:
 
 def test_ratio_is_of_medians() -> None:
     """One wild round on either side does not move it."""
-    assert ratio([10, 20, 9000], [5, 4, 6]) == 4
+    assert median_ratio([10, 20, 9000], [5, 4, 6]) == 4
 
 
 def test_ratio_against_nothing() -> None:
     """CPU time too short for the clock gives no division by zero."""
-    assert ratio([1], [0]) == float("inf")
-    assert ratio([0], [0]) == 1
+    assert median_ratio([1], [0]) == float("inf")
+    assert median_ratio([0], [0]) == 1
 
 
 def test_goals_name_rows_and_figures_that_are_measured() -> None:
     """No goal is passed over because its row or figure is spelt otherwise."""
     measured = {(row.name, figure.key) for row in all_rows() for figure in row.figures} | {("memory-peak", "pss")}
-    assert {(goal.row, goal.key) for goal in GOALS} <= measured
+    assert {(goal.row, goal.key) for goal in REGISTRY_GOALS} <= measured
 
 
 def test_names_of_rows_differ() -> None:
@@ -74,32 +73,32 @@ def test_goal_is_judged_by_the_ratio_of_medians() -> None:
     seen = {"row": line([20, 30, 40], [10])}
     for limit, at_least, met in ((3, True, True), (3.1, True, False), (3, False, True), (2.9, False, False)):
         goal = Goal("row", "rate", "", limit, at_least=at_least, relative=True)
-        assert all_met(judge(seen, (goal,))) is met
+        assert are_all_met(judge_goals(seen, (goal,))) is met
 
 
 def test_an_older_version_sets_the_goals() -> None:
     """Compared with an older version, each cost of a row may grow by a tenth, and rates set no goal."""
-    seen = Line("row", "a row", (RATE, CPU))
+    seen = RowSamples("row", "a row", (RATE, CPU))
     seen.samples = {"Entrepot": [{"rate": 1, "cpu": 1.2}], "Entrepot old": [{"rate": 9, "cpu": 1}]}
-    (goal,) = no_slower([seen], "Entrepot old")
+    (goal,) = no_slower_goals([seen], "Entrepot old")
     assert (goal.key, goal.measured(seen), goal.met(1.1), goal.met(1.2)) == ("cpu", 1.2, True, False)
 
 
 def test_goal_without_a_measurement_is_not_met() -> None:
     """A row that failed cannot pass."""
-    verdicts = judge({"row": line([], [10])}, (Goal("row", "rate", "", 1, at_least=True, relative=True),))
+    verdicts = judge_goals({"row": line([], [10])}, (Goal("row", "rate", "", 1, at_least=True, relative=True),))
     assert verdicts[0][1] is None
-    assert not all_met(verdicts)
+    assert not are_all_met(verdicts)
 
 
 def test_goal_of_a_row_not_asked_for_is_left_out() -> None:
     """`--only` judges what it measures."""
-    assert judge({}, GOALS) == []
+    assert judge_goals({}, REGISTRY_GOALS) == []
 
 
 def test_results_keep_every_sample() -> None:
     """The JSON holds the samples, their quartiles and the ratio; a figure nobody measured stays empty."""
-    document = as_json([line([2, 4], [1])], ["Entrepot", "docker-registry"], {"rounds": 2})
+    document = results_document([line([2, 4], [1])], ["Entrepot", "docker-registry"], {"rounds": 2})
     rows = document["rows"]
     assert isinstance(rows, dict)
     assert rows["row"]["figures"]["rate"] == {
@@ -113,7 +112,7 @@ def test_results_keep_every_sample() -> None:
 
 def test_table_has_columns_of_one_width() -> None:
     """Each line of a table is as long as the others."""
-    widths = {len(text) for text in grid(["what", "a"], [["x", "1"], ["longer", "1234567"]]).splitlines()}
+    widths = {len(text) for text in text_table(["what", "a"], [["x", "1"], ["longer", "1234567"]]).splitlines()}
     assert len(widths) == 1
 
 
@@ -122,7 +121,7 @@ def test_table_has_columns_of_one_width() -> None:
 )
 def test_numbers_keep_what_they_are_worth(value: float, text: str) -> None:
     """Three digits, and no more zeros than that."""
-    assert number(value) == text
+    assert number_text(value) == text
 
 
 def test_plots_are_whole_with_and_without_figures() -> None:
@@ -137,10 +136,10 @@ def test_time_taken_by_the_host_is_kept_and_said() -> None:
     """Whatever the row measures: with all samples in the JSON, and below the table where it is enough to show."""
     quiet, disturbed = line([1], [2]), line([1, 1, 1], [2])
     for sample, share in zip(disturbed.samples["Entrepot"], (0.0, 7.25, 3.5), strict=True):
-        sample[STOLEN.key] = share
+        sample[STEAL.key] = share
     names = ["Entrepot", "docker-registry"]
-    kept = as_json([disturbed], names, {})["rows"]
+    kept = results_document([disturbed], names, {})["rows"]
     assert isinstance(kept, dict)
     assert kept["row"]["figures"]["stolen"]["Entrepot"]["samples"] == [0.0, 7.25, 3.5]
-    assert stolen([disturbed], names).splitlines()[1:] == ["- a row: 3.5 % (Entrepot), 0.0 % (docker-registry)"]
-    assert stolen([quiet], names) == ""
+    assert steal_note([disturbed], names).splitlines()[1:] == ["- a row: 3.5 % (Entrepot), 0.0 % (docker-registry)"]
+    assert steal_note([quiet], names) == ""

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.conformance.pushing import Pusher, make_client
-from tests.serving import Server, running_server
+from tests.conformance.pusher import Pusher, make_client
+from tests.fakes.server_process import RegistryServer, running_server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     with running_server(tmp_path_factory.mktemp("conformance"), workers=2) as server:
         yield server
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[httpx2.Client]:
+def client(server: RegistryServer) -> Iterator[httpx2.Client]:
     with make_client(server.url) as client:
         yield client
 

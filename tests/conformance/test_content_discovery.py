@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from tests.conformance.pushing import (
+from tests.conformance.pusher import (
     MIB,
     OCI_CONFIG,
     OCI_EMPTY,

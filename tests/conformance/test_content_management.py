@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.conformance.pushing import (
+from tests.conformance.pusher import (
     OCI_MANIFEST,
     Pusher,
     describe,
@@ -17,7 +17,7 @@ from tests.conformance.pushing import (
     everywhere,
     make_client,
 )
-from tests.serving import running_server
+from tests.fakes.server_process import running_server
 
 
 def test_deleting_tags(push: Pusher) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from tests.conformance.pushing import Pusher, error_codes
+from tests.conformance.pusher import Pusher, error_codes
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2"])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from tests.conformance.pushing import (
+from tests.conformance.pusher import (
     OCI_LAYER,
     OCI_MANIFEST,
     Pusher,

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.conformance.pushing import Pusher, digest_of, error_codes, everywhere, with_query
+from tests.conformance.pusher import Pusher, digest_of, error_codes, everywhere, with_query
 
 
 def mount_path(push: Pusher, digest: str, source: str | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from tests.conformance.pushing import Pusher, digest_of, error_codes, with_query
+from tests.conformance.pusher import Pusher, digest_of, error_codes, with_query
 
 VALID_NAMES = ["a", "0", "a.b", "a_b", "a__b", "a-b", "a-----b", "a/b", "a/b/c/d/e/f", "1.2/3_4/5__6/7--8", "blobs/x"]
 INVALID_NAMES = [

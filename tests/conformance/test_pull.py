@@ -7,7 +7,7 @@ import os
 import httpx2
 import pytest
 
-from tests.conformance.pushing import (
+from tests.conformance.pusher import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_LIST,

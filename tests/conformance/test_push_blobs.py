@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from tests.clients.replay.processes import eventually, files_below
-from tests.conformance.pushing import MIB, Pusher, digest_of, error_codes, everywhere, fresh, make_client, with_query
-from tests.serving import running_server
+from tests.conformance.pusher import MIB, Pusher, digest_of, error_codes, everywhere, fresh, make_client, with_query
+from tests.fakes.process_resources import eventually, files_below
+from tests.fakes.server_process import running_server
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 SIZES = [0, 1, 2, 4096, 2 * MIB + 5]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.pushing import (
+from tests.conformance.pusher import (
     DOCKER_MANIFEST,
     MIB,
     OCI_CONFIG,

@@ -8,7 +8,7 @@ from email.parser import BytesParser
 import httpx2
 import pytest
 
-from tests.conformance.pushing import Pusher
+from tests.conformance.pusher import Pusher
 
 DATA = bytes(range(256)) * 20
 SIZE = len(DATA)

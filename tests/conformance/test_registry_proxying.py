@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.pushing import Pusher, describe, digest_of, encode
+from tests.conformance.pusher import Pusher, describe, digest_of, encode
 
 
 @pytest.mark.parametrize("host", ["docker.io", "registry.example.org:5000", "", "NOT A HOST"])

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 
-from registry.auth.guard import Guarded
-from registry.auth.principal import Principal, Rights
-from registry.auth.proof import Proof
+from registry.auth.rights.guard import Guarded
+from registry.auth.rights.principal import Identity, Principal, Rights
 from registry.observe import Observed
 from registry.restrict import Restricted
 from registry.router import Router
+from storage.composition import open_registry, prepare_data_dir
 from storage.errors import NameUnknown
 from storage.interface import Registry
-from storage.memory import MemoryRegistry
+from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
-from storage.opening import open_registry, prepare
-from tests.guard.people import acting
+from tests.fakes.store_accounts import acting_as
 
 
 class InTurns:
@@ -72,7 +71,7 @@ async def _routed_with_default(_: Path) -> AsyncIterator[Registry]:
     yield _router(MemoryRegistry(), default="docker.io")
 
 
-class ByRoot:
+class AsAdmin:
     """Calls on a guarded registry, each made by somebody who may do everything."""
 
     def __init__(self, guarded: Guarded) -> None:
@@ -80,7 +79,7 @@ class ByRoot:
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **more: Any) -> Any:
-            with acting(Principal(Proof("tester"), Rights.everything(admin=True))):
+            with acting_as(Principal(Identity("tester"), Rights.everything(admin=True))):
                 return await getattr(self._guarded, name)(*args, **more)
 
         return call
@@ -89,19 +88,19 @@ class ByRoot:
 @asynccontextmanager
 async def _guarded(_: Path) -> AsyncIterator[Any]:
     router = _router(MemoryRegistry(), default="docker.io")
-    yield ByRoot(Guarded(router, router))
+    yield AsAdmin(Guarded(router, router))
 
 
 @asynccontextmanager
 async def _stored(data: Path) -> AsyncIterator[Registry]:
-    prepare(data)
+    prepare_data_dir(data)
     async with open_registry(data) as registry:
         yield registry
 
 
 @asynccontextmanager
 async def _stored_twice(data: Path) -> AsyncIterator[Any]:
-    prepare(data)
+    prepare_data_dir(data)
     async with open_registry(data) as one, open_registry(data) as two:
         yield InTurns(one, two)
 

@@ -10,9 +10,8 @@ from storage.content import Span, digest_of
 from storage.errors import BlobUnknown, NameUnknown, RangeInvalid, Unsupported
 from storage.interface import Registry
 from storage.names import RepositoryName
-from storage.patterns import ALL_NAMES, NO_NAMES, Names
-
-from .making import BY, NOWHERE, all_tags, image_of, push_blob, push_image, read_blob
+from storage.patterns import ALL_NAMES, NO_NAMES, NameSet
+from tests.fakes.registry_content import BY, NOWHERE, all_tags, image_of, push_blob, push_image, read_blob
 
 DATA = bytes(range(256)) * 4 + b"tail"
 SIZE = len(DATA)
@@ -196,12 +195,12 @@ async def test_a_mount_from_a_set(registry: Registry, repo: RepositoryName, othe
     for name in (repo, other):
         await push_blob(registry, name, DATA)
     target = RepositoryName("target")
-    for names in (NO_NAMES, Names.of(["else/**"]), Names.of(["**"], guarded=["team"])):
+    for names in (NO_NAMES, NameSet.of(["else/**"]), NameSet.of(["**"], guarded=["team"])):
         with pytest.raises(BlobUnknown):
             await registry.mount_blob(target, digest_of(DATA), names, BY)
     with pytest.raises(NameUnknown):
         await registry.tags(target, None, 10)
-    for number, names in enumerate((Names.of(["else/**", f"{other}"]), Names.of(["team/*"]))):
+    for number, names in enumerate((NameSet.of(["else/**", f"{other}"]), NameSet.of(["team/*"]))):
         mounted = await registry.mount_blob(RepositoryName(f"target{number}"), digest_of(DATA), names, BY)
         assert mounted.size == SIZE
 

@@ -12,14 +12,13 @@ from storage.content import OCI_MANIFEST, Page, digest_of
 from storage.errors import BlobUnknown, DigestInvalid, NameUnknown
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
-from storage.patterns import ALL_NAMES, NO_NAMES, Names
-
-from .making import (
+from storage.patterns import ALL_NAMES, NO_NAMES, NameSet
+from tests.fakes.registry_content import (
     BY,
     CONFIG_TYPE,
     NOWHERE,
     all_tags,
-    described,
+    descriptor_of,
     image_of,
     in_bytes_order,
     index_of,
@@ -108,11 +107,11 @@ async def test_a_walk_through_the_repositories(registry: Registry, limit: int) -
 SETS = [
     NO_NAMES,
     ALL_NAMES,
-    Names.of(["b/**"]),
-    Names.of(["*"]),
-    Names.of(["*/*", "nothing/**", "a"]),
-    Names.of(["**/c", "a/**", "b*"]),
-    Names.of(["**", "a/b"], guarded=["a", "b"]),
+    NameSet.of(["b/**"]),
+    NameSet.of(["*"]),
+    NameSet.of(["*/*", "nothing/**", "a"]),
+    NameSet.of(["**/c", "a/**", "b*"]),
+    NameSet.of(["**", "a/b"], guarded=["a", "b"]),
 ]
 
 
@@ -123,7 +122,7 @@ async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limi
     for within in SETS:
         inside = [name for name in names if name in within]
 
-        async def ask(after: str | None, within: Names = within) -> Page[RepositoryName]:
+        async def ask(after: str | None, within: NameSet = within) -> Page[RepositoryName]:
             return await registry.repositories(after, limit, within)
 
         assert await walk(ask, limit) == inside
@@ -267,7 +266,7 @@ async def test_a_referrers_descriptor_is_whole(registry: Registry, repo: Reposit
     """A listed referrer has type, size, artifact type and annotations; the artifact type of an image without one is its
     config's type, an index without one has none."""
     subject = digest_of(b"subject")
-    config = described(b"{}", CONFIG_TYPE)
+    config = descriptor_of(b"{}", CONFIG_TYPE)
     await push_blob(registry, repo, b"{}")
     notes = {"org.example.key": "välue", "empty": ""}
     manifests = [
@@ -298,7 +297,7 @@ async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryNa
     """With an artifact type only those of this type are listed; a config's type counts where there is no own one."""
     subject = digest_of(b"subject")
     expected = await push_referrers(registry, repo, subject, 5)
-    config = described(b"{}", CONFIG_TYPE)
+    config = descriptor_of(b"{}", CONFIG_TYPE)
     await push_blob(registry, repo, b"{}")
     plain = image_of(config, subject=subject)
     await registry.put_manifest(repo, plain, by=BY)

@@ -21,13 +21,12 @@ from storage.content import (
 from storage.errors import ManifestBlobUnknown, ManifestUnknown, NameUnknown, PreconditionFailed
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
-
-from .making import (
+from tests.fakes.registry_content import (
     BY,
     CONFIG_TYPE,
     NOWHERE,
     all_tags,
-    described,
+    descriptor_of,
     image_of,
     index_of,
     manifest_from,
@@ -144,7 +143,7 @@ async def test_indexes_of_both_families(registry: Registry, repo: RepositoryName
 
 async def test_an_artifact_manifest(registry: Registry, repo: RepositoryName) -> None:
     """The artifact manifest of OCI 1.1's release candidates is kept; its blobs must be there."""
-    blob = described(b"sbom")
+    blob = descriptor_of(b"sbom")
     manifest = manifest_from(
         {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "blobs": [blob.as_json()]}, OCI_ARTIFACT
     )
@@ -173,7 +172,7 @@ async def test_an_index_of_indexes(registry: Registry, repo: RepositoryName) -> 
 async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryName) -> None:
     """An index's child whose type is no manifest's may be a blob of the repository: BuildKit's cache index has such."""
     layer = await push_blob(registry, repo, b"cached layer")
-    config = Descriptor("application/vnd.buildkit.cacheconfig.v0", described(b"{}").digest, 2)
+    config = Descriptor("application/vnd.buildkit.cacheconfig.v0", descriptor_of(b"{}").digest, 2)
     manifest = index_of([layer, config])
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, manifest, [LATEST], by=BY)
@@ -197,13 +196,13 @@ async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, r
     inner = image_of(await push_blob(registry, repo, b"{}"))
     await registry.put_manifest(repo, inner, by=BY)
     with pytest.raises(ManifestBlobUnknown):
-        await registry.put_manifest(repo, image_of(described(b"{}"), [described(inner.body)]), by=BY)
+        await registry.put_manifest(repo, image_of(descriptor_of(b"{}"), [descriptor_of(inner.body)]), by=BY)
 
 
 async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName) -> None:
     """A manifest whose blobs are missing is refused, the error's detail names every one, and nothing is kept."""
     there = await push_blob(registry, repo, b"there")
-    missing = [described(b"config"), described(b"layer 1"), described(b"layer 2", algorithm="sha512")]
+    missing = [descriptor_of(b"config"), descriptor_of(b"layer 1"), descriptor_of(b"layer 2", algorithm="sha512")]
     manifest = image_of(missing[0], [there, *missing[1:]])
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, manifest, [LATEST], by=BY)
@@ -217,7 +216,7 @@ async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName)
 async def test_a_refused_put_leaves_tags_and_repository_alone(registry: Registry, repo: RepositoryName) -> None:
     """A refused put moves no tag, and does not make an unknown repository known."""
     before = await push_image(registry, repo, "one", "latest")
-    refused = image_of(described(b"missing"))
+    refused = image_of(descriptor_of(b"missing"))
     for name in (repo, NOWHERE):
         with pytest.raises(ManifestBlobUnknown):
             await registry.put_manifest(name, refused, [LATEST, Tag("new")], by=BY)
@@ -256,7 +255,7 @@ async def test_manifests_of_another_repository_are_unknown(
 
 async def test_a_blob_is_no_manifest(registry: Registry, repo: RepositoryName) -> None:
     """A blob's digest names no manifest, even when the bytes are a manifest's."""
-    body = image_of(described(b"{}")).body
+    body = image_of(descriptor_of(b"{}")).body
     await push_blob(registry, repo, body)
     await assert_unknown(registry, repo, digest_of(body))
     with pytest.raises(ManifestUnknown):
@@ -265,9 +264,9 @@ async def test_a_blob_is_no_manifest(registry: Registry, repo: RepositoryName) -
 
 async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: RepositoryName) -> None:
     """A sparse put keeps a manifest whose blobs and children are not here."""
-    image = image_of(described(b"config", CONFIG_TYPE), [described(b"layer")])
+    image = image_of(descriptor_of(b"config", CONFIG_TYPE), [descriptor_of(b"layer")])
     await registry.put_manifest(repo, image, [LATEST], by=BY, sparse=True)
-    index = index_of([image_of(described(b"never")).descriptor])
+    index = index_of([image_of(descriptor_of(b"never")).descriptor])
     await registry.put_manifest(repo, index, [Tag("index")], by=BY, sparse=True)
     await assert_is(registry, repo, LATEST, image)
     await assert_is(registry, repo, Tag("index"), index)
@@ -276,9 +275,9 @@ async def test_sparse_manifests_may_lack_everything(registry: Registry, repo: Re
 @pytest.mark.parametrize("media_type", [FOREIGN, NONDISTRIBUTABLE])
 async def test_foreign_layers_may_be_missing(registry: Registry, repo: RepositoryName, media_type: str) -> None:
     """Layers that may not be distributed need not be here; the others must."""
-    foreign = described(b"windows", media_type)
+    foreign = descriptor_of(b"windows", media_type)
     with pytest.raises(ManifestBlobUnknown) as refused:
-        await registry.put_manifest(repo, image_of(described(b"config"), [foreign]), [LATEST], by=BY)
+        await registry.put_manifest(repo, image_of(descriptor_of(b"config"), [foreign]), [LATEST], by=BY)
     assert foreign.digest not in named_in(refused.value.detail)
     manifest = image_of(await push_blob(registry, repo, b"{}"), [foreign])
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
@@ -326,7 +325,7 @@ async def test_tags_tell_capitals_apart(registry: Registry, repo: RepositoryName
 
 async def test_a_sha512_manifest(registry: Registry, repo: RepositoryName) -> None:
     """A manifest pushed under sha512, over sha512 blobs, is found under that digest and its tag, not under sha256."""
-    config = described(b"{}", CONFIG_TYPE, "sha512")
+    config = descriptor_of(b"{}", CONFIG_TYPE, "sha512")
     await push_blob(registry, repo, b"{}", "sha512")
     manifest = image_of(config, algorithm="sha512")
     assert manifest.digest.algorithm == "sha512"

@@ -9,15 +9,23 @@ import pytest
 from registry.restrict import Restricted
 from storage.errors import Unsupported
 from storage.interface import Registry
-from storage.memory import MemoryRegistry
+from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES
-
-from .making import BY, all_tags, described, image_of, names_of, push_blob, push_image, read_blob
+from tests.fakes.registry_content import (
+    BY,
+    all_tags,
+    descriptor_of,
+    image_of,
+    names_of,
+    push_blob,
+    push_image,
+    read_blob,
+)
 
 REPO = RepositoryName("team/app")
 LATEST = Tag("latest")
-BLOB = described(b"{}")
+BLOB = descriptor_of(b"{}")
 EMPTY = BLOB.digest
 
 WRITES: dict[str, Callable[[Registry, UploadID], Awaitable[object]]] = {
@@ -27,7 +35,7 @@ WRITES: dict[str, Callable[[Registry, UploadID], Awaitable[object]]] = {
     "put_manifest": lambda registry, upload: registry.put_manifest(REPO, image_of(BLOB), [LATEST], by=BY),
 }
 DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {
-    "delete_blob": lambda registry: registry.delete_blob(REPO, EMPTY, by=BY, even_referred=True),
+    "delete_blob": lambda registry: registry.delete_blob(REPO, EMPTY, by=BY, even_if_referenced=True),
     "delete_tag": lambda registry: registry.delete_tag(REPO, LATEST, by=BY),
     "delete_manifest": lambda registry: registry.delete_manifest(REPO, image_of(BLOB).digest, by=BY),
 }

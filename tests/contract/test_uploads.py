@@ -19,11 +19,10 @@ from storage.errors import (
 )
 from storage.interface import BlobWriter, Registry
 from storage.names import RepositoryName, UploadID
-
-from .making import BY, push_blob, read_blob
+from tests.fakes.registry_content import BY, push_blob, read_blob
 
 MIB = 1 << 20
-ENDED = (BlobUploadInvalid, BlobUploadUnknown)
+SESSION_OVER = (BlobUploadInvalid, BlobUploadUnknown)
 """What a writer raises whose session is over: the interface leaves open which."""
 
 
@@ -263,7 +262,7 @@ async def test_of_many_resumes_at_once_one_owns_the_session(registry: Registry, 
     writers = await asyncio.gather(*(registry.resume_upload(repo, first.id, 5) for _ in range(6)))
     answers = await asyncio.gather(*(writer.commit(digest_of(b"bytes")) for writer in writers), return_exceptions=True)
     assert sum(not isinstance(answer, BaseException) for answer in answers) == 1
-    assert all(isinstance(answer, ENDED) for answer in answers if isinstance(answer, BaseException))
+    assert all(isinstance(answer, SESSION_OVER) for answer in answers if isinstance(answer, BaseException))
     assert await read_blob(registry, repo, digest_of(b"bytes")) == b"bytes"
 
 
@@ -274,9 +273,9 @@ async def test_an_old_writer_after_the_new_one_committed(registry: Registry, rep
     await old.aclose()
     new = await registry.resume_upload(repo, old.id)
     await new.commit(digest_of(b"content"))
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await old.commit(digest_of(b"content"))
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await write_and_close(old, b"x")
     assert await read_blob(registry, repo, digest_of(b"content")) == b"content"
 
@@ -316,9 +315,9 @@ async def test_nothing_works_after_a_commit(registry: Registry, repo: Repository
     writer = await registry.start_upload(repo)
     await writer.write(b"once")
     await writer.commit(digest_of(b"once"))
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await writer.write(b"x")
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await writer.commit(digest_of(b"once"))
     await writer.aclose()
     await writer.aclose()
@@ -335,9 +334,9 @@ async def test_a_cancelled_session_is_gone(registry: Registry, repo: RepositoryN
     await writer.write(b"never mind")
     await writer.cancel()
     await writer.aclose()
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await writer.write(b"x")
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await writer.commit(digest_of(b"never mind"))
     with pytest.raises(BlobUploadUnknown):
         await registry.resume_upload(repo, writer.id)
@@ -352,7 +351,7 @@ async def test_a_resumed_session_can_be_cancelled(registry: Registry, repo: Repo
     writer = await registry.start_upload(repo)
     await writer.write(b"never mind")
     await (await registry.resume_upload(repo, writer.id)).cancel()
-    with pytest.raises(ENDED):
+    with pytest.raises(SESSION_OVER):
         await write_and_close(writer, b"x")
     with pytest.raises(BlobUploadUnknown):
         await registry.upload_offset(repo, writer.id)

@@ -1,0 +1,1 @@
+"""Entrepot beside another registry."""

@@ -1,0 +1,1 @@
+"""Servers and the machine they run on."""

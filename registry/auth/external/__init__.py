@@ -1,0 +1,1 @@
+"""Identities that others vouch for: OpenID Connect and trusted token issuers."""

@@ -1,0 +1,248 @@
+"""The login of people at the OpenID provider: the authorization code flow with PKCE.
+
+Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 9700, 2.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from registry.auth.audit_log import LoginAudit
+from registry.auth.external import openid_provider
+from registry.auth.external.issuers import groups_from_claim
+from registry.auth.external.login_attempts import LoginAttempt, LoginAttemptInvalid, LoginAttempts
+from registry.auth.external.openid_provider import (
+    CodeRefused,
+    IDTokenInvalid,
+    OpenIDProvider,
+    ProviderUnavailable,
+    error_word,
+)
+from registry.auth.rights.principal import Identity
+from registry.auth.token.login_sessions import LoginSessions
+from registry.config.auth_settings import OIDCSettings
+from registry.http.errors import RequestInvalid
+from storage.access import Account, AccountExists, AccountInvalid, AccountKind, AccountName, AccountUnknown
+from storage.accounts import Accounts
+from storage.content import Actor
+from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnavailable
+
+log = logging.getLogger(__name__)
+
+LOGIN_METHOD: Final = "openid"
+MOST_LOGINS: Final = 32
+"""Logins of a process that may wait for the provider."""
+LONGEST_CODE: Final = 4096
+"""Characters of a code."""
+GROUP_CHARACTERS: Final = 1500
+"""Characters of the names of groups that a session holds: a cookie has 4096 bytes."""
+_PAGE: Final = 1000
+_BEGIN_AGAIN: Final = "begin again at /login"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationResponse:
+    """What the provider sent the browser back with; empty: it did not say."""
+
+    state: str = field(default="", repr=False)
+    code: str = field(default="", repr=False)
+    error: str = ""
+    issuer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginResult:
+    """Somebody has logged in: what their browser keeps, and where it goes on."""
+
+    text: str = field(repr=False)
+    back: str
+
+
+class LoginFailed(Exception):
+    """`said` is what the person is told; `over`: the login that had begun is. `reason` is for the audit log, and
+    `user` who it was about, if that is known."""
+
+    def __init__(self, said: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
+        self.said = said
+        self.reason = reason
+        self.user = user
+        self.is_finished = is_finished
+        super().__init__(reason)
+
+
+class OpenIDLogin:
+    """For one process and its event loop. `clock`: seconds since 1970."""
+
+    def __init__(
+        self,
+        settings: OIDCSettings,
+        accounts: Accounts,
+        provider: OpenIDProvider,
+        attempts: LoginAttempts,
+        sessions: LoginSessions,
+        logins: LoginAudit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._accounts = accounts
+        self._provider = provider
+        self._attempts = attempts
+        self._sessions = sessions
+        self._logins = logins
+        self._clock = clock
+        self._stamp = provider_stamp(settings)
+        self._waiting = 0
+
+    async def begin(self, redirect_uri: str, back: str) -> tuple[str, str]:
+        """Where the browser goes, and what it keeps until it comes back. Raises LoginFailed."""
+        attempt = self._attempts.begin(redirect_uri, back)
+        asked = {
+            "response_type": "code",
+            "client_id": self._provider.client_id,
+            "redirect_uri": redirect_uri,
+            "scope": self._settings.scopes,
+            "state": attempt.state,
+            "nonce": attempt.nonce,
+            "code_challenge": attempt.challenge,
+            "code_challenge_method": "S256",
+        }
+        try:
+            place = (await self._provider.describe()).authorization
+        except ProviderUnavailable as error:
+            raise _provider_unavailable(error) from None
+        return f"{place}{'&' if '?' in place else '?'}{urlencode(asked)}", await self._attempts.seal(attempt)
+
+    async def finish(self, answer: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
+        """`sealed`: what the browser kept. Raises LoginFailed, StorageFull, StorageFailed; what failed is in the audit
+        log. Cancelled: the code may be spent."""
+        try:
+            attempt = self._attempt(answer, sealed)
+            claims = await self._claims(answer, attempt)
+            proof = await self._proof(claims, by)
+        except LoginFailed as failed:
+            self._logins.failed(failed.user, LOGIN_METHOD, failed.reason, by)
+            raise
+        self._logins.record_success(proof, LOGIN_METHOD, by)
+        return LoginResult(await self._sessions.issue(proof), attempt.back)
+
+    async def aclose(self) -> None:
+        await self._provider.aclose()
+
+    def _attempt(self, answer: AuthorizationResponse, sealed: str) -> LoginAttempt:
+        try:
+            attempt = self._attempts.open(sealed, answer.state)
+        except LoginAttemptInvalid as error:
+            said = RequestInvalid(f"this is not the login that this browser began, or it took too long; {_BEGIN_AGAIN}")
+            raise LoginFailed(said, str(error), is_finished=False) from None
+        if answer.issuer and answer.issuer != self._provider.issuer:
+            raise _login_invalid("the answer is of another issuer")
+        if answer.error:
+            given_up = answer.error == "access_denied"
+            why = "the login was given up, or the provider does not allow it" if given_up else "the provider failed"
+            raise LoginFailed(Denied(f"{why}; {_BEGIN_AGAIN}"), f"the provider says {error_word(answer.error)}")
+        if not answer.code or len(answer.code) > LONGEST_CODE:
+            raise _login_invalid("the answer holds no code")
+        return attempt
+
+    async def _claims(self, answer: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
+        """What the provider says about who logged in."""
+        if self._waiting >= MOST_LOGINS:
+            raise LoginFailed(TooManyRequests("too many people are logging in", retry_after=5), "too many at once")
+        self._waiting += 1
+        try:
+            if (await self._provider.describe()).sends_issuer and not answer.issuer:
+                raise _login_invalid("the answer does not say of which issuer it is")
+            text = await self._provider.redeem(answer.code, attempt.verifier, attempt.redirect_uri)
+            return await openid_provider.verify_id_token(
+                text,
+                await self._provider.keys(),
+                issuer=self._provider.issuer,
+                client_id=self._provider.client_id,
+                nonce=attempt.nonce,
+                now=self._clock(),
+            )
+        except ProviderUnavailable as error:
+            raise _provider_unavailable(error) from None
+        except CodeRefused as error:
+            log.warning("the OpenID provider gives nothing for a code: %s", error.reason)
+            raise _login_invalid(f"the provider refuses the code: {error.reason}") from None
+        except IDTokenInvalid as error:
+            log.warning("an ID token of the OpenID provider is refused: %s", error)
+            raise _login_invalid(f"the ID token: {error}") from None
+        finally:
+            self._waiting -= 1
+
+    async def _proof(self, claims: Mapping[str, Any], by: Actor) -> Identity:
+        account = await self._account(claims.get(self._settings.account_claim), by)
+        if account.kind is not AccountKind.USER or not account.enabled:
+            reason = "the account is disabled" if account.kind is AccountKind.USER else "the account is a robot's"
+            raise LoginFailed(_no_account(account.name), reason, user=account.name)
+        claim = self._settings.groups_claim
+        groups = self._known(groups_from_claim(claims.get(claim))) if claim else ()
+        return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
+
+    async def _account(self, named: object, by: Actor) -> Account:
+        try:
+            name = AccountName(named if isinstance(named, str) else "")
+        except AccountInvalid:
+            said = Denied("what the provider calls you is no name for an account here; ask an admin of this registry")
+            claim = self._settings.account_claim
+            raise LoginFailed(said, f"the claim {claim} is no account's name") from None
+        try:
+            return self._accounts.account(name)
+        except AccountUnknown:
+            if not self._settings.create:
+                raise LoginFailed(_no_account(name), "there is no such account", user=name) from None
+        try:
+            return await self._accounts.add_account(
+                name, AccountKind.USER, password_hash=None, note="first login by OpenID", by=replace(by, name="system")
+            )
+        except AccountExists:
+            return self._taken(name)
+
+    def _taken(self, name: AccountName) -> Account:
+        """By another login at the same time, or by a group."""
+        try:
+            return self._accounts.account(name)
+        except AccountUnknown:
+            raise LoginFailed(_no_account(name), "the name is a group's", user=name) from None
+
+    def _known(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that are in the store: nothing is granted to others."""
+        if not groups:
+            return ()
+        known = self._accounts.known_groups(groups)
+        found: list[str] = []
+        left = GROUP_CHARACTERS
+        for group in groups:
+            if group in known:
+                left -= len(group) + 3
+                if left < 0:
+                    log.warning("a session holds %d groups and no more; the others are left out", len(found))
+                    break
+                found.append(group)
+        return tuple(found)
+
+
+def provider_stamp(settings: OIDCSettings) -> str:
+    """Differs for other settings: what was proved under others does not count under these."""
+    return "openid:" + hashlib.blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()
+
+
+def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
+    log.warning("nobody can log in at the OpenID provider: %s", error)
+    said = UpstreamUnavailable("the company's login does not answer; try again in a moment")
+    return LoginFailed(said, f"the provider: {error}")
+
+
+def _login_invalid(reason: str) -> LoginFailed:
+    return LoginFailed(Denied(f"the login is not valid; {_BEGIN_AGAIN}. The registry's log says why"), reason)
+
+
+def _no_account(name: str) -> Denied:
+    return Denied(f"{name} has no account here that may log in; ask an admin of this registry")

@@ -1,0 +1,1 @@
+"""Passwords: hashing, checking, htpasswd files, throttling of failed logins."""

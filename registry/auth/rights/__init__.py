@@ -1,0 +1,1 @@
+"""What a principal may do: principals, policy, and the guard before every registry call."""

@@ -1,0 +1,55 @@
+"""What was verified, remembered by keyed hash: a credential is in memory only as long as its request.
+
+The hash is BLAKE2b under a random key of this process, so what is remembered cannot be looked for from outside, nor
+recognised in a core dump.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+MOST_ENTRIES = 4096
+MOST_BYTES = 8 * 1024 * 1024
+
+
+class SecretCache(Generic[T]):
+    """The oldest go when there are more than `entries`, or when together they weigh more than `weight`."""
+
+    def __init__(self, entries: int = MOST_ENTRIES, weight: int = MOST_BYTES) -> None:
+        self._key = os.urandom(32)
+        self._entries = entries
+        self._room = weight
+        self._held: dict[bytes, tuple[T, int]] = {}
+
+    def key_of(self, *secrets: str) -> bytes:
+        """Under what something about `secrets` is kept. Different lists of them have different keys."""
+        if len(secrets) == 1:
+            return hashlib.blake2b(secrets[0].encode("utf-8", "surrogatepass"), digest_size=32, key=self._key).digest()
+        parts = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
+        text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+        return hashlib.blake2b(text, digest_size=32, key=self._key, person=b"list").digest()
+
+    def get(self, key: bytes) -> T | None:
+        """None: nothing is kept."""
+        found = self._held.get(key)
+        return None if found is None else found[0]
+
+    def put(self, key: bytes, value: T, weight: int = 1) -> None:
+        """`weight` is about its bytes. In place of what was kept under that key."""
+        self.drop(key)
+        self._held[key] = (value, weight)
+        self._room -= weight
+        while len(self._held) > self._entries or self._room < 0:
+            self.drop(next(iter(self._held)))
+
+    def drop(self, key: bytes) -> None:
+        found = self._held.pop(key, None)
+        if found is not None:
+            self._room += found[1]
+
+    def __len__(self) -> int:
+        return len(self._held)

@@ -1,0 +1,1 @@
+"""Credentials that this registry issues: bearer tokens, API tokens, login sessions, and their keys."""

@@ -1,0 +1,167 @@
+"""The token service: who asks, what for, and what they get. HTTP is `registry.auth.token_service.routes`.
+
+Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
+
+A token gets what is asked for as far as its owner may do it now; the rest is left out, and the registry refuses what
+it does not cover. Credentials that are wrong are refused, with one exception: a request for nothing but pulls that
+everyone may do gets the token that anybody gets. Classic docker sends its login for Docker Hub to every mirror of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from registry.auth.authorization_header import REFUSED, Basic, Bearer
+from registry.auth.credential_verifier import CredentialVerifier
+from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
+from registry.auth.token import api_tokens
+from registry.auth.token.bearer_tokens import BearerTokens, IssuedToken
+from registry.auth.token_service.scopes import CONTENT_ACTIONS, RequestedAccess
+from registry.http.errors import RequestInvalid
+from storage.access import AccountName, Action
+from storage.accounts import Accounts
+from storage.content import Actor
+from storage.errors import RegistryError, TooManyRequests, Unauthorized
+from storage.names import shown
+
+MOST_REFRESH_TOKENS: Final = 100
+"""Refresh tokens of one account; a further login ends the one that was used longest ago."""
+_LONGEST_CLIENT: Final = 64
+"""Characters of a client's name that are kept."""
+
+
+class ScopePolicy(Protocol):
+    """What somebody may do at this moment (`registry.auth.rights.policy`)."""
+
+    async def allowed(self, proof: Identity, names: Iterable[str]) -> Mapping[str, Action]:
+        """What a token for each of `names`, as clients write them, can be granted at the most."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """A refresh token, shown in place of a login."""
+
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """A request for a token. `service` None: it does not say. `offline`: a refresh token is asked for as well. `client`
+    is what the client calls itself."""
+
+    login: Basic | Bearer | RefreshToken | None
+    wanted: RequestedAccess
+    service: str | None = None
+    offline: bool = False
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenResponse:
+    """`granted` is what the token covers. `refresh` None: none was asked for, or this login cannot have one."""
+
+    token: IssuedToken
+    granted: Mapping[str, Action]
+    refresh: str | None = field(default=None, repr=False)
+
+
+class TokenService:
+    """For one process and its event loop. `refresh_lifetime` in seconds; `clock`: seconds since 1970."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        credentials: CredentialVerifier,
+        tokens: BearerTokens,
+        rights: ScopePolicy,
+        *,
+        refresh_lifetime: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._accounts = accounts
+        self._credentials = credentials
+        self._tokens = tokens
+        self._rights = rights
+        self._refresh_lifetime = refresh_lifetime
+        self._clock = clock
+
+    async def answer(self, ask: TokenRequest, by: Actor) -> TokenResponse:
+        """A token. Raises Unauthorized, TooManyRequests (too many failed logins), RequestInvalid (another service),
+        StorageFull, StorageFailed. Cancelled: a refresh token may have been made that nobody has."""
+        if ask.service is not None and ask.service != self._tokens.service:
+            raise RequestInvalid(f"tokens are made for {self._tokens.service} here, not for {shown(ask.service)}")
+        try:
+            proof = await self._prove(ask.login, by)
+        except (Unauthorized, TooManyRequests):
+            if not await self._is_everyones(ask.wanted):
+                raise
+            proof = ANONYMOUS
+        granted = await self._grant(proof, ask.wanted)
+        token = await self._tokens.issue(proof, granted)
+        refresh = await self._refresh(proof, ask, by) if ask.offline else None
+        return TokenResponse(token, granted, refresh)
+
+    async def _prove(self, login: Basic | Bearer | RefreshToken | None, by: Actor) -> Identity:
+        match login:
+            case None:
+                return ANONYMOUS
+            case Basic(user, secret):
+                return await self._credentials.verify_basic(user, secret, by)
+            case RefreshToken(text):
+                return await self._credentials.verify_refresh(text, by)
+            case Bearer(text):
+                proof = await self._credentials.verify_bearer(text, by)
+                if proof.access is not None:  # a token would live for ever if it could be shown for the next one
+                    raise Unauthorized(REFUSED)
+                return proof
+
+    async def _is_everyones(self, wanted: RequestedAccess) -> bool:
+        if not wanted.is_pull_only:
+            return False
+        found = await self._rights.allowed(ANONYMOUS, wanted.actions)
+        return all(Action.PULL in allowed for allowed in found.values())
+
+    async def _grant(self, proof: Identity, wanted: RequestedAccess) -> dict[str, Action]:
+        granted = {}
+        allowed = await self._rights.allowed(proof, [name for name in wanted.actions if name != CATALOG])
+        for name, actions in wanted.actions.items():
+            # Everybody may ask for the list of repositories: it shows what they may pull.
+            found = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
+            if found:
+                granted[name] = found
+        return granted
+
+    async def _refresh(self, proof: Identity, ask: TokenRequest, by: Actor) -> str | None:
+        """One for who has logged in with a password of the store. Others go on with what they have: an API token, whose
+        end would not be this one's, or a login that the store does not keep."""
+        if proof.name is None or proof.version is None or proof.token is not None or proof.stamp is not None:
+            return None
+        account, now = AccountName(proof.name), self._clock()
+        made = api_tokens.make(
+            account,
+            now=now,
+            purpose="login",
+            note=_token_note(ask.client, by.address),
+            expires=now + self._refresh_lifetime,
+        )
+        who = Actor(account, by.address, by.request_id, by.user_agent)
+        await self._accounts.add_token(made.token, made.secret_hash, by=who)
+        await self._end_oldest(account, who)
+        return made.text
+
+    async def _end_oldest(self, account: AccountName, by: Actor) -> None:
+        page = self._accounts.tokens(account, None, 10 * MOST_REFRESH_TOKENS)
+        logins = [token for token in page.items if token.purpose == "login"]
+        logins.sort(key=lambda token: token.used or token.created)
+        for token in logins[: max(0, len(logins) - MOST_REFRESH_TOKENS)]:
+            with suppress(RegistryError):  # gone meanwhile, or a disk that is full: the login holds all the same
+                await self._accounts.revoke_token(token.id, by=by)
+
+
+def _token_note(client: str, address: str) -> str:
+    name = "".join(letter if letter.isprintable() else "?" for letter in client[:_LONGEST_CLIENT])
+    return " ".join(filter(None, (name or "a client", f"at {address}" if address else "")))

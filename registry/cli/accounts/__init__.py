@@ -1,0 +1,1 @@
+"""The commands for accounts, groups, grants, tokens, keys and the audit log."""

@@ -1,0 +1,113 @@
+"""What `entrepot mirror status` shows: plain values, ready for JSON, and the tables made of them."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from registry.cli.output import human_size, new_table, plain_console
+from registry.config import Settings, Upstream
+from registry.mirror.freshness import Freshness, Verdict
+from registry.upstream.quota import limited_until
+from storage.blobs.files.partial_files import list_partials
+from storage.content import Allowance
+from storage.interface import UpstreamRecords
+from storage.metadata.sqlite.inventory import Inventory, open_inventory
+
+
+async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
+    """Of each upstream: where it is, what of it is here, what it still lets us ask. And what is on its way in."""
+    with open_inventory(settings.data) as holdings:
+        upstreams = [await _upstream(upstream, records, holdings) for upstream in settings.upstream]
+    return {"upstreams": upstreams, "fills": _fills(settings.data)}
+
+
+async def _upstream(upstream: Upstream, records: UpstreamRecords, holdings: Inventory) -> dict[str, Any]:
+    held = holdings.below(upstream.name)
+    allowance = await records.allowance(upstream.name)
+    until = await limited_until(records, upstream.name, upstream.endpoints, time.time())
+    return {
+        "name": upstream.name,
+        "default": upstream.default,
+        "endpoints": list(upstream.endpoints),
+        "repositories": held.repositories,
+        "tags": held.tags,
+        "stale": await _stale(upstream, records, holdings),
+        "manifests": held.manifests,
+        "blobs": held.blobs,
+        "size": held.size,
+        "allowance": _allowance(allowance, until),
+    }
+
+
+async def _stale(upstream: Upstream, records: UpstreamRecords, holdings: Inventory) -> int:
+    """Tags that are asked for again when somebody wants them."""
+    freshness = Freshness(upstream, time.time)
+    stale = 0
+    for repo, tag in holdings.tags_below(upstream.name):
+        stale += freshness.judge(tag, await records.check(repo, tag)) is not Verdict.FRESH
+    return stale
+
+
+def _allowance(allowance: Allowance | None, until: float | None) -> dict[str, Any] | None:
+    if allowance is None and until is None:
+        return None
+    return {
+        "remaining": allowance.remaining if allowance else None,
+        "limit": allowance.limit if allowance else None,
+        "at": allowance.at if allowance else None,
+        "until": until,
+    }
+
+
+def _fills(data: Path) -> list[dict[str, Any]]:
+    return [
+        {"digest": each.digest, "size": each.size, "here": each.here, "running": each.owned}
+        for each in list_partials(data)
+    ]
+
+
+def print_status(seen: dict[str, Any]) -> None:
+    """Prints it for a person."""
+    console = plain_console()
+    table = new_table("upstream", "repositories", "tags", "stale", "manifests", "blobs", "size", "requests left")
+    for each in seen["upstreams"]:
+        counts = [str(each[name]) for name in ("repositories", "tags", "stale", "manifests", "blobs")]
+        name = each["name"] + (" (default)" if each["default"] else "")
+        table.add_row(*map(Text, (name, *counts, human_size(each["size"]), _allowance_text(each["allowance"]))))
+    console.print(table)
+    for each in seen["upstreams"]:
+        console.print(Text(f"{each['name']} answers at {', '.join(each['endpoints'])}", "dim"))
+    if seen["fills"]:
+        fills = new_table("on its way in", "size", "here", "state")
+        for each in seen["fills"]:
+            state = "is being fetched" if each["running"] else "waits for the next who asks"
+            fills.add_row(*map(Text, (each["digest"], human_size(each["size"]), _percent(each), state)))
+        console.print()
+        console.print(fills)
+
+
+def _percent(fill: dict[str, Any]) -> str:
+    return f"{100 * fill['here'] // fill['size'] if fill['size'] else 100} %"
+
+
+def _allowance_text(allowance: dict[str, Any] | None) -> str:
+    """`57 of 100 at 14:02`; a limit that was hit, with the time at which it ends."""
+    if allowance is None:
+        return "-"
+    if allowance["until"]:
+        return f"none until {_time(allowance['until'])}"
+    if allowance["remaining"] is None:
+        return "-"
+    most = f" of {allowance['limit']}" if allowance["limit"] is not None else ""
+    return f"{allowance['remaining']}{most} at {_time(allowance['at'])}"
+
+
+def _time(at: float) -> str:
+    """In local time, with the day unless it is today."""
+    moment = datetime.fromtimestamp(at)
+    return moment.strftime("%H:%M" if moment.date() == datetime.now().date() else "%Y-%m-%d %H:%M")

@@ -1,0 +1,1 @@
+"""Fills: the download of one blob, followed by any number of readers."""

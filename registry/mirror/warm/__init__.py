@@ -1,0 +1,1 @@
+"""Images that are fetched before anybody asks for them."""

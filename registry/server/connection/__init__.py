@@ -1,0 +1,1 @@
+"""One client connection: protocol, ASGI messages, timeouts, file transfer."""

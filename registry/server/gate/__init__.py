@@ -1,0 +1,1 @@
+"""Connections on their way in: listening socket, TLS, connection limits, trusted proxies."""

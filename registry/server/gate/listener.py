@@ -1,0 +1,103 @@
+"""The listening socket: made once, before any worker is forked: a bad address is told at once, in one line.
+
+What stands between the network and the requests: TLS, proxies that are trusted, a limit of connections.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from dataclasses import dataclass
+
+from registry.server.gate.certificates import Certificates
+from registry.server.gate.per_address_limit import PerAddressLimit
+from registry.server.gate.trusted_proxies import TrustedProxies
+
+# Connections the kernel keeps for us while all workers are busy (it caps this at net.core.somaxconn).
+BACKLOG = 2048
+
+_BRACKETED = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
+_PLAIN = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
+
+
+class ListenError(Exception):
+    """The address cannot be listened on. `message` is one line for a person and says what to do."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(message)
+
+
+def bind(listen: str) -> socket.socket:
+    """A listening TCP socket for `HOST:PORT` (`[::1]:5000`, `:5000` for all IPv4 addresses, port 0 for any free one).
+
+    It listens already: on Linux two sockets may *bind* one port with SO_REUSEADDR, and only `listen` tells that the
+    port is taken. Clients that connect before the workers are ready wait in the backlog.
+    Raises ListenError.
+    """
+    host, port = _split(listen)
+    family, address = _look_up(host, port, listen)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `[::]` means every address, the IPv4 ones too, whatever the system's default is.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ListenError(_say(error, listen, host, port)) from error
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """Where a socket listens, as one types it: `127.0.0.1:5000` or `[::1]:5000`."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _split(listen: str) -> tuple[str, int]:
+    match = _BRACKETED.fullmatch(listen) or _PLAIN.fullmatch(listen)
+    if match is None or int(match[2]) > 65535:
+        hint = " (an IPv6 address goes into brackets)" if listen.count(":") > 1 and "[" not in listen else ""
+        raise ListenError(f"cannot listen on {listen!r}: write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000{hint}")
+    return match[1], int(match[2])
+
+
+def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]]:
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ListenError(f"cannot listen on {listen}: no address is known for the host {host!r}") from error
+    # `localhost` has two; docker and the others try 127.0.0.1 first.
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    return found[0][0], found[0][4]
+
+
+def _say(error: OSError, listen: str, host: str, port: int) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"cannot listen on {listen}: the port is in use by another program; "
+            f"stop that one or choose another port, for example --listen {shown}:{port % 65535 + 1}"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"cannot listen on {listen}: no permission for port {port} (ports below 1024 need special rights); "
+            f"choose another, for example --listen {shown}:5000"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"cannot listen on {listen}: this machine has no such address; --listen 0.0.0.0:{port} takes all it has"
+    return f"cannot listen on {listen}: {error.strerror or error}"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerOptions:
+    """All of it made before the fork. What is None is not wanted, and costs nothing."""
+
+    certificates: Certificates | None = None
+    proxies: TrustedProxies | None = None
+    crowd: PerAddressLimit | None = None

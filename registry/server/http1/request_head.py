@@ -1,0 +1,127 @@
+"""Where a request's head ends, and what it says of the request itself: its version and method, and how its body is
+framed. And whether the headers of a response may be sent.
+
+The request target (RFC 9112, section 3.2): which path and query a client means, in each of the four forms.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from uvicorn._types import HTTPScope
+
+from registry.server.http1.error_responses import Headers, RefusedRequest
+
+_END = b"\r\n\r\n"
+_CONTROLS = bytes({*range(32), 127})
+_IN_NO_NAME = _CONTROLS + b' ()<>@,;:[]={}\\"'
+_IN_NO_VALUE = _CONTROLS.replace(b"\t", b"")
+
+
+def find_head_end(tail: bytes, data: bytes, at: int) -> int:
+    """Where the head that begins or goes on at `at` ends in `data`: after its last byte, or with the data. `tail`: the
+    last bytes of the head that came before `data`, since its end may be cut in two."""
+    if at == 0 and tail:
+        found = (tail + data[:3]).find(_END)
+        if found >= 0:
+            return found + len(_END) - len(tail)
+    found = data.find(_END, at)
+    return len(data) if found < 0 else found + len(_END)
+
+
+def fill_scope(scope: HTTPScope, headers: Headers, url: bytes, version: str, method: str) -> None:
+    """Puts what the head says into `scope`; a host in the target takes the place of the one in `headers`. Raises
+    Refused with 400."""
+    check_head(headers, version, method)
+    target = parse_target(url, method)
+    check_host(headers, version)
+    if target.host is not None:
+        headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", target.host)]
+    scope["method"] = method
+    scope["http_version"] = version
+    scope["path"] = unquoted(target.path)
+    scope["raw_path"] = target.path
+    scope["query_string"] = target.query
+
+
+def check_head(headers: Headers, version: str, method: str) -> None:
+    """Raises Refused with 400 for what is not served here (RFC 9112, 6.1 and 7)."""
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if version not in ("1.1", "1.0"):
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
+    if method == "CONNECT":
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "this is no proxy to connect through")
+    if codings and (version != "1.1" or [coding.lower() for coding in codings] != [b"chunked"]):
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the only transfer coding is chunked, in HTTP/1.1")
+
+
+def body_length(headers: Headers) -> int | None:
+    """The body's length in bytes; None: it comes in chunks, and only its end will tell."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0
+
+
+def check_response_headers(headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises RuntimeError for a name or value that could end its line or is no token (RFC 9110, 5.1 and 5.5). Looked at
+    together: a look at each costs as much as all that goes into the head."""
+    names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
+    if len(names.translate(None, _IN_NO_NAME)) < len(names) or len(values.translate(None, _IN_NO_VALUE)) < len(values):
+        raise RuntimeError(f"not all of these are valid headers: {headers!r}")
+
+
+_VISIBLE = re.compile(rb"[!-~]+")
+_ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+
+
+class ParsedTarget(NamedTuple):
+    path: bytes  # as sent, percent-encoding and doubled slashes included
+    query: bytes
+    host: bytes | None = None  # of an absolute form; it replaces the Host header
+
+
+def parse_target(target: bytes, method: str) -> ParsedTarget:
+    """Raises Refused with 400."""
+    if _VISIBLE.fullmatch(target) is None or b"#" in target:
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target holds characters that must be percent-encoded")
+    if target.startswith(b"/"):
+        return _split(target)
+    if target == b"*" and method == "OPTIONS":
+        return ParsedTarget(b"*", b"")
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or _HOST.fullmatch(absolute[1]) is None:
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target is not a path")
+    rest = absolute[2] or b"/"
+    return _split(rest if rest.startswith(b"/") else b"/" + rest)._replace(host=absolute[1])
+
+
+def unquoted(path: bytes) -> str:
+    """A path's text: what ASGI calls its `path`."""
+    text = path.decode("ascii")
+    return unquote(text) if "%" in text else text
+
+
+def is_host(value: bytes) -> bool:
+    """Whether it has the form of a Host header's value."""
+    return _HOST.fullmatch(value) is not None
+
+
+def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
+    """Exactly one valid Host in HTTP/1.1, at most one before (RFC 9112, section 3.2). Raises Refused with 400."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (not hosts and version == "1.1"):
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")
+    if hosts and not is_host(hosts[0]):
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the Host header is not valid")
+
+
+def _split(target: bytes) -> ParsedTarget:
+    path, _, query = target.partition(b"?")
+    return ParsedTarget(path, query)

@@ -1,0 +1,1 @@
+"""Server processes: the supervisor, its workers, the application's lifespan."""

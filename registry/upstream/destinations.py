@@ -1,0 +1,246 @@
+"""Addresses: what is one origin, and where a redirect leads.
+
+The network an address belongs to, and the addresses that a redirect or a token service may be at.
+
+Whoever answers for an upstream writes its redirects and challenges. Without a rule they could make this server ask
+services that only this server can reach: on its own machine, in its private network, or its cloud's metadata service.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from urllib.parse import urljoin, urlsplit
+
+from registry.config import normalized_host
+from storage.errors import UpstreamUnavailable
+
+log = logging.getLogger(__name__)
+
+MAX_LOGGED_REFUSALS = 100
+"""Refused places that are logged, the most: an upstream chooses their names."""
+
+
+class NetworkClass(Enum):
+    """What can reach an address."""
+
+    PUBLIC = "public"
+    PRIVATE = "private"
+    LINK_LOCAL = "link-local"
+    LOOPBACK = "loopback"
+    SPECIAL = "special-purpose"
+    """Multicast, unspecified (0.0.0.0 is this machine on Linux), broadcast, documentation, reserved."""
+
+
+NetworkClassifier = Callable[[str], NetworkClass]
+
+_PRIVATE_NETWORKS = [
+    ipaddress.ip_network(text)
+    for text in (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15"),
+        *("fc00::/7", "fec0::/10"),
+    )
+]
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
+_IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+def classify_address(address: str) -> NetworkClass:
+    """The network of an IP address. An IPv6 address that carries an IPv4 one is in the network of that."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and (inner := _embedded_ipv4(found)) is not None:
+        found = inner
+    if found.is_loopback:
+        return NetworkClass.LOOPBACK
+    if found.is_link_local:
+        return NetworkClass.LINK_LOCAL
+    if any(found.version == network.version and found in network for network in _PRIVATE_NETWORKS):
+        return NetworkClass.PRIVATE
+    special = found.is_multicast or found.is_reserved or found.is_unspecified or not found.is_global
+    return NetworkClass.SPECIAL if special or found in _LOCAL_NAT64 else NetworkClass.PUBLIC
+
+
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that packets to it go to: mapped, 6to4, NAT64, or compatible (RFC 4291, 3056, 6052)."""
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    low = int(address) & 0xFFFFFFFF
+    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low > 1):
+        return ipaddress.IPv4Address(low)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where a request may connect: to public addresses, to those in `network`, and to the `listed` hosts and ports.
+    `network` is None where the settings name the address: then anywhere."""
+
+    network: NetworkClass | None
+    listed: frozenset[tuple[str, int]] = frozenset()
+
+    def after(self, network: NetworkClass) -> Reach:
+        """Where the next request may connect, once a host in `network` has answered this one: a redirect may stay in
+        the network of the first host, and leads nowhere but to public addresses once it has left it."""
+        if self.network is None:
+            return replace(self, network=network)
+        return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
+
+    def anywhere(self, host: str, port: int) -> bool:
+        """Any address of this host will do."""
+        return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
+
+    def allows(self, network: NetworkClass) -> bool:
+        return network in (NetworkClass.PUBLIC, self.network) and network is not NetworkClass.SPECIAL
+
+
+ANYWHERE = Reach(None)
+
+
+class AddressPolicy:
+    """One upstream's rule for the addresses that are connected to."""
+
+    def __init__(self, name: str, network_of: NetworkClassifier = classify_address) -> None:
+        self._name = name
+        self._network_of = network_of
+        self._logged: set[tuple[str, int]] = set()
+
+    def network(self, address: str | None) -> NetworkClass:
+        """Of a host that has answered; None: its address is not known, which counts as public."""
+        try:
+            return self._network_of(address) if address else NetworkClass.PUBLIC
+        except ValueError:
+            return NetworkClass.PUBLIC
+
+    def allowed(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
+        """Those of a host's addresses that may be connected to. Raises UpstreamUnavailable: none."""
+        if reach.anywhere(host, port):
+            return list(addresses)
+        found = {address: self._network_of(address) for address in addresses}
+        allowed = [address for address, network in found.items() if reach.allows(network)]
+        if found and not allowed:
+            raise self._refusal(host, port, *next(iter(found.items())))
+        return allowed
+
+    def check_proxied(self, reach: Reach, host: str, port: int) -> None:
+        """A proxy resolves names, so only addresses can be checked here. Raises UpstreamUnavailable."""
+        if (address := literal_address(host)) is not None:
+            self.allowed(reach, host, port, [address])
+
+    def classify_proxied(self, host: str) -> NetworkClass:
+        """What is known of a host behind a proxy."""
+        return self.network(literal_address(host))
+
+    def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
+        if (host, port) not in self._logged and len(self._logged) < MAX_LOGGED_REFUSALS:
+            self._logged.add((host, port))
+            log.warning(
+                "upstream %s sends us on to %s:%d, whose address %s is %s: that is not asked. If it is right, add "
+                "%r to the upstream's redirects (a token service: its address to realms)",
+                self._name,
+                host,
+                port,
+                address,
+                network.value,
+                f"{host}:{port}",
+            )
+        return UpstreamUnavailable(
+            f"the upstream {self._name} sends us on to an address that is not public; the server's log says which"
+        )
+
+
+def literal_address(host: str) -> str | None:
+    """The address that a host in a URL is, in any spelling that resolvers take (`127.1`, `0x7f000001`); None: it is a
+    name."""
+    host = host.strip("[]").rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None
+
+
+MAX_URL_LENGTH = 8 << 10
+"""Characters of an address that a redirect or a list's next page leads to: reading one of 60 KiB holds the event loop
+for 80 ms."""
+MAX_REDIRECTS = 5
+"""Followed at the most, for one request."""
+
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an http(s) address (RFC 6454, 4); the host as `normalized_host` has it. Raises
+    ValueError for any other."""
+    parts = urlsplit(url)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ValueError("not an http address")
+    return parts.scheme, normalized_host(parts.hostname), parts.port or _DEFAULT_PORTS[parts.scheme]
+
+
+def loggable_origin(url: str) -> str:
+    """The origin as a message may show it: paths and queries of redirects can hold signatures."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+class RedirectChain:
+    """Where a request goes, redirect by redirect. `Authorization` goes to the first origin alone: once a redirect has
+    left it, none is sent any more, wherever the next one leads. `reach`: where the next request may connect."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
+        self.url = url
+        self.headers = dict(headers)
+        self.reach = reach
+        self.moved = False
+        """It has followed a redirect."""
+        self._home = origin(url)
+        self._left = MAX_REDIRECTS
+
+    @property
+    def foreign(self) -> bool:
+        """It has left the origin it started at."""
+        return origin(self.url) != self._home
+
+    def answered(self, network: NetworkClass) -> None:
+        """A host in `network` has answered the request."""
+        self.reach = self.reach.after(network)
+
+    def follow(self, status: int, location: str | None) -> bool:
+        """Whether that answer sends us on; `url` and `headers` are then those of the next request. Raises
+        UpstreamUnavailable: too many redirects, an address that is none, or from https to http."""
+        if status not in _REDIRECT_STATUSES:
+            return False
+        source = loggable_origin(self.url)
+        if not self._left:
+            raise UpstreamUnavailable(f"{source} redirects more than {MAX_REDIRECTS} times")
+        if not location:
+            raise UpstreamUnavailable(f"{source} redirects without saying where to ({status})")
+        if len(location) > MAX_URL_LENGTH:
+            raise UpstreamUnavailable(f"{source} redirects to an address of more than {MAX_URL_LENGTH} characters")
+        try:
+            target = urlsplit(urljoin(self.url, location))
+            following = target._replace(netloc=target.netloc.rpartition("@")[2], fragment="").geturl()
+            scheme, _, _ = origin(following)
+        except ValueError:
+            raise UpstreamUnavailable(f"{source} redirects to what is no http address") from None
+        if scheme == "http" and self.url.startswith("https:"):
+            raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
+        self.url = following
+        self.moved = True
+        self._left -= 1
+        if self.foreign:
+            self.headers.pop("Authorization", None)
+        return True

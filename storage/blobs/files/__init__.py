@@ -1,0 +1,1 @@
+"""Blobs, upload sessions and partial blobs as files in the data directory."""

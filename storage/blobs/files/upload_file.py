@@ -1,0 +1,165 @@
+"""The bytes of one upload session, and who may write them.
+
+They lie in `uploads/UUID/GENERATION`. Taking a session over renames the file to the next generation; the one before
+finds its name gone and stops. Each write checks the name and writes under the file's lock, and so does the rename:
+whoever lost the session cannot change a byte after the new owner has looked at the length. It never has to be asked,
+so a half-open connection cannot hold a session.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage.data_dir import durable_files
+from storage.data_dir.system import System
+from storage.errors import BlobUploadInvalid, BlobUploadUnknown
+
+PIECE = 1024 * 1024
+
+
+class UploadFile:
+    """An upload session's file, owned by this generation. All calls block; they raise OSError, and BlobUploadInvalid
+    once a newer generation has taken the session over."""
+
+    def __init__(self, system: System, path: Path, fd: int) -> None:
+        self._system = system
+        self._fd = fd
+        self._published = False
+        self.path = path
+
+    @classmethod
+    def create(cls, system: System, directory: Path) -> UploadFile:
+        """A new session's file. Raises BlobUploadInvalid when somebody has resumed the session already."""
+        path = directory / "1"
+        try:
+            system.mkdir(directory)
+            return cls(system, path, system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise BlobUploadInvalid("a newer request has taken this upload over") from None
+
+    @classmethod
+    def take_over(cls, system: System, directory: Path) -> UploadFile:
+        """The session in `directory`, from whoever has it; a new one where there is none."""
+        with suppress(FileExistsError):
+            system.mkdir(directory)
+        while True:
+            try:
+                current = _generation(directory)
+                if current is None:
+                    path = directory / "1"
+                    return cls(system, path, system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                raise BlobUploadUnknown("the upload session was just ended by another request") from None
+            with suppress(FileNotFoundError, BlobUploadInvalid):
+                return cls._succeed(system, directory, current)
+
+    @classmethod
+    def _succeed(cls, system: System, directory: Path, current: int) -> UploadFile:
+        path = directory / str(current)
+        owned = cls(system, path, system.open(path, os.O_RDWR))
+        try:
+            with owned._owning():
+                owned.path = directory / str(current + 1)
+                system.rename(path, owned.path)
+        except BaseException:
+            owned.close()
+            raise
+        return owned
+
+    @contextmanager
+    def _owning(self) -> Iterator[None]:
+        with durable_files.Flock(self._fd):
+            try:
+                same = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise BlobUploadInvalid("a newer request has taken this upload over")
+            yield
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def append(self, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+        """Writes at `offset`, the end; returns the new end."""
+        with self._owning():
+            return durable_files.write_all(self._system, self._fd, chunks, offset)
+
+    def restart(self) -> None:
+        """Drops all bytes."""
+        with self._owning():
+            self._system.truncate(self._fd, 0)
+
+    def cut(self, size: int) -> None:
+        """Drops what follows the first `size` bytes."""
+        with self._owning():
+            self._system.truncate(self._fd, size)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        with self._owning():
+            return os.pread(self._fd, length, offset)
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` to `stop`, fewer where the file ends."""
+        while start < stop:
+            piece = os.pread(self._fd, min(PIECE, stop - start), start)
+            if not piece:
+                return
+            yield piece
+            start += len(piece)
+
+    def sync(self) -> None:
+        self._system.sync(self._fd)
+
+    def publish(self, target: Path) -> None:
+        """Moves the synced bytes to `target`, durably; the session's directory goes. A file already there has the same
+        content and is replaced."""
+        with self._owning():
+            self._system.rename(self.path, target)
+            self._published = True
+            durable_files.sync_directory(self._system, target.parent)
+        self._drop_directory()
+
+    def discard(self) -> None:
+        """Drops the session's bytes. Those that were published are the session's no more and stay."""
+        if not self._published:
+            with self._owning():
+                self._system.unlink(self.path)
+        self._drop_directory()
+
+    def _drop_directory(self) -> None:
+        # Not empty: a newer request is at work there. Gone: it was quicker.
+        with suppress(OSError):
+            self._system.rmdir(self.path.parent)
+
+    def detach(self) -> int:
+        """The file's number, which is the caller's to close from here on; -1: it is closed already."""
+        number, self._fd = self._fd, -1
+        return number
+
+    def close(self) -> None:
+        if (number := self.detach()) >= 0:
+            os.close(number)
+
+
+def _generation(directory: Path) -> int | None:
+    """The highest generation there; None where the session has no bytes yet."""
+    return max((int(name) for name in os.listdir(directory) if name.isdigit()), default=None)
+
+
+def upload_size(directory: Path) -> int:
+    """Bytes the session has, without taking it over."""
+    while True:
+        try:
+            generation = _generation(directory)
+            if generation is None:
+                return 0
+            return os.stat(directory / str(generation)).st_size
+        except FileNotFoundError:
+            if not directory.exists():
+                return 0

@@ -1,0 +1,118 @@
+"""Whose turn it is, over all processes (`Leases`): locks on the bytes of one file, which nobody ever writes.
+
+A key has a byte, and so has each slot of a name; there are 2^62 of them, so that two that should not meet do not. The
+file is opened once: between processes its byte locks decide, within this one what is kept here. Nobody can wait for
+several bytes at once, so whoever has to wait looks again after a short pause, which costs a microsecond or two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from storage.data_dir.durable_files import as_storage_errors
+from storage.data_dir.locks import KeyedLocks, is_byte_locked, try_lock_byte, unlock_byte
+from storage.data_dir.system import System
+
+FIRST_PAUSE = 0.0005
+LONGEST_PAUSE = 0.01
+SLOTS = 1 << 16
+
+
+class FileLeases:
+    """For one process and its event loop; `path` is made if it is missing."""
+
+    def __init__(self, path: Path, system: System) -> None:
+        with as_storage_errors():
+            self._fd = system.open(path, os.O_RDWR | os.O_CREAT)
+        self._queues = KeyedLocks[tuple[int, int]]()
+        self._held: set[int] = set()
+
+    def close(self) -> None:
+        """Lets go of all that is held."""
+        os.close(self._fd)
+        self._fd = -1
+
+    @asynccontextmanager
+    async def take(self, key: str) -> AsyncIterator[None]:
+        """In this process in the order of asking. Cancelled: the turn is the next one's."""
+        at = _byte("turn", key)
+        async with self._queues.hold((at, 0)):
+            await _until(lambda: self._try(at))
+            try:
+                yield
+            finally:
+                self._leave(at)
+
+    @asynccontextmanager
+    async def slot(self, name: str, count: int, leave: int = 0) -> AsyncIterator[None]:
+        """In this process in the order of asking among those with the same `leave`."""
+        first = _byte("slots", name, SLOTS)
+        found: list[int] = []
+
+        def look() -> bool:
+            at = self._try_slot(first, count, leave)
+            found.extend([] if at is None else [at])
+            return at is not None
+
+        async with self._queues.hold((first, leave)):
+            await _until(look)
+        try:
+            yield
+        finally:
+            self._leave(found[0])
+
+    @asynccontextmanager
+    async def try_slot(self, name: str, count: int, leave: int = 0) -> AsyncIterator[bool]:
+        at = self._try_slot(_byte("slots", name, SLOTS), count, leave)
+        try:
+            yield at is not None
+        finally:
+            if at is not None:
+                self._leave(at)
+
+    def _try_slot(self, first: int, count: int, leave: int) -> int | None:
+        """The byte of the slot that was taken."""
+        for at in range(first, first + count):
+            if self._try(at):
+                free = sum(not self._is_held(other) for other in range(first, first + count)) if leave else 0
+                if free >= leave:
+                    return at
+                self._leave(at)
+                return None
+        return None
+
+    def _try(self, at: int) -> bool:
+        if at in self._held:
+            return False
+        with as_storage_errors():
+            if not try_lock_byte(self._fd, at):
+                return False
+        self._held.add(at)
+        return True
+
+    def _is_held(self, at: int) -> bool:
+        with as_storage_errors():
+            return at in self._held or is_byte_locked(self._fd, at)
+
+    def _leave(self, at: int) -> None:
+        self._held.discard(at)
+        if self._fd >= 0:
+            unlock_byte(self._fd, at)
+
+
+async def _until(look: Callable[[], bool]) -> None:
+    pause = FIRST_PAUSE
+    while not look():
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _byte(kind: str, text: str, room: int = 1) -> int:
+    """The byte of `text`, and so many after it: the same in every process."""
+    digest = hashlib.blake2b(f"{kind} {text}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 2) // room * room

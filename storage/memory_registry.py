@@ -1,0 +1,346 @@
+"""`MemoryRegistry`: the reference model of `storage.interface.Registry`, in dicts, as plain as can be.
+
+It says what every other registry has to answer; the contract and model tests hold them against it, and tests that need
+a registry but no disk build over it. No method awaits anything, so each one is a transaction. Nothing survives it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from storage.content import (
+    BLOB_TYPE,
+    Actor,
+    Condition,
+    Descriptor,
+    Manifest,
+    OpenFile,
+    Page,
+    Span,
+    digest_of,
+)
+from storage.errors import (
+    BlobUnknown,
+    BlobUploadInvalid,
+    BlobUploadUnknown,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
+    PreconditionFailed,
+    RangeInvalid,
+    blob_in_use,
+)
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.patterns import ALL_NAMES, NameSet
+
+CHUNK = 1 << 20
+"""Bytes a reader yields at once."""
+
+S = TypeVar("S", bound=str)
+
+
+def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
+    """Sorted by code points, which is the order of the UTF-8 bytes as well."""
+    following = [item for item in sorted(items) if after is None or item > after]
+    return Page(following[:limit], len(following) > limit)
+
+
+def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
+    return Descriptor(BLOB_TYPE, digest, len(data))
+
+
+def _referred(manifest: Manifest) -> set[Digest]:
+    """The blobs that the manifest keeps from collection."""
+    return {part.digest for part in manifest.blobs} | manifest.blob_children
+
+
+@dataclass
+class _Repository:
+    """One that had content once. `needed` says when each blob was last linked, resolved, or let go by a manifest."""
+
+    blobs: dict[Digest, bytes] = field(default_factory=dict)
+    needed: dict[Digest, float] = field(default_factory=dict)
+    manifests: dict[Digest, Manifest] = field(default_factory=dict)
+    tags: dict[Tag, Digest] = field(default_factory=dict)
+
+    def referred(self) -> set[Digest]:
+        return {digest for manifest in self.manifests.values() for digest in _referred(manifest)}
+
+    def missing(self, manifest: Manifest) -> set[Digest]:
+        """What the manifest refers to and is not here."""
+        blobs = {part.digest for part in manifest.blobs} - manifest.foreign
+        children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
+        return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
+
+
+@dataclass
+class _Session:
+    """An upload of `owner` (None: of nobody). `generation` counts the requests it went to: only the newest may touch
+    it."""
+
+    repo: RepositoryName
+    owner: str | None
+    data: bytearray = field(default_factory=bytearray)
+    generation: int = 0
+
+    def is_open_to(self, by: Actor | None) -> bool:
+        return by is None or self.owner in (None, by.name)
+
+
+class MemoryBlobReader:
+    """A `BlobReader` over bytes. What happens to the blob after it was opened does not matter to it."""
+
+    def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
+        self.descriptor = descriptor
+        self.span = span
+        self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= CHUNK else None
+        self.file: OpenFile | None = None
+        self.location: str | None = None
+        self.is_incomplete = False
+        self._data = data
+
+    async def ready(self, at: int) -> int:
+        """All of it is here."""
+        return self.span[1]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        start, stop = self.span
+        for place in range(start, stop, CHUNK):
+            yield self._data[place : min(place + CHUNK, stop)]
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryBlobWriter:
+    """A `BlobWriter` over a session of its registry."""
+
+    def __init__(self, registry: MemoryRegistry, upload: UploadID, session: _Session) -> None:
+        self.id = upload
+        self._registry = registry
+        self._session = session
+        self._generation = session.generation
+        self._offset = len(session.data)
+        self._closed = False
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    def _owned(self) -> _Session:
+        """The session, if it is still this writer's. Raises BlobUploadInvalid."""
+        if self._closed or not self._registry.is_live(self.id, self._session):
+            raise BlobUploadInvalid("this upload session has ended or was let go")
+        if self._session.generation != self._generation:
+            raise BlobUploadInvalid("a newer request has taken this upload session over")
+        return self._session
+
+    async def write(self, data: bytes | memoryview) -> None:
+        session = self._owned()
+        session.data += data
+        self._offset = len(session.data)
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        return bytes(self._owned().data[offset : offset + length])
+
+    async def commit(self, digest: Digest) -> Descriptor:
+        session = self._owned()
+        self._registry.end(self.id)
+        data = bytes(session.data)
+        actual = digest_of(data, digest.algorithm)
+        if actual != digest:
+            raise DigestInvalid("the content has another digest", {"expected": digest, "actual": actual})
+        return self._registry.link(session.repo, digest, data)
+
+    async def cancel(self) -> None:
+        self._owned()
+        self._registry.end(self.id)
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+
+class MemoryRegistry:
+    """A `Registry` in memory. `clock` gives seconds; only `collect` asks how old something is."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._repositories: dict[RepositoryName, _Repository] = {}
+        self._uploads: dict[UploadID, _Session] = {}
+
+    # Looking things up
+
+    def _known(self, repo: RepositoryName) -> _Repository:
+        if repo not in self._repositories:
+            raise NameUnknown(detail={"name": repo})
+        return self._repositories[repo]
+
+    def _of(self, repo: RepositoryName) -> _Repository:
+        """The repository for reading: one that is not known has nothing in it."""
+        return self._repositories.get(repo, _Repository())
+
+    def _of_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
+        found = self._of(repo)
+        if digest not in found.blobs:
+            raise BlobUnknown(detail={"digest": digest})
+        return found
+
+    def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
+        session = self._uploads.get(upload)
+        if session is None or session.repo != repo or not session.is_open_to(by):
+            raise BlobUploadUnknown(detail={"upload": upload})
+        return session
+
+    # What the writers of this registry call
+
+    def is_live(self, upload: UploadID, session: _Session) -> bool:
+        """Whether `session` has neither been committed nor cancelled."""
+        return self._uploads.get(upload) is session
+
+    def end(self, upload: UploadID) -> None:
+        """Forgets a session and its bytes."""
+        del self._uploads[upload]
+
+    def link(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
+        """Makes `data` a blob of `repo`, which is known from now on."""
+        found = self._repositories.setdefault(repo, _Repository())
+        found.blobs[digest] = data
+        found.needed[digest] = self._clock()
+        return _blob_descriptor(digest, data)
+
+    # Reader
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        found = self._of_blob(repo, digest)
+        found.needed[digest] = self._clock()
+        return _blob_descriptor(digest, found.blobs[digest])
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> MemoryBlobReader:
+        data = self._of_blob(repo, digest).blobs[digest]
+        within = (0, len(data)) if span is None else span.within(len(data))
+        return MemoryBlobReader(_blob_descriptor(digest, data), data, within)
+
+    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        return (await self.get_manifest(repo, reference)).descriptor
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        found = self._of(repo)
+        digest = reference if isinstance(reference, Digest) else found.tags.get(reference)
+        if digest is None or digest not in found.manifests:
+            raise ManifestUnknown(detail={"reference": reference})
+        return found.manifests[digest]
+
+    # Writer
+
+    async def start_upload(
+        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
+    ) -> MemoryBlobWriter:
+        as_algorithm(algorithm)
+        upload = UploadID.random()
+        session = self._uploads[upload] = _Session(repo, by.name if by else None)
+        return MemoryBlobWriter(self, upload, session)
+
+    async def resume_upload(
+        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
+    ) -> MemoryBlobWriter:
+        session = self._session(repo, upload, by)
+        stands = len(session.data)
+        if offset is not None and offset != stands:
+            raise RangeInvalid(f"the upload stands at byte {stands}, not at {offset}", offset=stands)
+        session.generation += 1
+        return MemoryBlobWriter(self, upload, session)
+
+    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
+        return len(self._session(repo, upload, by).data)
+
+    async def mount_blob(
+        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
+    ) -> Descriptor:
+        among = [name for name in self._repositories if name in source] if isinstance(source, NameSet) else [source]
+        for name in among:
+            if (data := self._of(name).blobs.get(digest)) is not None:
+                return self.link(repo, digest, data)
+        raise BlobUnknown(detail={"digest": digest})
+
+    async def put_manifest(
+        self,
+        repo: RepositoryName,
+        manifest: Manifest,
+        tags: Sequence[Tag] = (),
+        *,
+        by: Actor,
+        sparse: bool = False,
+        condition: Condition | None = None,
+    ) -> Descriptor:
+        found = self._of(repo)
+        if condition and tags and not condition.holds(found.tags.get(tags[0])):
+            raise PreconditionFailed(detail={"tag": tags[0]})
+        if not sparse and (missing := found.missing(manifest)):
+            raise ManifestBlobUnknown(detail=[{"digest": digest} for digest in sorted(missing)])
+        found = self._repositories.setdefault(repo, found)
+        found.manifests[manifest.digest] = manifest
+        found.tags.update(dict.fromkeys(tags, manifest.digest))
+        return manifest.descriptor
+
+    # Deleter
+
+    async def delete_blob(
+        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
+    ) -> None:
+        found = self._of_blob(repo, digest)
+        referring = sorted(m.digest for m in found.manifests.values() if digest in _referred(m))
+        if referring and not even_if_referenced:
+            raise blob_in_use(repo, digest, referring[0])
+        del found.blobs[digest], found.needed[digest]
+
+    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        found = self._known(repo)
+        manifest = found.manifests.pop(digest, None)
+        if manifest is None:
+            raise ManifestUnknown(detail={"reference": digest})
+        found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
+        found.needed.update(dict.fromkeys(_referred(manifest) & found.blobs.keys(), self._clock()))
+
+    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+        found = self._known(repo)
+        if found.tags.pop(tag, None) is None:
+            raise ManifestUnknown(detail={"reference": tag})
+
+    # Lister
+
+    async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
+        listed = (name for name, found in self._repositories.items() if found.manifests and name in within)
+        return _page(listed, after, limit)
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        return _page(self._known(repo).tags, after, limit)
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        manifests = self._of(repo).manifests
+        wanted = _page(
+            (
+                digest
+                for digest, manifest in manifests.items()
+                if manifest.subject == subject and artifact_type in (None, manifest.artifact_type)
+            ),
+            after,
+            limit,
+        )
+        return Page([manifests[digest].descriptor for digest in wanted.items], wanted.more)
+
+    # Upkeep
+
+    def collect(self, grace: float) -> None:
+        """Takes from each repository the blobs that none of its manifests refers to and that were last needed `grace`
+        seconds ago or more."""
+        latest = self._clock() - grace
+        for found in self._repositories.values():
+            referred = found.referred()
+            for digest in [d for d, when in found.needed.items() if when <= latest and d not in referred]:
+                del found.blobs[digest], found.needed[digest]

@@ -1,0 +1,1 @@
+"""Metadata, accounts and upstream records in an embedded SQLite database."""

@@ -1,0 +1,107 @@
+"""Groups and who is in them. A member may be somebody who is not in the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import apsw
+
+from storage.access import AccountInvalid, AccountName, AccountUnknown
+from storage.content import Actor, Page
+from storage.metadata.sqlite.access.account_table import check_free, kind_of, known_name, page_of, raise_epoch
+from storage.metadata.sqlite.access.audit_table import counted, record
+
+MOST_MEMBERS = 10_000
+"""Members of a group."""
+MOST_GROUPS = 1_000
+"""Groups that somebody is in: each request of theirs may have to look at what was granted to all of them."""
+_GROUP = """
+SELECT g.name, (SELECT json_group_array(m.member ORDER BY m.member) FROM group_member m WHERE m.name = g.name)
+  FROM account_group g"""
+_ONE = _GROUP + " WHERE g.name = ?"
+_PAGE = _GROUP + " WHERE g.name > ? ORDER BY g.name LIMIT ?"
+Group = tuple[AccountName, tuple[str, ...]]
+
+
+def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
+    rows = db.execute(_PAGE, (after or "", limit + 1))
+    return page_of(rows, _group, lambda group: len(group[1]), limit)
+
+
+def _group(row: tuple[Any, ...]) -> Group:
+    name, members = row
+    return known_name(name), tuple(json.loads(members))
+
+
+def group(db: apsw.Connection, name: AccountName) -> Group:
+    row: Any = db.execute(_ONE, (name,)).get
+    if row is None:
+        raise AccountUnknown(f"there is no group {name}")
+    return _group(row)
+
+
+def known(db: apsw.Connection, names: Iterable[str]) -> set[str]:
+    sql = "SELECT 1 FROM account_group WHERE name = ?"
+    return {name for name in names if db.execute(sql, (name,)).get is not None}
+
+
+def groups_of(db: apsw.Connection, member: str) -> tuple[AccountName, ...]:
+    rows: list[Any] = db.execute("SELECT name FROM group_member WHERE member = ? ORDER BY name", (member,)).fetchall()
+    return tuple(known_name(name) for (name,) in rows)
+
+
+def _check_group(db: apsw.Connection, name: AccountName) -> None:
+    if kind_of(db, name) != "group":
+        raise AccountUnknown(f"there is no group {name}")
+
+
+def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
+    check_free(db, name)
+    db.execute("INSERT INTO account_group (name, created) VALUES (?, ?)", (name, now))
+    raise_epoch(db)
+    record(db, by, now, "group.add", name)
+
+
+def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
+    _check_group(db, name)
+    db.execute("DELETE FROM group_member WHERE name = ?", (name,))
+    members = db.changes()
+    db.execute("DELETE FROM access_grant WHERE kind = 'group' AND name = ?", (name,))
+    grants = db.changes()
+    db.execute("DELETE FROM account_group WHERE name = ?", (name,))
+    raise_epoch(db)
+    record(db, by, now, "group.remove", name, counted(members=members, grants=grants))
+
+
+def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
+    _check_group(db, group)
+    if kind_of(db, member) == "group":
+        raise AccountInvalid(f"{member} is a group, and no group can be in another")
+    _check_room(db, group, member)
+    db.execute("INSERT INTO group_member (name, member) VALUES (?, ?) ON CONFLICT DO NOTHING", (group, member))
+    if db.changes():
+        raise_epoch(db)
+        record(db, by, now, "member.add", group, {"member": member})
+
+
+def _check_room(db: apsw.Connection, group: AccountName, member: AccountName) -> None:
+    """Raises AccountInvalid. Who is in the group already stays."""
+    if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
+        return
+    members: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get
+    if members >= MOST_MEMBERS:
+        raise AccountInvalid(f"{group} has {MOST_MEMBERS} members, as many as a group can have; make a second group")
+    theirs: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
+    if theirs >= MOST_GROUPS:
+        raise AccountInvalid(f"{member} is in {MOST_GROUPS} groups, as many as an account can be in")
+
+
+def remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
+    _check_group(db, group)
+    db.execute("DELETE FROM group_member WHERE name = ? AND member = ?", (group, member))
+    if db.changes() == 0:
+        raise AccountUnknown(f"{member} is not in the group {group}")
+    raise_epoch(db)
+    record(db, by, now, "member.remove", group, {"member": member})

@@ -1,0 +1,255 @@
+"""Who may do what, in an embedded SQLite database (`Accounts`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+import apsw
+
+from storage.access import (
+    Account,
+    AccountKind,
+    AccountName,
+    Action,
+    ApiToken,
+    AuditEntry,
+    AuditQuery,
+    Grant,
+    Grantee,
+    SigningKey,
+)
+from storage.content import Actor, Page
+from storage.data_dir.blocking_calls import UncancellableFuture
+from storage.data_dir.reserve import ReserveUse
+from storage.metadata.sqlite.access import (
+    account_table,
+    api_token_table,
+    audit_table,
+    grant_table,
+    group_table,
+    login_tables,
+)
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.writer_thread import WriterThread
+from storage.patterns import NamePattern
+
+PRUNED_AT_ONCE = 5000
+"""Lines of the audit log that one transaction drops, so that others get their turn."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SqliteAccounts:
+    """Reads with `db`, on the event loop, or where they may look at many rows with `scans`; changes through `writer`.
+    `version` is a mark of the database that every
+    commit changes."""
+
+    def __init__(
+        self,
+        db: apsw.Connection,
+        writer: WriterThread | ImmutableDatabase,
+        clock: Callable[[], float],
+        version: Callable[[], object],
+        scans: ScanThread | ImmutableScans,
+    ) -> None:
+        self._db = db
+        self._scans = scans
+        self._version = version
+        self._read_at: object = None
+        self._epoch, self._closed = 0, False
+        self._writer = writer
+        self._clock = clock
+
+    def _change(
+        self,
+        change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
+        by: Actor,
+        *what: P.args,
+        **more: P.kwargs,
+    ) -> UncancellableFuture[T]:
+        """Makes a change that removes rights or locks an account. It may use the whole reserve of a full disk."""
+        now = self._clock()
+        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.RELIEF)
+
+    def _add(
+        self,
+        change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
+        by: Actor,
+        *what: P.args,
+        **more: P.kwargs,
+    ) -> UncancellableFuture[T]:
+        """What adds something leaves half of the reserve alone."""
+        now = self._clock()
+        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.SMALL)
+
+    def epoch(self) -> int:
+        self._read()
+        return self._epoch
+
+    def closed(self) -> bool:
+        self._read()
+        return self._closed
+
+    def _read(self) -> None:
+        version = self._version()
+        if version == self._read_at:
+            return
+        if not self._writer.has_same_rights(self._read_at, version):
+            number, closed = self._db.execute(account_table.READ_EPOCH).get
+            self._epoch, self._closed = number, bool(closed)
+        self._read_at = version
+
+    def instance(self) -> str:
+        name: str = self._db.execute(account_table.READ_INSTANCE).get
+        return name
+
+    # Accounts
+
+    def account(self, name: AccountName) -> Account:
+        return account_table.account(self._db, name)
+
+    def password_hash(self, name: AccountName) -> str | None:
+        return account_table.password_hash(self._db, name)
+
+    def accounts(self, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
+        return account_table.page(self._db, kind, after, limit)
+
+    async def add_account(
+        self,
+        name: AccountName,
+        kind: AccountKind,
+        *,
+        password_hash: str | None,
+        admin: bool = False,
+        note: str = "",
+        by: Actor,
+    ) -> Account:
+        return await self._add(account_table.add, by, name, kind, password_hash, admin, note)
+
+    async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
+        await self._change(account_table.set_password, by, name, password_hash)
+
+    async def improve_hash(self, name: AccountName, old: str, new: str) -> None:
+        await self._writer.run(lambda db: account_table.improve_hash(db, name, old, new), durable=False)
+
+    async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
+        change = self._add if enabled else self._change
+        await change(account_table.set_enabled, by, name, enabled, keep_admin)
+
+    async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
+        change = self._add if admin else self._change
+        await change(account_table.set_admin, by, name, admin, keep_admin)
+
+    async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
+        await self._change(account_table.remove, by, name, keep_admin)
+
+    # Groups
+
+    def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
+        return group_table.page(self._db, after, limit)
+
+    def group(self, name: AccountName) -> tuple[AccountName, tuple[str, ...]]:
+        return group_table.group(self._db, name)
+
+    def known_groups(self, names: Iterable[str]) -> set[str]:
+        return group_table.known(self._db, names)
+
+    def groups_of(self, member: str) -> tuple[AccountName, ...]:
+        return group_table.groups_of(self._db, member)
+
+    async def add_group(self, name: AccountName, *, by: Actor) -> None:
+        await self._add(group_table.add, by, name)
+
+    async def remove_group(self, name: AccountName, *, by: Actor) -> None:
+        await self._change(group_table.remove, by, name)
+
+    async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
+        await self._add(group_table.add_member, by, group, member)
+
+    async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
+        await self._change(group_table.remove_member, by, group, member)
+
+    # Rights
+
+    def grants(self, subjects: Sequence[Grantee] | None = None) -> list[Grant]:
+        return grant_table.grants(self._db, subjects)
+
+    def grant_page(self, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
+        return grant_table.page(self._db, subjects, after, limit)
+
+    def granted(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
+        return grant_table.granted(self._db, subjects)
+
+    async def put_grant(self, grant: Grant, *, by: Actor) -> None:
+        await self._add(grant_table.put, by, grant)
+
+    async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
+        await self._change(grant_table.remove, by, subject, pattern)
+
+    # API tokens
+
+    def token(self, token_id: str) -> tuple[ApiToken, bytes]:
+        return api_token_table.token(self._db, self._clock(), token_id)
+
+    def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
+        return api_token_table.page(self._db, self._clock(), account, after, limit)
+
+    async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
+        await self._add(api_token_table.add, by, token, secret_hash)
+
+    async def revoke_token(self, token_id: str, *, by: Actor) -> None:
+        await self._change(api_token_table.revoke, by, token_id)
+
+    async def note_use(self, token_id: str, at: float) -> None:
+        await self._writer.run(lambda db: api_token_table.note_use(db, token_id, at), durable=False)
+
+    # Keys
+
+    def signing_keys(self) -> list[SigningKey]:
+        return login_tables.signing_keys(self._db, self._clock())
+
+    async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
+        have = self.signing_keys()
+        if have and have[0].retired is None:
+            return have[0]
+        return await self._change(login_tables.ensure_key, by, make)
+
+    async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
+        await self._change(login_tables.rotate_key, by, key, keep)
+
+    # Pace
+
+    def pace(self, key: str) -> float:
+        return login_tables.throttled_until(self._db, self._clock(), key)
+
+    async def note_failure(self, keys: Mapping[str, float]) -> None:
+        now = self._clock()
+        await self._writer.run(
+            lambda db: login_tables.note_failure(db, now, keys), durable=False, need=ReserveUse.SMALL
+        )
+
+    async def clear_failures(self, keys: Sequence[str]) -> None:
+        await self._writer.run(lambda db: login_tables.clear_failures(db, keys), durable=False, need=ReserveUse.SMALL)
+
+    # Audit
+
+    async def note(self, entries: Sequence[AuditEntry]) -> None:
+        await self._writer.run(lambda db: audit_table.note(db, entries), durable=False)
+
+    def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        return audit_table.page(self._db, query, limit)
+
+    async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        return await self._scans.run(lambda db: audit_table.page(db, query, limit))
+
+    async def prune_audit(self, before: float) -> int:
+        dropped = 0
+        while True:
+            step = await self._writer.run(
+                lambda db: audit_table.prune(db, before, PRUNED_AT_ONCE), durable=False, need=ReserveUse.RELIEF
+            )
+            dropped += step
+            if step < PRUNED_AT_ONCE:
+                return dropped

@@ -1,0 +1,231 @@
+"""Reads of the metadata, as functions of a connection. Each is one statement, read to its end: none leaves a read
+transaction open that it has begun."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Any
+
+import apsw
+
+from storage.content import Descriptor, Manifest, Page, StoredAnnotations
+from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
+from storage.manifest_parser import TYPE_LENGTH
+from storage.metadata.catalog import BlobRow, UploadRow
+from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.patterns import NameSet
+
+PAGE_BYTES = 1024 * 1024
+"""Bytes of one page of referrers, about: a page may be larger by one referrer."""
+ANNOTATIONS_BYTES = 1024 * 1024
+"""JSON of one manifest's annotations that lists show. Beyond, a referrer stands there without any: an index that no
+client takes (most read 4 MiB at most) would hide all the others."""
+WORK = 200_000
+"""What one page of repositories may cost, in letters of names that are looked at: about a tenth of a second."""
+SEEK = 100
+"""What a statement costs, in the same unit."""
+LOOK = 10
+"""What a name costs beside its letters."""
+FIND = 2
+"""What it costs to find where the set goes on, for each letter: the name is read once more, there and back."""
+FIRST_BATCH, LARGEST_BATCH = 4, 512
+"""Names that are read at once. The more of them were of use, the more are read the next time."""
+REFERRERS_LOOKED_AT = 5_000
+"""Referrers that one page looks at, at the most."""
+
+_BLOB = """
+SELECT b.size, b.place, l.needed,
+       EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = r.id AND q.digest = b.digest)
+  FROM repository r JOIN blob b ON b.digest = ?2 JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
+ WHERE r.name = ?1"""
+_BY_TAG = """
+  FROM repository r JOIN tag t ON t.repository = r.id AND t.name = ?2 JOIN manifest m ON m.id = t.manifest
+ WHERE r.name = ?1"""
+_BY_DIGEST = """
+  FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2
+ WHERE r.name = ?1"""
+_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
+_DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
+LARGE = 64 * 1024
+"""Bytes of a manifest from which on those who want the same one share it."""
+_MANIFEST = f"SELECT iif(m.size <= {LARGE}, m.body, NULL), m.media_type, m.digest, m.id"
+_MANIFESTS = tuple(_MANIFEST + where for where in (_BY_TAG, _BY_DIGEST))
+_LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
+_REFERRER = f"""
+SELECT m.digest, m.media_type, m.size,
+       iif(octet_length(m.artifact_type) <= {4 * TYPE_LENGTH}, m.artifact_type, NULL),
+       iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
+  FROM repository r JOIN manifest m ON m.repository = r.id
+ WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
+"""Types and annotations of any length came in with earlier versions; they are left where they are."""
+_REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
+_REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
+_ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
+
+
+def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
+    """Raises NameUnknown."""
+    number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
+    if number is None:
+        raise NameUnknown(f"there is no repository {repo}")
+    return int(number)
+
+
+def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
+    return db.execute("SELECT 1 FROM repository WHERE name = ?", (repo,)).get is not None
+
+
+def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
+    row = db.execute(_BLOB, (repo, digest)).get
+    if row is None:
+        raise BlobUnknown(f"{repo} has no blob {digest}")
+    size, place, needed, fleeting = row
+    return BlobRow(digest, size, place, bool(fleeting), needed)
+
+
+def upload(db: apsw.Connection, repo: RepositoryName, wanted: UploadID) -> UploadRow:
+    row = db.execute(
+        "SELECT algorithm, offset, state, boot, owner FROM upload WHERE id = ? AND repository = ?", (wanted, repo)
+    ).get
+    if row is None:
+        raise BlobUploadUnknown()
+    return UploadRow(wanted, repo, *row)
+
+
+def _one(db: apsw.Connection, by_either: Sequence[str], repo: RepositoryName, reference: Reference) -> tuple[Any, ...]:
+    row: tuple[Any, ...] | None = db.execute(by_either[isinstance(reference, Digest)], (repo, reference)).get
+    if row is None:
+        raise ManifestUnknown(f"{repo} has no manifest {reference}")
+    return row
+
+
+def _digest(text: str) -> Digest:
+    """A digest from the database: it was checked when it came."""
+    return str.__new__(Digest, text)
+
+
+def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
+    """Without artifact type and annotations, which may be large and which nobody asks for here."""
+    media_type, digest, size = _one(db, _DESCRIPTORS, repo, reference)
+    return Descriptor(media_type, _digest(digest), size)
+
+
+def manifest(
+    db: apsw.Connection, repo: RepositoryName, reference: Reference, large: MutableMapping[Digest, Manifest]
+) -> Manifest:
+    """`large`: large ones that somebody has at the moment."""
+    body, media_type, digest, number = _one(db, _MANIFESTS, repo, reference)
+    if body is not None:
+        return Manifest(body, media_type, _digest(digest))
+    found = large.get(digest)
+    if found is None or found.media_type != media_type:
+        body = db.execute("SELECT body FROM manifest WHERE id = ?", (number,)).get
+        found = large[digest] = Manifest(body, media_type, _digest(digest))
+    return found
+
+
+def repositories(db: apsw.Connection, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
+    first = "" if after is None else after + "\0"
+    if within.everything:
+        names = [_name(row[0]) for row in _rows(db, first, limit + 1)]
+        return Page(names[:limit], len(names) > limit)
+    return _Walk(db, limit, within).page(first)
+
+
+def _rows(db: apsw.Connection, first: str, most: int) -> list[Any]:
+    return db.execute(_LISTED, (first, most)).fetchall()
+
+
+def _name(text: str) -> RepositoryName:
+    """A repository's name from the database: it was checked when it came."""
+    return str.__new__(RepositoryName, text)
+
+
+class _Walk:
+    """Through the repositories of a set, for one page. Stretches without any of them are passed over. When the page has
+    cost `WORK` it ends, however little was found."""
+
+    def __init__(self, db: apsw.Connection, limit: int, within: NameSet) -> None:
+        self._db = db
+        self._limit = limit
+        self._within = within
+        self._weight = within.weight
+        self._found: list[RepositoryName] = []
+        self._left = WORK
+
+    def page(self, first: str) -> Page[RepositoryName]:
+        """From `first` on."""
+        start = self._within.first_from(first)
+        batch = FIRST_BATCH
+        while start is not None:
+            rows: list[str] = [row[0] for row in _rows(self._db, start, batch)]
+            self._left -= SEEK
+            at, beyond = 0, start
+            while at < len(rows):
+                name = rows[at]
+                self._left -= LOOK + len(name) * self._weight
+                if name in self._within:
+                    if len(self._found) == self._limit:
+                        return Page(self._found, more=True)
+                    self._found.append(_name(name))
+                    beyond = name + "\0"
+                else:
+                    self._left -= FIND * len(name) * self._weight
+                    following = self._within.first_from(name + "\0")
+                    if following is None:
+                        return Page(self._found)
+                    beyond = following
+                if self._left <= 0:
+                    return Page(self._found, more=True, place=name)
+                at = bisect_left(rows, beyond, at + 1)
+            if len(rows) < batch:
+                return Page(self._found)
+            passed_over = beyond > rows[-1] + "\0"
+            batch = FIRST_BATCH if passed_over else min(2 * batch, LARGEST_BATCH)
+            start = beyond
+        return Page(self._found)
+
+
+def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+    number = repository_id(db, repo)
+    rows = db.execute(
+        "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (number, after or "", limit + 1)
+    ).fetchall()
+    return Page([str.__new__(Tag, name) for (name,) in rows[:limit]], len(rows) > limit)
+
+
+def referrers(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    subject: Digest,
+    artifact_type: str | None,
+    after: str | None,
+    limit: int,
+    looked_at: int = REFERRERS_LOOKED_AT,
+    size: int = PAGE_BYTES,
+) -> Page[Descriptor]:
+    """A page that looks at so many referrers at the most, and holds so many bytes, about."""
+    found: list[Descriptor] = []
+    taken = 0
+    asked = (repo, subject, after or "", looked_at + 1)
+    if artifact_type is None:
+        rows: list[Any] = db.execute(_REFERRERS, asked).fetchall()
+    else:
+        rows = db.execute(_REFERRERS_OF_TYPE, (*asked, artifact_type)).fetchall()
+    place: str | None = None
+    for digest, media_type, length, kind, annotated, number in rows[:looked_at]:
+        taken += annotated + len(kind or "") + 256
+        if len(found) == limit or (taken > size and (found or size < PAGE_BYTES)):
+            return Page(found, more=True)
+        text = db.execute(_ANNOTATIONS, (number,)).get if annotated else None
+        annotations = StoredAnnotations(text) if text else None
+        found.append(Descriptor(media_type, _digest(digest), length, kind, annotations))
+        place = digest
+    return Page(found, more=len(rows) > looked_at, place=place if len(rows) > looked_at else None)
+
+
+def known(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
+    """Those of `values` that stand in a column."""
+    sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
+    return {value for value in values if db.execute(sql, (value,)).get is not None}

@@ -1,0 +1,1 @@
+"""The hosted registry, over any metadata store and any blob store."""

@@ -1,0 +1,147 @@
+"""Online garbage collection: what nothing refers to any more goes, while the registry serves.
+
+It reads the queue that changes fill, so its cost follows the garbage and not the store. What a crash left behind
+without a trace in the metadata (a file renamed into place whose row was never committed) is found by looking at a few
+directories in each round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage.blobs.blob_store import BlobStore
+from storage.errors import StorageFull
+from storage.interface import Partials
+from storage.metadata.catalog import Metadata
+from storage.names import Digest
+
+PORTION = 500
+IDLE_ON_FULL_DISK = 60.0
+"""Seconds after which a blob on its way in that nobody fetches makes way on a full disk."""
+SHARDS = 16
+"""Directories of blobs looked at in one round."""
+log = logging.getLogger("storage.collect")
+
+
+@dataclass(slots=True)
+class CollectionReport:
+    """What one round took away."""
+
+    links: int = 0
+    blobs: int = 0
+    uploads: int = 0
+    partials: int = 0
+    strays: int = 0
+
+    def __bool__(self) -> bool:
+        return any((self.links, self.blobs, self.uploads, self.partials, self.strays))
+
+
+class Collector:
+    """`grace` and `expire` in seconds: how long a blob may lie without a manifest that refers to it, and an upload
+    session or a partial blob without progress. Several processes may collect at once; they do no harm to each other.
+    `is_full` says whether the disk is: then what is removed is unlinked at once, and blobs on their way in that nobody
+    fetches go early. The grace holds there as well."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        blobs: BlobStore,
+        partials: Partials,
+        clock: Callable[[], float],
+        grace: float,
+        expire: float,
+        is_full: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._metadata = metadata
+        self._blobs = blobs
+        self._partials = partials
+        self._clock = clock
+        self.grace = grace
+        self._expire = expire
+        self._is_full = is_full
+        self._next_shard = int(clock()) % blobs.shards
+
+    async def collect(self) -> CollectionReport:
+        """One round. Raises StorageFull, StorageFailed; what it did until then stays done. Cancelled: likewise."""
+        done = CollectionReport()
+        failed: StorageFull | None = None
+        for step in (
+            self._empty_trash,
+            self._drop_partials,
+            self._end_stale_uploads,
+            self._drop_links,
+            self._drop_blobs,
+            self._drop_strays,
+            self._empty_trash,
+        ):
+            try:
+                await step(done)
+            except StorageFull as error:  # the steps after it may free what it lacked
+                failed = failed or error
+        if done:
+            log.info(
+                "collected %d blobs (%d links), %d stale uploads, %d stale partial blobs, %d stray files",
+                done.blobs, done.links, done.uploads, done.partials, done.strays,
+            )  # fmt: skip
+        if failed is not None:
+            raise failed
+        return done
+
+    async def _empty_trash(self, _done: CollectionReport) -> None:
+        await self._blobs.empty_trash()
+
+    async def _drop_partials(self, done: CollectionReport) -> None:
+        idle = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
+        done.partials += await self._partials.expire(self._clock() - idle)
+
+    async def _end_stale_uploads(self, done: CollectionReport) -> None:
+        before = self._clock() - self._expire
+        while stale := await self._metadata.stale_uploads(before, PORTION):
+            for upload in stale:
+                if await self._metadata.drop_upload(upload, before):
+                    await self._blobs.discard(upload)
+                    done.uploads += 1
+        cut = self._clock() - max(self.grace, 60)
+        old = [upload for upload, changed in await self._blobs.sessions() if changed < cut]
+        known = await self._metadata.known_uploads(old)
+        for upload in old:
+            if upload not in known:
+                await self._blobs.discard(upload)
+
+    async def _drop_links(self, done: CollectionReport) -> None:
+        before = self._clock() - self.grace
+        while entries := await self._metadata.dropped_links(before, PORTION):
+            for entry in entries:
+                done.links += await self._metadata.drop_link(entry, before)
+
+    async def _drop_blobs(self, done: CollectionReport) -> None:
+        """Blobs without any link need no grace: what could bring them back holds their lock, or pushes them anew."""
+        while digests := await self._metadata.dropped_blobs(PORTION):
+            for digest in digests:
+                async with self._blobs.hold(digest):
+                    place = await self._metadata.drop_blob(digest)
+                    if place is not None:
+                        await self._blobs.remove(place)
+                        done.blobs += 1
+                if self._is_full():
+                    await self._blobs.empty_trash()
+            await self._blobs.empty_trash()
+
+    async def _drop_strays(self, done: CollectionReport) -> None:
+        for _ in range(SHARDS):
+            number, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
+            cut = self._clock() - max(self.grace, 60)
+            old = {digest: place for digest, place, written in await self._blobs.shard(number) if written < cut}
+            known = await self._metadata.known_blobs(list(old))
+            for digest in old.keys() - known:
+                done.strays += await self._drop_stray(digest, old[digest])
+
+    async def _drop_stray(self, digest: Digest, place: str) -> bool:
+        async with self._blobs.hold(digest):
+            if digest in await self._metadata.known_blobs([digest]):
+                return False
+            await self._blobs.remove(place)
+            return True

@@ -1,0 +1,45 @@
+"""docs/security.md names tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+
+import pytest
+
+from tests.fakes.server_process import ROOT
+
+PAGE = (ROOT / "docs" / "security.md").read_text()
+NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
+
+
+@cache
+def functions(path: str) -> set[str]:
+    """Those that a file defines for itself."""
+    return {
+        found.name
+        for found in ast.parse((ROOT / path).read_text()).body
+        if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_the_page_names_tests() -> None:
+    """The page is read as its author meant it."""
+    assert len(NAMED) > 60
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED, ids="::".join)
+def test_a_promise_is_held(path: str, name: str) -> None:
+    """Each test that the page names is there, and pytest finds it."""
+    assert name.startswith("test_")
+    assert path.rpartition("/")[2].startswith("test_")
+    assert name in functions(path)
+
+
+def test_each_promise_has_a_test() -> None:
+    """Each row of the promises ends with one, at least."""
+    promises = PAGE.partition("## What is promised")[2].partition("\n## ")[0]
+    rows = [row for row in promises.splitlines() if row.startswith("| ") and not row.startswith("| Promise ")]
+    assert rows
+    assert [row for row in rows if not re.search(r"`tests/[\w/]+\.py::test_\w+` \|$", row)] == []

@@ -1,0 +1,122 @@
+"""Two registries asked the same thing: their answers must agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.content import Descriptor, Manifest, Page, Span
+from storage.errors import BlobUploadInvalid, BlobUploadUnknown, RangeInvalid, RegistryError
+from storage.interface import BlobWriter, Registry
+from storage.names import Digest, Reference, RepositoryName, Tag
+
+EVERYTHING = 10_000
+ARTIFACT_TYPES = ["sig/x", "application/vnd.oci.image.layer.v1.tar"]
+"""One that manifests have of their own, and one that they have from their config."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A call's error, as far as the interface fixes it."""
+
+    kind: str
+    position: int | None = None
+
+
+def _told(error: RegistryError) -> Raised:
+    if isinstance(error, RangeInvalid):
+        return Raised("RangeInvalid", error.size if error.offset is None else error.offset)
+    # The interface leaves open which of the two a writer raises whose session is over.
+    if isinstance(error, BlobUploadInvalid | BlobUploadUnknown):
+        return Raised("the session is not this caller's")
+    return Raised(type(error).__name__)
+
+
+def _plain(answer: Any) -> Any:
+    """What must be equal in an answer, in values that compare."""
+    match answer:
+        case Page():
+            return [_plain(item) for item in answer.items], answer.more
+        case Manifest():
+            return answer.body, answer.media_type, answer.digest
+        case Descriptor():
+            return answer.as_json()
+        case _:
+            return answer
+
+
+async def answer_of(call: Awaitable[Any]) -> Any:
+    """The call's answer or error, ready to be compared."""
+    try:
+        return _plain(await call)
+    except RegistryError as error:
+        return _told(error)
+
+
+async def read_blob(registry: Registry, repo: RepositoryName, digest: Digest, span: Span | None) -> bytes:
+    reader = await registry.open_blob(repo, digest, span)
+    try:
+        return b"".join([chunk async for chunk in reader])
+    finally:
+        await reader.aclose()
+
+
+async def described(registry: Registry, repo: RepositoryName, reference: Reference) -> tuple[str, str, int]:
+    resolved = await registry.resolve_manifest(repo, reference)
+    return resolved.media_type, resolved.digest, resolved.size
+
+
+@dataclass
+class UploadPair:
+    """One session in each registry: the writers that own it (None: nobody does), and those that lost it."""
+
+    repo: RepositoryName
+    ids: list[Any]
+    writers: list[BlobWriter] | None
+    taken: bytes = b""
+    old: list[list[BlobWriter]] = field(default_factory=list)
+
+
+class RegistryPair:
+    """The model and the one under test, on a loop of their own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, model: Registry, tested: Registry) -> None:
+        self.loop = loop
+        self.both: list[Registry] = [model, tested]
+
+    def ask(self, call: Callable[..., Awaitable[Any]], *what: object) -> Any:
+        """Makes the call on both; returns the answer on which they agree."""
+        return self.compare([call(registry, *what) for registry in self.both])
+
+    def compare(self, calls: list[Awaitable[Any]]) -> Any:
+        expected, actual = [self.loop.run_until_complete(answer_of(call)) for call in calls]
+        assert actual == expected, f"the model says {expected!r}, the registry under test {actual!r}"
+        return expected
+
+    def get(self, calls: list[Awaitable[Any]]) -> list[Any]:
+        """The answers as they are; both or none raise."""
+        answers: list[Any] = []
+        told: list[Raised | None] = []
+        for call in calls:
+            try:
+                answers.append(self.loop.run_until_complete(call))
+                told.append(None)
+            except RegistryError as error:
+                told.append(_told(error))
+        assert told[0] == told[1], f"the model says {told[0]!r}, the registry under test {told[1]!r}"
+        return answers
+
+    def compare_all(self, repos: list[RepositoryName], digests: list[Digest], tags: list[Tag]) -> None:
+        """Everything that can be seen is the same in both."""
+        self.ask(lambda registry: registry.repositories(None, EVERYTHING))
+        for repo in repos:
+            self.ask(lambda registry, repo: registry.tags(repo, None, EVERYTHING), repo)
+            for digest in digests:
+                self.ask(read_blob, repo, digest, None)
+                self.ask(lambda registry, *what: registry.get_manifest(*what), repo, digest)
+                for kind in (None, *ARTIFACT_TYPES):
+                    self.ask(lambda registry, *what: registry.referrers(*what, None, EVERYTHING), repo, digest, kind)
+            for tag in tags:
+                self.ask(described, repo, tag)

@@ -1,0 +1,1 @@
+"""What tests share: servers to start, fake upstreams and providers, clients, content."""

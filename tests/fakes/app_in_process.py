@@ -1,0 +1,62 @@
+"""The whole application over a real store, in this process, with accounts that log in by API tokens."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from registry.app import Entrepot, create_app, rate_limit_of
+from registry.auth.token import api_tokens
+from registry.config import Settings
+from storage.access import AccountName, TokenLimit
+from storage.accounts import Accounts
+from storage.composition import prepare_data_dir
+from storage.interface import Registry
+from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.store_accounts import BY, add_account
+
+
+class AppInProcess:
+    """A running application: `client` asks it, `accounts` and `hosted` are what it is over."""
+
+    def __init__(self, app: Entrepot, hosted: Registry, accounts: Accounts, data: Path) -> None:
+        self.app = app
+        self.data = data
+        self.client = AsgiClient(app)
+        self.hosted = hosted
+        self.accounts = accounts
+        self.audit_buffer = app.access.audit_buffer
+
+    async def user(self, name: str, *, admin: bool = False, robot: bool = False) -> str:
+        """A new account; the Authorization header of a login with an API token."""
+        await add_account(self.accounts, name, admin=admin, robot=robot)
+        return await self.token(name)
+
+    async def token(self, name: str, limits: Iterable[TokenLimit] | None = None) -> str:
+        """The same of another token, perhaps a limited one."""
+        made = api_tokens.make(AccountName(name), now=0.0, limits=None if limits is None else tuple(limits))
+        await self.accounts.add_token(made.token, made.secret_hash, by=BY)
+        return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+
+    async def bearer(self, login: str | None, *scopes: str) -> str:
+        """The Authorization header with a token of `/token` for these scopes."""
+        query = "&".join(f"scope={quote(scope)}" for scope in scopes)
+        answer = await self.client("GET", f"/token?service=entrepot&{query}", {"authorization": login} if login else {})
+        assert answer.status == 200, answer.body
+        document: dict[str, Any] = json.loads(answer.body)
+        return f"Bearer {document['token']}"
+
+
+@asynccontextmanager
+async def running_app(folder: Path, **settings: Any) -> AsyncIterator[AppInProcess]:
+    """The application over a new store in `folder`."""
+    prepare_data_dir(folder)
+    made = Settings(data=folder, **settings)
+    app = create_app(made, pace=rate_limit_of(made))
+    async with app.router.lifespan_context(app):
+        yield AppInProcess(app, app.unguarded, app.policy.accounts, folder)

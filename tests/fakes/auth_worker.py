@@ -1,0 +1,96 @@
+"""A registry's store with accounts in it, and what checks credentials over it, as one process has them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.auth.assembly import AuthComponents, open_auth_components
+from registry.auth.password.hashing import hash_password
+from registry.auth.rights.policy import Policy
+from registry.auth.token import api_tokens
+from registry.auth.token.api_tokens import NewApiToken
+from registry.auth.token_service.service import TokenService
+from registry.config import Settings
+from storage.access import AccountKind, AccountName, Action, AuditEntry, AuditQuery, Grant, Grantee
+from storage.accounts import Accounts
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Actor
+from storage.patterns import NamePattern
+from storage.store.stored_registry import StoredRegistry
+
+ADMIN = Actor("operator")
+AT_HOME = Actor(address="192.0.2.1", user_agent="docker/29")
+ELSEWHERE = Actor(address="198.51.100.7", user_agent="docker/29")
+PASSWORD = "correct horse battery"
+ALICE, BOB, CI = AccountName("alice"), AccountName("bob"), AccountName("ci")
+
+
+class AuthClock:
+    """Seconds since 1970, as the test wants them."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class AuthWorker:
+    """One worker: the store as it has it, and what it remembers."""
+
+    registry: StoredRegistry
+    access: AuthComponents
+    clock: AuthClock
+
+    @property
+    def accounts(self) -> Accounts:
+        return self.registry.accounts
+
+    def service(self, **policy: Any) -> TokenService:
+        return self.access.token_service(Policy(self.accounts, standing=self.access.standing, **policy))
+
+    async def add_user(self, name: AccountName, password: str | None = PASSWORD, *, admin: bool = False) -> None:
+        held = None if password is None else hash_password(password)
+        await self.accounts.add_account(name, AccountKind.USER, password_hash=held, admin=admin, by=ADMIN)
+
+    async def add_robot(self, name: AccountName = CI) -> None:
+        await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, by=ADMIN)
+
+    async def add_token(self, account: AccountName, **more: Any) -> NewApiToken:
+        made = api_tokens.make(account, now=self.clock(), **more)
+        await self.accounts.add_token(made.token, made.secret_hash, by=ADMIN)
+        return made
+
+    async def grant(self, subject: str, pattern: str, actions: str) -> None:
+        given = Grant(Grantee.parse(subject), NamePattern(pattern), Action.parse(actions))
+        await self.accounts.put_grant(given, by=ADMIN)
+
+    async def audited(self, action: str = "login") -> list[AuditEntry]:
+        """The lines, newest first, with those that were still being gathered."""
+        await self.access.audit_buffer.flush()
+        return list(self.accounts.audit(AuditQuery(action=action), 100).items)
+
+
+@contextlib.asynccontextmanager
+async def auth_worker(
+    data: Path, clock: AuthClock, settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[AuthWorker]:
+    """A worker on this data directory; opened twice it is as two of them."""
+    prepare_data_dir(data)
+    made = Settings(data=data, **(settings or {}))
+    async with (
+        open_registry(data, clock=clock) as registry,
+        open_auth_components(made, registry.accounts, registry.leases, clock=clock, monotonic=clock) as access,
+    ):
+        yield AuthWorker(registry, access, clock)
+
+
+def basic(user: str, secret: str) -> str:
+    """The header's value."""
+    return "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()

@@ -1,0 +1,83 @@
+"""An authority of the tests' own and what it signs, made by openssl."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakes.clients.programs import environment
+
+NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+
+
+@dataclass(frozen=True)
+class CertificateBundle:
+    """PEM files."""
+
+    authority: Path
+    """What a client has to trust."""
+    server: Path
+    """For 127.0.0.1 and localhost."""
+    key: Path
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A certificate and its key, PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class CertificateAuthority:
+    """A new one. Everything it makes lies in a folder of its own below `tmp_path`."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="certificates-", dir=tmp_path))
+        self.certificate = self._folder / "authority.pem"
+        self._key = self._folder / "authority.key"
+        usage = "keyUsage=critical,keyCertSign,cRLSign"
+        named = ("-subj", "/CN=tests", "-keyout", str(self._key), "-out", str(self.certificate))
+        self._openssl("req", "-x509", *NEW_KEY, *named, "-addext", usage)
+
+    def sign(self, name: str, *, client: bool = False, also: str = "") -> KeyPair:
+        """For a server on this machine, and on another at the address `also`; or for a client."""
+        pair = KeyPair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        signed = ["-CA", str(self.certificate), "-CAkey", str(self._key)]
+        files = ["-keyout", str(pair.key), "-out", str(pair.certificate)]
+        extensions = [
+            "subjectAltName=IP:127.0.0.1,DNS:localhost" + (f",IP:{also}" if also else ""),
+            "basicConstraints=critical,CA:FALSE",
+            "keyUsage=critical,digitalSignature",
+            f"extendedKeyUsage={'clientAuth' if client else 'serverAuth'}",
+        ]
+        added = [word for each in extensions for word in ("-addext", each)]
+        self._openssl("req", "-x509", *NEW_KEY, "-subj", f"/CN={name}", *signed, *files, *added)
+        return pair
+
+    def expired(self, pair: KeyPair) -> KeyPair:
+        """The same name and key, signed by itself and good until yesterday."""
+        old = pair.certificate.with_suffix(".old.pem")
+        self._openssl("x509", "-in", str(pair.certificate), "-signkey", str(pair.key), "-days", "-1", "-out", str(old))
+        return KeyPair(old, pair.key)
+
+    def locked(self, pair: KeyPair) -> KeyPair:
+        """The same with a password on the key."""
+        key = pair.key.with_suffix(".locked.key")
+        self._openssl("pkey", "-in", str(pair.key), "-aes256", "-passout", "pass:secret", "-out", str(key))
+        return KeyPair(pair.certificate, key)
+
+    def _openssl(self, *arguments: str) -> None:
+        done = subprocess.run(
+            ["openssl", *arguments], env=environment(self._folder), cwd=self._folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def certificates(tmp_path: Path) -> CertificateBundle:
+    """A new authority, and what it has signed."""
+    authority = CertificateAuthority(tmp_path)
+    pair = authority.sign("localhost")
+    return CertificateBundle(authority.certificate, pair.certificate, pair.key)

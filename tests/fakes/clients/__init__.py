@@ -1,0 +1,1 @@
+"""Real container clients, each with its own daemon, configuration and storage."""

@@ -1,0 +1,77 @@
+"""podman, buildah and skopeo with storage, policy and logins of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .programs import ForeignProgram, environment
+
+STORAGE = """
+[storage]
+driver = "vfs"
+graphroot = "{folder}/root"
+runroot = "{folder}/run"
+"""
+
+ENGINE = """
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+tmp_dir = "{folder}/tmp"
+volume_path = "{folder}/volumes"
+"""
+
+# Limits that need not be raised, and runc, which takes any mix of control groups: this runs inside a container as well.
+RUN = ("--rm", "--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
+INSECURE = "--tls-verify=false"
+
+
+@dataclass(frozen=True)
+class ContainerTools:
+    """The three programs; podman and buildah share one storage."""
+
+    podman: ForeignProgram
+    buildah: ForeignProgram
+    skopeo: ForeignProgram
+    folder: Path
+
+    def copy(self, source: str, target: str, *options: str, exact: bool = True) -> None:
+        """`skopeo copy`, with plain HTTP on both sides.
+
+        Unless it has to be exact, skopeo may send a layer in another compressed form that it has met before.
+        """
+        options = ("--src-tls-verify=false", "--dest-tls-verify=false", *options)
+        self.skopeo("copy", "--quiet", *(["--preserve-digests"] if exact else []), *options, source, target)
+
+    def image_id(self, name: str) -> str:
+        return "sha256:" + self.podman("image", "inspect", "--format", "{{.Id}}", name).out.strip()
+
+    def output_of(self, name: str, *args: str) -> str:
+        """What a podman container of the image prints."""
+        return self.podman("run", *RUN, name, *args).out
+
+
+def container_tools(folder: Path) -> ContainerTools:
+    """Writes the settings below `folder` and gives the programs that use them."""
+    home = folder / "home"
+    env = environment(
+        home,
+        XDG_RUNTIME_DIR=str(folder / "xdg"),
+        CONTAINERS_STORAGE_CONF=str(folder / "storage.conf"),
+        CONTAINERS_CONF=str(folder / "containers.conf"),
+        CONTAINERS_REGISTRIES_CONF=str(folder / "registries.conf"),
+        REGISTRY_AUTH_FILE=str(folder / "auth.json"),
+    )
+    (folder / "xdg").mkdir()
+    (folder / "storage.conf").write_text(STORAGE.format(folder=folder))
+    (folder / "containers.conf").write_text(ENGINE.format(folder=folder))
+    (folder / "registries.conf").write_text("unqualified-search-registries = []\n")
+    (folder / "auth.json").write_text("{}")
+    policy = home / ".config" / "containers" / "policy.json"
+    policy.parent.mkdir(parents=True)
+    policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+    skopeo = ForeignProgram(("skopeo", "--policy", str(policy), "--tmpdir", str(home)), env)
+    return ContainerTools(ForeignProgram(("podman",), env), ForeignProgram(("buildah",), env), skopeo, folder)

@@ -1,0 +1,103 @@
+"""A containerd of our own, and `ctr` on it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakes.client_images import ClientImage, write_layout
+
+from .programs import ForeignProgram, ProgramResult, environment, running_daemon, unmount_below
+
+CONFIG = """
+version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+address = "{folder}/c.sock"
+"""
+
+
+@dataclass(frozen=True)
+class Containerd:
+    """`ctr` on its own daemon."""
+
+    call: ForeignProgram
+    folder: Path
+
+    def __call__(self, *args: str) -> ProgramResult:
+        return self.call(*args)
+
+    def pull(self, name: str, *options: str) -> None:
+        self("images", "pull", "--plain-http", "--snapshotter", "native", *options, name)
+
+    def push(self, name: str, source: str, *options: str) -> None:
+        self("images", "push", "--plain-http", *options, name, source)
+
+    def load(self, image: ClientImage, name: str, folder: Path) -> None:
+        """Brings an image into the daemon under the name without asking any registry; `folder` is new."""
+        repo, _, tag = name.rpartition(":")
+        with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
+            archive.add(write_layout(folder, {tag: image}), "")
+        self("images", "import", "--base-name", repo, "--snapshotter", "native", str(folder.with_suffix(".tar")))
+
+    def forget(self, *names: str) -> None:
+        """Removes the names and collects what they held, so that the next pull has to fetch it."""
+        self("images", "remove", "--sync", *names)
+
+    def held(self) -> set[str]:
+        """The digest of everything in the content store."""
+        return set(self("content", "ls", "--quiet").out.split())
+
+    def has_same_bytes(self, image: ClientImage) -> bool:
+        """Exports nothing and unpacks nothing: the content store's own files, compared with the original bytes."""
+        store = self.folder / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256"
+        return all(
+            (store / digest.partition(":")[2]).read_bytes() == content.body
+            for digest, content in (image.manifests | image.blobs).items()
+        )
+
+
+@contextlib.contextmanager
+def running_containerd(folder: Path) -> Iterator[Containerd]:
+    """A containerd below `folder` (absolute and short: a socket's path has at most 107 bytes)."""
+    config, log = folder / "config.toml", folder / "containerd.log"
+    config.write_text(CONFIG.format(folder=folder))
+    env = environment(folder / "home")
+    ctr = Containerd(ForeignProgram(("ctr", "--address", f"{folder}/c.sock"), env), folder)
+    try:
+        with running_daemon(
+            ["containerd", "--config", str(config)],
+            env,
+            log,
+            lambda: ctr.call.attempt("version").code == 0,
+        ):
+            yield ctr
+    finally:
+        unmount_below(folder)
+
+
+def blobs_of_export(archive: Path) -> dict[str, bytes]:
+    """The blobs of an exported OCI archive by digest; each must fit its name."""
+    found = {}
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if member.name.startswith("blobs/sha256/") and member.isfile():
+                body = tar.extractfile(member)
+                assert body is not None
+                content = body.read()
+                assert hashlib.sha256(content).hexdigest() == member.name.rpartition("/")[2]
+                found["sha256:" + member.name.rpartition("/")[2]] = content
+    return found

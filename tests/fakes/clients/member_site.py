@@ -1,0 +1,85 @@
+"""A registry with accounts, and people and robots of a test's own who log in to it with real clients."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
+
+from .container_tools import ContainerTools
+from .docker_engine import DockerEngine
+from .registry_client import RegistryClient
+
+WRONG = "not the password"
+
+
+@dataclass(frozen=True)
+class ClientLogin:
+    """What somebody types."""
+
+    name: str
+    secret: str
+
+    @property
+    def basic(self) -> str:
+        """The `Authorization` header."""
+        return "Basic " + self.encoded
+
+    @property
+    def encoded(self) -> str:
+        """As docker's config.json keeps it."""
+        return base64.b64encode(f"{self.name}:{self.secret}".encode()).decode()
+
+
+ROOT = ClientLogin(ADMIN, PASSWORD)
+"""May do everything, and looks at what others have pushed."""
+
+
+@dataclass
+class MemberSite(AdminSite):
+    """A site whose tests make members of their own. Rights are by pattern: `{"team/**": "pull,push"}`."""
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+    def person(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
+        """Somebody new, with a password."""
+        name, password = self.user()
+        self.grant(f"user:{name}", rights or {})
+        return ClientLogin(name, password)
+
+    def machine(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
+        """A new robot, with an API token."""
+        name = self.robot()
+        self.grant(f"robot:{name}", rights or {})
+        return ClientLogin(name, self.token(name))
+
+    def grant(self, subject: str, rights: Mapping[str, str]) -> None:
+        for pattern, actions in rights.items():
+            self.done("PUT", "/grants", {"subject": subject, "pattern": pattern, "actions": actions.split(",")})
+
+    def allow_everyone(self, pattern: str) -> None:
+        """Everybody may pull it, without a login as well."""
+        self.grant("everyone", {pattern: "pull"})
+
+    def wire(self, login: ClientLogin = ROOT) -> RegistryClient:
+        return RegistryClient(self.address, login.basic)
+
+
+def logged_out(docker: DockerEngine, folder: Path) -> DockerEngine:
+    """The same daemon for a person who has logged in nowhere yet; their logins are kept in `folder`."""
+    return replace(docker, call=docker.call.with_variables(DOCKER_CONFIG=str(folder)))
+
+
+def tools_logged_out(tools: ContainerTools, folder: Path) -> ContainerTools:
+    """The same for podman, buildah and skopeo."""
+    kept = str(folder / "auth.json")
+    (folder / "auth.json").write_text("{}")
+    podman, buildah, skopeo = (
+        each.with_variables(REGISTRY_AUTH_FILE=kept) for each in (tools.podman, tools.buildah, tools.skopeo)
+    )
+    return ContainerTools(podman, buildah, skopeo, tools.folder)

@@ -1,0 +1,128 @@
+"""Foreign programs: one call of a client, and daemons that live for a whole session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.fakes.server_process import ROOT
+
+# Debian's own programs first: a newer docker in /usr/local would need plugins that are not there.
+PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
+CALL_TIMEOUT = 110.0
+
+
+class CommandFailed(AssertionError):
+    """A client ended with a code that is not 0; the text holds the command and all its output."""
+
+
+@dataclass(frozen=True)
+class ProgramResult:
+    """What one call of a program gave."""
+
+    command: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+    def demand(self) -> ProgramResult:
+        if self.code != 0:
+            raise CommandFailed(f"{' '.join(self.command)}\nexit code {self.code}\n{self.out}\n{self.err}")
+        return self
+
+
+@dataclass(frozen=True)
+class ForeignProgram:
+    """A program with the flags and the environment that keep it away from the host's own settings and storage."""
+
+    prefix: tuple[str, ...]
+    env: Mapping[str, str]
+
+    def __call__(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
+        """Runs the program; raises CommandFailed unless it ends with 0."""
+        return self.attempt(*args, given=given, timeout=timeout).demand()
+
+    def attempt(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
+        """Runs the program with `given` on its stdin, and gives whatever came of it."""
+        command = (*self.prefix, *args)
+        done = subprocess.run(
+            command, env=dict(self.env), input=given.encode(), capture_output=True, timeout=timeout, cwd=ROOT
+        )
+        return ProgramResult(
+            command, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode("utf-8", "replace")
+        )
+
+    def with_variables(self, **variables: str) -> ForeignProgram:
+        """The same program in an environment with these as well."""
+        return replace(self, env={**self.env, **variables})
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """A clean environment: Debian's programs, a home of its own, no proxy, no setting of the host."""
+    home.mkdir(parents=True, exist_ok=True)
+    return {"PATH": PATH, "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": str(home), "NO_PROXY": "*", **extra}
+
+
+@contextlib.contextmanager
+def running_daemon(
+    command: Sequence[str], env: Mapping[str, str], log: Path, answers: Callable[[], bool], timeout: float = 60.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a daemon until the block ends; it is ready when `answers` says so. Ended by SIGTERM to its own id."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        wait_until(answers, timeout, lambda: f"{command[0]} does not answer:\n{log_tail(log)}", process)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until(
+    true: Callable[[], bool],
+    timeout: float,
+    complaint: Callable[[], str],
+    process: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Asks again and again; raises AssertionError with the complaint when time is up or the process has ended."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+            raise AssertionError(complaint())
+        time.sleep(0.05)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no process has this id any more (one that ended and waits for its parent counts as gone)."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def unmount_below(folder: Path) -> None:
+    """Unmounts what a daemon left mounted below its own folder, the deepest first."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in sorted((p for p in points if p.startswith(f"{folder}/")), key=len, reverse=True):
+        subprocess.run(["umount", "--lazy", point], env={**os.environ, "PATH": PATH}, check=True)
+
+
+def log_tail(log: Path, size: int = 4000) -> str:
+    """The end of a log file, or a note that there is none."""
+    return log.read_text(errors="replace")[-size:] if log.exists() else f"{log}: no log"

@@ -1,0 +1,137 @@
+"""Plain HTTP to the registry, and the check that ends most tests: every byte is what it was."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.fakes.client_images import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    ClientImage,
+    digest_of,
+    digests_in,
+    noise,
+)
+
+ACCEPT = ", ".join([OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST])
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class RegistryReply:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class RegistryClient:
+    """Requests to `host:port`, each on a connection of its own, with a header that says who asks."""
+
+    address: str
+    authorization: str = field(default="", repr=False)
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> RegistryReply:
+        with closing(http.client.HTTPConnection(self.address, timeout=60)) as connection:
+            who = {"Authorization": self.authorization} if self.authorization else {}
+            connection.request(method, path, body, {"Accept": ACCEPT, **who, **(headers or {})})
+            with connection.getresponse() as reply:
+                return RegistryReply(reply.status, reply.headers, reply.read())
+
+    def manifest(self, repo: str, reference: str) -> RegistryReply:
+        """The manifest; the header's digest must be that of the bytes."""
+        reply = self.ask("GET", f"/v2/{repo}/manifests/{reference}")
+        assert reply.status == 200, f"{repo} {reference}: {reply.status} {reply.body!r}"
+        assert reply.headers["Docker-Content-Digest"] == digest_of(reply.body)
+        return reply
+
+    def digest(self, repo: str, tag: str = "latest") -> str:
+        return digest_of(self.manifest(repo, tag).body)
+
+    def blob(self, repo: str, digest: str) -> bytes:
+        reply = self.ask("GET", f"/v2/{repo}/blobs/{digest}")
+        assert reply.status == 200, f"{repo} {digest}: {reply.status} {reply.body!r}"
+        return reply.body
+
+    def blob_status(self, repo: str, digest: str) -> int:
+        return self.ask("HEAD", f"/v2/{repo}/blobs/{digest}").status
+
+    def tags(self, repo: str) -> list[str]:
+        reply = self.ask("GET", f"/v2/{repo}/tags/list")
+        assert reply.status == 200, reply.body
+        return list(reply.json()["tags"])
+
+    def push(self, repo: str, reference: str, image: ClientImage) -> None:
+        """Pushes every blob and manifest with one POST and one PUT each, the image's own manifest under `reference`."""
+        for digest, content in image.blobs.items():
+            start = self.ask("POST", f"/v2/{repo}/blobs/uploads/")
+            assert start.status == 202, start.body
+            location = start.headers["Location"]
+            mark = "&" if "?" in location else "?"
+            reply = self.ask("PUT", f"{location}{mark}digest={digest}", content.body)
+            assert reply.status == 201, reply.body
+        for digest, content in image.manifests.items():
+            name = reference if digest == image.digest else digest
+            headers = {"Content-Type": content.media_type}
+            reply = self.ask("PUT", f"/v2/{repo}/manifests/{name}", content.body, headers)
+            assert reply.status == 201, reply.body
+
+
+def pull_all(wire: RegistryClient, repo: str, reference: str) -> set[str]:
+    """Fetches a manifest and all below it: every digest and size must fit the bytes. Gives all the digests."""
+    body = wire.manifest(repo, reference).body
+    found = {digest_of(body)}
+    for digest, size, is_manifest in digests_in(body):
+        if is_manifest:
+            assert len(wire.manifest(repo, digest).body) == size
+            found |= pull_all(wire, repo, digest)
+        elif digest not in found:
+            blob = wire.blob(repo, digest)
+            assert (digest_of(blob), len(blob)) == (digest, size)
+            found.add(digest)
+    return found
+
+
+def assert_same_image(wire: RegistryClient, repo: str, reference: str, image: ClientImage) -> None:
+    """Every manifest and blob of the image is served byte by byte as it was made, under the same media type."""
+    served = wire.manifest(repo, reference)
+    assert served.body == image.manifest.body
+    for digest, content in image.manifests.items():
+        reply = wire.manifest(repo, digest)
+        assert (reply.body, reply.headers["Content-Type"]) == (content.body, content.media_type)
+    for digest, content in image.blobs.items():
+        assert wire.blob(repo, digest) == content.body, digest
+
+
+def assert_same_files(wire: RegistryClient, repo: str, reference: str, image: ClientImage) -> None:
+    """For clients that compress layers themselves: unpacked, every layer is what it was, and so is the config."""
+    assert image.config is not None
+    pull_all(wire, repo, reference)
+    document = wire.manifest(repo, reference).json()
+    assert wire.blob(repo, document["config"]["digest"]) == image.config.body
+    served = [gzip.decompress(wire.blob(repo, entry["digest"])) for entry in document["layers"]]
+    assert [hashlib.sha256(tar).hexdigest() for tar in served] == [
+        hashlib.sha256(each.tar).hexdigest() for each in image.layers
+    ]
+
+
+def noise_stream(seed: str, size: int) -> Iterator[bytes]:
+    """A long body in pieces of 1 MiB, never held whole: one block of noise, each time with its number in front."""
+    block = bytearray(noise(seed, PIECE))
+    for number in range(-(-size // PIECE)):
+        block[:8] = number.to_bytes(8, "big")
+        yield bytes(block[: min(PIECE, size - number * PIECE)])

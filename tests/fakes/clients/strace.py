@@ -1,0 +1,91 @@
+"""strace on running processes: which steps they took, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .programs import PATH, wait_until
+
+CALLS = "fsync,fdatasync,rename,renameat,renameat2,write,writev,sendto,sendmsg"
+LINE = re.compile(r"^(?P<pid>\d+) +(?P<rest>.*)$")
+UNFINISHED = re.compile(r"^(?P<start>.*) <unfinished \.\.\.>$")
+RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(?P<end>.*)$")
+
+
+@dataclass(frozen=True)
+class SystemCall:
+    """One system call: when it began and when it ended (numbers of lines), and its text."""
+
+    began: int
+    ended: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.text.partition("(")[0]
+
+    @property
+    def worked(self) -> bool:
+        return not self.text.rpartition(" = ")[2].startswith("-1")
+
+
+class Trace:
+    """The record of a traced stretch; complete when the `tracing` block has ended."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    def steps(self) -> list[SystemCall]:
+        """Every call, in the order in which the calls ended."""
+        found, open_calls = [], {}
+        for number, line in enumerate(self.output.read_text(errors="replace").splitlines()):
+            match = LINE.match(line)
+            if match is None:
+                continue
+            pid, rest = match["pid"], match["rest"]
+            if begun := UNFINISHED.match(rest):
+                open_calls[pid] = (number, begun["start"])
+            elif resumed := RESUMED.match(rest):
+                began, start = open_calls.pop(pid, (number, ""))
+                found.append(SystemCall(began, number, start + resumed["end"]))
+            elif "(" in rest and " = " in rest:
+                found.append(SystemCall(number, number, rest))
+        return found
+
+
+@contextlib.contextmanager
+def tracing(pids: Sequence[int], folder: Path) -> Iterator[Trace]:
+    """Attaches strace to the processes and all their threads, also those to come, until the block ends."""
+    output, messages = folder / "strace.out", folder / "strace.err"
+    threads = {int(task.name) for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()}
+    command = ["strace", "-f", "-y", "-s", "300", "-e", f"trace={CALLS}", "-o", str(output)]
+    for pid in pids:
+        command += ["-p", str(pid)]
+    with messages.open("wb") as errors:
+        strace = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=errors, env={"PATH": PATH})
+    try:
+        wait_until(
+            lambda: all(_traced(thread) for thread in threads),
+            30,
+            lambda: f"strace did not attach: {messages.read_text()}",
+            strace,
+        )
+        yield Trace(output)
+    finally:
+        strace.send_signal(signal.SIGINT)
+        strace.wait(30)
+
+
+def _traced(thread: int) -> bool:
+    """Whether somebody traces the thread; one that has ended needs no tracing."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_text()
+    except OSError:
+        return True
+    return "TracerPid:\t0\n" not in status

@@ -1,0 +1,94 @@
+"""Commands that have to end, and what they were doing where they do not.
+
+The command as a person runs it: a process, its two outputs, its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.server_process import ROOT
+
+STACK_DUMP = str(ROOT / "tests" / "fakes" / "stack_dump")
+"""To be the first of a command's PYTHONPATH, so that `wait_for_output` can show its stacks."""
+
+
+def wait_for_output(
+    process: subprocess.Popen[str], timeout: float = 100.0, given: str | None = None
+) -> tuple[str, str]:
+    """What the command wrote to its two outputs, once it has ended. Raises AssertionError with the stacks of its tasks
+    and threads when it does not, and ends it."""
+    try:
+        return process.communicate(given, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=2)
+        status = "".join(line for line in _status(process.pid).splitlines(True) if line.startswith(("Sig", "Shd")))
+        process.send_signal(signal.SIGABRT)
+        out, err = process.communicate()
+        raise AssertionError(f"{process.args!r} did not end within {timeout:.0f} s\n{status}{out}\n{err}") from None
+
+
+def has_received_signals(process: subprocess.Popen[Any]) -> bool:
+    """Whether the kernel has handed the process all signals that were sent to it (proc(5)). Two of the same number that
+    wait together are one."""
+    status = _status(process.pid)
+    return "ShdPnd:\t0000000000000000" in status and "SigPnd:\t0000000000000000" in status
+
+
+def is_waiting_for_lock(process: subprocess.Popen[str]) -> bool:
+    """Whether a thread of the process waits for a lock on a file (proc(5), locks)."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any(line.split()[1] == "->" and line.split()[5] == str(process.pid) for line in lines)
+
+
+def _status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+TIMEOUT = 200.0
+
+
+def entrepot(
+    *args: str | Path, folder: Path, given: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `entrepot` in `folder` with no ENTREPOT_* variables but these, and waits for its end. `given` is its stdin;
+    None: it has none."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "registry", *map(str, args)],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200", **variables},
+        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        out, err = wait_for_output(process, TIMEOUT, given)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:
+    """What `entrepot` wrote to stdout; it must have ended well."""
+    done = entrepot(*args, folder=folder, given=given, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """What a failed command said, which must be one line on stderr and nothing else."""
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("entrepot: ")
+    return line.removeprefix("entrepot: ")

@@ -1,0 +1,15 @@
+"""`python -m tests.fakes.die_with_parent PARENT PROGRAM …` becomes the program, which the kernel kills when PARENT
+ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from registry.server.kernel import die_with_parent
+
+if __name__ == "__main__":
+    # What prctl(2) sets here stays through the exec.
+    if not die_with_parent(int(sys.argv[1])):
+        sys.exit("the parent is gone")
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,0 +1,105 @@
+"""The stand-in's process, and what the test may ask of it on a port of its own.
+
+Started by `hub.py` with its set-up on stdin's first line; it ends when stdin does, so it never outlives the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .hub_api import HubApi
+from .hub_content import HubContent
+from .hub_server import HOSTS, HubServer, PendingFault
+from .switches import Fault, Switches
+
+CONTROL_LIMIT = 64 << 20
+
+
+class Control:
+    """What the test may ask for: a line of JSON `[name, arguments]` gets a line of JSON."""
+
+    def __init__(self, front: HubServer) -> None:
+        self._front = front
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                name, arguments = json.loads(line)
+                try:
+                    result: object = {"result": await self._do(name, arguments)}
+                except Exception:
+                    result = {"error": traceback.format_exc()}
+                writer.write(json.dumps(result).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    async def _do(self, name: str, arguments: dict[str, Any]) -> object:
+        front = self._front
+        if name in ("refuse", "cut"):
+            await (front.refuse() if name == "refuse" else front.cut())
+            return None
+        simple: dict[str, Callable[..., object]] = {
+            "set": self._set,
+            "fault": self._fault,
+            "clear": front.pending.clear,
+            "release": front.release,
+            "listen": front.listen,
+            "seen": lambda: [each.as_json() for each in front.seen],
+            "forget": front.seen.clear,
+            "put": front.registry.shelf.put,
+            "tag": self._tag,
+            "remove": self._remove,
+            "revoke": front.registry.tokens.issued.clear,
+            "state": self._state,
+        }
+        return simple[name](**arguments)
+
+    def _set(self, **switches: Any) -> None:
+        registry = self._front.registry
+        registry.switches = replace(registry.switches, **switches)
+        if "limit" in switches:
+            registry.manifests_given = 0
+
+    def _fault(self, fault: dict[str, Any]) -> None:
+        made = Fault(**fault)
+        self._front.pending.append(PendingFault(made, made.skip, made.times))
+
+    def _tag(self, repo: str, tag: str, digest: str) -> None:
+        self._front.registry.shelf.repositories[repo].tags[tag] = digest
+
+    def _remove(self, repo: str, reference: str) -> None:
+        """A tag, a manifest with the tags on it, or a blob."""
+        room = self._front.registry.shelf.repositories[repo]
+        room.blobs.discard(reference)
+        room.manifests.pop(reference, None)
+        room.tags = {tag: digest for tag, digest in room.tags.items() if reference not in (tag, digest)}
+
+    def _state(self) -> dict[str, object]:
+        front = self._front
+        unused = sum(1 for each in front.pending if each.left != 0)
+        return {"open": front.open, "opened": front.opened, "errors": front.errors, "faults": unused}
+
+
+async def _run(setup: dict[str, Any]) -> None:
+    shelf = HubContent()
+    shelf.put(setup["content"])
+    front = HubServer(HubApi(shelf, Switches.from_json(setup["switches"])))
+    front.listen()
+    control = await asyncio.start_server(Control(front).serve, "127.0.0.1", 0, limit=CONTROL_LIMIT)
+    ports = {role: front.url(role) for role in HOSTS}
+    print(json.dumps({**ports, "control": control.sockets[0].getsockname()[1]}), flush=True)
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sys.stdin.fileno(), lambda: None if over.done() else over.set_result(None))
+    await over
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(json.loads(sys.stdin.buffer.readline())))

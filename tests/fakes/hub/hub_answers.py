@@ -1,0 +1,95 @@
+"""Answers, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .hub_content import MappedBody, ReadableBody
+
+_REASONS = {200: "OK", 206: "Partial Content", 307: "Temporary Redirect", 429: "Too Many Requests"}
+_CODES = {400: "UNSUPPORTED", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 429: "TOOMANYREQUESTS"}
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    """A status with headers, and the bytes from `start` to `stop` of a body."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: ReadableBody = field(default_factory=lambda: MappedBody(b""))
+    start: int = 0
+    stop: int = 0
+
+    def head(self, *, close: bool) -> bytes:
+        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Said So')}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        lines += ["Connection: close"] if close else []
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def error(status: int, message: str, headers: Mapping[str, str] | None = None, code: str = "") -> HubAnswer:
+    """An error as the specification has it; one that it does not know is a page of HTML, as from a load balancer."""
+    code = code or _CODES.get(status, "")
+    if not code:
+        return page(status, message, headers)
+    document = {"errors": [{"code": code, "message": message, "detail": None}]}
+    return text(status, json.dumps(document) + "\n", "application/json", headers)
+
+
+def page(status: int, message: str, headers: Mapping[str, str] | None = None) -> HubAnswer:
+    """An error as a load balancer has it."""
+    return text(status, f"<html><body><h1>{status} {message}</h1></body></html>\n", "text/html", headers)
+
+
+def text(status: int, body: str, media_type: str, headers: Mapping[str, str] | None = None) -> HubAnswer:
+    data = body.encode()
+    described = {"Content-Type": media_type, "Content-Length": str(len(data)), **(headers or {})}
+    return HubAnswer(status, described, MappedBody(data), 0, len(data))
+
+
+def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int, stop: int) -> HubAnswer:
+    """The bytes from `start` to `stop` of a body, with the headers that say so."""
+    described = {**headers, "Content-Length": str(stop - start)}
+    if status == 206:
+        described["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
+    return HubAnswer(status, described, body, start, stop)
+
+
+def without_length(answer: HubAnswer) -> HubAnswer:
+    """Without a Content-Length: whoever reads it does not know where it ends."""
+    headers = {name: value for name, value in answer.headers.items() if name != "Content-Length"}
+    return HubAnswer(answer.status, headers, answer.body, answer.start, answer.stop)
+
+
+def shifted(answer: HubAnswer, by: int) -> HubAnswer:
+    """A range that begins later than it was asked for."""
+    if answer.status != 206 or answer.start + by >= answer.stop:
+        return answer
+    return part(206, answer.headers, answer.body, answer.start + by, answer.stop)
+
+
+def corrupted(answer: HubAnswer, offset: int) -> HubAnswer:
+    """The same with another byte at `offset` of the body."""
+    return HubAnswer(answer.status, answer.headers, _CorruptBody(answer.body, offset), answer.start, answer.stop)
+
+
+@dataclass(frozen=True)
+class _CorruptBody:
+    under: ReadableBody
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return self.under.size
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        for piece in self.under.pieces(start, stop):
+            at = self.offset - start
+            if 0 <= at < len(piece):
+                wrong = bytearray(piece)
+                wrong[at] ^= 0xFF
+                piece = memoryview(wrong)
+            yield piece
+            start += len(piece)

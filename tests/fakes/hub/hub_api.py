@@ -1,0 +1,227 @@
+"""What the stand-in answers: the paths of the distribution API, read only, as Hub's front does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from .hub_answers import HubAnswer, error, part, text
+from .hub_connection import HubRequest
+from .hub_content import HubContent, HubManifest, HubRepository, MappedBody
+from .hub_tokens import HubTokens
+from .request_log import SeenRequest
+from .switches import HubRequestKind, Switches
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+_PATH = re.compile(r"/v2/(?P<repo>.+)/(?P<what>manifests|blobs|tags|referrers)/(?P<reference>[^/]+)")
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@dataclass(frozen=True)
+class HubTarget:
+    """What a path means."""
+
+    kind: HubRequestKind
+    repo: str = ""
+    reference: str = ""
+
+
+def target_of(path: str, *, redirects: bool) -> HubTarget:
+    if path in ("/v2", "/v2/"):
+        return HubTarget("ping")
+    if path == "/token":
+        return HubTarget("token")
+    found = _PATH.fullmatch(path)
+    if not found:
+        return HubTarget("other")
+    kinds: dict[str, HubRequestKind] = {"manifests": "manifest", "tags": "tags", "referrers": "referrers"}
+    kind = kinds.get(found["what"], "redirect" if redirects else "blob")
+    return HubTarget(kind, found["repo"], found["reference"])
+
+
+@dataclass
+class HubApi:
+    """The content with its rules. What it counts besides requests: manifests for the rate limit, uses of links."""
+
+    shelf: HubContent
+    switches: Switches
+    tokens: HubTokens = field(default_factory=HubTokens)
+    manifests_given: int = 0
+    links: dict[str, int] = field(default_factory=dict)
+
+    def challenge(self, request: HubRequest, target: HubTarget, realm: str) -> HubAnswer | None:
+        """401, unless the request may come in."""
+        repo = target.repo
+        refusal = self.tokens.refuse(request, repo, self.switches)
+        hidden = self.switches.hide_unknown and repo and repo not in self.shelf.repositories
+        if refusal is None and not hidden:
+            return None
+        if self.switches.auth == "basic":
+            challenge = 'Basic realm="registry"'
+        else:
+            challenge = f'Bearer realm="{self.switches.realms.get(repo, realm)}",service="{self.switches.service}"'
+            challenge += f',scope="repository:{repo}:pull"' if repo else ""
+            if (refusal is None and repo) or (refusal is not None and refusal.error):
+                challenge += f',error="{refusal.error if refusal else "insufficient_scope"}"'
+        return error(401, "authentication required", {"WWW-Authenticate": challenge})
+
+    def token(self, request: HubRequest) -> HubAnswer:
+        if request.method not in ("GET", "POST"):
+            return error(405, "method not allowed")
+        given = self.tokens.issue(request, self.switches)
+        if given is None:
+            return text(401, '{"details": "incorrect username or password"}\n', "application/json")
+        return text(200, json.dumps(given), "application/json")
+
+    def answer(self, request: HubRequest, target: HubTarget, seen: SeenRequest, cdn: str) -> HubAnswer:
+        """The answer to one that was let in, without faults."""
+        if target.kind == "ping":
+            return text(200, "{}", "application/json", {"Docker-Distribution-Api-Version": "registry/2.0"})
+        if request.method not in ("GET", "HEAD"):
+            return error(405, "this registry is read only", code="UNSUPPORTED")
+        room = self.shelf.repositories.get(target.repo)
+        if room is None:
+            return error(404, "repository name not known to registry")
+        if target.kind == "manifest":
+            return self._manifest(request, room, target.reference, seen)
+        if target.kind == "tags":
+            return self._tags(request, target.repo, room)
+        if target.kind == "referrers":
+            return self._referrers(request, target, room)
+        if target.kind in ("blob", "redirect"):
+            return self._blob(request, room, target.reference, seen, cdn)
+        return error(404, "no such page")
+
+    def _manifest(self, request: HubRequest, room: HubRepository, reference: str, seen: SeenRequest) -> HubAnswer:
+        if request.method == "HEAD" and not self.switches.heads:
+            return error(405, "no HEAD here", code="UNSUPPORTED")
+        manifest = room.manifest(reference)
+        if manifest is None:
+            return error(404, f"manifest unknown: {reference}", code="MANIFEST_UNKNOWN")
+        if self.switches.negotiates and manifest.media_type not in request.headers.get("accept", ""):
+            return error(404, f"{manifest.media_type} found, but not accepted", code="MANIFEST_UNKNOWN")
+        headers = self._quota(counts=request.method == "GET")
+        if headers is None:
+            waiting = {} if self.switches.retry_after is None else {"Retry-After": str(self.switches.retry_after)}
+            return error(429, "you have reached your pull rate limit", {**waiting, **self._left()})
+        seen.digest = manifest.digest
+        return self._encoded(request, self._described(manifest, headers))
+
+    def _described(self, manifest: HubManifest, headers: Mapping[str, str]) -> HubAnswer:
+        size = len(manifest.body)
+        described = {"Content-Type": manifest.media_type, "Content-Length": str(size), **headers}
+        described["Docker-Distribution-Api-Version"] = "registry/2.0"
+        if self.switches.digests:
+            described |= {"Docker-Content-Digest": manifest.digest, "ETag": f'"{manifest.digest}"'}
+        return HubAnswer(200, described, MappedBody(manifest.body), 0, size)
+
+    def _quota(self, *, counts: bool) -> dict[str, str] | None:
+        """The headers of the rate limit; None when it is used up."""
+        limit = self.switches.limit
+        if limit is not None and counts:
+            if self.manifests_given >= limit:
+                return None
+            self.manifests_given += 1
+        return self._left()
+
+    def _left(self) -> dict[str, str]:
+        limit = self.switches.limit
+        if limit is None:
+            return {}
+        left = max(0, limit - self.manifests_given)
+        return {
+            "ratelimit-limit": f"{limit};w=21600",
+            "ratelimit-remaining": f"{left};w=21600",
+            "docker-ratelimit-source": "127.0.0.1",
+        }
+
+    def _tags(self, request: HubRequest, repo: str, room: HubRepository) -> HubAnswer:
+        names = sorted(room.tags)
+        page, link = self._page(request, names, f"/v2/{repo}/tags/list", lambda each: each)
+        return text(200, json.dumps({"name": repo, "tags": page}), "application/json", link)
+
+    def _referrers(self, request: HubRequest, target: HubTarget, room: HubRepository) -> HubAnswer:
+        if not self.switches.referrers:
+            return text(404, "404 page not found\n", "text/plain")
+        wanted = request.query.get("artifactType", "")
+        entries = room.referrers(target.reference, wanted)
+        path = f"/v2/{target.repo}/referrers/{target.reference}"
+        page, headers = self._page(request, entries, path, lambda each: str(each["digest"]))
+        if wanted:
+            headers["OCI-Filters-Applied"] = "artifactType"
+        document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": page}
+        return text(200, json.dumps(document), INDEX, headers)
+
+    def _page(self, request: HubRequest, entries: list[Any], path: str, key: Any) -> tuple[list[Any], dict[str, str]]:
+        """The entries after `last`, `n` at most, and a Link to the next page where there is one."""
+        query = request.query
+        wanted = int(query["n"]) if query.get("n", "").isdecimal() else self.switches.page
+        size, last = min(wanted, self.switches.page), query.get("last", "")
+        rest = [each for each in entries if not last or key(each) > last]
+        page = rest[:size]
+        if len(rest) <= size or not page:
+            return page, {}
+        more = {**query, "n": str(size), "last": key(page[-1])}
+        url = path + "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in more.items())
+        return page, {"Link": f'<{url}>; rel="next"'}
+
+    def _blob(self, request: HubRequest, room: HubRepository, digest: str, seen: SeenRequest, cdn: str) -> HubAnswer:
+        seen.digest = digest
+        if digest not in room.blobs:
+            return error(404, "blob unknown to registry", code="BLOB_UNKNOWN")
+        if seen.kind == "redirect":
+            key = f"{len(self.links)}"
+            self.links[key] = 0
+            location = f"{self.switches.cdn or cdn}/registry-v2/blobs/{digest.replace(':', '/')}/data?verify={key}"
+            return text(307, f'<a href="{location}">moved</a>\n', "text/html", {"Location": location})
+        return self.bytes_of(request, digest, {"Docker-Content-Digest": digest})
+
+    def stored(self, request: HubRequest, digest: str, seen: SeenRequest) -> HubAnswer:
+        """The second port's answer."""
+        seen.digest = digest
+        if "authorization" in request.headers:
+            return text(400, "<Error><Code>InvalidRequest</Code></Error>", "application/xml")
+        key = request.query.get("verify", "")
+        uses = self.links.get(key)
+        if uses is None or digest not in self.shelf.bodies:
+            return text(403, "<Error><Code>AccessDenied</Code></Error>", "application/xml")
+        if self.switches.link_uses is not None and uses >= self.switches.link_uses:
+            return text(403, "<Error><Code>AccessDenied</Code><Message>expired</Message></Error>", "application/xml")
+        self.links[key] = uses + 1
+        return self.bytes_of(request, digest, {})
+
+    def bytes_of(self, request: HubRequest, digest: str, headers: Mapping[str, str]) -> HubAnswer:
+        """A blob, or the range of it that was asked for (RFC 9110 section 14)."""
+        body = self.shelf.bodies[digest]
+        etag = f'"{digest}"'
+        described = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}
+        if not self.switches.ranges:
+            return self._encoded(request, part(200, described, body, 0, body.size))
+        described["Accept-Ranges"] = "bytes"
+        asked = _RANGE.fullmatch(request.headers.get("range", ""))
+        current = request.headers.get("if-range", etag) == etag
+        if request.method != "GET" or not asked or not any(asked.groups()) or not current:
+            return self._encoded(request, part(200, described, body, 0, body.size))
+        start, stop = _bounds(asked[1], asked[2], body.size)
+        if start >= stop:
+            return text(416, "", "text/plain", {"Content-Range": f"bytes */{body.size}"})
+        return part(206, described, body, start, stop)
+
+    def _encoded(self, request: HubRequest, answer: HubAnswer) -> HubAnswer:
+        accepted = [each.strip().partition(";")[0] for each in request.headers.get("accept-encoding", "").split(",")]
+        if not self.switches.gzip or "gzip" not in accepted or request.method != "GET":
+            return answer
+        packed = gzip.compress(b"".join(answer.body.pieces(answer.start, answer.stop)), compresslevel=1, mtime=0)
+        headers = {**answer.headers, "Content-Encoding": "gzip", "Content-Length": str(len(packed))}
+        return HubAnswer(answer.status, headers, MappedBody(packed), 0, len(packed))
+
+
+def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
+    if not first:
+        return max(0, size - int(last)), size
+    return int(first), min(int(last) + 1, size) if last else size

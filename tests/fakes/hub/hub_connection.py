@@ -1,0 +1,184 @@
+"""HTTP/1.1 by hand: one connection, which knows how many bytes it has handed to its socket and can break in many ways.
+
+No HTTP library does these things, since a server should not. Only what the stand-in needs is understood: a request
+with a Content-Length or no body at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import struct
+import termios
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+from .request_log import SeenRequest
+
+MAX_HEAD = 64 << 10
+SLICE = 256 << 10
+TURN_BYTES = 4 << 20
+"""After so many bytes the other connections have their turn."""
+TICK = 0.01
+ARRIVAL_TIMEOUT = 30.0
+
+
+class PeerGone(Exception):
+    """The client has closed the connection, or does not speak HTTP."""
+
+
+class ConnectionDropped(Exception):
+    """The answer is over before its end, because a fault says so."""
+
+    def __init__(self, *, reset: bool) -> None:
+        self.reset = reset
+
+
+@dataclass(frozen=True)
+class HubRequest:
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.target).path
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Of a repeated parameter the last."""
+        return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
+
+    @property
+    def form(self) -> dict[str, str]:
+        return dict(parse_qsl(self.body.decode("latin-1"), keep_blank_values=True))
+
+
+class HubConnection:
+    """A connection from a client."""
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._buffer = bytearray()
+        self._due = 0.0
+        self._turn = 0
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def set_send_buffer(self, size: int) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    async def request(self) -> HubRequest | None:
+        """The next request; None when the client is done. Raises Gone."""
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > MAX_HEAD:
+                raise PeerGone
+            if not await self._more():
+                if self._buffer:
+                    raise PeerGone
+                return None
+        first, *lines = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
+        headers: dict[str, str] = {}
+        for name, _, value in (line.partition(":") for line in lines):
+            # docker writes one Accept for each media type; together they are a list (RFC 9110 section 5.3).
+            key = name.strip().lower()
+            headers[key] = f"{headers[key]}, {value.strip()}" if key in headers else value.strip()
+        length = int(headers.get("content-length", "0"))
+        while len(self._buffer) < end + 4 + length:
+            if not await self._more():
+                raise PeerGone
+        body = bytes(self._buffer[end + 4 : end + 4 + length])
+        del self._buffer[: end + 4 + length]
+        words = first.split(" ")
+        if len(words) != 3 or "transfer-encoding" in headers:
+            raise PeerGone
+        return HubRequest(words[0], words[1], headers, body)
+
+    async def _more(self) -> bool:
+        try:
+            data = await self._loop.sock_recv(self._sock, MAX_HEAD)
+        except OSError as error:
+            raise PeerGone from error
+        self._buffer += data
+        return bool(data)
+
+    async def send(self, data: bytes | memoryview, seen: SeenRequest | None = None, rate: float = 0.0) -> None:
+        """Hands all of it to the socket; `seen.sent` grows with what the socket has taken. Raises Gone."""
+        view = memoryview(data)
+        while view:
+            piece = view[:SLICE]
+            if rate:
+                piece = view[: max(1, min(SLICE, int(rate * TICK)))]
+                await self._pace()
+            try:
+                taken = self._sock.send(piece)
+            except BlockingIOError:
+                await self._writable()
+                continue
+            except OSError as error:
+                raise PeerGone from error
+            view = view[taken:]
+            if seen is not None:
+                seen.first_byte = seen.first_byte or time.monotonic()
+                seen.sent += taken
+            if rate:
+                self._due += taken / rate
+            self._turn += taken
+            if self._turn >= TURN_BYTES:
+                self._turn = 0
+                await asyncio.sleep(0)
+
+    async def _pace(self) -> None:
+        # What a late timer cost is made up for, an idle time is not.
+        now = time.monotonic()
+        self._due = max(self._due, now - 3 * TICK)
+        if self._due > now:
+            await asyncio.sleep(self._due - now)
+
+    async def _writable(self) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        self._loop.add_writer(self._sock, wake)
+        try:
+            await ready
+        finally:
+            self._loop.remove_writer(self._sock)
+
+    async def wait(self, release: asyncio.Event) -> None:
+        """Sends nothing until released. Raises Gone when the client closes meanwhile."""
+        while not release.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await release.wait()
+            try:
+                if not self._sock.recv(1, socket.MSG_PEEK):
+                    raise PeerGone
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise PeerGone from error
+
+    async def arrived(self) -> None:
+        """Returns when the client's kernel has all that was sent, so that a reset destroys none of it."""
+        deadline = time.monotonic() + ARRIVAL_TIMEOUT
+        while time.monotonic() < deadline:
+            waiting = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            if not struct.unpack("i", waiting)[0]:
+                return
+            await asyncio.sleep(0.001)
+
+    def close(self, *, reset: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            if reset:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._sock.close()

@@ -1,0 +1,91 @@
+"""The stand-in's own view of its content, as `Content.save` left it: bytes come from mapped files or from noise."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.fakes.upstream_content import Noise, referrer_descriptor
+
+PIECE = 1 << 20
+
+
+class ReadableBody(Protocol):
+    """Bytes that can be read at any place."""
+
+    @property
+    def size(self) -> int: ...
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]: ...
+
+
+class MappedBody:
+    """A file, or bytes."""
+
+    def __init__(self, data: bytes | mmap.mmap) -> None:
+        self._view = memoryview(data)
+        self.size = len(self._view)
+
+    @classmethod
+    def file(cls, path: Path) -> MappedBody:
+        with path.open("rb") as file:
+            # An empty file cannot be mapped.
+            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        for first in range(start, stop, PIECE):
+            yield self._view[first : min(first + PIECE, stop)]
+
+
+@dataclass(frozen=True)
+class HubManifest:
+    digest: str
+    media_type: str
+    body: bytes = field(repr=False)
+
+
+@dataclass
+class HubRepository:
+    """One repository."""
+
+    blobs: set[str] = field(default_factory=set)
+    manifests: dict[str, HubManifest] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def manifest(self, reference: str) -> HubManifest | None:
+        return self.manifests.get(self.tags.get(reference, reference))
+
+    def referrers(self, subject: str, artifact_type: str) -> list[dict[str, Any]]:
+        """Descriptors of the manifests with this subject, by digest."""
+        found = []
+        for manifest in sorted(self.manifests.values(), key=lambda each: each.digest):
+            if json.loads(manifest.body).get("subject", {}).get("digest") == subject:
+                found.append(referrer_descriptor(manifest.body, manifest.media_type))
+        return [each for each in found if artifact_type in ("", each.get("artifactType"))]
+
+
+class HubContent:
+    """All repositories."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, HubRepository] = {}
+        self.bodies: dict[str, ReadableBody] = {}
+
+    def put(self, saved: dict[str, Any]) -> None:
+        """Adds what `Content.save` wrote; what is here already stays."""
+        folder = Path(saved["folder"])
+        for digest, where in saved["blobs"].items():
+            if digest not in self.bodies:
+                plain = folder / digest.replace(":", "-")
+                self.bodies[digest] = MappedBody.file(plain) if isinstance(where, str) else Noise(*where)
+        for name, held in saved["repositories"].items():
+            room = self.repositories.setdefault(name, HubRepository())
+            room.blobs.update(held["blobs"])
+            for digest, media_type in held["manifests"].items():
+                body = (folder / digest.replace(":", "-")).read_bytes()
+                room.manifests[digest] = HubManifest(digest, media_type, body)
+            room.tags.update(held["tags"])

@@ -1,0 +1,242 @@
+"""The stand-in's three ports for clients: every request is answered on record, with the faults it meets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Literal
+
+from .hub_answers import HubAnswer, corrupted, error, page, shifted, text, without_length
+from .hub_api import HubApi, HubTarget, target_of
+from .hub_connection import ConnectionDropped, HubConnection, HubRequest, PeerGone
+from .request_log import SeenRequest
+from .switches import Fault, Switches
+
+Role = Literal["registry", "cdn", "auth"]
+HOSTS: dict[Role, str] = {"registry": "127.0.0.1", "cdn": "127.0.0.1", "auth": "127.0.0.2"}
+BACKLOG = 1024
+
+
+@dataclass
+class PendingFault:
+    """A fault that is not used up."""
+
+    fault: Fault
+    skip: int
+    left: int | None
+
+    def take(self, seen: SeenRequest, answer: HubAnswer) -> bool:
+        """Whether it hits this request; it is used up by that."""
+        fault = self.fault
+        if self.left == 0 or fault.on not in ("any", seen.kind) or fault.match not in seen.path:
+            return False
+        if fault.method and fault.method != seen.method:
+            return False
+        if fault.corrupt is not None and not (
+            answer.status in (200, 206) and answer.start <= fault.corrupt < answer.stop
+        ):
+            return False
+        if max(fault.drop_after or 0, fault.stall_after or 0) > answer.stop - answer.start:
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
+class HubServer:
+    """Everything that listens, and what it has seen."""
+
+    def __init__(self, registry: HubApi) -> None:
+        self.registry = registry
+        self.pending: list[PendingFault] = []
+        self.seen: list[SeenRequest] = []
+        self.errors: list[str] = []
+        self.opened = 0
+        """Connections that were accepted so far."""
+        self._released = asyncio.Event()
+        self._lines: dict[asyncio.Task[None], HubConnection] = {}
+        self._held: dict[Role, socket.socket] = {role: _bound(host, 0) for role, host in HOSTS.items()}
+        self._listening: dict[asyncio.Task[None], socket.socket] = {}
+
+    @property
+    def switches(self) -> Switches:
+        return self.registry.switches
+
+    def url(self, role: Role) -> str:
+        host, port = self._held[role].getsockname()
+        return f"http://{host}:{port}"
+
+    @property
+    def open(self) -> int:
+        """Connections now."""
+        return len(self._lines)
+
+    def listen(self) -> None:
+        """Takes connections, on the same ports as ever."""
+        if self._listening:
+            return
+        for role, held in self._held.items():
+            listener = _bound(HOSTS[role], held.getsockname()[1])
+            listener.listen(BACKLOG)
+            self._listening[asyncio.ensure_future(self._accept(listener, role))] = listener
+
+    async def refuse(self) -> None:
+        """Connections are refused from now on; those there are go on."""
+        for task, listener in self._listening.items():
+            task.cancel()
+            await asyncio.wait([task])
+            listener.close()
+        self._listening.clear()
+
+    async def cut(self) -> None:
+        """Resets every connection."""
+        lines = dict(self._lines)
+        for task in lines:
+            task.cancel()
+        if lines:
+            await asyncio.wait(lines)
+
+    def release(self) -> None:
+        """Whoever is stalled goes on; whoever stalls later waits for the next release."""
+        self._released.set()
+        self._released = asyncio.Event()
+
+    async def _accept(self, listener: socket.socket, role: Role) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            line = HubConnection(sock, loop)
+            task = asyncio.ensure_future(self._serve(line, role))
+            self._lines[task] = line
+            task.add_done_callback(lambda done: self._lines.pop(done))
+            self.opened += 1
+
+    async def _serve(self, line: HubConnection, role: Role) -> None:
+        reset = False
+        try:
+            while request := await line.request():
+                if not await self._one(line, role, request):
+                    break
+        except PeerGone:
+            pass
+        except ConnectionDropped as dropped:
+            reset = dropped.reset
+        except asyncio.CancelledError:
+            reset = True
+        except Exception:
+            self.errors.append(traceback.format_exc())
+        finally:
+            line.close(reset=reset)
+
+    async def _one(self, line: HubConnection, role: Role, request: HubRequest) -> bool:
+        """Answers one request, on record. False: close the connection."""
+        target = target_of(request.path, redirects=self.switches.redirects)
+        if role == "cdn":
+            target = HubTarget("blob")
+        headers = {name: value for name, value in request.headers.items() if name != "authorization"}
+        authorization = "authorization" in request.headers
+        seen = SeenRequest(target.kind, request.method, request.target, headers, authorization, time.monotonic())
+        self.seen.append(seen)
+        try:
+            keep = await self._answer(line, role, request, target, seen)
+        except PeerGone:
+            seen.end = "gone"
+            raise
+        except ConnectionDropped:
+            seen.end = "dropped"
+            raise
+        except asyncio.CancelledError:
+            seen.end = "cut"
+            raise
+        else:
+            seen.end = "whole"
+            return keep
+        finally:
+            seen.ended = time.monotonic()
+
+    async def _answer(
+        self, line: HubConnection, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest
+    ) -> bool:
+        if self.switches.latency:
+            await asyncio.sleep(self.switches.latency)
+        if self.switches.send_buffer:
+            line.set_send_buffer(self.switches.send_buffer)
+        answer, let_in = self._plan(role, request, target, seen)
+        fault = Fault()
+        if let_in:
+            fault = next((each.fault for each in self.pending if each.take(seen, answer)), fault)
+        if fault.stall:
+            await line.wait(self._released)
+        if fault.hangup:
+            raise ConnectionDropped(reset=fault.reset)
+        answer = _faulty(answer, fault)
+        close = not self.switches.keep_alive or request.headers.get("connection", "").lower() == "close"
+        if not self.switches.lengths and answer.status in (200, 206) and target.kind in ("manifest", "blob"):
+            answer, close = without_length(answer), True
+        seen.status = answer.status
+        await line.send(answer.head(close=close))
+        if request.method != "HEAD":
+            seen.start, seen.stop = answer.start, answer.stop
+            await self._send(line, answer, fault, seen)
+        return not close
+
+    def _plan(self, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest) -> tuple[HubAnswer, bool]:
+        """The answer as it would be without faults, and whether the request was let in."""
+        if role == "cdn":
+            _, _, _, algorithm, encoded, _ = (request.path + "//////").split("/", 5)
+            answer = self.registry.stored(request, f"{algorithm}:{encoded}", seen)
+            return answer, answer.status < 400
+        if target.kind == "token":
+            return self.registry.token(request), True
+        if role == "auth":
+            return error(404, "no such page"), True
+        realm = self.switches.realm or f"{self.url('registry')}/token"
+        refused = self.registry.challenge(request, target, realm)
+        if refused:
+            return refused, False
+        return self.registry.answer(request, target, seen, self.url("cdn")), True
+
+    async def _send(self, line: HubConnection, answer: HubAnswer, fault: Fault, seen: SeenRequest) -> None:
+        """The body, with what goes wrong in it."""
+        stalls = sorted({answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None})
+        at = answer.start
+        for stop in [*(each for each in stalls if each < answer.stop), answer.stop]:
+            for piece in answer.body.pieces(at, stop):
+                # The rate may be changed meanwhile: it is looked at for every piece.
+                await line.send(piece, seen, self.switches.rate)
+            at = stop
+            if at == answer.stop:
+                break
+            if fault.stall_after is not None and at == answer.start + fault.stall_after:
+                await line.wait(self._released)
+            if fault.drop_after is not None and at == answer.start + fault.drop_after:
+                await line.arrived()
+                raise ConnectionDropped(reset=fault.reset)
+
+
+def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
+    if fault.status:
+        headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
+        if fault.status < 300:
+            return text(fault.status, "", "text/plain", headers)
+        if fault.page:
+            return page(fault.status, "as the test wants it", headers)
+        return error(fault.status, "as the test wants it", headers)
+    if fault.shift:
+        answer = shifted(answer, fault.shift)
+    return answer if fault.corrupt is None else corrupted(answer, fault.corrupt)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that holds its port without listening. Two may hold it, and one of them may listen."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    sock.setblocking(False)
+    return sock

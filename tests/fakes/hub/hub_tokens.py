@@ -1,0 +1,91 @@
+"""The stand-in's token service and what the registry asks of a request's Authorization (distribution's auth spec)."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from .hub_connection import HubRequest
+from .switches import Switches
+
+
+@dataclass
+class HubToken:
+    scopes: frozenset[str]
+    """`repository:library/ubuntu:pull`, one action each."""
+    expires: float
+    uses: int | None
+
+
+@dataclass(frozen=True)
+class TokenRefusal:
+    """Why a request is not let in."""
+
+    error: str = ""
+    """The challenge's `error`; empty when there was no token at all."""
+    scope: str = ""
+
+
+@dataclass
+class HubTokens:
+    """Tokens by their text."""
+
+    issued: dict[str, HubToken] = field(default_factory=dict)
+
+    def issue(self, request: HubRequest, switches: Switches) -> dict[str, object] | None:
+        """The answer of the token service; None: the login is wrong."""
+        asked = request.form if request.method == "POST" else request.query
+        login = basic(request.headers.get("authorization", ""))
+        if request.method == "POST":
+            login = (asked.get("username", ""), asked.get("password", ""))
+        if login is not None and login != (switches.username, switches.password):
+            return None
+        if login is None and "authorization" in request.headers:
+            return None
+        scopes = frozenset(
+            scope for scope in asked.get("scope", "").split() if login is not None or _public(scope, switches)
+        )
+        text = secrets.token_urlsafe(24)
+        self.issued[text] = HubToken(scopes, time.monotonic() + switches.token_seconds, switches.token_uses)
+        seconds = int(switches.token_seconds)
+        issued_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return {"token": text, "access_token": text, "expires_in": seconds, "issued_at": issued_at}
+
+    def refuse(self, request: HubRequest, repo: str, switches: Switches) -> TokenRefusal | None:
+        """None: let it in. `repo` is empty for what belongs to none."""
+        authorization = request.headers.get("authorization", "")
+        scope = f"repository:{repo}:pull" if repo else ""
+        if switches.auth == "off":
+            return None
+        if switches.auth == "basic":
+            login = basic(authorization)
+            return None if login == (switches.username, switches.password) else TokenRefusal()
+        scheme, _, text = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return TokenRefusal(scope=scope)
+        token = self.issued.get(text.strip())
+        if token is None or token.expires <= time.monotonic() or token.uses == 0:
+            return TokenRefusal("invalid_token", scope)
+        if token.uses is not None:
+            token.uses -= 1
+        if scope and not any(each.startswith(f"repository:{repo}:") for each in token.scopes):
+            return TokenRefusal("insufficient_scope", scope)
+        return None
+
+
+def basic(authorization: str) -> tuple[str, str] | None:
+    """User and password of a Basic header (RFC 7617)."""
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
+    except ValueError:
+        return None
+    return (user, password) if colon else None
+
+
+def _public(scope: str, switches: Switches) -> bool:
+    return scope.split(":")[1:2] != [] and scope.split(":")[1] not in switches.private

@@ -1,0 +1,77 @@
+"""What the stand-in has seen: one record per request, with the bytes of body it handed to the socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .switches import HubRequestKind
+
+Interval = tuple[int, int]
+
+
+@dataclass
+class SeenRequest:
+    """A request and how its answer went."""
+
+    kind: HubRequestKind
+    method: str
+    path: str
+    """With the query, as it came."""
+    headers: dict[str, str] = field(repr=False)
+    """By name in lower case; Authorization is left out."""
+    authorization: bool
+    """Whether it carried Authorization."""
+    begun: float
+    """On the monotonic clock, which is the same in all processes."""
+    digest: str = ""
+    """The blob that was asked for, or the manifest that was meant."""
+    status: int = 0
+    start: int = 0
+    stop: int = 0
+    """The bytes of the blob or manifest that the answer's headers promise."""
+    sent: int = 0
+    """Bytes of body handed to the socket, so far."""
+    first_byte: float = 0.0
+    """When the first of them was."""
+    ended: float = 0.0
+    end: str = ""
+    """`whole`; `dropped` by a fault; `gone`: the client has closed; `cut` by the test. Empty while it lasts."""
+
+    @property
+    def range(self) -> str:
+        """The Range header; empty without one."""
+        return self.headers.get("range", "")
+
+    @property
+    def interval(self) -> Interval:
+        """The bytes of the blob or manifest that were sent."""
+        return self.start, self.start + self.sent
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def repeated(intervals: Iterable[Interval]) -> list[Interval]:
+    """What is in more than one of the intervals."""
+    found: list[Interval] = []
+    reach = 0
+    for start, stop in sorted(intervals):
+        if start < reach and start < stop:
+            found.append((start, min(stop, reach)))
+        reach = max(reach, stop)
+    return found
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """What is in at least one of the intervals, in as few as will do."""
+    found: list[Interval] = []
+    for start, stop in sorted(intervals):
+        if start == stop:
+            continue
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found

@@ -1,0 +1,299 @@
+"""A real server with two workers before stand-ins for Hub, and clients that are told apart by the worker they reach."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from storage.blobs.files.partial_state import read_progress
+from storage.data_dir.layout import Layout
+from storage.names import Digest
+from tests.fakes.client_images import MIB
+from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.hub.request_log import Interval
+from tests.fakes.hub.switches import HubRequestKind
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
+
+SIZE = 3 * MIB
+TIMEOUT = 60.0
+REPO = "library/app"
+
+
+class BackgroundGet:
+    """A client that asks once, over a connection of its own, in a thread of its own. `body` is what came so far; while
+    `hold` is not set it reads none of it."""
+
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        headers: Mapping[str, str],
+        hold: threading.Event | None = None,
+    ) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self._connection = connection
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(path, headers, hold), daemon=True)
+        self._thread.start()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that the headers promised has come."""
+        return self.status in (200, 206) and len(self.body) == int(self.headers["content-length"])
+
+    def answered(self) -> BackgroundGet:
+        """Waits for the headers."""
+        return self._until(lambda: self.status > 0)
+
+    def reached(self, count: int) -> BackgroundGet:
+        """Waits until so many bytes have come."""
+        return self._until(lambda: len(self.body) >= count)
+
+    def ended(self) -> BackgroundGet:
+        """Waits for the end, whichever."""
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), f"no end after {len(self.body)} bytes"
+        return self
+
+    def leave(self) -> None:
+        """Hangs up."""
+        with suppress(OSError):
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self.ended()
+
+    def _until(self, true: Callable[[], bool]) -> BackgroundGet:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._ended or true(), TIMEOUT), f"nothing after {len(self.body)}"
+        assert true(), f"it ended with status {self.status} after {len(self.body)} bytes"
+        return self
+
+    def _run(self, path: str, headers: Mapping[str, str], hold: threading.Event | None) -> None:
+        try:
+            self._connection.request("GET", path, headers=dict(headers))
+            answer = self._connection.getresponse()
+            with self._changed:
+                self.headers = {name.lower(): value for name, value in answer.getheaders()}
+                self.status = answer.status
+                self._changed.notify_all()
+            if hold is not None:
+                hold.wait(TIMEOUT)
+            while data := answer.read1(256 * 1024):
+                with self._changed:
+                    self.body += data
+                    self._changed.notify_all()
+        except (OSError, http.client.HTTPException):
+            pass  # what has come tells
+        finally:
+            self._connection.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+
+class MirrorSite:
+    """`image` is at the upstream as `library/app:1`; `blob` is its last layer."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self._stack = stack
+        self.content = UpstreamContent()
+        self.image: ImageTree
+        self.hub: Hub
+        self.other: Hub
+        self.server: RegistryServer
+        self.http: httpx2.Client
+
+    def start(self, *sizes: int, settings: str = "", more: str = "", endpoints: int = 1, **switches: Any) -> MirrorSite:
+        """`sizes`: of the layers; `settings` of the upstream, `more` before it. With two `endpoints` the first is
+        `hub`, the second `other`."""
+        self.image = self.content.add(REPO, noise_image("app", *(sizes or (1000, SIZE))), "1", "latest")
+        switches = {"auth": "bearer", "redirects": True, "send_buffer": 65536, **switches}
+        hubs = [self.upstream(self.content, **switches) for _ in range(endpoints)]
+        self.hub, self.other = hubs[0], hubs[-1]
+        urls = json.dumps([each.url for each in hubs])
+        (self.folder / "entrepot.toml").write_text(
+            f'{more}\n[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = {urls}\n{settings}\n'
+        )
+        self.serve()
+        return self
+
+    def upstream(self, content: UpstreamContent, **switches: Any) -> Hub:
+        """One more stand-in."""
+        return self._stack.enter_context(hub(self.folder, content, **switches))
+
+    def serve(self) -> None:
+        """Starts the server, again on the same data if need be."""
+        config = str(self.folder / "entrepot.toml")
+        self.server = self._stack.enter_context(running_server(self.folder, "--config", config))
+        self.http = self._stack.enter_context(httpx2.Client(base_url=self.server.url, timeout=TIMEOUT))
+
+    def inspect(self, reference: str = "1") -> httpx2.Response:
+        """The manifest, as a pull begins with."""
+        answer = self.http.get(f"/v2/{REPO}/manifests/{reference}")
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    @property
+    def digest(self) -> str:
+        return self.image.layers[-1].digest
+
+    @property
+    def size(self) -> int:
+        return self.image.layers[-1].size
+
+    @property
+    def blob(self) -> bytes:
+        return self.image.layers[-1].read()
+
+    @property
+    def encoded(self) -> str:
+        """What is in the path of the blob's bytes at the upstream."""
+        return self.digest.partition(":")[2]
+
+    @property
+    def path(self) -> str:
+        return f"/v2/{REPO}/blobs/{self.digest}"
+
+    def get(
+        self,
+        path: str | None = None,
+        span: str = "",
+        *,
+        worker: int | None = None,
+        hold: threading.Event | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> BackgroundGet:
+        """Asks for the blob, or `path`; `span` as in `bytes=SPAN`; at one worker, or any."""
+        all_headers = {**(headers or {}), **({"Range": f"bytes={span}"} if span else {})}
+        return BackgroundGet(self._connect(worker, slow=hold is not None), path or self.path, all_headers, hold)
+
+    def finish(self, begun: BackgroundGet) -> bytes:
+        """The blob, from what came and, where that was broken off, by Range from there on, as often as it takes."""
+        body = bytes(begun.ended().body)
+        for _ in range(20):
+            if len(body) == self.size:
+                return body
+            answer = self.get(span=f"{len(body)}-").ended()
+            assert answer.status in (0, 206), answer
+            body += answer.body
+        raise AssertionError(f"20 answers brought {len(body)} bytes")
+
+    def _connect(self, worker: int | None, *, slow: bool) -> http.client.HTTPConnection:
+        for _ in range(200):
+            connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT)
+            sock = socket.socket()
+            if slow:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            sock.settimeout(TIMEOUT)
+            sock.connect(("127.0.0.1", self.server.port))
+            connection.sock = sock
+            if worker is None or worker_of(self.server, sock.getsockname()[1]) == worker:
+                return connection
+            connection.close()
+        raise AssertionError(f"no connection came to worker {worker}")
+
+    def asked(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
+        """How many requests the upstream let in, HEADs of manifests left out, which cost nothing there."""
+        found = [seen for seen in (far or self.hub).requests(kind, match=match) if seen.status != 401]
+        return sum(1 for seen in found if (seen.kind, seen.method) != ("manifest", "HEAD"))
+
+    # What lies on the disk
+
+    def extents(self) -> list[Interval]:
+        """Which bytes of the blob on its way in are here, as its owner told all processes."""
+        state = self._state()
+        for _ in range(1000):
+            fd = os.open(state, os.O_RDONLY)
+            try:
+                if (progress := read_progress(fd)) is not None:
+                    return list(progress.extents)
+            finally:
+                os.close(fd)
+        raise AssertionError("the state file cannot be read")
+
+    def owner(self) -> int:
+        """The worker that has the lock on the first byte of the blob's state (proc(5), fdinfo)."""
+        state = str(self._state())
+        for pid in self.server.worker_pids():
+            for fd in _open_files(pid, state):
+                if re.search(r"OFDLCK .* WRITE .* 0 0$", Path(f"/proc/{pid}/fdinfo/{fd}").read_text(), re.MULTILINE):
+                    return pid
+        raise AssertionError("nobody owns it")
+
+    def _state(self) -> Path:
+        layout = Layout(self.server.data)
+        return layout.partial_state(layout.partial(Digest(self.digest), self.size, "docker.io"))
+
+    def kept(self) -> list[str]:
+        """Files that hold bytes of the blob."""
+        return [str(path) for path in self.server.data.rglob(f"*{self.encoded}*")]
+
+    def refetched(self, here: Collection[Interval], since: float) -> list[Interval]:
+        """What upstream was asked for after `since` of what was `here`."""
+        asked = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
+        return overlap((seen.interval for seen in asked), here)
+
+
+def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Interval]:
+    """What is in one of the first and in one of the second."""
+    found = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
+    return [each for each in found if each[0] < each[1]]
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    """Looks again and again."""
+    deadline = time.monotonic() + TIMEOUT
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.005)
+
+
+def worker_of(server: RegistryServer, port: int) -> int:
+    """The worker that has accepted the connection from that port of ours."""
+    pids: list[int] = []
+
+    def accepted() -> bool:
+        inode = _inode(server.port, port)
+        pids[:] = [pid for pid in server.worker_pids() if inode and _open_files(pid, f"socket:[{inode}]")]
+        return bool(pids)
+
+    wait_until(accepted, f"no worker has the connection from {port}")
+    return pids[0]
+
+
+def _inode(local: int, remote: int) -> int:
+    """Of the socket at the server's end; 0: nobody has accepted it."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if (_port(fields[1]), _port(fields[2])) == (local, remote):
+            return int(fields[9])
+    return 0
+
+
+def _port(address: str) -> int:
+    return int(address.partition(":")[2], 16)
+
+
+def _open_files(pid: int, target: str) -> list[str]:
+    found = []
+    with suppress(FileNotFoundError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == target:
+                    found.append(fd)
+    return found

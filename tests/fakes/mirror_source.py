@@ -1,0 +1,227 @@
+"""A far registry in memory, with faults: the mirror's edge, and strict about what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from registry.mirror.upstream_client import BlobSink, RangesUnsupported
+from storage.content import BLOB_TYPE, Descriptor, Manifest, Page, Span, digest_of
+from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError, UpstreamUnavailable
+from storage.names import Digest, Reference, RepositoryName, Tag
+from tests.fakes.registry_content import descriptor_of, image_of
+
+CHUNK = 64 * 1024
+
+
+@dataclass
+class SourceFaults:
+    """`drops`: after how many bytes each coming request breaks off. `corrupt`: endpoints that send wrong bytes.
+    `gates`: a request that comes to that offset waits until the gate is opened. `down`: raised by every call."""
+
+    down: RegistryError | None = None
+    ranges: bool = True
+    refuses_ranges: bool = False
+    """What asks for a part gets an error."""
+    drops: list[int] = field(default_factory=list)
+    corrupt: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    """Endpoints that cannot be reached."""
+    gates: dict[int, threading.Event] = field(default_factory=dict)
+    hold: asyncio.Event | None = None
+    """Manifest and HEAD requests wait for it."""
+    stall: asyncio.Event | None = None
+    """Blob requests wait for it before they are answered."""
+    few_left: bool = False
+
+
+class FakeSource:
+    """A `UpstreamClient`. `calls` counts requests by kind; `sent` has every span of bytes that was really sent."""
+
+    name = "docker.io"
+
+    def __init__(self, connections: int = 4, endpoints: Sequence[str] = ("https://one",)) -> None:
+        self.connections = connections
+        self.endpoints: Sequence[str] = endpoints
+        self.faults = SourceFaults()
+        self.blobs: dict[tuple[str, Digest], bytes] = {}
+        self.manifests: dict[tuple[str, Reference], Manifest] = {}
+        self.calls: Counter[str] = Counter()
+        self.sent: dict[Digest, list[tuple[int, int]]] = {}
+        self.asked: dict[Digest, list[Span]] = {}
+        self.most_at_once = 0
+        self.at_once = 0
+        self.on_fetch: Callable[[Digest], None] = lambda digest: None
+        self.closed = False
+        self._sending: set[_Sending] = set()
+
+    def cut(self) -> None:
+        """Breaks off what is being sent."""
+        for sending in list(self._sending):
+            sending.cancelled.set()
+
+    # What it holds.
+
+    def add_blob(self, repo: str, data: bytes) -> Descriptor:
+        found = descriptor_of(data)
+        self.blobs[repo, found.digest] = data
+        return found
+
+    def add_manifest(self, repo: str, manifest: Manifest, *tags: str) -> Manifest:
+        references: list[Reference] = [manifest.digest, *map(Tag, tags)]
+        for reference in references:
+            self.manifests[repo, reference] = manifest
+        return manifest
+
+    def add_image(self, repo: str, *layers: bytes, config: bytes = b"{}", tags: tuple[str, ...] = ("1",)) -> Manifest:
+        made = image_of(self.add_blob(repo, config), [self.add_blob(repo, layer) for layer in layers])
+        return self.add_manifest(repo, made, *tags)
+
+    def bytes_sent(self, digest: Digest) -> int:
+        return sum(stop - start for start, stop in self.sent.get(digest, ()))
+
+    # Source.
+
+    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        await self._called("head manifest")
+        return self._manifest(repo, reference).descriptor
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        await self._called("get manifest")
+        return self._manifest(repo, reference)
+
+    def _manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        try:
+            return self.manifests[repo, reference]
+        except KeyError:
+            raise ManifestUnknown from None
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        await self._called("head blob")
+        try:
+            return Descriptor(BLOB_TYPE, digest, len(self.blobs[repo, digest]))
+        except KeyError:
+            raise BlobUnknown from None
+
+    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        await self._called("tags")
+        found = sorted(ref for name, ref in self.manifests if name == repo and isinstance(ref, Tag))
+        if not found:
+            raise NameUnknown
+        rest = [tag for tag in found if after is None or tag > after]
+        return Page(rest[:limit], len(rest) > limit)
+
+    async def referrers(
+        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+    ) -> Page[Descriptor]:
+        await self._called("referrers")
+        found = {
+            m.digest: m.descriptor for (name, _), m in self.manifests.items() if name == repo and m.subject == subject
+        }
+        return Page([found[digest] for digest in sorted(found)][:limit])
+
+    def exhausted(self) -> bool:
+        return self.faults.few_left
+
+    async def aclose(self) -> None:
+        assert self.at_once == 0, "closed while something is fetched"
+        self.closed = True
+
+    async def _called(self, kind: str) -> None:
+        assert not self.closed
+        self.calls[kind] += 1
+        if self.faults.hold is not None:
+            await self.faults.hold.wait()
+        if self.faults.down is not None:
+            raise self.faults.down
+
+    async def fetch_blob(
+        self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
+    ) -> None:
+        assert not self.closed
+        self.calls["get blob"] += 1
+        self.asked.setdefault(digest, []).append(span)
+        self.on_fetch(digest)
+        if self.faults.stall is not None:
+            await self.faults.stall.wait()
+        if self.faults.down is not None:
+            raise self.faults.down
+        data = self.blobs.get((repo, digest))
+        if data is None:
+            raise BlobUnknown
+        start, stop = span.within(len(data)) if data else (0, 0)
+        if self.faults.refuses_ranges and span != Span(0):
+            raise UpstreamUnavailable("the upstream registry answers 416")
+        if not self.faults.ranges and (start, stop) != (0, len(data)):
+            raise RangesUnsupported
+        here = [e for e in self.endpoints if e not in self.faults.away]
+        endpoint = next((e for e in here if e not in avoid), here[0])
+        sending = _Sending(self, digest, endpoint, data, start, stop, sink)
+        self.at_once += 1
+        self._sending.add(sending)
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await sending.run()
+        finally:
+            self.at_once -= 1
+            self._sending.remove(sending)
+
+
+class _Sending:
+    """One response, in a thread of its own; a cancellation ends it before the next chunk."""
+
+    def __init__(
+        self, far: FakeSource, digest: Digest, endpoint: str, data: bytes, start: int, stop: int, sink: BlobSink
+    ) -> None:
+        self._far = far
+        self._digest = digest
+        self._endpoint = endpoint
+        self._data = data
+        self._start, self._stop = start, stop
+        self._sink = sink
+        self._drop = far.faults.drops.pop(0) if far.faults.drops else None
+        self.cancelled = threading.Event()
+
+    async def run(self) -> None:
+        thread = asyncio.ensure_future(asyncio.to_thread(self._send))
+        try:
+            await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            await asyncio.gather(thread, return_exceptions=True)
+            raise
+
+    def _send(self) -> None:
+        wrong = self._endpoint in self._far.faults.corrupt
+        self._sink.begin(self._endpoint, self._start, self._stop, len(self._data))
+        at = self._start
+        sent = self._far.sent.setdefault(self._digest, [])
+        while at < self._stop:
+            stop = min(self._stop, at + CHUNK - at % CHUNK)
+            if self._drop is not None and at + self._drop - self._start < stop:
+                stop = self._start + self._drop
+            if stop > at:
+                self._wait(at, stop)
+                chunk = bytearray(self._data[at:stop])
+                if wrong:
+                    chunk[0] ^= 1
+                sent.append((at, stop))
+                self._sink.take(at, memoryview(chunk))
+            at = stop
+            if self._drop is not None and at - self._start >= self._drop:
+                raise UpstreamUnavailable("the connection broke")
+
+    def _wait(self, at: int, stop: int) -> None:
+        for offset, gate in list(self._far.faults.gates.items()):
+            while at <= offset < stop and not gate.wait(0.01):
+                if self.cancelled.is_set():
+                    raise UpstreamUnavailable("cancelled")
+        if self.cancelled.is_set():
+            raise UpstreamUnavailable("cancelled")
+
+
+def missing_digest() -> Digest:
+    return digest_of(b"nobody has this")

@@ -1,0 +1,90 @@
+"""How much memory a process tree has: its proportional set size, sampled while something runs.
+
+What a process tree holds: memory and open files, as the kernel counts them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+KIB = 1024
+
+
+def pss_of_living(pids: Sequence[int]) -> int:
+    """The sum of PSS in bytes. Pages that processes share count once; a process that has ended counts nothing."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except ProcessLookupError:
+            continue
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * KIB
+    return total
+
+
+class MemoryPeak:
+    """Samples the memory of a process tree for the length of a `with` block and keeps the highest value."""
+
+    def __init__(self, pids: Callable[[], Sequence[int]], every: float = 0.05) -> None:
+        self._pids, self._every = pids, every
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.before = self.highest = 0
+        self.samples = 0
+
+    @property
+    def growth(self) -> int:
+        return self.highest - self.before
+
+    def __enter__(self) -> MemoryPeak:
+        self.before = self.highest = pss_of_living(self._pids())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(self._every):
+            self.highest = max(self.highest, pss_of_living(self._pids()))
+            self.samples += 1
+
+
+TIMEOUT_SECONDS = 20.0
+
+
+def pss_of(pids: Iterable[int]) -> int:
+    """Bytes of memory, shared pages counted once (PSS)."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def open_files(pids: Iterable[int]) -> dict[int, int]:
+    """Open file descriptors of each process."""
+    return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in pids}
+
+
+def files_below(*folders: Path) -> int:
+    """Files below those folders."""
+    return sum(len(files) for folder in folders for _, _, files in os.walk(folder))
+
+
+def eventually(fact: Callable[[], bool], patience: float = TIMEOUT_SECONDS) -> bool:
+    """Whether `fact` becomes true within `patience` seconds. The kernel tells nobody when another process closes a
+    file or a socket, so it is asked again and again."""
+    until = time.monotonic() + patience
+    while not fact():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,216 @@
+"""An Entrepot server as a real process tree, for every suite that talks to one over a socket.
+
+`running_server` starts `entrepot serve` on a free loopback port with its own data directory, waits until it says
+where it listens, and ends it with SIGTERM. The exit code must be 0, so every suite that uses it tests the drain too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parents[2]
+READY = re.compile(r"listens on (https?://\S+)")
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 60.0
+
+
+class ServerFailed(AssertionError):
+    """The server did not start, did not end, or ended with a code that is not 0. The text holds its log."""
+
+
+@dataclass
+class RegistryServer:
+    """A running `entrepot serve` and the ways to end it."""
+
+    process: subprocess.Popen[str]
+    data: Path
+    log: Path
+    url: str = ""
+    _ready: threading.Event = field(default_factory=threading.Event)
+    _reader: threading.Thread | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port`, as an image reference wants it."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
+
+    @property
+    def pid(self) -> int:
+        """The parent's process id."""
+        return self.process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def log_text(self) -> str:
+        """All that the process tree has written so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def pids(self) -> list[int]:
+        """The whole process tree, the parent first."""
+        found = [self.pid]
+        for pid in found:
+            found.extend(_children(pid))
+        return found
+
+    def worker_pids(self) -> list[int]:
+        """The processes that serve: the tree without its parent, or the parent where it is alone."""
+        return self.pids()[1:] or [self.pid]
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> int:
+        """SIGTERM to the parent, then wait for the whole tree. Gives the exit code; ServerFailed when it hangs."""
+        if not self.ended:
+            self.process.send_signal(signal.SIGTERM)
+        return self._wait(timeout, "after SIGTERM")
+
+    def kill(self, timeout: float = STOP_TIMEOUT) -> None:
+        """SIGKILL to every process of the tree at once, as a crash would; returns when all of them are gone."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._wait(timeout, "after SIGKILL of the tree")
+
+    def kill_parent(self, timeout: float = STOP_TIMEOUT) -> None:
+        """SIGKILL to the parent alone; returns when the workers have gone as well."""
+        self.process.kill()
+        self._wait(timeout, "after SIGKILL of the parent: workers still live")
+
+    def _wait(self, timeout: float, when: str) -> int:
+        """The tree is gone when nobody holds the writing end of its output any more."""
+        assert self._reader is not None
+        self._reader.join(timeout)
+        if self._reader.is_alive():
+            self._end_group()
+            raise ServerFailed(f"the server did not end within {timeout:.0f} s {when}\n{self.log_text()}")
+        return self.process.wait(timeout)
+
+    def _end_group(self) -> None:
+        # The server was started as the leader of its own session, so this group holds nothing else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _follow(self, output: IO[str]) -> None:
+        with output, self.log.open("a") as log:
+            for line in output:
+                log.write(line)
+                log.flush()
+                if not self._ready.is_set() and (found := READY.search(line)):
+                    self.url = found.group(1).rstrip("/.,")
+                    self._ready.set()
+        self._ready.set()
+
+
+def start_server(
+    folder: Path,
+    *args: str,
+    workers: int = 2,
+    listen: str = "127.0.0.1:0",
+    env: Mapping[str, str] | None = None,
+    descriptors: int | None = None,
+    soft_descriptors: int | None = None,
+) -> RegistryServer:
+    """Starts `entrepot serve` with its data and log below `folder` and waits until it listens; the caller ends it.
+
+    `args` are further flags and come last, so they win. `descriptors`: how many files each process may have open,
+    `soft_descriptors` at the start. A second start on the same folder finds the same data and appends to the same log.
+    Raises ServerFailed when the process ends or stays silent.
+    """
+    data, log = folder / "data", folder / "server.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "registry", "serve"]
+    command += ["--data", str(data), "--listen", listen, "--workers", str(workers), *args]
+    if descriptors is not None:
+        limits = f"ulimit -Sn {soft_descriptors or descriptors} && ulimit -Hn {descriptors}"
+        command = ["sh", "-c", f'{limits} && exec "$@"', "sh", *command]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=_environment(env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    server = RegistryServer(process, data, log)
+    server._reader = threading.Thread(target=server._follow, args=(process.stdout,), daemon=True)
+    server._reader.start()
+    if not server._ready.wait(START_TIMEOUT) or not server.url:
+        server._end_group()
+        server._reader.join(STOP_TIMEOUT)
+        raise ServerFailed(f"the server did not start: {' '.join(command)}\n{server.log_text()}")
+    return server
+
+
+@contextlib.contextmanager
+def running_server(
+    tmp_path: Path,
+    *args: str,
+    workers: int = 2,
+    listen: str = "127.0.0.1:0",
+    env: Mapping[str, str] | None = None,
+    descriptors: int | None = None,
+    soft_descriptors: int | None = None,
+) -> Iterator[RegistryServer]:
+    """`start_server` for the length of a `with` block; ends by SIGTERM and demands exit code 0.
+
+    A server that the block ended itself (stop, kill) is left as it is. When the block fails, the log is printed.
+    """
+    server = start_server(
+        tmp_path,
+        *args,
+        workers=workers,
+        listen=listen,
+        env=env,
+        descriptors=descriptors,
+        soft_descriptors=soft_descriptors,
+    )
+    try:
+        yield server
+    except BaseException:
+        print(f"--- {server.log}\n{server.log_text()}", file=sys.stderr)
+        if not server.ended:
+            with contextlib.suppress(ServerFailed):
+                server.stop()
+        raise
+    if not server.ended:
+        code = server.stop()
+        if code != 0:
+            raise ServerFailed(f"exit code {code} after SIGTERM\n{server.log_text()}")
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without settings of the person who runs the tests."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
+    path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH", "")]))
+    return {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found.extend(int(child) for child in (task / "children").read_text().split())
+    return found

@@ -1,0 +1,41 @@
+"""Accounts and grants in a real store, and calls made as somebody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from registry.auth.rights.principal import PRINCIPAL, REQUESTED_NAME, Identity, Principal
+from storage.access import AccountKind, AccountName, Action, Grant, Grantee, TokenLimit
+from storage.accounts import Accounts
+from storage.content import Actor
+from storage.patterns import NamePattern
+
+BY = Actor("operator")
+
+
+async def add_account(accounts: Accounts, name: str, *, admin: bool = False, robot: bool = False) -> Identity:
+    """A new account; what its credentials prove."""
+    kind = AccountKind.ROBOT if robot else AccountKind.USER
+    account = await accounts.add_account(AccountName(name), kind, password_hash=None, admin=admin, by=BY)
+    return Identity(name, robot=robot, version=account.version)
+
+
+async def add_grant(accounts: Accounts, subject: str, pattern: str, actions: str) -> None:
+    """`add_grant(accounts, "group:dev", "team/**", "pull,push")`."""
+    await accounts.put_grant(Grant(Grantee.parse(subject), NamePattern(pattern), Action.parse(actions)), by=BY)
+
+
+def limit(pattern: str, actions: str) -> TokenLimit:
+    return TokenLimit(NamePattern(pattern), Action.parse(actions))
+
+
+@contextmanager
+def acting_as(principal: Principal, asked: str = "") -> Iterator[None]:
+    """Inside the block the calls are made by `principal`, who asked by that name."""
+    who, name = PRINCIPAL.set(principal), REQUESTED_NAME.set(asked)
+    try:
+        yield
+    finally:
+        PRINCIPAL.reset(who)
+        REQUESTED_NAME.reset(name)

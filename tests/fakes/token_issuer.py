@@ -1,0 +1,84 @@
+"""Somebody else who issues tokens: keys of their own, a key set, and a server that hands it out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+ISSUER = "https://ci.example.com"
+AUDIENCE = "registry.example.com"
+
+
+class IssuerKey:
+    """A key pair with an id."""
+
+    def __init__(self, key_id: str, algorithm: str = "ES256", bits: int = 2048) -> None:
+        self.id = key_id
+        self.algorithm = algorithm
+        self.private: Any
+        if algorithm.startswith("ES"):
+            self.private = ec.generate_private_key(ec.SECP256R1())
+        else:
+            self.private = rsa.generate_private_key(65537, bits)
+
+    def jwk(self, **more: Any) -> dict[str, Any]:
+        """The public part, as it stands in a key set."""
+        kind = ECAlgorithm if self.algorithm.startswith("ES") else RSAAlgorithm
+        found = json.loads(kind.to_jwk(self.private.public_key()))
+        found.pop("key_ops", None)
+        return {**found, "kid": self.id, **more}
+
+    def sign(self, claims: dict[str, Any], **header: Any) -> str:
+        """`kid=None`: the header names no key."""
+        fields = {"kid": self.id, **header}
+        named = {name: value for name, value in fields.items() if value is not None}
+        return jwt.encode(claims, self.private, self.algorithm, headers=named)
+
+
+def key_set(*keys: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+class KeySetServer:
+    """Hands out a key set over HTTP and counts how often. While `open` is clear, requests wait for it."""
+
+    def __init__(self) -> None:
+        self.body = key_set()
+        self.status = 200
+        self.extra = ""
+        self.asked = 0
+        self.url = ""
+        self.open = asyncio.Event()
+        self.open.set()
+        self.waiting = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            self.asked += 1
+            self.waiting.set()
+            await self.open.wait()
+            fields = f"content-length: {len(self.body)}\r\nconnection: close\r\n{self.extra}"
+            writer.write(f"HTTP/1.1 {self.status} Said\r\n{fields}\r\n".encode() + self.body)
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def key_set_server() -> AsyncIterator[KeySetServer]:
+    made = KeySetServer()
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
+    async with server:
+        yield made
+        made.open.set()

@@ -1,0 +1,162 @@
+"""What the tests of the far registry share: sources over real records, sinks, and a server of single answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from registry.config import Upstream
+from registry.mirror.upstream_client import UpstreamClient
+from registry.upstream.client import make_upstream_client
+from registry.upstream.destinations import NetworkClassifier, classify_address
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Span
+from storage.names import Digest, RepositoryName
+from storage.store.stored_registry import StoredRegistry
+
+REPO = RepositoryName("library/app")
+
+
+class CollectingSink:
+    """A sink that keeps what it is given. `hook` is called in the thread, before each piece is kept."""
+
+    def __init__(self, hook: Callable[[int], object] | None = None) -> None:
+        self.begun: list[tuple[str, int, int, int]] = []
+        self.at = 0
+        self.body = bytearray()
+        self.pieces: list[int] = []
+        self._hook = hook
+
+    def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        self.begun.append((endpoint, start, stop, size))
+        self.at = start
+
+    def take(self, offset: int, data: memoryview) -> None:
+        assert offset == self.at
+        if self._hook:
+            self._hook(offset)
+        self.body += data
+        self.at += len(data)
+        self.pieces.append(len(data))
+
+
+class UpstreamClock:
+    """Seconds since 1970, as the test wants them."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextlib.asynccontextmanager
+async def opened_registry(data: Path) -> AsyncIterator[StoredRegistry]:
+    """A process's registry in this data directory; opened twice it is as two processes'."""
+    prepare_data_dir(data)
+    async with open_registry(data) as registry:
+        yield registry
+
+
+@contextlib.asynccontextmanager
+async def upstream_source(
+    registry: StoredRegistry,
+    *endpoints: str,
+    name: str = "far.test",
+    clock: Callable[[], float] = time.time,
+    network_of: NetworkClassifier = classify_address,
+    **more: Any,
+) -> AsyncIterator[UpstreamClient]:
+    """A source at these endpoints, closed at the end."""
+    settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
+    source = make_upstream_client(settings, registry.records, registry.leases, clock, network_of)
+    try:
+        yield source
+    finally:
+        await source.aclose()
+
+
+async def fetch(source: UpstreamClient, digest: str, span: Span | None = None, **more: object) -> CollectingSink:
+    """The sink after a blob was fetched."""
+    sink = CollectingSink()
+    await source.fetch_blob(REPO, Digest(digest), span or Span(0), sink, **more)  # type: ignore[arg-type]
+    return sink
+
+
+Reply = Callable[[str], bytes | Awaitable[bytes]]
+"""Gives the bytes of an answer to a request's head."""
+
+
+class ScriptedServer:
+    """A server that answers each request with the bytes that `reply` gives for its head, whatever they are.
+    It closes the connection after an answer with `Connection: close`."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.heads: list[str] = []
+        self.connections = 0
+        self.url = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self.heads)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.heads.append(head)
+                given = self.reply(head)
+                answer = given if isinstance(given, bytes) else await given
+                writer.write(answer)
+                await writer.drain()
+                if b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower() or not answer:
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            return  # cancelled by `stop`
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+
+@contextlib.asynccontextmanager
+async def scripted_server(reply: Reply, host: str = "127.0.0.1") -> AsyncIterator[ScriptedServer]:
+    """Runs one on the test's own loop."""
+    script = ScriptedServer(reply)
+    server = await asyncio.start_server(script.serve, host, 0)
+    script.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield script
+    finally:
+        server.close()
+        await script.stop()
+        await server.wait_closed()
+
+
+def answer(status: int, body: bytes | str = b"", **headers: str) -> bytes:
+    """The bytes of a response; `content_type=` becomes Content-Type. A length is added unless one is given."""
+    body = body.encode() if isinstance(body, str) else body
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    fields.setdefault("content-length", str(len(body)))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + body
+
+
+def always(given: bytes) -> Reply:
+    """Always the same answer."""
+    return lambda head: given

@@ -1,1 +1,0 @@
-"""The stored registry against the reference model, driven by random steps."""

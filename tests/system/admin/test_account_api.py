@@ -1,0 +1,246 @@
+"""`/api/v1`: accounts, groups, grants, tokens, keys and the audit log, over HTTP."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
+
+
+def test_users(site: AdminSite) -> None:
+    """Added, read, listed in pages, changed, removed."""
+    name = site.name()
+    added = site.done("POST", "/users", {"name": name, "password": PASSWORD, "note": "on call"})
+    assert (added["name"], added["admin"], added["password"]) == (name, False, None)
+    assert site.done("GET", f"/users/{name}")["note"] == "on call"
+    assert site.done("GET", "/me", auth=(name, PASSWORD))["name"] == name
+    other, _ = site.user()
+    found, after = [], None
+    while True:
+        page = site.done("GET", "/users", limit=1, **({"after": after} if after else {}))
+        found += [user["name"] for user in page["items"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert {name, other} <= set(found)
+    assert found == sorted(found)
+    assert site.done("PATCH", f"/users/{name}", {"admin": True})["admin"]
+    assert site.done("GET", "/users", auth=(name, PASSWORD))["items"]
+    site.done("DELETE", f"/users/{name}")
+    assert site.call("GET", f"/users/{name}").status_code == 404
+    assert site.call("GET", "/me", auth=(name, PASSWORD)).status_code == 401
+
+
+def test_disabling_holds_at_the_next_request(site: AdminSite) -> None:
+    """On every worker; what was remembered of the login counts no more."""
+    user = site.user()
+    for _ in range(8):
+        assert site.call("GET", "/me", auth=user).status_code == 200
+    site.done("PATCH", f"/users/{user[0]}", {"enabled": False})
+    for _ in range(8):
+        assert site.call("GET", "/me", auth=user).status_code == 401
+    site.done("PATCH", f"/users/{user[0]}", {"enabled": True})
+    assert site.call("GET", "/me", auth=user).status_code == 200
+
+
+def test_a_password_that_is_made(site: AdminSite) -> None:
+    """Is shown once, and works."""
+    name = site.name()
+    password = site.done("POST", "/users", {"name": name})["password"]
+    assert site.call("GET", "/me", auth=(name, password)).status_code == 200
+    other = site.done("PUT", f"/users/{name}/password", {})["password"]
+    assert other != password
+    assert site.call("GET", "/me", auth=(name, password)).status_code == 401
+    assert site.call("GET", "/me", auth=(name, other)).status_code == 200
+
+
+def test_ones_own_password(site: AdminSite) -> None:
+    """With the old one alone, which an API token is not."""
+    user = site.user()
+    secret = site.token(user[0])
+    for old in (None, "not this one", secret):
+        refused = site.call("PUT", f"/users/{user[0]}/password", {"old": old, "new": "another one"}, auth=user)
+        assert (refused.status_code, code_of(refused)) == (403, "DENIED")
+    with_token = site.call("PUT", f"/users/{user[0]}/password", {"old": PASSWORD}, auth=(user[0], secret))
+    assert with_token.status_code == 403
+    site.done("PUT", f"/users/{user[0]}/password", {"old": PASSWORD, "new": "another one"}, auth=user)
+    assert site.call("GET", "/me", auth=user).status_code == 401
+    assert site.call("GET", "/me", auth=(user[0], "another one")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", "/users", {"name": "Alice"}, 400, "ACCOUNT_INVALID"),
+        ("POST", "/users", {"name": "root"}, 409, "ACCOUNT_EXISTS"),
+        ("POST", "/users", {"name": "x", "password": "short"}, 400, "ACCOUNT_INVALID"),
+        ("POST", "/users", {"name": "x" * 8, "password": "x" * 8}, 400, "ACCOUNT_INVALID"),
+        ("POST", "/users", {"name": "x", "note": "two\nlines"}, 400, "ACCOUNT_INVALID"),
+        ("GET", "/users/Alice", None, 400, "ACCOUNT_INVALID"),
+        ("GET", "/users/none", None, 404, "ACCOUNT_UNKNOWN"),
+        ("GET", "/robots/root", None, 404, "ACCOUNT_UNKNOWN"),
+        ("GET", "/groups/none", None, 404, "ACCOUNT_UNKNOWN"),
+        ("PUT", "/groups/none/members/root", None, 404, "ACCOUNT_UNKNOWN"),
+        ("PUT", "/grants", {"subject": "root", "pattern": "**", "actions": ["pull"]}, 400, "ACCOUNT_INVALID"),
+        ("PUT", "/grants", {"subject": "everyone", "pattern": "a/", "actions": ["pull"]}, 400, "ACCOUNT_INVALID"),
+        ("PUT", "/grants", {"subject": "everyone", "pattern": "a/*", "actions": ["fly"]}, 422, "UNSUPPORTED"),
+        ("PUT", "/grants", {"subject": "group:none", "pattern": "**", "actions": ["pull"]}, 404, "ACCOUNT_UNKNOWN"),
+        ("DELETE", "/grants?subject=everyone&pattern=none/none", None, 404, "ACCOUNT_UNKNOWN"),
+        ("POST", "/tokens", {"account": "none"}, 404, "ACCOUNT_UNKNOWN"),
+        ("POST", "/tokens", {"account": "root", "expires_in": "soon"}, 400, "ACCOUNT_INVALID"),
+        ("DELETE", "/tokens/none", None, 404, "ACCOUNT_UNKNOWN"),
+        ("GET", "/audit?after=none", None, 400, "ACCOUNT_INVALID"),
+        ("GET", "/users?limit=0", None, 422, "UNSUPPORTED"),
+        ("GET", "/none", None, 404, "UNSUPPORTED"),
+    ],
+)
+def test_errors(site: AdminSite, method: str, path: str, body: object, status: int, code: str) -> None:
+    """Each has its status, and the shape the OCI spec gives to errors."""
+    answer = site.call(method, path, body)
+    assert (answer.status_code, code_of(answer)) == (status, code)
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_groups_and_grants(site: AdminSite) -> None:
+    """What is granted to a group, its members have; `for` shows it."""
+    group, user = site.name("group"), site.user()
+    assert site.done("POST", "/groups", {"name": group}) == {"name": group, "members": []}
+    site.done("PUT", f"/groups/{group}/members/{user[0]}")
+    assert site.done("GET", f"/groups/{group}")["members"] == [user[0]]
+    assert group in [each["name"] for each in site.done("GET", "/groups", limit=1000)["items"]]
+    grant = {"subject": f"group:{group}", "pattern": f"{group}/**", "actions": ["pull", "push"]}
+    assert site.done("PUT", "/grants", {**grant, "actions": ["push", "pull", "pull"]}) == grant
+    assert site.done("GET", "/grants", subject=f"group:{group}")["items"] == [grant]
+    assert grant in site.done("GET", "/grants", **{"for": user[0]}, auth=user)["items"]
+    assert grant in site.done("GET", "/me", auth=user)["grants"]
+    assert grant in site.done("GET", f"/users/{user[0]}", auth=user)["grants"]
+    site.done("DELETE", f"/groups/{group}/members/{user[0]}")
+    assert grant not in site.done("GET", "/me", auth=user)["grants"]
+    site.done("DELETE", "/grants", subject=grant["subject"], pattern=grant["pattern"])
+    assert site.done("GET", "/grants", subject=f"group:{group}")["items"] == []
+    site.done("DELETE", f"/groups/{group}")
+    assert site.call("GET", f"/groups/{group}").status_code == 404
+
+
+def test_pages_of_grants(site: AdminSite) -> None:
+    """Go on after the last one."""
+    name = site.name("paged")
+    for number in range(5):
+        site.done("PUT", "/grants", {"subject": f"user:{name}", "pattern": f"{name}/{number}", "actions": ["pull"]})
+    first = site.done("GET", "/grants", subject=f"user:{name}", limit=3)
+    second = site.done("GET", "/grants", subject=f"user:{name}", limit=3, after=first["next"])
+    assert [len(first["items"]), len(second["items"]), second["next"]] == [3, 2, None]
+    assert [each["pattern"] for each in first["items"] + second["items"]] == [f"{name}/{n}" for n in range(5)]
+
+
+def test_who_may_grant(site: AdminSite) -> None:
+    """The action admin on a pattern is the right to put and take back grants below it, and to see them."""
+    user, area = site.user(), site.name("area")
+    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": f"{area}/**", "actions": ["admin"]})
+    below = {"subject": "everyone", "pattern": f"{area}/*/app", "actions": ["pull"]}
+    assert site.done("PUT", "/grants", below, auth=user) == below
+    assert below in site.done("GET", "/grants", auth=user)["items"]
+    for pattern in ("**", f"{area}*/**", area, "*/app"):
+        refused = site.call("PUT", "/grants", {**below, "pattern": pattern}, auth=user)
+        assert (refused.status_code, code_of(refused)) == (403, "DENIED")
+    seen = site.done("GET", "/grants", auth=user, limit=1000)["items"]
+    assert [each for each in seen if not each["pattern"].startswith(f"{area}/")] == []
+    site.done("DELETE", "/grants", auth=user, subject="everyone", pattern=below["pattern"])
+    secret = site.token(user[0], limits=[{"pattern": f"{area}/a/**", "actions": ["admin"]}])
+    assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/a/b"}, auth=(user[0], secret)).is_success
+    assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/b/b"}, auth=(user[0], secret)).status_code == 403
+
+
+def test_tokens(site: AdminSite) -> None:
+    """Made by oneself with the password, or by an admin; shown once; logged in with as Basic or Bearer; revoked at the
+    next request."""
+    user = site.user()
+    made = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
+    assert made["account"] == user[0]
+    bearer = {"authorization": f"Bearer {made['secret']}"}
+    assert site.call("GET", "/me", auth=None, headers=bearer).json()["name"] == user[0]
+    assert site.call("GET", "/me", auth=(user[0], made["secret"])).json()["name"] == user[0]
+    (listed,) = site.done("GET", "/tokens", auth=user)["items"]
+    assert listed == {**{name: made[name] for name in listed}, "used": listed["used"]}
+    assert "secret" not in listed
+    again = site.call("POST", "/tokens", {}, auth=(user[0], made["secret"]))
+    assert (again.status_code, code_of(again)) == (403, "DENIED")
+    site.done("DELETE", f"/tokens/{made['id']}", auth=user)
+    assert site.call("GET", "/me", auth=None, headers=bearer).status_code == 401
+    assert site.call("GET", "/me", auth=(user[0], made["secret"])).status_code == 401
+
+
+@pytest.mark.parametrize("wrong", ["0s", "37000d", "99999999999999w"])
+def test_when_tokens_expire(site: AdminSite, wrong: str) -> None:
+    """A time that no calendar has is refused: it would stand in every list from then on, and none could be shown."""
+    user = site.user()
+    answer = site.call("POST", "/tokens", {"expires_in": wrong}, auth=user)
+    assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
+    assert site.done("GET", "/tokens", auth=user)["items"] == []
+
+
+def test_robots(site: AdminSite) -> None:
+    """They log in with tokens that an admin makes, and have no password."""
+    robot = site.robot()
+    auth = (robot, site.token(robot))
+    assert site.done("GET", "/me", auth=auth)["account"]["kind"] == "robot"
+    assert site.done("GET", f"/robots/{robot}", auth=auth)["name"] == robot
+    assert robot in [each["name"] for each in site.done("GET", "/robots", limit=1000)["items"]]
+    assert site.call("PUT", f"/users/{robot}/password", {}).status_code == 404
+    assert site.call("PATCH", f"/users/{robot}", {"admin": True}).status_code == 404
+    assert not site.done("PATCH", f"/robots/{robot}", {"enabled": False})["enabled"]
+    assert site.call("GET", "/me", auth=auth).status_code == 401
+    site.done("DELETE", f"/robots/{robot}")
+    assert site.call("GET", f"/robots/{robot}").status_code == 404
+
+
+def test_keys(site: AdminSite) -> None:
+    """Rotated, and listed without their secrets."""
+    key = site.done("POST", "/keys", {})
+    assert site.done("GET", "/keys")[0] == key
+    assert set(key) == {"id", "created", "retired"}
+
+
+def test_a_key_that_others_have(site: AdminSite) -> None:
+    """Given up at once, by API and by command, it signs nobody in any more, on any worker."""
+    user = site.user()
+    for give_up in (
+        lambda: site.done("POST", "/keys", {"at_once": True}),
+        lambda: site.command("key", "rotate", "--at-once"),
+    ):
+        token = httpx2.get(f"{site.server.url}/token?service=entrepot", auth=user).json()["token"]
+        bearer = {"authorization": f"Bearer {token}"}
+        assert {httpx2.get(f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {200}
+        give_up()
+        assert {httpx2.get(f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {401}
+        assert len(site.done("GET", "/keys")) == 1
+
+
+def test_audit(site: AdminSite) -> None:
+    """A change's line says who, what and from where; pages go back in time."""
+    group = site.name("group")
+    site.done("POST", "/groups", {"name": group})
+    site.done("DELETE", f"/groups/{group}")
+    page = site.done("GET", "/audit", target=group, limit=1)
+    (line,) = page["items"]
+    assert (line["action"], line["actor"], line["address"], line["outcome"]) == (
+        "group.remove",
+        "root",
+        "127.0.0.1",
+        "ok",
+    )
+    assert line["user_agent"].startswith("python-httpx2")
+    assert line["request_id"]
+    (older,) = site.done("GET", "/audit", target=group, limit=1, after=page["next"])["items"]
+    assert older["action"] == "group.add"
+    assert site.done("GET", "/audit", target=group, since="2100-01-01T00:00:00Z")["items"] == []
+
+
+def test_me(site: AdminSite) -> None:
+    """Who asks; nobody is told to log in."""
+    me = site.done("GET", "/me")
+    assert (me["name"], me["admin"], me["open"], me["account"]["name"]) == ("root", True, False, "root")
+    nobody = site.call("GET", "/me", auth=None)
+    assert nobody.status_code == 401
+    assert nobody.headers["www-authenticate"] == 'Basic realm="Entrepot", charset="UTF-8"'

@@ -1,0 +1,78 @@
+"""`/api/docs` and `/api/openapi.json`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx2
+import pytest
+
+from registry.app import create_app
+from registry.config import Settings
+from tests.fakes.admin_site import AdminSite
+
+
+def description() -> dict[str, Any]:
+    return create_app(Settings()).openapi()
+
+
+def test_the_page_needs_no_internet(site: AdminSite) -> None:
+    """It loads what it needs from here: scripts, styles and icon, and its policy allows nothing else."""
+    page = httpx2.get(f"{site.server.url}/api/docs")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    places = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(places) == 5
+    for place in places:
+        answer = httpx2.get(f"{site.server.url}{place}")
+        assert answer.status_code == 200, place
+        assert place == "/api/openapi.json" or answer.headers["x-content-type-options"] == "nosniff"
+    assert "http" not in page.text
+    assert not re.search(r"<script>|<style>| on[a-z]+=", page.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "part"),
+    [
+        ("swagger-ui-bundle.js", "text/javascript; charset=utf-8", b"SwaggerUIBundle"),
+        ("swagger-ui.css", "text/css; charset=utf-8", b".swagger-ui"),
+        ("favicon-32x32.png", "image/png", b"PNG"),
+        ("start.js", "text/javascript; charset=utf-8", b'url: "/api/openapi.json"'),
+    ],
+)
+def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
+    """Swagger UI's own, and the four lines that start it."""
+    answer = httpx2.get(f"{site.server.url}/api/docs/{name}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+    assert part in answer.content
+
+
+@pytest.mark.parametrize("name", ["none.js", "__init__.py", "..%2fmain.py", "%2fetc%2fpasswd"])
+def test_no_other_files(site: AdminSite, name: str) -> None:
+    """Nothing else of the package, or of the machine, is served."""
+    assert httpx2.get(f"{site.server.url}/api/docs/{name}").status_code == 404
+
+
+def test_everything_is_described() -> None:
+    """Each route has a summary, a text, a tag that is explained, and says how one logs in."""
+    whole = description()
+    tags = {tag["name"] for tag in whole["tags"]}
+    for path, methods in whole["paths"].items():
+        for method, route in methods.items():
+            assert route["summary"], (method, path)
+            assert route["description"], (method, path)
+            assert set(route["tags"]) <= tags, (method, path)
+            if path.startswith("/api/v1"):
+                assert route["security"] == [{"Basic": []}, {"Bearer": []}], (method, path)
+                assert {"401", "403", "404"} <= set(route["responses"])
+
+
+def test_bodies_have_examples() -> None:
+    """Each model of a body can be tried as it stands in the description."""
+    schemas = description()["components"]["schemas"]
+    for name in ("NewUser", "NewRobot", "NewGroup", "NewGrant", "NewToken"):
+        examples = [part.get("examples") for part in schemas[name]["properties"].values()]
+        assert any(examples), name

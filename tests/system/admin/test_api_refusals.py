@@ -1,0 +1,140 @@
+"""Who may not, does not: every route of the management API, whoever calls it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from registry.app import create_app
+from registry.config import Settings
+from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
+
+OWN = {
+    ("GET", "/me"),
+    ("GET", "/users/{name}"),
+    ("PUT", "/users/{name}/password"),
+    ("GET", "/robots/{name}"),
+    ("GET", "/grants"),
+    ("PUT", "/grants"),
+    ("DELETE", "/grants"),
+    ("GET", "/tokens"),
+    ("POST", "/tokens"),
+    ("DELETE", "/tokens/{id}"),
+}
+"""What is not for admins alone. Everything else has to be."""
+
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/users"): {"name": "x"},
+    ("PATCH", "/users/{name}"): {"enabled": True},
+    ("PUT", "/users/{name}/password"): {"new": PASSWORD},
+    ("POST", "/robots"): {"name": "x"},
+    ("PATCH", "/robots/{name}"): {"enabled": True},
+    ("POST", "/groups"): {"name": "x"},
+    ("PUT", "/grants"): {"subject": "everyone", "pattern": "**", "actions": ["pull"]},
+    ("POST", "/tokens"): {"account": "root"},
+    ("POST", "/keys"): {},
+}
+
+
+def routes() -> list[tuple[str, str]]:
+    """All of them, by the API's own description."""
+    paths = create_app(Settings()).openapi()["paths"]
+    return sorted(
+        (method.upper(), path.removeprefix("/api/v1"))
+        for path, methods in paths.items()
+        if path.startswith("/api/v1")
+        for method in methods
+    )
+
+
+def filled(path: str) -> str:
+    """With what there is: an account, a group, a grant."""
+    query = "?subject=everyone&pattern=**" if path == "/grants" else ""
+    return re.sub(r"\{\w+\}", "root", path) + query
+
+
+ROUTES = routes()
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_nobody(site: AdminSite, route: tuple[str, str]) -> None:
+    """Without credentials everything is 401, with a challenge that makes a browser ask."""
+    answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None)
+    assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
+    assert answer.headers["www-authenticate"].startswith('Basic realm="Entrepot"')
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
+    """And so it is with those of nobody."""
+    answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None, headers={"authorization": "Bearer x"})
+    assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("route", sorted(set(ROUTES) - OWN), ids=" ".join)
+def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
+    """403 for everybody else, an admin with a limited token included, whatever there is."""
+    user = site.user()
+    admin = site.user(admin=True)
+    limited = site.token(admin[0], limits=[{"pattern": "**", "actions": ["pull", "push", "delete", "admin"]}])
+    for auth in (user, (admin[0], limited)):
+        for path in (filled(route[1]), re.sub(r"\{\w+\}", "none", route[1])):
+            answer = site.call(route[0], path, BODIES.get(route), auth=auth)
+            assert (answer.status_code, code_of(answer)) == (403, "DENIED")
+
+
+def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
+    """Who was refused, where, and from which address. They come a second late."""
+    user = site.user()
+    site.call("DELETE", "/groups/some", auth=user)
+    while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+        pass
+    (line,) = lines
+    assert (line["action"], line["target"], line["address"]) == ("management.remove_group", "groups/some", "127.0.0.1")
+
+
+def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
+    """What somebody asked for stands in the audit log as it came, percent-encoded."""
+    user = site.user()
+    site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
+    while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+        pass
+    assert [line["target"] for line in lines] == ["groups/%1b[2J%0d"]
+    assert "\x1b" not in site.command("audit", "--actor", user[0])
+
+
+def test_the_list_of_the_others_is_right() -> None:
+    """A route that is no more does not stand in it."""
+    assert set(ROUTES) >= OWN
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/users/{}", None),
+        ("GET", "/robots/{}", None),
+        ("PUT", "/users/{}/password", {"new": PASSWORD}),
+        ("GET", "/tokens?account={}", None),
+        ("GET", "/grants?for={}", None),
+    ],
+)
+def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str, body: object) -> None:
+    """An account that is there, asked for by one who may not see it, answers as one that is not."""
+    user = site.user()
+    answers = [site.call(method, path.format(name), body, auth=user) for name in ("root", "not-there")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].text.replace("root", "") == answers[1].text.replace("not-there", "")
+
+
+def test_others_tokens_are_as_if_they_were_not(site: AdminSite) -> None:
+    """Nor can one be made for another, or revoked."""
+    user = site.user()
+    theirs = site.token("root").split("_")[1]
+    answers = [site.call("DELETE", f"/tokens/{token}", auth=user) for token in (theirs, "not-there")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].text == answers[1].text
+    for account in ("root", "not-there"):
+        assert site.call("POST", "/tokens", {"account": account}, auth=user).status_code == 404
+    assert site.call("DELETE", f"/tokens/{theirs}").status_code == 204

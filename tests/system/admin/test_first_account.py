@@ -1,0 +1,121 @@
+"""While there are no accounts: who may make the first one, and how."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from registry.admin.management_api import management_components
+from registry.app import create_app
+from registry.auth.assembly import open_auth_components
+from registry.auth.rights.policy import Policy
+from registry.config import Settings
+from storage.composition import open_registry, prepare_data_dir
+from tests.fakes.admin_site import PASSWORD, code_of
+from tests.fakes.commands import entrepot_output
+from tests.fakes.server_process import running_server
+
+ROOT = {"name": "root", "password": PASSWORD, "admin": True}
+
+
+@asynccontextmanager
+async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False) -> AsyncIterator[httpx2.AsyncClient]:
+    """The application itself, for a client at any address."""
+    settings = Settings(data=folder / "data")
+    prepare_data_dir(settings.data)
+    async with (
+        open_registry(settings.data) as stored,
+        open_auth_components(settings, stored.accounts, stored.leases) as access,
+    ):
+        app = create_app(settings)
+        app.management = management_components(access, Policy(access.accounts, access.standing), proxied=proxied)
+        transport = httpx2.ASGITransport(app, client=(address, 4711))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:5000/api/v1") as client:
+            yield client
+
+
+async def test_from_this_machine(tmp_path: Path) -> None:
+    """It is made by one request, is an admin, and closes the registry at once."""
+    async with api(tmp_path) as client:
+        me = (await client.get("/me")).json()
+        assert (me["name"], me["open"], me["admin"]) == (None, True, True)
+        assert (await client.post("/users", json=ROOT)).status_code == 201
+        assert (await client.get("/me")).status_code == 401
+        assert (await client.post("/users", json={**ROOT, "name": "eve"})).status_code == 401
+        assert (await client.get("/users", auth=("root", PASSWORD))).status_code == 200
+
+
+async def test_the_first_one_is_an_admin(tmp_path: Path) -> None:
+    """Or nobody could go on from there."""
+    async with api(tmp_path) as client:
+        for path, body in (("/users", {**ROOT, "admin": False}), ("/robots", {"name": "ci"})):
+            refused = await client.post(path, json=body)
+            assert (refused.status_code, code_of(refused)) == (400, "ACCOUNT_INVALID")
+        assert (await client.get("/me")).json()["open"]
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "10.0.0.1"])
+async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
+    """Everything is refused but the question who one is, and the command is named that does it."""
+    async with api(tmp_path, address) as client:
+        me = (await client.get("/me")).json()
+        assert (me["open"], me["admin"]) == (True, False)
+        for answer in (await client.post("/users", json=ROOT), await client.get("/users"), await client.get("/audit")):
+            assert (answer.status_code, code_of(answer)) == (403, "DENIED")
+            assert "entrepot user add NAME --admin" in answer.text
+        assert (await client.get("/me")).json()["open"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-forwarded-for": "192.0.2.7"},
+        {"forwarded": "for=192.0.2.7"},
+        {"host": "registry.example.com"},
+        {"host": "evil.example:5000"},
+    ],
+)
+async def test_what_only_looks_like_this_machine(tmp_path: Path, headers: dict[str, str]) -> None:
+    """A proxy on this machine, and a page whose name points here, are not the person at it."""
+    async with api(tmp_path) as client:
+        assert (await client.post("/users", json=ROOT, headers=headers)).status_code == 403
+
+
+async def test_behind_a_proxy(tmp_path: Path) -> None:
+    """Where the settings say that there is one, it is the command alone that makes the first account."""
+    async with api(tmp_path, proxied=True) as client:
+        assert (await client.post("/users", json=ROOT)).status_code == 403
+
+
+async def test_the_last_admin_stays(tmp_path: Path) -> None:
+    """One who is the last admin is not disabled, removed or made less; beside another one it goes."""
+    async with api(tmp_path) as client:
+        await client.post("/users", json=ROOT)
+        client.auth = httpx2.BasicAuth("root", PASSWORD)
+        for answer in (
+            await client.delete("/users/root"),
+            await client.patch("/users/root", json={"enabled": False}),
+            await client.patch("/users/root", json={"admin": False}),
+        ):
+            assert (answer.status_code, code_of(answer)) == (409, "LAST_ADMIN")
+        await client.post("/users", json={**ROOT, "name": "second"})
+        assert (await client.delete("/users/root")).status_code == 204
+
+
+def test_the_command_beside_an_open_server(tmp_path: Path) -> None:
+    """A server that is open is closed by `entrepot user add` on its data directory: on every worker, at the next
+    request."""
+    with running_server(tmp_path, workers=2) as server:
+        url = f"{server.url}/api/v1/me"
+        assert [httpx2.get(url).json()["open"] for _ in range(4)] == [True] * 4
+        entrepot_output("user", "add", "root", "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+        assert [httpx2.get(url).status_code for _ in range(8)] == [401] * 8
+        assert httpx2.get(url, auth=("root", PASSWORD)).json()["admin"]
+        entrepot_output("user", "disable", "root", "--force", folder=tmp_path)
+        assert [httpx2.get(url, auth=("root", PASSWORD)).status_code for _ in range(8)] == [401] * 8
+        entrepot_output("user", "remove", "root", "--force", folder=tmp_path)
+        assert httpx2.get(url).status_code == 401, "removing the last account opens nothing"

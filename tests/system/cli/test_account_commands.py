@@ -1,0 +1,308 @@
+"""`entrepot user|robot|token|group|grant|key|audit`, as processes on a data directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.commands import entrepot, entrepot_output, error_line
+from tests.fakes.server_process import ROOT
+
+PASSWORD = "correct horse battery"
+MADE = re.compile(r"[a-z1-9]{5}(-[a-z1-9]{5}){3}\n")
+SECRET = re.compile(r"ent_[0-9A-Za-z]{12}_[0-9A-Za-z]{43}\n")
+
+
+def listed(*args: str, folder: Path) -> Any:
+    return json.loads(entrepot_output(*args, "--json", folder=folder))
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with an admin, alice. Tests leave it as it is."""
+    made = tmp_path_factory.mktemp("accounts")
+    entrepot_output("user", "add", "alice", "--admin", "--password-file", "-", folder=made, given=PASSWORD)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, unchanged: Path) -> Path:
+    """Another one, to change."""
+    shutil.copytree(unchanged / "data", tmp_path / "data")
+    return tmp_path
+
+
+def test_the_first_account(tmp_path: Path) -> None:
+    """It makes the data directory where there is none, and says that the registry is closed, and what comes next; the
+    second does not say so again. The password that was made is all that stdout gets."""
+    done = entrepot("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
+    assert (done.returncode, bool(MADE.fullmatch(done.stdout))) == (0, True)
+    assert f"The registry at {tmp_path / 'data'} is closed from now on" in done.stderr
+    assert "docker login 127.0.0.1:5000 --username alice" in done.stderr
+    assert "there is none yet" not in done.stderr
+    second = entrepot("robot", "add", "ci", folder=tmp_path)
+    assert second.stderr == "ci is added; entrepot token add ci makes what it logs in with\n"
+
+
+def test_a_robot_first(tmp_path: Path) -> None:
+    """A robot closes the registry as well, and it is said that there is no admin."""
+    said = entrepot("robot", "add", "ci", folder=tmp_path).stderr
+    assert "is closed from now on" in said
+    assert "entrepot user add NAME --admin   (there is none yet)" in said
+
+
+def test_users(folder: Path) -> None:
+    """People are added, listed, shown, disabled, made admins, removed."""
+    entrepot_output("user", "add", "bob", "--note", "on call", "--generate", folder=folder)
+    alice, bob = listed("user", "list", folder=folder)
+    assert (alice["name"], alice["admin"], alice["enabled"]) == ("alice", True, True)
+    assert (bob["name"], bob["admin"], bob["note"], bob["groups"]) == ("bob", False, "on call", [])
+    shown = entrepot_output("user", "list", folder=folder)
+    assert re.search(r"^alice +enabled +admin ", shown, re.MULTILINE)
+    assert re.search(r"^bob +enabled +- .* on call *$", shown, re.MULTILINE)
+    entrepot_output("user", "disable", "bob", folder=folder)
+    entrepot_output("user", "admin", "bob", folder=folder)
+    assert "bob, disabled, an admin" in entrepot_output("user", "show", "bob", folder=folder)
+    entrepot_output("user", "enable", "bob", folder=folder)
+    entrepot_output("user", "admin", "bob", "--off", folder=folder)
+    assert MADE.fullmatch(entrepot_output("user", "password", "bob", "--generate", folder=folder))
+    entrepot_output("user", "remove", "bob", folder=folder)
+    assert [user["name"] for user in listed("user", "list", folder=folder)] == ["alice"]
+    assert "there is no account bob" in error_line(entrepot("user", "show", "bob", folder=folder), 1)
+
+
+def test_passwords_come_from_a_file(folder: Path) -> None:
+    """Its first line, without the line's end; never from the arguments, and not from nowhere."""
+    (folder / "password.txt").write_bytes(b"sesame open\r\nanother line\n")
+    entrepot_output("user", "add", "bob", "--password-file", "password.txt", folder=folder)
+    for given, said in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
+        args = ("user", "add", "carol", "--password-file", "-")
+        assert said in error_line(entrepot(*args, folder=folder, given=given), 1)
+    assert "no terminal" in error_line(entrepot("user", "add", "carol", folder=folder), 2)
+    assert "No such file" in error_line(
+        entrepot("user", "add", "carol", "--password-file", "none.txt", folder=folder), 1
+    )
+    both = ("user", "add", "carol", "--generate", "--password-file", "-")
+    assert "contradict" in error_line(entrepot(*both, folder=folder), 2)
+
+
+def test_a_password_is_asked_for_at_a_terminal(folder: Path) -> None:
+    """Twice, and what is typed is not shown."""
+    master, terminal = os.openpty()
+    command = [sys.executable, "-m", "registry", "user", "add", "bob"]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        assert process.stderr is not None
+        said = b""
+        for prompt in (b"Password for bob: ", b"The same again: "):
+            while prompt not in said:
+                letter = process.stderr.read(1)
+                assert letter, said
+                said += letter
+            os.write(master, PASSWORD.encode() + b"\n")
+        said += process.stderr.read()
+        assert process.wait(60) == 0, said
+    os.set_blocking(master, False)
+    try:
+        echoed = os.read(master, 4096)
+    except (BlockingIOError, OSError):
+        echoed = b""
+    os.close(master)
+    assert PASSWORD.encode() not in said + echoed
+    assert [user["name"] for user in listed("user", "list", folder=folder)] == ["alice", "bob"]
+
+
+@pytest.mark.parametrize("name", ["Alice", "a:b", "everyone", "-x", "a" * 65, ""])
+def test_names_that_are_none(unchanged: Path, name: str) -> None:
+    """One line that says what a name is."""
+    assert "is no name for an account" in error_line(entrepot("robot", "add", "--", name, folder=unchanged), 1)
+
+
+def test_a_name_that_is_taken(unchanged: Path) -> None:
+    """People, robots and groups share their names."""
+    for args in (("user", "add", "alice", "--generate"), ("robot", "add", "alice"), ("group", "add", "alice")):
+        assert "alice" in error_line(entrepot(*args, folder=unchanged), 1)
+
+
+def test_the_last_admin(folder: Path) -> None:
+    """Is not disabled, removed or made less, unless forced; with a second one it goes."""
+    changes = (("user", "disable", "alice"), ("user", "admin", "alice", "--off"), ("user", "remove", "alice"))
+    for change in changes:
+        assert "alice is the last admin who is enabled" in error_line(entrepot(*change, folder=folder), 1)
+    entrepot_output("user", "add", "bob", "--admin", "--generate", folder=folder)
+    entrepot_output("user", "disable", "alice", folder=folder)
+    assert "bob is the last admin" in error_line(entrepot("user", "remove", "bob", folder=folder), 1)
+    entrepot_output("user", "remove", "bob", "--force", folder=folder)
+    assert [user["name"] for user in listed("user", "list", folder=folder)] == ["alice"]
+
+
+def test_robots_and_tokens(folder: Path) -> None:
+    """A robot logs in with tokens, which are shown once, limited, listed without their secrets, and revoked."""
+    entrepot_output("robot", "add", "ci", "--note", "builds", folder=folder)
+    (robot,) = listed("robot", "list", folder=folder)
+    assert (robot["name"], robot["kind"], robot["note"]) == ("ci", "robot", "builds")
+    limits = ("--allow", "team/**:pull,push", "--allow", "base/*:pull")
+    done = entrepot("token", "add", "ci", "--expires", "90d", "--note", "main", *limits, folder=folder)
+    assert SECRET.fullmatch(done.stdout)
+    assert "docker login 127.0.0.1:5000 --username ci --password-stdin" in done.stderr
+    assert done.stdout.strip() not in done.stderr
+    (token,) = listed("token", "list", "ci", folder=folder)
+    assert (token["account"], token["note"], token["purpose"], token["used"]) == ("ci", "main", "personal", None)
+    assert token["limits"] == [
+        {"pattern": "team/**", "actions": ["pull", "push"]},
+        {"pattern": "base/*", "actions": ["pull"]},
+    ]
+    assert token["id"] == done.stdout.split("_")[1]
+    assert token["expires"] > token["created"]
+    shown = entrepot_output("token", "list", folder=folder)
+    assert "team/**:pull,push base/*:pull" in shown
+    assert done.stdout.strip().split("_")[2] not in shown
+    entrepot_output("token", "revoke", token["id"], folder=folder)
+    assert listed("token", "list", folder=folder) == []
+    assert "no such API token" in error_line(entrepot("token", "revoke", token["id"], folder=folder), 1)
+    entrepot_output("robot", "disable", "ci", folder=folder)
+    assert not listed("robot", "list", folder=folder)[0]["enabled"]
+    entrepot_output("robot", "enable", "ci", folder=folder)
+    entrepot_output("robot", "remove", "ci", folder=folder)
+    assert listed("robot", "list", folder=folder) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("token", "add", "nobody"), "there is no account nobody"),
+        (("token", "add", "alice", "--expires", "soon"), "is not a duration"),
+        (("token", "add", "alice", "--expires", "0"), "expired already"),
+        (("token", "add", "alice", "--allow", "team/**"), "does not say what is allowed"),
+        (("token", "add", "alice", "--allow", "team/**:fly"), "'fly' is not an action"),
+        (("token", "list", "nobody"), "there is no account nobody"),
+        (("user", "show", "none"), "there is no account none"),
+        (("robot", "disable", "alice"), "alice is a user, not a robot"),
+        (("group", "join", "none", "alice"), "there is no group none"),
+        (("group", "remove", "alice"), "there is no group alice"),
+        (("grant", "add", "team/", "pull", "everyone"), "for all below it write team/**"),
+        (("grant", "add", "team/**", "fly", "everyone"), "'fly' is not an action"),
+        (("grant", "add", "team/**", "pull", "alice"), "write user:NAME"),
+        (("grant", "add", "team/**", "pull", "group:none"), "there is no group none"),
+        (("grant", "remove", "team/**", "everyone"), "was granted nothing for team/**"),
+        (("audit", "--since", "yesterday"), "is not a duration"),
+    ],
+)
+def test_errors_are_one_line(unchanged: Path, args: tuple[str, ...], said: str) -> None:
+    """What is not there or not valid is told in a line, with exit code 1."""
+    assert said in error_line(entrepot(*args, folder=unchanged), 1)
+
+
+def test_groups(folder: Path) -> None:
+    """Members come and go; one who has no account here is told of, since it may be a slip."""
+    entrepot_output("robot", "add", "ci", folder=folder)
+    entrepot_output("group", "add", "dev", folder=folder)
+    done = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
+    assert "note: there is no account zoe here" in done.stderr
+    assert "alice here" not in done.stderr
+    assert listed("group", "list", folder=folder) == [{"name": "dev", "members": ["alice", "ci", "zoe"]}]
+    entrepot_output("group", "leave", "dev", "zoe", "ci", folder=folder)
+    assert re.search(r"^dev +alice *$", entrepot_output("group", "list", folder=folder), re.MULTILINE)
+    assert listed("user", "list", folder=folder)[0]["groups"] == ["dev"]
+    assert "ci is not in the group dev" in error_line(entrepot("group", "leave", "dev", "ci", folder=folder), 1)
+    entrepot_output("group", "remove", "dev", folder=folder)
+    assert listed("group", "list", folder=folder) == []
+
+
+def test_grants(folder: Path) -> None:
+    """Added, replaced, listed by subject and by whom they count for, removed."""
+    entrepot_output("group", "add", "dev", folder=folder)
+    entrepot_output("group", "join", "dev", "alice", folder=folder)
+    entrepot_output("grant", "add", "team/**", "pull", "group:dev", "user:bob", folder=folder)
+    entrepot_output("grant", "add", "team/**", "pull,push", "group:dev", folder=folder)
+    entrepot_output("grant", "add", "**", "pull", "everyone", folder=folder)
+    dev = {"subject": "group:dev", "pattern": "team/**", "actions": ["pull", "push"]}
+    everyone = {"subject": "everyone", "pattern": "**", "actions": ["pull"]}
+    assert listed("grant", "list", "--subject", "group:dev", folder=folder) == [dev]
+    assert listed("grant", "list", "--for", "alice", folder=folder) == [dev, everyone]
+    assert len(listed("grant", "list", folder=folder)) == 3
+    assert re.search(
+        r"^team/\*\* +pull,push +group:dev *$", entrepot_output("grant", "list", folder=folder), re.MULTILINE
+    )
+    entrepot_output("grant", "remove", "team/**", "group:dev", "user:bob", folder=folder)
+    assert listed("grant", "list", folder=folder) == [everyone]
+    both = ("grant", "list", "--for", "alice", "--subject", "everyone")
+    assert "contradict" in error_line(entrepot(*both, folder=folder), 2)
+
+
+def test_keys(folder: Path) -> None:
+    """A key that was replaced stays for a while; secrets are not shown."""
+    for _ in range(2):
+        entrepot_output("key", "rotate", folder=folder)
+    signing, before = listed("key", "list", folder=folder)
+    assert set(signing) == {"id", "created", "retired"}
+    assert signing["retired"] is None
+    assert before["retired"] is not None
+    assert re.search(rf"^{signing['id']} .* signs *$", entrepot_output("key", "list", folder=folder), re.MULTILINE)
+
+
+def test_audit(folder: Path) -> None:
+    """Who did what, newest first, by actor, action, target, outcome and time. The actor is the person at the command
+    line, also behind sudo."""
+    entrepot_output("group", "add", "dev", folder=folder)
+    entrepot_output("grant", "add", "team/**", "pull", "group:dev", folder=folder, SUDO_USER="erin")
+    lines = listed("audit", folder=folder)
+    assert [line["action"] for line in lines] == ["grant.put", "group.add", "account.add"]
+    me = lines[1]["actor"]
+    assert me.startswith("cli:")
+    if os.geteuid() == 0:
+        assert lines[0]["actor"] == "cli:erin"
+    assert [line["target"] for line in listed("audit", "--actor", me, "--limit", "1", folder=folder)] == ["dev"]
+    assert len(listed("audit", "--action", "group.add", "--since", "1h", folder=folder)) == 1
+    assert len(listed("audit", "--target", "alice", "--outcome", "ok", folder=folder)) == 1
+    assert listed("audit", "--outcome", "denied", folder=folder) == []
+    assert re.search(r" ok +cli:\S+ +group\.add +dev ", entrepot_output("audit", folder=folder))
+
+
+def test_looking_makes_nothing(tmp_path: Path) -> None:
+    """Where there is no data directory, a list says so."""
+    for kind in ("user", "grant"):
+        assert "no data directory" in error_line(entrepot(kind, "list", folder=tmp_path), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_yet(folder: Path) -> None:
+    """An empty list says on stderr how to fill it; as JSON it is empty."""
+    done = entrepot("robot", "list", folder=folder)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "entrepot robot add" in done.stderr
+    assert listed("robot", "list", folder=folder) == []
+
+
+def test_secrets_are_nowhere(folder: Path) -> None:
+    """Neither passwords nor an API token's secret stand in the data directory, in what commands list, or in the audit
+    log; signing keys stand in the database and are shown nowhere."""
+    secrets = [PASSWORD, entrepot_output("user", "add", "bob", "--generate", folder=folder).strip()]
+    secrets.append(entrepot_output("user", "password", "bob", "--generate", folder=folder).strip())
+    token = entrepot_output("token", "add", "alice", folder=folder).strip()
+    secrets += [token, token.split("_")[2]]
+    entrepot_output("key", "rotate", folder=folder)
+    shown = entrepot_output("config", "--format", "json", folder=folder)
+    for args in (("user", "list"), ("user", "show", "bob"), ("token", "list"), ("key", "list"), ("audit",)):
+        shown += entrepot_output(*args, folder=folder) + entrepot_output(*args, "--json", folder=folder)
+    files = [file for file in (folder / "data").rglob("*") if file.is_file()]
+    assert files
+    for secret in secrets:
+        assert secret not in shown
+        assert [file for file in files if secret.encode() in file.read_bytes()] == []

@@ -1,0 +1,100 @@
+"""The command itself: help, version, completion, bad usage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from registry import __version__
+from registry.cli.command import app
+from tests.fakes.commands import entrepot
+from tests.fakes.server_process import ROOT
+
+
+def test_version(tmp_path: Path) -> None:
+    """`--version` prints the package's version."""
+    assert entrepot("--version", folder=tmp_path).stdout == f"entrepot {__version__}\n"
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    """The command without arguments says what it can do."""
+    shown = entrepot("--help", folder=tmp_path).stdout
+    about_accounts = ("user", "robot", "token", "group", "grant", "key", "audit")
+    for name in ("serve", "config", "inspect", "client", "mirror", *about_accounts):
+        assert f"\n  {name} " in shown
+
+
+def commands(command: Any, name: str = "") -> Iterator[str]:
+    """By click's own tree."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield name
+        return
+    for part, inner in below.items():
+        yield from commands(inner, f"{name} {part}".strip())
+
+
+EVERY_COMMAND = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", EVERY_COMMAND)
+def test_help_has_examples(name: str) -> None:
+    """Each command's help ends with examples that can be typed."""
+    done = CliRunner().invoke(app, [*name.split(), "-h"], prog_name="entrepot")
+    assert done.exit_code == 0
+    assert f"\n    entrepot {name}" in done.stdout
+
+
+def options_of(name: str) -> set[str]:
+    command: Any = typer.main.get_command(app)
+    for part in name.split():
+        command = command.commands[part]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("name", EVERY_COMMAND)
+def test_neighbours_take_the_same_options(name: str) -> None:
+    """Every command that reads settings takes `--data` beside `--config`, and every one that shows what is there takes
+    `--json`."""
+    options = options_of(name)
+    assert "--config" not in options or "--data" in options
+    if name.split()[-1] in ("list", "show", "status", "inspect", "config", "audit"):
+        assert "--json" in options
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(tmp_path: Path, shell: str) -> None:
+    """The command prints its completion for a shell."""
+    done = entrepot("--show-completion", shell, folder=tmp_path)
+    assert done.returncode == 0
+    assert "_ENTREPOT_COMPLETE" in done.stdout
+
+
+def test_completion_of_a_command(tmp_path: Path) -> None:
+    """Completing `entrepot ins` gives `inspect`."""
+    done = entrepot(folder=tmp_path, _ENTREPOT_COMPLETE="complete_bash", COMP_WORDS="entrepot ins", COMP_CWORD="1")
+    assert done.stdout.split() == ["inspect"]
+
+
+@pytest.mark.parametrize("args", [["--no-such"], ["no-such"], ["serve", "extra"], ["inspect"]])
+def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
+    """Bad usage exits with 2 and says on stderr what is wrong, without a traceback."""
+    done = entrepot(*args, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Help comes at once: neither the web framework, nor the server, nor the database is imported for it."""
+    code = "import sys, registry.__main__; print(*{'fastapi', 'uvicorn', 'apsw', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

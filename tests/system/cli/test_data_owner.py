@@ -1,0 +1,88 @@
+"""Root on a data directory of another owner leaves no root-owned files behind.
+
+As root the directory belongs to uid 65534; as another user it belongs to that user. Either way: every file in it
+belongs to the directory's owner afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from registry.cli.data_owner import become_owner
+from tests.fakes.commands import entrepot
+from tests.fakes.server_process import running_server
+
+OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """With a data directory in it. The owner can reach it; pytest's own lie where only their maker can look."""
+    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-"))
+    made.chmod(0o755)
+    (made / "data").mkdir(mode=0o700)
+    os.chown(made / "data", OWNER, -1)
+    yield made
+    shutil.rmtree(made)
+
+
+def owners(data: Path) -> set[int]:
+    return {entry.stat().st_uid for entry in (data, *data.rglob("*"))}
+
+
+def push(url: str) -> None:
+    """An image of one blob, with a tag."""
+    body = b"{}"
+    digest = "sha256:" + hashlib.sha256(body).hexdigest()
+    started = httpx2.post(f"{url}/v2/team/app/blobs/uploads/")
+    place = httpx2.URL(url).join(started.headers["location"]).copy_merge_params({"digest": digest})
+    assert httpx2.put(place, content=body).status_code == 201
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": len(body)}
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []})
+    put = httpx2.put(f"{url}/v2/team/app/manifests/1", content=manifest, headers={"content-type": kind})
+    assert put.status_code == 201
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serve_and_inspect_make_the_owners_files(folder: Path, workers: int) -> None:
+    """After a start, a push, an inspection of the running registry and a stop, all files are the owner's."""
+    with running_server(folder, workers=workers) as server:
+        push(server.url)
+        assert {os.stat(f"/proc/{pid}").st_uid for pid in server.worker_pids()} == {OWNER}
+        done = entrepot("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
+        assert json.loads(done.stdout)["tags"] == ["1"]
+    assert entrepot("inspect", "team/app:1", "--data", folder / "data", folder=folder).returncode == 0
+    assert owners(folder / "data") == {OWNER}
+
+
+def test_accounts_are_the_owners_files(folder: Path) -> None:
+    """A command that makes the database, and one that changes it, leave all of it to the owner."""
+    for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
+        assert entrepot(*args, "--data", folder / "data", folder=folder).returncode == 0
+    assert owners(folder / "data") == {OWNER}
+
+
+def test_served_again_after_root(folder: Path) -> None:
+    """A second start on what the first one made works, and still all is the owner's."""
+    for _ in range(2):
+        with running_server(folder, workers=1) as server:
+            push(server.url)
+    assert owners(folder / "data") == {OWNER}
+
+
+def test_nothing_changes_for_the_owner(tmp_path: Path) -> None:
+    """On its own directory, and on one that is not there yet, a process stays who it is."""
+    before = (os.geteuid(), os.getegid(), os.getgroups())
+    become_owner(tmp_path)
+    become_owner(tmp_path / "missing")
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == before

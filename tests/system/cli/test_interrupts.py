@@ -1,0 +1,233 @@
+"""SIGINT and SIGTERM end every command, whatever it is waiting for."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from storage.composition import prepare_data_dir
+from tests.fakes.commands import STACK_DUMP, entrepot_output, has_received_signals, is_waiting_for_lock, wait_for_output
+from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.server_process import ROOT
+from tests.fakes.upstream_content import UpstreamContent, noise_image
+
+MIB = 1 << 20
+PATIENCE = 100.0
+IGNORING = ("/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"')
+"""As a shell without job control starts what it runs in the background."""
+WRITING = [
+    ["user", "add", "bob", "--generate"],
+    ["group", "add", "dev"],
+    ["robot", "add", "ci"],
+    ["grant", "add", "team/**", "pull", "everyone"],
+    ["key", "rotate"],
+    ["mirror", "warm", "app:1", "--mirror", "docker.io"],
+]
+READING = [
+    ["serve"],
+    ["config"],
+    ["client", "docker"],
+    ["inspect", "team/app"],
+    ["audit"],
+    ["token", "list"],
+    ["mirror", "status"],
+    ["mirror", "refresh", "app:1"],
+    ["mirror", "purge", "app:1"],
+]
+STALLS = {
+    "manifest": {"on": "manifest", "method": "", "stall": True},
+    "token": {"on": "token", "method": "", "stall": True},
+    "headers of a blob": {"on": "blob", "stall": True},
+    "body of a blob": {"on": "blob", "stall_after": MIB},
+}
+ANSWERED = "entrepot: interrupted"
+
+
+@contextmanager
+def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """The command, while it runs."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
+    with subprocess.Popen(
+        [*before, sys.executable, "-m", "registry", *args],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": f"{STACK_DUMP}:{ROOT}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits until it is true while the process runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def interrupted(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
+    """Sends the signal; the command must end with one line that says so."""
+    process.send_signal(number)
+    out, err = wait_for_output(process)
+    assert (process.returncode, out) == (128 + number, "")
+    (line,) = err.splitlines()
+    assert line.startswith(ANSWERED)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Iterator[Hub]:
+    content = UpstreamContent()
+    content.add("library/app", noise_image("app", 2 * MIB), "1")
+    with hub(tmp_path, content, auth="bearer") as running:
+        yield running
+
+
+def settings(folder: Path, url: str, more: str = "") -> list[str]:
+    """For a command about the upstream at `url`."""
+    text = f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{url}"]\n{more}'
+    (folder / "entrepot.toml").write_text(text)
+    return ["--config", "entrepot.toml"]
+
+
+# What an upstream does
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stall", STALLS)
+def test_upstream_stalls(tmp_path: Path, upstream: Hub, stall: str, number: int) -> None:
+    """An upstream that answers nothing any more does not hold up the end."""
+    upstream.fault(**STALLS[stall], times=None)
+    config = settings(tmp_path, upstream.url)
+    with started(tmp_path, "mirror", "warm", "app:1", *config) as process:
+        kind = str(STALLS[stall]["on"])
+        until(lambda: any(seen.start < seen.stop or not seen.status for seen in upstream.requests(kind)), process)  # type: ignore[arg-type]
+        interrupted(process, number)
+
+
+@pytest.mark.parametrize("command", ["warm", "refresh"])
+def test_started_with_interrupts_ignored(tmp_path: Path, upstream: Hub, command: str) -> None:
+    """A script runs its background commands with SIGINT ignored; they end all the same when they are sent one."""
+    upstream.fault(on="manifest", method="", stall=True, times=None)
+    config = settings(tmp_path, upstream.url)
+    with started(tmp_path, "mirror", command, "app:1", *config, before=IGNORING) as process:
+        until(lambda: upstream.count("manifest") > 0, process)
+        interrupted(process)
+
+
+def test_upstream_does_not_take_the_connection(tmp_path: Path) -> None:
+    """Nor does one whose host drops what asks for a connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        port = full.getsockname()[1]
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        config = settings(tmp_path, f"http://127.0.0.1:{port}", 'connect_timeout = "10m"\n')
+        before = connecting(port)
+        with started(tmp_path, "mirror", "refresh", "app:1", *config) as process:
+            until(lambda: connecting(port) > before, process)
+            interrupted(process)
+
+
+def connecting(port: int) -> int:
+    """How many connections to that port are asked for and not yet there (proc(5), net/tcp)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[2].endswith(f":{port:04X}") and line[3] == "02" for line in lines)
+
+
+def test_upstream_says_nothing_under_tls(tmp_path: Path) -> None:
+    """Nor one that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = settings(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}")
+        with started(tmp_path, "mirror", "refresh", "app:1", *config) as process:
+            silent.settimeout(PATIENCE)
+            with silent.accept()[0] as client:
+                assert client.recv(1) == b"\x16"  # a handshake has begun
+                interrupted(process)
+
+
+# What else a command may wait for
+
+
+def test_a_thread_that_nothing_wakes(tmp_path: Path) -> None:
+    """A thread that waits for ever, here for the certificates of the upstream, is not waited for."""
+    os.mkfifo(tmp_path / "ca.pem")
+    config = settings(tmp_path, "https://127.0.0.1:9", f'ca_file = "{tmp_path}/ca.pem"\n')
+    with started(tmp_path, "mirror", "refresh", "app:1", *config) as process, feeding(tmp_path / "ca.pem", process):
+        interrupted(process)
+
+
+@contextmanager
+def feeding(pipe: Path, process: subprocess.Popen[str]) -> Iterator[None]:
+    """From the moment on that the process has opened the named pipe to read, which will not come to its end."""
+    writers: list[int] = []
+
+    def opened() -> bool:
+        try:
+            writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # ENXIO: nobody reads
+            return False
+        return True
+
+    until(opened, process)
+    try:
+        yield
+    finally:
+        os.close(writers[0])
+
+
+@pytest.mark.parametrize("command", [*READING, *WRITING], ids=" ".join)
+def test_while_it_begins(tmp_path: Path, command: list[str]) -> None:
+    """Each command ends at once while it is still reading its settings, with SIGINT ignored or not."""
+    os.mkfifo(tmp_path / "settings.toml")
+    with (
+        started(tmp_path, *command, "--config", "settings.toml", before=IGNORING) as process,
+        feeding(tmp_path / "settings.toml", process),
+    ):
+        interrupted(process)
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Nobody else has the lock meanwhile."""
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("command", WRITING[:-1], ids=" ".join)
+def test_another_process_holds_the_lock(tmp_path: Path, command: list[str]) -> None:
+    """A command that waits for another process to be done with the metadata ends, and has changed nothing."""
+    prepare_data_dir(tmp_path / "data")
+    with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, *command) as process:
+        until(lambda: is_waiting_for_lock(process), process)
+        interrupted(process)
+    assert json.loads(entrepot_output("audit", "--json", folder=tmp_path)) == []
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_second_signal(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    """The second one ends the command, as the exit code shows, and not the time that the first one gave it."""
+    prepare_data_dir(tmp_path / "data")
+    with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, "group", "add", "dev") as process:
+        until(lambda: is_waiting_for_lock(process), process)
+        process.send_signal(numbers[0])
+        until(lambda: has_received_signals(process), process)
+        interrupted(process, numbers[1])

@@ -1,0 +1,184 @@
+"""`entrepot serve`: what it says when it starts, and when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import nullcontext
+from pathlib import Path
+
+import apsw
+import httpx2
+import pytest
+
+from registry import __version__
+from registry.cli.serve_command import InsecureOpenError, check_insecure_open
+from storage.access import AccountKind, AccountName
+from storage.composition import open_accounts, prepare_data_dir
+from storage.content import Actor
+from tests.fakes.commands import entrepot, error_line
+from tests.fakes.server_process import RegistryServer, running_server
+
+
+def test_start_says_what_a_person_needs(server: RegistryServer) -> None:
+    """Version, address with the real port, absolute data directory, a push to try, and how to stop; and it answers."""
+    assert httpx2.get(server.url + "/v2/").status_code == 200
+    assert server.stop() == 0
+    lines = server.log_text().splitlines()
+    first = lines.index(f"Entrepot {__version__} listens on http://127.0.0.1:{server.port}")
+    said = [line.split(maxsplit=1) for line in lines[first + 1 : first + 6]]
+    assert said[0] == ["data", str(server.data.resolve())]
+    assert said[1][0] == "try"
+    assert said[1][1].endswith(f"docker push 127.0.0.1:{server.port}/team/busybox")
+    assert said[2] == ["note", "there are no accounts: whoever reaches this address can push and delete"]
+    assert said[3] == ["accounts", f"entrepot user add NAME --admin --data {server.data.resolve()}"]
+    assert said[4][0] == "stop"
+
+
+def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
+    """A read-only registry offers a pull to try, and refuses an upload."""
+    with running_server(tmp_path, "--read-only", workers=1) as server:
+        assert httpx2.post(server.url + "/v2/a/blobs/uploads/").status_code == 405
+    assert f"docker pull {server.address}/team/busybox" in server.log_text()
+    assert "docker push" not in server.log_text()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", ":0", "[::]:0"])
+def test_start_on_every_address_without_accounts(tmp_path: Path, listen: str) -> None:
+    """Listening beyond the loopback address without accounts ends with one line that says what to do."""
+    line = error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
+    assert "there are no accounts" in line
+    assert "`entrepot user add NAME --admin`" in line
+    assert "--insecure-open" in line
+
+
+def test_start_on_every_address_insecurely(tmp_path: Path) -> None:
+    """With the flag or the variable it starts all the same, and says what that means."""
+    with running_server(tmp_path, "--insecure-open", workers=1, listen="0.0.0.0:0") as server:
+        pass
+    assert "there are no accounts" in server.log_text()
+    assert f"docker push localhost:{server.port}/team/busybox" in server.log_text()
+    with running_server(tmp_path, workers=1, listen="[::]:0", env={"ENTREPOT_INSECURE_OPEN": "true"}) as server:
+        assert httpx2.get(f"http://127.0.0.1:{server.port}/v2/").status_code == 200
+
+
+def test_start_on_every_address_with_an_account(tmp_path: Path) -> None:
+    """Once there was an account it starts, and needs no word of warning, also when that account is gone."""
+    prepare_data_dir(tmp_path / "data")
+    asyncio.run(_add_and_remove(tmp_path / "data"))
+    with running_server(tmp_path, workers=1, listen="0.0.0.0:0") as server:
+        pass
+    assert "there are no accounts" not in server.log_text()
+
+
+async def _add_and_remove(data: Path) -> None:
+    async with open_accounts(data) as accounts:
+        await accounts.add_account(AccountName("admin"), AccountKind.USER, password_hash=None, admin=True, by=Actor())
+        await accounts.remove_account(AccountName("admin"), by=Actor())
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("insecure", [True, False])
+def test_who_may_be_let_in(loopback: bool, closed: bool, insecure: bool) -> None:
+    """Only an open registry that others reach, and that nobody wanted so, does not start."""
+    allowed = loopback or closed or insecure
+    with nullcontext() if allowed else pytest.raises(InsecureOpenError):
+        check_insecure_open(bound_is_loopback=loopback, closed=closed, insecure_open=insecure)
+
+
+def test_public_url_is_what_people_are_told(tmp_path: Path) -> None:
+    """Behind a proxy, the push to try names the proxy."""
+    url = "https://registry.example.com"
+    with running_server(tmp_path, workers=1, env={"ENTREPOT_PUBLIC_URL": url + "/"}) as server:
+        pass
+    assert "docker push registry.example.com/team/busybox" in server.log_text()
+
+
+def test_start_of_a_mirror_says_what_to_pull(tmp_path: Path) -> None:
+    """The mirrored registries, and a pull through the default one; no upstream is asked for that."""
+    with running_server(tmp_path, "--mirror", "docker.io", "--mirror", "ghcr.io", workers=1) as server:
+        pass
+    text = server.log_text()
+    assert "  mirrors   docker.io (default), ghcr.io\n" in text
+    assert f"  pull      docker pull {server.address}/ubuntu\n" in text
+
+
+def test_start_of_a_mirror_without_a_default(tmp_path: Path) -> None:
+    """The pull to try names the upstream."""
+    (tmp_path / "a.toml").write_text('[[upstream]]\nname = "ghcr.io"\n')
+    with running_server(tmp_path, "--config", "a.toml", workers=1) as server:
+        pass
+    assert f"  pull      docker pull {server.address}/ghcr.io/NAME\n" in server.log_text()
+
+
+def test_log_level(tmp_path: Path) -> None:
+    """Calls are logged at `info`, and not at `warning`."""
+    with running_server(tmp_path / "a", workers=1) as server:
+        httpx2.get(server.url + "/v2/a/tags/list")
+    assert "operation=tags repository=a" in server.log_text()
+    with running_server(tmp_path / "b", workers=1, env={"ENTREPOT_LOG_LEVEL": "warning"}) as server:
+        httpx2.get(server.url + "/v2/a/tags/list")
+    assert "operation=tags" not in server.log_text()
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    """A port that is taken is told in one line, and the data directory is not made."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
+    assert line.startswith(f"cannot listen on {listen}: the port is in use")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("listen", ["5000", "127.0.0.1:99999", "no-such-host.invalid:5000", "127.0.0.1:x"])
+def test_bad_address(tmp_path: Path, listen: str) -> None:
+    """An address that cannot be listened on is told in one line."""
+    assert listen in error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
+
+
+def serve_fails(folder: Path, data: Path) -> str:
+    return error_line(entrepot("serve", "--listen", "127.0.0.1:0", "--data", data, folder=folder), 1)
+
+
+def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    """A file in the data directory's place is told in one line."""
+    (tmp_path / "file").touch()
+    assert "is not a directory" in serve_fails(tmp_path, tmp_path / "file")
+
+
+def test_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A data directory below a file cannot be made; one line says so."""
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file" / "data") in serve_fails(tmp_path, tmp_path / "file" / "data")
+
+
+def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """A directory its owner may not write to is told in one line; root becomes that owner, and may not either."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o500)
+    os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
+    assert data.stat().st_uid == owner
+    assert str(data) in serve_fails(tmp_path, data)
+    assert list(data.iterdir()) == []
+
+
+def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
+    """A database that a newer version wrote is told in one line, and left as it is."""
+    prepare_data_dir(tmp_path / "data")
+    db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
+    db.pragma("user_version", 9999)
+    db.close()
+    assert "newer" in serve_fails(tmp_path, tmp_path / "data")
+    done = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
+    assert "newer" in error_line(done, 1)
+
+
+def test_data_directory_with_a_broken_database(tmp_path: Path) -> None:
+    """A database that is none is told in one line."""
+    prepare_data_dir(tmp_path / "data")
+    for name in ("entrepot.db-wal", "entrepot.db-shm"):
+        (tmp_path / "data" / name).unlink(missing_ok=True)
+    (tmp_path / "data" / "entrepot.db").write_bytes(b"not a database " * 1000)
+    assert "entrepot.db" in serve_fails(tmp_path, tmp_path / "data")

@@ -1,0 +1,365 @@
+"""Settings: who wins, where each came from, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ByteSize, TypeAdapter
+
+from registry.cli.settings_page import render_settings_page
+from registry.config import Settings, format_duration, format_size, parse_duration
+from registry.config.settings_sources import ConfigError, load_settings, setting_fields, variable_name
+from tests.fakes.commands import entrepot, error_line
+from tests.fakes.server_process import ROOT
+
+
+def in_force(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
+    done = entrepot("config", "--format", "json", *args, folder=folder, **variables)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_precedence(tmp_path: Path) -> None:
+    """A flag wins over a variable, a variable over the file, the file over the default; each origin is named."""
+    file = tmp_path / "entrepot.toml"
+    file.write_text('workers = 4\nlisten = "127.0.0.1:4"\ndata = "from-file"\n')
+    seen = in_force(
+        tmp_path, "--config", str(file), "--workers", "2",
+        ENTREPOT_WORKERS="3", ENTREPOT_LISTEN="127.0.0.1:3",
+    )  # fmt: skip
+    assert seen["workers"] == {"value": 2, "origin": "--workers"}
+    assert seen["listen"] == {"value": "127.0.0.1:3", "origin": "ENTREPOT_LISTEN"}
+    assert seen["data"] == {"value": "from-file", "origin": str(file)}
+    assert seen["delete"] == {"value": True, "origin": "default"}
+
+
+def test_sources_mix_inside_a_group(tmp_path: Path) -> None:
+    """A variable that sets one setting of a group leaves the file's others in force."""
+    (tmp_path / "a.toml").write_text('[gc]\ngrace = "1h"\ninterval = "5m"\n')
+    seen = in_force(tmp_path, "--config", "a.toml", ENTREPOT_GC__GRACE="90m")
+    assert seen["gc.grace"] == {"value": "1h30m", "origin": "ENTREPOT_GC__GRACE"}
+    assert seen["gc.interval"] == {"value": "5m", "origin": "a.toml"}
+
+
+def test_file_named_by_variable(tmp_path: Path) -> None:
+    """ENTREPOT_CONFIG names the file; the flag names another one instead."""
+    (tmp_path / "a.toml").write_text("workers = 5\n")
+    (tmp_path / "b.toml").write_text("workers = 6\n")
+    assert in_force(tmp_path, ENTREPOT_CONFIG="a.toml")["workers"] == {"value": 5, "origin": "a.toml"}
+    assert in_force(tmp_path, "-c", "b.toml", ENTREPOT_CONFIG="a.toml")["workers"]["origin"] == "b.toml"
+
+
+def test_no_file_is_read_unasked(tmp_path: Path) -> None:
+    """A file that nobody named changes nothing, however it is called."""
+    (tmp_path / "entrepot.toml").write_text("workers = 5\n")
+    assert in_force(tmp_path)["workers"]["origin"] == "default"
+
+
+def test_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    """Compose files leave variables empty; that is no value."""
+    assert in_force(tmp_path, ENTREPOT_PUBLIC_URL="")["public_url"] == {"value": None, "origin": "default"}
+
+
+def test_settings_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Settings(...)` in a test depends on nothing but what it is given."""
+    monkeypatch.setenv("ENTREPOT_WORKERS", "63")
+    assert Settings(workers=1).workers == 1
+    assert Settings().workers != 63
+
+
+WRONG = [
+    ("data = [", "a.toml: not TOML: "),
+    ("lissen = 'x'", "a.toml: lissen: unknown setting; did you mean listen?"),
+    ("[gc]\ngrase = '1h'", "a.toml: gc.grase: unknown setting; did you mean gc.grace?"),
+    ("[gc]\ngrace = 'soon'", "a.toml: gc.grace: 'soon' is not a duration; write it like 90s, 5m, 1h30m or 7d"),
+    ("[gc]\ngrace = -1", "a.toml: gc.grace: -1 should be greater than or equal to 0"),
+    ("gc = 3", "a.toml: gc: 3 should be a table"),
+    ("workers = 'two'", "a.toml: workers: 'two' should be a valid integer"),
+    ("workers = 0", "a.toml: workers: 0 should be greater than or equal to 1"),
+    ("data = ''", "a.toml: data: '' is not a directory's path"),
+    ("log_level = 'loud'", "a.toml: log_level: 'loud' should be 'debug', 'info', 'warning' or 'error'"),
+    ("[limits]\nmanifest = '1MiB'", "a.toml: limits.manifest: '1MiB' should be at least 4MiB"),
+    ("public_url = 'https://x/y'", "a.toml: public_url: 'https://x/y' must end after the host and port"),
+    ("public_url = 'ftp://x'", "a.toml: public_url: 'ftp://x' is not an address like https://registry.example.com"),
+    ("trusted_proxies = ['proxy']", "a.toml: trusted_proxies[1]: 'proxy' is not a network like 10.0.0.0/8, nor an "),
+    ("trusted_proxies = ['::1', '10.0.0.1/8']", "a.toml: trusted_proxies[2]: '10.0.0.1/8' has more bits than its netw"),
+    ("trusted_proxies = ['0.0.0.0/0']", "a.toml: trusted_proxies[1]: '0.0.0.0/0' is every address: then everybody "),
+    ("[limits]\nburst = -1", "a.toml: limits.burst: -1 should be greater than or equal to 0"),
+    ("[limits]\nrequests_per_second = 'many'", "a.toml: limits.requests_per_second: 'many' should be a valid number"),
+    ("[tls]\nclient_auth = 'maybe'", "a.toml: tls.client_auth: 'maybe' should be 'off', 'optional' or 'required'"),
+    ("a = 1\nb = 2\nc = 3", "a.toml: a: unknown setting (and 2 more)"),
+]
+
+
+HUB = "[[upstream]]\nname = 'docker.io'\n"
+GHCR = "[[upstream]]\nname = 'ghcr.io'\n"
+WRONG_UPSTREAMS = [
+    (HUB + HUB, "a.toml: there are two upstreams named docker.io"),
+    (HUB + "default = true\n" + GHCR + "default = true", "a.toml: docker.io and ghcr.io are both the default; "),
+    (HUB + "hosts = ['a']\n" + GHCR + "hosts = ['A']", "a.toml: two upstreams have the host a"),
+    (HUB + "tagttl = '5m'", "a.toml: upstream[docker.io].tagttl: unknown setting; did you mean upstream.tag_ttl?"),
+    (HUB + "connections = 0", "a.toml: upstream[docker.io].connections: 0 should be greater than or equal to 1"),
+    (HUB + "prefetch = 'all'", "a.toml: upstream[docker.io].prefetch: 'all' should be 'off', 'config' or 'layers'"),
+    (HUB + "tag_ttls = { 'v*' = 'x' }", "a.toml: upstream[docker.io].tag_ttls.v*: 'x' is not a duration"),
+    (HUB + "tag_ttls = { '' = '1h' }", "a.toml: upstream[docker.io].tag_ttls..[key]: '' is not a pattern of tags"),
+    (HUB + "hosts = ['a b']", "a.toml: upstream[docker.io].hosts[1]: 'a b' is not a host's name like hub.example.com"),
+    (HUB + "aliases = ['http://a']", "a.toml: upstream[docker.io].aliases[1]: 'http://a' is not a host's name like "),
+    (
+        HUB + "aliases = ['a:1']\n" + GHCR + "aliases = ['A:1']",
+        "a.toml: two upstreams are called a:1, by name or alias",
+    ),
+    (HUB + "aliases = ['ghcr.io']\n" + GHCR, "a.toml: two upstreams are called ghcr.io, by name or alias"),
+    (HUB + "aliases = ['a']\n" + GHCR + "hosts = ['a']", "a.toml: a cannot be an alias, which is the upstream's own "),
+    (GHCR + "endpoints = ['ghcr.io']", "a.toml: upstream[ghcr.io].endpoints[1]: 'ghcr.io' is not an address like "),
+    (GHCR + "endpoints = ['https://x/v2']", "a.toml: upstream[ghcr.io].endpoints[1]: 'https://x/v2' must end after "),
+    (GHCR + "realms = ['x']", "a.toml: upstream[ghcr.io].realms[1]: 'x' is not an address like "),
+    (HUB + "username = 'me'", "a.toml: upstream[docker.io]: username 'me' has no password; set password_file or "),
+    (HUB + "password_file = 'p'", "a.toml: upstream[docker.io]: password_file is set without a username"),
+    (
+        HUB + "username = 'me'\npassword_file = 'p'\npassword_env = 'P'",
+        "a.toml: upstream[docker.io]: password_file and password_env are both set; one login is meant",
+    ),
+    (
+        HUB + "username = 'me'\ndocker_config = 'c'",
+        "a.toml: upstream[docker.io]: username and docker_config are both set; docker_config brings its own user",
+    ),
+    ("[[upstream]]\nendpoints = ['https://x']", "a.toml: upstream[1].name: is missing"),
+    ("[[upstream]]\nname = 'GHCR'", "a.toml: upstream[GHCR].name: 'GHCR' is not a name like docker.io or ghcr.io"),
+    ("[[upstream]]\nname = 'library'", "a.toml: upstream[library].name: 'library' cannot be an upstream's name"),
+    ("mirror = ['index.docker.io']", "a.toml: mirror[1]: 'index.docker.io' is called 'docker.io' in names"),
+    ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is no list; write [[upstream]]"),
+    ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names like team/** "),
+    ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' names what is mirrored"),
+    ("mirror = ['docker.io']\n[hosted]\nprefixes = ['library/*']", "a.toml: hosted.prefixes: 'library/*' names what"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG + WRONG_UPSTREAMS)
+def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    """A wrong file is one line that names the file, the setting, and what would be right."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_settings({}, Path("a.toml"))
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
+    """A file's error does not hide behind a flag, and comes to light the day the flag goes."""
+    (tmp_path / "a.toml").write_text("workers = 0")
+    done = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
+    assert error_line(done, 2).startswith("a.toml: workers: 0 ")
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "said"),
+    [
+        (["--workers", "two"], {}, "--workers: 'two' should be a valid integer"),
+        (["--data", ""], {}, "--data: '' is not a directory's path"),
+        (["--config", "missing.toml"], {}, "missing.toml: cannot read the settings: no such file or directory"),
+        (["--config", "."], {}, ".: cannot read the settings: is a directory"),
+        ([], {"ENTREPOT_GC__GRACE": "x"}, "ENTREPOT_GC__GRACE: 'x' is not a duration"),
+        ([], {"ENTREPOT_GC": "{"}, "ENTREPOT_GC: not JSON; set ENTREPOT_GC__NAME instead"),
+        (["--mirror", "docker.io/x"], {}, "--mirror: 'docker.io/x' is not a name like docker.io or ghcr.io"),
+        ([], {"ENTREPOT_UPSTREAM": "["}, "ENTREPOT_UPSTREAM: not JSON; write it like [{"),
+        ([], {"ENTREPOT_UPSTREAM": '[{"name": "a", "x": 1}]'}, "ENTREPOT_UPSTREAM: upstream[a].x: unknown setting"),
+        (
+            ["--mirror", "docker.io"],
+            {"ENTREPOT_HOSTED__PREFIXES": "team/**,library/x"},
+            "variables, flags together: hosted.prefixes: 'library/x' names what is mirrored",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_wrong_source_in_one_line(
+    tmp_path: Path, command: str, args: list[str], variables: dict[str, str], said: str
+) -> None:
+    """A wrong flag, variable or file ends the command with exit code 2 and one line that names it."""
+    assert error_line(entrepot(command, *args, folder=tmp_path, **variables), 2).startswith(said)
+
+
+def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
+    """A misspelt variable is told in one line, with the nearest name, and the command goes on."""
+    done = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "entrepot: warning: ENTREPOT_GC__GRASE is no setting and is ignored; did you mean ENTREPOT_GC__GRACE?",
+        "entrepot: warning: ENTREPOT_WORKER is no setting and is ignored; did you mean ENTREPOT_WORKERS?",
+    ]
+
+
+def test_variables_of_kubernetes_are_passed_over(tmp_path: Path) -> None:
+    """Kubernetes sets these beside a service named `entrepot`; they are no mistake of anybody."""
+    done = entrepot(
+        "config", folder=tmp_path,
+        ENTREPOT_PORT="tcp://10.0.0.1:5000", ENTREPOT_SERVICE_HOST="10.0.0.1", ENTREPOT_PORT_5000_TCP_ADDR="10.0.0.1",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_config_as_toml_is_a_file(tmp_path: Path) -> None:
+    """What `config --format toml` prints can be given back with --config, and the same is in force."""
+    done = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
+    (tmp_path / "again.toml").write_text(done.stdout)
+    again = in_force(tmp_path, "--config", "again.toml")
+    assert again["data"] == {"value": 'a "b"', "origin": "again.toml"}
+    assert again["gc.grace"] == {"value": "1m30s", "origin": "again.toml"}
+
+
+def test_config_for_people_has_every_setting(tmp_path: Path) -> None:
+    """The table has a row for each setting, plain where it does not go to a terminal."""
+    done = entrepot("config", folder=tmp_path)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {".".join(path) for path, _ in setting_fields()} <= {row[0] for row in rows if row}
+    assert "\x1b" not in done.stdout
+
+
+def test_every_setting_has_help_and_a_variable() -> None:
+    """Each setting says what it does; no two share a variable."""
+    assert all(field.description for _, field in setting_fields())
+    names = [variable_name(path) for path, _ in setting_fields()]
+    assert len(set(names)) == len(names)
+
+
+def test_page_of_settings_is_current() -> None:
+    """docs/settings.md is what the model says; `make docs` writes it."""
+    assert (ROOT / "docs" / "settings.md").read_text() == render_settings_page()
+
+
+def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
+    """The example on that page is a valid file and says what is in force without it."""
+    example = render_settings_page().partition("```toml\n")[2].partition("```")[0]
+    file = tmp_path / "all.toml"
+    file.write_text(example)
+    assert tomllib.loads(example)
+    assert load_settings({}, file).settings == Settings()
+
+
+def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
+    """Where it answers follows from the name; Docker Hub's address and token service are known."""
+    (tmp_path / "a.toml").write_text(HUB + GHCR + "endpoints = []")
+    hub, ghcr = load_settings({}, tmp_path / "a.toml").settings.upstream
+    assert (hub.endpoints, hub.realms) == (["https://registry-1.docker.io"], ["https://auth.docker.io/token"])
+    assert (ghcr.endpoints, ghcr.realms) == (["https://ghcr.io"], [])
+
+
+def test_an_address_replaces_what_is_known(tmp_path: Path) -> None:
+    """`docker.io` with an address of its own is asked there and nowhere else."""
+    (tmp_path / "a.toml").write_text(HUB + "endpoints = ['http://127.0.0.1:5001/']")
+    (hub,) = load_settings({}, tmp_path / "a.toml").settings.upstream
+    assert (hub.endpoints, hub.realms) == (["http://127.0.0.1:5001"], [])
+
+
+MIRRORS = [
+    ("", ["docker.io"], {"docker.io": True}),
+    ("", ["ghcr.io", "docker.io"], {"ghcr.io": True, "docker.io": False}),
+    (HUB, [], {"docker.io": False}),
+    (HUB, ["docker.io"], {"docker.io": True}),
+    (GHCR + "default = true", ["docker.io"], {"ghcr.io": True, "docker.io": False}),
+    ("mirror = ['quay.io']", ["docker.io"], {"docker.io": True}),
+]
+
+
+@pytest.mark.parametrize(("text", "flags", "upstreams"), MIRRORS)
+def test_mirror(tmp_path: Path, text: str, flags: list[str], upstreams: dict[str, bool]) -> None:
+    """`--mirror` adds upstreams that the file does not have; the first is the default where the file has none."""
+    (tmp_path / "a.toml").write_text(text)
+    settings = load_settings({"mirror": flags} if flags else {}, tmp_path / "a.toml").settings
+    assert {upstream.name: upstream.default for upstream in settings.upstream} == upstreams
+    assert settings.default_upstream == next((name for name, default in upstreams.items() if default), None)
+
+
+def test_mirror_keeps_what_the_file_says(tmp_path: Path) -> None:
+    """An upstream that is configured stays as it is configured."""
+    (tmp_path / "a.toml").write_text(HUB + "endpoints = ['https://hub.example.com']\ntag_ttl = '1h'")
+    (hub,) = load_settings({"mirror": ["docker.io", "docker.io"]}, tmp_path / "a.toml").settings.upstream
+    assert (hub.endpoints, hub.tag_ttl) == (["https://hub.example.com"], 3600)
+
+
+def test_lists_as_variables(tmp_path: Path) -> None:
+    """Parted by commas; each is named as where it came from."""
+    seen = in_force(tmp_path, ENTREPOT_MIRROR="docker.io, ghcr.io", ENTREPOT_HOSTED__PREFIXES="team/**,*")
+    assert seen["mirror"] == {"value": ["docker.io", "ghcr.io"], "origin": "ENTREPOT_MIRROR"}
+    assert seen["hosted.prefixes"] == {"value": ["team/**", "*"], "origin": "ENTREPOT_HOSTED__PREFIXES"}
+    assert [each["name"] for each in seen["upstream"]["value"]] == ["docker.io", "ghcr.io"]
+    assert seen["upstream"]["origin"] == "ENTREPOT_MIRROR"
+
+
+UPSTREAMS = """
+[[upstream]]
+name = "docker.io"
+default = true
+username = "me"
+password_file = "secret"
+tag_ttls = { "v*" = "1h", "*-nightly" = "90s" }
+hosts = ["hub.example.com"]
+
+[[upstream]]
+name = "ghcr.io"
+docker_config = "docker/config.json"
+"""
+
+
+def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
+    """Each setting of each upstream has its row; where passwords are is told, what they are is not."""
+    (tmp_path / "a.toml").write_text(UPSTREAMS)
+    (tmp_path / "secret").write_text("hunter2")
+    done = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
+    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.split()[1:]}
+    assert rows["upstream[docker.io].password_file"] == "secret"
+    assert rows["upstream[ghcr.io].endpoints"] == "https://ghcr.io"
+    for form in ("table", "toml", "json"):
+        assert "hunter2" not in entrepot("config", "-c", "a.toml", "-f", form, folder=tmp_path).stdout
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
+    """The message does not repeat what may be a password."""
+    (tmp_path / "a.toml").write_text(GHCR + "endpoints = ['https://me:hunter2@ghcr.io']")
+    line = error_line(entrepot("config", "-c", "a.toml", folder=tmp_path), 2)
+    assert line.startswith("a.toml: upstream[ghcr.io].endpoints[1]: an address holds no user and no password")
+    assert "hunter2" not in line
+
+
+def test_upstreams_as_toml_are_a_file(tmp_path: Path) -> None:
+    """What `config --format toml` prints of upstreams reads back as the same."""
+    (tmp_path / "a.toml").write_text(UPSTREAMS)
+    done = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
+    (tmp_path / "b.toml").write_text(done.stdout)
+    given = load_settings({"mirror": ["quay.io"]}, tmp_path / "a.toml").settings
+    assert load_settings({}, tmp_path / "b.toml").settings.upstream == given.upstream
+    assert [upstream.name for upstream in given.upstream] == ["docker.io", "ghcr.io", "quay.io"]
+
+
+@given(st.integers(min_value=0, max_value=10**9))
+def test_durations_read_back(seconds: int) -> None:
+    """What a duration is written as reads back as the same number of seconds."""
+    assert parse_duration(format_duration(float(seconds))) == seconds
+
+
+@given(st.integers(min_value=0, max_value=1 << 62))
+def test_sizes_read_back(count: int) -> None:
+    """What a size is written as reads back as the same number of bytes."""
+    assert TypeAdapter(ByteSize).validate_python(format_size(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604800), ("1w", 604800), ("2.5", 2.5), ("250ms", 0.25)],
+)
+def test_durations_people_write(text: str, seconds: float) -> None:
+    """The forms the documentation shows."""
+    assert parse_duration(text) == seconds
+
+
+def test_trusted_proxies_in_one_variable(tmp_path: Path) -> None:
+    """Addresses and networks, parted by commas, in one form each."""
+    seen = in_force(tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8,2001:DB8::/32")
+    assert seen["trusted_proxies"]["value"] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]

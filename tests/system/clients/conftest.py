@@ -1,0 +1,139 @@
+"""One server with two workers, one dockerd, one containerd and one set of container tools for the whole session."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.admin_site import ADMIN, PASSWORD
+from tests.fakes.client_images import MIB, ClientImage, image, index, layer, noise, write_layout
+from tests.fakes.clients.container_tools import ContainerTools, container_tools
+from tests.fakes.clients.containerd_daemon import Containerd, running_containerd
+from tests.fakes.clients.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.fakes.clients.docker_engine import DockerEngine, running_docker
+from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.programs import log_tail
+from tests.fakes.clients.registry_client import RegistryClient
+from tests.fakes.commands import entrepot_output
+from tests.fakes.server_process import RegistryServer, running_server
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """A folder with a short absolute path, for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """The server all clients share; SIGTERM at the end must give exit code 0."""
+    with running_server(tmp_path_factory.mktemp("entrepot")) as running:
+        yield running
+    shutil.rmtree(running.data)
+
+
+@pytest.fixture(scope="session")
+def club(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
+    """A server of two workers that has accounts; its tokens expire as soon as tokens may."""
+    folder = tmp_path_factory.mktemp("club")
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    with running_server(folder, env={"ENTREPOT_AUTH__TOKEN_TTL": "60s"}) as running:
+        yield MemberSite(running, folder)
+    shutil.rmtree(running.data)
+
+
+@pytest.fixture(scope="session")
+def wire(server: RegistryServer) -> RegistryClient:
+    return RegistryClient(server.address)
+
+
+@pytest.fixture(scope="session")
+def docker(short_folder: Path) -> Iterator[DockerEngine]:
+    folder = short_folder / "docker"
+    folder.mkdir()
+    with running_docker(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ctr(short_folder: Path) -> Iterator[Containerd]:
+    folder = short_folder / "ctr"
+    folder.mkdir()
+    with running_containerd(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tools(short_folder: Path) -> ContainerTools:
+    folder = short_folder / "tools"
+    folder.mkdir()
+    return container_tools(folder)
+
+
+@pytest.fixture
+def repo(request: pytest.FixtureRequest) -> str:
+    """A repository name of the test's own: its images and layers meet nobody else's."""
+    return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+
+
+@pytest.fixture
+def fresh(repo: str) -> ClientImage:
+    """A small image with a layer that no other test has."""
+    return image(f"hello from {repo}")
+
+
+@pytest.fixture(scope="session")
+def big() -> ClientImage:
+    """An image with layers from a few hundred bytes to 80 MiB that do not compress."""
+    sizes = {"few": 3, "middle": 256 * 1024, "large": 80 * MIB}
+    return image("big", *[layer({name: noise(name, size)}) for name, size in sizes.items()])
+
+
+@pytest.fixture(scope="session")
+def multi() -> ClientImage:
+    """An index of two platforms; both children run only as what they say, the layers are real files."""
+    return index((image("on amd64"), "amd64"), (image("on arm64", architecture="arm64"), "arm64"))
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory, big: ClientImage, multi: ClientImage) -> Path:
+    """The session's images as an OCI layout: `big` and `multi`."""
+    return write_layout(tmp_path_factory.mktemp("layout"), {"big": big, "multi": multi})
+
+
+@pytest.fixture
+def proxy(server: RegistryServer) -> Iterator[CuttingProxy]:
+    """A line to the shared server that can be cut."""
+    with cutting_proxy(server.address) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the end of the server's and the daemons' logs."""
+    report = yield
+    if report.failed:
+        for name, log in _logs(item.funcargs):
+            report.sections.append((f"{name} log", log_tail(log)))
+    return report
+
+
+def _logs(used: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
+    for each in used.values():
+        if isinstance(each, RegistryServer):
+            yield "server", each.log
+        elif isinstance(each, MemberSite):
+            yield "server", each.server.log
+        elif isinstance(each, DockerEngine):
+            yield "dockerd", each.folder / "dockerd.log"
+        elif isinstance(each, Containerd):
+            yield "containerd", each.folder / "containerd.log"

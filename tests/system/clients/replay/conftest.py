@@ -1,0 +1,48 @@
+"""One server with two workers for all scripts, connections to it, and a repository for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol
+
+import pytest
+
+from tests.fakes.raw_http import RawConnection
+from tests.fakes.raw_pushes import RawPushes
+from tests.fakes.server_process import RegistryServer, running_server
+
+
+class Connect(Protocol):
+    """Opens a connection to the server."""
+
+    def __call__(self, *, receive_buffer: int | None = None) -> RawConnection: ...
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    with running_server(tmp_path_factory.mktemp("replay"), workers=2) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: RegistryServer) -> Iterator[Connect]:
+    """Opens connections; those still open at the test's end are closed."""
+    with ExitStack() as stack:
+
+        def open_wire(*, receive_buffer: int | None = None) -> RawConnection:
+            return stack.enter_context(RawConnection(("127.0.0.1", server.port), receive_buffer=receive_buffer))
+
+        yield open_wire
+
+
+@pytest.fixture
+def repo() -> str:
+    return f"replay/r{uuid.uuid4().hex[:16]}"
+
+
+@pytest.fixture
+def steps(connect: Connect, repo: str) -> RawPushes:
+    """The plain steps with which a test prepares and checks, on a connection of their own."""
+    return RawPushes(connect(), repo)

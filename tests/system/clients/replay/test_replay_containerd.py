@@ -1,0 +1,151 @@
+"""containerd 2.3 and newer, and Docker 29 with its containerd image store."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.fakes.process_resources import eventually, open_files
+from tests.fakes.raw_http import message
+from tests.fakes.raw_pushes import OCI_INDEX, OCI_MANIFEST, OCTETS, RawPushes, describe, digest_of, encode, image
+from tests.fakes.server_process import RegistryServer
+from tests.system.clients.replay.conftest import Connect
+
+AGENT = {"User-Agent": "containerd/v2.3.0"}
+DOCKER = {"User-Agent": "docker/29.0.0 go/go1.25 git-commit/abc kernel/6.1 os/linux arch/amd64 containerd-client/2.2.0"}
+ENCODINGS = "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5"
+ACCEPT = f"application/vnd.docker.distribution.manifest.v2+json, {OCI_MANIFEST}, {OCI_INDEX}, */*"
+
+
+def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None:
+    """HEAD, which has to be 404, then POST, then one PUT with all of the body."""
+    digest = digest_of(data)
+    wire = connect()
+    head = wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}{query and '?' + query}", AGENT)
+    assert head.status == 404
+    started = wire.ask("POST", f"/v2/{repo}/blobs/uploads/{query and '?' + query}", AGENT)
+    assert started.status == 202
+    target = f"{started['location']}?{query and query + '&'}digest={digest.replace(':', '%3A')}"
+    stored = wire.ask("PUT", target, {**AGENT, "Content-Type": OCTETS}, data)
+    assert stored.status == 201
+    assert stored["docker-content-digest"] == digest
+
+
+@pytest.mark.parametrize("query", ["", "ns=docker.io"])
+def test_push(connect: Connect, repo: str, query: str) -> None:
+    """Blobs in one PUT each, then the manifest: by digest, then by tag; `ns` changes nothing."""
+    config, layer = os.urandom(600), os.urandom(5 << 20)
+    for data in (config, layer):
+        push_blob(connect, repo, data, query)
+    body = image(config, layer)
+    index = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [describe(body, OCI_MANIFEST)]})
+    suffix = query and "?" + query
+    for reference, content, kind in ((digest_of(body), body, OCI_MANIFEST), ("latest", index, OCI_INDEX)):
+        path = f"/v2/{repo}/manifests/{reference}{suffix}"
+        wire = connect()
+        assert wire.ask("HEAD", path, {**AGENT, "Accept": f"{kind}, */*"}).status == 404
+        assert wire.ask("PUT", path, {**AGENT, "Content-Type": kind}, content).status == 201
+        assert wire.ask("HEAD", path, AGENT)["docker-content-digest"] == digest_of(content)
+
+
+def test_a_blob_that_is_there_is_not_sent(connect: Connect, steps: RawPushes) -> None:
+    """HEAD of a blob the registry has is 200 with its size and digest: the client skips it."""
+    data = os.urandom(100)
+    path = steps.blob(data)
+    head = connect().ask("HEAD", path, AGENT)
+    assert (head.status, head["content-length"], head["docker-content-digest"]) == (200, "100", digest_of(data))
+
+
+@pytest.mark.parametrize("agent", [AGENT, DOCKER])
+def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str]) -> None:
+    """A registry used as a mirror gets `?ns=docker.io` on each request, and serves what it has."""
+    config, layer = os.urandom(300), os.urandom(1 << 20)
+    for data in (config, layer):
+        steps.blob(data)
+    body = image(config, layer)
+    steps.manifest(body, "latest")
+    wire = connect()
+    accept = {**agent, "Accept": ACCEPT}
+    head = wire.ask("HEAD", f"{steps.root}/manifests/latest?ns=docker.io", accept)
+    assert head.status == 200
+    assert head["content-type"] == OCI_MANIFEST
+    got = wire.ask("GET", f"{steps.root}/manifests/{head['docker-content-digest']}?ns=docker.io", accept)
+    assert got.body == body
+    for data in (config, layer):
+        headers = {**agent, "Accept": f"{OCTETS}, */*", "Accept-Encoding": ENCODINGS}
+        got = wire.ask("GET", f"{steps.root}/blobs/{digest_of(data)}?ns=docker.io", headers)
+        assert got.body == data
+
+
+@pytest.mark.parametrize("encodings", [ENCODINGS, "zstd, gzip, deflate", "gzip", "*", "identity;q=0, *;q=1", "br"])
+def test_nothing_is_ever_encoded(connect: Connect, steps: RawPushes, encodings: str) -> None:
+    """Whatever Accept-Encoding offers, blobs and manifests come as they are: no Content-Encoding, no other length."""
+    data = b"compressible " * 10_000
+    blob = steps.blob(data)
+    config = steps.blob(b"{}")
+    manifest = steps.manifest(image(b"{}", data), "x")
+    for path in (blob, config, manifest):
+        plain = steps.get(path)
+        got = connect().ask("GET", path, {**AGENT, "Accept-Encoding": encodings})
+        assert got.status == 200
+        assert "content-encoding" not in got
+        assert got["content-length"] == plain["content-length"]
+        assert got.body == plain.body
+
+
+def test_headers_come_before_the_body(connect: Connect, steps: RawPushes) -> None:
+    """The headers of a large blob are there although not one byte of the body was read yet: the client gives them 30
+    seconds, the body any time."""
+    data = os.urandom(16 << 20)
+    path = steps.blob(data)
+    wire = connect(receive_buffer=4096)
+    wire.send(message("GET", path, AGENT))
+    head = wire.head()
+    assert head.status == 200
+    assert head["content-length"] == str(len(data))
+    assert wire.read(len(data)) == data
+
+
+def test_parallel_ranged_fetch(connect: Connect, steps: RawPushes, server: RegistryServer) -> None:
+    """Many connections ask for `bytes=offset-` and each is cut off once it has its part. The parts are the blob, the
+    server holds nothing of them afterwards, and serves on."""
+    data = os.urandom(24 << 20)
+    path = steps.blob(data)
+    size, part = len(data), 1 << 20
+
+    def fetch() -> list[bytes]:
+        wires = [connect(receive_buffer=65536) for _ in range(0, size, part)]
+        for number, wire in enumerate(wires):
+            wire.send(message("GET", path, {**AGENT, "Range": f"bytes={number * part}-", "Accept-Encoding": ENCODINGS}))
+        parts = []
+        for number, wire in enumerate(wires):
+            head = wire.head()
+            assert head.status == 206
+            assert head["content-range"] == f"bytes {number * part}-{size - 1}/{size}"
+            assert head["content-length"] == str(size - number * part)
+            parts.append(wire.read(part))
+            wire.close()
+        return parts
+
+    assert b"".join(fetch()) == data
+    workers = server.worker_pids()
+    assert eventually(lambda: sum(open_files(workers).values()) < 200)
+    settled = sum(open_files(workers).values())
+    for _ in range(3):
+        assert b"".join(fetch()) == data
+    assert eventually(lambda: sum(open_files(workers).values()) <= settled)
+    assert server.worker_pids() == workers
+    assert steps.get(path).body == data
+    assert "Traceback" not in server.log_text()
+
+
+def test_a_range_on_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
+    """Ranges that are read whole leave the connection usable for the next."""
+    data = os.urandom(100_000)
+    path = steps.blob(data)
+    wire = connect()
+    for at in range(0, 100_000, 9_999):
+        answer = wire.ask("GET", path, {**AGENT, "Range": f"bytes={at}-{at + 9_998}"})
+        assert answer.status == 206
+        assert answer.body == data[at : at + 9_999]

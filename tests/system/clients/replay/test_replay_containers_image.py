@@ -1,0 +1,125 @@
+"""containers/image: podman, skopeo, buildah, CRI-O."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.fakes.raw_http import RawAnswer, chunked, message
+from tests.fakes.raw_pushes import OCI_MANIFEST, OCTETS, RawPushes, digest_of, image
+from tests.system.clients.replay.conftest import Connect
+
+AGENT = {"User-Agent": "containers/5.36.0 (github.com/containers/image)"}
+API = {**AGENT, "Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+def upload(connect: Connect, repo: str, data: bytes) -> None:
+    """POST, a streamed PATCH, PUT with the digest."""
+    wire = connect()
+    started = wire.ask("POST", f"/v2/{repo}/blobs/uploads/", API)
+    assert started.status == 202
+    headers = {**API, "Content-Type": OCTETS, "Transfer-Encoding": "chunked"}
+    wire.send(message("PATCH", started["location"], headers) + chunked(data[:777], data[777:]))
+    patched = wire.answer("PATCH")
+    assert patched.status == 202
+    target = f"{patched['location']}?digest={digest_of(data).replace(':', '%3A')}"
+    closed = wire.ask("PUT", target, {**API, "Content-Type": OCTETS, "Content-Length": "0"})
+    assert closed.status == 201
+
+
+def test_ping(connect: Connect) -> None:
+    """GET /v2/ over plain HTTP, after https failed: a TLS hello gets no TLS and does no harm."""
+    hello = connect()
+    hello.send(bytes.fromhex("1603010200010001fc0303") + bytes(200))
+    assert hello.answer().status == 400
+    assert hello.at_end()
+    assert connect().ask("GET", "/v2/", AGENT).status == 200
+
+
+def test_push_with_anonymous_mount(connect: Connect, repo: str) -> None:
+    """A blob nobody has: the mount without `from` is answered with a session, which is cancelled; then a new one takes
+    the blob. A blob somebody has is mounted."""
+    config, layer = os.urandom(300), os.urandom(2 << 20)
+    root, digest = f"/v2/{repo}", digest_of(layer)
+    wire = connect()
+    assert wire.ask("HEAD", f"{root}/blobs/{digest}", API).status == 404
+    tried = wire.ask("POST", f"{root}/blobs/uploads/?mount={digest.replace(':', '%3A')}", API)
+    assert tried.status == 202
+    assert wire.ask("DELETE", tried["location"], API).status == 204
+    assert wire.ask("GET", tried["location"], API).status == 404
+    for data in (config, layer):
+        upload(connect, repo, data)
+    body = image(config, layer)
+    put = wire.ask("PUT", f"{root}/manifests/latest", {**API, "Content-Type": OCI_MANIFEST}, body)
+    assert put.status == 201
+    mounted = wire.ask("POST", f"{root}/again/blobs/uploads/?mount={digest}", API)
+    assert mounted.status == 201
+    assert connect().ask("GET", mounted["location"], API).body == layer
+
+
+def read_parts(answer: RawAnswer) -> list[bytes]:
+    """The body as Go's mime/multipart reads it: a delimiter line, headers, the content up to the next delimiter."""
+    kind, _, boundary = answer["content-type"].partition("; boundary=")
+    assert kind == "multipart/byteranges"
+    delimiter = b"--" + boundary.strip('"').encode()
+    body = answer.body
+    assert body.startswith((delimiter, b"\r\n" + delimiter))
+    body = body.removeprefix(b"\r\n").removeprefix(delimiter)
+    parts = []
+    while not body.startswith(b"--"):
+        assert body.startswith(b"\r\n")
+        head, _, rest = body[2:].partition(b"\r\n\r\n")
+        names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")]
+        assert b"content-range" in names
+        content, found, body = rest.partition(b"\r\n" + delimiter)
+        assert found
+        parts.append(content)
+    return parts
+
+
+@pytest.mark.parametrize("count", [2, 10, 1024])
+def test_zstd_chunked(connect: Connect, steps: RawPushes, count: int) -> None:
+    """Partial pull of a zstd:chunked layer: the footer by one range, then the missing chunks by many; they come as
+    multipart/byteranges, in the order asked for, the server merging none of them."""
+    data = os.urandom(1 << 20)
+    path = steps.blob(data)
+    wire = connect()
+    footer = wire.ask("GET", path, {**AGENT, "Range": f"bytes={len(data) - 64}-{len(data) - 1}"})
+    assert footer.status == 206
+    assert footer.body == data[-64:]
+    step = len(data) // count
+    spans = [(at, at + step // 2) for at in range(0, step * count, step)]
+    asked = ",".join(f"{start}-{stop - 1}" for start, stop in spans)
+    answer = wire.ask("GET", path, {**AGENT, "Range": f"bytes={asked}"})
+    assert answer.status == 206
+    assert read_parts(answer) == [data[start:stop] for start, stop in spans]
+    assert wire.ask("GET", path, AGENT).body == data
+
+
+def test_zstd_chunked_with_neighbours(connect: Connect, steps: RawPushes) -> None:
+    """Chunks that touch are still parts of their own: the client counts them."""
+    data = os.urandom(10_000)
+    path = steps.blob(data)
+    answer = connect().ask("GET", path, {**AGENT, "Range": "bytes=0-99,100-199,200-200,5000-5009"})
+    assert read_parts(answer) == [data[0:100], data[100:200], data[200:201], data[5000:5010]]
+
+
+def test_zstd_chunked_asks_for_fewer(connect: Connect, steps: RawPushes) -> None:
+    """More ranges than are served at once: 400, upon which the client asks again with half as many."""
+    path = steps.blob(os.urandom(10_000))
+    asked = ",".join(f"{at}-{at}" for at in range(0, 6000, 4))
+    wire = connect()
+    assert wire.ask("GET", path, {**AGENT, "Range": f"bytes={asked}"}).status == 400
+    half = asked[: asked.find(",", len(asked) // 2)]
+    assert wire.ask("GET", path, {**AGENT, "Range": f"bytes={half}"}).status == 206
+
+
+def test_skopeo_delete(connect: Connect, steps: RawPushes) -> None:
+    """`skopeo delete`: GET the manifest with its types, then DELETE the digest the header names."""
+    steps.blob(b"{}")
+    path = steps.manifest(image(b"{}"), "doomed")
+    wire = connect()
+    digest = wire.ask("GET", path, {**API, "Accept": OCI_MANIFEST})["docker-content-digest"]
+    assert wire.ask("DELETE", f"{steps.root}/manifests/{digest}", API).status == 202
+    assert wire.ask("GET", path, API).status == 404

@@ -1,0 +1,194 @@
+"""What HTTP itself lets clients do: old versions, pipelines, Expect, kept connections."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.fakes.raw_http import ConnectionClosed, chunked, message
+from tests.fakes.raw_pushes import RawPushes, digest_of, image
+from tests.system.clients.replay.conftest import Connect
+
+
+def test_http_1_0(connect: Connect, steps: RawPushes) -> None:
+    """An HTTP/1.0 client pulls and pushes: no chunks are sent to it, and the connection ends after each answer."""
+    data = os.urandom(300_000)
+    path = steps.blob(data)
+    for method, body in (("GET", data), ("HEAD", b"")):
+        wire = connect()
+        wire.send(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
+        answer = wire.answer(method)
+        assert (answer.status, answer.body) == (200, body)
+        assert "transfer-encoding" not in answer
+        assert wire.at_end()
+    wire = connect()
+    other = os.urandom(1000)
+    target = f"{steps.root}/blobs/uploads/?digest={digest_of(other)}"
+    assert wire.ask("POST", target, body=other, version="1.0").status == 201
+    assert wire.at_end()
+    assert steps.get(f"{steps.root}/blobs/{digest_of(other)}").body == other
+
+
+def test_pipelined_requests(connect: Connect, steps: RawPushes) -> None:
+    """Requests sent ahead are answered in their order, those that fail among them."""
+    blobs = [os.urandom(50_000 * number + 1) for number in range(6)]
+    paths = [steps.blob(data) for data in blobs]
+    missing = f"{steps.root}/blobs/{digest_of(b'missing')}"
+    wire = connect()
+    wire.send(b"".join(message("GET", path) + message("HEAD", path) + message("GET", missing) for path in paths))
+    for data in blobs:
+        assert wire.answer().body == data
+        assert wire.answer("HEAD")["content-length"] == str(len(data))
+        assert wire.answer().codes == ["BLOB_UNKNOWN"]
+
+
+def test_pipelined_pushes(connect: Connect, steps: RawPushes) -> None:
+    """Pushes sent ahead with their bodies are taken one after the other."""
+    blobs = [os.urandom(10_000 + number) for number in range(5)]
+    wire = connect()
+    target = f"{steps.root}/blobs/uploads/?digest="
+    wire.send(b"".join(message("POST", target + digest_of(data), body=data) for data in blobs))
+    for data in blobs:
+        assert wire.answer("POST")["docker-content-digest"] == digest_of(data)
+
+
+def test_expect_as_curl_does(connect: Connect, steps: RawPushes) -> None:
+    """PUT with `Expect: 100-continue`: 100 comes before the body is sent, then the answer, and the connection stays."""
+    data = os.urandom(200_000)
+    target = f"{steps.start()}?digest={digest_of(data)}"
+    wire = connect()
+    wire.send(message("PUT", target, {"Expect": "100-continue", "Content-Length": str(len(data))}))
+    assert wire.read(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    wire.send(data)
+    assert wire.answer("PUT").status == 201
+    assert wire.ask("GET", "/v2/").status == 200
+
+
+def test_expect_in_vain(connect: Connect, steps: RawPushes) -> None:
+    """`Expect: 100-continue` on a PUT that fails anyway: the final answer comes at once, no 100, and the connection
+    ends, for nobody knows whether the body follows."""
+    wire = connect()
+    target = f"{steps.root}/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={digest_of(b'')}"
+    wire.send(message("PUT", target, {"Expect": "100-continue", "Content-Length": "1000000"}))
+    answer = wire.answer("PUT")
+    assert answer.status == 404
+    assert answer.interim == ()
+    assert answer.closes
+    assert wire.at_end()
+
+
+def test_expect_with_the_body_at_once(connect: Connect, steps: RawPushes) -> None:
+    """A client that does not wait for the 100 is served as well."""
+    data = os.urandom(100_000)
+    target = f"{steps.start()}?digest={digest_of(data)}"
+    wire = connect()
+    wire.send(message("PUT", target, {"Expect": "100-continue"}, data))
+    assert wire.answer("PUT").status == 201
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_large_body_to_nowhere(connect: Connect, steps: RawPushes, framing: str) -> None:
+    """A large body to an unknown session: the client, still sending, reads the 404, not a reset."""
+    size = 8 << 20
+    target = f"{steps.root}/blobs/uploads/00000000-0000-4000-8000-000000000000"
+    wire = connect()
+    if framing == "length":
+        wire.send(message("PATCH", target, {"Content-Length": str(size)}))
+    else:
+        wire.send(message("PATCH", target, {"Transfer-Encoding": "chunked"}) + b"%x\r\n" % size)
+    try:
+        for _ in range(size // 65536):
+            wire.send(bytes(65536))
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
+        pass
+    assert wire.answer("PATCH").status == 404
+
+
+def test_a_kept_connection(connect: Connect, steps: RawPushes) -> None:
+    """404, 416, 405, 304, 204, HEAD and small refused bodies leave the connection to the next request."""
+    path = steps.blob(b"0123456789")
+    steps.blob(b"{}")
+    etag = steps.get(path)["etag"]
+    session = steps.start()
+    wire = connect()
+    script: list[tuple[str, str, dict[str, str], bytes, int]] = [
+        ("GET", f"{steps.root}/blobs/{digest_of(b'missing')}", {}, b"", 404),
+        ("GET", path, {"Range": "bytes=10-"}, b"", 416),
+        ("PATCH", session, {"Content-Range": "5-9"}, b"12345", 416),
+        ("POST", path, {}, b"a body nobody reads", 405),
+        ("GET", path, {"If-None-Match": etag}, b"", 304),
+        ("GET", session, {}, b"", 204),
+        ("HEAD", path, {}, b"", 200),
+        ("HEAD", f"{steps.root}/manifests/missing", {}, b"", 404),
+        ("PUT", f"{steps.root}/manifests/x", {"Content-Type": "text/plain"}, image(b"{}"), 400),
+        ("GET", path, {}, b"", 200),
+        ("DELETE", session, {}, b"", 204),
+        ("OPTIONS", path, {}, b"", 204),
+    ]
+    for method, target, headers, body, status in script * 3:
+        answer = wire.ask(method, target, headers, body)
+        if target == session and status != 404 and answer.status == 404:
+            continue  # cancelled in the first round
+        assert answer.status == status, (method, target)
+        assert not answer.closes, (method, target)
+
+
+def test_connection_close(connect: Connect, steps: RawPushes) -> None:
+    """`Connection: close` is kept: the whole answer, then the end."""
+    data = os.urandom(1 << 20)
+    path = steps.blob(data)
+    wire = connect()
+    answer = wire.ask("GET", path, {"Connection": "close"})
+    assert answer.body == data
+    assert answer.closes
+    with pytest.raises(ConnectionClosed):
+        wire.answer()
+
+
+def test_a_client_that_shuts_its_side(connect: Connect, steps: RawPushes) -> None:
+    """A client that ends its sending side after the request still gets all of the answer."""
+    data = os.urandom(1 << 20)
+    path = steps.blob(data)
+    wire = connect()
+    wire.send(message("GET", path))
+    wire.shut()
+    assert wire.answer().body == data
+
+
+def test_a_request_in_single_bytes(connect: Connect, steps: RawPushes) -> None:
+    """However the bytes arrive, the request is the same."""
+    data = os.urandom(50)
+    target = f"{steps.start()}?digest={digest_of(data)}"
+    wire = connect()
+    for byte in message("PUT", target, {"Transfer-Encoding": "chunked"}) + chunked(data[:20], data[20:]):
+        wire.send(bytes([byte]))
+    assert wire.answer("PUT").status == 201
+
+
+def test_chunk_extensions_and_trailers(connect: Connect, steps: RawPushes) -> None:
+    """Chunk extensions and trailers are legal, and mean nothing here (RFC 9112, 7.1)."""
+    data = b"0123456789"
+    target = f"{steps.start()}?digest={digest_of(data)}"
+    wire = connect()
+    wire.send(message("PUT", target, {"Transfer-Encoding": "chunked", "Trailer": "X-Sum"}))
+    wire.send(b"4;name=value\r\n0123\r\n006\r\n456789\r\n0\r\nX-Sum: abc\r\n\r\n")
+    assert wire.answer("PUT").status == 201
+    assert wire.ask("GET", "/v2/").status == 200
+
+
+def test_absolute_form(connect: Connect, steps: RawPushes) -> None:
+    """A request target with scheme and host, as proxies get it, means its path (RFC 9112, 3.2.2)."""
+    path = steps.blob(b"absolute")
+    wire = connect()
+    assert wire.ask("GET", f"http://registry.test{path}").body == b"absolute"
+
+
+def test_an_upgrade_is_ignored(connect: Connect, steps: RawPushes) -> None:
+    """A client that offers h2c is served in HTTP/1.1, its body included (RFC 9110, 7.8)."""
+    data = os.urandom(1000)
+    target = f"{steps.start()}?digest={digest_of(data)}"
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    wire = connect()
+    assert wire.ask("PUT", target, headers, data).status == 201
+    assert wire.ask("GET", "/v2/").status == 200

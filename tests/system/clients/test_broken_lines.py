@@ -1,0 +1,145 @@
+"""Broken lines, several clients at once, a server that is restarted or killed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_images import MIB, ClientImage, image, layer, noise, write_layout
+from tests.fakes.clients.container_tools import ContainerTools
+from tests.fakes.clients.cutting_proxy import CuttingProxy
+from tests.fakes.clients.docker_engine import DockerEngine
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_files, assert_same_image, pull_all
+from tests.fakes.server_process import RegistryServer, running_server
+
+
+@pytest.mark.timeout(300)
+def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
+    """A line that breaks in the middle of a 24 MiB layer costs a retry or a second push, never a byte."""
+    made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
+    name = f"{proxy.address}/{repo}"
+    docker.load(made, name)
+    proxy.cut_upload_after(12 * MIB)
+    docker.call.attempt("push", name)
+    assert proxy.cuts == 1
+    docker("push", name)
+    docker.forget(name)
+    docker("pull", name)
+    assert docker.output_of(name) == "cut\n"
+    assert_same_files(wire, repo, "latest", made)
+
+
+@pytest.mark.timeout(300)
+def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str) -> None:
+    """A pull that is cut in the middle of a layer goes on with the rest of it."""
+    made = image("cut", layer({"heavy": noise(repo, 24 * MIB)}))
+    wire.push(repo, "latest", made)
+    name = f"{proxy.address}/{repo}"
+    proxy.cut_download_after(12 * MIB)
+    docker("pull", name)
+    assert proxy.cuts == 1
+    assert 24 * MIB < proxy.received < 30 * MIB
+    assert docker.output_of(name) == "cut\n"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("after", [64 * 1024, 12 * MIB, 23 * MIB])
+def test_skopeo_upload_cut_midway(
+    tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path, after: int
+) -> None:
+    """A push that is cut leaves no tag, and of each layer all or nothing; pushed again the image is whole."""
+    made = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
+    write_layout(tmp_path, {"x": made})
+    name = f"docker://{proxy.address}/{repo}:x"
+    proxy.cut_upload_after(after)
+    cut = tools.skopeo.attempt("copy", "--dest-tls-verify=false", "--preserve-digests", f"oci:{tmp_path}:x", name)
+    assert (proxy.cuts, cut.code) == (1, 1), cut.text
+    assert wire.ask("GET", f"/v2/{repo}/manifests/x").status == 404
+    for digest, content in made.blobs.items():
+        # Layers travel side by side: one on another connection may have arrived.
+        assert wire.blob_status(repo, digest) == 404 or wire.blob(repo, digest) == content.body
+    assert after < 2 * MIB or wire.blob_status(repo, made.layers[-1].digest) == 404
+    tools.copy(f"oci:{tmp_path}:x", name)
+    assert_same_image(wire, repo, "x", made)
+
+
+@pytest.mark.timeout(300)
+def test_two_clients_push_one_image_at_once(
+    docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
+) -> None:
+    """docker, podman and two skopeos push one image to one repository at once: all succeed, all is whole."""
+    made = image("at once", layer({"heavy": noise(repo, 8 * MIB)}))
+    name = f"{server.address}/{repo}"
+    write_layout(tmp_path, {"x": made})
+    docker.load(made, f"{name}:docker")
+    podman_id = tools.podman("pull", "--quiet", f"oci:{tmp_path}:x").out.split()[-1]
+    pushes = [
+        lambda: docker("push", f"{name}:docker"),
+        lambda: tools.podman("push", "--tls-verify=false", podman_id, f"docker://{name}:podman"),
+        lambda: tools.copy(f"oci:{tmp_path}:x", f"docker://{name}:skopeo"),
+        lambda: tools.copy(f"oci:{tmp_path}:x", f"docker://{name}:skopeo"),
+    ]
+    with ThreadPoolExecutor(len(pushes)) as pool:
+        for done in [pool.submit(push) for push in pushes]:
+            done.result()
+    assert_same_files(wire, repo, "docker", made)
+    assert_same_files(wire, repo, "podman", made)
+    assert_same_image(wire, repo, "skopeo", made)
+
+
+def test_two_images_race_for_one_tag(
+    docker: DockerEngine, tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
+) -> None:
+    """docker and skopeo push different images under one tag at once: the tag is one of the two, and it is whole."""
+    mine, yours = image(f"mine {repo}"), image(f"yours {repo}")
+    name = f"{server.address}/{repo}:tag"
+    write_layout(tmp_path, {"x": yours})
+    docker.load(mine, name)
+    with ThreadPoolExecutor(2) as pool:
+        pushed = pool.submit(docker, "push", name)
+        pool.submit(tools.copy, f"oci:{tmp_path}:x", f"docker://{name}").result()
+    docker_digest = next(word for word in pushed.result().out.split() if word.startswith("sha256:"))
+    assert wire.digest(repo, "tag") in {docker_digest, yours.digest}
+    for digest in (docker_digest, yours.digest):
+        pull_all(wire, repo, digest)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("end", ["stop", "kill", "kill_parent"])
+def test_restart_between_push_and_pull(
+    tools: ContainerTools, layout: Path, big: ClientImage, multi: ClientImage, tmp_path: Path, end: str
+) -> None:
+    """What was pushed is there after a restart, be it after SIGTERM or after SIGKILL of the tree or the parent."""
+    with running_server(tmp_path / "server") as first:
+        address = first.address
+        tools.copy(f"oci:{layout}:big", f"docker://{address}/team/app:big")
+        tools.copy(f"oci:{layout}:multi", f"docker://{address}/team/app:multi", "--all")
+        if end == "stop":
+            assert first.stop() == 0
+        elif end == "kill":
+            first.kill()
+        else:
+            first.kill_parent()
+    with running_server(tmp_path / "server", listen=address) as second:
+        wire = RegistryClient(second.address)
+        assert wire.tags("team/app") == ["big", "multi"]
+        assert_same_image(wire, "team/app", "big", big)
+        assert_same_image(wire, "team/app", "multi", multi)
+        tools.copy(f"docker://{address}/team/app:big", f"oci:{tmp_path / 'out'}:big")
+
+
+def test_docker_pulls_after_a_restart(docker: DockerEngine, repo: str, fresh: ClientImage, tmp_path: Path) -> None:
+    """docker, which keeps connections open, pulls from the restarted server what it pushed to the first."""
+    with running_server(tmp_path / "server") as first:
+        address = first.address
+        name = f"{address}/{repo}"
+        docker.load(fresh, name)
+        docker("push", name)
+        assert first.stop() == 0
+    docker.forget(name)
+    with running_server(tmp_path / "server", listen=address) as second:
+        docker("pull", name)
+        assert docker.output_of(name) == f"hello from {repo}\n"
+        assert_same_files(RegistryClient(second.address), repo, "latest", fresh)

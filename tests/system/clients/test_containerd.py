@@ -1,0 +1,78 @@
+"""containerd's own client, ctr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_images import ClientImage, image, index, layer, noise
+from tests.fakes.clients.containerd_daemon import Containerd, blobs_of_export
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image
+from tests.fakes.server_process import RegistryServer
+
+
+def test_pull_by_tag_and_by_digest(
+    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+) -> None:
+    """Tag and digest both bring the pushed bytes into the content store."""
+    wire.push(repo, "v1", fresh)
+    for name in (f"{server.address}/{repo}:v1", f"{server.address}/{repo}@{fresh.digest}"):
+        ctr.pull(name)
+        assert fresh.digest in ctr("images", "ls", f"name=={name}").out
+        assert ctr.has_same_bytes(fresh)
+        ctr.forget(name)
+        assert fresh.digest not in ctr.held()
+
+
+def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
+    """containerd pushes what it holds, byte by byte, to another repository."""
+    made = image(f"ctr {repo}", layer({"heavy": noise(repo, 5_000_000)}))
+    source, target = f"{server.address}/{repo}/one:x", f"{server.address}/{repo}/two:y"
+    wire.push(f"{repo}/one", "x", made)
+    ctr.pull(source)
+    ctr.push(target, source)
+    assert_same_image(wire, f"{repo}/two", "y", made)
+    ctr.push(target, source)
+    assert_same_image(wire, f"{repo}/two", "y", made)
+
+
+def test_all_platforms(
+    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+) -> None:
+    """An index pulled for all platforms, exported and pushed again is the same in every byte."""
+    wire.push(repo, "multi", multi)
+    name, again = f"{server.address}/{repo}:multi", f"{server.address}/{repo}/again:multi"
+    ctr.pull(name, "--all-platforms")
+    assert ctr.has_same_bytes(multi)
+    ctr("images", "export", "--all-platforms", "--skip-manifest-json", str(tmp_path / "out.tar"), name)
+    exported = blobs_of_export(tmp_path / "out.tar")
+    contents = multi.manifests | multi.blobs
+    assert exported == {digest: content.body for digest, content in contents.items()}
+    ctr.push(again, name)
+    assert_same_image(wire, f"{repo}/again", "multi", multi)
+
+
+def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
+    """Asked for one platform, containerd fetches that child's blobs and not the other's."""
+    children = [image(f"{each} of {repo}", architecture=each) for each in ("amd64", "arm64")]
+    made = index((children[0], "amd64"), (children[1], "arm64"))
+    wire.push(repo, "multi", made)
+    ctr.pull(f"{server.address}/{repo}:multi", "--platform", "linux/arm64")
+    held = ctr.held()
+    assert set(children[1].blobs) <= held
+    assert children[0].layers[1].digest not in held
+
+
+@pytest.mark.timeout(300)
+def test_large_layers(
+    ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
+) -> None:
+    """80 MiB in one PUT with the body, as containerd pushes, and back."""
+    wire.push(repo, "big", big)
+    name, other = f"{server.address}/{repo}:big", f"{server.address}/{repo}/other:big"
+    ctr.pull(name)
+    assert ctr.has_same_bytes(big)
+    ctr.push(other, name)
+    assert_same_image(wire, f"{repo}/other", "big", big)
+    ctr.forget(name)

@@ -1,0 +1,174 @@
+"""docker with a real dockerd."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_images import DOCKER_LIST, MIB, ClientImage, digest_of, image, layer, noise
+from tests.fakes.clients.cutting_proxy import CuttingProxy
+from tests.fakes.clients.docker_engine import DockerEngine
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_files, pull_all
+from tests.fakes.server_process import RegistryServer
+
+
+def test_push_and_pull_without_a_tag(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+) -> None:
+    """A push and a pull that name no tag mean `latest`, and the container prints what the image holds."""
+    name = f"{server.address}/{repo}"
+    docker.load(fresh, name)
+    assert "latest: digest: sha256:" in docker("push", name).out
+    docker.forget(name)
+    assert "Using default tag: latest" in docker("pull", name).out
+    assert docker.image_id(name) == digest_of(fresh.config.body if fresh.config else b"")
+    assert docker.output_of(name) == f"hello from {repo}\n"
+    assert wire.tags(repo) == ["latest"]
+    assert_same_files(wire, repo, "latest", fresh)
+
+
+def test_pull_by_tag_and_by_digest(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+) -> None:
+    """Tag and digest lead to the same image id, and RepoDigests is the registry's digest."""
+    name = f"{server.address}/{repo}"
+    docker.load(fresh, f"{name}:v1.0")
+    docker("push", f"{name}:v1.0")
+    digest, image_id = wire.digest(repo, "v1.0"), docker.image_id(f"{name}:v1.0")
+    for reference in (f"{name}:v1.0", f"{name}@{digest}"):
+        docker.forget(image_id)
+        docker("pull", reference)
+        assert docker.image_id(reference) == image_id
+        assert docker.inspect(reference)["RepoDigests"] == [f"{name}@{digest}"]
+
+
+@pytest.mark.parametrize("path", ["app", "a/b/c/d/e", "with.dot/under_score/dash-dash/two__under/1"])
+def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, path: str) -> None:
+    """A repository name may have one part or many, with every separator the grammar knows."""
+    name = f"{server.address}/{path}:x"
+    made = image(f"odd {path}")
+    docker.load(made, name)
+    docker("push", name)
+    docker.forget(name)
+    docker("pull", name)
+    assert docker.output_of(name) == f"odd {path}\n"
+    assert_same_files(wire, path, "x", made)
+
+
+@pytest.mark.timeout(300)
+def test_large_layer(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, big: ClientImage
+) -> None:
+    """Layers from three bytes to 80 MiB come back as they were."""
+    name = f"{server.address}/{repo}"
+    docker.load(big, name)
+    image_id = docker.image_id(name)
+    docker("push", name)
+    docker.forget(name)
+    docker("pull", name)
+    assert docker.image_id(name) == image_id
+    assert docker.output_of(name, "/bin/sha256sum", "/large").split()[0] == digest_of(noise("large", 80 * MIB))[7:]
+    assert_same_files(wire, repo, "latest", big)
+
+
+def test_push_again(docker: DockerEngine, proxy: CuttingProxy, repo: str, fresh: ClientImage) -> None:
+    """The second push of an image finds every layer there and sends no layer."""
+    name = f"{proxy.address}/{repo}"
+    docker.load(fresh, name)
+    docker("push", name)
+    sent = proxy.sent
+    again = docker("push", name).out
+    assert again.count("Layer already exists") == len(fresh.layers)
+    assert proxy.sent - sent < 16 * 1024
+
+
+def test_mount_from_another_repository(
+    docker: DockerEngine, proxy: CuttingProxy, wire: RegistryClient, repo: str
+) -> None:
+    """Pushed to a second repository, layers are mounted: no layer's bytes are sent, yet the repository has them."""
+    made = image("mount", layer({"heavy": noise(repo, 8 * MIB)}))
+    name, other = f"{proxy.address}/{repo}/one", f"{proxy.address}/{repo}/two"
+    docker.load(made, name)
+    docker("push", name)
+    docker("tag", name, other)
+    sent = proxy.sent
+    assert docker("push", other).out.count(f"Mounted from {repo}/one") == len(made.layers)
+    assert proxy.sent - sent < 64 * 1024
+    assert wire.digest(f"{repo}/one") == wire.digest(f"{repo}/two")
+    assert_same_files(wire, f"{repo}/two", "latest", made)
+
+
+@pytest.mark.timeout(300)
+def test_parallel_pushes_of_shared_layers(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str
+) -> None:
+    """Six images with common layers, pushed at once to one repository and to several, are all whole."""
+    shared = layer({"shared": noise(repo, 4 * MIB)})
+    names = [f"{repo}/{number % 3}" for number in range(6)]
+    made = [image(f"parallel {number}", shared) for number in range(6)]
+    for number, each in enumerate(made):
+        docker.load(each, f"{server.address}/{names[number]}:{number}")
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: docker("push", f"{server.address}/{names[n]}:{n}"), range(6)))
+    for number, each in enumerate(made):
+        assert_same_files(wire, names[number], str(number), each)
+
+
+def test_build_from_a_pulled_image(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """`docker build` pulls its base from the registry, and what it builds can be pushed and run."""
+    base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:1"
+    docker.load(fresh, base)
+    docker("push", base)
+    docker.forget(base)
+    (tmp_path / "added").write_text(f"added to {repo}\n")
+    (tmp_path / "Dockerfile").write_text(
+        f'FROM {base}\nCOPY added /added\nRUN cat /greeting /added > /both\nCMD ["/bin/cat", "/both"]\n'
+    )
+    docker("build", "--pull", "--network", "host", "--tag", name, str(tmp_path))
+    docker("push", name)
+    docker.forget(name)
+    docker("pull", name)
+    assert docker.output_of(name) == f"hello from {repo}\nadded to {repo}\n"
+    pull_all(wire, f"{repo}/built", "1")
+
+
+def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
+    """`docker manifest` reads the registry's manifests, joins two to a list, pushes it; a pull takes its platform."""
+    name = f"{server.address}/{repo}"
+    made = {
+        architecture: image(f"list {architecture}", architecture=architecture) for architecture in ("amd64", "arm64")
+    }
+    for architecture, each in made.items():
+        docker.load(each, f"{name}:{architecture}")
+        docker("push", f"{name}:{architecture}")
+    assert "schemaVersion" in docker("manifest", "inspect", "--insecure", f"{name}:arm64").out
+    docker("manifest", "create", "--insecure", f"{name}:both", f"{name}:amd64", f"{name}:arm64")
+    pushed = docker("manifest", "push", "--insecure", "--purge", f"{name}:both").out.split()[-1]
+    reply = wire.manifest(repo, "both")
+    assert (digest_of(reply.body), reply.headers["Content-Type"]) == (pushed, DOCKER_LIST)
+    assert {wire.digest(repo, each) for each in made} < pull_all(wire, repo, "both")
+    docker.forget(f"{name}:amd64")
+    docker("pull", f"{name}:both")
+    assert docker.output_of(f"{name}:both") == "list amd64\n"
+
+
+def test_pull_of_what_is_not_there(docker: DockerEngine, server: RegistryServer, repo: str) -> None:
+    """An unknown repository or tag is a clear error of the client, not a broken answer."""
+    refused = docker.call.attempt("pull", f"{server.address}/{repo}:none")
+    assert refused.code != 0
+    assert "not found" in refused.err or "manifest unknown" in refused.err, refused.err
+
+
+def test_pull_of_an_oci_index(
+    docker: DockerEngine, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage
+) -> None:
+    """docker pulls its own platform out of an OCI index that another client pushed."""
+    wire.push(repo, "multi", multi)
+    name = f"{server.address}/{repo}:multi"
+    docker("pull", name)
+    assert docker.output_of(name) == "on amd64\n"
+    assert docker.inspect(name)["RepoDigests"] == [f"{server.address}/{repo}@{multi.digest}"]

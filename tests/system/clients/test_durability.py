@@ -1,0 +1,105 @@
+"""What strace sees of one push: bytes and metadata are on the disk before the client is told so."""
+
+from __future__ import annotations
+
+import http.client
+import re
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_images import MIB, ClientImage, image, layer, noise
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image
+from tests.fakes.clients.strace import SystemCall, tracing
+from tests.fakes.server_process import RegistryServer, running_server
+
+FSYNC = {"fsync", "fdatasync"}
+RENAME = {"rename", "renameat", "renameat2"}
+SEND = {"write", "writev", "sendto", "sendmsg"}
+
+
+def first(steps: list[SystemCall], what: str, after: int, fits: Callable[[SystemCall], bool]) -> SystemCall:
+    """The first such step that began after the line; an assertion with the record when there is none."""
+    for step in steps:
+        if step.began > after and step.worked and fits(step):
+            return step
+    record = "\n".join(f"{step.began}-{step.ended} {step.text[:200]}" for step in steps if step.began > after)
+    raise AssertionError(f"no {what} after line {after}:\n{record}")
+
+
+def answers(steps: list[SystemCall], status: int) -> list[SystemCall]:
+    return [step for step in steps if step.name in SEND and f'"HTTP/1.1 {status} ' in step.text]
+
+
+def paths_of(rename: SystemCall) -> tuple[Path, Path]:
+    """The two paths of a rename; a path that is relative to an open directory is joined to it."""
+    found = re.findall(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"', rename.text)
+    source, target = (Path(folder or "/") / path for folder, path in found)
+    return source, target
+
+
+def with_digest(location: str, digest: str) -> str:
+    return f"{location}{'&' if '?' in location else '?'}digest={digest}"
+
+
+def is_wal_sync(step: SystemCall) -> bool:
+    return step.name in FSYNC and "-wal>" in step.text
+
+
+def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes, **headers: str) -> str:
+    """One request on the open connection; gives the Location of a 201 or 202."""
+    connection.request(method, path, body, headers)
+    with connection.getresponse() as reply:
+        text = reply.read()
+        assert reply.status in (201, 202), (reply.status, text)
+        return reply.headers["Location"]
+
+
+def push_traced(server: RegistryServer, folder: Path, made: ClientImage) -> list[SystemCall]:
+    """Pushes one layer (POST, PATCH, PUT) and the manifest on one connection while strace watches the workers."""
+    wire, last = RegistryClient(server.address), made.layers[-1]
+    wire.push("team/traced", "before", image("before"))
+    assert made.config is not None
+    for content in (made.config, *made.layers[:-1]):
+        start = wire.ask("POST", "/v2/team/traced/blobs/uploads/").headers["Location"]
+        assert wire.ask("PUT", with_digest(start, content.digest), content.body).status == 201
+    with (
+        tracing(server.worker_pids(), folder) as trace,
+        closing(http.client.HTTPConnection(server.address, timeout=60)) as connection,
+    ):
+        location = ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
+        location = ask(connection, "PATCH", location, last.body)
+        ask(connection, "PUT", with_digest(location, last.digest), b"")
+        headers = {"Content-Type": made.manifest.media_type}
+        ask(connection, "PUT", "/v2/team/traced/manifests/traced", made.manifest.body, **headers)
+        # Answered by the same thread after it: the write of the 201 has ended then, and strace has it whole.
+        ask(connection, "POST", "/v2/team/traced/blobs/uploads/", b"")
+    return trace.steps()
+
+
+@pytest.mark.timeout(180)
+def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
+    """fsync of the blob's file, rename, fsync of the directory, fsync of the metadata's WAL: then the 201 is sent."""
+    made = image("traced", layer({"traced": noise("traced", MIB)}))
+    with running_server(tmp_path / "server") as server:
+        steps = push_traced(server, tmp_path, made)
+        assert_same_image(RegistryClient(server.address), "team/traced", "traced", made)
+    name = made.layers[-1].digest.partition(":")[2]
+    created = answers(steps, 201)
+    assert len(created) == 2, "one 201 for the blob, one for the manifest"
+    for_blob, for_manifest = created
+
+    renamed = first(steps, "rename into place", -1, lambda step: step.name in RENAME and name in step.text)
+    source, target = paths_of(renamed)
+    assert target.name == name or name in target.name
+    synced = [s for s in steps if s.name in FSYNC and f"<{source}>" in s.text and s.ended < renamed.began]
+    assert synced, f"{source} was renamed without an fsync"
+    folder = first(
+        steps, "fsync of the directory", renamed.ended, lambda s: s.name == "fsync" and f"<{target.parent}>" in s.text
+    )
+    committed = first(steps, "fsync of the WAL", folder.ended, is_wal_sync)
+    assert committed.ended < for_blob.began
+    written = first(steps, "fsync of the WAL for the manifest", for_blob.began, is_wal_sync)
+    assert written.ended < for_manifest.began

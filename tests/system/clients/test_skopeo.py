@@ -1,0 +1,269 @@
+"""skopeo: byte by byte copies, indexes, deletes, lists, sync, other formats."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from tests.fakes.client_images import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_MANIFEST,
+    MIB,
+    OCI_INDEX,
+    OCI_LAYER_ZSTD,
+    ClientImage,
+    artifact,
+    digest_of,
+    image,
+    layer,
+    noise,
+    write_dir,
+    write_layout,
+)
+from tests.fakes.clients.container_tools import INSECURE, ContainerTools
+from tests.fakes.clients.registry_client import RegistryClient, assert_same_image, pull_all
+from tests.fakes.server_process import RegistryServer
+
+SYNC = ("--all", "--preserve-digests")
+
+
+def blobs_below(layout: Path) -> dict[str, bytes]:
+    """Every file of an OCI layout's store by digest."""
+    return {f"sha256:{path.name}": path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
+
+
+def test_copy_in_and_out(
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    layout: Path,
+    big: ClientImage,
+    tmp_path: Path,
+) -> None:
+    """An OCI image of 80 MiB copied in and out again is the same, manifest and blobs, byte by byte."""
+    name = f"docker://{server.address}/{repo}:big"
+    tools.copy(f"oci:{layout}:big", name)
+    assert_same_image(wire, repo, "big", big)
+    tools.copy(name, f"oci:{tmp_path / 'out'}:big")
+    contents = big.manifests | big.blobs
+    assert blobs_below(tmp_path / "out") == {digest: content.body for digest, content in contents.items()}
+
+
+def test_copy_by_digest_and_default_tag(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """No tag means `latest`; the digest leads to the same bytes."""
+    write_layout(tmp_path / "in", {"x": fresh})
+    name = f"docker://{server.address}/{repo}"
+    tools.copy(f"oci:{tmp_path / 'in'}:x", name)
+    assert wire.tags(repo) == ["latest"]
+    for number, reference in enumerate([name, f"{name}@{fresh.digest}"]):
+        assert tools.skopeo("inspect", INSECURE, "--raw", reference).out.encode() == fresh.manifest.body
+        tools.copy(reference, f"oci:{tmp_path / str(number)}:x")
+        assert blobs_below(tmp_path / str(number))[fresh.digest] == fresh.manifest.body
+
+
+@pytest.mark.parametrize("option", ["--all", "--multi-arch=all"])
+def test_copy_of_an_index(
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    layout: Path,
+    multi: ClientImage,
+    option: str,
+    tmp_path: Path,
+) -> None:
+    """An index with all its platforms goes in and out again unchanged."""
+    name = f"docker://{server.address}/{repo}:multi"
+    tools.copy(f"oci:{layout}:multi", name, option)
+    assert_same_image(wire, repo, "multi", multi)
+    assert wire.manifest(repo, "multi").headers["Content-Type"] == OCI_INDEX
+    tools.copy(name, f"oci:{tmp_path / 'out'}:multi", option)
+    contents = multi.manifests | multi.blobs
+    assert blobs_below(tmp_path / "out") == {digest: content.body for digest, content in contents.items()}
+
+
+def test_one_platform_of_an_index(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, tmp_path: Path
+) -> None:
+    """Asked for one platform, skopeo gets exactly that child."""
+    wire.push(repo, "multi", multi)
+    name = f"docker://{server.address}/{repo}:multi"
+    tools.skopeo(
+        *("--override-arch", "arm64", "copy", "--quiet", "--src-tls-verify=false", "--multi-arch=system"),
+        *(name, f"oci:{tmp_path / 'out'}:arm64"),
+    )
+    child = multi.children[1]
+    contents = child.manifests | child.blobs
+    assert blobs_below(tmp_path / "out") == {digest: content.body for digest, content in contents.items()}
+
+
+def test_index_only(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, multi: ClientImage, layout: Path
+) -> None:
+    """An index whose children are there already can be pushed alone."""
+    for number, child in enumerate(multi.children):
+        wire.push(repo, f"child-{number}", child)
+    tools.copy(f"oci:{layout}:multi", f"docker://{server.address}/{repo}:multi", "--multi-arch=index-only")
+    assert_same_image(wire, repo, "multi", multi)
+
+
+def test_inspect_and_list_tags(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+) -> None:
+    """`inspect` and `list-tags` see digest, layers, platform and every tag, in order."""
+    for tag in ("b", "a", "latest", "v10", "v9"):
+        wire.push(repo, tag, fresh)
+    name = f"docker://{server.address}/{repo}"
+    seen = json.loads(tools.skopeo("inspect", INSECURE, f"{name}:a").out)
+    assert (seen["Digest"], seen["Architecture"], seen["Os"]) == (fresh.digest, "amd64", "linux")
+    assert seen["Layers"] == [each.digest for each in fresh.layers]
+    listed = json.loads(tools.skopeo("list-tags", INSECURE, name).out)["Tags"]
+    assert listed == seen["RepoTags"] == ["a", "b", "latest", "v10", "v9"]
+
+
+def test_delete(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage
+) -> None:
+    """After a delete the digest and every tag on it answer 404 at once; another image of the repository stays."""
+    other = image(f"other {repo}")
+    wire.push(repo, "other", other)
+    for tag in ("one", "two"):
+        wire.push(repo, tag, fresh)
+    name = f"docker://{server.address}/{repo}:one"
+    tools.skopeo("delete", INSECURE, name)
+    for reference in ("one", "two", fresh.digest):
+        assert wire.ask("GET", f"/v2/{repo}/manifests/{reference}").status == 404
+    assert tools.skopeo.attempt("inspect", INSECURE, name).code != 0
+    assert_same_image(wire, repo, "other", other)
+
+
+def test_sync_to_a_directory_and_back(
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    fresh: ClientImage,
+    multi: ClientImage,
+    tmp_path: Path,
+) -> None:
+    """`skopeo sync` takes every tag of a repository to a directory and brings it back elsewhere unchanged."""
+    wire.push(repo, "plain", fresh)
+    wire.push(repo, "multi", multi)
+    source = f"{server.address}/{repo}"
+    tools.skopeo("sync", *SYNC, "--src", "docker", "--dest", "dir", "--src-tls-verify=false", source, str(tmp_path))
+    target = f"{server.address}/{repo}/back"
+    tools.skopeo("sync", *SYNC, "--src", "dir", "--dest", "docker", "--dest-tls-verify=false", str(tmp_path), target)
+    back = f"{repo}/back/{repo.rpartition('/')[2]}"
+    assert_same_image(wire, back, "plain", fresh)
+    assert_same_image(wire, back, "multi", multi)
+
+
+def test_sync_between_registries(
+    tools: ContainerTools,
+    server: RegistryServer,
+    wire: RegistryClient,
+    repo: str,
+    fresh: ClientImage,
+    multi: ClientImage,
+) -> None:
+    """`skopeo sync` from registry to registry carries every tag and every byte."""
+    wire.push(repo, "plain", fresh)
+    wire.push(repo, "multi", multi)
+    options = (*SYNC, "--src", "docker", "--dest", "docker", "--src-tls-verify=false", "--dest-tls-verify=false")
+    tools.skopeo("sync", *options, f"{server.address}/{repo}", f"{server.address}/{repo}/far")
+    far = f"{repo}/far/{repo.rpartition('/')[2]}"
+    assert wire.tags(far) == ["multi", "plain"]
+    assert_same_image(wire, far, "plain", fresh)
+    assert_same_image(wire, far, "multi", multi)
+
+
+def test_conversion_to_docker_schema_2(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, layout: Path, big: ClientImage
+) -> None:
+    """The client may convert to schema 2 on its way; the registry keeps what it was sent."""
+    tools.copy(f"oci:{layout}:big", f"docker://{server.address}/{repo}:v2s2", "--format", "v2s2", exact=False)
+    reply = wire.manifest(repo, "v2s2")
+    assert reply.headers["Content-Type"] == reply.json()["mediaType"] == DOCKER_MANIFEST
+    assert [each["digest"] for each in reply.json()["layers"]] == [each.digest for each in big.layers]
+    pull_all(wire, repo, "v2s2")
+
+
+def test_docker_schema_2_is_kept(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
+) -> None:
+    """A Docker schema 2 image goes in and out unchanged, media types and odd white space included."""
+    made = image("schema 2", media_type=DOCKER_MANIFEST, layer_type=DOCKER_LAYER)
+    assert made.config is not None
+    assert made.config.media_type == DOCKER_CONFIG
+    name = f"docker://{server.address}/{repo}:s2"
+    tools.copy(f"dir:{write_dir(tmp_path / 'in', made)}", name)
+    assert_same_image(wire, repo, "s2", made)
+    tools.copy(name, f"dir:{tmp_path / 'out'}")
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == made.manifest.body
+
+
+def test_zstd_layers_are_kept(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
+) -> None:
+    """zstd layers go in and out as zstd, byte by byte."""
+    made = image("zstd", layer({"x": noise(repo, MIB)}, OCI_LAYER_ZSTD), layer_type=OCI_LAYER_ZSTD)
+    write_layout(tmp_path / "in", {"z": made})
+    tools.copy(f"oci:{tmp_path / 'in'}:z", f"docker://{server.address}/{repo}:z")
+    assert_same_image(wire, repo, "z", made)
+
+
+def test_compression_to_zstd(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """Layers that the client compresses anew as zstd unpack to the same bytes."""
+    write_layout(tmp_path / "in", {"x": fresh})
+    target = f"docker://{server.address}/{repo}:z"
+    tools.copy(f"oci:{tmp_path / 'in'}:x", target, "--dest-compress-format", "zstd", exact=False)
+    pull_all(wire, repo, "z")
+    for entry, made in zip(wire.manifest(repo, "z").json()["layers"], fresh.layers, strict=True):
+        body = wire.blob(repo, entry["digest"])
+        if entry["mediaType"] == OCI_LAYER_ZSTD:
+            body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+        else:
+            body = gzip.decompress(body)
+        assert digest_of(body) == digest_of(made.tar)
+
+
+def test_artifact_with_a_subject(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, fresh: ClientImage, tmp_path: Path
+) -> None:
+    """An artifact that skopeo pushes is kept as it is and listed as a referrer of its subject."""
+    made = artifact(fresh, f"signed {repo}", "application/vnd.example.signature")
+    write_layout(tmp_path / "in", {"x": fresh, "signature": made})
+    for tag in ("x", "signature"):
+        source = f"oci:{tmp_path / 'in'}:{tag}"
+        tools.copy(source, f"docker://{server.address}/{repo}:{tag}")
+    assert_same_image(wire, repo, "signature", made)
+    listed = wire.ask("GET", f"/v2/{repo}/referrers/{fresh.digest}").json()["manifests"]
+    assert [each["digest"] for each in listed] == [made.digest]
+    assert listed[0]["artifactType"] == "application/vnd.example.signature"
+    assert listed[0]["annotations"] == {"org.example.note": f"signed {repo}"}
+
+
+@pytest.mark.timeout(300)
+def test_ten_parallel_copies_of_a_shared_blob(
+    tools: ContainerTools, server: RegistryServer, wire: RegistryClient, repo: str, tmp_path: Path
+) -> None:
+    """Ten images with one large blob in common, pushed at once to five repositories, are all there as they were."""
+    shared = layer({"shared": noise(repo, 8 * MIB)})
+    made = {f"t{number}": image(f"ten {number}", shared) for number in range(10)}
+    write_layout(tmp_path, made)
+    places = {tag: f"{repo}/{number // 2}" for number, tag in enumerate(made)}
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda t: tools.copy(f"oci:{tmp_path}:{t}", f"docker://{server.address}/{places[t]}:{t}"), made))
+    for tag, each in made.items():
+        assert_same_image(wire, places[tag], tag, each)

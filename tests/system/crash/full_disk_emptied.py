@@ -1,0 +1,170 @@
+"""A disk without a free byte is emptied through the registry: `python -m tests.system.crash.full_disk_emptied
+RESULTS_FOLDER KIND`.
+
+KIND is `tmpfs`, or `ext4` for an image of that file system (which takes root). Run it in a mount namespace of its own
+(`unshare --mount`): what it mounts on FOLDER/data goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.content import OCI_MANIFEST, digest_of
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free, push
+
+LAYER = 2 * MIB
+TIMEOUT_SECONDS = 60.0
+COLLECTING = {"ENTREPOT_GC__GRACE": "0s", "ENTREPOT_GC__INTERVAL": "1s"}
+
+
+@dataclass(frozen=True)
+class OneLayerImage:
+    tag: str
+    layer: bytes
+    body: bytes
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.body)
+
+
+def make_image(number: int) -> OneLayerImage:
+    layer = random.Random(number).randbytes(LAYER)
+    part = {"mediaType": "application/octet-stream", "digest": digest_of(layer), "size": len(layer)}
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": part, "layers": [part]}
+    return OneLayerImage(f"v{number}", layer, json.dumps(manifest).encode())
+
+
+def mount(data: Path, kind: str, size: str = "48m", options: str = "") -> None:
+    data.mkdir()
+    if kind == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "none", str(data)], check=True)
+        return
+    image = data.with_suffix(".img")
+    subprocess.run(["truncate", "-s", size, str(image)], check=True)
+    subprocess.run([f"mkfs.{kind}", "-q", *(["-m", "0"] if kind == "ext4" else []), str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(data)], check=True)
+
+
+def fill(data: Path, name: str = "filler") -> Path:
+    """A stranger's file takes all that is left, to the last byte."""
+    filler = data / name
+    with filler.open("ab", buffering=0) as file:
+        for size in (MIB, 65536, 4096, 512, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"\1" * size) == size:
+                    pass
+    assert free(data) == 0, free(data)
+    return filler
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + TIMEOUT_SECONDS
+    while not true():
+        assert time.monotonic() < ends, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+def health(server: RegistryServer, which: str) -> tuple[int, dict[str, str]]:
+    status, body, _ = ask(server, "GET", f"/health/{which}")
+    return status, json.loads(body)
+
+
+def push_image(server: RegistryServer, image: OneLayerImage) -> int:
+    """The status of the first step that was refused, or 201."""
+    status = push(server, "team/app", image.layer)[0]
+    if status != 201:
+        return status
+    path = f"/v2/team/app/manifests/{image.tag}"
+    return ask(server, "PUT", path, image.body, Content_Type=OCI_MANIFEST)[0]
+
+
+def push_until_full(server: RegistryServer) -> list[OneLayerImage]:
+    images: list[OneLayerImage] = []
+    while (status := push_image(server, image := make_image(len(images)))) == 201:
+        images.append(image)
+    assert status == 507, status
+    return images
+
+
+def check_reads(server: RegistryServer, images: list[OneLayerImage]) -> None:
+    for image in images[::4]:
+        for path, body in ((f"manifests/{image.tag}", image.body), (f"blobs/{digest_of(image.layer)}", image.layer)):
+            assert ask(server, "GET", f"/v2/team/app/{path}")[:2] == (200, body), path
+            assert ask(server, "HEAD", f"/v2/team/app/{path}")[0] == 200, path
+    assert ask(server, "GET", "/v2/_catalog")[0] == 200
+    tags = json.loads(ask(server, "GET", "/v2/team/app/tags/list")[1])["tags"]
+    assert sorted(tags) == sorted(image.tag for image in images)
+
+
+def check_told(server: RegistryServer) -> None:
+    """Who watches the server learns of it, and who pushes gets a sentence."""
+    status, told = health(server, "ready")
+    assert (status, told["status"]) == (200, "disk full"), told
+    assert "disk" in told["reason"]
+    assert health(server, "live") == (200, {"status": "ok"})
+    until(lambda: "disk is full" in server.log_text(), "the log says that the disk is full")
+    refused = ask(server, "POST", "/v2/team/app/blobs/uploads/")
+    assert_storage_full(
+        refused if refused[0] == 507 else push(server, "team/app", random.Random(9999).randbytes(LAYER))
+    )
+
+
+def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
+    for image in images:
+        for what in (f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{digest_of(image.layer)}"):
+            status, body, _ = ask(server, "DELETE", f"/v2/team/app/{what}")
+            collected = status == 404 and what.startswith("blobs/")
+            assert status == 202 or collected, (what, status, body)
+
+
+def restarted(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
+    """A server whose log of the database is still empty."""
+    return running_server(folder, workers=2, env=COLLECTING)
+
+
+def main(folder: Path, kind: str) -> None:
+    data = folder / "data"
+    mount(data, kind)
+    with running_server(folder, workers=2) as server:  # one that collects at once could take a blob before its manifest
+        images = push_until_full(server)
+        assert len(images) > 10, len(images)
+    with restarted(folder) as server:
+        fill(data)
+        check_reads(server, images)
+        check_told(server)
+        gone, images = images[:5], images[5:]
+        delete(server, gone)
+        until(lambda: free(data) > 3 * LAYER, "what was deleted is free")
+        check_reads(server, images)
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        until(lambda: push_image(server, gone[0]) == 201, "no restart is needed")
+        images.append(gone[0])
+        fill(data)
+    fill(data, "more")
+    with restarted(folder) as server:
+        fill(data, "still more")
+        check_reads(server, images)
+        check_told(server)
+        delete(server, images)
+        until(lambda: free(data) > 8 * LAYER, "what was deleted is free")
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        images = [make_image(0)]
+        until(lambda: push_image(server, images[0]) == 201, "no restart is needed")
+        check_reads(server, images)
+        assert "Traceback" not in server.log_text(), server.log_text()
+    reserve = data / "reserve"
+    assert reserve.stat().st_blocks * 512 >= reserve.stat().st_size > MIB, "the reserve was taken back"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

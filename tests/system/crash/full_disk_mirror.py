@@ -1,0 +1,64 @@
+"""A mirror on a disk of 24 MiB that fills up in the middle of a blob: `python -m tests.system.crash.full_disk_mirror
+RESULTS_FOLDER`.
+
+Run it in a mount namespace of its own (`unshare --mount`): it mounts a tmpfs on FOLDER/data, which goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.fakes.client_images import MIB
+from tests.fakes.mirror_site import MirrorSite
+from tests.system.crash.full_disk import free
+
+SIZE = 12 * MIB
+
+
+def fill(data: Path) -> Path:
+    """Until not a byte more can be written."""
+    filler = data / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"\1" * 65536):
+            pass
+    return filler
+
+
+def main(folder: Path) -> None:
+    data = folder / "data"
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(data)], check=True)
+    with ExitStack() as stack:
+        site = MirrorSite(folder, stack)
+        site.start(1000, SIZE, settings='prefetch = "off"\nconnections = 1')
+        manifest = site.inspect().content
+        small = f"/v2/library/app/blobs/{site.image.layers[0].digest}"
+        assert site.get(small).ended().body == site.image.layers[0].read()
+        site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
+        workers = site.server.worker_pids()
+        readers = [site.get(worker=pid).reached(MIB) for pid in workers]
+        filler = fill(data)
+        site.hub.release()
+        for reader in readers:
+            assert not reader.ended().whole, "it has no place to be"
+            assert site.blob.startswith(reader.body)
+        for pid in workers:
+            refused = site.get(worker=pid).ended()
+            assert refused.status == 507, refused.body
+            assert [error["code"] for error in json.loads(refused.body)["errors"]] == ["STORAGE_FULL"]
+            assert site.get(small, worker=pid).ended().body == site.image.layers[0].read()
+        assert site.inspect().content == manifest
+        filler.unlink()
+        room = free(data)
+        assert room > SIZE, "what had come still takes room"
+        for pid in workers:
+            assert site.get(worker=pid).ended().body == site.blob
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,212 @@
+"""Starts, commands and logs on a disk without a free byte: `python -m tests.system.crash.full_disk_starts
+RESULTS_FOLDER SCENARIO`.
+
+Run it in a mount namespace of its own (`unshare --mount`): it mounts a tmpfs on FOLDER/data, which goes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.server_process import ROOT, RegistryServer, ServerFailed, running_server, start_server
+from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free
+from tests.system.crash.full_disk_emptied import (
+    OneLayerImage,
+    check_reads,
+    check_told,
+    delete,
+    fill,
+    health,
+    make_image,
+    mount,
+    push_image,
+    restarted,
+    until,
+)
+
+PASSWORD = "correct horse battery staple"
+
+
+def stored(folder: Path, count: int = 4) -> list[OneLayerImage]:
+    """A data directory with images, and no server any more."""
+    images = [make_image(number) for number in range(count)]
+    with running_server(folder) as server:
+        for image in images:
+            assert push_image(server, image) == 201
+    return images
+
+
+def release(filler: Path, count: int) -> None:
+    os.truncate(filler, filler.stat().st_size - count)
+
+
+def without_reserve(folder: Path) -> None:
+    """Of an earlier version, so it has no reserve and no lock files; nor has it a log or an index of it."""
+    data = folder / "data"
+    mount(data, "tmpfs", "24m")
+    images = stored(folder)
+    for file in [data / "reserve", data / "entrepot.db-wal", data / "entrepot.db-shm"]:
+        file.unlink()
+    for file in (data / "locks").glob("??"):
+        file.unlink()
+    filler = fill(data)
+    with restarted(folder) as server:
+        check_reads(server, images)
+        check_told(server)
+        assert_storage_full(ask(server, "DELETE", f"/v2/team/app/manifests/{images[0].tag}"))
+        release(filler, MIB)
+        until(lambda: ask(server, "DELETE", f"/v2/team/app/manifests/{images[0].tag}")[0] == 202, "deletes work again")
+        check_reads(server, images[1:])
+        release(filler, 8 * MIB)
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        until(lambda: push_image(server, images[0]) == 201, "pushes work again")
+        check_reads(server, images)
+        assert "Traceback" not in server.log_text(), server.log_text()
+
+
+def killed(folder: Path) -> None:
+    """After a kill, with a log that has to be read first."""
+    data = folder / "data"
+    mount(data, "tmpfs", "24m")
+    images = [make_image(number) for number in range(4)]
+    server = start_server(folder)
+    for image in images:
+        assert push_image(server, image) == 201
+    fill(data)
+    server.kill()
+    assert (data / "entrepot.db-wal").stat().st_size
+    with restarted(folder) as server:
+        check_reads(server, images)
+        check_told(server)
+        delete(server, images)
+        until(lambda: free(data) > 3 * MIB, "what was deleted is free")
+
+
+def no_inodes(folder: Path) -> None:
+    """Bytes enough, and not a single file more can be made."""
+    data = folder / "data"
+    mount(data, "tmpfs", "48m", ",nr_inodes=2000")
+    images = stored(folder)
+    (data / "more").mkdir()
+    number = 0
+    while os.statvfs(data).f_favail:
+        (data / "more" / str(number)).touch()
+        number += 1
+    with restarted(folder) as server:
+        check_reads(server, images)
+        check_told(server)
+        delete(server, images)
+        until(lambda: os.statvfs(data).f_favail >= 4, "what was deleted is gone")
+        for other in range(100):
+            (data / "more" / str(other)).unlink()
+        until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is room again")
+        until(lambda: push_image(server, images[0]) == 201, "pushes work again")
+
+
+def command(folder: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "registry", *args, "--data", str(folder / "data")]
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+def rights(folder: Path) -> None:
+    """What takes rights away works, beside a server and without one, and failed logins are counted."""
+    data = folder / "data"
+    mount(data, "tmpfs", "24m")
+    for name in ("admin", "anna", "bert"):
+        flags = ["--admin"] if name == "admin" else []
+        done = command(folder, "user", "add", name, *flags, "--password-file", "-", stdin=f"{PASSWORD}\n")
+        assert done.returncode == 0, done.stderr
+    fill(data)
+    done = command(folder, "user", "disable", "anna")
+    assert done.returncode == 0, done.stderr
+    with restarted(folder) as server:
+        assert _login(server, "anna") == 401
+        assert _login(server, "bert") == 200
+        done = command(folder, "user", "disable", "bert")
+        assert done.returncode == 0, done.stderr
+        assert _login(server, "bert") == 401
+        answers = [_login(server, "admin", f"guess {number}") for number in range(12)]
+        assert answers == [401] * 10 + [429] * 2, "failed logins are counted"
+        assert "Traceback" not in server.log_text(), server.log_text()
+
+
+def _login(server: RegistryServer, name: str, password: str = PASSWORD) -> int:
+    basic = b64encode(f"{name}:{password}".encode()).decode()
+    return ask(server, "GET", "/v2/", Authorization=f"Basic {basic}")[0]
+
+
+def log_beside(folder: Path) -> None:
+    """The server's output goes to a file on the full disk."""
+    data = folder / "data"
+    mount(data, "tmpfs", "24m")
+    images = stored(folder)
+    output = data / "server.log"
+    for workers in (1, 2):
+        with output.open("ab", buffering=0) as log, socket.socket() as taken:
+            fill(data)
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            taken.close()
+            flags = ["--data", str(data), "--listen", f"127.0.0.1:{port}", "--workers", str(workers)]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "registry", "serve", *flags], cwd=ROOT, stdout=log, stderr=log, text=True
+            )
+            server = RegistryServer(process, data, output, f"http://127.0.0.1:{port}")
+            try:
+                until(lambda server=server: _answers(server), "it serves")  # type: ignore[misc]
+                check_reads(server, images)
+                until(lambda server=server: _is_full(server, data), "it says that the disk is full")  # type: ignore[misc]
+                delete(server, images[:1])
+                images = images[1:]
+            finally:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+
+
+def _is_full(server: RegistryServer, data: Path) -> bool:
+    """Fills the disk again where the collector has freed what was deleted before."""
+    if health(server, "ready")[1]["status"] == "disk full":
+        return True
+    fill(data)
+    return False
+
+
+def _answers(server: RegistryServer) -> bool:
+    assert server.process.poll() is None, f"it ended with {server.process.returncode}"
+    try:
+        return health(server, "live")[0] == 200
+    except OSError:
+        return False
+
+
+def empty(folder: Path) -> None:
+    """The very first start is refused in one line, and works once there is room."""
+    data = folder / "data"
+    mount(data, "tmpfs", "24m")
+    filler = fill(data)
+    with pytest.raises(ServerFailed) as failed:
+        start_server(folder)
+    assert "Traceback" not in str(failed.value)
+    assert "free some space" in next(line for line in str(failed.value).splitlines() if line.startswith("entrepot: "))
+    filler.unlink()
+    with restarted(folder) as server:
+        until(lambda: push_image(server, make_image(0)) == 201, "pushes work")
+        assert json.loads(ask(server, "GET", "/v2/_catalog")[1]) == {"repositories": ["team/app"]}
+
+
+SCENARIOS: dict[str, Callable[[Path], None]] = {
+    each.__name__: each for each in (without_reserve, killed, no_inodes, rights, log_beside, empty)
+}
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[2]](Path(sys.argv[1]))

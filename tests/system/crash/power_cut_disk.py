@@ -1,0 +1,222 @@
+"""A recorder of durable steps, and the disks that a power cut could leave after any of them.
+
+What is assumed of a disk: a sync of a file makes all bytes written to it so far durable, and nothing else; a sync of a
+directory makes the entries made, moved and removed in it so far durable, and nothing else. Without them, each entry and
+each byte may or may not be there afterwards, in any mixture: a rename's new entry without its old one gone, a name
+without bytes, a length with zeros. This is less than ext4, XFS and Btrfs promise. The metadata database keeps its own
+promise (SQLite's): after a power cut it stands as after some commit, and not before the last durable one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from storage.data_dir.system import System
+from tests.system.crash.workload import Event, StepLog
+
+Entry = tuple[Any, ...]
+
+
+class RecordingSystem(System):
+    """Does everything for real, below `data`, and writes down what it did, in order, together with what was told."""
+
+    def __init__(self, data: Path) -> None:
+        super().__init__()
+        self.log: list[Entry] = []
+        self._data = data
+        self._files: dict[int, int] = {}
+        self._made = 0
+        self._lock = threading.RLock()
+
+    def tell(self, kind: str, event: Event) -> None:
+        with self._lock:
+            self.log.append(("told", kind, event))
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._data))
+
+    def open(self, path: Path, flags: int, mode: int = 0o644) -> int:
+        with self._lock:
+            fd = super().open(path, flags, mode)
+            if flags & os.O_EXCL:
+                self._made += 1
+                self._files[os.fstat(fd).st_ino] = self._made
+                self.log.append(("create", self._name(path), self._made))
+            return fd
+
+    def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+        with self._lock:
+            done = super().write(fd, chunks, offset)
+            self.log.append(("write", self._files[os.fstat(fd).st_ino], offset, b"".join(chunks)[:done]))
+            return done
+
+    def truncate(self, fd: int, size: int) -> None:
+        with self._lock:
+            super().truncate(fd, size)
+            self.log.append(("truncate", self._files[os.fstat(fd).st_ino], size))
+
+    def sync(self, fd: int) -> None:
+        with self._lock:
+            super().sync(fd)
+            found = os.fstat(fd)
+            if stat.S_ISDIR(found.st_mode):
+                self.log.append(("sync directory", self._name(Path(os.readlink(f"/proc/self/fd/{fd}")))))
+            else:
+                self.log.append(("sync", self._files[found.st_ino]))
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self._lock:
+            super().rename(source, target)
+            self.log.append(("rename", self._name(source), self._name(target)))
+
+    def unlink(self, path: Path) -> None:
+        with self._lock:
+            super().unlink(path)
+            self.log.append(("unlink", self._name(path)))
+
+    def mkdir(self, path: Path) -> None:
+        with self._lock:
+            super().mkdir(path)
+            self.log.append(("mkdir", self._name(path)))
+
+    def rmdir(self, path: Path) -> None:
+        with self._lock:
+            super().rmdir(path)
+            self.log.append(("rmdir", self._name(path)))
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        with self._lock:
+            super().commit(commit, durable=durable)
+            self.log.append(("commit", self.snapshot(), durable))
+
+    def snapshot(self) -> bytes:
+        """The metadata as it stands."""
+        db = apsw.Connection(str(self._data / "entrepot.db"))
+        try:
+            return db.serialize("main")
+        finally:
+            db.close()
+
+
+@dataclass
+class ReplayedFile:
+    """A file's bytes, on the disk and as processes saw them."""
+
+    durable: bytes = b""
+    seen: bytes = b""
+
+    def left(self, mood: random.Random | None, *, zeros: bool) -> bytes:
+        """What is there after the cut. Without a `mood`: what was synced, filled up with zeros or not."""
+        if mood is None:
+            return self.durable.ljust(len(self.seen), b"\0") if zeros else self.durable
+        kept = self.durable + self.seen[len(self.durable) :]
+        cut = mood.randint(len(self.durable), max(len(kept), len(self.durable)))
+        return mood.choice((self.durable, self.seen, kept[:cut], kept[:cut].ljust(len(self.seen), b"\0")))
+
+
+@dataclass
+class DiskAfterCut:
+    """A disk after a power cut: names with their bytes (None: a directory), and the database."""
+
+    how: str
+    names: dict[str, bytes | None]
+    metadata: bytes
+
+
+@dataclass
+class ReplayedDisk:
+    """Follows a log. `entries` are changes of directories that nothing has made durable yet."""
+
+    metadata: bytes
+    maybe: list[bytes] = field(default_factory=list)
+    """The database after each commit since the last durable one."""
+    files: dict[int, ReplayedFile] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+    durable: dict[str, int] = field(default_factory=dict)
+    entries: list[tuple[str, int | None]] = field(default_factory=list)
+    told: StepLog = field(default_factory=StepLog)
+
+    def follow(self, entry: Entry) -> None:
+        match entry:
+            case ("told", kind, event):
+                self.told.note(kind, event)
+            case ("create", name, number):
+                self.files[number] = ReplayedFile()
+                self._enter(name, number)
+            case ("mkdir", name):
+                self._enter(name, 0)
+            case ("write", number, offset, data):
+                file = self.files[number]
+                file.seen = file.seen[:offset].ljust(offset, b"\0") + data + file.seen[offset + len(data) :]
+            case ("truncate", number, size):
+                self.files[number].seen = self.files[number].seen[:size]
+            case ("sync", number):
+                self.files[number].durable = self.files[number].seen
+            case ("sync directory", folder):
+                self._settle(folder)
+            case ("rename", source, target):
+                self._enter(target, self.seen[source])
+                self._enter(source, None)
+            case ("unlink", name) | ("rmdir", name):
+                self._enter(name, None)
+            case ("commit", snapshot, True):
+                self.metadata, self.maybe = snapshot, []
+            case ("commit", snapshot, False):
+                self.maybe.append(snapshot)
+            case _:
+                raise AssertionError(entry)
+
+    def _enter(self, name: str, number: int | None) -> None:
+        self.entries.append((name, number))
+        _change(self.seen, name, number)
+
+    def _settle(self, folder: str) -> None:
+        rest = []
+        for name, number in self.entries:
+            if os.path.dirname(name) == folder:
+                _change(self.durable, name, number)
+            else:
+                rest.append((name, number))
+        self.entries = rest
+
+    def cuts(self, seed: int, mixtures: int) -> Iterator[DiskAfterCut]:
+        """What a power cut now could leave: the least, the most names with the fewest bytes (none, or zeros), and some
+        mixtures."""
+        latest = self.maybe[-1] if self.maybe else self.metadata
+        yield self._left("least", self.durable, self.metadata, None, zeros=False)
+        yield self._left("names without bytes", self.seen, latest, None, zeros=False)
+        yield self._left("names with zeros", self.seen, self.metadata, None, zeros=True)
+        for number in range(mixtures):
+            mood = random.Random(f"{seed} {number}")
+            names = dict(self.durable)
+            for name, to in self.entries:
+                if mood.random() < 0.6:
+                    _change(names, name, to)
+            yield self._left(f"mixture {number}", names, mood.choice([self.metadata, *self.maybe]), mood, zeros=False)
+
+    def _left(
+        self, how: str, names: dict[str, int], metadata: bytes, mood: random.Random | None, *, zeros: bool
+    ) -> DiskAfterCut:
+        bytes_of = {number: file.left(mood, zeros=zeros) for number, file in self.files.items()}
+        kept = {name: bytes_of[number] if number else None for name, number in names.items()}
+        # An entry in a directory that is not there itself cannot be reached.
+        reached = {
+            n: b for n, b in kept.items() if not n.startswith("uploads/") or os.path.dirname(n) in (*kept, "uploads")
+        }
+        return DiskAfterCut(how, reached, metadata)
+
+
+def _change(names: dict[str, int], name: str, number: int | None) -> None:
+    if number is None:
+        names.pop(name, None)
+    else:
+        names[name] = number

@@ -1,0 +1,75 @@
+"""Disks that are really full."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.server_process import ROOT, running_server
+from tests.system.crash.full_disk import MIB, assert_storage_full, pull, push
+
+
+def test_a_full_disk_refuses_with_507_and_works_again_once_there_is_room(tmp_path: Path) -> None:
+    """On a disk of 24 MiB a larger push gets 507 in the OCI shape, in one body and in chunks, and gives the room back;
+    then a small push works. With no room for the metadata a manifest gets 507, and goes in once there is room."""
+    run_alone("tests.system.crash.full_disk", tmp_path)
+
+
+def test_a_disk_that_fills_up_under_a_mirror(tmp_path: Path) -> None:
+    """In the middle of a blob: its readers are cut at both workers, and the room it took is free again; who asks for it
+    next gets 507, what is here is served as before. Once there is room the blob comes."""
+    run_alone("tests.system.crash.full_disk_mirror", tmp_path)
+
+
+def test_a_full_disk_is_emptied_through_the_registry(tmp_path: Path) -> None:
+    """Without a byte free, whoever took it: reads work, the server starts, its health and its log say what is wrong,
+    pushes get 507, each DELETE is done, and what it frees is free after the next collection. Then pushes work again
+    without a restart, and the reserve is taken back."""
+    run_alone("tests.system.crash.full_disk_emptied", tmp_path, "tmpfs")
+
+
+SCENARIOS = {
+    "without_reserve": "A data directory of an earlier version, without a reserve: reads are served from the database "
+    "as it stands, and deletes work as soon as there is room to open it, without a restart.",
+    "killed": "After a kill, with a log that has to be read first.",
+    "no_inodes": "No file more can be made: what is there is read, deleted and collected.",
+    "rights": "Accounts can be disabled, beside a server and without one, and failed logins are counted.",
+    "log_beside": "The server's own output goes to the full disk: it starts, serves, and ends with 0.",
+    "empty": "A first start is refused in one line that says what to do.",
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_server_on_a_full_disk(scenario: str, tmp_path: Path) -> None:
+    """What `SCENARIOS` says of each, on a disk without a byte or an inode free."""
+    run_alone("tests.system.crash.full_disk_starts", tmp_path, scenario)
+
+
+def run_alone(module: str, folder: Path, *args: str) -> None:
+    """In a mount namespace of its own."""
+    alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    run = subprocess.run(
+        [*alone, sys.executable, "-m", module, str(folder), *args],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+
+
+def test_a_blob_above_the_largest_file_the_system_allows_is_refused_with_507(tmp_path: Path) -> None:
+    """Where the system refuses files above a size (RLIMIT_FSIZE), a larger blob gets 507 and leaves nothing; a smaller
+    one works."""
+    with running_server(tmp_path, workers=2) as server:
+        for pid in server.worker_pids():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 * MIB, 4 * MIB))
+        large, small = random.Random(4).randbytes(6 * MIB), random.Random(5).randbytes(MIB)
+        assert_storage_full(push(server, "team/app", large))
+        assert pull(server, "team/app", large) is None
+        assert not list((server.data / "uploads").iterdir())
+        assert push(server, "team/app", small)[0] == 201
+        assert pull(server, "team/app", small) == small

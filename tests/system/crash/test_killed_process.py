@@ -1,0 +1,62 @@
+"""SIGKILL at every durable step: what was acknowledged is there, nothing partial shows, nothing is in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from tests.fakes.server_process import ROOT
+from tests.system.crash.killed_at_step import BOOT
+from tests.system.crash.workload import StateCheck, StepLog, files_below, referred_files, sweep
+
+
+async def _check(data: Path, told: StepLog) -> None:
+    prepare_data_dir(data)
+    async with open_registry(data, grace=0, boot=BOOT) as registry:
+        check = StateCheck(registry, told)
+        await check.everything()
+    async with open_registry(data, grace=0, expire=60, boot=BOOT, clock=lambda: time.time() + 3600) as registry:
+        await sweep(registry)
+        await StateCheck(registry, told).manifests()
+        referred = {key for state in check.states for key in state.referred()}
+        assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
+        assert not list((data / "trash").iterdir())
+        assert not list((data / "uploads").iterdir())
+        assert not list((data / "partials").iterdir())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_step(when: str, quick: Path) -> None:
+    """For every durable step of a day: a process killed there leaves all that it acknowledged, byte for byte, no
+    partial blob, upload sessions that tell the truth, and no garbage that the collector does not find."""
+    command = [sys.executable, "-m", "tests.system.crash.killed_at_step", str(quick), when]
+    deaths = 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as helper:
+        assert helper.stdout is not None
+        for line in helper.stdout:
+            report = json.loads(line)
+            told = StepLog()
+            for kind, event in report["told"]:
+                told.note(kind, event)
+            data = quick / str(report["number"])
+            try:
+                asyncio.run(_check(data, told))
+            except BaseException as error:
+                helper.kill()
+                error.add_note(f"killed {when} step {report['number']}; under way: {told.open}")
+                raise
+            shutil.rmtree(data)
+            deaths += report["code"] == -signal.SIGKILL
+    assert helper.returncode == 0
+    assert report["code"] == 0, "the last process should have come through"
+    assert not told.open
+    assert deaths > (100 if when == "before" else 33), "the day has fewer durable steps than it should"

@@ -1,0 +1,127 @@
+"""SIGKILL of a real server while clients push."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import random
+import threading
+from pathlib import Path
+
+from storage.content import OCI_MANIFEST, digest_of
+from tests.fakes.server_process import RegistryServer, running_server, start_server
+from tests.system.crash.full_disk import ask, pull, push, start
+
+ROUNDS = 6
+PUSHERS = 3
+GONE = (OSError, http.client.HTTPException)
+"""What a client sees of a server that is killed."""
+
+
+class PushingThread(threading.Thread):
+    """Pushes blobs and manifests until the server is gone; keeps what was acknowledged."""
+
+    def __init__(
+        self, server: RegistryServer, seed: str, reached: threading.Semaphore, killing: threading.Event
+    ) -> None:
+        super().__init__()
+        self._server = server
+        self._random = random.Random(seed)
+        self._reached = reached
+        self._killing = killing
+        self.blobs: list[bytes] = []
+        self.tags: dict[str, bytes] = {}
+        self.offsets: dict[str, int] = {}
+        self.sessions: dict[str, bytes] = {}
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while True:
+                self._one(self._random.randbytes(self._random.choice((10, 5000, 400_000, 3_000_000))))
+                self._reached.release()
+        except BaseException as error:
+            if not (self._killing.is_set() and isinstance(error, GONE)):
+                self.failure = error
+        finally:
+            self._reached.release()
+
+    def _one(self, body: bytes) -> None:
+        status = push(self._server, "team/app", body)[0] if self._random.random() < 0.5 else self._chunked(body)
+        assert status == 201
+        self.blobs.append(body)
+        part = {"mediaType": "application/json", "digest": digest_of(body), "size": len(body)}
+        manifest = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": part, "layers": []}).encode()
+        tag = f"t{digest_of(body).encoded[:20]}"
+        path = f"/v2/team/app/manifests/{tag}"
+        assert ask(self._server, "PUT", path, manifest, Content_Type=OCI_MANIFEST)[0] == 201
+        self.tags[tag] = manifest
+
+    def _chunked(self, body: bytes) -> int:
+        location = start(self._server, "team/app")
+        cuts = [0, *sorted(self._random.randrange(len(body)) for _ in range(2)), len(body)]
+        for at, to in itertools.pairwise(cuts):
+            if at == to:
+                continue
+            status, _, headers = ask(self._server, "PATCH", location, body[at:to])
+            assert status == 202
+            location = headers["location"]
+            self.offsets[location], self.sessions[location] = to, body
+        joined = location + ("&" if "?" in location else "?")
+        status = ask(self._server, "PUT", f"{joined}digest={digest_of(body)}")[0]
+        if status == 201:
+            del self.offsets[location]
+        return status
+
+
+def test_what_a_killed_server_acknowledged_is_there_after_the_restart(tmp_path: Path) -> None:
+    """Whenever the server is killed while clients push, every blob and manifest it answered 201 for is there, byte for
+    byte, after the restart; and a session it acknowledged a chunk of stands at least there, and can be finished, unless
+    its end was under way."""
+    blobs: list[bytes] = []
+    for number in range(ROUNDS):
+        server = start_server(tmp_path)
+        try:
+            reached, killing = threading.Semaphore(0), threading.Event()
+            pushers = [PushingThread(server, f"{number} {place}", reached, killing) for place in range(PUSHERS)]
+            for pusher in pushers:
+                pusher.start()
+            for _ in range(2 + number):
+                reached.acquire(timeout=60)
+        finally:
+            killing.set()
+            if number % 2:
+                server.kill_parent()
+            else:
+                server.kill()
+        for pusher in pushers:
+            pusher.join()
+            blobs += pusher.blobs
+            if pusher.failure is not None:
+                raise pusher.failure
+        with running_server(tmp_path) as again:
+            for pusher in pushers:
+                _check(again, pusher)
+    with running_server(tmp_path) as again:
+        for body in blobs:
+            assert pull(again, "team/app", body) == body
+    assert len(blobs) >= ROUNDS * 2
+
+
+def _check(server: RegistryServer, pusher: PushingThread) -> None:
+    for body in pusher.blobs:
+        assert pull(server, "team/app", body) == body
+    for tag, manifest in pusher.tags.items():
+        assert ask(server, "GET", f"/v2/team/app/manifests/{tag}")[1] == manifest
+    for location, acknowledged in pusher.offsets.items():
+        body = pusher.sessions[location]
+        status, _, headers = ask(server, "GET", location)
+        if acknowledged == len(body) and status == 404:
+            continue
+        assert status == 204
+        offset = int(headers["range"].rpartition("-")[2]) + 1
+        assert acknowledged <= offset <= len(body)
+        joined = location + ("&" if "?" in location else "?")
+        assert ask(server, "PUT", f"{joined}digest={digest_of(body)}", body[offset:])[0] == 201
+        assert pull(server, "team/app", body) == body

@@ -1,0 +1,90 @@
+"""A power cut after every durable step, replayed on the disks it could leave (see `recording` for what is assumed)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from storage.composition import open_registry, prepare_data_dir
+from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
+from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
+
+MIXTURES = 4
+
+
+async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
+    prepare_data_dir(data)
+    system = RecordingSystem(data)
+    disk = ReplayedDisk(system.snapshot())
+    async with open_registry(data, grace=0, system=system, boot="first run") as registry:
+        await Workload(registry, system.tell).run()
+    return disk, system
+
+
+def _lay_out(data: Path, left: DiskAfterCut) -> None:
+    """Makes the prepared directory `data` look like the disk that is left."""
+    for folder, _, names in os.walk(data):
+        for name in names:
+            if folder != str(data / "locks") and name != "reserve":
+                os.unlink(os.path.join(folder, name))
+    for folder in os.listdir(data / "uploads"):
+        os.rmdir(data / "uploads" / folder)
+    (data / "entrepot.db").write_bytes(left.metadata)
+    for name in sorted(left.names):
+        body = left.names[name]
+        if body is None:
+            (data / name).mkdir()
+        else:
+            (data / name).write_bytes(body)
+
+
+async def _check(data: Path, told: StepLog, thorough: bool) -> None:
+    async with open_registry(data, grace=0, boot="second run") as registry:
+        check = StateCheck(registry, told, survived=False)
+        await check.blobs()
+        await check.manifests()
+        await check.uploads()
+        await check.partials()
+        if thorough:
+            await check.push_again()
+    if thorough:
+        clock = lambda: time.time() + 3600  # noqa: E731
+        async with open_registry(data, grace=0, expire=60, boot="second run", clock=clock) as registry:
+            await sweep(registry)
+            await StateCheck(registry, told).manifests()
+        referred = {key for state in check.states for key in state.referred()}
+        assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
+        assert not list((data / "trash").iterdir())
+        assert not list((data / "uploads").iterdir())
+        assert not list((data / "partials").iterdir())
+
+
+async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(quick: Path) -> None:
+    """For every durable step of a day, and every disk a power cut after it is tried with: what was acknowledged is
+    there, byte for byte; nothing partial is served; upload sessions say truly how far they are, and can be finished."""
+    disk, system = await _record(quick / "recorded")
+    data = quick / "data"
+    prepare_data_dir(data)
+    done: set[object] = set()
+    log = system.log
+    for number, entry in enumerate(log):
+        disk.follow(entry)
+        if number + 1 < len(log) and log[number + 1][0] == "told":
+            continue
+        for place, left in enumerate(disk.cuts(number, MIXTURES)):
+            mark = (tuple(sorted(left.names.items())), left.metadata, len(disk.told.acknowledged), len(disk.told.open))
+            if mark in done:
+                continue
+            done.add(mark)
+            _lay_out(data, left)
+            try:
+                await _check(data, disk.told, thorough=(number + place) % 16 == 0)
+            except BaseException as error:
+                error.add_note(
+                    f"power cut after step {number}, {entry[:3]!r:.100}; left: {left.how}: {sorted(left.names)}"
+                )
+                error.add_note(f"under way: {disk.told.open}")
+                raise
+    assert not disk.told.open
+    assert len(done) > 200

@@ -1,0 +1,454 @@
+"""A scripted day of a registry, told step by step, and what must hold whenever it is broken off.
+
+Each step is announced before it starts and acknowledged after it returned; from these two lists a checker knows what
+must be there, what must be gone, and what may be either (the one step that was under way).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+
+from storage.content import OCI_MANIFEST, Actor, Manifest, digest_of
+from storage.errors import (
+    BlobUnknown,
+    BlobUploadUnknown,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+)
+from storage.interface import BlobWriter, Registry
+from storage.names import Digest, RepositoryName, Tag, UploadID
+from storage.store.stored_registry import StoredRegistry
+from tests.system.crash import account_workload
+
+BY = Actor(name="tester")
+MIB = 1024 * 1024
+APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
+FRESH = RepositoryName("team/later")
+SIZES = {
+    "config": 200, "small": 7000, "big": 2 * MIB + 17, "chunked": 70_001, "long": 40_000, "loose": 900, "gone": 5000,
+    "left": 30_000, "cancelled": 20_000, "twice": 1234, "filled": 90_001, "half": 60_000,
+}  # fmt: skip
+CUTS = (0, 1, 30_000, 50_000, 70_001)
+
+Event = list[str | int]
+Tell = Callable[[str, Event], None]
+
+
+@cache
+def content(name: str) -> bytes:
+    """The bytes of a blob of the script."""
+    return random.Random(name).randbytes(SIZES[name])
+
+
+@cache
+def digest(name: str, algorithm: str = "sha256") -> Digest:
+    return digest_of(content(name), algorithm)
+
+
+DIGESTS = {digest(name, algorithm): name for name in SIZES for algorithm in ("sha256", "sha512")}
+
+
+def image(*layers: Digest) -> Manifest:
+    def part(of: Digest, kind: str) -> dict[str, object]:
+        return {"mediaType": f"application/{kind}", "digest": of, "size": SIZES[DIGESTS[of]]}
+
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": part(digest("config"), "json"),
+                "layers": [part(layer, "tar") for layer in layers]}  # fmt: skip
+    return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
+
+
+IMAGES = {
+    "first": image(digest("small"), digest("big")),
+    "second": image(digest("chunked"), digest("long", "sha512")),
+    "third": image(digest("gone")),
+}
+BY_DIGEST = {manifest.digest: manifest for manifest in IMAGES.values()}
+
+
+@dataclass
+class StepLog:
+    """What a broken-off run had announced and acknowledged."""
+
+    acknowledged: list[Event] = field(default_factory=list)
+    open: list[Event] = field(default_factory=list)
+    """Steps that were under way, or that failed: they may have happened or not."""
+
+    def note(self, kind: str, event: Event) -> None:
+        if kind == "begin":
+            self.open.append(event)
+        elif kind == "done":
+            self.open.pop()
+            self.acknowledged.append(event)
+
+
+class Workload:
+    """Runs the day. `tell("begin" | "done" | "failed", event)`; a step that fails for the storage's sake is told as
+    failed and the day goes on, but not past one that a step before it needed."""
+
+    def __init__(self, registry: StoredRegistry, tell: Tell, failures: list[RegistryError] | None = None) -> None:
+        self.registry = registry
+        self._tell = tell
+        self.failures = failures
+
+    async def _step(self, event: Event, step: Callable[[], object]) -> bool:
+        self._tell("begin", event)
+        try:
+            await step()  # type: ignore[misc]
+        except RegistryError as error:
+            if self.failures is None:
+                raise
+            # What a step needs of an earlier one that failed is not there, and that is no failure of its own.
+            if isinstance(error, StorageFull | StorageFailed) or not self.failures:
+                self.failures.append(error)
+            self._tell("failed", event)
+            return False
+        self._tell("done", event)
+        return True
+
+    async def push(
+        self, repo: RepositoryName, name: str, pieces: int = 1, algorithm: str = "sha256", declared: bool = True
+    ) -> None:
+        body = content(name)
+        length = -(-len(body) // pieces)
+
+        async def step() -> None:
+            writer = await self.registry.start_upload(repo, algorithm if declared else "sha256")
+            try:
+                for at in range(0, len(body), length):
+                    await writer.write(body[at : at + length])
+                await writer.commit(digest(name, algorithm))
+            finally:
+                await _close(writer)
+
+        await self._step(["blob", repo, digest(name, algorithm)], step)
+
+    async def start(self, repo: RepositoryName) -> UploadID | None:
+        made: list[UploadID] = []
+
+        async def step() -> None:
+            writer = await self.registry.start_upload(repo)
+            made.append(writer.id)
+            await writer.aclose()
+
+        return made[0] if await self._step(["start"], step) else None
+
+    async def append(self, repo: RepositoryName, upload: UploadID, name: str, start: int, stop: int) -> None:
+        async def step() -> None:
+            writer = await self.registry.resume_upload(repo, upload, start)
+            try:
+                await writer.write(content(name)[start:stop])
+            finally:
+                await writer.aclose()
+
+        await self._step(["upload", repo, upload, name, stop], step)
+
+    async def finish(self, repo: RepositoryName, upload: UploadID, name: str, start: int) -> None:
+        async def step() -> None:
+            writer = await self.registry.resume_upload(repo, upload)
+            try:
+                await writer.write(content(name)[start:])
+                await writer.commit(digest(name))
+            finally:
+                await _close(writer)
+
+        await self._step(["finish", repo, upload, digest(name)], step)
+
+    async def cancel(self, repo: RepositoryName, upload: UploadID) -> None:
+        async def step() -> None:
+            writer = await self.registry.resume_upload(repo, upload)
+            await writer.cancel()
+            await writer.aclose()
+
+        await self._step(["cancel", repo, upload], step)
+
+    async def bring(self, name: str, *pieces: tuple[int, int]) -> None:
+        """Bytes from an upstream, which are nobody's yet."""
+
+        async def step() -> None:
+            partial = await self.registry.partials.claim(digest(name), SIZES[name])
+            try:
+                for start, stop in pieces:
+                    await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
+            finally:
+                partial.close()
+
+        await self._step(["partial", digest(name), *(bound for piece in pieces for bound in piece)], step)
+
+    async def keep(self, repo: RepositoryName, name: str) -> None:
+        """What was brought becomes a blob; what an earlier step could not bring comes now."""
+
+        async def step() -> None:
+            partial = await self.registry.partials.claim(digest(name), SIZES[name])
+            try:
+                for start, stop in partial.missing():
+                    await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
+                await partial.commit(repo)
+            finally:
+                partial.close()
+
+        await self._step(["blob", repo, digest(name)], step)
+
+    async def manifest(self, repo: RepositoryName, name: str, *tags: str) -> None:
+        made = IMAGES[name]
+        await self._step(
+            ["manifest", repo, made.digest, *tags],
+            lambda: self.registry.put_manifest(repo, made, [Tag(tag) for tag in tags], by=BY),
+        )
+
+    async def manage(self) -> None:
+        """Who may do what."""
+        for name, step in account_workload.STEPS.items():
+            await self._step(["right", name], partial(step.change, self.registry.accounts))
+
+    async def run(self) -> None:
+        """The whole day."""
+        registry = self.registry
+        for name, pieces in (("config", 1), ("small", 3), ("big", 5)):
+            await self.push(APP, name, pieces)
+        await self.manifest(APP, "first", "latest", "1")
+        if (upload := await self.start(APP)) is not None:
+            for start, stop in pairwise(CUTS[:-1]):
+                await self.append(APP, upload, "chunked", start, stop)
+            await self.finish(APP, upload, "chunked", CUTS[-2])
+        await self.push(APP, "long", 2, "sha512", declared=False)
+        await self.manifest(APP, "second", "latest")
+        await self._step(["blob", WEB, digest("config")], lambda: registry.mount_blob(WEB, digest("config"), APP, BY))
+        await self.push(WEB, "gone")
+        await self.manifest(WEB, "third", "x", "y")
+        await self.push(WEB, "loose")
+        await self.push(APP, "twice")
+        await self.push(WEB, "twice")
+        if (upload := await self.start(WEB)) is not None:
+            await self.append(WEB, upload, "cancelled", 0, 9000)
+            await self.cancel(WEB, upload)
+        await self._step(["untag", WEB, "y"], lambda: registry.delete_tag(WEB, Tag("y"), by=BY))
+        await self._step(["unblob", WEB, digest("twice")], lambda: registry.delete_blob(WEB, digest("twice"), by=BY))
+        third = IMAGES["third"].digest
+        await self._step(["unmanifest", WEB, third], lambda: registry.delete_manifest(WEB, third, by=BY))
+        if (upload := await self.start(WEB)) is not None:
+            await self.append(WEB, upload, "left", 0, 11_000)
+            await self.append(WEB, upload, "left", 11_000, 12_000)
+        await self.bring("filled", (30_000, 60_000), (0, 30_000), (60_000, 90_001))
+        await self.keep(APP, "filled")
+        await self.bring("half", (0, 10_000), (30_000, 40_000))
+        await self._step(["collect"], registry.collector.collect)
+        await self.push(WEB, "gone", 2)
+        await self.push(WEB, "config")
+        await self.manifest(WEB, "third", "z")
+        await self.manage()
+
+
+async def _close(writer: BlobWriter) -> None:
+    try:
+        await writer.aclose()
+    except (BlobUploadUnknown, StorageFull, StorageFailed):
+        # The commit has failed and said so already.
+        return
+
+
+@dataclass
+class ExpectedState:
+    """What the registry must hold after the acknowledged steps."""
+
+    blobs: set[tuple[str, str]] = field(default_factory=set)
+    manifests: set[tuple[str, str]] = field(default_factory=set)
+    tags: dict[tuple[str, str], str] = field(default_factory=dict)
+    uploads: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    standing: frozenset[account_workload.Fact] = frozenset()
+
+    def apply(self, event: Event) -> None:
+        kind, *words = event
+        texts = [str(word) for word in words]
+        match kind:
+            case "blob":
+                self.blobs.add((texts[0], texts[1]))
+            case "unblob":
+                self.blobs.discard((texts[0], texts[1]))
+            case "manifest":
+                self.manifests.add((texts[0], texts[1]))
+                self.tags.update({(texts[0], tag): texts[1] for tag in texts[2:]})
+            case "unmanifest":
+                self.manifests.discard((texts[0], texts[1]))
+                for key in [k for k, to in self.tags.items() if k[0] == texts[0] and to == texts[1]]:
+                    del self.tags[key]
+            case "untag":
+                self.tags.pop((texts[0], texts[1]), None)
+            case "upload":
+                self.uploads[texts[0], texts[1]] = (texts[2], int(texts[3]))
+            case "finish":
+                self.uploads.pop((texts[0], texts[1]), None)
+                self.blobs.add((texts[0], texts[2]))
+            case "cancel":
+                self.uploads.pop((texts[0], texts[1]), None)
+            case "right":
+                self.standing = account_workload.after(self.standing, texts[0])
+            case "collect":
+                self.blobs = {key for key in self.blobs if key in self.referred()}
+
+    def referred(self) -> set[tuple[str, str]]:
+        return {(repo, str(d.digest)) for repo, of in self.manifests for d in BY_DIGEST[Digest(of)].blobs}
+
+
+@dataclass
+class StateCheck:
+    """Holds a registry against what was told. `survived`: the machine kept running, so what an upload session had
+    acknowledged is there; after a power cut it may have less, but must say so. `faults`: the storage refused a step,
+    and the session it belonged to may have been dropped for that."""
+
+    registry: StoredRegistry
+    told: StepLog
+    survived: bool = True
+    faults: bool = False
+
+    def __post_init__(self) -> None:
+        self.states = [ExpectedState()]
+        for event in self.told.acknowledged:
+            self.states[0].apply(event)
+        for event in self.told.open:
+            # Every one of them may have happened or not; they touch different things.
+            after = ExpectedState(
+                set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
+                dict(self.states[-1].uploads), self.states[-1].standing,
+            )  # fmt: skip
+            after.apply(event)
+            self.states.append(after)
+
+    async def everything(self) -> None:
+        await self.blobs()
+        await self.manifests()
+        await self.uploads()
+        await self.partials()
+        self.accounts()
+        await self.push_again()
+
+    async def blobs(self) -> None:
+        """What was acknowledged is there; whatever is there has the bytes its digest says."""
+        for repo in (APP, WEB):
+            for wanted, name in DIGESTS.items():
+                have = await read(self.registry, repo, wanted)
+                may = {(repo, wanted) in state.blobs for state in self.states}
+                assert have is None or have == content(name), f"{repo} serves wrong bytes for {name}"
+                assert (have is not None) in may, f"{name} in {repo}: {have is not None}; {self.told.open}"
+
+    async def manifests(self) -> None:
+        """Manifests and tags stand as acknowledged, and every blob they name is there."""
+        for repo in (APP, WEB):
+            for made in IMAGES.values():
+                may = {(repo, made.digest) in state.manifests for state in self.states}
+                try:
+                    assert (await self.registry.get_manifest(repo, made.digest)).body == made.body
+                    have = True
+                except ManifestUnknown:
+                    have = False
+                assert have in may, f"manifest {made.digest} in {repo}: {have}; {self.told.open}"
+                for part in made.blobs if have else ():
+                    assert await read(self.registry, repo, part.digest) is not None
+            try:
+                tags = (await self.registry.tags(repo, None, 100)).items
+            except NameUnknown:
+                tags = ()
+            found = {tag: (await self.registry.resolve_manifest(repo, tag)).digest for tag in tags}
+            assert found in [{t: to for (r, t), to in state.tags.items() if r == repo} for state in self.states]
+
+    async def uploads(self) -> None:
+        """A session says how far it is, the bytes up to there are the ones that were sent, and it can be finished."""
+        for repo, upload in {key for state in self.states for key in state.uploads}:
+            name = next(state.uploads[repo, upload][0] for state in self.states if (repo, upload) in state.uploads)
+            known = [state.uploads.get((repo, upload)) for state in self.states]
+            where, session = RepositoryName(repo), UploadID(upload)
+            try:
+                offset = await self.registry.upload_offset(where, session)
+            except BlobUploadUnknown:
+                dropped = self.faults and any(upload in event for event in self.told.open)
+                assert None in known or dropped or not self.survived, "an acknowledged session is gone"
+                continue
+            least = known[0][1] if known[0] is not None else 0
+            committing = any(event[0] in ("finish", "cancel") and event[2] == upload for event in self.told.open)
+            assert offset >= least or not self.survived or committing, f"{least} bytes acknowledged, {offset} are left"
+            assert offset <= SIZES[name]
+            writer = await self.registry.resume_upload(where, session, offset)
+            assert await writer.read_at(0, SIZES[name]) == content(name)[:offset], "these are not the bytes sent"
+            await writer.write(content(name)[offset : offset + 10])
+            await writer.aclose()
+            writer = await self.registry.resume_upload(where, session, min(offset + 10, SIZES[name]))
+            await writer.write(content(name)[offset + 10 :])
+            await writer.commit(digest(name))
+            await writer.aclose()
+            assert await read(self.registry, where, digest(name)) == content(name)
+
+    async def partials(self) -> None:
+        """What was brought is there while the machine runs, and can be gone on with until it is a blob."""
+        acknowledged = self.told.acknowledged
+        for event in [event for event in acknowledged if event[0] == "partial"]:
+            of, bounds = Digest(str(event[1])), [int(bound) for bound in event[2:]]
+            name, pieces = DIGESTS[of], list(zip(bounds[::2], bounds[1::2], strict=True))
+            if ["blob", APP, of] in acknowledged or await read(self.registry, APP, of):
+                continue
+            partial = await self.registry.partials.claim(of, SIZES[name])
+            assert partial.owned
+            missing = partial.missing()
+            again = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
+            assert not again or self.faults or not self.survived, f"{again} of {name} would be fetched again"
+            if name == "filled":
+                for start, stop in missing:
+                    await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
+                await partial.commit(FRESH)
+                assert await read(self.registry, FRESH, of) == content(name)
+            partial.close()
+
+    def accounts(self) -> None:
+        """Accounts and rights stand as acknowledged; a step that was broken off is done with its line in the audit log,
+        or not at all."""
+        found, may = account_workload.facts(self.registry.accounts), [state.standing for state in self.states]
+        if not self.faults:
+            assert found in may, f"{sorted(found)}; {self.told.open}"
+        for fact in found.union(*may):
+            assert (fact in found) in {fact in state for state in may}, f"{fact}; {self.told.open}"
+
+    async def push_again(self) -> None:
+        """The same content can be pushed anew, whatever was left lying about."""
+        for wanted, name in DIGESTS.items():
+            if wanted.algorithm == "sha512" and name != "long":
+                continue
+            writer = await self.registry.start_upload(FRESH, wanted.algorithm)
+            await writer.write(content(name))
+            await writer.commit(wanted)
+            await writer.aclose()
+            assert await read(self.registry, FRESH, wanted) == content(name)
+
+
+async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> bytes | None:
+    """The blob's bytes; None where the repository has none."""
+    try:
+        reader = await registry.open_blob(repo, wanted)
+    except BlobUnknown:
+        return None
+    try:
+        return b"".join([chunk async for chunk in reader])
+    finally:
+        await reader.aclose()
+
+
+async def sweep(registry: StoredRegistry) -> None:
+    """Enough rounds of the collector to look at every shard."""
+    for _ in range(33):
+        await registry.collector.collect()
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if not path.is_dir()]
+
+
+def referred_files(data: Path, repos: Sequence[tuple[str, str]]) -> set[Path]:
+    """Where the blobs lie that `repos`, pairs of repository and digest, refer to."""
+    return {data / "blobs" / Digest(d).algorithm / Digest(d).encoded[:2] / Digest(d).encoded for _, d in repos}

@@ -1,0 +1,96 @@
+"""The real upstreams hold what was pushed to them, and are as slow as they were told to be."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.fakes.certificate_authority import certificates
+from tests.fakes.client_images import MIB
+from tests.fakes.hub.hub import hub
+from tests.fakes.real_upstreams import docker_registry, entrepot, slow_link
+from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image, ubuntu
+
+REPO = "library/app"
+
+
+@pytest.fixture
+def content() -> UpstreamContent:
+    made = UpstreamContent()
+    made.add(REPO, noise_image("app", 1000, 3 * MIB), "1")
+    made.add("library/ubuntu", ubuntu(), "18.04")
+    return made
+
+
+@pytest.fixture
+def client() -> Iterator[httpx2.Client]:
+    with httpx2.Client(trust_env=False, timeout=30) as made:
+        yield made
+
+
+def check(client: httpx2.Client, url: str, content: UpstreamContent) -> None:
+    """Every manifest, by tag and digest, and every blob is there to the byte."""
+    for repo, held in content.repositories.items():
+        for reference in (*held.manifests, *held.tags):
+            body, media_type = held.manifests[held.tags.get(reference, reference)]
+            got = client.get(f"{url}/v2/{repo}/manifests/{reference}", headers={"Accept": media_type})
+            assert (got.status_code, got.headers["Content-Type"], got.content) == (200, media_type, body)
+        for digest in held.blobs:
+            got = client.get(f"{url}/v2/{repo}/blobs/{digest}")
+            assert "sha256:" + hashlib.sha256(got.content).hexdigest() == digest
+
+
+def test_docker_registry_holds_what_was_pushed(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
+    """Images of docker and of OCI; once it is stopped, its port refuses connections."""
+    with docker_registry(tmp_path, content) as far:
+        check(client, far.url, content)
+        far.stop()
+        with pytest.raises(httpx2.ConnectError):
+            client.get(f"{far.url}/v2/")
+
+
+def test_docker_registry_as_a_cache_before_the_stand_in(
+    tmp_path: Path, client: httpx2.Client, content: UpstreamContent
+) -> None:
+    """A real client of Hub takes the stand-in for it: tokens, a realm elsewhere, redirects that refuse them."""
+    with hub(tmp_path, content, auth="bearer", redirects=True, limit=100) as upstream:
+        upstream.set(realm=f"{upstream.auth_url}/token")
+        with docker_registry(tmp_path, remote=upstream.url) as proxy:
+            check(client, proxy.url, content)
+        assert upstream.count("token") > 0
+        assert not [seen for seen in upstream.requests("blob") if seen.authorization]
+
+
+def test_entrepot_holds_what_was_pushed(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
+    """With its own server as upstream of itself, a test needs no other."""
+    with entrepot(tmp_path, content) as url:
+        check(client, url, content)
+
+
+def test_a_link_by_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamContent) -> None:
+    """Who trusts its authority gets everything, others do not come in."""
+    made = certificates(tmp_path)
+    with hub(tmp_path, content) as upstream, slow_link(tmp_path, upstream.url, certificates=made) as link:
+        assert link.url.startswith("https://")
+        with httpx2.Client(trust_env=False, verify=ssl.create_default_context(cafile=made.authority)) as trusting:
+            check(trusting, link.url, content)
+        with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            client.get(f"{link.url}/v2/")
+
+
+def test_a_slow_link(tmp_path: Path, client: httpx2.Client) -> None:
+    """nginx holds each request to its rate, and changes no byte."""
+    content = UpstreamContent()
+    held: ImageTree = content.add(REPO, noise_image("slow", 3 * MIB), "1")
+    with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "4m") as link:
+        check(client, link.url, content)
+        begun = time.monotonic()
+        client.get(f"{link.url}/v2/{REPO}/blobs/{held.layers[0].digest}")
+        # nginx counts whole seconds: it may be one ahead.
+        assert time.monotonic() - begun > 0.2

@@ -1,0 +1,17 @@
+"""A server with two workers for these tests alone: they count what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.system.fuzz.fuzz_runner import prepare
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    with running_server(tmp_path_factory.mktemp("fuzz"), workers=2) as server:
+        prepare(server)
+        yield server

@@ -1,0 +1,204 @@
+"""Sends cases and judges what comes back."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+import apsw
+
+from tests.fakes.process_resources import eventually, files_below
+from tests.fakes.raw_http import ConnectionClosed, RawAnswer, RawConnection, message
+from tests.fakes.raw_pushes import RawPushes, digest_of, image
+from tests.fakes.server_process import RegistryServer
+from tests.system.fuzz.fuzz_case import CODES, FuzzCase
+from tests.system.fuzz.malformed_content import BLOB, CONTENTS, REPO, TAG
+from tests.system.fuzz.malformed_http import FRAMINGS
+
+GENERATORS: Sequence[Callable[[random.Random], FuzzCase]] = (*CONTENTS, *FRAMINGS)
+LANES = 4
+"""Connections in parallel."""
+CANARY = 7
+"""After every so many cases the same connection has to serve a sound request."""
+
+
+def make_case(seed: int, index: int) -> FuzzCase:
+    """The case of that number: the same each time, whatever came before."""
+    rng = random.Random(f"{seed}/{index}")
+    return GENERATORS[index % len(GENERATORS)](rng)
+
+
+def judge(case: FuzzCase, answer: RawAnswer) -> None:
+    """Raises AssertionError for an answer that is not as it should be."""
+    assert answer.status in case.statuses, f"status {answer.status}: {answer.body[:300]!r}"
+    assert answer["docker-distribution-api-version"] == "registry/2.0"
+    for name, value in answer.fields:
+        assert name != "x-evil", "a header was injected"
+        assert value.isprintable(), f"{name} holds {value!r}"
+    if case.method == "HEAD":
+        return
+    assert answer["content-type"] == "application/json"
+    document = answer.json()
+    assert set(document) == {"errors"}
+    assert document["errors"]
+    for error in document["errors"]:
+        assert error["code"] in CODES, f"{error['code']} is none of the spec's codes"
+        assert isinstance(error["message"], str)
+        assert error["message"]
+
+
+@dataclass
+class FuzzConnection:
+    """One connection at a time, used again as long as the server keeps it."""
+
+    server: RegistryServer
+    seed: int
+    wire: RawConnection | None = None
+    held: list[RawConnection] = field(default_factory=list)
+    history: list[int] = field(default_factory=list)
+    """Cases this connection has carried."""
+
+    def run(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            case = make_case(self.seed, index)
+            self.history.append(index)
+            try:
+                self._one(case, canary=index % CANARY == 0)
+            except (AssertionError, OSError, ConnectionClosed, ValueError) as error:
+                raise AssertionError(
+                    f"seed {self.seed}, case {index} ({case.kind}), on a connection that carried {self.history}:\n"
+                    f"{type(error).__name__}: {error}\nsent: {case.raw[:2000]!r}"
+                ) from error
+
+    def close(self) -> None:
+        for wire in (*self.held, *([self.wire] if self.wire else [])):
+            wire.close()
+        self.held.clear()
+        self._drop()
+
+    def _drop(self) -> None:
+        if self.wire is not None:
+            self.wire.close()
+        self.wire = None
+        self.history.clear()
+
+    def _open(self) -> RawConnection:
+        if self.wire is None:
+            self.wire = RawConnection(("127.0.0.1", self.server.port))
+        return self.wire
+
+    def _one(self, case: FuzzCase, *, canary: bool) -> None:
+        if not case.needs_session:
+            self._send(case, case.raw)
+        else:
+            with RawConnection(("127.0.0.1", self.server.port)) as other:
+                steps = RawPushes(other, REPO)
+                session = steps.start()
+                try:
+                    self._send(case, case.filled(session))
+                finally:
+                    answer = other.ask("DELETE", session)
+                    assert answer.status in (204, 404), f"DELETE: {answer.status} {answer.body!r}"
+        if canary and self.wire is not None:
+            assert self.wire.ask("GET", "/v2/").status == 200
+
+    def _send(self, case: FuzzCase, raw: bytes) -> None:
+        wire = self._open()
+        assert not wire.received, f"unasked-for bytes on the connection: {bytes(wire.received)!r}"
+        with suppress(BrokenPipeError, ConnectionResetError):  # answered early; the answer is there to be read
+            wire.send(raw)
+        if case.end == "answer":
+            answer = wire.answer(case.method)
+            judge(case, answer)
+            assert not answer.interim, "100 was said to a request that is refused"
+            if answer.closes:
+                self._drop()
+        elif case.end == "hold":
+            self.held.append(wire)
+            self.wire = None
+            self.history.clear()
+        else:
+            self._finish(case, wire)
+            self._drop()
+
+    @staticmethod
+    def _finish(case: FuzzCase, wire: RawConnection) -> None:
+        if case.end == "reset":
+            wire.reset()
+        if case.end in ("reset", "leave"):
+            return
+        with suppress(OSError):
+            wire.shut()
+        count = 0
+        with suppress(ConnectionClosed, ConnectionResetError):
+            while True:
+                judge(case, wire.answer(case.method))
+                count += 1
+        assert count or case.end == "maybe", "no answer"
+
+
+def run_batch(server: RegistryServer, seed: int, indices: Sequence[int], lanes: int = LANES) -> None:
+    """Sends those cases over `lanes` connections. Raises AssertionError with all that is needed to repeat a failure."""
+    with ExitStack() as stack, ThreadPoolExecutor(lanes) as pool:
+        opened = [FuzzConnection(server, seed) for _ in range(lanes)]
+        for lane in opened:
+            stack.callback(lane.close)
+        running = [pool.submit(lane.run, indices[number::lanes]) for number, lane in enumerate(opened)]
+        for future in running:
+            future.result()
+
+
+def prepare(server: RegistryServer) -> None:
+    """What the cases expect to be there."""
+    push_and_pull(server)
+
+
+def push_and_pull(server: RegistryServer) -> None:
+    """A sound push, always of the same content, and its pull."""
+    with RawConnection(("127.0.0.1", server.port)) as wire:
+        steps = RawPushes(wire, REPO)
+        path = steps.blob(BLOB)
+        manifest = image(BLOB, BLOB)
+        tagged = steps.manifest(manifest, TAG)
+        assert steps.get(path).body == BLOB
+        got = steps.get(tagged)
+        assert got.body == manifest
+        assert got["docker-content-digest"] == digest_of(manifest)
+        assert wire.ask("GET", f"/v2/{REPO}/tags/list").json()["tags"] == [TAG]
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """What lies in the data directory."""
+
+    files: int
+    rows: tuple[tuple[str, int], ...]
+
+
+def store_counts(server: RegistryServer) -> StoreCounts:
+    """Counts files of content and of uploads, and the rows of each table of the metadata. History may grow."""
+    data = server.data
+    db = apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        names = [row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
+        counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
+    finally:
+        db.close()
+    rows = tuple((name, count) for name, count in counts if not name.startswith(("sqlite_", "tag_history", "audit")))
+    return StoreCounts(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
+
+
+def settled(server: RegistryServer) -> StoreCounts:
+    """The same, once no session is left of a request that an earlier test sent and did not wait for."""
+    eventually(lambda: ("upload", 0) in store_counts(server).rows)
+    return store_counts(server)
+
+
+def sound_request(server: RegistryServer) -> None:
+    with RawConnection(("127.0.0.1", server.port)) as wire:
+        wire.send(message("GET", "/v2/"))
+        assert json.loads(wire.answer().body) == {}

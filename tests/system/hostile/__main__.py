@@ -1,0 +1,38 @@
+"""Prints how long each kind of request holds a worker; words of names pick some of them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.system.hostile import large_store
+from tests.system.hostile.attacked_site import running_site
+from tests.system.hostile.attacks_manifests import prepare
+from tests.system.hostile.ping_watcher import PingWatcher
+from tests.system.hostile.stalls import BOUND, TRIES, StallResult, all_attacks, measure, summary, table
+
+
+def main() -> int:
+    """1 when one of them is above the bound."""
+    wanted = [word.lower() for word in sys.argv[1:] if word != "--once"]
+    tries = 1 if "--once" in sys.argv else TRIES
+    results: dict[str, StallResult] = {}
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+        folder = Path(name)
+        logins = large_store.build(folder / "data")
+        with running_site(folder, logins) as site, PingWatcher(site.server) as watcher:
+            prepare(site)
+            for name, kind in all_attacks().items():
+                if wanted and not any(word in name.lower() for word in wanted):
+                    continue
+                begun = time.perf_counter()
+                results[name] = measure(site, watcher, kind, tries)
+                print(f"{time.perf_counter() - begun:6.2f} s  {results[name]}", flush=True)
+    print(f"\n{table(results)}\n\n{summary(results)}")
+    return int(any(each.held > BOUND for each in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

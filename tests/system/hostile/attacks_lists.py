@@ -1,0 +1,105 @@
+"""Lists over a large store: repositories, tags, referrers, and those of the management API."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from urllib.parse import quote
+
+from tests.system.hostile import large_store
+from tests.system.hostile.attack import KIB, Attack
+from tests.system.hostile.attack_requests import AttackAnswer
+from tests.system.hostile.attacked_site import AttackedSite
+
+
+def _listed(target: str, login: str, site: AttackedSite) -> AttackAnswer:
+    """`FRESH` in the target becomes a number that no answer is remembered for."""
+    return site.ask("GET", target.replace("FRESH", str(site.number())), login=login)
+
+
+def _paged(target: str, login: str, pages: int, site: AttackedSite) -> AttackAnswer:
+    """That list, and those that its Link leads to."""
+    answer = site.ask("GET", target, login=login)
+    for _ in range(pages - 1):
+        link = answer.header(b"link")
+        if not link:
+            break
+        answer = site.ask("GET", link[1 : link.index(">")], login=login)
+    return answer
+
+
+def _posted(target: str, body: bytes, method: str, site: AttackedSite) -> AttackAnswer:
+    return site.ask(method, target, {"Content-Type": "application/json"}, body, login="admin")
+
+
+def _limits(site: AttackedSite) -> AttackAnswer:
+    """An API token with the most patterns, and the worst."""
+    patterns = ["a*" * 127 + str(number % 10) for number in range(50)]
+    limits = [{"pattern": pattern, "actions": ["pull"]} for pattern in patterns]
+    return _posted("/api/v1/tokens", json.dumps({"account": "admin", "limits": limits}).encode(), "POST", site)
+
+
+def _grants(site: AttackedSite) -> AttackAnswer:
+    """Patterns that are compared with each other."""
+    pattern = f"{'a*' * 100}{site.fresh()}"
+    body = {"subject": "everyone", "pattern": pattern, "actions": ["pull"]}
+    return _posted("/api/v1/grants", json.dumps(body).encode(), "PUT", site)
+
+
+_R = "/v2/large/referrers/referrers/" + large_store.SUBJECT
+_BARE = "/v2/large/bare/referrers/" + large_store.BARE_SUBJECT
+_HUGE = "/v2/large/huge/referrers/" + large_store.HUGE_SUBJECT
+
+_LISTS: dict[str, tuple[str, str, str]] = {
+    "catalog: n=1000000": ("10,000", "/v2/_catalog?n=1000000&last=FRESH", "admin"),
+    "catalog: last in the middle": ("1,000", "/v2/_catalog?last=r/1FRESH", "admin"),
+    "catalog: 40 slow patterns": ("200,000", "/v2/_catalog?last=FRESH", "limited"),
+    "catalog: 40 slow patterns, n=1000000": ("200,000", "/v2/_catalog?n=1000000&last=FRESH", "limited"),
+    "catalog: one pattern that matches nothing": ("200,000", "/v2/_catalog?last=FRESH", "one"),
+    "catalog: thousands of grants": ("5,000", "/v2/_catalog?last=FRESH", "many"),
+    "catalog: a long last": ("31 KiB", f"/v2/_catalog?last={'r/' * (15 * KIB)}FRESH", "limited"),
+    "tags: n=1000000": ("10,000", "/v2/large/tags/tags/list?n=1000000&last=tFRESH", ""),
+    "tags: no n": ("10,000", "/v2/large/tags/tags/list?last=t0FRESH", ""),
+    "tags: a pull by an account with thousands of grants": ("5,000", "/v2/team1/a/b/tags/list?last=FRESH", "many"),
+    "referrers: annotated": ("20,000", f"{_R}?last=sha256:FRESH", ""),
+    "referrers: of no such type": ("20,000", f"{_R}?artifactType=a/FRESH", ""),
+    "referrers: bare": ("50,000", f"{_BARE}?last=sha256:FRESH", ""),
+    "referrers: bare, of no such type": ("50,000", f"{_BARE}?artifactType=a/FRESH", ""),
+    "referrers: huge annotations": ("6 MiB each", f"{_HUGE}?artifactType=application/vnd.example.sbom", ""),
+    "api: users": ("", "/api/v1/users?limit=1000", "admin"),
+    "api: grants": ("5,000", "/api/v1/grants", "admin"),
+    "api: grants of one account": ("5,000", "/api/v1/grants?subject=user:many", "admin"),
+    "api: me with thousands of grants": ("5,000", "/api/v1/me", "many"),
+    "api: tokens": ("", "/api/v1/tokens", "admin"),
+    "api: audit": ("200,000", "/api/v1/audit?limit=1000", "admin"),
+    "api: audit of one repository": ("100,000", "/api/v1/audit?limit=1000&target=large/tags", "admin"),
+    "api: audit of nobody": ("200,000", "/api/v1/audit?limit=1000&actor=nobody", "admin"),
+    "api: audit of one action": ("200,000", "/api/v1/audit?limit=1000&action=tag.put", "admin"),
+    "api: audit of a pattern": ("200,000", "/api/v1/audit?limit=1000&target=zz&outcome=denied", "admin"),
+    "api: audit of a digest": ("100,000", "/api/v1/audit?target=large/tags@sha256:" + "0" * 64, "admin"),
+    "api: audit of a tag": ("100,000", "/api/v1/audit?target=large/tags:none", "admin"),
+    "api: audit since": ("200,000", "/api/v1/audit?limit=1000&since=2026-01-01T00:00:00Z", "admin"),
+}
+_BODIES: dict[str, tuple[str, bytes]] = {
+    "api: deep JSON": ("64 KiB", b"[" * (64 * KIB)),
+    "api: deep object": ("64 KiB", b'{"a":' * (12 * KIB)),
+    "api: many names": ("64 KiB", b"{" + b",".join(b'"a%05d":1' % n for n in range(6000)) + b"}"),
+    "api: many objects": ("64 KiB", b"[" + b",".join([b"{}"] * (21 * KIB)) + b"]"),
+    "api: long number": ("64 KiB", b'{"name":' + b"9" * (63 * KIB) + b"}"),
+    "api: many limits": ("64 KiB", b'{"account":"admin","limits":[' + b",".join([b'{"pattern":1}'] * 4500) + b"]}"),
+    "api: long name": ("64 KiB", b'{"name":"' + b"a" * (63 * KIB) + b'"}'),
+    "api: too large": ("16 MiB", b'{"name":"' + b"a" * (16 << 20) + b'"}'),
+}
+
+ATTACKS = [
+    *(Attack(name, limit, partial(_listed, target, login)) for name, (limit, target, login) in _LISTS.items()),
+    *(Attack(name, limit, partial(_posted, "/api/v1/tokens", body, "POST")) for name, (limit, body) in _BODIES.items()),
+    Attack("catalog: 20 pages of 10,000", "200,000", partial(_paged, "/v2/_catalog?n=10000", "admin", 20)),
+    Attack("catalog: 20 pages through slow patterns", "200,000", partial(_paged, "/v2/_catalog?n=10", "limited", 20)),
+    Attack("tags: 10 pages of 10,000", "100,000", partial(_paged, "/v2/large/tags/tags/list", "", 10)),
+    Attack("referrers: 10 pages", "20,000", partial(_paged, _R, "", 10)),
+    Attack("api: 10 pages of audit", "200,000", partial(_paged, "/api/v1/audit?limit=1000", "admin", 10)),
+    Attack("api: token with slow patterns", "50", _limits),
+    Attack("api: grant of a slow pattern", "255", _grants),
+    Attack("api: users like a pattern", "", partial(_listed, f"/api/v1/users?after={quote('z' * 80)}", "admin")),
+]

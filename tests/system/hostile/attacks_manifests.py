@@ -1,0 +1,186 @@
+"""Manifests as clients push and read them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from storage.content import OCI_INDEX, OCI_MANIFEST
+from tests.system.hostile import attack_requests, costly_bodies
+from tests.system.hostile.attack import MIB, Attack
+from tests.system.hostile.attack_requests import AttackAnswer
+from tests.system.hostile.attacked_site import AttackedSite
+
+LARGEST = 8 * MIB
+INLINE = 250_000
+"""Bytes of a manifest that is small enough to be looked at on the event loop, if any is."""
+REPO = "hostile/app"
+
+
+def prepare(site: AttackedSite) -> None:
+    """Pushes the one blob that the manifests refer to."""
+    answer = site.ask("POST", f"/v2/{REPO}/blobs/uploads/?digest={costly_bodies.EMPTY}", body=b"{}")
+    assert answer.status == 201, answer.data
+
+
+def put(
+    site: AttackedSite, body: bytes, kind: str = OCI_MANIFEST, reference: str = "", query: str = ""
+) -> AttackAnswer:
+    target = f"/v2/{REPO}/manifests/{reference or site.fresh()}{query}"
+    return site.ask("PUT", target, {"Content-Type": kind}, body)
+
+
+def _pushed(make: Callable[[int], bytes], size: int, kind: str, site: AttackedSite) -> AttackAnswer:
+    return put(site, make(size), kind)
+
+
+def _read(make: Callable[[int], bytes], method: str, site: AttackedSite) -> AttackAnswer:
+    """Pushed, and read by several."""
+    tag = site.fresh()
+    answer = put(site, make(LARGEST), reference=tag)
+    for _ in range(3):
+        answer = site.ask(method, f"/v2/{REPO}/manifests/{tag}")
+    return answer
+
+
+def _dripped(site: AttackedSite) -> AttackAnswer:
+    """A byte every few milliseconds."""
+    body = costly_bodies.manifest(note=site.fresh())
+    first = attack_requests.head(
+        "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=len(body)
+    )
+    pause = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield first
+        for each in body:
+            pause.wait(0.002)
+            yield bytes([each])
+
+    return attack_requests.talk(site.port, pieces())
+
+
+def _single_byte_chunks(site: AttackedSite) -> AttackAnswer:
+    headers = {"Content-Type": OCI_MANIFEST, "Transfer-Encoding": "chunked"}
+    first = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
+    return site.talk(first + attack_requests.chunks(costly_bodies.manifest(note=site.fresh() + "x" * INLINE), 1))
+
+
+def _cut_off(site: AttackedSite) -> AttackAnswer:
+    """The client says 8 MiB, sends half, and leaves."""
+    first = attack_requests.head(
+        "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=LARGEST
+    )
+    with attack_requests.connect(site.port) as sock:
+        sock.sendall(first + costly_bodies.empty_objects(LARGEST)[: LARGEST // 2])
+    return site.ask("GET", "/v2/")
+
+
+def _said_too_long(site: AttackedSite) -> AttackAnswer:
+    headers = {"Content-Type": OCI_MANIFEST}
+    first = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers, length=1 << 60)
+    return site.talk(first + b" " * MIB)
+
+
+def _too_long(site: AttackedSite) -> AttackAnswer:
+    headers = {"Content-Type": OCI_MANIFEST, "Transfer-Encoding": "chunked"}
+    first = attack_requests.head("PUT", f"/v2/{REPO}/manifests/{site.fresh()}", headers)
+    return site.talk(first + attack_requests.chunks(b" " * (2 * LARGEST), MIB))
+
+
+def _subjects(site: AttackedSite) -> AttackAnswer:
+    """A hundred manifests, each the subject of the next."""
+    answer, subject = AttackAnswer(0, b"", 0), costly_bodies.EMPTY
+    for _ in range(100):
+        answer = put(site, costly_bodies.with_subject(site.fresh(), subject, 0))
+        subject = answer.header(b"docker-content-digest") or subject
+    return answer
+
+
+def _by_sha512(site: AttackedSite) -> AttackAnswer:
+    return put(site, costly_bodies.spaces(LARGEST), reference=f"sha512:{'0' * 128}")
+
+
+def _tags(count: int, site: AttackedSite) -> AttackAnswer:
+    query = "?" + "&".join(f"tag={site.fresh()}{'x' * 100}" for _ in range(count))
+    return put(site, costly_bodies.manifest(note=site.fresh()), query=query)
+
+
+def _deleted_layers(site: AttackedSite) -> AttackAnswer:
+    """A manifest with as many layers as one may have, pushed and deleted."""
+    answer = put(site, costly_bodies.same_layers(LARGEST))
+    return site.ask("DELETE", f"/v2/{REPO}/manifests/{answer.header(b'docker-content-digest') or costly_bodies.EMPTY}")
+
+
+def _deleted(name: str, what: str, site: AttackedSite) -> AttackAnswer:
+    """One of those manifests that were made to be deleted."""
+    from tests.system.hostile import large_store
+
+    repo = f"{name}{site.number() % large_store.SPARE}"
+    return site.ask("DELETE", f"/v2/{repo}/manifests/{large_store.digest(what % repo)}")
+
+
+_LARGE: dict[str, Callable[[int], bytes]] = {
+    "repeated names": costly_bodies.repeated_names,
+    "many annotations": costly_bodies.many_annotations,
+    "one long annotation": costly_bodies.one_annotation,
+    "empty objects": costly_bodies.empty_objects,
+    "empty lists": costly_bodies.empty_lists,
+    "nested lists": costly_bodies.nested_lists,
+    "deep lists": costly_bodies.deep,
+    "open brackets": costly_bodies.opened,
+    "many numbers": costly_bodies.numbers,
+    "many fractions": costly_bodies.floats,
+    "one long number": costly_bodies.long_number,
+    "one long exponent": costly_bodies.long_exponent,
+    "one long fraction": costly_bodies.long_fraction,
+    "many literals": costly_bodies.literals,
+    "NaN at the end": costly_bodies.not_a_number,
+    "escapes": costly_bodies.escapes,
+    "half surrogates": costly_bodies.half_surrogates,
+    "half surrogate after objects": costly_bodies.late_half_surrogate,
+    "bad UTF-8 at the end": costly_bodies.bad_utf8,
+    "byte order mark": costly_bodies.marked,
+    "spaces": costly_bodies.spaces,
+    "unfinished": costly_bodies.unfinished,
+    "many layers": costly_bodies.many_layers,
+    "one layer many times": costly_bodies.same_layers,
+    "long artifact type": costly_bodies.long_media_type,
+    "long config type": costly_bodies.long_config_type,
+    "long layer type": costly_bodies.long_descriptor_type,
+}
+_INLINE = ("repeated names", "empty objects", "many annotations", "many numbers", "escapes", "one layer many times")
+
+ATTACKS = [
+    *(
+        Attack(f"manifest: {name}", "8 MiB", partial(_pushed, make, LARGEST, OCI_MANIFEST))
+        for name, make in _LARGE.items()
+    ),
+    *(
+        Attack(f"small manifest: {name}", "250 KB", partial(_pushed, _LARGE[name], INLINE, OCI_MANIFEST))
+        for name in _INLINE
+    ),
+    Attack("index: many entries", "8 MiB", partial(_pushed, costly_bodies.many_children, LARGEST, OCI_INDEX)),
+    Attack("index: large platform", "8 MiB", partial(_pushed, costly_bodies.platforms, LARGEST, OCI_INDEX)),
+    Attack(
+        "manifest: 60,000 layers",
+        "5 MB",
+        partial(_pushed, lambda size: costly_bodies.bare_layers(60_000), 0, OCI_MANIFEST),
+    ),
+    Attack("manifest: read with annotations", "8 MiB", partial(_read, costly_bodies.many_annotations, "GET")),
+    Attack("manifest: asked for with annotations", "8 MiB", partial(_read, costly_bodies.many_annotations, "HEAD")),
+    Attack("manifest: read with long artifact type", "8 MiB", partial(_read, costly_bodies.long_media_type, "GET")),
+    Attack("manifest: drips", "a byte in 2 ms", _dripped),
+    Attack("manifest: chunks of one byte", "250 KB", _single_byte_chunks),
+    Attack("manifest: client leaves midway", "8 MiB", _cut_off),
+    Attack("manifest: says 2^60 bytes", "8 MiB", _said_too_long),
+    Attack("manifest: chunks beyond the limit", "16 MiB", _too_long),
+    Attack("manifest: wrong sha512", "8 MiB", _by_sha512),
+    Attack("manifest: chain of subjects", "100", _subjects),
+    Attack("manifest: many ?tag=", "100", partial(_tags, 100)),
+    Attack("manifest: too many ?tag=", "250", partial(_tags, 250)),
+    Attack("manifest: pushed and deleted with many layers", "8 MiB", _deleted_layers),
+    Attack("delete: manifest with many tags", "30,000 tags", partial(_deleted, "wide/tags", "%s")),
+    Attack("delete: manifest with many blobs", "30,000 blobs", partial(_deleted, "wide/blobs", "%s")),
+]

@@ -1,0 +1,137 @@
+"""What two hundred clients do at once to make the workers take memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+
+from storage.content import OCI_MANIFEST
+from tests.system.hostile import attack_requests, costly_bodies, large_store
+from tests.system.hostile.attack import KIB, MIB
+from tests.system.hostile.attacked_site import AttackedSite
+from tests.system.hostile.attacks_manifests import LARGEST, REPO
+from tests.system.hostile.memory_growth import ClientLoad
+
+_once = lru_cache(maxsize=2)
+LAYER = 64 * MIB
+SEEN = "hostile/seen"
+
+
+def prepare(site: AttackedSite) -> None:
+    """Pushes what is read: a blob of 64 MiB, and manifests of 8 MiB."""
+    for repo in (REPO, SEEN):
+        site.ask("POST", f"/v2/{repo}/blobs/uploads/?digest={costly_bodies.EMPTY}", body=b"{}")
+    answer = site.ask(
+        "POST", f"/v2/{SEEN}/blobs/uploads/?digest={costly_bodies.noise_digest(LAYER)}", body=costly_bodies.noise(LAYER)
+    )
+    assert answer.status == 201, answer.data
+    for number in range(16):
+        body = costly_bodies.one_annotation(LARGEST - 32 - number)
+        answer = site.ask("PUT", f"/v2/{SEEN}/manifests/m{number}", {"Content-Type": OCI_MANIFEST}, body)
+
+
+def _get(target: Callable[[int], str], login: str = "") -> Callable[[int], Sequence[bytes]]:
+    headers = {"Authorization": login} if login else {}
+    return lambda number: [attack_requests.head("GET", target(number), headers)]
+
+
+def _put(make: Callable[[int], bytes], size: int = LARGEST, less: int = 0) -> Callable[[int], Sequence[bytes]]:
+    """A manifest under a tag of its own; the last `less` bytes are not sent."""
+    body = _once(make)
+
+    def request(number: int) -> Sequence[bytes]:
+        whole = body(size)
+        target = f"/v2/{REPO}/manifests/c{number}-{os.urandom(4).hex()}"
+        first = attack_requests.head("PUT", target, {"Content-Type": OCI_MANIFEST}, length=len(whole))
+        return [first, whole[: len(whole) - less]]
+
+    return request
+
+
+def _pipelined(target: str, count: int) -> Callable[[int], Sequence[bytes]]:
+    return lambda number: [attack_requests.head("GET", target, keep=True) * count]
+
+
+def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable[[int], Sequence[bytes]]:
+    return lambda number: [
+        attack_requests.head(
+            "POST", target, {"Content-Type": kind, "Authorization": site.logins["admin"]}, length=len(body)
+        )
+        + body
+    ]
+
+
+def _uploaded(number: int) -> Sequence[bytes]:
+    """8 MiB of a blob, of which the end never comes."""
+    target = f"/v2/{REPO}/blobs/uploads/?digest={costly_bodies.EMPTY}"
+    return [attack_requests.head("POST", target, length=LARGEST), bytes(LARGEST - 1)]
+
+
+def _far(name: str, item: str, site: AttackedSite) -> ClientLoad:
+    """Each asks for another repository of a bad upstream."""
+    mark = site.fresh()
+    return ClientLoad(_get(lambda number: f"/v2/{site.upstreams.repository(name, f'{mark}c{number}')}/{item}"))
+
+
+_HUGE = f"/v2/large/huge/referrers/{large_store.HUGE_SUBJECT}"
+_LISTED = f"/v2/large/referrers/referrers/{large_store.SUBJECT}"
+
+
+def _manifest(number: int) -> str:
+    return f"/v2/{SEEN}/manifests/m{number % 16}"
+
+
+def _catalog(number: int) -> str:
+    return f"/v2/_catalog?n=10000&last=r/{number:03d}"
+
+
+LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
+    "manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects)),
+    "manifests with many annotations": lambda site: ClientLoad(_put(costly_bodies.many_annotations)),
+    "manifests with one annotation": lambda site: ClientLoad(_put(costly_bodies.one_annotation)),
+    "manifests with a long artifact type": lambda site: ClientLoad(_put(costly_bodies.long_media_type)),
+    "manifests with many layers": lambda site: ClientLoad(_put(costly_bodies.same_layers)),
+    "manifests whose last byte never comes": lambda site: ClientLoad(
+        _put(costly_bodies.one_annotation, less=1), holds=True
+    ),
+    "small manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects, 250_000)),
+    "blobs whose last byte never comes": lambda site: ClientLoad(_uploaded, holds=True),
+    "manifests read": lambda site: ClientLoad(_get(_manifest)),
+    "manifests that nobody reads": lambda site: ClientLoad(_get(_manifest), reads=False),
+    "blobs that nobody reads": lambda site: ClientLoad(
+        _get(lambda number: f"/v2/{SEEN}/blobs/{costly_bodies.noise_digest(LAYER)}"), reads=False
+    ),
+    "referrers with huge annotations": lambda site: ClientLoad(_get(lambda number: _HUGE)),
+    "referrers with huge annotations that nobody reads": lambda site: ClientLoad(
+        _get(lambda number: _HUGE), reads=False
+    ),
+    "pages of referrers that nobody reads": lambda site: ClientLoad(
+        _get(lambda number: f"{_LISTED}?last=sha256:{number:02x}"), reads=False
+    ),
+    "catalogs": lambda site: ClientLoad(_get(_catalog, site.logins["admin"])),
+    "catalogs that nobody reads": lambda site: ClientLoad(_get(_catalog, site.logins["admin"]), reads=False),
+    "tags that nobody reads": lambda site: ClientLoad(
+        _get(lambda number: f"/v2/large/tags/tags/list?last=t{number:03d}"), reads=False
+    ),
+    "pipelined tags that nobody reads": lambda site: ClientLoad(
+        _pipelined("/v2/large/tags/tags/list", 64), reads=False
+    ),
+    "pipelined bundles that nobody reads": lambda site: ClientLoad(
+        _pipelined("/api/docs/swagger-ui-bundle.js", 64), reads=False
+    ),
+    "audit": lambda site: ClientLoad(_get(lambda number: "/api/v1/audit?limit=1000", site.logins["admin"])),
+    "api bodies": lambda site: ClientLoad(
+        _posted("/api/v1/tokens", "application/json", b"[" + b",".join([b"{}"] * (21 * KIB)) + b"]", site)
+    ),
+    "forms": lambda site: ClientLoad(
+        _posted("/token", "application/x-www-form-urlencoded", b"a=%61&" * (10 * KIB), site)
+    ),
+    "upstream manifests of empty objects": partial(_far, "empty-objects", "manifests/a"),
+    "upstream manifests with many annotations": partial(_far, "annotations", "manifests/a"),
+    "upstream manifests without end": partial(_far, "endless", "manifests/a"),
+    "upstream tags": partial(_far, "tags-large-pages", "tags/list"),
+    "upstream referrers": partial(_far, "referrers-annotated", f"referrers/{costly_bodies.EMPTY}"),
+    "upstream errors": partial(_far, "error-large", "manifests/a"),
+    "upstream tokens": partial(_far, "token-objects", "manifests/a"),
+}

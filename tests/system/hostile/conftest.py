@@ -1,0 +1,26 @@
+"""The server that is attacked: one for each module, over a store that is built once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.system.hostile import attacks_manifests, large_store
+from tests.system.hostile.attacked_site import AttackedSite, running_site
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
+    """The folder of a large store, and who may log in there."""
+    folder = tmp_path_factory.mktemp("store")
+    return folder, large_store.build(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def site(store: tuple[Path, Mapping[str, str]]) -> Iterator[AttackedSite]:
+    """Running for as long as the module's tests do."""
+    with running_site(*store) as started:
+        attacks_manifests.prepare(started)
+        yield started

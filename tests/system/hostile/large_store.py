@@ -1,0 +1,257 @@
+"""A data directory with as much in it as somebody could push: its rows are made in bulk, beside no server.
+
+The rows are those that pushes would leave, except that the manifests of `many` repositories are small and alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import random
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+
+from registry.auth.token import api_tokens
+from storage.access import AccountName, Action, TokenLimit
+from storage.composition import layout_of, prepare_data_dir
+from storage.content import BLOB_TYPE, OCI_MANIFEST
+from storage.metadata.sqlite.database import create
+from storage.patterns import NamePattern
+
+REPOSITORIES = 200_000
+TAGS = 100_000
+REFERRERS = 20_000
+BARE_REFERRERS = 50_000
+GRANTS = 5_000
+AUDITED = 100_000
+WIDE = 30_000
+"""Tags of each manifest that is there to be deleted, and blobs that such a manifest refers to."""
+SPARE = 6
+"""How many of those there are."""
+GARBAGE = 100_000
+STALE, FOLDERS = 2_000, 20_000
+ANNOTATION = 2_000
+HUGE_REFERRERS, HUGE = 3, 6 << 20
+
+
+def digest(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+SUBJECT, BARE_SUBJECT, HUGE_SUBJECT = digest("subject"), digest("bare subject"), digest("huge subject")
+SLOW_LIMITS = [f"{'*/' * (number % 3 + 1)}*0{number}z" for number in range(40)]
+"""Patterns that match none of the names, and only at their end."""
+
+
+def login(name: str, text: str) -> str:
+    """An Authorization header's value."""
+    return "Basic " + base64.b64encode(f"{name}:{text}".encode()).decode()
+
+
+def build(data: Path) -> dict[str, str]:
+    """The directory that is served; the Authorization header of each account by name."""
+    prepare_data_dir(data)
+    with _writing(data) as rows:
+        rows.add_repositories("r/%06d/app", REPOSITORIES)
+        rows.add_tags("large/tags", TAGS)
+        rows.add_referrers("large/referrers", SUBJECT, REFERRERS, ANNOTATION)
+        rows.add_referrers("large/bare", BARE_SUBJECT, BARE_REFERRERS, 0)
+        rows.add_referrers("large/huge", HUGE_SUBJECT, HUGE_REFERRERS, HUGE)
+        for number in range(SPARE):
+            rows.add_tags(f"wide/tags{number}", WIDE, history=False)
+            rows.add_wide_manifest(f"wide/blobs{number}", WIDE)
+        rows.add_audit(AUDITED)
+        return rows.add_accounts()
+
+
+def build_links(data: Path) -> None:
+    """A directory with many links that nothing refers to."""
+    prepare_data_dir(data)
+    with _writing(data) as rows:
+        rows.add_garbage(rows.repository("left/over", 0), GARBAGE)
+
+
+def build_sessions(data: Path) -> None:
+    """A directory with upload sessions that nobody went on with, and many folders of sessions that nobody knows."""
+    prepare_data_dir(data)
+    with _writing(data) as rows:
+        rows.add_stale_uploads("left/over", STALE)
+    chance = random.Random(1)
+    for _ in range(FOLDERS):
+        folder = layout_of(data).uploads / str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+
+
+@contextmanager
+def _writing(data: Path) -> Iterator[Rows]:
+    """One transaction, made durable by the checkpoint after it."""
+    db = create(layout_of(data).metadata)
+    try:
+        db.pragma("synchronous", "OFF")
+        with db:
+            yield Rows(db)
+        db.pragma("synchronous", "FULL")
+        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    finally:
+        db.close()
+
+
+class Rows:
+    """Inserts inside a transaction."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+        self._now = time.time() - 30 * 86400.0
+        self._next = 0
+
+    def repository(self, name: str, manifests: int) -> int:
+        sql = "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id"
+        return int(self._db.execute(sql, (name, self._now, manifests)).get)
+
+    def add_repositories(self, name: str, count: int) -> None:
+        """Each with one manifest and one tag."""
+        first = self._next + 1
+        self._next += count
+        numbers = range(first, first + count)
+        self._db.executemany(
+            "INSERT INTO repository (id, name, created, manifests) VALUES (?, ?, ?, 1)",
+            ((number, name % (number - first), self._now) for number in numbers),
+        )
+        self._add_manifests((number, number, f"manifest {number}", None, "") for number in numbers)
+        self._db.executemany(
+            "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, 'latest', ?, ?)",
+            ((number, number, self._now) for number in numbers),
+        )
+
+    def add_tags(self, name: str, count: int, history: bool = True) -> None:
+        """Of one manifest."""
+        repository, manifest = self.repository(name, 1), self._take()
+        self._add_manifests([(manifest, repository, name, None, "")])
+        self._db.executemany(
+            "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?)",
+            ((repository, f"t{number:06d}", manifest, self._now) for number in range(count)),
+        )
+        if history:
+            self._db.executemany(
+                "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
+                "VALUES (?, ?, ?, ?, 'anonymous', '127.0.0.1', '', 'test')",
+                ((repository, f"t{number:06d}", digest(name), self._now + number) for number in range(count)),
+            )
+
+    def add_referrers(self, name: str, subject: str, count: int, annotation: int) -> None:
+        repository = self.repository(name, count)
+        note = json.dumps({"org.example.note": "n" * annotation}) if annotation else ""
+        first = self._next + 1
+        self._next += count
+        self._add_manifests(
+            (number, repository, f"{name} {number}", subject, note) for number in range(first, first + count)
+        )
+
+    def add_wide_manifest(self, name: str, count: int) -> None:
+        """One that refers to many blobs."""
+        repository, manifest = self.repository(name, 1), self._take()
+        self._add_manifests([(manifest, repository, name, None, "")])
+        self._db.executemany(
+            "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
+            ((repository, each, manifest) for each in sorted(digest(f"{name} {number}") for number in range(count))),
+        )
+
+    def add_audit(self, count: int) -> None:
+        self._db.executemany(
+            "INSERT INTO audit (at, actor, action, target, part, outcome, address, request_id, user_agent, detail, "
+            "count) VALUES (?, 'somebody', 'blob.mount', 'team/app', ?, 'ok', '127.0.0.1', '', 'test', ?, 1)",
+            ((self._now + number, f"@{digest(str(number))}", '{"from": "team/base"}') for number in range(count)),
+        )
+
+    def add_accounts(self) -> dict[str, str]:
+        """Everybody may pull, push and delete; `limited` shows a token with slow patterns, `many` has thousands of
+        grants that match nothing."""
+        self._db.execute("UPDATE access SET closed = 1, epoch = epoch + 1")
+        everything = [("everyone", "", "**", 7)]
+        many = [("user", "many", f"team{number}/*/*-{number}/*b", 1) for number in range(GRANTS)]
+        self._db.executemany(
+            "INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", everything + many
+        )
+        limits = tuple(TokenLimit(NamePattern(pattern), Action.PULL) for pattern in SLOW_LIMITS)
+        one = (TokenLimit(NamePattern("*/*/*z"), Action.PULL),)
+        return {
+            "admin": self._account("admin", admin=True),
+            "limited": self._account("limited", limits=limits),
+            "one": self._account("one", limits=one),
+            "many": self._account("many"),
+        }
+
+    def _account(self, name: str, *, admin: bool = False, limits: tuple[TokenLimit, ...] | None = None) -> str:
+        self._db.execute(
+            "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
+            "VALUES (?, 'user', NULL, 1, ?, 1, ?, '')",
+            (name, int(admin), self._now),
+        )
+        made = api_tokens.make(AccountName(name), now=self._now)
+        written = None if limits is None else json.dumps([(one.pattern, int(one.actions)) for one in limits])
+        self._db.execute(
+            "INSERT INTO api_token (id, account, purpose, note, secret, created, expires, limits) "
+            "VALUES (?, ?, 'personal', '', ?, ?, NULL, ?)",
+            (made.token.id, name, made.secret_hash, self._now, written),
+        )
+        return login(name, made.text)
+
+    def add_garbage(self, repository: int, count: int) -> None:
+        """Links whose blobs no manifest refers to; their files are gone."""
+        digests = sorted(digest(f"garbage {number}") for number in range(count))
+        self._db.executemany(
+            "INSERT INTO blob (id, digest, size, place, created) VALUES (?, ?, 0, ?, ?)",
+            (
+                (number, each, f"blobs/sha256/{each[7:9]}/{each[7:]}", self._now)
+                for number, each in enumerate(digests, 1)
+            ),
+        )
+        self._db.executemany(
+            "INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, ?)",
+            ((repository, number, self._now) for number in range(1, count + 1)),
+        )
+        self._db.executemany(
+            "INSERT INTO collect_queue (repository, digest, since) VALUES (?, ?, ?)",
+            ((repository, each, self._now) for each in digests),
+        )
+
+    def add_stale_uploads(self, name: str, count: int) -> None:
+        chance = random.Random(2)
+        self._db.executemany(
+            "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched, owner) "
+            "VALUES (?, ?, 'sha256', 0, '', ?, ?, '')",
+            (
+                (str(uuid.UUID(int=chance.getrandbits(128), version=4)), name, self._now, self._now)
+                for _ in range(count)
+            ),
+        )
+
+    def _take(self) -> int:
+        self._next += 1
+        return self._next
+
+    def _add_manifests(self, manifests: Iterable[tuple[int, int, str, str | None, str]]) -> None:
+        """By number, repository, a text that its digest is of, subject and annotations."""
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            for number, repository, text, subject, notes in manifests:
+                kind = "application/vnd.example.sbom" if subject else BLOB_TYPE
+                body = b"{}"
+                yield (
+                    *(number, repository, digest(text), OCI_MANIFEST, len(body), subject, kind),
+                    *(notes or None, self._now, body),
+                )
+
+        self._db.executemany(
+            "INSERT INTO manifest (id, repository, digest, media_type, size, subject, artifact_type, annotations, "
+            "pushed, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            rows(),
+        )

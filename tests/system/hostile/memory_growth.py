@@ -1,0 +1,134 @@
+"""How much memory the workers take while two hundred clients ask for the same kind of thing at once."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakes.server_process import RegistryServer
+from tests.system.hostile import attack_requests
+
+CLIENTS = 200
+BOUND = 300 << 20
+"""Bytes that the workers may grow by together: what docs/security.md promises."""
+KEPT = 100 << 20
+"""Bytes that they may still have more once all clients have gone: caches, and what the allocator has not given back."""
+KILL_ABOVE = 2 * BOUND
+"""Bytes of growth from which nothing more needs to be known."""
+EVERY = 0.05
+STEADY = 20
+"""Looks without a new peak after which no more is expected."""
+MAX_SECONDS = 40.0
+"""Seconds that clients stay at the most, and that shrinking may take."""
+
+
+def pss(pids: Sequence[int]) -> int:
+    """Bytes of memory that processes take together, shared pages counted once (proc(5), smaps_rollup)."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Bytes above what the workers took before: at the most, and in the end."""
+
+    peak: int
+    kept: int
+
+    def __str__(self) -> str:
+        return f"{self.peak / (1 << 20):.0f} MiB at the most, {self.kept / (1 << 20):.0f} MiB in the end"
+
+
+@dataclass(frozen=True)
+class ClientLoad:
+    """What each of the clients does: it sends `request(number)`, and then reads, or not; `holds`: it stays after all
+    it has to say was said, until memory grows no more."""
+
+    request: Callable[[int], Sequence[bytes]]
+    reads: bool = True
+    holds: bool = False
+
+
+class _Client:
+    """One connection, in a thread of its own."""
+
+    def __init__(self, port: int, pieces: Sequence[bytes], crowd: ClientLoad, start: threading.Barrier) -> None:
+        self._crowd = crowd
+        self._pieces = pieces
+        self._start = start
+        self._sock = socket.socket()
+        if not crowd.reads:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._sock.settimeout(attack_requests.TIMEOUT)
+        self._sock.connect(("127.0.0.1", port))
+        self.status = 0
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self._start.wait()
+        with contextlib.suppress(OSError):
+            attack_requests.send(self._sock, self._pieces)
+            if self._crowd.reads and not self._crowd.holds:
+                self.status = attack_requests.read(self._sock, keep=64).status
+
+    def done(self, steady: bool) -> bool:
+        """Whether it has its answer; one that waits for none is done when memory is steady."""
+        waits = self._crowd.holds or not self._crowd.reads
+        return steady if waits else not self.thread.is_alive()
+
+    def leave(self) -> None:
+        """Hangs up."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self._sock.close()
+
+
+def grow(server: RegistryServer, crowd: ClientLoad, before: int, clients: int = CLIENTS) -> Growth:
+    """Lets all clients loose at once and watches the workers' memory until they have gone and it is given back, or time
+    is up. `before`: bytes that count as none. A server that takes far too much is killed, so that the machine does not
+    suffer."""
+    pids = server.worker_pids()
+    start = threading.Barrier(clients + 1)
+    running = [_Client(server.port, crowd.request(number), crowd, start) for number in range(clients)]
+    start.wait()
+    try:
+        peak = _watch(pids, before, running)
+    finally:
+        if pss(pids) - before > KILL_ABOVE:
+            server.kill()
+        for client in running:
+            client.leave()
+    if server.ended:
+        return Growth(peak - before, peak - before)
+    until = time.monotonic() + MAX_SECONDS
+    kept = pss(pids)
+    while kept - before > KEPT and time.monotonic() < until:
+        peak = max(peak, kept)
+        threading.Event().wait(EVERY)
+        kept = pss(pids)
+    return Growth(max(peak, kept) - before, kept - before)
+
+
+def _watch(pids: Sequence[int], before: int, running: Sequence[_Client]) -> int:
+    """The most that processes took: until all clients have their answers, or memory grows no more where they wait for
+    none."""
+    peak, since, until = 0, 0, time.monotonic() + MAX_SECONDS
+    while time.monotonic() < until:
+        now = pss(pids)
+        since = 0 if now > peak else since + 1
+        peak = max(peak, now)
+        if peak - before > KILL_ABOVE or all(client.done(since >= STEADY) for client in running):
+            break
+        threading.Event().wait(EVERY)
+    return peak

@@ -1,0 +1,285 @@
+"""A process that pings each worker of a server, and says how long each kept it waiting.
+
+    with Watcher(server) as watcher:
+        watcher.begin()
+        ...
+        for stall in watcher.end():     # one for each worker
+
+Each worker has one connection that is kept open. Which worker has accepted a connection is read from /proc: the
+socket's inode stands in /proc/net/tcp beside the two ports, and in one worker's /proc/PID/fd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.fakes.server_process import ROOT, RegistryServer
+
+PAUSE = 0.002
+"""Seconds between an answer and the next ping."""
+LOOKED_AT = 0.005
+"""Seconds from which a ping is looked at more closely."""
+THREADS_EVERY = 0.5
+"""Seconds between two looks at which threads a worker has."""
+CONNECTIONS = 400
+"""Tries until each worker has accepted one."""
+PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Stall:
+    """The ping that a worker kept waiting longest. Milliseconds.
+
+    `held`: without the time that nobody had a CPU for. `took`: as the client saw it. `ran`: the CPU time of the
+    worker's main thread meanwhile, `other` that of the busiest other thread: whether the loop itself was busy, or the
+    interpreter lock was held elsewhere."""
+
+    pid: int
+    held: float = 0.0
+    took: float = 0.0
+    ran: float = 0.0
+    other: float = 0.0
+    pings: int = 0
+
+
+class WatchFailed(AssertionError):
+    """The watcher has ended, or could not reach every worker."""
+
+
+class PingWatcher:
+    """A running watcher; a context manager."""
+
+    def __init__(self, server: RegistryServer) -> None:
+        workers = [str(pid) for pid in server.worker_pids()]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(server.port), *workers],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._read()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+
+    def begin(self) -> None:
+        """Forgets what was seen so far."""
+        self._write("begin")
+        self._read()
+
+    def end(self) -> list[Stall]:
+        """The worst since `begin`, of each worker. Waits for the answers to the pings that are under way."""
+        self._write("end")
+        return [Stall(**each) for each in self._read()]
+
+    def _write(self, word: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise WatchFailed("the watcher has ended; its error is above") from None
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WatchFailed("the watcher has ended; its error is above")
+        return json.loads(line)
+
+
+# -- in the watcher's own process
+
+
+class _ThreadTimes:
+    """The times of one thread, in milliseconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+
+    def read(self) -> tuple[float, float]:
+        """CPU time, and time it was ready to run without a CPU. Raises OSError when it is gone."""
+        ran, waited, *_ = os.pread(self._file, 100, 0).split()
+        return int(ran) / 1e6, int(waited) / 1e6
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class _Worker:
+    """One worker's connection and its worst ping."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.sock = sock
+        self.due = 0.0
+        self.worst = Stall(pid)
+        self.sent: float | None = None
+        self._threads: dict[int, _ThreadTimes] = {}
+        self._before: dict[int, tuple[float, float]] = {}
+        self._looked = 0.0
+
+    def ping(self) -> None:
+        now = time.monotonic()
+        if now - self._looked > THREADS_EVERY:
+            self._looked = now
+            self._find_threads()
+        self._before = self._times()
+        self.sent = time.monotonic()
+        self.sock.sendall(PING)
+
+    def answered(self, late: float) -> None:
+        """Its answer is here. `late`: milliseconds that the watcher itself had no CPU for since it last looked."""
+        if not self.sock.recv(65536):
+            raise WatchFailed(f"worker {self.pid} has closed the connection of the pings")
+        assert self.sent is not None
+        now = time.monotonic()
+        took = 1000 * (now - self.sent)
+        self.sent, self.due = None, now + PAUSE
+        pings = self.worst.pings + 1
+        stall = self._judge(took - late, pings) if took > 1000 * LOOKED_AT else Stall(self.pid, took, took, pings=pings)
+        worse = stall if stall.held > self.worst.held else self.worst
+        self.worst = Stall(**{**asdict(worse), "pings": pings})
+
+    def _judge(self, took: float, pings: int) -> Stall:
+        self._find_threads()
+        times = self._times()
+        spent = {
+            tid: (ran - self._before.get(tid, (0.0, 0.0))[0], waited - self._before.get(tid, (0.0, 0.0))[1])
+            for tid, (ran, waited) in times.items()
+        }
+        ran, waited = spent.pop(self.pid, (0.0, 0.0))
+        other_ran = max((each for each, _ in spent.values()), default=0.0)
+        other_waited = max((each for _, each in spent.values()), default=0.0)
+        away = took - waited
+        held = max(away - other_waited, min(took, ran))
+        return Stall(self.pid, held, took, ran, other_ran, pings)
+
+    def _times(self) -> dict[int, tuple[float, float]]:
+        found = {}
+        for tid, thread in list(self._threads.items()):
+            try:
+                found[tid] = thread.read()
+            except (OSError, ValueError):
+                self._threads.pop(tid).close()
+        return found
+
+    def _find_threads(self) -> None:
+        for tid in map(int, os.listdir(f"/proc/{self.pid}/task")):
+            if tid not in self._threads:
+                with contextlib.suppress(OSError):
+                    self._threads[tid] = _ThreadTimes(Path(f"/proc/{self.pid}/task/{tid}/schedstat"))
+
+
+def _inode(server_port: int, client_port: int) -> str | None:
+    """Of the server's socket of a loopback connection."""
+    wanted = (f":{server_port:04X}", f":{client_port:04X}")
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(wanted[0]) and fields[2].endswith(wanted[1]) and fields[9] != "0":
+            return fields[9]
+    return None
+
+
+def _has(pid: int, inode: str) -> bool:
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{name}") == f"socket:[{inode}]":
+                return True
+    return False
+
+
+def connect_to_each(port: int, pids: list[int]) -> dict[int, socket.socket]:
+    """A connection to each worker of the server on that port, answered once. Raises WatchFailed."""
+    found: dict[int, socket.socket] = {}
+    others = []
+    for _ in range(CONNECTIONS):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(PING)
+        sock.recv(65536)
+        inode = _inode(port, sock.getsockname()[1])
+        owner = next((pid for pid in pids if inode is not None and _has(pid, inode)), None)
+        if owner is None or owner in found:
+            others.append(sock)
+        else:
+            found[owner] = sock
+        if len(found) == len(pids):
+            break
+    for sock in others:
+        sock.close()
+    if len(found) < len(pids):
+        raise WatchFailed(f"no connection reached {sorted(set(pids) - set(found))}")
+    return found
+
+
+def _watch(workers: list[_Worker]) -> None:
+    """Until nobody listens any more."""
+    selector = selectors.DefaultSelector()
+    for worker in workers:
+        selector.register(worker.sock, selectors.EVENT_READ, worker)
+    selector.register(sys.stdin, selectors.EVENT_READ)
+    own = _ThreadTimes(Path("/proc/self/schedstat"))
+    ending = False
+    _say(True)
+    while True:
+        now = time.monotonic()
+        for worker in workers:
+            if worker.sent is None and worker.due <= now and not (ending and worker.worst.pings):
+                worker.ping()
+        if ending and all(worker.sent is None for worker in workers):
+            ending = False
+            _say([asdict(worker.worst) for worker in workers])
+        waited = own.read()[1]
+        for key, _ in selector.select(PAUSE / 2):
+            if key.data is not None:
+                key.data.answered(own.read()[1] - waited)
+                continue
+            word = os.read(sys.stdin.fileno(), 100).strip()
+            if not word:
+                return
+            if word == b"end":
+                ending = True
+            else:
+                for worker in workers:
+                    worker.worst = Stall(worker.pid)
+                _say(True)
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """`PORT PID...`"""
+    port, *pids = map(int, sys.argv[1:])
+    found = connect_to_each(port, pids)
+    _watch([_Worker(pid, sock) for pid, sock in found.items()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""No request of any kind holds a worker's loop longer than 50 ms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.hostile.attacked_site import AttackedSite
+from tests.system.hostile.ping_watcher import PingWatcher
+from tests.system.hostile.stalls import BOUND, StallResult, all_attacks, measure, summary, table
+
+KINDS = all_attacks()
+
+
+@pytest.fixture(scope="module")
+def watcher(site: AttackedSite) -> Iterator[PingWatcher]:
+    with PingWatcher(site.server) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[dict[str, StallResult]]:
+    """What was measured; printed at the end, the worst first."""
+    found: dict[str, StallResult] = {}
+    yield found
+    print(f"\n{table(found)}\n\n{summary(found)}")
+
+
+def test_there_are_many_kinds() -> None:
+    """At least sixty kinds of requests are tried."""
+    assert len(KINDS) >= 60
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_request_holds_a_worker(
+    site: AttackedSite, watcher: PingWatcher, results: dict[str, StallResult], name: str
+) -> None:
+    """A ping to either worker waits less than 50 ms for it, whatever this request asks of them, and no answer says that
+    the registry failed."""
+    result = results[name] = measure(site, watcher, KINDS[name])
+    assert result.held < BOUND, str(result)
+    assert result.status not in (0, 500), str(result)

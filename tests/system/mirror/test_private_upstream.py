@@ -1,0 +1,91 @@
+"""A private upstream stays private: what was fetched with our login is for those who have a grant on it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+
+from registry.auth.token import api_tokens
+from storage.access import AccountName
+from storage.composition import open_accounts
+from tests.fakes.mirror_site import REPO, MirrorSite
+from tests.fakes.store_accounts import BY, add_account, add_grant
+
+PASSWORD = "correct-horse-battery"
+MANIFEST = f"/v2/{REPO}/manifests/1"
+
+
+async def _account(site: MirrorSite, name: str, *patterns: str) -> str:
+    async with open_accounts(site.server.data) as accounts:
+        await add_account(accounts, name)
+        for pattern in patterns:
+            await add_grant(accounts, f"user:{name}", pattern, "pull")
+        made = api_tokens.make(AccountName(name), now=time.time())
+        await accounts.add_token(made.token, made.secret_hash, by=BY)
+    return "Basic " + base64.b64encode(f"{name}:{made.text}".encode()).decode()
+
+
+def account(site: MirrorSite, name: str, *patterns: str) -> dict[str, str]:
+    """A new account that may pull what the patterns match; its login as headers."""
+    return {"authorization": asyncio.run(_account(site, name, *patterns))}
+
+
+def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -> None:
+    """Nor is there one while the registry has no accounts; a pattern that begins with its name is. Being here already
+    opens nothing, by no name."""
+    (site.folder / "password").write_text(PASSWORD)
+    site.start(
+        settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',
+        username="me",
+        password=PASSWORD,
+        private=(REPO,),
+    )
+    refused = site.http.get(MANIFEST)
+    assert refused.status_code == 401
+    assert "require_grant" in refused.json()["errors"][0]["message"]
+    assert site.hub.count("manifest") == 0
+
+    reader = account(site, "reader", "docker.io/library/*")
+    other = account(site, "other", "**", "library/**", "*")
+    got = site.http.get(MANIFEST, headers=reader)
+    assert (got.status_code, got.content) == (200, site.image.body)
+    for digest, blob in site.image.blobs.items():
+        answer = site.get(f"/v2/{REPO}/blobs/{digest}", headers=reader).ended()
+        assert (answer.status, bytes(answer.body)) == (200, blob.read())
+    for headers, status in ((other, 404), ({}, 401)):
+        for name in (REPO, "app", f"docker.io/{REPO}", "docker.io/app"):
+            for query in ("", "?ns=docker.io"):
+                assert site.http.get(f"/v2/{name}/manifests/1{query}", headers=headers).status_code == status
+                assert site.http.get(f"/v2/{name}/blobs/{site.digest}{query}", headers=headers).status_code == status
+                assert site.http.get(f"/v2/{name}/tags/list{query}", headers=headers).status_code == status
+    assert site.http.get("/v2/_catalog", headers=other).json() == {"repositories": []}
+    assert site.http.get("/v2/_catalog", headers=reader).json() == {"repositories": [f"docker.io/{REPO}"]}
+
+
+def test_what_a_private_upstream_has_cannot_be_mounted_or_brought_over(site: MirrorSite) -> None:
+    """Into a name one may push to, by whoever may not pull there; also where that name would lead to the upstream."""
+    (site.folder / "password").write_text(PASSWORD)
+    site.start(
+        settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',
+        username="me",
+        password=PASSWORD,
+        private=(REPO,),
+    )
+    reader = account(site, "reader", "docker.io/library/*")
+    site.get(headers=reader).ended()
+    assert site.http.get(MANIFEST, headers=reader).status_code == 200
+
+    async def allow_push() -> None:
+        async with open_accounts(site.server.data) as accounts:
+            await add_grant(accounts, "user:thief", "**", "pull,push")
+
+    thief = account(site, "thief")
+    asyncio.run(allow_push())
+    for source in ("&from=" + REPO, "&from=docker.io/" + REPO, ""):
+        answer = site.http.post(f"/v2/team/app/blobs/uploads/?mount={site.digest}{source}", headers=thief)
+        assert answer.status_code == 202
+    put = {**thief, "content-type": "application/vnd.oci.image.manifest.v1+json"}
+    for name in ("team/app", "app"):
+        answer = site.http.put(f"/v2/{name}/manifests/1", headers=put, content=site.image.body)
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "MANIFEST_BLOB_UNKNOWN")

@@ -1,0 +1,126 @@
+"""Bytes that are not what the digest says: no answer that holds a blob's last byte carries them, and none are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes.client_images import MIB
+from tests.fakes.hub.hub import union
+from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
+
+PLACES = pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1], ids=["first", "middle", "last"])
+
+
+@PLACES
+def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
+    """Whoever wants the last byte is cut off before it, at both workers, whole or by range; nothing is kept, and the
+    next request gets what is right."""
+    site.start(settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=place, stall_after=MIB)
+    workers = site.server.worker_pids()
+    # Those who are there already when it comes to an end: later ones would begin anew.
+    readers = [site.get(worker=pid).reached(MIB) for pid in workers]
+    readers += [site.get(span=span, worker=pid).answered() for pid in workers for span in ("-1", "-1000", "100-")]
+    site.hub.release()
+    for reader in readers:
+        assert not reader.ended().whole
+    wait_until(lambda: not site.kept(), "wrong bytes are kept")
+    assert site.get().ended().body == site.blob
+    assert site.get(span="-1000").ended().body == site.blob[-1000:]
+
+
+def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
+    """The same of a blob that comes over several connections."""
+    site.start(1000, 12 * MIB, settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=7 * MIB)
+    assert not site.get().ended().whole
+    wait_until(lambda: not site.kept(), "wrong bytes are kept")
+    assert site.get().ended().body == site.blob
+
+
+def test_the_next_endpoint_is_tried(site: MirrorSite) -> None:
+    """Where one endpoint has wrong bytes, a client that comes again gets those of the next, at whichever worker."""
+    site.start(settings='prefetch = "off"', endpoints=2)
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=0, times=None)
+    first, second = site.server.worker_pids()
+    assert not site.get(worker=first).ended().whole
+    assert site.get(worker=second).ended().body == site.blob
+    assert site.get(worker=first).ended().body == site.blob
+    assert union(site.other.sent(site.digest)) == [(0, SIZE)]
+
+
+def test_a_small_blob_comes_right_at_once(site: MirrorSite) -> None:
+    """It is checked before anybody gets it: the client does not see that there were wrong bytes."""
+    site.start(settings='prefetch = "off"', endpoints=2)
+    site.inspect()
+    digest = site.image.layers[0].digest
+    site.hub.fault(on="blob", match=digest.partition(":")[2], corrupt=500, times=None)
+    assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == site.image.layers[0].read()
+
+
+def test_a_wrong_manifest(site: MirrorSite) -> None:
+    """It is given to nobody, by tag or by digest; the next one may be right."""
+    site.start(settings='prefetch = "off"')
+    for reference in (site.image.digest, "1"):
+        site.hub.fault(on="manifest", corrupt=20)
+        answer = site.http.get(f"/v2/{REPO}/manifests/{reference}")
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (502, "UNAVAILABLE")
+        assert site.http.get(f"/v2/{REPO}/manifests/{reference}").content == site.image.body
+        site.http.delete(f"/v2/{REPO}/manifests/{site.image.digest}")
+
+
+def test_a_wrong_manifest_with_another_endpoint(site: MirrorSite) -> None:
+    """Nobody notices."""
+    site.start(settings='prefetch = "off"', endpoints=2)
+    site.hub.fault(on="manifest", corrupt=20, times=None)
+    assert site.inspect().content == site.image.body
+    assert site.asked("manifest", far=site.other) == 1
+
+
+def errors(site: MirrorSite) -> list[str]:
+    """The error lines of the server's log."""
+    return [line for line in site.server.log_text().splitlines() if " ERROR " in line]
+
+
+def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
+    """However many clients are cut off at both workers: it names the upstream's endpoint, the repository and the
+    digest. No client's end is a crash of the application."""
+    site.start(settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
+    readers = [site.get(worker=pid).reached(MIB) for pid in site.server.worker_pids() for _ in range(4)]
+    site.hub.release()
+    for reader in readers:
+        assert not reader.ended().whole
+    site.server.stop()
+    assert "Traceback" not in site.server.log_text()
+    (line,) = errors(site)
+    assert all(part in line for part in (site.hub.url, f"docker.io/{REPO}", site.digest)), line
+
+
+def test_a_client_that_comes_again_at_once(site: MirrorSite) -> None:
+    """It is told which upstream sent wrong bytes for what, and when to come again; the upstream is not asked meanwhile.
+    Once that is repaired, the blob is to be had within seconds."""
+    site.start(settings='prefetch = "off"')
+    site.inspect()
+    site.hub.fault(on="blob", match=site.encoded, corrupt=5, times=None)
+    answer = site.get().ended()
+    for _ in range(5):
+        if answer.status == 502:
+            break
+        assert not answer.whole
+        answer = site.get().ended()
+    assert (answer.status, answer.headers["cache-control"]) == (502, "no-store")
+    assert 1 <= int(answer.headers["retry-after"]) <= 3
+    text = answer.body.decode()
+    assert all(part in text for part in ("docker.io", site.hub.url, site.digest, "entrepot mirror refresh")), text
+    asked = site.asked("blob")
+    assert asked <= 2
+    for worker in site.server.worker_pids():
+        assert site.get(worker=worker).ended().status == 502
+    assert site.asked("blob") == asked
+    site.hub.clear()
+    wait_until(lambda: site.get().ended().body == site.blob, "the right bytes")

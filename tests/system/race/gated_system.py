@@ -1,0 +1,237 @@
+"""Barriers: a System that stops at a step until the test lets it go on, and others who use the same data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from storage.composition import open_registry
+from storage.content import OCI_MANIFEST, Actor, Manifest, digest_of
+from storage.data_dir.system import System
+from storage.errors import RegistryError
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import ALL_NAMES
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.server_process import ROOT
+
+BY = Actor(name="tester")
+TIMEOUT_SECONDS = 60.0
+BOOT = "one run of the machine"
+
+
+class StepGate:
+    """Stops whoever comes first to a step `name` whose path contains `where`."""
+
+    def __init__(self, name: str, where: str) -> None:
+        self.name = name
+        self.where = where
+        self._reached = threading.Event()
+        self._open = threading.Event()
+
+    async def reached(self) -> None:
+        """Returns when somebody stands at the gate."""
+        assert await asyncio.to_thread(self._reached.wait, TIMEOUT_SECONDS), f"nobody came to {self.name} {self.where}"
+
+    def open(self) -> None:
+        self._open.set()
+
+    def enter(self, name: str, where: str) -> None:
+        """Called at each step; waits where this is the gate's, and it is still shut."""
+        if name == self.name and self.where in where and not self._reached.is_set():
+            self._reached.set()
+            assert self._open.wait(TIMEOUT_SECONDS), "the test left the gate shut"
+
+
+class GatedSystem(System):
+    """Waits at its gate, if it has one, before the step; of a write half is done before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: StepGate | None = None
+        self.written = 0
+        """Bytes."""
+
+    def stop_at(self, name: str, where: str = "") -> StepGate:
+        self.gate = StepGate(name, where)
+        return self.gate
+
+    def _enter(self, name: str, where: str = "") -> None:
+        if self.gate is not None:
+            self.gate.enter(name, where)
+
+    def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+        half = len(chunks[0]) // 2
+        if self.gate is None or half == 0:
+            done = super().write(fd, chunks, offset)
+        else:
+            done = super().write(fd, [chunks[0][:half]], offset)
+            self._enter("write")
+        self.written += done
+        return done
+
+    def sync(self, fd: int) -> None:
+        self._enter("sync", os.readlink(f"/proc/self/fd/{fd}"))
+        super().sync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._enter("rename", f"{source} {target}")
+        super().rename(source, target)
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        self._enter("commit")
+        super().commit(commit, durable=durable)
+
+
+def manifest_of(config: bytes) -> Manifest:
+    part = {"mediaType": "application/json", "digest": digest_of(config), "size": len(config)}
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": part, "layers": []}
+    return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
+
+
+async def push(registry: StoredRegistry, repo: RepositoryName, body: bytes) -> None:
+    writer = await registry.start_upload(repo)
+    try:
+        await writer.write(body)
+        await writer.commit(digest_of(body))
+    finally:
+        await writer.aclose()
+
+
+async def pull(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -> bytes:
+    """Raises BlobUnknown."""
+    reader = await registry.open_blob(repo, digest)
+    try:
+        return b"".join([chunk async for chunk in reader])
+    finally:
+        await reader.aclose()
+
+
+async def act(registry: StoredRegistry, what: str, repo: str, body: bytes) -> None:
+    """One thing somebody does with the blob `body`: push, delete, mount (from anywhere), manifest, collect, sweep."""
+    name = RepositoryName(repo)
+    match what:
+        case "push":
+            await push(registry, name, body)
+        case "delete":
+            await registry.delete_blob(name, digest_of(body), by=BY)
+        case "mount":
+            await registry.mount_blob(name, digest_of(body), ALL_NAMES, BY)
+        case "manifest":
+            await registry.put_manifest(name, manifest_of(body), [Tag("latest")], by=BY)
+        case "collect":
+            await registry.collector.collect()
+        case "sweep":
+            for _ in range(33):  # all shards
+                await registry.collector.collect()
+
+
+class PeerRegistry(Protocol):
+    """Somebody else at the same data directory."""
+
+    async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
+        """Begins to act; returns when it stands at the gate."""
+        ...
+
+    async def finish(self) -> str | None:
+        """Lets it go on, and waits for its end. Returns the error's code, None for success."""
+        ...
+
+
+class PeerInProcess:
+    """Another registry in this process."""
+
+    def __init__(self, registry: StoredRegistry, system: GatedSystem) -> None:
+        self._registry = registry
+        self._system = system
+
+    async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
+        self._gate = self._system.stop_at(*gate)
+        self._task = asyncio.create_task(_told(self._registry, what, repo, body))
+        await self._gate.reached()
+
+    async def finish(self) -> str | None:
+        self._gate.open()
+        return await self._task
+
+
+class PeerProcess:
+    """A registry in a process of its own (this module, run as a program)."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def start(self, what: str, repo: str, body: bytes, gate: tuple[str, str]) -> None:
+        await self._send([what, repo, body.hex(), *gate])
+        assert await self._line() == "reached"
+
+    async def finish(self) -> str | None:
+        await self._send("open")
+        answer = await self._line()
+        assert answer is None or isinstance(answer, str)
+        return answer
+
+    async def _send(self, message: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        await self._process.stdin.drain()
+
+    async def _line(self) -> Any:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            line = await self._process.stdout.readline()
+        assert line, "the other process has ended"
+        return json.loads(line)
+
+
+async def _told(registry: StoredRegistry, what: str, repo: str, body: bytes) -> str | None:
+    try:
+        await act(registry, what, repo, body)
+    except RegistryError as error:
+        return error.code
+    return None
+
+
+@asynccontextmanager
+async def peer_in_process(data: Path, clock: Callable[[], float]) -> AsyncIterator[PeerRegistry]:
+    system = GatedSystem()
+    async with open_registry(data, grace=0, system=system, boot=BOOT, clock=clock) as registry:
+        yield PeerInProcess(registry, system)
+
+
+@asynccontextmanager
+async def peer_process(data: Path, clock: Callable[[], float]) -> AsyncIterator[PeerRegistry]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.system.race.gated_system", str(data), str(clock() + 60),
+        cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26,
+    )  # fmt: skip
+    try:
+        yield PeerProcess(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+async def _main(data: Path, now: float) -> None:
+    system = GatedSystem()
+    async with open_registry(data, grace=0, system=system, boot=BOOT, clock=lambda: now) as registry:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            what, repo, body, *where = json.loads(line)
+            gate = system.stop_at(*where)
+            task = asyncio.create_task(_told(registry, what, repo, bytes.fromhex(body)))
+            await gate.reached()
+            print(json.dumps("reached"), flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+            gate.open()
+            print(json.dumps(await task), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1]), float(sys.argv[2])))

@@ -1,0 +1,220 @@
+"""The collector against everybody who wants what it is about to take."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from storage.content import digest_of
+from storage.errors import BlobUnknown, ManifestBlobUnknown, Unsupported
+from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES
+from storage.store.stored_registry import StoredRegistry
+from tests.system.race.gated_system import BY, GatedSystem, PeerRegistry, act, manifest_of, pull, push
+
+APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
+BODY = random.Random(1).randbytes(300_000)
+DIGEST = digest_of(BODY)
+
+
+async def _dropped(registry: StoredRegistry) -> None:
+    """The blob's file is there and waits for the collector."""
+    await push(registry, APP, BODY)
+    await registry.delete_blob(APP, DIGEST, by=BY)
+
+
+@pytest.mark.parametrize("gate", [("rename", "/blobs/"), ("sync", "/blobs/"), ("commit", "")])
+async def test_a_push_under_way_keeps_its_blob_from_the_collector(
+    gate: tuple[str, str], registry: StoredRegistry, peer: PeerRegistry
+) -> None:
+    """A collection that starts while a push of the same digest stands before its rename, before the directory's sync,
+    or before a commit, does not take the blob that the push then acknowledges."""
+    await _dropped(registry)
+    await peer.start("push", APP, BODY, gate)
+    collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
+    await asyncio.wait([collecting], timeout=0.05)
+    assert await peer.finish() is None
+    await collecting
+    # Without a manifest, and without any grace, it may be the collector's by now; but then all of it.
+    there = registry.blobs.layout.blob(DIGEST).exists()
+    try:
+        assert await pull(registry, APP, DIGEST) == BODY
+    except BlobUnknown:
+        assert not there
+
+
+@pytest.mark.parametrize("gate", [("rename", "/blobs/"), ("sync", "/blobs/"), ("commit", "")])
+async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_it(
+    gate: tuple[str, str], registry: StoredRegistry, peer: PeerRegistry
+) -> None:
+    """The same with a manifest that refers to the blob: after push and collection it is served, byte for byte."""
+    await push(registry, APP, BODY)
+    await registry.put_manifest(APP, manifest_of(BODY), by=BY)
+    await registry.delete_blob(APP, DIGEST, by=BY, even_if_referenced=True)
+    await peer.start("push", APP, BODY, gate)
+    collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
+    await asyncio.wait([collecting], timeout=0.05)
+    assert await peer.finish() is None
+    await collecting
+    assert await pull(registry, APP, DIGEST) == BODY
+
+
+@pytest.mark.parametrize("gate", [("rename", "/trash/"), ("commit", "")])
+async def test_a_collection_under_way_does_not_take_what_is_pushed_meanwhile(
+    gate: tuple[str, str], registry: StoredRegistry, peer: PeerRegistry
+) -> None:
+    """A push that comes while the collector stands before a commit, or between the row's end and the file's move, is
+    acknowledged with its bytes in place."""
+    await _dropped(registry)
+    await peer.start("collect", APP, BODY, gate)
+    pushing = asyncio.create_task(push(registry, APP, BODY))
+    await asyncio.wait([pushing], timeout=0.05)
+    assert not pushing.done(), "the push did not wait for the collector's step"
+    assert await peer.finish() is None
+    await pushing
+    assert await pull(registry, APP, DIGEST) == BODY
+
+
+async def test_a_stray_file_is_not_swept_away_under_a_push(
+    registry: StoredRegistry, peer: PeerRegistry, data: Path
+) -> None:
+    """A file without a row, which the sweep is just taking, is pushed again: the push's bytes stay."""
+    stray = registry.blobs.layout.blob(DIGEST)
+    stray.write_bytes(b"left by a crash")
+    await peer.start("sweep", APP, BODY, ("rename", "/trash/"))
+    pushing = asyncio.create_task(_push_for_good(registry))
+    await asyncio.wait([pushing], timeout=0.05)
+    assert not pushing.done()
+    assert await peer.finish() is None
+    await pushing
+    assert await pull(registry, APP, DIGEST) == BODY
+
+
+async def _push_for_good(registry: StoredRegistry) -> None:
+    """So that the rounds which follow leave it alone."""
+    await registry.put_manifest(APP, manifest_of(BODY), by=BY, sparse=True)
+    await push(registry, APP, BODY)
+
+
+async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(
+    registry: StoredRegistry, peer: PeerRegistry
+) -> None:
+    """While the collector moves the file, a mount finds no blob; while a mount commits, the collector finds a link."""
+    await _dropped(registry)
+    await peer.start("collect", APP, BODY, ("rename", "/trash/"))
+    with pytest.raises(BlobUnknown):
+        await registry.mount_blob(WEB, DIGEST, ALL_NAMES, BY)
+    assert await peer.finish() is None
+
+    await push(registry, APP, BODY)
+    await registry.put_manifest(APP, manifest_of(BODY), by=BY)
+    await peer.start("mount", WEB, BODY, ("commit", ""))
+    deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY, even_if_referenced=True))
+    assert await peer.finish() is None
+    await deleting
+    await registry.collector._drop_blobs(_Count())  # type: ignore[arg-type]
+    assert await pull(registry, WEB, DIGEST) == BODY
+
+
+class _Count:
+    links = blobs = uploads = strays = 0
+
+
+async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_the_other(
+    registry: StoredRegistry, peer: PeerRegistry
+) -> None:
+    """A manifest that is put while its blob is being taken is refused; one that is being put keeps its blob."""
+    await push(registry, APP, BODY)
+    await peer.start("collect", APP, BODY, ("commit", ""))
+    putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
+    await asyncio.wait([putting], timeout=0.05)
+    assert await peer.finish() is None
+    with pytest.raises(ManifestBlobUnknown):
+        await putting
+
+    await push(registry, APP, BODY)
+    await peer.start("manifest", APP, BODY, ("commit", ""))
+    collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
+    await asyncio.wait([collecting], timeout=0.05)
+    assert await peer.finish() is None
+    await collecting
+    assert await pull(registry, APP, DIGEST) == BODY
+
+
+async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_other(
+    registry: StoredRegistry, peer: PeerRegistry
+) -> None:
+    """While a manifest is being committed, a deletion of its blob waits and is then refused; so is a manifest while the
+    deletion is being committed. Never are both acknowledged."""
+    await push(registry, APP, BODY)
+    await peer.start("manifest", APP, BODY, ("commit", ""))
+    deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY))
+    await asyncio.wait([deleting], timeout=0.05)
+    assert await peer.finish() is None
+    with pytest.raises(Unsupported):
+        await deleting
+    assert await pull(registry, APP, DIGEST) == BODY
+
+    await registry.delete_manifest(APP, manifest_of(BODY).digest, by=BY)
+    await peer.start("delete", APP, BODY, ("commit", ""))
+    putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
+    await asyncio.wait([putting], timeout=0.05)
+    assert await peer.finish() is None
+    with pytest.raises(ManifestBlobUnknown):
+        await putting
+
+
+async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(registry: StoredRegistry) -> None:
+    """Readers that had opened the blob get all of it; whoever comes later is told it is not there."""
+    body = random.Random(2).randbytes(5 * 1024 * 1024)
+    await push(registry, APP, body)
+    readers = [await registry.open_blob(APP, digest_of(body)) for _ in range(20)]
+    parts = [(reader, aiter(reader)) for reader in readers]
+    firsts = [await anext(chunks) for _, chunks in parts]
+    await registry.delete_blob(APP, digest_of(body), by=BY)
+    await act(registry, "collect", APP, body)
+    assert not registry.blobs.layout.blob(digest_of(body)).exists()
+    for first, (reader, chunks) in zip(firsts, parts, strict=True):
+        assert first + b"".join([chunk async for chunk in chunks]) == body
+        await reader.aclose()
+    with pytest.raises(BlobUnknown):
+        await registry.open_blob(APP, digest_of(body))
+
+
+async def test_two_pushes_of_one_digest_both_succeed(registry: StoredRegistry, peer: PeerRegistry) -> None:
+    """Two who push the same content at once, into two repositories, are both acknowledged, and both can pull."""
+    await peer.start("push", WEB, BODY, ("sync", "/blobs/"))
+    pushing = asyncio.create_task(push(registry, APP, BODY))
+    await asyncio.wait([pushing], timeout=0.05)
+    assert await peer.finish() is None
+    await pushing
+    assert await pull(registry, APP, DIGEST) == await pull(registry, WEB, DIGEST) == BODY
+
+
+async def test_pulls_race_with_deletes_collections_and_pushes(registry: StoredRegistry, system: GatedSystem) -> None:
+    """Whatever the order, a pull gives the right bytes or says that there is no such blob; nothing else."""
+
+    done = asyncio.Event()
+
+    async def puller() -> int:
+        found = 0
+        while not done.is_set():
+            try:
+                assert await pull(registry, APP, DIGEST) == BODY
+                found += 1
+            except BlobUnknown:
+                await asyncio.sleep(0)
+        return found
+
+    async def mover() -> None:
+        for _ in range(20):
+            await push(registry, APP, BODY)
+            await registry.delete_blob(APP, DIGEST, by=BY)
+            await registry.collector._drop_blobs(_Count())  # type: ignore[arg-type]
+        done.set()
+
+    found = await asyncio.gather(*(puller() for _ in range(4)), mover())
+    assert sum(count or 0 for count in found) > 0

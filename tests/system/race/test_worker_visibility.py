@@ -1,0 +1,66 @@
+"""What two workers of a real server see of each other, and what a client that hangs up leaves behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+from pathlib import Path
+
+from storage.content import OCI_MANIFEST, digest_of
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.system.crash.full_disk import ask, pull, push
+
+MIB = 1024 * 1024
+
+
+def _blob_files(server: RegistryServer) -> int:
+    """Blob and session files that the workers have open."""
+    found = 0
+    for pid in server.worker_pids():
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except FileNotFoundError:
+                continue
+            found += f"{server.data}/blobs" in target or f"{server.data}/uploads" in target
+    return found
+
+
+def test_a_reader_that_hangs_up_midway_leaves_no_open_file(tmp_path: Path) -> None:
+    """Thirty clients go away in the middle of a blob: the server closes its files, and goes on serving."""
+    body = random.Random(1).randbytes(30 * MIB)
+    with running_server(tmp_path, workers=2) as server:
+        assert push(server, "team/app", body)[0] == 201
+        for _ in range(30):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            connection.request("GET", f"/v2/team/app/blobs/{digest_of(body)}")
+            assert connection.getresponse().read(100_000) == body[:100_000]
+            connection.close()
+        for _ in range(500):
+            assert ask(server, "GET", "/v2/")[0] == 200
+            if _blob_files(server) == 0:
+                break
+        assert _blob_files(server) == 0
+        assert pull(server, "team/app", body) == body
+
+
+def test_a_tag_that_one_worker_moves_is_seen_by_the_next_request_on_any(tmp_path: Path) -> None:
+    """Each PUT of a tag is seen by the very next GET, HEAD and list, whichever worker takes them."""
+    with running_server(tmp_path, workers=2) as server:
+        config = b"{}"
+        assert push(server, "team/app", config)[0] == 201
+        part = {"mediaType": "application/json", "digest": digest_of(config), "size": 2}
+        for number in range(60):
+            document = {"schemaVersion": 2, "config": part, "layers": [], "annotations": {"n": str(number)}}
+            body = json.dumps(document).encode()
+            path = "/v2/team/app/manifests/moving"
+            assert ask(server, "PUT", path, body, Content_Type=OCI_MANIFEST)[0] == 201
+            assert ask(server, "GET", path)[1] == body
+            assert ask(server, "HEAD", path)[2]["docker-content-digest"] == digest_of(body)
+        assert ask(server, "DELETE", "/v2/team/app/manifests/moving")[0] == 202
+        assert [ask(server, "GET", path)[0] for _ in range(6)] == [404] * 6
+    workers = set(re.findall(r"registry\.calls\[(\d+)\]", server.log_text()))
+    assert len(workers) == 2, "the test did not reach both workers"

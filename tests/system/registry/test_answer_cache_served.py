@@ -1,0 +1,198 @@
+"""Ready answers of a real server with two workers: no connection is ever told what no longer holds."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from registry.auth.token import api_tokens
+from storage.access import AccountName
+from storage.composition import open_accounts, open_registry
+from storage.content import Actor
+from storage.names import RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import push_image
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.store_accounts import BY, add_account, add_grant
+
+APP = RepositoryName("team/app")
+V2 = "/v2/team/app"
+TAG = f"{V2}/manifests/latest"
+CONNECTIONS = 3
+"""Kept open, to each worker."""
+AGAIN = 3
+"""Requests for the same on each: the later ones are ready."""
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+class KeptConnections:
+    """Connections that stay open, to each of the workers."""
+
+    def __init__(self, server: RegistryServer, stack: ExitStack) -> None:
+        self._connections: list[http.client.HTTPConnection] = []
+        workers = server.worker_pids()
+        assert len(workers) == 2
+        for stopped in workers:
+            os.kill(stopped, signal.SIGSTOP)  # so it is the other one that takes them
+            try:
+                for _ in range(CONNECTIONS):
+                    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+                    stack.enter_context(closing(connection))
+                    assert _ask(connection, "GET", "/v2/none/tags/list", {})[0] == 404
+                    connection.auto_open = 0  # whatever is asked, it is asked on this one
+                    self._connections.append(connection)
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+
+    def ask(self, target: str, method: str = "GET", login: str | None = None, times: int = 1) -> list[Answer]:
+        """The answers of all connections."""
+        headers = {"authorization": login} if login else {}
+        return [_ask(connection, method, target, headers) for _ in range(times) for connection in self._connections]
+
+
+def _ask(connection: http.client.HTTPConnection, method: str, target: str, headers: dict[str, str]) -> Answer:
+    connection.request(method, target, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RegistryServer]:
+    with running_server(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def kept(server: RegistryServer) -> Iterator[KeptConnections]:
+    with ExitStack() as stack:
+        yield KeptConnections(server, stack)
+
+
+def beside(server: RegistryServer, change: Callable[[StoredRegistry], Awaitable[object]]) -> None:
+    """A change by another process."""
+
+    async def run() -> None:
+        async with open_registry(server.data) as registry:
+            await change(registry)
+
+    asyncio.run(run())
+
+
+async def _push(registry: StoredRegistry, seed: str) -> None:
+    await push_image(registry, APP, seed, "latest")
+
+
+def statuses(answers: list[Answer]) -> set[int]:
+    return {status for status, _, _ in answers}
+
+
+def workers(server: RegistryServer) -> set[str]:
+    """Those that kept connections came to."""
+    return set(re.findall(r"registry\.calls\[(\d+)\] operation=get_manifest", server.log_text()))
+
+
+def test_what_another_process_changes_is_seen_on_every_connection(
+    server: RegistryServer, kept: KeptConnections
+) -> None:
+    """A tag that moves, again and again; a tag, a manifest, a blob that goes."""
+    for number in range(5):
+        beside(server, partial(_push, seed=f"image {number}"))
+        found = kept.ask(TAG, times=AGAIN)
+        assert len({body for _, body, _ in found}) == 1
+        document = json.loads(found[0][1])
+        for digest in (document["config"]["digest"], document["layers"][0]["digest"]):
+            assert len({body for _, body, _ in kept.ask(f"{V2}/blobs/{digest}", times=AGAIN)}) == 1
+    digest, layer = found[0][2]["docker-content-digest"], document["layers"][0]["digest"]
+    assert f"image {number}".encode() in kept.ask(f"{V2}/blobs/{layer}")[0][1]
+    for target, change in (
+        (TAG, lambda registry: registry.delete_tag(APP, Tag("latest"), by=Actor())),
+        (f"{V2}/manifests/{digest}", lambda registry: registry.delete_manifest(APP, digest, by=Actor())),
+        (f"{V2}/blobs/{layer}", lambda registry: registry.delete_blob(APP, layer, by=Actor())),
+    ):
+        assert statuses(kept.ask(target, times=AGAIN)) == {200}
+        beside(server, change)
+        assert statuses(kept.ask(target)) == {404}
+    server.stop()
+    assert len(workers(server)) == 2, "the test did not reach both workers"
+
+
+def test_what_one_worker_changes_is_seen_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
+    """A tag goes and comes back: each time the next answer on all connections is the right one."""
+    beside(server, partial(_push, seed="x"))
+    body = kept.ask(TAG, times=AGAIN)[0][1]
+    put = {"content-type": json.loads(body)["mediaType"]}
+    for _ in range(20):
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as other:
+            assert _ask(other, "DELETE", TAG, {})[0] == 202
+            assert statuses(kept.ask(TAG)) == {404}
+            other.request("PUT", TAG, body, put)
+            answer = other.getresponse()
+            assert (answer.status, answer.read()) == (201, b"")
+            assert {found for _, found, _ in kept.ask(TAG, times=AGAIN)} == {body}
+    server.stop()
+    assert len(workers(server)) == 2, "the test did not reach both workers"
+
+
+def test_rights_that_go_are_gone_on_every_connection(server: RegistryServer, kept: KeptConnections) -> None:
+    """The first account, a grant that is withdrawn, a token that is revoked, with the same header as before."""
+
+    async def change(what: str) -> str:
+        alice = AccountName("alice")
+        async with open_accounts(server.data) as accounts:
+            if what == "account":
+                await add_account(accounts, "alice")
+                made = api_tokens.make(alice, now=time.time())
+                await accounts.add_token(made.token, made.secret_hash, by=BY)
+                return "Basic " + base64.b64encode(f"alice:{made.text}".encode()).decode()
+            if what == "grant":
+                await add_grant(accounts, "user:alice", "team/**", "pull")
+            elif what == "withdraw":
+                (held,) = accounts.grants()
+                await accounts.remove_grant(held.subject, held.pattern, by=BY)
+            elif what == "revoke":
+                await accounts.revoke_token(accounts.tokens(alice, None, 1).items[0].id, by=BY)
+        return ""
+
+    beside(server, partial(_push, seed="x"))
+    assert statuses(kept.ask(TAG, times=AGAIN)) == {200}
+    login = asyncio.run(change("account"))
+    assert statuses(kept.ask(TAG)) == {401}
+    for what, status in (("grant", 200), ("withdraw", 404), ("grant", 200), ("revoke", 401)):
+        asyncio.run(change(what))
+        assert statuses(kept.ask(TAG, login=login, times=AGAIN)) == {status}
+        assert statuses(kept.ask(TAG)) == {401}
+
+
+def test_each_answer_has_its_line_in_the_log(server: RegistryServer, kept: KeptConnections) -> None:
+    """Found by the id that the client was told, in one line, with who asked for what from where."""
+    beside(server, partial(_push, seed="x"))
+    ids = [headers["x-request-id"] for _, _, headers in kept.ask(TAG, times=5)]
+    assert len(set(ids)) == len(ids)
+    server.stop()
+    lines = re.findall(r"(operation=get_manifest .*) ms=[\d.]+ (.*) request=(\w+)", server.log_text())
+    assert sorted(found for _, _, found in lines) == sorted(ids)
+    assert {line[:2] for line in lines} == {
+        ("operation=get_manifest repository=team/app reference=latest outcome=OK", "actor=anonymous address=127.0.0.1")
+    }
+
+
+def test_a_limit_of_requests_holds_over_all_workers(tmp_path: Path) -> None:
+    """However many answers were ready, no more than the limit are given, and then each is a 429."""
+    (tmp_path / "entrepot.toml").write_text("[limits]\nrequests_per_second = 0.001\nburst = 40\n")
+    with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server, ExitStack() as stack:
+        kept = KeptConnections(server, stack)
+        given = [status for status, _, _ in kept.ask("/v2/", times=10)]
+        before = 2 * CONNECTIONS
+        assert given == [200] * (40 - before) + [429] * (len(given) - 40 + before)

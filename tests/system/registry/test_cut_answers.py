@@ -1,0 +1,61 @@
+"""What a real server's log says of answers that break off: a line for what the operator should know, no crash."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from storage.content import digest_of
+from storage.data_dir.layout import Layout
+from tests.fakes.server_process import RegistryServer, running_server
+
+DATA = os.urandom(12 * 1024 * 1024)
+DIGEST = digest_of(DATA)
+PATH = f"/v2/team/app/blobs/{DIGEST}"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RegistryServer]:
+    with running_server(tmp_path) as running:
+        with httpx2.Client(base_url=running.url) as client:
+            pushed = client.post(f"/v2/team/app/blobs/uploads/?digest={DIGEST}", content=DATA)
+        assert pushed.status_code == 201
+        yield running
+
+
+def problems(server: RegistryServer) -> list[str]:
+    """The log's lines from warnings on, once all of them are there."""
+    server.stop()
+    assert "Traceback" not in server.log_text()
+    return [line for line in server.log_text().splitlines() if " ERROR " in line or " WARNING " in line]
+
+
+def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
+    """The connection is cut where the file ends; one line says which request and why."""
+    os.truncate(Layout(server.data).blob(DIGEST), 5_000_000)
+    with httpx2.Client(base_url=server.url) as client, pytest.raises(httpx2.TransportError):
+        client.get(PATH)
+    (line,) = problems(server)
+    assert PATH in line
+    assert "the file ends at byte 5000000" in line
+
+
+def test_a_file_that_is_gone(server: RegistryServer) -> None:
+    """It is answered before anything is sent, and is one line as well."""
+    Layout(server.data).blob(DIGEST).unlink()
+    assert httpx2.get(f"{server.url}{PATH}").status_code == 500
+    (line,) = problems(server)
+    assert f"the file of {DIGEST} is missing" in line
+
+
+def test_a_client_that_leaves(server: RegistryServer) -> None:
+    """Nothing is wrong with that."""
+    with httpx2.Client(base_url=server.url) as client:
+        for _ in range(3):
+            with client.stream("GET", PATH) as answer:
+                next(answer.iter_raw())
+    assert problems(server) == []

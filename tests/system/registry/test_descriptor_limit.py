@@ -1,0 +1,202 @@
+"""A registry with few file descriptors, and more silent connections than it has."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.hub.hub import hub
+from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
+from tests.system.server.app_process import wait_for
+
+LIMIT = 256
+STRANGERS = 900
+MIB = 1024 * 1024
+TIMEOUT = 30.0
+IMAGE = "application/vnd.oci.image.manifest.v1+json"
+SILENCE = {
+    "nothing": (b"", 9),
+    "from one address": (b"", 1),
+    "from many addresses": (b"", 450),
+    "half a request line": (b"GET /v2/ HT", 450),
+    "half a head": (b"GET /v2/ HTTP/1.1\r\nHost: registry\r\nX-", 9),
+    "rubbish": (b"\x00\xff\r\n\r\n", 450),
+    "a whole request": (b"GET /v2/ HTTP/1.1\r\nHost: registry\r\n\r\n", 9),
+}
+"""What strangers say, and from how many addresses."""
+
+
+class KeptClient:
+    """A client with one connection that is kept."""
+
+    def __init__(self, server: RegistryServer) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
+        self.headers: dict[str, str] = {}
+
+    def connect(self) -> None:
+        self._http.connect()
+
+    def call(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes, str]:
+        """Status, body and Location."""
+        self._http.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = self._http.getresponse()
+        self.headers = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, answer.read(), answer.getheader("location", "")
+
+    def push(self, name: str, content: bytes) -> str:
+        """Pushes an image of one layer; the layer's digest."""
+        layer, config = (self._push_blob(name, blob) for blob in (content, b"{}"))
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": IMAGE,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 2},
+            "layers": [{"mediaType": "application/octet-stream", "digest": layer, "size": len(content)}],
+        }
+        path = f"/v2/{name}/manifests/1"
+        assert self.call("PUT", path, json.dumps(manifest).encode(), content_type=IMAGE)[0] == 201
+        return layer
+
+    def _push_blob(self, name: str, content: bytes) -> str:
+        digest = "sha256:" + hashlib.sha256(content).hexdigest()
+        status, _, place = self.call("POST", f"/v2/{name}/blobs/uploads/")
+        assert status == 202
+        assert self.call("PUT", f"{place}?digest={digest}", content)[0] == 201
+        return digest
+
+    def pull(self, name: str, digest: str) -> None:
+        status, body, _ = self.call("GET", f"/v2/{name}/blobs/{digest}")
+        assert status == 200, body
+        assert "sha256:" + hashlib.sha256(body).hexdigest() == digest
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def cold_image() -> tuple[UpstreamContent, ImageTree]:
+    content = UpstreamContent()
+    return content, content.add("library/app", noise_image("app", 1000, 3 * MIB), "1")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def start(stack: ExitStack, folder: Path, descriptors: int = LIMIT) -> tuple[RegistryServer, ImageTree]:
+    """A server with two workers and a mirror, and the image that its upstream has."""
+    content, image = cold_image()
+    upstream = stack.enter_context(hub(folder, content))
+    (folder / "entrepot.toml").write_text(
+        f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\n'
+    )
+    server = running_server(folder, "--config", str(folder / "entrepot.toml"), descriptors=descriptors)
+    return stack.enter_context(server), image
+
+
+def silent_connections(
+    stack: ExitStack, server: RegistryServer, said: bytes, addresses: int, count: int = STRANGERS
+) -> None:
+    """Connections from so many addresses that say that and then nothing more."""
+    for number in range(count):
+        sock = stack.enter_context(socket.socket())
+        sock.settimeout(TIMEOUT)
+        sock.bind((f"127.0.{1 + number % addresses // 250}.{1 + number % addresses % 250}", 0))
+        sock.connect(("127.0.0.1", server.port))
+        if said:
+            with suppress(ConnectionError):
+                sock.sendall(said)
+
+
+def wait_until_settled(server: RegistryServer) -> None:
+    """Waits until the workers have taken all connections that wait, or as many as they want to."""
+    before: list[int] = []
+    for _ in range(100):
+        now = [open_files(pid) for pid in server.worker_pids()]
+        if now == before:
+            return
+        before = now
+        time.sleep(0.1)
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def lines(server: RegistryServer, text: str) -> list[str]:
+    return [line for line in server.log_text().splitlines() if text in line]
+
+
+@pytest.mark.parametrize(("said", "addresses"), SILENCE.values(), ids=SILENCE)
+def test_silent_strangers(stack: ExitStack, tmp_path: Path, said: bytes, addresses: int) -> None:
+    """900 connections that fall silent, whatever they have said and from however many addresses, take nothing from
+    clients that are connected: they pull, push, and fill the mirror on the connections they have. New clients get in.
+    The log has one line for it from each worker, and no traceback."""
+    server, image = start(stack, tmp_path)
+    early = [KeptClient(server) for _ in range(6)]
+    for client in early:
+        stack.callback(client.close)
+        assert client.call("GET", "/v2/")[0] == 200
+    layer = early[0].push("team/app", os.urandom(MIB))
+    silent_connections(stack, server, said, addresses)
+    wait_until_settled(server)
+    for number, client in enumerate(early):
+        client.pull("team/app", layer)
+        client.push(f"team/app{number}", os.urandom(MIB))
+    assert early[0].call("GET", "/v2/library/app/manifests/1", accept=IMAGE)[0] == 200
+    for client, blob in zip(early, image.blobs, strict=False):
+        client.pull("library/app", blob)
+    for number in range(6):
+        late = KeptClient(server)
+        late.pull("team/app", layer)
+        late.push(f"team/late{number}", os.urandom(MIB))
+        late.close()
+    assert "Traceback" not in server.log_text()
+    assert not lines(server, " 500 ")
+    assert 1 <= len(lines(server, "silent connections to make room")) <= 2
+
+
+def test_without_descriptors_a_request_is_told_to_come_again(stack: ExitStack, tmp_path: Path) -> None:
+    """Where no descriptor is left, for what reason ever, requests that need one get 503, when to come again and a
+    sentence; the others are answered. The log has a line for each, and no traceback. Once there are descriptors, all
+    goes on."""
+    server = stack.enter_context(running_server(tmp_path, workers=1, descriptors=LIMIT))
+    client = KeptClient(server)
+    stack.callback(client.close)
+    layer = client.push("team/app", os.urandom(MIB))
+    _, _, place = client.call("POST", "/v2/team/app/blobs/uploads/")
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (0, LIMIT))
+    for method, path, sent in (("GET", f"/v2/team/app/blobs/{layer}", None), ("PATCH", place, b"abc")):
+        status, body, _ = client.call(method, path, sent)
+        assert (status, json.loads(body)["errors"][0]["code"]) == (503, "UNAVAILABLE")
+        assert b"files open" in body
+        assert client.headers["retry-after"] == "1"
+    assert client.call("GET", "/v2/team/app/manifests/1", accept=IMAGE)[0] == 200
+    late = KeptClient(server)
+    stack.callback(late.close)
+    late.connect()
+    wait_for(lambda: bool(lines(server, "cannot take connections")))
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    late.pull("team/app", layer)
+    assert late.call("PATCH", place, b"abc")[0] == 202
+    assert "Traceback" not in server.log_text()
+    assert len(lines(server, " 503 ")) == 2
+    assert len(lines(server, "cannot take connections")) == 1
+
+
+def test_the_soft_limit_is_raised(tmp_path: Path) -> None:
+    """A server that was started with fewer descriptors than it may have takes them all, in each worker."""
+    with running_server(tmp_path, descriptors=LIMIT, soft_descriptors=64) as server:
+        for pid in server.pids():
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (LIMIT, LIMIT)

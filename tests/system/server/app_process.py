@@ -1,0 +1,168 @@
+"""The server as a real process, and raw sockets to speak to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+TIMEOUT_SECONDS = 60.0
+
+
+class AppProcess:
+    """A server process. `lines` of its stdout, and its `errors`, can be waited for."""
+
+    def __init__(self, options: dict[str, Any], env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.server.echo_app", json.dumps(options)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+        self.address = ("", 0)
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._errors = bytearray()
+        self._threads = [threading.Thread(target=self._read_lines), threading.Thread(target=self._read_errors)]
+        for thread in self._threads:
+            thread.start()
+
+    def _read_lines(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line.decode().strip())
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._errors += line
+
+    @property
+    def errors(self) -> str:
+        return self._errors.decode()
+
+    def said(self, text: str) -> str:
+        """Waits for a line of stdout that starts with `text`."""
+        until = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            line = self._lines.get(timeout=max(0.01, until - time.monotonic()))
+            if line.startswith(text):
+                return line
+
+    def until_ready(self) -> AppProcess:
+        host, _, port = self.said("ready").split()[1].rpartition(":")
+        self.address = (host, int(port))
+        return self
+
+    def children(self) -> list[int]:
+        return children(self.pid)
+
+    def connect(self) -> socket.socket:
+        sock = socket.create_connection(self.address, timeout=TIMEOUT_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def talk(self, request: bytes) -> bytes:
+        """Sends, and reads until the server ends the connection."""
+        with self.connect() as sock:
+            sock.sendall(request)
+            return read_all(sock)
+
+    def get(self, path: str = "/echo") -> dict[str, Any]:
+        with self.connect() as sock:
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            status, _, body = read_response(sock)
+            assert status == 200
+            return dict(json.loads(body))
+
+    def end(self) -> int:
+        """Waits for the process to end by itself; its exit code."""
+        code = self.process.wait(TIMEOUT_SECONDS)
+        for thread in self._threads:
+            thread.join(TIMEOUT_SECONDS)
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.end()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = bytearray()
+    while piece := sock.recv(65536):
+        data += piece
+    return bytes(data)
+
+
+class ExactReads(socket.SocketIO):
+    """Reads as much as it is asked for, unless the connection ends, and never more."""
+
+    def read(self, size: int = -1) -> bytes:
+        data = bytearray()
+        while len(data) < size and (piece := super().read(size - len(data))):
+            data += piece
+        return bytes(data)
+
+
+def read_response(sock: socket.socket, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    """One response, and not a byte more of the connection than it has."""
+    response = http.client.HTTPResponse(sock, method=method)
+    response.fp.close()
+    response.fp = ExactReads(sock, "r")  # type: ignore[assignment]
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    body = response.read()
+    response.close()
+    return response.status, headers, body
+
+
+def read_error(data: bytes) -> tuple[int, str]:
+    """Status and code of a whole answer that must be the only one, in the spec's error shape, and the last."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.decode().lower().split("\r\n")
+    for line in ("content-type: application/json", "connection: close", f"content-length: {len(body)}"):
+        assert line in lines, data
+    assert "docker-distribution-api-version: registry/2.0" in lines
+    (error,) = json.loads(body)["errors"]
+    assert error["message"]
+    return int(lines[0].split()[1]), error["code"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.005)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+Start = Callable[..., AppProcess]

@@ -1,0 +1,53 @@
+"""Servers for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.system.server.app_process import AppProcess, Start
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts servers, and ends them after the test."""
+    with ExitStack() as stack:
+
+        def run(env: dict[str, str] | None = None, ready: bool = True, **options: Any) -> AppProcess:
+            running = AppProcess(options, env)
+            stack.callback(running.close)
+            return running.until_ready() if ready else running
+
+        yield run
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[AppProcess]:
+    """A server all tests of the protocol share."""
+    running = AppProcess({"limits": {"linger_seconds": 0.5, "pulse_seconds": 0.1}})
+    try:
+        yield running.until_ready()
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def impatient() -> Iterator[AppProcess]:
+    """The same with very short times."""
+    seconds = {
+        "header_seconds": 1.0,
+        "keep_alive_seconds": 1.0,
+        "body_idle_seconds": 1.0,
+        "send_idle_seconds": 1.0,
+        "half_close_seconds": 1.0,
+        "linger_seconds": 1.0,
+        "pulse_seconds": 0.05,
+    }
+    running = AppProcess({"limits": seconds})
+    try:
+        yield running.until_ready()
+    finally:
+        running.close()

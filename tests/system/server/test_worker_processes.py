@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.commands import has_received_signals
+from tests.system.server.app_process import (
+    ROOT,
+    TIMEOUT_SECONDS,
+    AppProcess,
+    Start,
+    children,
+    is_alive,
+    read_response,
+    wait_for,
+)
+
+STOPS = [signal.SIGTERM, signal.SIGINT]
+
+
+def begin_slow(running: AppProcess, seconds: float) -> socket.socket:
+    sock = running.connect()
+    sock.sendall(f"GET /slow?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    running.said("slow")
+    return sock
+
+
+def refuses(running: AppProcess) -> bool:
+    try:
+        running.connect().close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", STOPS)
+def test_stop(start: Start, workers: int, number: int) -> None:
+    """SIGTERM and SIGINT end an idle server with exit code 0, its databases closed and nobody left."""
+    running = start(workers=workers)
+    children = running.children()
+    assert len(children) == (workers if workers > 1 else 0)
+    with running.connect() as idle:
+        os.kill(running.pid, number)
+        assert running.end() == 0
+        assert idle.recv(1) == b""
+    for _ in range(workers):
+        running.said("closed")
+    assert not any(is_alive(child) for child in children)
+    assert running.errors == ""
+
+
+def test_stop_of_the_group(start: Start) -> None:
+    """Ctrl-C, and a SIGTERM to the whole group, end it in the same orderly way."""
+    for number in STOPS:
+        running = start(workers=2)
+        os.killpg(running.pid, number)
+        assert running.end() == 0
+        assert running.errors == ""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_drain(start: Start, workers: int) -> None:
+    """A request in flight is answered, with Connection: close, while new connections are refused."""
+    running = start(workers=workers)
+    with begin_slow(running, 0.5) as sock:
+        os.kill(running.pid, signal.SIGTERM)
+        status, headers, body = read_response(sock)
+        assert (status, headers["connection"], body) == (200, "close", b"slow")
+        assert sock.recv(1) == b""
+    assert running.end() == 0
+    with pytest.raises(ConnectionRefusedError):
+        running.connect()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_grace_is_bounded(start: Start, workers: int) -> None:
+    """A request that does not end within the grace is cut; the exit code is 0 all the same."""
+    running = start(workers=workers, grace=0.3)
+    with begin_slow(running, 60) as sock:
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.end() == 0
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+    assert "cut 1 requests" in running.errors
+    assert "Traceback" not in running.errors
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_second_interrupt(start: Start, workers: int) -> None:
+    """A second Ctrl-C ends it at once, whatever the grace."""
+    running = start(workers=workers, grace=600)
+    with begin_slow(running, 600):
+        os.kill(running.pid, signal.SIGINT)
+        wait_for(lambda: refuses(running))  # the first was seen
+        os.kill(running.pid, signal.SIGINT)
+        assert running.end() == 130
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_UVLOOP": "1"}], ids=["uvloop", "asyncio"])
+def test_second_interrupt_while_the_loop_is_held_up(start: Start, env: dict[str, str]) -> None:
+    """Not even a worker that is alone and whose loop does not go on delays a second Ctrl-C."""
+    running = start(workers=1, grace=600, env=env)
+    with running.connect() as sock:
+        sock.sendall(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
+        running.said("held")
+        os.kill(running.pid, signal.SIGINT)
+        wait_for(lambda: has_received_signals(running.process))
+        os.kill(running.pid, signal.SIGINT)
+        assert running.end() == 130
+
+
+def test_second_interrupt_while_nobody_reads_the_log() -> None:
+    """A parent that cannot write its log ends at a second Ctrl-C, and its workers with it."""
+    log, full = os.pipe()
+    try:
+        command = [sys.executable, "-m", "tests.system.server.echo_app", json.dumps({"workers": 2, "grace": 600})]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, start_new_session=True) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline().startswith(b"ready")
+            fill(full)
+            workers = children(parent.pid)
+            os.kill(workers[0], signal.SIGKILL)
+            wait_for(lambda: children(parent.pid) == workers[1:])
+            wait_for(lambda: writes_its_log(parent.pid))
+            os.kill(parent.pid, signal.SIGINT)
+            wait_for(lambda: has_received_signals(parent))
+            os.kill(parent.pid, signal.SIGINT)
+            assert parent.wait(TIMEOUT_SECONDS) == 130
+            assert not is_alive(workers[1])
+    finally:
+        os.close(log)
+        os.close(full)
+
+
+def fill(pipe: int) -> None:
+    """Until no byte more goes in."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"." * 512)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b".")
+    os.set_blocking(pipe, True)
+
+
+def writes_its_log(pid: int) -> bool:
+    """Whether the process's main thread is in a system call whose first argument is stderr (proc(5), syscall)."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x2"]
+
+
+def test_killed_parent(start: Start) -> None:
+    """SIGKILL of the parent takes the workers along and frees the port."""
+    running = start(workers=2)
+    children = running.children()
+    with begin_slow(running, 60):
+        os.kill(running.pid, signal.SIGKILL)
+        running.process.wait()
+        wait_for(lambda: not any(is_alive(child) for child in children))
+    assert start(listen="{}:{}".format(*running.address)).address == running.address
+
+
+def test_killed_worker(start: Start) -> None:
+    """A worker that dies is started again, the other one serving meanwhile; one line tells."""
+    running = start(workers=2)
+    before = running.children()
+    os.kill(before[0], signal.SIGKILL)
+    assert running.get()["size"] == 0
+    wait_for(lambda: len(running.children()) == 2 and running.children() != before)
+    new = next(child for child in running.children() if child not in before)
+    wait_for(lambda: running.get()["pid"] == new)
+    assert f"the worker {before[0]} was ended by SIGKILL; starting it again" in running.errors
+
+
+def test_dying_workers_back_off(start: Start, tmp_path: Path) -> None:
+    """A worker that cannot start any more is tried again with growing pauses; the server stays stoppable."""
+    mark = tmp_path / "mark"
+    running = start({"MARK": str(mark)}, workers=2)
+    mark.touch()
+    first = running.children()[0]
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: "again after 0.4 s" in running.errors)
+    assert "exit code 1 ([Errno 13] Permission denied: '/data'); starting it again after 0.1 s" in running.errors
+    assert running.get()["size"] == 0
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.end() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("oserror", "error: [Errno 13] Permission denied: '/data'\n"),
+        ("message", "error: the data directory is full\n"),
+    ],
+)
+def test_failed_start(start: Start, workers: int, fault: str, line: str) -> None:
+    """A start the surroundings forbid ends the command with exit code 1 and the reason in one line."""
+    running = start(ready=False, workers=workers, start=fault)
+    assert running.end() == 1
+    assert running.errors == line
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_start_with_a_bug(start: Start, workers: int) -> None:
+    """A bug in the start ends the command as well, and its traceback is in the log."""
+    running = start(ready=False, workers=workers, start="bug")
+    assert running.end() == 1
+    assert "Traceback" in running.errors
+    assert running.errors.endswith("error: the server could not start: ZeroDivisionError: a bug\n")
+
+
+def test_worker_that_dies_while_stopping(start: Start) -> None:
+    """A worker killed during the drain does not keep the parent."""
+    running = start(workers=2, grace=600)
+    with begin_slow(running, 600):
+        os.kill(running.pid, signal.SIGTERM)
+        wait_for(lambda: len(running.children()) == 1)  # the idle one has ended
+        os.kill(running.children()[0], signal.SIGKILL)
+        assert running.end() == 0
+
+
+def test_worker_that_dies_during_its_renewal(start: Start) -> None:
+    """A worker that dies while its successor starts is replaced once, not twice."""
+    running = start(workers=2)
+    before = running.children()
+    os.kill(before[0], signal.SIGSTOP)  # so that it cannot end in order before it is killed
+    os.kill(running.pid, signal.SIGHUP)
+    wait_for(lambda: running.children() != before)
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: not set(running.children()) & set(before) and len(running.children()) == 2)
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.end() == 0
+
+
+def test_stuck_worker_and_second_interrupt(start: Start) -> None:
+    """Not even a worker that does not react delays a second Ctrl-C."""
+    running = start(workers=2, grace=600)
+    stuck = running.children()[0]
+    os.kill(stuck, signal.SIGSTOP)
+    os.kill(running.pid, signal.SIGINT)
+    wait_for(lambda: running.children() == [stuck])
+    os.kill(running.pid, signal.SIGINT)
+    assert running.end() == 130
+    assert not is_alive(stuck)
+
+
+def test_stuck_worker_is_killed(start: Start) -> None:
+    """A worker that does not react at all is killed after the grace and a margin; the exit code is 0."""
+    running = start(workers=2, grace=0)
+    stuck = running.children()[0]
+    os.kill(stuck, signal.SIGSTOP)
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.end() == 0
+    assert not is_alive(stuck)
+
+
+def test_renewal(start: Start) -> None:
+    """SIGHUP replaces the workers one by one; a request in flight is answered by its old worker."""
+    running = start(workers=2)
+    before = running.children()
+    with begin_slow(running, 0.5) as sock:
+        os.kill(running.pid, signal.SIGHUP)
+        assert read_response(sock)[2] == b"slow"
+    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(before))
+    assert running.get()["pid"] in running.children()
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.end() == 0
+
+
+def test_failed_renewal(start: Start, tmp_path: Path) -> None:
+    """When a new worker cannot start, the old ones stay."""
+    mark = tmp_path / "mark"
+    running = start({"MARK": str(mark)}, workers=2)
+    before = running.children()
+    mark.touch()
+    os.kill(running.pid, signal.SIGHUP)
+    wait_for(lambda: "the workers are not renewed: the new worker ended with exit code 1" in running.errors)
+    wait_for(lambda: running.children() == before)
+    assert running.get()["pid"] in before
+
+
+def test_port_in_use(start: Start) -> None:
+    """A second server on the port ends with exit code 1 and one line."""
+    running = start()
+    second = start(ready=False, listen="{}:{}".format(*running.address))
+    assert second.end() == 1
+    assert "in use" in second.errors
+    assert second.errors.count("\n") == 1
+
+
+def _sockets(running: AppProcess) -> dict[int, int]:
+    """How many sockets each worker has open."""
+    return {
+        worker: sum(os.readlink(fd).startswith("socket:") for fd in Path(f"/proc/{worker}/fd").iterdir())
+        for worker in running.children()
+    }
+
+
+def test_connections_are_shared(start: Start) -> None:
+    """Of many connections at once each worker gets some."""
+    running = start(workers=2)
+    before = _sockets(running)
+    socks = [running.connect() for _ in range(64)]
+    try:
+        for sock in socks:
+            sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert all(read_response(sock)[0] == 200 for sock in socks)
+        gained = {worker: sockets - before[worker] for worker, sockets in _sockets(running).items()}
+        assert len(gained) == 2
+        assert sum(gained.values()) == len(socks)
+        assert min(gained.values()) > 0  # how many is the scheduler's choice: 5 of 64 was seen on a busy machine
+    finally:
+        for sock in socks:
+            sock.close()

@@ -1,0 +1,50 @@
+"""Speaking TLS to a server of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.certificate_authority import KeyPair
+from tests.system.server.app_process import AppProcess, read_response
+
+GET = b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def client_context(authority: Path, pair: KeyPair | None = None) -> ssl.SSLContext:
+    """Trusts that authority, and shows a certificate of its own where there is one."""
+    context = ssl.create_default_context(cafile=authority)
+    if pair is not None:
+        context.load_cert_chain(pair.certificate, pair.key)
+    return context
+
+
+@contextlib.contextmanager
+def tls_connection(running: AppProcess, context: ssl.SSLContext, buffer: int | None = None) -> Iterator[ssl.SSLSocket]:
+    """A connection after its handshake. `buffer` bounds what its kernel takes for it."""
+    with socket.socket() as sock:
+        sock.settimeout(15)
+        if buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.connect(running.address)
+        with context.wrap_socket(sock, server_hostname="localhost") as wrapped:
+            yield wrapped
+
+
+def ask(sock: ssl.SSLSocket, request: bytes = GET) -> dict[str, Any]:
+    sock.sendall(request)
+    status, _, body = read_response(sock)
+    assert status == 200
+    return dict(json.loads(body))
+
+
+def serial(sock: ssl.SSLSocket) -> str:
+    """Of the server's certificate."""
+    shown = sock.getpeercert()
+    assert shown is not None
+    return str(shown["serialNumber"])

@@ -1,0 +1,39 @@
+"""A registry's own records and turns, and the stand-in for Hub with one image."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.client_images import MIB
+from tests.fakes.hub.hub import Hub, hub
+from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
+from tests.fakes.upstream_source import REPO, opened_registry
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    async with opened_registry(tmp_path / "data") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def held() -> ImageTree:
+    """An image of three blobs: a config, 1000 bytes, and 3 MiB and a bit."""
+    return noise_image("app", 1000, 3 * MIB + 11)
+
+
+@pytest.fixture
+def content(held: ImageTree) -> UpstreamContent:
+    made = UpstreamContent()
+    made.add(REPO, held, "1", "latest")
+    return made
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, content: UpstreamContent) -> Iterator[Hub]:
+    with hub(tmp_path, content) as running:
+        yield running

@@ -1,0 +1,89 @@
+"""`WWW-Authenticate` is read as RFC 9110 writes it, and as registries do."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.upstream.challenges import LoginChallenge, choose_challenge, parse_challenges
+
+HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"'
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        (",, ,", []),
+        ("Basic", [("basic", {})]),
+        ('Basic realm="x"', [("basic", {"realm": "x"})]),
+        ("BEARER Realm=abc", [("bearer", {"realm": "abc"})]),
+        (
+            HUB,
+            [
+                (
+                    "bearer",
+                    {
+                        "realm": "https://auth.docker.io/token",
+                        "service": "registry.docker.io",
+                        "scope": "repository:a/b:pull,push",
+                    },
+                )
+            ],
+        ),
+        (
+            'Basic realm="a, Bearer realm=\\"b\\"", Bearer realm = "c" , error="x"',
+            [("basic", {"realm": 'a, Bearer realm="b"'}), ("bearer", {"realm": "c", "error": "x"})],
+        ),
+        ("Negotiate, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ("Negotiate a8742100==, Bearer realm=x", [("negotiate", {}), ("bearer", {"realm": "x"})]),
+        ('Bearer realm="unclosed', [("bearer", {})]),
+        ('Bearer realm="a",realm="b"', [("bearer", {"realm": "a"})]),
+    ],
+)
+def test_challenges(text: str, found: list[tuple[str, dict[str, str]]]) -> None:
+    """Schemes, parameters with and without quotes, several in one field."""
+    assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == found
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read(text: str) -> None:
+    """Nothing an upstream writes breaks the reading or keeps it busy."""
+    parse_challenges(text)
+
+
+LONG_FIELDS = {
+    "parameters": 'Bearer realm="x"' + ',a="b"' * 16000,
+    "challenges": "Basic," * 16000,
+    "escapes": 'Bearer realm="' + '\\\\"' * 30000,
+    "no end": "Bearer " + 'a="' * 30000,
+    "token": "a" * 95000,
+    "token68": "Basic " + "a" * 95000 + "==x",
+    "spaces": "Basic" + " " * 95000 + "!",
+}
+
+
+@pytest.mark.parametrize("field", LONG_FIELDS)
+def test_a_long_field_is_not_read(field: str) -> None:
+    """One of 95 KB took 200 ms of the event loop. What is longer than 16 KiB names no challenge."""
+    assert parse_challenges(LONG_FIELDS[field]) == []
+
+
+@pytest.mark.parametrize("field", LONG_FIELDS)
+def test_a_field_of_the_greatest_length(field: str) -> None:
+    """It is read in a moment, and no more than 16 challenges of it."""
+    started = time.thread_time()
+    assert len(parse_challenges(LONG_FIELDS[field][: 16 << 10])) <= 16
+    assert time.thread_time() - started < 0.1
+
+
+def test_bearer_is_chosen() -> None:
+    """Before Basic; Basic only where there is a password; Bearer without a realm is none."""
+    basic, bearer = LoginChallenge("basic"), LoginChallenge("bearer", {"realm": "x"})
+    assert choose_challenge([basic, bearer], True) is bearer
+    assert choose_challenge([basic], True) is basic
+    assert choose_challenge([basic], False) is None
+    assert choose_challenge([LoginChallenge("bearer"), basic], True) is basic

@@ -1,0 +1,126 @@
+"""Links to next pages, redirects, and proxies: where the next request goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.config import Upstream
+from registry.upstream.destinations import RedirectChain, origin
+from registry.upstream.transport import OutboundProxies
+from registry.upstream.upstream_lists import next_page
+from storage.errors import UpstreamUnavailable
+
+URL = "https://far.test/v2/a/tags/list?n=5"
+
+
+@pytest.mark.parametrize(
+    ("link", "found"),
+    [
+        ("", None),
+        ('</v2/a/tags/list?n=5&last=x>; rel="next"', "https://far.test/v2/a/tags/list?n=5&last=x"),
+        ("<list?last=x>;rel=next", "https://far.test/v2/a/tags/list?last=x"),
+        ('<?last=x>; title="a, <b>"; rel="prev next"', "https://far.test/v2/a/tags/list?last=x"),
+        ("<http://evil.test:81/v2/x?last=x>; rel=next", "https://far.test/v2/x?last=x"),
+        ('</a>; rel="prev", </b>; rel="next"', "https://far.test/b"),
+        ('</a>; rel="nextish"', None),
+        ("</a>", None),
+        ("nonsense", None),
+    ],
+)
+def test_next_pages(link: str, found: str | None) -> None:
+    """As RFC 8288 writes them, and always at home."""
+    assert next_page({"link": link}, URL) == found
+
+
+@pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
+def test_hosts_that_are_none(url: str) -> None:
+    """A host without a name, one longer than a name may be, and one that has no form in the DNS."""
+    with pytest.raises(ValueError, match=r"name|label"):
+        origin(url)
+
+
+def test_a_trailing_dot_names_the_same_host() -> None:
+    """`far.test.` is `far.test`: in an address, and in the settings."""
+    assert origin("https://FAR.test.:444/x") == ("https", "far.test", 444)
+    settings = Upstream.model_validate(
+        {"name": "far.test", "redirects": ["cdn.test.:9"], "realms": ["https://a.test./t"]}
+    )
+    assert settings.redirect_host_ports == {("cdn.test", 9)}
+    assert settings.realm_host_ports == {("a.test", 443)}
+
+
+def test_a_redirect_to_another_origin_loses_authorization() -> None:
+    """Another host, port or scheme is another origin; once lost, it does not come back."""
+    for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
+        route = RedirectChain("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
+        assert route.follow(307, target)
+        assert route.foreign
+        assert route.headers == {"Range": "bytes=1-"}
+        assert route.follow(307, "https://far.test/v2/")
+        assert not route.foreign
+        assert "Authorization" not in route.headers
+    for target in ("/x", "https://far.test:443/x", "https://user:pw@FAR.test/x"):
+        route = RedirectChain("https://far.test/v2/", {"Authorization": "x"})
+        assert route.follow(302, target)
+        assert route.headers == {"Authorization": "x"}
+        assert "pw" not in route.url
+
+
+def test_a_redirect_to_a_long_address_is_refused() -> None:
+    """It would hold the event loop while it is read."""
+    route = RedirectChain("https://far.test/", {})
+    with pytest.raises(UpstreamUnavailable, match="address of more than 8192 characters"):
+        route.follow(307, "/" + "x/../" * 12000)
+    assert route.follow(307, "/" + "x" * 8000)
+
+
+def test_a_long_link_is_refused() -> None:
+    """The list would be cut off there without a word."""
+    with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
+        next_page({"link": f"</{'x' * 60000}>; rel=next"}, URL)
+
+
+def test_a_redirect_from_https_to_http_is_refused() -> None:
+    """What was asked for in private is not fetched in the open."""
+    with pytest.raises(UpstreamUnavailable, match="from https to http"):
+        RedirectChain("https://far.test/", {}).follow(307, "http://far.test/")
+    assert not RedirectChain("https://far.test/", {}).follow(200, "http://far.test/")
+
+
+@pytest.mark.parametrize(
+    ("url", "spared", "found"),
+    [
+        ("https://far.test/", "", "http://secure.test:3129"),
+        ("http://far.test/", "", "http://plain.test:3128"),
+        ("http://localhost:5000/", "", None),
+        ("http://127.0.0.1:5000/", "", None),
+        ("http://[::1]:5000/", "", None),
+        ("http://far.test/", "*", None),
+        ("http://far.test/", "other.test, far.test", None),
+        ("http://a.far.test/", ".far.test", None),
+        ("http://a.far.test/", "*.far.test", None),
+        ("http://notfar.test/", "far.test", "http://plain.test:3128"),
+        ("http://far.test:81/", "far.test:81", None),
+        ("http://far.test:82/", "far.test:81", "http://plain.test:3128"),
+        ("http://10.1.2.3/", "10.0.0.0/8", None),
+        ("http://11.1.2.3/", "10.0.0.0/8", "http://plain.test:3128"),
+        ("http://10.1.2.3/", "10.1.2.3", None),
+        ("http://10.1.2.3:81/", "10.1.2.3:81,nonsense/99", None),
+    ],
+)
+def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, spared: str, found: str | None) -> None:
+    """By scheme, unless NO_PROXY names the host; loopback addresses never."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "plain.test:3128")
+    monkeypatch.setenv("HTTPS_PROXY", "http://secure.test:3129")
+    monkeypatch.setenv("NO_PROXY", spared)
+    assert OutboundProxies().of(url) == found
+
+
+def test_proxies_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused, not passed by."""
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://proxy.test:1080")
+    with pytest.raises(UpstreamUnavailable, match="socks5"):
+        OutboundProxies().of("http://far.test/")

@@ -1,0 +1,117 @@
+"""A challenge cannot have the password sent where it does not belong."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.config import Upstream
+from registry.upstream.challenges import RealmPolicy, registrable_domain
+from storage.errors import UpstreamUnavailable
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("registry-1.docker.io", "docker.io"),
+        ("GHCR.io", "ghcr.io"),
+        ("localhost", "localhost"),
+        ("a.b.example.co.uk", "example.co.uk"),
+        ("registry.example.de", "example.de"),
+        ("tenant.azurecr.io", "tenant.azurecr.io"),
+        ("1.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1.amazonaws.com"),
+        ("10.1.2.3", "10.1.2.3"),
+        ("::1", "::1"),
+    ],
+)
+def test_sites(host: str, own: str) -> None:
+    """What of a name has one owner."""
+    assert registrable_domain(host) == own
+
+
+def test_a_long_host_has_no_site() -> None:
+    """Names end at 253 characters; the owner of a longer one is not looked for among its labels."""
+    host = "a." * 2000 + "example.com"
+    assert registrable_domain(host) == host
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "realm", "allowed"),
+    [
+        ("https://registry-1.docker.io", "https://auth.docker.io/token", True),
+        ("https://registry-1.docker.io", "https://auth.docker.io:8443/token", True),
+        ("https://registry-1.docker.io", "http://auth.docker.io/token", False),
+        ("https://registry-1.docker.io", "https://evil.io/token", False),
+        ("https://registry-1.docker.io", "https://evildocker.io/token", False),
+        ("https://registry-1.docker.io", "https://docker.io.evil.io/token", False),
+        ("https://registry-1.docker.io", "https://docker.io@evil.io/token", False),
+        ("https://registry-1.docker.io", "https://evil.io\\@docker.io/token", False),
+        ("https://registry-1.docker.io", "https://user:pw@auth.docker.io/token", False),
+        ("https://registry-1.docker.io", "auth.docker.io/token", False),
+        ("https://registry-1.docker.io", "", False),
+        ("https://registry-1.docker.io", "https://[/token", False),
+        ("https://one.azurecr.io", "https://two.azurecr.io/token", False),
+        ("https://one.azurecr.io", "https://one.azurecr.io/oauth2/token", True),
+        ("https://cache.example.com", "https://login.other.net/token", True),
+        ("https://cache.example.com", "https://login.other.net/token/more", True),
+        ("https://cache.example.com", "https://login.other.net/tokens", False),
+        ("https://cache.example.com", "https://login.other.net:444/token", False),
+        ("https://cache.example.com", "https://whole.other.net/any", True),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5001/auth", True),
+        ("http://127.0.0.1:5000", "http://127.0.0.2:5001/auth", False),
+        ("http://127.0.0.1:5000", "https://127.0.0.1:5001/auth", True),
+    ],
+)
+def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
+    """https on the upstream's own site or listed; http only from an http endpoint to its own host."""
+    settings = Upstream.model_validate(
+        {
+            "name": "docker.io" if "docker" in endpoint else "example.com",
+            "endpoints": [endpoint],
+            "realms": ["https://login.other.net/token", "https://whole.other.net"],
+        }
+    )
+    realms = RealmPolicy(settings, [endpoint])
+    if allowed:
+        realms.check(realm, endpoint, login=False)
+    else:
+        with pytest.raises(UpstreamUnavailable):
+            realms.check(realm, endpoint, login=False)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "realm", "allowed"),
+    [
+        ("https://registry-1.docker.io", "https://auth.docker.io/token", True),
+        ("https://registry-1.docker.io", "https://auth.docker.io:8443/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com:5443/token", True),
+        ("https://reg.example.com:5443", "https://auth.example.com:5443/token", True),
+        ("https://reg.example.com:5443", "https://auth.example.com/token", True),
+        ("https://reg.example.com:5443", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com:9000/token", True),
+        ("http://reg.example.com:5000", "http://reg.example.com:5001/token", False),
+        ("http://reg.example.com:5000", "http://reg.example.com:5000/token", True),
+        ("http://reg.example.com:5000", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com./token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com.:5443/token", True),
+        ("https://reg.example.com.:5443", "https://reg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://\uff52eg.example.com/token", False),
+        ("https://reg.example.com:5443", "https://reg.example.com.:9000/token", True),
+    ],
+)
+def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
+    """Another port may be another service: without a word in `realms` only the endpoint's own port gets a password, and
+    https's own port of another host of the site. Without a login there is none to get."""
+    settings = Upstream.model_validate(
+        {
+            "name": "docker.io" if "docker" in endpoint else "example.com",
+            "endpoints": [endpoint],
+            "realms": ["https://reg.example.com:9000"],
+        }
+    )
+    realms = RealmPolicy(settings, [endpoint])
+    realms.check(realm, endpoint, login=False)
+    if allowed:
+        realms.check(realm, endpoint, login=True)
+    else:
+        with pytest.raises(UpstreamUnavailable, match="another port"):
+            realms.check(realm, endpoint, login=True)

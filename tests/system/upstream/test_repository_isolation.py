@@ -1,0 +1,509 @@
+"""What one repository's answers do to the others of its upstream: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
+from registry.upstream.endpoints import FAILURES_TO_OPEN
+from registry.upstream.requester import REQUESTS_PER_REPOSITORY
+from storage.content import Span
+from storage.errors import ManifestUnknown, RegistryError, TooManyRequests, UpstreamUnavailable
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.upstream_content import ImageTree
+from tests.fakes.upstream_source import CollectingSink, UpstreamClock, answer, scripted_server, upstream_source
+
+BAD = RepositoryName("library/bad")
+TAG = Tag("1")
+NONE = "sha256:" + "0" * 64
+
+
+def good(number: int = 0) -> RepositoryName:
+    return RepositoryName(f"library/good{number}")
+
+
+def repository(head: str) -> str:
+    """Whose request it is, a token's included."""
+    found = re.search(r"library(?:/|%2F)(\w+)", head.split()[1])
+    return found[1] if found else ""
+
+
+def target(head: str) -> str:
+    return head.split()[1].partition("?")[0]
+
+
+def listed(head: str) -> bytes:
+    """A list of one tag, for whoever has a token."""
+    return answer(200, json.dumps({"name": "x", "tags": ["1"]}))
+
+
+async def tags(source: UpstreamClient, repo: RepositoryName) -> list[str]:
+    return list((await source.tags(repo, None, 5)).items)
+
+
+LOGIN_FAILURES: dict[str, Callable[[str], str]] = {
+    "untrusted realm": lambda url: 'Bearer realm="http://elsewhere.test/token"',
+    "realm that is no address": lambda url: 'Bearer realm="nonsense"',
+    "dead token service": lambda url: 'Bearer realm="http://127.0.0.1:1/token"',
+    "anonymous refused": lambda url: f'Bearer realm="{url}/refuses"',
+    "no token": lambda url: f'Bearer realm="{url}/garbage"',
+    "failing token service": lambda url: f'Bearer realm="{url}/fails"',
+    "token service at its limit": lambda url: f'Bearer realm="{url}/limited"',
+    "same token service, another service": lambda url: f'Bearer realm="{url}/token",service="limited"',
+    "Basic": lambda url: 'Basic realm="x"',
+    "unknown scheme": lambda url: "Negotiate abc",
+    "huge": lambda url: f'Bearer realm="{url}/token?{"x" * 5000}"',
+}
+
+
+@pytest.mark.parametrize("order", ["bad first", "good first"])
+@pytest.mark.parametrize("failure", LOGIN_FAILURES)
+async def test_a_login_that_fails(registry: StoredRegistry, failure: str, order: str) -> None:
+    """Whatever one repository's challenge leads to: its tags are in doubt, not gone, and all others are let in, those
+    that were asked for before and those that were not."""
+
+    def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/token" and "service=limited" not in head:
+            return answer(200, '{"token": "t"}')
+        if where in ("/token", "/limited"):
+            return answer(429, retry_after="3600")
+        if not where.startswith("/v2/"):
+            status = {"/refuses": 401, "/garbage": 200, "/fails": 503}[where]
+            return answer(status, '{"errors": [{"code": "DENIED"}]}')
+        if repository(head) == "bad":
+            return answer(401, www_authenticate=LOGIN_FAILURES[failure](server.url))
+        if "authorization: bearer t" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        if order == "good first":
+            assert await tags(source, good()) == ["1"]
+        for count in range(2 * FAILURES_TO_OPEN):
+            for request in (source.resolve_manifest, source.get_manifest):
+                with pytest.raises(RegistryError) as raised:
+                    await request(BAD, TAG)
+                assert type(raised.value) is not ManifestUnknown
+            assert await tags(source, good(count)) == ["1"]
+            assert await tags(source, good()) == ["1"]
+
+
+async def test_a_token_service_that_hangs(registry: StoredRegistry) -> None:
+    """Who waits for it is its repository alone, also where it is the service that worked before."""
+    hang = asyncio.Event()
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/hangs":
+            await hang.wait()
+        if not where.startswith("/v2/"):
+            return answer(200, '{"token": "t"}')
+        if "authorization: bearer t" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/{realms.get(repository(head), "token")}"')
+
+    realms = {"bad": "hangs"}
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(40)]
+        async with asyncio.timeout(8):
+            for count in range(5):
+                assert await tags(source, good(count)) == ["1"]
+        assert not any(task.done() for task in waiting)
+        realms["good9"] = "hangs"  # the guess leads to the service that works, and its token is refused
+        hang.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_remembered_challenge_that_became_wrong(registry: StoredRegistry, held: ImageTree) -> None:
+    """The repository's own token service worked once and hangs since, while the registry names another one now: the
+    next request is sent without a token, and learns of it. The endpoint is not blamed."""
+    hang, name, clock = asyncio.Event(), "first", UpstreamClock()
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/first" and name != "first":
+            await hang.wait()
+        if not where.startswith("/v2/"):
+            return answer(200, json.dumps({"token": where[1:]}))
+        if f"authorization: bearer {name}\r" in head.lower():
+            return answer(200, held.body, content_type=held.media_type)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/{name}"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url, clock=clock) as source:
+        assert (await source.get_manifest(BAD, TAG)).digest == held.digest
+        name = "second"
+        clock.now += 100  # the token is over, the challenge is remembered
+        assert (await source.get_manifest(BAD, TAG)).digest == held.digest
+        hang.set()
+
+
+@pytest.mark.parametrize("how", ["hangs", "token service hangs", "503", "500"])
+async def test_an_endpoint_that_is_asked_how_to_log_in(
+    registry: StoredRegistry, held: ImageTree, tmp_path: Path, how: str
+) -> None:
+    """Where it does not say so at `/v2/`, or its token service does not answer, the repositories are asked without a
+    login, and say themselves what they want. A refusal of the anonymous is not believed then."""
+    hang = asyncio.Event()
+    file = tmp_path / "password"
+    file.write_text("secret")
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/v2/" and how.isdigit():
+            return answer(int(how))
+        if where == "/hangs" or (where == "/v2/" and how == "hangs"):
+            await hang.wait()
+        if where == "/v2/":
+            return answer(401, www_authenticate=f'Bearer realm="{server.url}/hangs"')
+        if where == "/token":
+            return answer(200, '{"token": "t"}')
+        if repository(head) == "bad":
+            return answer(404, '{"errors": [{"code": "NAME_UNKNOWN"}]}')
+        if "authorization: bearer t" in head.lower():
+            return answer(200, held.body, content_type=held.media_type)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with (
+        scripted_server(reply) as server,
+        upstream_source(registry, server.url, username="ann", password_file=file) as source,
+    ):
+        with pytest.raises(UpstreamUnavailable):
+            await source.get_manifest(BAD, TAG)
+        assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        hang.set()
+
+
+async def test_a_guess_that_became_wrong(registry: StoredRegistry) -> None:
+    """The first repository's token service worked once and hangs since: the others find their own."""
+    hang, hangs = asyncio.Event(), False
+
+    async def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/first" and hangs:
+            await hang.wait()
+        if not where.startswith("/v2/"):
+            return answer(200, json.dumps({"token": where[1:]}))
+        name = "first" if repository(head) == "bad" else "token"
+        if f"authorization: bearer {name}\r" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/{name}"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        assert await tags(source, BAD) == ["1"]
+        hangs = True
+        async with asyncio.timeout(20):
+            for count in range(5):
+                assert await tags(source, good(count)) == ["1"]
+        hang.set()
+
+
+async def test_a_new_repository_costs_no_401(registry: StoredRegistry) -> None:
+    """Once a token service has worked at an endpoint, the next repository's token is got first."""
+
+    def reply(head: str) -> bytes:
+        if target(head) == "/token":
+            return answer(200, '{"token": "t"}')
+        if "authorization: bearer t" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token",service="x"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        await tags(source, good(0))
+        assert server.count == 3
+        await tags(source, good(1))
+        assert [target(head) for head in server.heads[3:]] == ["/token", f"/v2/{good(1)}/tags/list"]
+
+
+async def test_a_password_is_not_sent_for_others(registry: StoredRegistry, tmp_path: Path) -> None:
+    """One repository asks for Basic: the others, which did not, are not asked for with the password."""
+    file = tmp_path / "password"
+    file.write_text("secret")
+
+    def reply(head: str) -> bytes:
+        where = target(head)
+        if where == "/v2/":
+            return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+        if where == "/token":
+            return answer(200, '{"token": "t"}')
+        if repository(head) == "bad":
+            asked = "authorization: basic" in head.lower()
+            return listed(head) if asked else answer(401, www_authenticate='Basic realm="x"')
+        return listed(head) if "authorization: bearer t" in head.lower() else answer(401)
+
+    async with (
+        scripted_server(reply) as server,
+        upstream_source(registry, server.url, username="ann", password_file=file) as source,
+    ):
+        for count in range(3):
+            assert await tags(source, BAD) == ["1"]
+            assert await tags(source, good(count)) == ["1"]
+        sent = [head for head in server.heads if "authorization: basic" in head.lower()]
+        assert {repository(head) for head in sent if target(head).startswith("/v2/")} == {"bad"}
+
+
+async def test_a_limit_on_one_token(registry: StoredRegistry) -> None:
+    """A token service that wants no more requests for one repository gets none for it, and goes on for the others."""
+    clock = UpstreamClock()
+
+    def reply(head: str) -> bytes:
+        if target(head) == "/token":
+            return answer(429, retry_after="100") if repository(head) == "bad" else answer(200, '{"token": "t"}')
+        if "authorization: bearer t" in head.lower():
+            return listed(head)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url, clock=clock) as source:
+        for count in range(3):
+            with pytest.raises(TooManyRequests):
+                await source.get_manifest(BAD, TAG)
+            assert await tags(source, good(count)) == ["1"]
+        assert sum(target(head) == "/token" and repository(head) == "bad" for head in server.heads) == 1
+        clock.now += 101
+        with pytest.raises(TooManyRequests):
+            await source.get_manifest(BAD, TAG)
+        assert sum(target(head) == "/token" and repository(head) == "bad" for head in server.heads) == 2
+
+
+async def test_a_login_that_fails_is_no_unknown(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A registry may hide private content from the anonymous with 404: while no token is to be had for the login, that
+    says nothing."""
+    file = tmp_path / "password"
+    file.write_text("secret")
+
+    def reply(head: str) -> bytes:
+        if target(head) == "/v2/":
+            return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+        if target(head) == "/token":
+            return answer(503)
+        if repository(head) == "good0":
+            return listed(head)
+        return answer(404, '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}')
+
+    async with (
+        scripted_server(reply) as server,
+        upstream_source(registry, server.url, username="ann", password_file=file) as source,
+    ):
+        for request in (source.resolve_manifest(BAD, TAG), source.get_manifest(BAD, TAG), tags(source, BAD)):
+            with pytest.raises(UpstreamUnavailable, match="answers 503"):
+                await request
+        assert await tags(source, good()) == ["1"]
+
+
+async def test_a_login_that_is_gone(registry: StoredRegistry, tmp_path: Path) -> None:
+    """Who logs out in a docker config that is set makes nothing unknown."""
+    file = tmp_path / "config.json"
+    file.write_text('{"auths": {}}')
+    gone = answer(404, '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}')
+    async with (
+        scripted_server(lambda head: gone) as server,
+        upstream_source(registry, server.url, docker_config=file) as source,
+    ):
+        with pytest.raises(UnconfirmedManifestUnknown):
+            await source.get_manifest(BAD, TAG)
+
+
+# Answers
+
+
+def oversized(head: str) -> bytes:
+    return answer(200, "{" + " " * (9 << 20) + "}")
+
+
+BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
+    "too large": oversized,
+    "truncated": lambda head: answer(200, "{}", content_length="1000", connection="close"),
+    "compressed": lambda head: answer(200, "xxx", content_encoding="gzip"),
+    "other bytes": lambda head: answer(200, "{}", docker_content_digest=NONE),
+    "no JSON": lambda head: answer(200, "nonsense"),
+    "redirect to a dead host": lambda head: answer(307, location="http://127.0.0.1:1/x"),
+    "redirect to a name that is none": lambda head: answer(307, location="http://absent.invalid/x"),
+    "redirect to a long address": lambda head: answer(307, location="/" + "x/" * 30000),
+    "redirect to itself": lambda head: answer(307, location=target(head)),
+    "redirect to nowhere": lambda head: answer(307),
+    "redirect to no address": lambda head: answer(307, location="ftp://x/"),
+    "no chunk": lambda head: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n\r\n",
+    "500": lambda head: answer(500),
+    "418": lambda head: answer(418),
+}
+
+
+@pytest.mark.parametrize("names", ["one", "many of one domain"])
+async def test_a_name_that_resolves_slowly(
+    registry: StoredRegistry, held: ImageTree, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    """Whatever names one repository's redirects lead to: those of the others are resolved meanwhile."""
+    resolve, go, asked = socket.getaddrinfo, threading.Event(), asyncio.Event()
+
+    def resolving(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+        if str(host).endswith("slow.test"):
+            go.wait()
+        host = "127.0.0.1" if str(host).endswith(".test") else host
+        return resolve(host, port, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolving)
+
+    def reply(head: str) -> bytes:
+        port = server.url.rpartition(":")[2]
+        if head.split()[1] == "/there":
+            return answer(200, held.body, content_type=held.media_type)
+        if repository(head) == "bad":
+            led.append(head)
+            if len(led) == REQUESTS_PER_REPOSITORY:
+                asked.set()
+            name = "slow.test" if names == "one" else f"n{len(led)}.slow.test"
+            return answer(307, location=f"http://{name}:{port}/there")
+        return answer(307, location=f"http://fast.test:{port}/there")
+
+    led: list[str] = []
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(REQUESTS_PER_REPOSITORY)]
+        try:
+            async with asyncio.timeout(8):
+                await asked.wait()
+                assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        finally:
+            go.set()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.mark.parametrize("bad", BAD_ANSWERS)
+async def test_a_bad_answer_is_no_bad_endpoint(registry: StoredRegistry, held: ImageTree, bad: str) -> None:
+    """However often it comes, and alone: the endpoint answers, so nobody leaves it alone, not even for what is bad."""
+
+    def reply(head: str) -> bytes:
+        if repository(head) == "bad":
+            return BAD_ANSWERS[bad](head)
+        return answer(200, held.body, content_type=held.media_type)
+
+    clock = UpstreamClock()
+    async with scripted_server(reply) as server, upstream_source(registry, server.url, clock=clock) as source:
+        requests: list[Callable[[], Awaitable[object]]] = [
+            lambda: source.get_manifest(BAD, TAG),
+            lambda: source.resolve_manifest(BAD, TAG),
+            lambda: source.tags(BAD, None, 5),
+            lambda: source.fetch_blob(BAD, Digest(NONE), Span(0, 5), CollectingSink()),
+        ]
+        for request in requests:
+            for _ in range(FAILURES_TO_OPEN + 1):
+                clock.now += 0.1
+                server.heads.clear()
+                with suppress(RegistryError):
+                    await request()
+                assert server.count > 0
+        assert (await source.get_manifest(good(), TAG)).digest == held.digest
+
+
+@pytest.mark.parametrize("how", ["status", "hang up", "hang"])
+async def test_an_ill_repository(registry: StoredRegistry, held: ImageTree, how: str) -> None:
+    """A repository whose requests get no answer, or 503: it is left alone, and the others are asked for."""
+    hang = asyncio.Event()
+
+    async def reply(head: str) -> bytes:
+        if repository(head) != "bad":
+            return answer(200, held.body, content_type=held.media_type)
+        if how == "hang":
+            await hang.wait()
+        return b"" if how == "hang up" else answer(503)
+
+    clock = UpstreamClock()
+    async with (
+        scripted_server(reply) as server,
+        upstream_source(registry, server.url, clock=clock, idle_timeout=0.3) as source,
+    ):
+        for _ in range(2 * FAILURES_TO_OPEN):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable):
+                await source.get_manifest(BAD, TAG)
+        with pytest.raises(UpstreamUnavailable, match="lately"):
+            await source.get_manifest(BAD, TAG)
+        assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        hang.set()
+
+
+async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> None:
+    """It is about its request: among failures it does not make the endpoint well again, and alone it is no failure."""
+    clock, status = UpstreamClock(), 503
+    async with (
+        scripted_server(lambda head: answer(status)) as server,
+        upstream_source(registry, server.url, clock=clock) as source,
+    ):
+        for count in range(FAILURES_TO_OPEN):
+            clock.now += 0.1
+            status = 503
+            with pytest.raises(UpstreamUnavailable, match="503"):
+                await source.get_manifest(good(count), TAG)
+            if count + 1 < FAILURES_TO_OPEN:
+                status = 500
+                with pytest.raises(UpstreamUnavailable, match="500"):
+                    await source.get_manifest(BAD, TAG)
+        with pytest.raises(UpstreamUnavailable, match="lately"):
+            await source.get_manifest(good(), TAG)
+
+
+async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
+    """When so many repositories get no good answer it is the endpoint, and it is left alone for all."""
+    clock = UpstreamClock()
+    async with (
+        scripted_server(lambda head: answer(503)) as server,
+        upstream_source(registry, server.url, clock=clock) as source,
+    ):
+        for count in range(FAILURES_TO_OPEN):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable, match="answers 503"):
+                await source.get_manifest(good(count), TAG)
+        with pytest.raises(UpstreamUnavailable, match="lately"):
+            await source.get_manifest(good(9), TAG)
+        assert server.count == FAILURES_TO_OPEN
+
+
+async def test_an_endpoint_that_is_away(registry: StoredRegistry) -> None:
+    """Where no connection comes about, one repository's failures are enough."""
+    clock = UpstreamClock()
+    async with upstream_source(registry, "http://127.0.0.1:1", clock=clock) as source:
+        for _ in range(FAILURES_TO_OPEN):
+            clock.now += 0.1
+            with pytest.raises(UpstreamUnavailable, match="reached"):
+                await source.fetch_blob(BAD, Digest(NONE), Span(0), CollectingSink())
+        with pytest.raises(UpstreamUnavailable, match="lately"):
+            await source.get_manifest(good(), TAG)
+
+
+@pytest.mark.parametrize("where", ["endpoint", "redirect"])
+async def test_requests_that_hang(registry: StoredRegistry, held: ImageTree, where: str) -> None:
+    """Hundreds of requests of one repository that hang leave the others their connections."""
+    hang = asyncio.Event()
+
+    async def reply(head: str) -> bytes:
+        if repository(head) != "bad":
+            return answer(200, held.body, content_type=held.media_type)
+        if where == "redirect" and target(head) != "/hangs/library/bad":
+            return answer(307, location=f"{other.url}/hangs/library/bad")
+        await hang.wait()
+        return b""
+
+    async with (
+        scripted_server(reply) as server,
+        scripted_server(reply) as other,
+        upstream_source(registry, server.url) as source,
+    ):
+        waiting = [asyncio.create_task(source.get_manifest(BAD, Tag(f"{n}"))) for n in range(200)]
+        hanging = other if where == "redirect" else server
+        async with asyncio.timeout(8):
+            while hanging.count < REQUESTS_PER_REPOSITORY:  # noqa: ASYNC110  the other side knows nothing of who waits
+                await asyncio.sleep(0.01)
+            assert (await source.get_manifest(good(), TAG)).digest == held.digest
+        assert hanging.count <= REQUESTS_PER_REPOSITORY + 1
+        hang.set()
+        await asyncio.gather(*waiting, return_exceptions=True)

@@ -1,0 +1,126 @@
+"""Answers that never end, or end a byte at a time: they hold no thread and no connection for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from storage.errors import UpstreamTimeout, UpstreamUnavailable
+from storage.names import Tag
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.upstream_source import REPO, answer, fetch, scripted_server, upstream_source
+
+DIGEST = "sha256:" + "0" * 64
+CHUNKED = (
+    b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n"
+    b"4\r\n0123\r\n6\r\n456789"
+)
+
+
+@contextlib.asynccontextmanager
+async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterator[str]:
+    """A server that answers with `head`, and then with `drop` again and again."""
+    tasks: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
+            while True:
+                writer.write(drop)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        running = [task for task in tasks if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n0", b"\r\n0\r\n", b"\r\n0\r\nTrailer: x\r\n"])
+async def test_a_chunked_body_whose_end_does_not_come(registry: StoredRegistry, end: bytes) -> None:
+    """All bytes of the blob are here: nobody waits for the chunk that says so, and the connection is not used again."""
+
+    async def reply(head: str) -> bytes:
+        return CHUNKED + end
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url, idle_timeout=30) as source:
+        async with asyncio.timeout(15):
+            for _ in range(2):
+                assert bytes((await fetch(source, DIGEST)).body) == b"0123456789"
+        assert server.connections == 2
+
+
+async def test_a_chunked_body_that_ends(registry: StoredRegistry) -> None:
+    """Its connection is used again."""
+    async with (
+        scripted_server(lambda head: CHUNKED + b"\r\n0\r\n\r\n") as server,
+        upstream_source(registry, server.url) as source,
+    ):
+        for _ in range(3):
+            assert bytes((await fetch(source, DIGEST)).body) == b"0123456789"
+        assert server.connections == 1
+
+
+async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
+    """Some bytes a second are as good as none."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+    async with dripping(head, b"x") as url, upstream_source(registry, url, idle_timeout=0.2) as source:
+        async with asyncio.timeout(15):
+            with pytest.raises(UpstreamTimeout, match="next to nothing"):
+                await fetch(source, DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: x\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 60000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 307 On\r\nLocation: /x\r\nContent-Length: 60000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n", b"1"),
+        (b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n0\r\n", b"X: x\r\n"),
+    ],
+)
+async def test_what_comes_before_a_blob_drips(registry: StoredRegistry, head: bytes, drop: bytes) -> None:
+    """Headers, the body of an error or of a redirect, a chunk's size, trailers."""
+    async with (
+        dripping(head, drop) as url,
+        upstream_source(registry, url, idle_timeout=0.2, connect_timeout=0.2) as source,
+    ):
+        async with asyncio.timeout(15):
+            with pytest.raises(UpstreamUnavailable):
+                await fetch(source, DIGEST)
+
+
+async def test_a_chunk_size_that_does_not_end(registry: StoredRegistry) -> None:
+    """It is not held in memory."""
+    head = b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n"
+    async with dripping(head, b"0" * 65536, 0) as url, upstream_source(registry, url) as source:
+        async with asyncio.timeout(15):
+            with pytest.raises(UpstreamUnavailable):
+                await fetch(source, DIGEST)
+
+
+async def test_a_token_service_that_drips(registry: StoredRegistry) -> None:
+    """Its repository is told in time."""
+    async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b" ") as url:
+
+        def reply(head: str) -> bytes:
+            return answer(401, www_authenticate=f'Bearer realm="{url}/token"')
+
+        async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+            async with asyncio.timeout(20):
+                with pytest.raises(UpstreamTimeout):
+                    await source.get_manifest(REPO, Tag("1"))

@@ -1,0 +1,385 @@
+"""The provider as one process asks it, and what the browser keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from registry.auth.external import identity_http
+from registry.auth.external.login_attempts import ATTEMPT_SECONDS, LoginAttemptInvalid, LoginAttempts
+from registry.auth.external.openid_login import GROUP_CHARACTERS, AuthorizationResponse, LoginFailed, provider_stamp
+from registry.auth.external.openid_provider import (
+    METADATA_FRESH_SECONDS,
+    METADATA_RETRY_SECONDS,
+    METADATA_STALE_SECONDS,
+    CodeRefused,
+    OpenIDProvider,
+    ProviderInvalid,
+    ProviderUnavailable,
+    check_provider,
+)
+from registry.auth.rights.principal import Identity
+from registry.auth.token.login_sessions import SESSION_SECONDS as SESSION_LIFETIME
+from registry.auth.token.login_sessions import SESSION_TYPE
+from registry.auth.token.signing_keys import RETIRED_KEY_SECONDS, SigningKeys, rotate
+from registry.config import OIDCSettings
+from storage.access import AccountKind, AccountName
+from storage.errors import Unauthorized
+from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
+from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
+
+BACK = "http://127.0.0.1:5000/login/callback"
+
+
+@pytest.fixture
+def sso() -> Iterator[FakeOpenIDProvider]:
+    with openid_provider() as made:
+        yield made
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    file = tmp_path / "secret"
+    file.write_text(SECRET + "\n")
+    return file
+
+
+def settings(sso: FakeOpenIDProvider, **more: Any) -> OIDCSettings:
+    return OIDCSettings(issuer=sso.url, client_id=CLIENT, **more)
+
+
+async def code(sso: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, str]:
+    """One that the provider gave, and its verifier."""
+    attempt = attempts.begin(BACK, "/")
+    query = {
+        "response_type": "code",
+        "client_id": CLIENT,
+        "scope": "openid",
+        "code_challenge_method": "S256",
+        "redirect_uri": BACK,
+        "state": attempt.state,
+        "nonce": attempt.nonce,
+        "code_challenge": attempt.challenge,
+    }
+    place = sso.authorize(query)
+    return place.partition("code=")[2], attempt.verifier
+
+
+async def test_it_is_asked_once_for_all(sso: FakeOpenIDProvider) -> None:
+    """Not at the start; then once, however many log in, and again after an hour. While it is down, what it said before
+    counts for a day."""
+    clock = AuthClock()
+    provider = OpenIDProvider(settings(sso), clock)
+    assert sso.paths == []
+    await asyncio.gather(*(provider.describe() for _ in range(5)))
+    assert len(sso.paths) == 1
+    clock.now += METADATA_FRESH_SECONDS
+    sso.statuses["/.well-known/openid-configuration"] = 500
+    before = await provider.describe()
+    assert len(sso.paths) == 2
+    clock.now += METADATA_STALE_SECONDS
+    with pytest.raises(ProviderUnavailable):
+        await provider.describe()
+    sso.statuses.clear()
+    clock.now += METADATA_RETRY_SECONDS
+    assert await provider.describe() == before
+    await provider.aclose()
+
+
+async def test_down(sso: FakeOpenIDProvider) -> None:
+    """One that is down is asked again after some seconds, not by everybody who tries."""
+    sso.statuses["/.well-known/openid-configuration"] = 503
+    clock = AuthClock()
+    provider = OpenIDProvider(settings(sso), clock)
+    for _ in range(3):
+        with pytest.raises(ProviderUnavailable):
+            await provider.describe()
+    assert len(sso.paths) == 1
+    sso.statuses.clear()
+    clock.now += METADATA_RETRY_SECONDS
+    assert (await provider.describe()).token == f"{sso.url}/token"
+    await provider.aclose()
+
+
+async def test_nobody_there() -> None:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    provider = OpenIDProvider(OIDCSettings(issuer=f"http://127.0.0.1:{port}", client_id=CLIENT), AuthClock())
+    with pytest.raises(ProviderUnavailable):
+        await provider.describe()
+    await provider.aclose()
+
+
+@pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token"])
+async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """It is not waited for longer than some seconds."""
+    monkeypatch.setattr(identity_http, "TOTAL_SECONDS", 0.3)
+    sso.held.add(path)
+    provider = OpenIDProvider(settings(sso), AuthClock())
+    with pytest.raises(ProviderUnavailable):
+        await provider.redeem("code", "verifier", BACK)
+    await provider.aclose()
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"issuer": "https://other.example.com"},
+        {"issuer": None},
+        {"token_endpoint": "http://sso.example.com/token"},
+        {"token_endpoint": None},
+        {"token_endpoint": "https://u:p@sso.example.com/token"},
+        {"authorization_endpoint": "javascript:alert(1)"},
+        {"authorization_endpoint": "https://sso.example.com/a\r\nset-cookie: x=y"},
+        {"authorization_endpoint": ["https://sso.example.com"]},
+        {"jwks_uri": "ftp://sso.example.com/keys"},
+    ],
+    ids=str,
+)
+async def test_descriptions_that_are_refused(sso: FakeOpenIDProvider, described: dict[str, Any]) -> None:
+    """Another issuer's, and those with addresses where anybody on the way could answer."""
+    sso.described = described
+    provider = OpenIDProvider(settings(sso), AuthClock())
+    with pytest.raises(ProviderUnavailable):
+        await provider.describe()
+    await provider.aclose()
+
+
+async def test_keys_that_moved_while_somebody_waited(sso: FakeOpenIDProvider) -> None:
+    """Whoever waits for the keys at the old address learns that they are not to be had. That is no cancellation."""
+    clock = AuthClock()
+    provider = OpenIDProvider(settings(sso), clock)
+    sso.held.add("/keys")
+    waiting = asyncio.create_task((await provider.keys()).find("sso-1", "RS256"))
+    deadline = time.monotonic() + 20
+    while "/keys" not in sso.paths:
+        assert time.monotonic() < deadline, "nobody asked"
+        await asyncio.sleep(0.005)
+    sso.described = {"jwks_uri": f"{sso.url}/other"}
+    clock.now += METADATA_FRESH_SECONDS
+    await provider.keys()
+    assert await waiting is None
+    await provider.aclose()
+
+
+@pytest.mark.parametrize("public", [False, True], ids=["secret", "public"])
+@pytest.mark.parametrize("post", [False, True], ids=["basic", "post"])
+async def test_how_the_client_shows_who_it_is(
+    sso: FakeOpenIDProvider, worker: AuthWorker, secret: Path, post: bool, public: bool
+) -> None:
+    """By Basic, unless the provider wants the secret in the form; a public client has none. A code counts once."""
+    sso.post, sso.secret = post, None if public else SECRET
+    more = {} if public else {"client_secret_file": secret}
+    provider = OpenIDProvider(settings(sso, **more), AuthClock())
+    given, verifier = await code(sso, LoginAttempts(SigningKeys(worker.accounts, worker.clock), worker.clock))
+    assert await provider.redeem(given, verifier, BACK) == sso.tokens[-1]
+    assert ("client_secret" in sso.forms[-1]) == (post and not public)
+    with pytest.raises(CodeRefused, match="invalid_grant"):
+        await provider.redeem(given, verifier, BACK)
+    await provider.aclose()
+
+
+async def test_a_wrong_secret(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused, and one that is not there any more is told in the log alone."""
+    monkeypatch.setenv("SSO_SECRET", "wrong")
+    provider = OpenIDProvider(settings(sso, client_secret_env="SSO_SECRET"), AuthClock())
+    with pytest.raises(CodeRefused, match="invalid_client"):
+        await provider.redeem("x", "y", BACK)
+    monkeypatch.delenv("SSO_SECRET")
+    with pytest.raises(ProviderUnavailable, match="not in SSO_SECRET"):
+        await provider.redeem("x", "y", BACK)
+    await provider.aclose()
+
+
+async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both issuer and client, and a secret that can be read. Nobody is asked."""
+    monkeypatch.delenv("NOT_SET", raising=False)
+    whole = OIDCSettings(issuer="https://sso.example.com", client_id=CLIENT)
+    check_provider(OIDCSettings())
+    check_provider(whole)
+    for wrong, said in (
+        (OIDCSettings(issuer="https://sso.example.com"), "oidc.client_id is not set"),
+        (OIDCSettings(client_id=CLIENT), "oidc.issuer is not set"),
+        (whole.model_copy(update={"client_secret_file": tmp_path / "none"}), "cannot read the client's secret"),
+        (whole.model_copy(update={"client_secret_env": "NOT_SET"}), "is not in NOT_SET"),
+    ):
+        with pytest.raises(ProviderInvalid, match=said):
+            check_provider(wrong)
+
+
+# What the browser keeps
+
+
+async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
+    """It counts on every worker for ten minutes, with its own state alone, and nobody can read or change it."""
+    attempts = LoginAttempts(SigningKeys(worker.accounts, clock), clock)
+    attempt = attempts.begin(BACK, "/api/docs")
+    sealed = await attempts.seal(attempt)
+    assert LoginAttempts(SigningKeys(worker.accounts, clock), clock).open(sealed, attempt.state) == attempt
+    for secret in (attempt.state, attempt.nonce, attempt.verifier):
+        assert secret not in sealed
+        assert len(secret) >= 43
+    other = attempts.begin(BACK, "/")
+    for wrong in ("", "x", "x.y", sealed[:-4], sealed[:-4] + "AAAA", sealed + "A" * 5000, "é.é"):
+        with pytest.raises(LoginAttemptInvalid):
+            attempts.open(wrong, attempt.state)
+    for state in ("", other.state, "é", "\ud800"):
+        with pytest.raises(LoginAttemptInvalid):
+            attempts.open(sealed, state)
+    clock.now += ATTEMPT_SECONDS
+    with pytest.raises(LoginAttemptInvalid, match="too long"):
+        attempts.open(sealed, attempt.state)
+
+
+async def test_a_session_ends(worker: AuthWorker, clock: AuthClock) -> None:
+    """After eight hours, and an hour after its key was replaced."""
+    sessions = worker.access.sessions
+    proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
+    text = await sessions.issue(proof)
+    clock.now += SESSION_LIFETIME - 1
+    held = sessions.verify(text)
+    assert replace(held, expires=None) == proof
+    clock.now += 1
+    with pytest.raises(Unauthorized):
+        sessions.verify(text)
+    text = await sessions.issue(proof)
+    await rotate(worker.accounts, clock(), ADMIN)
+    assert sessions.verify(text).name == ALICE
+    clock.now += RETIRED_KEY_SECONDS
+    with pytest.raises(Unauthorized):
+        sessions.verify(text)
+
+
+async def test_a_session_is_no_token(worker: AuthWorker) -> None:
+    """Nor the other way, although the same key signs both."""
+    proof = Identity(ALICE, version=1, stamp="openid:x")
+    session = await worker.access.sessions.issue(proof)
+    token = (await worker.access.tokens.issue(Identity(ALICE, version=1), {})).text
+    assert worker.access.tokens.verify(token).name == ALICE
+    for verify, text in ((worker.access.tokens.verify, session), (worker.access.sessions.verify, token)):
+        with pytest.raises(Unauthorized):
+            verify(text)
+    with pytest.raises(Unauthorized):
+        await worker.access.credentials.verify_bearer(session, AT_HOME)
+    with pytest.raises(Unauthorized):
+        await worker.access.credentials.verify_basic(ALICE, session, AT_HOME)
+
+
+async def test_a_session_by_its_header(worker: AuthWorker) -> None:
+    """Type and algorithm are fixed, whatever else is right and signed by the store's key."""
+    sessions = worker.access.sessions
+    text = await sessions.issue(Identity(ALICE, version=1, stamp="openid:x"))
+    claims = jwt.decode(text, options={"verify_signature": False})
+    (key,) = worker.accounts.signing_keys()
+    header = {"kid": key.id, "typ": SESSION_TYPE}
+    assert sessions.verify(jwt.encode(claims, key.secret, "HS256", headers=header)).name == ALICE
+    for algorithm, changed in (
+        ("HS256", {"typ": "JWT"}),
+        ("HS256", {"cty": "JWT"}),
+        ("HS256", {"kid": "other"}),
+        ("HS512", {}),
+    ):
+        wrong = jwt.encode(claims, key.secret, algorithm, headers={**header, **changed})
+        with pytest.raises(Unauthorized):
+            sessions.verify(wrong)
+    for name in ("exp", "sub", "version", "stamp", "aud", "iss"):
+        less = {key: value for key, value in claims.items() if key != name}
+        with pytest.raises(Unauthorized):
+            sessions.verify(jwt.encode(less, key.secret, "HS256", headers=header))
+
+
+async def test_a_session_of_another_store(data: Path, tmp_path: Path, clock: AuthClock) -> None:
+    """It does not count here."""
+    async with auth_worker(data, clock) as one, auth_worker(tmp_path / "other", clock) as other:
+        text = await one.access.sessions.issue(Identity(ALICE, version=1, stamp="x"))
+        await other.access.sessions.issue(Identity(ALICE, version=1, stamp="x"))
+        for wrong in (text, "", "x", "a.b.c", text[:-3] + "AAA", "x" * 5000):
+            with pytest.raises(Unauthorized):
+                other.access.sessions.verify(wrong)
+
+
+async def test_other_settings_end_sessions(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
+    """What was proved at one provider, or by one claim, does not count under others."""
+    before = settings(sso)
+    async with auth_worker(data, clock, {"oidc": before}) as worker:
+        await worker.add_user(ALICE)
+        proof = Identity(ALICE, version=worker.accounts.account(ALICE).version, stamp=provider_stamp(before))
+        assert worker.access.standing.check(proof) == proof
+    for after in ({"oidc": settings(sso, account_claim="sub")}, {}):
+        async with auth_worker(data, clock, after) as worker:
+            with pytest.raises(Unauthorized):
+                worker.access.standing.check(proof)
+
+
+# Whom the provider means
+
+
+async def logged_in(worker: AuthWorker, sso: FakeOpenIDProvider) -> Identity:
+    """Goes the whole way. Raises LoginFailed."""
+    openid = worker.access.openid
+    assert openid is not None
+    place, sealed = await openid.begin(BACK, "/")
+    query = dict(part.split("=", 1) for part in place.partition("?")[2].split("&"))
+    state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
+    given = "code-" + state
+    sso.grants[given] = CodeGrant(challenge, BACK, nonce)
+    session = await openid.finish(AuthorizationResponse(state, given), sealed, AT_HOME)
+    return worker.access.sessions.verify(session.text)
+
+
+async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
+    """Those of the claim that are in the store, and no more than a cookie can hold."""
+    clock.now = time.time()
+    sso.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(sso, groups_claim="groups")}) as worker:
+        await worker.add_user(ALICE)
+        many = [f"{'g' * 50}-{number:02}" for number in range(60)]
+        for name in ("dev", *many):
+            await worker.accounts.add_group(AccountName(name), by=ADMIN)
+        sso.person["groups"] = ["dev", "none", "Not A Name", 5]
+        assert (await logged_in(worker, sso)).groups == ("dev",)
+        sso.person["groups"] = many
+        proof = await logged_in(worker, sso)
+        assert 10 < len(proof.groups) < 60
+        assert sum(map(len, proof.groups)) <= GROUP_CHARACTERS
+        assert len(await worker.access.sessions.issue(proof)) < 3500
+
+
+async def test_first_login(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
+    """With `create` the account is made: a person, no admin, without a password. Not in place of a group or a robot."""
+    clock.now = time.time()
+    sso.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(sso, create=True)}) as worker:
+        await worker.add_robot()
+        await worker.accounts.add_group(AccountName("dev"), by=ADMIN)
+        for _ in range(2):
+            assert (await logged_in(worker, sso)).name == ALICE
+        account = worker.accounts.account(ALICE)
+        assert (account.kind, account.admin, account.has_password) == (AccountKind.USER, False, False)
+        made = (await worker.audited("account.add"))[0]
+        assert (made.actor, made.target, made.address) == ("system", "alice", AT_HOME.address)
+        for name in (CI, "dev", "system", "Alice", "", None, 5, "a b"):
+            sso.person["preferred_username"] = name
+            with pytest.raises(LoginFailed):
+                await logged_in(worker, sso)
+        (*failed, _) = await worker.audited()
+        assert {line.outcome for line in failed} == {"failed"}
+
+
+async def test_without_create_nothing_is_made(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
+    """Who has no account gets none."""
+    clock.now = time.time()
+    sso.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(sso)}) as worker:
+        with pytest.raises(LoginFailed, match="no such account"):
+            await logged_in(worker, sso)
+        assert worker.accounts.accounts(None, None, 10).items == []

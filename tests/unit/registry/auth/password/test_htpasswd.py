@@ -1,0 +1,137 @@
+"""The htpasswd file: read, read again, and what is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from registry.auth.password.htpasswd import SETTLED_NANOSECONDS, HtpasswdError, HtpasswdFile
+
+HASH = bcrypt.hashpw(b"a password", bcrypt.gensalt(4)).decode()
+OTHER = bcrypt.hashpw(b"another password", bcrypt.gensalt(5)).decode()
+SECRET = "$apr1$verysecret$0123456789abcdefghijkl"
+
+
+class HtpasswdClock:
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "htpasswd"
+
+
+def test_lines(path: Path) -> None:
+    """Names and hashes are found; comments and empty lines are no lines; what is not there is not found."""
+    path.write_text(f"# people\n\nalice:{HASH}\r\nbob:{OTHER.replace('$2b$', '$2y$')}\n")
+    file = HtpasswdFile(path)
+    file.check()
+    alice, bob = file.line("alice"), file.line("bob")
+    assert alice
+    assert bob
+    assert alice.hash == HASH
+    assert bob.hash.startswith("$2y$05$")
+    assert alice.stamp != bob.stamp
+    assert HASH not in alice.stamp
+    assert file.line("carol") is None
+    assert file.highest_cost == 5
+
+
+def test_change_counts_at_the_next_look(path: Path) -> None:
+    """A line that is changed has another stamp, one that is removed none, and one that is added is there; the stamp of
+    a line that stays is the same. So it is for a file that is replaced, and for one that is written in place within the
+    same tick of the clock and with the same length."""
+    path.write_text(f"alice:{HASH}\nbob:{HASH}\n")
+    file = HtpasswdFile(path)
+    before = {name: file.stamp(name) for name in ("alice", "bob")}
+    stat = path.stat()
+    path.write_text(f"alice:{HASH}\nbob:{HASH[:-1]}{'a' if HASH[-1] != 'a' else 'b'}\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stamp("alice") == before["alice"]
+    assert file.stamp("bob") not in (None, before["bob"])
+    replacement = path.with_name("new")
+    replacement.write_text(f"carol:{HASH}\n")
+    replacement.rename(path)
+    assert [file.stamp(name) for name in ("alice", "bob")] == [None, None]
+    assert file.stamp("carol")
+
+
+def test_unchanged_file_is_not_read_again(path: Path) -> None:
+    """Once the file is older than a moment, a look is a stat and nothing more."""
+    path.write_text(f"alice:{HASH}\n")
+    now = HtpasswdClock()
+    file = HtpasswdFile(path, now)
+    now.now = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) + SETTLED_NANOSECONDS + 1
+    assert file.line("alice") is file.line("alice")
+    now.now = path.stat().st_mtime_ns
+    young = HtpasswdFile(path, now)
+    assert young.line("alice") is not young.line("alice")
+
+
+def test_without_the_file_there_are_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that goes away takes its accounts with it; the log says so once. When it is back, so are they."""
+    path.write_text(f"alice:{HASH}\n")
+    file = HtpasswdFile(path)
+    assert file.line("alice")
+    path.rename(path.with_name("away"))
+    with caplog.at_level(logging.WARNING):
+        assert file.line("alice") is None
+        assert file.line("alice") is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"htpasswd: {path} cannot be read: no such file or directory"
+    ]
+    path.with_name("away").rename(path)
+    assert file.line("alice")
+
+
+BAD = [
+    (f"alice:{HASH}\ncarol:{SECRET}\n", "line 2 is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such"),
+    (f"alice:{HASH}\nnonsense\n", "line 2 is not NAME:HASH"),
+    (f"alice:{HASH}\nCarol X:{OTHER}\n", "line 2 has a name that no account may have"),
+    (f"alice:{HASH}\neveryone:{OTHER}\n", "line 2 has a name that no account may have"),
+    (f"alice:{HASH}\nalice:{OTHER}\n", "line 2 has a name for the second time"),
+    (f"alice:{HASH}\ncarol:{OTHER.replace('$05$', '$31$')}\n", "line 2 is not bcrypt with a cost of 4 to 16"),
+    (f"alice:{HASH}\ncarol:{OTHER}:x\n", "line 2 is not bcrypt"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD)
+def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
+    """The start refuses it in one line; while the server runs it is left out with a warning, and the others count. Both
+    name the line and show nothing of it."""
+    path.write_text(text)
+    file = HtpasswdFile(path)
+    with pytest.raises(HtpasswdError) as refused:
+        file.check()
+    assert problem in str(refused.value)
+    with caplog.at_level(logging.WARNING):
+        alice = file.line("alice")
+    assert alice
+    assert alice.hash == HASH
+    assert file.line("carol") is None
+    assert problem in caplog.text
+    for told in (str(refused.value), caplog.text):
+        assert SECRET not in told
+        assert OTHER not in told
+        assert "nonsense" not in told
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot be read: no such file"), (b"", "has no line NAME:HASH"), (b"\xff\xfe", "is not UTF-8 text")],
+)
+def test_bad_file(path: Path, content: bytes | None, problem: str) -> None:
+    """A file that is missing, empty or no text is refused at the start, in one line."""
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(HtpasswdError, match=problem):
+        HtpasswdFile(path).check()
+    assert HtpasswdFile(path).line("alice") is None

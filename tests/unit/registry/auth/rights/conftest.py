@@ -1,0 +1,35 @@
+"""What the tests of rights share: a real store with its accounts, and the policy over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from registry.auth.revocation import RevocationCheck
+from registry.auth.rights.policy import Policy
+from storage.accounts import Accounts
+from storage.composition import open_registry, prepare_data_dir
+from storage.store.stored_registry import StoredRegistry
+
+UPSTREAMS = ("docker.io", "private.example")
+GUARDED = ("private.example",)
+
+
+@pytest.fixture
+async def stored(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+def accounts(stored: StoredRegistry) -> Accounts:
+    return stored.accounts
+
+
+@pytest.fixture
+def policy(accounts: Accounts) -> Policy:
+    """With two upstreams, one of which wants a grant of its own."""
+    return Policy(accounts, RevocationCheck(accounts), upstreams=UPSTREAMS, guarded=GUARDED)

@@ -1,0 +1,269 @@
+"""Lists of a large store: what one request costs, whatever patterns say which names it may show."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+
+import httpx2
+import pytest
+
+from storage.access import AccountInvalid
+from storage.metadata.sqlite.access.grant_table import MOST_GRANTS
+from storage.metadata.sqlite.database import connect
+from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.asgi_client import AsgiAnswer
+from tests.fakes.loop_hold import MAX_SECONDS, watch_loop
+from tests.fakes.store_accounts import add_grant, limit
+
+TEAMS, EACH = 250, 200
+NAMES = sorted(f"team{team:03}/app{number:03}" for team in range(TEAMS) for number in range(EACH))
+HUNDREDS = limit("*/*7", "pull")
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
+    """With an admin, 50,000 repositories, and alice, who was granted nothing yet."""
+    async with running_app(tmp_path / "data") as started:
+        with closing(connect(tmp_path / "data" / "entrepot.db")) as db, db:
+            db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in NAMES))
+        await started.user("root", admin=True)
+        await started.user("alice")
+        yield started
+
+
+@asynccontextmanager
+async def asking(service: AppInProcess) -> AsyncIterator[httpx2.AsyncClient]:
+    """For what lies beside `/v2`."""
+    transport = httpx2.ASGITransport(app=service.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+        yield client
+
+
+def following(answer: AsgiAnswer) -> str | None:
+    """`last` of the next page."""
+    path = following_path(answer)
+    return parse_qs(urlsplit(path).query)["last"][0] if path else None
+
+
+def following_path(answer: AsgiAnswer) -> str:
+    """The address of the next page; empty: there is none."""
+    found = [re.fullmatch(r'<(.*)>; rel="next"', link) for link in answer.all("link")]
+    return found[0][1] if found and found[0] else ""
+
+
+async def walk(service: AppInProcess, login: str, n: int = 1000) -> tuple[list[str], list[str]]:
+    """All repositories that the catalog shows, and the places that its links named."""
+    shown: list[str] = []
+    places: list[str] = []
+    path = f"/v2/_catalog?n={n}"
+    while True:
+        answer = await service.client("GET", path, {"authorization": login})
+        assert answer.status == 200, answer.body
+        shown += json.loads(answer.body)["repositories"]
+        place = following(answer)
+        if place is None:
+            return shown, places
+        assert place not in places
+        places.append(place)
+        path = following_path(answer)
+
+
+SLOW: list[Sequence[str]] = [
+    [f"*/*/*0{letter}" for letter in LETTERS] + [f"*/*/*1{letter}" for letter in "abcd"],
+    [f"**/{letter}" for letter in LETTERS],
+    ["**a*p*p*x" + "*a" * 100],
+    [f"**{number}" + "*a*p" * 60 for number in range(50)],
+]
+
+
+@pytest.mark.parametrize("patterns", SLOW, ids=["segments", "no prefix", "stars", "many stars"])
+async def test_a_tokens_patterns_hold_nobody_up(service: AppInProcess, patterns: Sequence[str]) -> None:
+    """An account limits a token of its own to patterns that match nothing, and lists repositories with it: a page ends
+    when it has cost enough, with a link to go on, and the loop goes on meanwhile."""
+    await add_grant(service.accounts, "user:alice", "**", "pull")
+    login = await service.token("alice", [limit(pattern, "pull") for pattern in patterns])
+    async with watch_loop() as held:
+        answer = await service.client("GET", "/v2/_catalog", {"authorization": login})
+    assert (answer.status, json.loads(answer.body)) == (200, {"repositories": []})
+    assert following(answer)
+    assert held.longest < MAX_SECONDS
+
+
+async def test_a_grants_patterns_hold_nobody_up(service: AppInProcess) -> None:
+    """The same with what was granted to it."""
+    await add_grant(service.accounts, "user:alice", "**/x*y*z", "pull")
+    login = await service.token("alice")
+    async with watch_loop() as held:
+        answer = await service.client("GET", "/v2/_catalog", {"authorization": login})
+    assert (answer.status, json.loads(answer.body)) == (200, {"repositories": []})
+    assert following(answer)
+    assert held.longest < MAX_SECONDS
+
+
+async def test_a_list_that_goes_on_names_nothing_hidden(service: AppInProcess) -> None:
+    """A page may end at a repository that its reader may not see. The link to the next one names none: it has places
+    that only this store can read, all of one length, and never the same twice. Followed, they lead through all of the
+    list."""
+    await add_grant(service.accounts, "user:alice", "**/*9*7", "pull")
+    login = await service.token("alice", [limit(f"**/x{'*a*p' * 40}*{n}", "pull") for n in range(30)] + [HUNDREDS])
+    expected = [name for name in NAMES if name.endswith(("/app097", "/app197"))]
+    shown, places = await walk(service, login)
+    assert shown == expected
+    hidden = [place for place in places if place not in expected]
+    assert len(hidden) > 2
+    assert len({len(place) for place in hidden}) == 1
+    assert len(set(hidden)) == len(hidden)
+    assert not [name for name in NAMES if any(name in place or name[:7] in place for place in hidden)]
+    again, others = await walk(service, login)
+    assert again == expected
+    assert not set(others) & set(hidden)
+
+
+async def test_a_place_of_another_store(service: AppInProcess, tmp_path: Path) -> None:
+    """It is refused with a sentence; so is one that was altered, and one of another kind of list. A place that a client
+    makes up of a name is good."""
+    login = await service.token("alice")
+    await add_grant(service.accounts, "user:alice", "**/none", "pull")
+    first = await service.client("GET", "/v2/_catalog", {"authorization": login})
+    place = following(first)
+    assert place is not None
+    for wrong in (place[:-4] + "AAAA", "~" + "A" * (len(place) - 1), "~" + "!" * (len(place) - 1)):
+        answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong)}", {"authorization": login})
+        assert (answer.status, "begin" in answer.body.decode()) == (400, True), wrong
+    async with asking(service) as client:
+        elsewhere = await client.get(f"/api/v1/grants?after={place}", headers={"authorization": login})
+        assert (elsewhere.status_code, "does not know that place" in elsewhere.text) == (400, True), elsewhere.text
+    async with running_app(tmp_path / "other") as other:
+        other_login = await other.user("alice")
+        answer = await other.client("GET", f"/v2/_catalog?last={place}", {"authorization": other_login})
+        assert answer.status == 400
+    await add_grant(service.accounts, "user:alice", "team249/**", "pull")
+    answer = await service.client("GET", "/v2/_catalog?last=team249/app198", {"authorization": login})
+    assert json.loads(answer.body) == {"repositories": ["team249/app199"]}
+
+
+def put_grants(service: AppInProcess, kind: str, name: str, patterns: Iterable[str]) -> None:
+    """Straight into the store, which would take minutes to grant so many."""
+    with closing(connect(service.data / "entrepot.db")) as db, db:
+        rows = ((kind, name, pattern, 1 + number % 15) for number, pattern in enumerate(patterns))
+        db.executemany("INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", rows)
+        db.execute("UPDATE access SET epoch = epoch + 1")
+
+
+async def test_as_many_grants_as_there_can_be_hold_nobody_up(service: AppInProcess) -> None:
+    """To an account, to all accounts, to everybody and to hundreds of groups: reads, lists, tokens for a hundred names,
+    and the question whether somebody may grant."""
+    login = await service.token("alice", None)
+    limits = [limit(f"**{number}" + "*a*p" * 60, "pull") for number in range(50)]
+    limited = await service.token("alice", limits)
+    put_grants(service, "user", "alice", (f"team{n}/x*y{n}" if n % 2 else f"**/{n}" for n in range(MOST_GRANTS)))
+    put_grants(service, "authenticated", "", (f"team{n}/*" for n in range(MOST_GRANTS)))
+    put_grants(service, "everyone", "", (f"public{n}/**" for n in range(MOST_GRANTS)))
+    with closing(connect(service.data / "entrepot.db")) as db, db:
+        groups = [f"group{number}" for number in range(300)]
+        db.executemany("INSERT INTO account_group (name, created) VALUES (?, 0)", ((name,) for name in groups))
+        db.executemany("INSERT INTO group_member (name, member) VALUES (?, 'alice')", ((name,) for name in groups))
+    scopes = "&".join(f"scope=repository:{'a/' * 30}x{number}:pull,push" for number in range(100))
+    body = {"subject": "user:bob", "pattern": "team1/" + "*a*b" * 50, "actions": ["pull"]}
+    for shown in (login, limited):
+        headers = {"authorization": shown, "content-type": "application/json"}
+        for method, path, status in (
+            ("GET", "/v2/team1/app/tags/list", 404),
+            ("GET", f"/v2/{'a/' * 120}a/manifests/latest", 404),
+            ("GET", "/v2/_catalog", 200),
+            ("GET", f"/token?service=entrepot&{scopes}", 200),
+            ("GET", "/api/v1/me", 200),
+            ("GET", "/api/v1/grants?limit=1000", 200),
+            ("GET", "/api/v1/grants?for=alice&limit=1000", 200),
+            ("PUT", "/api/v1/grants", 403),
+        ):
+            async with asking(service) as client, watch_loop() as held:
+                sent = json.dumps(body) if method == "PUT" else None
+                answer = await client.request(method, path, headers=headers, content=sent)
+            expected = 401 if status == 404 and shown is limited else status
+            assert answer.status_code in (status, expected), (path, answer.text)
+            assert held.longest < 2 * MAX_SECONDS, path
+
+
+async def test_lists_of_the_management_api_hold_nobody_up(service: AppInProcess) -> None:
+    """Pages of grants, groups with thousands of members, accounts in hundreds of groups, tokens with fifty limits each,
+    the audit log with conditions that no line of many meets: followed to the end they hold all, each once."""
+    root = await service.token("root")
+    put_grants(service, "user", "alice", (f"team{number}/*" for number in range(2500)))
+    long = json.dumps([(f"**/{'a*' * 100}{number}", 15) for number in range(50)])
+    with closing(connect(service.data / "entrepot.db")) as db, db:
+        groups = [f"group{number}" for number in range(100)]
+        db.executemany("INSERT INTO account_group (name, created) VALUES (?, 0)", ((name,) for name in groups))
+        members = ((name, f"user{number}") for name in groups for number in range(300))
+        db.executemany("INSERT INTO group_member (name, member) VALUES (?, ?)", members)
+        accounts = ((f"user{number}",) for number in range(300))
+        db.executemany("INSERT INTO account VALUES (?, 'user', NULL, 1, 0, 1, 0, '')", accounts)
+        tokens = ((f"t{number:03}", long) for number in range(100))
+        db.executemany("INSERT INTO api_token VALUES (?, 'alice', 'personal', '', x'00', 0, NULL, ?, NULL)", tokens)
+        lines = ((float(number), f"actor{number % 7}", f"team/app{number % 100}") for number in range(100_000))
+        db.executemany("INSERT INTO audit VALUES (NULL, ?, ?, 'manifest.put', ?, '', 'ok', '', '', '', NULL, 1)", lines)
+    for path, key, count in (
+        ("grants?limit=1000", "pattern", 2500),
+        ("groups?limit=1000", "name", 100),
+        ("users?limit=1000", "name", 302),
+        ("tokens?limit=1000", "id", None),
+        ("audit?limit=1000&actor=nobody&outcome=ok", "id", 0),
+        ("audit?limit=1000&actor=actor3&target=none", "id", 0),
+        ("audit?limit=10&actor=actor3&target=team/app5", "id", None),
+    ):
+        found: list[str] = []
+        after = ""
+        while True:
+            async with asking(service) as client, watch_loop() as held:
+                place = f"{path}&after={quote(after)}" if after else path
+                answer = await client.get(f"/api/v1/{place}", headers={"authorization": root})
+            assert answer.status_code == 200, answer.text
+            assert held.longest < 2 * MAX_SECONDS, path
+            found += [item[key] for item in answer.json()["items"]]
+            after = answer.json()["next"] or ""
+            if not after:
+                break
+        assert len(found) == len(set(found)), path
+        assert count is None or len(found) == count, path
+    assert held.longest < 2 * MAX_SECONDS
+
+
+async def test_who_may_grant_a_little_sees_no_more(service: AppInProcess) -> None:
+    """The list of grants of one who holds `admin` on a pattern shows those below it; its pages name no other grant."""
+    login = await service.token("alice")
+    await add_grant(service.accounts, "user:alice", "team/**", "admin")
+    put_grants(
+        service, "user", "bob", (f"{'team' if number % 400 == 0 else 'hidden'}/x{number}" for number in range(4000))
+    )
+    found, places, after = [], [], ""
+    while True:
+        async with asking(service) as client, watch_loop() as held:
+            path = "/api/v1/grants?limit=3" + (f"&after={quote(after)}" if after else "")
+            answer = await client.get(path, headers={"authorization": login})
+        assert answer.status_code == 200, answer.text
+        assert held.longest < 2 * MAX_SECONDS
+        found += [item["pattern"] for item in answer.json()["items"]]
+        after = answer.json()["next"] or ""
+        if not after:
+            break
+        places.append(after)
+    assert sorted(found) == sorted(["team/**", *(f"team/x{number}" for number in range(0, 4000, 400))])
+    assert not [place for place in places if "hidden" in place]
+
+
+async def test_a_subject_has_so_many_grants(service: AppInProcess) -> None:
+    """One more is refused with a sentence, as are more characters of patterns that take long; the others stay."""
+    put_grants(service, "user", "alice", (f"team{number}/**" for number in range(MOST_GRANTS)))
+    put_grants(service, "everyone", "", (f"**{number}" + "*a" * 120 for number in range(270)))
+    with pytest.raises(AccountInvalid, match="as many as one can have"):
+        await add_grant(service.accounts, "user:alice", "other/**", "pull")
+    await add_grant(service.accounts, "user:alice", "team0/**", "push")
+    with pytest.raises(AccountInvalid, match="from their first stars on"):
+        await add_grant(service.accounts, "everyone", "**/x*y", "pull")
+    await add_grant(service.accounts, "everyone", "public/**", "pull")

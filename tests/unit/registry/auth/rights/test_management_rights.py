@@ -1,0 +1,94 @@
+"""What somebody may administer, by the rules alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
+from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights
+from storage.access import AccountName, AccountUnknown, Action, ApiToken, TokenLimit
+from storage.errors import Denied, Unauthorized
+from storage.patterns import NamePattern, NameSet
+
+ALICE, BOB = AccountName("alice"), AccountName("bob")
+TEAM = Rights({Action.ADMIN: NameSet.of(["team/**"])})
+
+
+def test_nobody_is_told_to_log_in() -> None:
+    """Whatever it is about."""
+    nobody = management_rights_of(Principal(ANONYMOUS, Rights({Action.ADMIN: NameSet.of(["**"])})))
+    for refused in (
+        nobody.check_admin,
+        lambda: nobody.check_may_see(ALICE),
+        lambda: nobody.check_may_add_credential(ALICE),
+        lambda: nobody.check_grant(NamePattern("team/**")),
+    ):
+        with pytest.raises(Unauthorized):
+            refused()
+
+
+def test_others_are_not_there() -> None:
+    """For one who is no admin, another's account is as one that is not there, and so is another's token."""
+    alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
+    alice.check_may_see(ALICE)
+    alice.check_may_add_credential(ALICE)
+    with pytest.raises(AccountUnknown, match="there is no account bob"):
+        alice.check_may_see(BOB)
+    with pytest.raises(AccountUnknown, match="there is no such API token"):
+        alice.check_token(ApiToken("1", BOB, "personal", "", 0.0))
+    with pytest.raises(Denied):
+        alice.check_admin()
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        Identity("alice", version=1, token="1"),
+        Identity("alice", version=1, access={}),
+        Identity("alice", stamp="htpasswd"),
+        Identity("alice", robot=True, version=1, stamp="issuer"),
+    ],
+    ids=["API token", "token of /token", "htpasswd", "issuer"],
+)
+def test_only_a_person_makes_credentials(proof: Identity) -> None:
+    """What was given to a program makes nothing that outlives it."""
+    with pytest.raises(Denied, match="takes a person's login"):
+        management_rights_of(Principal(proof, TEAM)).check_may_add_credential(ALICE)
+
+
+def test_a_token_may_end_itself() -> None:
+    """And no other one of its account."""
+    authority = management_rights_of(Principal(Identity("alice", version=1, token="1"), TEAM))
+    authority.check_token(ApiToken("1", ALICE, "personal", "", 0.0))
+    with pytest.raises(Denied):
+        authority.check_token(ApiToken("2", ALICE, "personal", "", 0.0))
+
+
+def test_granting() -> None:
+    """The action admin is the right to grant on what lies wholly below its pattern; a limited token is limited in that
+    as well."""
+    alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
+    assert alice.may_grant(NamePattern("team/*/app"))
+    assert not alice.may_grant(NamePattern("**"))
+    limits = (TokenLimit(NamePattern("team/a/**"), Action.ADMIN), TokenLimit(NamePattern("team/b/**"), Action.PULL))
+    limited = management_rights_of(Principal(Identity("alice", version=1, token="1", limits=limits), TEAM))
+    assert limited.may_grant(NamePattern("team/a/b"))
+    assert not limited.may_grant(NamePattern("team/b/c"))
+    assert not limited.may_grant(NamePattern("team/**"))
+
+
+def test_an_admin_with_a_limited_token_is_none() -> None:
+    """Its limits hold for accounts too."""
+    rights = Rights.everything(admin=True)
+    limits = (TokenLimit(NamePattern("**"), Action.PULL),)
+    with pytest.raises(Denied):
+        management_rights_of(Principal(Identity("alice", version=1, token="1", limits=limits), rights)).check_admin()
+    management_rights_of(Principal(Identity("alice", version=1, token="1"), rights)).check_admin()
+
+
+def test_the_operator() -> None:
+    """Needs no account."""
+    UNRESTRICTED.check_admin()
+    UNRESTRICTED.check_may_see(BOB)
+    UNRESTRICTED.check_grant(NamePattern("**"))
+    assert ManagementRights("alice", admin=True).may_grant(NamePattern("docker.io/**"))

@@ -1,0 +1,113 @@
+"""The same repository under other spellings: none of them gets around a right, and none is answered as another name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.names import RepositoryName, Tag
+from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.registry_content import push_image
+from tests.fakes.store_accounts import add_account, add_grant
+
+LATEST = Tag("latest")
+SPELLINGS = [
+    "/v2/secret/app/manifests/latest",
+    "/v2/secret%2fapp/manifests/latest",
+    "/v2/secret%2Fapp/manifests/latest",
+    "/v2/%73ecret/app/manifests/latest",
+    "/v2/secret/%61pp/manifests/latest",
+    "/v2/secret/app/%6danifests/latest",
+    "/v2/secret/app/manifests/%6Catest",
+    "/v2/secret//app/manifests/latest",
+    "/v2//secret/app/manifests/latest",
+    "/v2/secret/app//manifests/latest",
+    "/v2/secret/app/manifests//latest",
+    "/v2/secret/app/manifests/latest/",
+    "/v2/./secret/app/manifests/latest",
+    "/v2/public/../secret/app/manifests/latest",
+    "/v2/public/%2e%2e/secret/app/manifests/latest",
+    "/v2/public/..%2fsecret/app/manifests/latest",
+    "/v2/public/%2e%2e%2fsecret/app/manifests/latest",
+    "/v2/public/app/manifests/../../../secret/app/manifests/latest",
+    "/v2/public/app/manifests/..%2f..%2f..%2fsecret%2fapp%2fmanifests%2flatest",
+    "/v2/public/app/blobs/../../secret/app/manifests/latest",
+    "/v2/public/app/manifests/latest/../../../../secret/app/manifests/latest",
+    "/v2/SECRET/app/manifests/latest",
+    "/v2/Secret/App/manifests/latest",
+    "/v2/secret/app/MANIFESTS/latest",
+    "/v2/secret/app;public/manifests/latest",
+    "/v2/secret/app%00/manifests/latest",
+    "/v2/secret/app%20/manifests/latest",
+    "/v2/ secret/app/manifests/latest".replace(" ", "%20"),
+    "/v2/secret/app./manifests/latest",
+    "/v2/secret\\app/manifests/latest",
+    "/v2/public\\..\\secret/app/manifests/latest",
+    "/v2/public/app%3f/../secret/app/manifests/latest",
+    "/v2/public/app%23/secret/app/manifests/latest",
+    "/v2/%252e%252e/secret/app/manifests/latest",
+    "/v2/public/app/%c0%ae%c0%ae/secret/app/manifests/latest",
+    "/v2/public/app/%ef%bc%8f/secret/app/manifests/latest",
+    "/v2/secret/app/manifests/latest?ns=public",
+    "/v2/public/app/manifests/latest?ns=secret/app",
+    "/v2/app/manifests/latest?ns=secret",
+    "/v2/app/manifests/latest?ns=secret&ns=public",
+    "/v2/public/app/manifests/latest?name=secret/app",
+    "/v2/public/app/manifests/latest#/v2/secret/app/manifests/latest",
+]
+REWRITES = [
+    ("x-original-url", "/v2/public/app/manifests/latest"),
+    ("x-rewrite-url", "/v2/public/app/manifests/latest"),
+    ("x-http-method-override", "OPTIONS"),
+    ("x-forwarded-prefix", "/v2/public"),
+    ("x-forwarded-user", "root"),
+]
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
+    """`secret/app` is root's alone; all else, names that are like it included, may be pulled by everybody."""
+    async with running_app(tmp_path / "data") as opened:
+        await add_account(opened.accounts, "root", admin=True)
+        await add_account(opened.accounts, "alice")
+        for area in ("secret", "public"):
+            await push_image(opened.hosted, RepositoryName(f"{area}/app"), f"of {area}", "latest")
+        for pattern in ("public/**", "secret", "secret/app/**", "secretapp", "app", "s/**", "v2/**"):
+            await add_grant(opened.accounts, "everyone", pattern, "pull")
+        yield opened
+
+
+@pytest.mark.parametrize("login", [None, "alice"])
+@pytest.mark.parametrize("target", SPELLINGS)
+async def test_no_spelling_gets_around_a_right(service: AppInProcess, login: str | None, target: str) -> None:
+    """Neither the secret manifest nor that it is there."""
+    image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
+    headers = {"authorization": await service.token(login)} if login else {}
+    answer = await service.client("GET", target, headers)
+    assert image.body not in answer.body
+    assert image.digest not in str(answer.fields)
+    if answer.status == 200:
+        public = await service.hosted.get_manifest(RepositoryName("public/app"), LATEST)
+        assert answer.body == public.body
+    else:
+        assert answer.status in (400, 401, 404)
+
+
+@pytest.mark.parametrize("header", REWRITES)
+async def test_no_header_changes_what_is_asked_for(service: AppInProcess, header: tuple[str, str]) -> None:
+    """Nor who asks, nor how."""
+    answer = await service.client("GET", "/v2/secret/app/manifests/latest", [header])
+    assert answer.status == 401
+
+
+async def test_knowing_a_digest_opens_nothing(service: AppInProcess) -> None:
+    """A blob is read through a repository that has it and may be read; the same digest elsewhere is not there."""
+    image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
+    headers = {"authorization": await service.token("alice")}
+    for digest in [image.digest, *(blob.digest for blob in image.blobs)]:
+        for repo in ("secret/app", "public/app", "secret/app/x", "app"):
+            for kind in ("blobs", "manifests"):
+                answer = await service.client("GET", f"/v2/{repo}/{kind}/{digest}", headers)
+                assert (answer.status, answer.code.partition("_")[2]) == (404, "UNKNOWN")

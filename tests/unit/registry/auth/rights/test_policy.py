@@ -1,0 +1,259 @@
+"""Rights: what grants, groups, limits and private upstreams come to, over a real store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from registry.auth.revocation import RevocationCheck
+from registry.auth.rights.policy import Policy
+from registry.auth.rights.principal import ANONYMOUS, CATALOG, PRINCIPAL, Identity
+from storage.access import EVERY_ACTION, AccountName, Action, ApiToken, Grantee
+from storage.accounts import Accounts
+from storage.errors import Unauthorized
+from storage.names import RepositoryName
+from storage.patterns import NamePattern, NameSet
+from tests.fakes.store_accounts import BY, add_account, add_grant, limit
+
+PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
+
+
+def test_without_a_principal_nothing_is_allowed() -> None:
+    """Who forgets to say who acts gets nowhere."""
+    nobody = PRINCIPAL.get()
+    assert nobody.actions("team/app", "team/app") == 0
+    assert not nobody.may_list
+    assert not nobody.admin
+    assert "team/app" not in nobody.names(PULL)
+
+
+async def test_an_open_store_allows_all_to_everybody_until_the_first_account(
+    accounts: Accounts, policy: Policy
+) -> None:
+    """But what lies below a private upstream, and to grant anything. The first account ends it for good."""
+    nobody = policy.principal(ANONYMOUS)
+    assert nobody.open
+    assert nobody.may(PULL | PUSH | DELETE, "team/app")
+    assert not nobody.may(Action.ADMIN, "team/app")
+    assert not nobody.may(PULL, "private.example/team/app")
+    assert nobody.may_list
+    await add_account(accounts, "alice")
+    assert not policy.principal(ANONYMOUS).open
+    assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
+    await accounts.remove_account(AccountName("alice"), by=BY)
+    assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
+
+
+async def test_accounts_from_elsewhere_close_the_store(accounts: Accounts) -> None:
+    """With an htpasswd file or an issuer there is no time in which everybody may do everything."""
+    policy = Policy(accounts, RevocationCheck(accounts), closed=True)
+    assert not policy.nobody().may(PULL, "team/app")
+
+
+async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
+    """Own ones, those of groups, of every account and of everybody; none implies another."""
+    alice = await add_account(accounts, "alice")
+    bob = await add_account(accounts, "bob")
+    await accounts.add_group(AccountName("dev"), by=BY)
+    await accounts.add_member(AccountName("dev"), AccountName("alice"), by=BY)
+    await add_grant(accounts, "user:alice", "own/*", "push")
+    await add_grant(accounts, "group:dev", "team/**", "pull,push")
+    await add_grant(accounts, "authenticated", "shared/**", "pull")
+    await add_grant(accounts, "everyone", "public/**", "pull")
+    seen = policy.principal(alice)
+    assert [seen.actions(name, name) for name in ("own/a", "own/a/b", "team/a/b", "shared/x", "public/x", "x")] == [
+        PUSH, 0, PULL | PUSH, PULL, PULL, 0,
+    ]  # fmt: skip
+    seen = policy.principal(bob)
+    assert [seen.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, PULL, PULL]
+    seen = policy.nobody()
+    assert [seen.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, 0, PULL]
+
+
+async def test_a_robot_and_a_user_are_not_each_other(accounts: Accounts, policy: Policy) -> None:
+    """A grant to a robot is no user's."""
+    robot = await add_account(accounts, "ci", robot=True)
+    await add_grant(accounts, "robot:ci", "team/**", "push")
+    assert policy.principal(robot).may(PUSH, "team/app")
+    outsider = replace(robot, robot=False)
+    assert not policy.principal(outsider).may(PUSH, "team/app")
+
+
+async def test_groups_of_an_issuer_count_beside_the_stores(accounts: Accounts, policy: Policy) -> None:
+    """A token that lists groups is in them while it is shown, and nobody else is."""
+    robot = await add_account(accounts, "ci", robot=True)
+    await accounts.add_group(AccountName("release"), by=BY)
+    await add_grant(accounts, "group:release", "team/**", "push")
+    assert policy.principal(replace(robot, groups=("release", "No Group!"))).may(PUSH, "team/app")
+    assert not policy.principal(robot).may(PUSH, "team/app")
+
+
+async def test_an_admin_may_do_everything(accounts: Accounts, policy: Policy) -> None:
+    """Below private upstreams as well; a limited credential of an admin is none of an admin."""
+    root = await add_account(accounts, "root", admin=True)
+    seen = policy.principal(root)
+    assert seen.admin
+    assert seen.may(EVERY_ACTION, "private.example/team/app")
+    assert seen.listed.everything
+    assert not policy.principal(replace(root, access={"team/app": PULL})).admin
+    assert not policy.principal(replace(root, limits=(limit("**", "*"),))).admin
+
+
+async def test_a_private_upstream_wants_a_grant_of_its_own(accounts: Accounts, policy: Policy) -> None:
+    """`**` and `private.*/**` do not reach in; a pattern that begins with its name does."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "**", "pull")
+    await add_grant(accounts, "user:alice", "private.*/**", "pull")
+    seen = policy.principal(alice)
+    assert seen.may(PULL, "docker.io/library/ubuntu")
+    assert not seen.may(PULL, "private.example/team/app")
+    assert RepositoryName("private.example/team/app") not in seen.listed
+    await add_grant(accounts, "user:alice", "private.example/team/*", "pull")
+    seen = policy.principal(alice)
+    assert seen.may(PULL, "private.example/team/app")
+    assert RepositoryName("private.example/team/app") in seen.listed
+    assert not seen.may(PULL, "private.example/other")
+
+
+async def test_what_changed_since_ends_a_proof(accounts: Accounts, policy: Policy) -> None:
+    """Disabling, removal, a removal followed by a new account of that name."""
+    alice = await add_account(accounts, "alice")
+    policy.principal(alice)
+    await accounts.set_enabled(AccountName("alice"), False, by=BY)
+    with pytest.raises(Unauthorized):
+        policy.principal(alice)
+    await accounts.remove_account(AccountName("alice"), by=BY)
+    with pytest.raises(Unauthorized):
+        policy.principal(alice)
+    again = await add_account(accounts, "alice")
+    with pytest.raises(Unauthorized):
+        policy.principal(alice)
+    policy.principal(again)
+
+
+async def test_rights_are_those_of_this_moment(accounts: Accounts, policy: Policy) -> None:
+    """A proof stays good when a grant goes; what it allows goes with the grant, and the epoch tells."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "team/**", "pull")
+    assert policy.principal(alice).may(PULL, "team/app")
+    before = accounts.epoch()
+    await accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("team/**"), by=BY)
+    assert accounts.epoch() != before
+    assert not policy.principal(alice).may(PULL, "team/app")
+
+
+async def add_token(accounts: Accounts, account: str, *limits: tuple[str, str]) -> str:
+    token = ApiToken(
+        "T" * 12, AccountName(account), "personal", "", 0.0, limits=tuple(limit(*each) for each in limits) or None
+    )
+    await accounts.add_token(token, b"h" * 32, by=BY)
+    return token.id
+
+
+async def test_an_api_tokens_limits_only_take_away(accounts: Accounts, policy: Policy) -> None:
+    """It allows what both the account's grants and its limits allow; they are the store's, whatever the proof says."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "team/**", "pull,push")
+    token = await add_token(accounts, "alice", ("team/app", "pull,delete"), ("other/**", "pull"))
+    seen = policy.principal(replace(alice, token=token, limits=(limit("**", "*"),)))
+    assert seen.actions("team/app", "team/app") == PULL
+    assert seen.actions("team/web", "team/web") == 0
+    assert seen.actions("other/app", "other/app") == 0
+    assert seen.entitled(PUSH, "team/app")
+    assert [name for name in ("team/app", "team/web", "other/app") if name in seen.listed] == ["team/app"]
+    await accounts.revoke_token(token, by=BY)
+    with pytest.raises(Unauthorized):
+        policy.principal(replace(alice, token=token))
+
+
+async def test_a_limit_does_not_open_a_private_upstream(accounts: Accounts, policy: Policy) -> None:
+    """Limits name it, grants do not: neither a pull nor a list reaches in."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "**", "pull")
+    seen = policy.principal(replace(alice, limits=(limit("private.example/**", "pull"),)))
+    assert not seen.may(PULL, "private.example/team/app")
+    assert RepositoryName("private.example/team/app") not in seen.listed
+    assert seen.listed.first_from("") is None
+
+
+async def test_a_tokens_access_only_takes_away(accounts: Accounts, policy: Policy) -> None:
+    """It speaks of the name that was asked by; rights speak of the stored one, and both have to allow it."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "docker.io/**", "pull")
+    seen = policy.principal(replace(alice, access={"ubuntu": PULL | PUSH, "team/app": PULL}))
+    assert seen.may(PULL, "docker.io/library/ubuntu", "ubuntu")
+    assert not seen.may(PUSH, "docker.io/library/ubuntu", "ubuntu")
+    assert not seen.may(PULL, "docker.io/library/ubuntu", "library/ubuntu")
+    assert not seen.may(PULL, "team/app")
+    assert seen.entitled(PULL, "docker.io/library/debian")
+
+
+async def test_a_token_that_was_granted_patterns_was_granted_nothing(accounts: Accounts, policy: Policy) -> None:
+    """What stands in a token is a name, also where it looks like a pattern."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "team/*", "pull")
+    seen = policy.principal(replace(alice, access={"team/**": PULL, "**": PULL, "team/app": PULL, CATALOG: PULL}))
+    assert not seen.may(PULL, "team/web")
+    assert seen.names(PULL) == NameSet.of({"team/app"})
+
+
+async def test_a_list_takes_the_catalog_and_shows_what_may_be_pulled(accounts: Accounts, policy: Policy) -> None:
+    """Whatever else the token was granted; nobody at all gets none, an anonymous token what is everybody's."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "team/**", "pull")
+    await add_grant(accounts, "everyone", "public/**", "pull")
+    assert not policy.principal(replace(alice, access={"team/app": PULL})).may_list
+    seen = policy.principal(replace(alice, access={CATALOG: PULL}))
+    assert seen.may_list
+    assert seen.listed.patterns == {NamePattern("team/**"), NamePattern("public/**")}
+    assert not policy.nobody().may_list
+    anonymous = policy.principal(Identity(None, access={CATALOG: PULL}))
+    assert anonymous.may_list
+    assert anonymous.listed.patterns == {NamePattern("public/**")}
+
+
+async def test_what_a_token_can_be_granted(accounts: Accounts, policy: Policy) -> None:
+    """By the name as it is asked for: pulls and deletes also where a mirror keeps it under another."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "docker.io/library/*", "pull,push")
+    await add_grant(accounts, "user:alice", "team/**", "pull,push,admin")
+    await add_grant(accounts, "user:alice", "private.example/**", "pull")
+    assert (await policy.allowed(alice, ["ubuntu"]))["ubuntu"] == PULL
+    assert (await policy.allowed(alice, ["library/ubuntu"]))["library/ubuntu"] == PULL
+    assert (await policy.allowed(alice, ["docker.io/ubuntu"]))["docker.io/ubuntu"] == PULL
+    assert (await policy.allowed(alice, ["docker.io/library/ubuntu"]))["docker.io/library/ubuntu"] == PULL | PUSH
+    assert (await policy.allowed(alice, ["team/app"]))["team/app"] == PULL | PUSH | Action.ADMIN
+    assert (await policy.allowed(alice, ["private.example/x"]))["private.example/x"] == PULL
+    assert (await policy.allowed(alice, ["bitnami/redis"]))["bitnami/redis"] == PULL  # private.example may have it
+    assert (await policy.allowed(ANONYMOUS, ["team/app"]))["team/app"] == Action.NONE
+    await accounts.set_enabled(AccountName("alice"), False, by=BY)
+    assert (await policy.allowed(alice, ["team/app"]))["team/app"] == Action.NONE
+
+
+async def test_what_is_remembered_of_a_principal_is_bounded(accounts: Accounts, policy: Policy) -> None:
+    """Somebody who asks for ever new names fills no memory, and gets right answers."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "team/**", "pull")
+    seen = policy.principal(alice)
+    for number in range(3000):
+        assert seen.may(PULL, f"team/{number}")
+        assert not seen.may(PULL, f"other/{number}")
+    assert len(seen._memo) <= 64
+
+
+async def test_where_no_name_makes_a_difference(accounts: Accounts, policy: Policy) -> None:
+    """Who may do the same everywhere is told so at once; one name that is not like the others ends that."""
+    alice = await add_account(accounts, "alice")
+    await add_grant(accounts, "user:alice", "**", "pull,push")
+    assert policy.principal(alice).rights.actions_everywhere is None  # private.example wants a grant of its own
+    policy = Policy(accounts, policy.standing)
+    seen = policy.principal(alice)
+    assert seen.rights.actions_everywhere == (PULL | PUSH).value
+    assert seen.actions("a", "a") == seen.rights.at("team/app") == (PULL | PUSH).value
+    assert seen._memo == {}
+    await add_grant(accounts, "user:alice", "team/**", "delete")
+    seen = policy.principal(alice)
+    assert seen.rights.actions_everywhere is None
+    assert seen.actions("team/app", "team/app") == (PULL | PUSH | Action.DELETE).value
+    assert seen.actions("a", "a") == (PULL | PUSH).value

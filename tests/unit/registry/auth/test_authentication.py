@@ -1,0 +1,202 @@
+"""How requests are let in: what is shown, what is remembered of it, what changes with the store, what is looked at
+before a body."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from registry.auth.authenticators import HeaderAuthenticator
+from storage.access import AccountName, AuditQuery, Grantee
+from storage.content import OCI_MANIFEST
+from storage.names import RepositoryName
+from storage.patterns import NamePattern
+from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.asgi_client import AsgiConnection, scope_of
+from tests.fakes.registry_content import push_image
+from tests.fakes.store_accounts import BY, add_account, add_grant
+
+APP = RepositoryName("team/app")
+TAG = "/v2/team/app/manifests/latest"
+
+
+@pytest.fixture
+async def open_service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
+    """With an image, and no account yet."""
+    async with running_app(tmp_path / "data") as opened:
+        await push_image(opened.hosted, APP, "x", "latest")
+        yield opened
+
+
+@pytest.fixture
+async def service(open_service: AppInProcess) -> AppInProcess:
+    """Closed: `alice` may pull and push below team."""
+    await add_account(open_service.accounts, "alice")
+    await add_grant(open_service.accounts, "user:alice", "team/**", "pull,push")
+    return open_service
+
+
+async def status(service: AppInProcess, login: str | None, target: str = TAG, method: str = "GET") -> int:
+    return (await service.client(method, target, {"authorization": login} if login else {})).status
+
+
+@pytest.mark.parametrize(
+    "stray", ["Basic " + base64.b64encode(b"hub:password").decode(), "Basic !", "Bearer x", "Negotiate abc", "", "\xff"]
+)
+async def test_while_there_are_no_accounts_credentials_are_not_looked_at(
+    open_service: AppInProcess, stray: str
+) -> None:
+    """Classic docker sends its login for Docker Hub to every mirror; with the first account that ends."""
+    for target in ("/v2/", TAG, "/v2/_catalog"):
+        assert await status(open_service, stray, target) == 200
+    await add_account(open_service.accounts, "alice")
+    assert await status(open_service, stray, "/v2/") == 401
+
+
+async def test_the_first_account_closes_the_registry_at_the_next_request(open_service: AppInProcess) -> None:
+    """Also for a connection that was in before."""
+    assert await status(open_service, None) == 200
+    await add_account(open_service.accounts, "alice")
+    assert await status(open_service, None) == 401
+    assert await status(open_service, await open_service.token("alice")) == 404
+
+
+@pytest.mark.parametrize("way", ["basic", "bearer"])
+async def test_what_changes_in_the_store_holds_at_the_next_request(service: AppInProcess, way: str) -> None:
+    """A grant that goes or comes, an account that is disabled, for credentials that are remembered."""
+    login = await service.token("alice")
+    shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
+    accounts, subject, pattern = service.accounts, Grantee.parse("user:alice"), NamePattern("team/**")
+    for _ in range(2):
+        assert await status(service, shown) == 200
+    await accounts.remove_grant(subject, pattern, by=BY)
+    assert await status(service, shown) == 404
+    await add_grant(accounts, "user:alice", "team/**", "pull")
+    assert await status(service, shown) == 200
+    await accounts.set_enabled(AccountName("alice"), False, by=BY)
+    assert await status(service, shown) == 401
+    await accounts.set_enabled(AccountName("alice"), True, by=BY)
+    # A token was made of the account as it was; an API token is right again.
+    assert await status(service, shown) == (200 if way == "basic" else 401)
+
+
+@pytest.mark.parametrize("way", ["basic", "bearer"])
+async def test_a_revoked_api_token_ends_what_was_made_of_it(service: AppInProcess, way: str) -> None:
+    """At the next request, also the tokens of `/token`."""
+    login = await service.token("alice")
+    shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
+    assert await status(service, shown) == 200
+    (token,) = service.accounts.tokens(AccountName("alice"), None, 10).items
+    await service.accounts.revoke_token(token.id, by=BY)
+    assert await status(service, shown) == 401
+
+
+async def test_headers_that_say_two_things_are_refused(service: AppInProcess) -> None:
+    """Whoever stands before us may have looked at the other one."""
+    login, bearer = await service.token("alice"), await service.bearer(None, "repository:team/app:pull")
+    assert await status(service, login) == 200
+    for pair in ((login, bearer), (bearer, login), (login, login)):
+        answer = await service.client("GET", TAG, [("authorization", each) for each in pair])
+        assert answer.status == 401
+    for sneaky in ("proxy-authorization", "x-authorization", "authorization\x00", "x-forwarded-user", "remote-user"):
+        answer = await service.client("GET", TAG, [(sneaky, login)])
+        assert answer.status == 401
+
+
+async def test_a_bad_token_is_told_from_a_bad_password(service: AppInProcess) -> None:
+    """`invalid_token` makes clients get another one; a password has to come from a person."""
+    answer = await service.client("GET", TAG, {"authorization": "Bearer abc.def.ghi"})
+    assert answer["www-authenticate"].endswith(',error="invalid_token"')
+    wrong = "Basic " + base64.b64encode(b"alice:ent_000000000000_" + b"0" * 43).decode()
+    answer = await service.client("GET", TAG, {"authorization": wrong})
+    assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
+    assert "error=" not in answer["www-authenticate"]
+    assert "0" * 43 not in answer.body.decode()
+
+
+async def test_what_is_remembered_holds_no_secret_and_is_bounded(service: AppInProcess) -> None:
+    """Only keyed hashes of headers; a header that proved nothing leaves nothing."""
+    authenticator = service.app.distribution._authenticator
+    assert isinstance(authenticator, HeaderAuthenticator)
+    login = await service.token("alice")
+    assert await status(service, login) == 200
+    assert await status(service, "Bearer abc.def.ghi") == 401
+    (mark,) = authenticator._remembered
+    assert len(mark) == 16
+    assert login not in repr(vars(authenticator))
+
+
+async def refused_unread(service: AppInProcess, method: str, target: str, login: str | None) -> int:
+    """The status of an answer that came without a byte of the body having been asked for."""
+    headers = {"content-length": "1000000000", "content-type": OCI_MANIFEST, "expect": "100-continue"}
+    if login:
+        headers["authorization"] = login
+    connection = AsgiConnection(method, [], leaves=False)
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("the body was asked for")
+
+    await service.app(scope_of(method, target, headers), receive, connection.send)
+    return connection.answer.status
+
+
+@pytest.mark.parametrize("login", [None, "alice"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "manifests/1"),
+        ("POST", "blobs/uploads/?digest=sha256:" + "0" * 64),
+        ("PATCH", "blobs/uploads/00000000-0000-0000-0000-000000000000"),
+        ("PUT", "blobs/uploads/00000000-0000-0000-0000-000000000000?digest=sha256:" + "0" * 64),
+    ],
+)
+async def test_a_refusal_comes_before_the_body_is_read(
+    service: AppInProcess, login: str | None, method: str, path: str
+) -> None:
+    """Nobody has to send a gigabyte to be told no, nor can make us take it."""
+    shown = await service.token(login) if login else None
+    assert await refused_unread(service, method, f"/v2/other/app/{path}", shown) == (403 if login else 401)
+
+
+async def test_who_acts_is_in_the_log_and_owns_what_they_begin(
+    service: AppInProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The account's name, on the line of the call and at the session."""
+    await add_account(service.accounts, "bob")
+    await add_grant(service.accounts, "user:bob", "team/**", "pull,push")
+    alice, bob = await service.token("alice"), await service.token("bob")
+    with caplog.at_level("INFO", "registry.calls"):
+        answer = await service.client("POST", "/v2/team/app/blobs/uploads/", {"authorization": alice})
+    assert "actor=alice" in caplog.text
+    session = answer["location"]
+    for method in ("GET", "PATCH", "DELETE"):
+        assert await status(service, bob, session, method) == 404
+    assert await status(service, alice, session) == 204
+
+
+async def test_denials_of_accounts_are_in_the_audit_log(tmp_path: Path) -> None:
+    """Who, what, from where; gathered, and written when the registry stops at the latest."""
+    async with running_app(tmp_path / "data") as service:
+        await add_account(service.accounts, "alice")
+        login = await service.token("alice")
+        accounts = service.accounts
+        for _ in range(3):
+            assert await status(service, login) == 404
+        assert await status(service, login, "/v2/team/app/blobs/uploads/", "POST") == 403
+        assert await status(service, None) == 401
+        await service.audit_buffer.flush()
+        lines = accounts.audit(AuditQuery(outcome="denied"), 10).items
+    seen = {(line.actor, line.action, line.target, line.address, line.count) for line in lines}
+    assert seen == {("alice", "pull", "team/app", "192.0.2.7", 3), ("alice", "push", "team/app", "192.0.2.7", 1)}
+
+
+async def test_health_and_the_front_page_take_no_login(service: AppInProcess) -> None:
+    """They tell nothing of what is there."""
+    for path in ("/health/live", "/health/ready"):
+        scope = scope_of("GET", path, {"host": "registry.test"})
+        connection = AsgiConnection("GET", [], leaves=False)
+        await service.app(scope, connection.receive, connection.send)
+        assert connection.answer.status == 200

@@ -1,0 +1,77 @@
+"""The Authorization header, and what is wrong with it."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.auth.authorization_header import Basic, Bearer, parse_authorization
+from storage.errors import Unauthorized
+
+
+def encoded(text: str | bytes) -> bytes:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text)
+
+
+def test_none() -> None:
+    """No header is no credential, and no error."""
+    assert parse_authorization([]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (b"Basic " + encoded("alice:secret"), Basic("alice", "secret")),
+        (b"basic " + encoded("alice:se:cr:et:"), Basic("alice", "se:cr:et:")),
+        (b"BASIC   " + encoded("älice:ключ 🔑"), Basic("älice", "ключ 🔑")),
+        (b"Basic " + encoded(":"), Basic("", "")),
+        (b"Bearer a.b-c_d~e+f/g==", Bearer("a.b-c_d~e+f/g==")),
+        (b"bearer  x ", Bearer("x")),
+    ],
+)
+def test_read(value: bytes, found: Basic | Bearer) -> None:
+    """The scheme's case does not matter; a password may have colons, spaces and any letters."""
+    assert parse_authorization([value]) == found
+    assert "secret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b""],
+        [b"Basic"],
+        [b"Basic "],
+        [b"Basic !!!"],
+        [b"Basic " + encoded("no colon")],
+        [b"Basic " + encoded(b"alice:\xff\xfe")],
+        [b"Basic " + encoded("alice:pass\x00word")],
+        [b"Basic " + encoded("al\nice:password")],
+        [b"Basic " + encoded("alice:password").rstrip(b"=") + b"\xe9"],
+        [b"Basic " + encoded("a:b") + b" " + encoded("c:d")],
+        [b"Bearer"],
+        [b"Bearer a b"],
+        [b"Bearer \xe9"],
+        [b"Bearer a,b"],
+        [b"Digest username=alice"],
+        [b"Bearer a", b"Bearer a"],
+        [b"Bearer " + b"a" * 40_000],
+    ],
+)
+def test_malformed(values: list[bytes]) -> None:
+    """Refused like a wrong password, in the same words."""
+    with pytest.raises(Unauthorized) as error:
+        parse_authorization(values)
+    assert error.value.message == "the credentials are not valid"
+
+
+@given(st.lists(st.binary(max_size=60) | st.binary(max_size=40).map(lambda raw: b"Basic " + encoded(raw)), max_size=2))
+def test_any_bytes(values: list[bytes]) -> None:
+    """Whatever comes is read or refused."""
+    try:
+        found = parse_authorization(values)
+    except Unauthorized:
+        return
+    assert found is None or isinstance(found, Basic | Bearer)

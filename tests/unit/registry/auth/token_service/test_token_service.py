@@ -1,0 +1,381 @@
+"""`/token` over HTTP, over a real store with real rights."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from registry.auth.password.hashing import hash_password
+from registry.auth.rights.principal import CATALOG, Identity
+from registry.auth.token_service.routes import LARGEST_FORM, token_router
+from registry.auth.token_service.service import MOST_REFRESH_TOKENS
+from storage.access import Action
+from storage.errors import Unauthorized
+from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, PASSWORD, AuthClock, AuthWorker, auth_worker, basic
+from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, key_set, key_set_server
+
+SERVICE = "entrepot"
+FORM = "application/x-www-form-urlencoded"
+
+
+@asynccontextmanager
+async def client_of(worker: AuthWorker, **policy: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    app = FastAPI()
+    service = worker.service(**policy)
+    app.include_router(token_router(lambda request: service))
+    transport = httpx2.ASGITransport(app, client=("192.0.2.1", 1234))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+        yield client
+
+
+@pytest.fixture
+async def client(worker: AuthWorker) -> AsyncIterator[httpx2.AsyncClient]:
+    """Everyone may pull `public/**`; alice may push to `team/**` as well; ci may pull there."""
+    await worker.add_robot()
+    await worker.grant("everyone", "public/**", "pull")
+    await worker.grant("user:alice", "team/**", "pull,push")
+    await worker.grant("robot:ci", "team/**", "pull")
+    async with client_of(worker) as made:
+        yield made
+
+
+async def get(client: httpx2.AsyncClient, *scopes: str, login: str | None = None, **query: str) -> httpx2.Response:
+    asked = [("service", SERVICE), *(("scope", scope) for scope in scopes), *query.items()]
+    return await client.get(f"/token?{urlencode(asked)}", headers={"authorization": login} if login else {})
+
+
+async def post(client: httpx2.AsyncClient, **form: str) -> httpx2.Response:
+    return await client.post("/token", data={"service": SERVICE, "client_id": "docker", **form})
+
+
+async def proved(worker: AuthWorker, answer: httpx2.Response) -> Identity:
+    """What the token in an answer proves."""
+    assert answer.status_code == 200, answer.text
+    return await worker.access.credentials.verify_bearer(answer.json()["token"], AT_HOME)
+
+
+def check_refused(answer: httpx2.Response) -> None:
+    assert answer.status_code == 401
+    assert answer.json()["errors"] == [{"code": "UNAUTHORIZED", "message": "the credentials are not valid"}]
+    assert answer.headers["www-authenticate"].startswith("Basic realm=")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_docker_pull(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """The answer has all that clients read, says how long it may be used, and is kept by no cache."""
+    answer = await get(client, "repository:team/app:pull", login=basic("alice", PASSWORD), account="alice")
+    document = answer.json()
+    assert document["token"] == document["access_token"]
+    assert document["expires_in"] == 300
+    issued = datetime.fromisoformat(document["issued_at"])
+    assert issued.timestamp() == int(worker.clock())
+    assert issued.tzinfo
+    assert "refresh_token" not in document
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["content-type"] == "application/json"
+    proof = await proved(worker, answer)
+    assert (proof.name, proof.access) == (ALICE, {"team/app": Action.PULL})
+
+
+async def test_what_is_granted(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """What is asked for as far as it is allowed; the rest is left out, however the scopes are written."""
+    wanted = ("repository:team/app:pull,push,delete", "repository:public/a:pull,push repository:other:pull")
+    for login, granted in (
+        (None, {"public/a": Action.PULL}),
+        (basic("alice", PASSWORD), {"team/app": Action.PULL | Action.PUSH, "public/a": Action.PULL}),
+    ):
+        assert (await proved(worker, await get(client, *wanted, login=login))).access == granted
+
+
+async def test_nobody(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """Without a login there is a token as well, for what everyone may do, be it nothing."""
+    for scopes, granted in (
+        ((), {}),
+        (("repository:team/app:pull",), {}),
+        (("repository:public/app:pull",), {"public/app": Action.PULL}),
+        (("registry:catalog:*",), {CATALOG: Action.PULL}),
+        (("nonsense",), {}),
+    ):
+        proof = await proved(worker, await get(client, *scopes))
+        assert (proof.name, proof.access) == (None, granted)
+
+
+async def test_docker_login(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """`docker login` asks for no scope: a good password gets a token and a refresh token, a bad one is refused."""
+    ask = {"account": "alice", "client_id": "docker", "offline_token": "true"}
+    good = await get(client, login=basic("alice", PASSWORD), **ask)
+    assert (await proved(worker, good)).access == {}
+    refresh = good.json()["refresh_token"]
+    check_refused(await get(client, login=basic("alice", "a wrong password"), **ask))
+    [token] = worker.accounts.tokens(ALICE, None, 10).items
+    assert (token.purpose, token.note) == ("login", "docker at 192.0.2.1")
+    assert token.expires == worker.clock() + 90 * 86400
+
+    form = {"grant_type": "refresh_token", "refresh_token": refresh, "scope": "repository:team/app:pull,push"}
+    answer = await post(client, **form)
+    assert answer.json()["scope"] == "repository:team/app:pull,push"
+    assert "refresh_token" not in answer.json()
+    proof = await proved(worker, answer)
+    assert (proof.name, proof.token) == (ALICE, token.id)
+    await worker.accounts.revoke_token(token.id, by=ADMIN)
+    check_refused(await post(client, **form))
+    with pytest.raises(Unauthorized):
+        await proved(worker, answer)
+
+
+async def test_new_password_ends_logins(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """Refresh tokens and tokens made with the old password are worth nothing."""
+    answer = await get(client, login=basic("alice", PASSWORD), offline_token="true")
+    await worker.accounts.set_password(ALICE, hash_password("another password"), by=ADMIN)
+    check_refused(await post(client, grant_type="refresh_token", refresh_token=answer.json()["refresh_token"]))
+    with pytest.raises(Unauthorized):
+        await proved(worker, answer)
+
+
+async def test_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """After 90 days one logs in again."""
+    answer = await get(client, login=basic("alice", PASSWORD), offline_token="true")
+    form = {"grant_type": "refresh_token", "refresh_token": answer.json()["refresh_token"]}
+    worker.clock.now += 90 * 86400 - 1
+    assert (await post(client, **form)).status_code == 200
+    worker.clock.now += 1
+    check_refused(await post(client, **form))
+
+
+async def test_who_gets_no_refresh_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """Nobody, and who logs in with an API token: revoking that has to end all of it."""
+    made = await worker.add_token(CI)
+    for login in (None, basic("ci", made.text)):
+        answer = await get(client, login=login, offline_token="true")
+        assert answer.status_code == 200
+        assert "refresh_token" not in answer.json()
+    assert (await post(client, grant_type="refresh_token", refresh_token=made.text)).status_code == 200
+    assert len(worker.accounts.tokens(None, None, 10).items) == 1
+
+
+async def test_logins_are_bounded(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """A machine that logs in anew for each job ends the logins that were used longest ago, and leaves API tokens."""
+    kept = await worker.add_token(ALICE)
+    first = await get(client, login=basic("alice", PASSWORD), offline_token="true")
+    for _ in range(MOST_REFRESH_TOKENS):
+        worker.clock.now += 1
+        last = await get(client, login=basic("alice", PASSWORD), offline_token="true")
+    tokens = worker.accounts.tokens(ALICE, None, 1000).items
+    assert len(tokens) == MOST_REFRESH_TOKENS + 1
+    assert kept.token.id in {token.id for token in tokens}
+    check_refused(await post(client, grant_type="refresh_token", refresh_token=first.json()["refresh_token"]))
+    answer = await post(client, grant_type="refresh_token", refresh_token=last.json()["refresh_token"])
+    assert answer.status_code == 200
+
+
+async def test_robot(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """A CI logs in with an API token in the password's place, by GET and by POST."""
+    made = await worker.add_token(CI)
+    scope = "repository:team/app:pull,push"
+    for answer in (
+        await get(client, scope, login=basic("ci", made.text)),
+        await post(client, grant_type="password", username="ci", password=made.text, scope=scope),
+    ):
+        proof = await proved(worker, answer)
+        assert (proof.name, proof.robot, proof.access) == (CI, True, {"team/app": Action.PULL})
+
+
+async def test_containerd(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """POST with a password and several scopes in one parameter; a wrong one has an answer that both kinds of clients
+    read, and whose status makes containerd try GET."""
+    scope = "repository:team/app:pull repository:public/base:pull"
+    form = {"grant_type": "password", "username": "alice", "scope": scope}
+    answer = await post(client, **form, password=PASSWORD, access_type="offline")
+    assert answer.json()["scope"] == scope
+    assert answer.json()["refresh_token"]
+    assert (await proved(worker, answer)).access == {"team/app": Action.PULL, "public/base": Action.PULL}
+    wrong = await post(client, **form, password="a wrong password")
+    check_refused(wrong)
+    assert wrong.json()["error"] == "invalid_grant"
+    assert wrong.json()["error_description"]
+
+
+PULL, PUSH = "repository:public/app:pull", "repository:public/app:pull,push"
+
+
+@pytest.mark.parametrize("user", ["alice", "a-stranger", "Not A Name"])
+@pytest.mark.parametrize(
+    ("scopes", "status"),
+    [
+        ((), 401),
+        ((PULL,), 200),
+        ((PULL, "repository:public/base:pull"), 200),
+        ((PUSH,), 401),
+        (("repository:public/app:*",), 401),
+        ((PULL, "repository:team/app:pull"), 401),
+        (("repository:team/app:pull",), 401),
+        ((PULL, "registry:catalog:*"), 401),
+        ((PULL, "nonsense"), 401),
+    ],
+)
+async def test_bad_credentials(
+    worker: AuthWorker, client: httpx2.AsyncClient, user: str, scopes: tuple[str, ...], status: int
+) -> None:
+    """They get the token that anybody gets if nothing is asked for but pulls that everyone may do, and are refused
+    otherwise, whether or not there is such an account."""
+    form = {"grant_type": "password", "username": user, "password": "of another registry", "scope": " ".join(scopes)}
+    for answer in (
+        await get(client, *scopes, login=basic(user, "of another registry"), offline_token="true"),
+        await post(client, **form, access_type="offline"),
+    ):
+        if status == 401:
+            check_refused(answer)
+        else:
+            assert (await proved(worker, answer)).name is None
+            assert "refresh_token" not in answer.json()
+
+
+async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.AsyncClient, hashed: list[bytes]) -> None:
+    """An office full of machines that show their logins at another registry all day, while accounts change, keeps
+    nobody in it from logging in, and each of those is hashed once."""
+    for _ in range(20):
+        for number in range(40):
+            answer = await get(client, PULL, login=basic(f"hubuser{number}", "hub password"))
+            assert (await proved(worker, answer)).name is None
+        await worker.grant("user:alice", "team/**", "pull,push")
+        worker.clock.now += 61
+        assert (await get(client, login=basic("alice", PASSWORD))).status_code == 200
+    assert hashed == [b"hub password"] * 40 + [PASSWORD.encode()]
+
+
+async def test_stray_credentials_for_ever(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """A machine that sends another registry's login with every pull is never held back from what everyone may pull; one
+    that guesses is, from all else, and is told when to come back."""
+    for _ in range(150):
+        assert (await get(client, PULL, login=basic("hubuser", "hub password"))).status_code == 200
+    for attempt in range(10):
+        check_refused(await get(client, login=basic("alice", f"guess number {attempt}")))
+    slowed = await get(client, login=basic("alice", "one guess more"))
+    assert slowed.status_code == 429
+    assert slowed.json()["errors"][0]["code"] == "TOOMANYREQUESTS"
+    assert int(slowed.headers["retry-after"]) == 30
+    assert (await get(client, PULL, login=basic("alice", "one guess more"))).status_code == 200
+    posted = await post(client, grant_type="password", username="alice", password="one guess more")
+    assert (posted.status_code, posted.json()["error"]) == (429, "slow_down")
+
+
+@pytest.mark.parametrize("login", ["", "Basic", "Basic !", "Basic bm9jb2xvbg==", "Digest x", "Basic /////w=="])
+async def test_malformed_login(client: httpx2.AsyncClient, login: str) -> None:
+    """A header that cannot be read is refused like a wrong password, whatever is asked for."""
+    for scopes in ((), (PULL,)):
+        asked = [("scope", scope) for scope in scopes]
+        check_refused(await client.get(f"/token?{urlencode(asked)}", headers={"authorization": login}))
+
+
+async def test_token_for_a_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """A token of ours buys no other one, or it would live for ever; a trusted issuer's does."""
+    text = (await get(client, login=basic("alice", PASSWORD))).json()["token"]
+    check_refused(await get(client, "repository:team/app:pull", login=f"Bearer {text}"))
+    check_refused(await get(client, "repository:team/app:pull", login=basic("alice", text)))
+    check_refused(await post(client, grant_type="refresh_token", refresh_token=text))
+
+
+async def test_token_for_an_issuers_token(tmp_path: Path, clock: AuthClock) -> None:
+    """A CI's own token gets one of ours, as a bearer or as its robot's password; no refresh token."""
+    key = IssuerKey("one")
+    async with key_set_server() as far:
+        far.body = key_set(key.jwk())
+        table = {"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": far.url}
+        async with auth_worker(tmp_path / "data", clock, {"issuer": [table]}) as worker:
+            await worker.add_robot()
+            await worker.grant("robot:ci", "team/**", "push")
+            text = key.sign({"iss": ISSUER, "aud": AUDIENCE, "exp": clock() + 120})
+            async with client_of(worker) as client:
+                for login in (f"Bearer {text}", basic("ci", text)):
+                    answer = await get(client, "repository:team/app:pull,push", login=login, offline_token="true")
+                    assert "refresh_token" not in answer.json()
+                    assert answer.json()["expires_in"] <= 130
+                    proof = await proved(worker, answer)
+                    assert (proof.name, proof.access) == (CI, {"team/app": Action.PUSH})
+
+
+@pytest.mark.parametrize(("service", "status"), [(SERVICE, 200), ("", 200), (None, 200), ("registry.docker.io", 400)])
+async def test_service(client: httpx2.AsyncClient, service: str | None, status: int) -> None:
+    """A token for another service is not made here, and the answer says which one is; who does not say gets ours."""
+    answer = await client.get("/token", params={} if service is None else {"service": service})
+    assert answer.status_code == status
+    if status == 400:
+        assert "entrepot" in answer.json()["errors"][0]["message"]
+
+
+FORMS: list[tuple[str, str, int, str]] = [
+    ("", FORM, 400, "invalid_request"),
+    ("grant_type=", FORM, 400, "unsupported_grant_type"),
+    ("grant_type=client_credentials", FORM, 400, "unsupported_grant_type"),
+    ("grant_type=password&grant_type=password", FORM, 400, "invalid_request"),
+    ("grant_type=password&username=%zz", FORM, 400, "invalid_request"),
+    ("grant_type=password&username=%ff", FORM, 400, "invalid_request"),
+    ("grant_type=password", FORM, 401, "invalid_grant"),
+    ("grant_type=refresh_token", FORM, 401, "invalid_grant"),
+    ("grant_type=password&username=alice&password=%00", FORM, 400, "invalid_request"),
+    ("grant_type=password&x=" + "x" * LARGEST_FORM, FORM, 413, "invalid_request"),
+    ('{"grant_type": "password"}', "application/json", 400, "invalid_request"),
+    ("grant_type=password", "", 400, "invalid_request"),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "status", "word"), FORMS, ids=range(len(FORMS)))
+async def test_malformed_form(client: httpx2.AsyncClient, body: str, kind: str, status: int, word: str) -> None:
+    """Answered in words, never failed at, and nothing of it is said back."""
+    answer = await client.post("/token", content=body, headers={"content-type": kind} if kind else {})
+    assert answer.status_code == status
+    assert answer.json()["error"] == word
+    assert answer.json()["errors"]
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_form_with_charset(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """containerd names a charset; passwords have any letters, and '+' is a space."""
+    await worker.accounts.set_password(ALICE, hash_password("pass wörd&=%+"), by=ADMIN)
+    body = urlencode({"grant_type": "password", "username": "alice", "password": "pass wörd&=%+"})
+    assert "+" in body
+    answer = await client.post("/token", content=body, headers={"content-type": f"{FORM}; charset=utf-8"})
+    assert (await proved(worker, answer)).name == ALICE
+
+
+async def test_too_many_scopes(client: httpx2.AsyncClient) -> None:
+    """Refused, since no header would hold the token."""
+    answer = await get(client, " ".join(f"repository:a{n}:pull" for n in range(101)))
+    assert answer.status_code == 400
+
+
+async def test_largest_token_fits(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
+    """The largest token that is made is taken, and fits into a request's headers."""
+    await worker.grant("everyone", "**", "pull,push,delete")
+    scopes = " ".join(f"repository:{'a' * 76}{n}:pull,push,delete" for n in range(100))
+    answer = await post(client, grant_type="password", username="alice", password=PASSWORD, scope=scopes)
+    assert len((await proved(worker, answer)).access or {}) == 100
+    assert len(answer.json()["token"]) < 24 * 1024
+
+
+async def test_mirrored_names(worker: AuthWorker) -> None:
+    """A name is asked for as clients write it, without the upstream that they name beside it: a grant on what is stored
+    below one is enough for a pull, and for no push."""
+    await worker.grant("user:alice", "docker.io/**", "pull,push")
+    async with client_of(worker, upstreams=("docker.io",)) as client:
+        answer = await get(client, "repository:library/ubuntu:pull,push", login=basic("alice", PASSWORD))
+        assert (await proved(worker, answer)).access == {"library/ubuntu": Action.PULL}
+        assert (await proved(worker, await get(client, "repository:library/ubuntu:pull"))).access == {}
+
+
+async def test_answers_say_nothing(client: httpx2.AsyncClient) -> None:
+    """The answers to a wrong password and to an unknown account are the same but for their request ids."""
+    answers = []
+    for user in ("alice", "a-stranger"):
+        answer = await get(client, "repository:team/app:pull", login=basic(user, "a wrong password"))
+        headers = {name: value for name, value in answer.headers.items() if name != "x-request-id"}
+        answers.append((answer.status_code, answer.content, headers))
+    assert answers[0] == answers[1]

@@ -1,0 +1,133 @@
+"""`[auth]` and `[[issuer]]` as files and variables have them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from registry.auth.assembly import check_auth_files
+from registry.auth.external.openid_provider import ProviderInvalid
+from registry.auth.password.htpasswd import HtpasswdError
+from registry.config import OIDCSettings, Settings
+from registry.config.auth_settings import has_external_logins, token_service_name
+from registry.config.settings_sources import ConfigError, load_settings
+from tests.fakes.commands import entrepot, error_line
+
+TABLE = """
+[auth]
+token_ttl = "10m"
+htpasswd = "people"
+
+[[issuer]]
+issuer = "https://ci.example.com"
+audience = "registry"
+jwks_url = "https://ci.example.com/keys"
+account = "ci"
+required = { owner = "team", ref = ["refs/heads/main", "refs/heads/x"] }
+"""
+
+
+def test_file(tmp_path: Path) -> None:
+    """What a file says is in force, and `entrepot config` writes it as a file that says the same."""
+    file = tmp_path / "a.toml"
+    file.write_text(TABLE)
+    settings = load_settings({}, file).settings
+    assert settings.auth.token_ttl == 600.0
+    [issuer] = settings.issuer
+    assert issuer.required == {"owner": ["team"], "ref": ["refs/heads/main", "refs/heads/x"]}
+    assert issuer.algorithms == ["RS256", "ES256"]
+    done = entrepot("config", "-c", "a.toml", "--format", "toml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = tomllib.loads(done.stdout)
+    assert Settings(**again).issuer == settings.issuer
+    done = entrepot("config", "-c", "a.toml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "issuer[1].required" in done.stdout
+
+
+def test_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The issuers as JSON; a value that is null counts as not given."""
+    table = {"issuer": "x", "audience": "y", "jwks_file": "keys", "account": "ci", "jwks_url": None}
+    monkeypatch.setenv("ENTREPOT_ISSUER", json.dumps([table]))
+    monkeypatch.setenv("ENTREPOT_AUTH__SERVICE", "registry.example.com")
+    settings = load_settings({}).settings
+    assert settings.issuer[0].jwks_file == Path("keys")
+    assert settings.auth.service == "registry.example.com"
+    monkeypatch.setenv("ENTREPOT_ISSUER", "ci")
+    with pytest.raises(ConfigError, match=r"ENTREPOT_ISSUER: not JSON; write it like \[\{\"issuer\""):
+        load_settings({})
+
+
+ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwks_file = "k"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[auth]\ntoken_ttl = "30s"', "auth.token_ttl: "),
+        ('[auth]\ntoken_ttl = "2h"', "auth.token_ttl: "),
+        ('[auth]\nservice = "a\\"b"', "auth.service: "),
+        ("[auth]\nhtpaswd = 'x'", "auth.htpaswd: unknown setting; did you mean auth.htpasswd?"),
+        ('[issuer]\nissuer = "x"', "issuer: a table is no list; write [[issuer]]"),
+        (ISSUER + 'acount = "x"', "issuer[https://ci].acount: unknown setting; did you mean issuer.account?"),
+        (ISSUER + 'algorithms = ["HS256"]', "'HS256' is not an algorithm for tokens of others"),
+        (ISSUER + 'jwks_url = "http://ci.example.com/k"', "must begin with https://"),
+        (ISSUER + 'jwks_url = "https://u:hush@ci.example.com/k"', "holds no user and no password"),
+        (ISSUER + 'jwks_url = "https://ci.example.com/k"', "needs jwks_url or jwks_file, and not both"),
+        (ISSUER + 'account_claim = "sub"', "needs account or account_claim, and not both"),
+        ('[oidc]\nissuer = "http://sso.example.com"', "oidc.issuer: 'http://sso.example.com' must begin with https://"),
+        ('[oidc]\nissuer = "https://u:hush@sso.example.com"', "holds no user and no password"),
+        ('[oidc]\nissuer = "https://sso.example.com?a=b"', "has a query"),
+        ('[oidc]\nscopes = "profile"', "openid has to be among them"),
+        (
+            '[oidc]\nclient_secret_file = "a"\nclient_secret_env = "B"',
+            "client_secret_file or client_secret_env, and not",
+        ),
+        ('[oidc]\nclient_secret = "hush"', "oidc.client_secret: unknown setting; did you mean oidc.client_secret_"),
+        (ISSUER + "required = { owner = 7 }", "issuer[https://ci].required.owner: "),
+    ],
+)
+def test_wrong(tmp_path: Path, text: str, said: str) -> None:
+    """Said in one line, with the place, and without what may be a password."""
+    file = tmp_path / "a.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_settings({}, file)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "hush" not in str(error.value)
+
+
+def test_service() -> None:
+    """Tokens are for what is set, else for the public address's host; never for what a request says."""
+    settings = Settings(public_url="https://registry.example.com:8443")
+    assert token_service_name(settings.auth, settings.public_url) == "registry.example.com:8443"
+    assert token_service_name(Settings().auth, None) == "entrepot"
+    assert token_service_name(Settings(auth={"service": "mine"}).auth, settings.public_url) == "mine"  # type: ignore[arg-type]
+
+
+def test_what_closes_the_registry(tmp_path: Path) -> None:
+    """A file of accounts, somebody whose tokens are taken, or a provider where people log in."""
+    file = tmp_path / "a.toml"
+    file.write_text(TABLE)
+    settings = load_settings({}, file).settings
+    assert has_external_logins(settings.auth, [], None)
+    assert has_external_logins(Settings().auth, settings.issuer, None)
+    assert not has_external_logins(Settings().auth, [], None)
+    assert has_external_logins(Settings().auth, [], "https://sso.example.com")
+
+
+def test_files_are_looked_at_before_the_start(tmp_path: Path) -> None:
+    """An htpasswd file that cannot be used keeps the server from starting, and so does half a provider."""
+    check_auth_files(Settings())
+    htpasswd = tmp_path / "htpasswd"
+    with pytest.raises(HtpasswdError):
+        check_auth_files(Settings(auth={"htpasswd": htpasswd}))  # type: ignore[arg-type]
+    secret = OIDCSettings(issuer="https://sso.example.com", client_id="x", client_secret_file=tmp_path / "none")
+    with pytest.raises(ProviderInvalid):
+        check_auth_files(Settings(oidc=secret))
+    done = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_OIDC__CLIENT_ID="x")
+    assert "oidc.issuer is not set" in error_line(done, 1)

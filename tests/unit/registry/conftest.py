@@ -1,0 +1,52 @@
+"""What the tests of the HTTP layer share: the API over the reference registry, and ways to fill it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from registry.http import DistributionAPI
+from storage.content import OCI_MANIFEST, Actor, Descriptor, Manifest, digest_of
+from storage.memory_registry import MemoryRegistry
+from storage.names import Digest, RepositoryName, Tag
+from tests.fakes.asgi_client import AsgiClient
+
+REPO = RepositoryName("team/app")
+V2 = f"/v2/{REPO}"
+
+
+@pytest.fixture
+def registry() -> MemoryRegistry:
+    return MemoryRegistry()
+
+
+@pytest.fixture
+def client(registry: MemoryRegistry) -> AsgiClient:
+    return AsgiClient(DistributionAPI(registry))
+
+
+async def put_blob(registry: MemoryRegistry, data: bytes, repo: str = REPO, algorithm: str = "sha256") -> Digest:
+    writer = await registry.start_upload(RepositoryName(repo), algorithm)
+    if data:
+        await writer.write(data)
+    return (await writer.commit(digest_of(data, algorithm))).digest
+
+
+def image(config: bytes = b"{}", **more: Any) -> bytes:
+    """An image manifest without layers."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/x.test", "digest": digest_of(config), "size": len(config)},
+        "layers": [],
+        **more,
+    }
+    return json.dumps(document).encode()
+
+
+async def put_image(registry: MemoryRegistry, *tags: str, repo: str = REPO, **more: Any) -> Descriptor:
+    await put_blob(registry, b"{}", repo)
+    manifest = Manifest.parse(image(**more), OCI_MANIFEST)
+    return await registry.put_manifest(RepositoryName(repo), manifest, [Tag(tag) for tag in tags], by=Actor())

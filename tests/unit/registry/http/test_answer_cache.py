@@ -1,0 +1,325 @@
+"""Answers that are ready: the same as before, as long as nothing has changed, and never for what they do not fit."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tracemalloc
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.http.answer_cache import CACHE_BYTES, CACHED_ANSWER_EXTENSION, LARGEST_BODY_BYTES
+from registry.http.exchange import Message
+from storage.names import RepositoryName, Tag
+from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
+from tests.fakes.app_in_process import running_app
+from tests.fakes.asgi_client import AsgiClient, AsgiConnection, CachedAnswerClient, scope_of
+from tests.fakes.registry_content import BY, push_blob, push_image
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
+    async with running_app(tmp_path / "data") as service:
+        yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest", "other"))
+
+
+# The same again
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("what", ["tag", "digest", "tags/list", "ping", "bare ping", "catalog", "referrers"])
+async def test_a_read_is_ready_the_next_time(site: AnswerCacheSite, what: str, method: str) -> None:
+    """Status, headers and body are those of the first answer; only the request's id is new."""
+    target = {
+        "tag": TAG,
+        "digest": f"{V2}/manifests/{site.image.digest}",
+        "tags/list": f"{V2}/tags/list",
+        "ping": "/v2/",
+        "bare ping": "/v2",
+        "catalog": "/v2/_catalog",
+        "referrers": f"{V2}/referrers/{site.image.digest}",
+    }[what]
+    answer = await site.ready(target, method)
+    assert (answer.status, bool(answer.body)) == (200, method == "GET")
+
+
+@pytest.mark.parametrize("zero_copy", [False, True])
+async def test_a_small_blob_is_ready_the_next_time(site: AnswerCacheSite, zero_copy: bool) -> None:
+    """Whether the server can send files or not."""
+    site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
+    assert (await site.ready(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
+
+
+async def test_each_has_an_id_of_its_own(site: AnswerCacheSite) -> None:
+    """No two requests share one, however often they are the same."""
+    found = {(await site.ask("GET", TAG))["x-request-id"] for _ in range(100)}
+    assert len(found) == 100
+
+
+async def test_the_answer_to_one_method_is_not_that_to_another(site: AnswerCacheSite) -> None:
+    """Nor is that of one name the answer of another."""
+    await site.ready(TAG)
+    await site.ready(TAG, "HEAD")
+    assert (await site.ask("POST", TAG)).status == 405
+    assert (await site.ask("OPTIONS", TAG)).status == 204
+    assert (await site.ask("GET", f"{V2}/manifests/lates")).status == 404
+    assert (await site.ask("GET", "/v2/team/ap/manifests/latest")).status == 404
+
+
+# What changes
+
+
+async def test_a_tag_that_another_moves_is_seen_by_the_next_request(site: AnswerCacheSite) -> None:
+    """By tag the new manifest, each time; by digest the old one goes on."""
+    async with site.beside() as other:
+        for number in range(20):
+            before = await site.ready(TAG)
+            image = await push_image(other, APP, f"further {number}", "latest")
+            after = await site.ask("GET", TAG)
+            assert (before.body != after.body, after.body) == (True, image.body)
+            assert (await site.ask("HEAD", TAG))["docker-content-digest"] == image.digest
+    assert (await site.ask("GET", f"{V2}/manifests/{site.image.digest}")).body == site.image.body
+
+
+@pytest.mark.parametrize("what", ["tag", "manifest", "blob"])
+async def test_what_another_deletes_is_gone_at_the_next_request(site: AnswerCacheSite, what: str) -> None:
+    """A tag by its name; a manifest by its digest and by every tag; a blob."""
+    blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
+    for target in (TAG, digest, blob):
+        for method in ("GET", "HEAD")[: 1 if target == blob else 2]:
+            await site.ready(target, method)
+    assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest", "other"]
+    async with site.beside() as other:
+        if what == "tag":
+            await other.delete_tag(APP, Tag("latest"), by=BY)
+        else:
+            await other.delete_manifest(APP, site.image.digest, by=BY)
+        if what == "blob":
+            await other.delete_blob(APP, site.blob, by=BY)
+        for target, there in ((TAG, False), (digest, what == "tag"), (blob, what != "blob")):
+            for method in ("GET", "HEAD"):
+                assert (await site.ask(method, target)).status == (200 if there else 404)
+        assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if what == "tag" else [])
+
+
+async def test_what_another_pushes_is_listed_at_the_next_request(site: AnswerCacheSite) -> None:
+    """A tag among the tags, a repository in the catalog, a referrer."""
+    referrers = f"{V2}/referrers/{site.image.digest}"
+    for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
+        await site.ready(target)
+    async with site.beside() as other:
+        await push_image(other, RepositoryName("new/one"), "y", "1")
+        assert (await site.ask("GET", "/v2/_catalog")).json["repositories"] == ["new/one", APP]
+        image = await push_image(other, APP, "z", "zz", subject=site.image.digest)
+        assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == ["latest", "other", "zz"]
+        assert [found["digest"] for found in (await site.ask("GET", referrers)).json["manifests"]] == [image.digest]
+
+
+async def test_an_answer_that_was_on_its_way_when_something_changed_is_not_kept(site: AnswerCacheSite) -> None:
+    """It was right when it was looked up, and would be stale for the next one."""
+    async with site.beside() as other:
+        for number in range(5):
+            connection = AsgiConnection("GET", [], leaves=False)
+
+            async def send(message: Message, to: AsgiConnection = connection, seed: str = f"new {number}") -> None:
+                if message["type"] == "http.response.start":
+                    await push_image(other, APP, seed, "latest")
+                await to.send(message)
+
+            scope = {**scope_of("GET", TAG, {}), "extensions": {CACHED_ANSWER_EXTENSION: {}}}
+            await site.service.app(scope, connection.receive, send)
+            assert connection.answer.status == 200
+            answer = await site.ask("GET", TAG)
+            assert not site.ask.ready
+            assert answer.body == (await other.get_manifest(APP, Tag("latest"))).body != connection.answer.body
+
+
+async def test_the_end_of_the_application_is_the_end_of_its_answers(tmp_path: Path) -> None:
+    """The store is closed, and the memory that told of its changes is gone with it."""
+    async with running_app(tmp_path / "data") as service:
+        site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+        await site.ready(TAG)
+        assert site.has_ready(TAG)
+    assert not site.has_ready(TAG)
+
+
+# What is not kept
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("range", "bytes=0-3", 206),
+        ("if-none-match", '"sha256:0"', 200),
+        ("if-none-match", "*", 304),
+        ("if-match", '"sha256:0"', 412),
+        ("if-range", '"sha256:0"', 200),
+        ("expect", "100-continue", 200),
+        ("content-length", "0", 200),
+        ("content-length", "5", 200),
+        ("transfer-encoding", "chunked", 200),
+    ],
+)
+async def test_a_request_that_asks_for_more_than_the_name_is_looked_at(
+    site: AnswerCacheSite, name: str, value: str, status: int
+) -> None:
+    """A range, a condition, a body, a wish to be asked first: although the plain answer is ready, and it stays so."""
+    target = f"{V2}/blobs/{site.blob}"
+    await site.ready(target)
+    assert (await site.never_ready(target, headers={name: value})).status == status
+    await site.ready(target)
+
+
+async def test_a_query_is_looked_at(site: AnswerCacheSite) -> None:
+    """Of a list, and where it means nothing."""
+    await site.ready(f"{V2}/tags/list")
+    assert (await site.never_ready(f"{V2}/tags/list?n=1")).json["tags"] == ["latest"]
+    assert (await site.never_ready(f"{V2}/tags/list?last=latest")).json["tags"] == ["other"]
+    assert (await site.never_ready(f"{TAG}?x")).status == 200
+
+
+async def test_who_asks_whether_a_blob_is_there_is_always_heard(site: AnswerCacheSite) -> None:
+    """The collector spares what was asked for, so HEAD is never ready; a GET before it changes nothing."""
+    target = f"{V2}/blobs/{site.blob}"
+    await site.ready(target)
+    assert (await site.never_ready(target, "HEAD")).status == 200
+
+
+@pytest.mark.parametrize("target", ["manifests/none", "blobs/sha256:" + "0" * 64, "tags/lists", "blobs/x"])
+async def test_what_is_not_there_is_looked_for_each_time(site: AnswerCacheSite, target: str) -> None:
+    """Only a 200 is kept."""
+    for method in ("GET", "HEAD"):
+        assert (await site.never_ready(f"{V2}/{target}", method)).status in (400, 404)
+
+
+async def test_how_far_an_upload_came_is_looked_at(site: AnswerCacheSite) -> None:
+    """Its bytes are counted in a file, of which the store is not told each time."""
+    location = (await site.ask("POST", f"{V2}/blobs/uploads/"))["location"]
+    assert (await site.never_ready(location))["range"] == "0-0"
+    assert (await site.ask("PATCH", location, {"content-type": "application/octet-stream"}, b"x" * 10)).status == 202
+    answer = await site.never_ready(location)
+    assert (answer.status, answer["range"]) == (204, "0-9")
+
+
+@pytest.mark.parametrize("zero_copy", [False, True])
+async def test_a_large_body_is_not_kept(site: AnswerCacheSite, zero_copy: bool) -> None:
+    """Up to a bound, which is met exactly."""
+    site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
+    over = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
+    assert len((await site.never_ready(f"{V2}/blobs/{over}")).body) == LARGEST_BODY_BYTES + 1
+    if not zero_copy:
+        at = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
+        assert (await site.ready(f"{V2}/blobs/{at}")).body == b"x" * LARGEST_BODY_BYTES
+
+
+async def test_a_server_that_does_not_ask_has_nothing_kept_for_it(site: AnswerCacheSite) -> None:
+    """Nothing of it would ever be given."""
+    for _ in range(4):
+        assert (await AsgiClient(site.service.app)("GET", TAG)).status == 200
+    await site.ask("GET", TAG)
+    assert not site.ask.ready
+
+
+# What it costs
+
+
+async def test_a_blob_that_is_sent_in_parts_is_not_gathered(site: AnswerCacheSite) -> None:
+    """Over TLS a blob passes through this process piece by piece; what was sent is not held until the last one."""
+    size = 32 * MIB
+    digest = (await push_blob(site.service.hosted, APP, bytes(size))).digest
+    sent = 0
+
+    async def send(message: Message) -> None:
+        nonlocal sent
+        sent += len(message.get("body", b""))
+
+    scope = {**scope_of("GET", f"{V2}/blobs/{digest}", {}), "extensions": {CACHED_ANSWER_EXTENSION: {}}}
+    tracemalloc.start()
+    try:
+        await site.service.app(scope, AsgiConnection("GET", [], leaves=False).receive, send)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sent == size
+    assert most < 8 * MIB
+
+
+async def test_a_question_asked_once_leaves_nothing(site: AnswerCacheSite) -> None:
+    """Questions all over a store do not drive out the answers to those that come again."""
+    assert (await site.ask("GET", TAG)).status == 200
+    assert not site.has_ready(TAG)
+    await site.ready(TAG)
+
+
+async def test_what_is_kept_has_a_bound(site: AnswerCacheSite) -> None:
+    """The bodies of ready answers never have more bytes than there is room for; the newest are among them."""
+    digest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
+    targets = [
+        f"{V2}/blobs/sha256:{_spelled(digest[7:], number)}" for number in range(3 * CACHE_BYTES // LARGEST_BODY_BYTES)
+    ]
+    for target in targets:
+        for _ in range(2):
+            assert (await site.ask("GET", target)).status == 200
+    ready = [site.has_ready(target) for target in targets]
+    assert 0 < sum(ready) * LARGEST_BODY_BYTES <= CACHE_BYTES
+    assert ready[-1]
+    assert not ready[0]
+
+
+def _spelled(text: str, number: int) -> str:
+    """The same text in a path, in one of many ways to write it."""
+    return "".join(f"%{ord(letter):x}" if number >> bit & 1 else letter for bit, letter in enumerate(text))
+
+
+LINE = re.compile(r"operation=(\S+) repository=(\S+) reference=(\S+) outcome=(\S+) ms=[\d.]+ (actor=.*)")
+
+
+@pytest.mark.parametrize("what", ["get_manifest", "resolve_manifest", "open_blob", "tags", "repositories"])
+async def test_a_ready_answer_writes_its_line(
+    site: AnswerCacheSite, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """What was done to what, for whom, from where, and under the id that the client is told: one line a request."""
+    digest = str(site.image.digest)
+    method, target, repo, reference = {
+        "get_manifest": ("GET", TAG, APP, "latest"),
+        "resolve_manifest": ("HEAD", f"{V2}/manifests/{digest}", APP, digest),
+        "open_blob": ("GET", f"{V2}/blobs/{site.blob}", APP, str(site.blob)),
+        "tags": ("GET", f"{V2}/tags/list", APP, "-"),
+        "repositories": ("GET", "/v2/_catalog", "-", "-"),
+    }[what]
+    caplog.set_level(logging.INFO, "registry.calls")
+    await site.ready(target, method)
+    for address in ("192.0.2.7", "198.51.100.9", "2001:db8::1"):
+        caplog.clear()
+        site.ask.address = address
+        answer = await site.ask(method, target)
+        assert site.ask.ready
+        (record,) = [record for record in caplog.records if record.name == "registry.calls"]
+        found = LINE.fullmatch(record.getMessage())
+        assert found is not None
+        who = f"actor=anonymous address={address} request={answer['x-request-id']}"
+        assert found.groups() == (what, repo, reference, "OK", who)
+
+
+async def test_ready_answers_count_under_a_limit_of_requests(tmp_path: Path) -> None:
+    """Whoever has asked often enough gets 429, ready or not, and others go on."""
+    limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
+    async with running_app(tmp_path / "data", limits=limits) as service:
+        site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+        for number in range(5):
+            assert (await site.ask("GET", TAG)).status == 200
+            assert site.ask.ready == (number > 1)
+        for _ in range(3):
+            refused = await site.ask("GET", TAG)
+            assert (refused.status, refused.code, site.ask.ready) == (429, "TOOMANYREQUESTS", False)
+            assert int(refused["retry-after"]) > 0
+        site.ask.address = "198.51.100.9"
+        for _ in range(5):
+            assert (await site.ask("GET", TAG)).status == 200
+            assert site.ask.ready
+        assert (await site.ask("GET", TAG)).status == 429

@@ -1,0 +1,98 @@
+"""Ready answers beside mirrors: what may be mirrored is never one, and the host decides what a name means."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.http.answer_cache import CACHE_BYTES
+from storage.names import RepositoryName
+from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
+from tests.fakes.app_in_process import running_app
+from tests.fakes.registry_content import push_image
+
+HUB: dict[str, Any] = {"name": "docker.io", "endpoints": ["http://127.0.0.1:9"], "prefetch": "off"}
+"""An upstream that nobody reaches."""
+PULLED = RepositoryName("docker.io/library/app")
+
+
+@asynccontextmanager
+async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheSite]:
+    """With an image that was pushed, and another that was pulled from the upstream."""
+    async with running_app(folder, upstream=[{**HUB, **upstream}]) as service:
+        yield AnswerCacheSite(service, folder, await push_image(service.hosted, APP, "x", "latest"))
+
+
+async def pulled(site: AnswerCacheSite) -> str:
+    """As if it had been: the digest."""
+    async with site.beside() as other:
+        return str((await push_image(other, PULLED, "far")).digest)
+
+
+@pytest.mark.parametrize("default", [False, True])
+async def test_what_is_hosted_is_ready_beside_a_mirror(tmp_path: Path, default: bool) -> None:
+    """Its name is settled: by its form, or because it was pushed."""
+    async with mirroring(tmp_path / "data", default=default) as site:
+        assert (await site.ready(TAG)).body == site.image.body
+        assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest"]
+
+
+@pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
+async def test_what_is_mirrored_is_never_ready(tmp_path: Path, name: str) -> None:
+    """By whatever name it is asked for: when it was last looked at counts as well."""
+    async with mirroring(tmp_path / "data", default=True) as site:
+        target = f"/v2/{name}/manifests/{await pulled(site)}"
+        for method in ("GET", "HEAD"):
+            assert (await site.never_ready(target, method)).status == 200
+
+
+async def test_a_name_that_is_pushed_is_answered_from_here_at_once(tmp_path: Path) -> None:
+    """It was the mirror's until then; by the next request it is hosted, and then its answers are ready."""
+    async with mirroring(tmp_path / "data", default=True) as site:
+        assert (await site.never_ready(f"/v2/app/manifests/{await pulled(site)}")).status == 200
+        async with site.beside() as other:
+            image = await push_image(other, RepositoryName("app"), "ours", "1")
+        assert (await site.ask("GET", "/v2/app/manifests/1")).body == image.body
+        assert (await site.ready("/v2/app/manifests/1")).body == image.body
+
+
+async def test_a_namespace_is_looked_at(tmp_path: Path) -> None:
+    """`ns` leads the same path elsewhere."""
+    async with mirroring(tmp_path / "data") as site:
+        digest = await pulled(site)
+        await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
+        path = f"/v2/library/app/manifests/{digest}"
+        await site.ready(path)
+        assert (await site.never_ready(f"{path}?ns=docker.io"))["oci-namespace"] == "docker.io"
+
+
+async def test_the_host_decides_what_a_path_means(tmp_path: Path) -> None:
+    """Where upstreams have hosts of their own, each host has its own answers: hosted by one, mirrored by another."""
+    async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
+        far = await pulled(site)
+        near = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
+        ours, theirs = ({"host": host} for host in ("registry.test", "hub.test"))
+        for digest, right, wrong in ((near, ours, theirs), (far, theirs, ours)):
+            path = f"/v2/library/app/manifests/{digest}"
+            answer = await (site.ready if right is ours else site.never_ready)(path, headers=right)
+            assert answer.status == 200
+            assert (await site.never_ready(path, headers=wrong)).status != 200
+        await site.ready(TAG, headers=ours)
+        assert not site.has_ready(TAG, {"host": "other.test"})
+        await site.ready(TAG, headers={"host": "other.test"})
+
+
+async def test_long_names_of_hosts_take_their_room(tmp_path: Path) -> None:
+    """Whoever makes them up gets no more memory than others."""
+    async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
+        size, count = 16 * 1024, 1000
+        shown = [{"host": f"{number}.{'x' * size}"} for number in range(count)]
+        for headers in [each for each in shown for _ in range(2)]:
+            assert (await site.ask("GET", TAG, headers)).status == 200
+        ready = [site.has_ready(TAG, headers) for headers in shown]
+        assert ready[-1]
+        assert sum(ready) * size <= CACHE_BYTES

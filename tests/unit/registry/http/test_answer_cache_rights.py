@@ -1,0 +1,220 @@
+"""Ready answers and those who may have them: each only their own, and no longer than they may."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from registry.auth.assembly import open_auth_components
+from registry.auth.password.hashing import hash_password
+from registry.auth.token import api_tokens
+from registry.backend import open_router
+from storage.access import AccountKind, AccountName, Grantee
+from storage.patterns import NamePattern
+from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
+from tests.fakes.app_in_process import running_app
+from tests.fakes.asgi_client import AsgiAnswer
+from tests.fakes.auth_worker import PASSWORD, AuthClock
+from tests.fakes.registry_content import push_image
+from tests.fakes.store_accounts import BY, add_account, add_grant
+
+ALICE = AccountName("alice")
+CATALOG = "/v2/_catalog"
+
+
+@pytest.fixture
+async def open_site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
+    """Without an account."""
+    async with running_app(tmp_path / "data") as service:
+        yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+
+
+@pytest.fixture
+async def site(open_site: AnswerCacheSite) -> AnswerCacheSite:
+    """`alice` may pull below team."""
+    await add_account(open_site.service.accounts, "alice")
+    await add_grant(open_site.service.accounts, "user:alice", "team/**", "pull")
+    return open_site
+
+
+def basic(name: str, secret: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
+
+
+async def ready(site: AnswerCacheSite, login: str, target: str = TAG) -> AsgiAnswer:
+    return await site.ready(target, headers={"authorization": login})
+
+
+async def status(site: AnswerCacheSite, login: str | None, target: str = TAG) -> int:
+    return (await site.ask("GET", target, {"authorization": login} if login is not None else {})).status
+
+
+# What changes
+
+
+async def test_the_first_account_ends_what_everybody_had(open_site: AnswerCacheSite) -> None:
+    """Made by another process; nobody gets an answer from before, whatever they show."""
+    stray = "Basic " + base64.b64encode(b"hub:password").decode()
+    await open_site.ready(TAG)
+    await ready(open_site, stray)
+    async with open_site.beside() as other:
+        await add_account(other.accounts, "alice")
+    assert not open_site.has_ready(TAG)
+    for login in (None, stray):
+        for target in (TAG, "/v2/", CATALOG):
+            assert await status(open_site, login, target) == 401
+
+
+@pytest.mark.parametrize("way", ["basic", "bearer"])
+@pytest.mark.parametrize(("what", "after"), [("token", 401), ("grant", 404), ("account", 401), ("disabled", 401)])
+async def test_what_another_takes_away_is_gone_at_the_next_request(
+    site: AnswerCacheSite, way: str, what: str, after: int
+) -> None:
+    """A token, a grant, the account. With the same header."""
+    login = await site.service.token("alice")
+    shown = login if way == "basic" else await site.service.bearer(login, "repository:team/app:pull")
+    for target in (TAG, f"{V2}/tags/list", "/v2/"):
+        await ready(site, shown, target)
+    async with site.beside() as other:
+        accounts = other.accounts
+        match what:
+            case "token":
+                for token in accounts.tokens(ALICE, None, 10).items:
+                    await accounts.revoke_token(token.id, by=BY)
+            case "grant":
+                await accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("team/**"), by=BY)
+            case "account":
+                await accounts.remove_account(ALICE, by=BY)
+            case "disabled":
+                await accounts.set_enabled(ALICE, False, by=BY)
+    for target in (TAG, f"{V2}/tags/list"):
+        assert await status(site, shown, target) == after
+
+
+async def test_a_changed_password_ends_what_the_old_one_got(site: AnswerCacheSite) -> None:
+    """At the next request, for the old one and a token that it got; the new one gets its own answers."""
+    name = AccountName("bob")
+    held = hash_password(PASSWORD)
+    await site.service.accounts.add_account(name, AccountKind.USER, password_hash=held, admin=False, by=BY)
+    await add_grant(site.service.accounts, "user:bob", "team/**", "pull")
+    old, new = basic("bob", PASSWORD), basic("bob", "another horse battery")
+    bearer = await site.service.bearer(old, "repository:team/app:pull")
+    await ready(site, old)
+    await ready(site, bearer)
+    async with site.beside() as other:
+        await other.accounts.set_password(name, hash_password("another horse battery"), by=BY)
+    for shown in (old, bearer):
+        assert await status(site, shown) == 401
+    await ready(site, new)
+    assert await status(site, old) == 401
+
+
+@pytest.mark.parametrize("way", ["basic", "bearer"])
+async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The ready answer ends with it, to the second."""
+    clock = AuthClock(time.time())
+    monkeypatch.setattr("registry.app.open_auth_components", partial(open_auth_components, clock=clock))
+    monkeypatch.setattr("registry.app.open_router", partial(open_router, clock=clock))
+    async with running_app(tmp_path / "data") as service:
+        site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+        await add_account(service.accounts, "alice")
+        await add_grant(service.accounts, "user:alice", "team/**", "pull")
+        end = clock() + 20.0
+        made = api_tokens.make(ALICE, now=clock(), expires=end)
+        await service.accounts.add_token(made.token, made.secret_hash, by=BY)
+        login = basic("alice", made.text)
+        shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
+        await ready(site, shown)
+        clock.now = end - 1.0
+        assert site.has_ready(TAG, {"authorization": shown})
+        clock.now = end
+        assert not site.has_ready(TAG, {"authorization": shown})
+        assert await status(site, shown) == 401
+
+
+# Whose it is
+
+
+async def test_one_persons_answer_is_given_to_nobody_else(site: AnswerCacheSite) -> None:
+    """Not to another account, not to who shows nothing, not to who shows something wrong."""
+    alice = await site.service.token("alice")
+    mallory = await site.service.user("mallory")
+    await ready(site, alice)
+    wrong = [alice[:-4] + "AAA=", alice.upper(), "Basic", "Basic x", "", "Bearer " + alice[6:]]
+    for _ in range(3):
+        assert await status(site, mallory) == 404
+        assert await status(site, None) == 401
+        for login in wrong:
+            assert not site.has_ready(TAG, {"authorization": login})
+            assert await status(site, login) in (401, 429)
+        assert not site.ask.ready
+        assert await status(site, alice) == 200
+
+
+async def test_everybody_sees_a_catalog_of_their_own(site: AnswerCacheSite) -> None:
+    """Each of them ready, and each time theirs."""
+    await push_image(site.service.hosted, APP.__class__("other/one"), "y", "1")
+    alice, bob = await site.service.token("alice"), await site.service.user("bob")
+    await add_grant(site.service.accounts, "user:bob", "other/*", "pull")
+    for login, names in ((alice, [APP]), (bob, ["other/one"])) * 3:
+        assert (await ready(site, login, CATALOG)).json["repositories"] == names
+        assert await status(site, None, CATALOG) == 401
+
+
+async def test_what_everyone_may_pull_is_ready_for_everyone(site: AnswerCacheSite) -> None:
+    """For who shows nothing and for each account by itself, until it is taken away."""
+    await add_grant(site.service.accounts, "everyone", "team/*", "pull")
+    mallory = await site.service.user("mallory")
+    await site.ready(TAG)
+    await ready(site, mallory)
+    assert await status(site, None, "/v2/") == 401
+    async with site.beside() as other:
+        await other.accounts.remove_grant(Grantee.parse("everyone"), NamePattern("team/*"), by=BY)
+    assert await status(site, None) == 401
+    assert await status(site, mallory) == 404
+
+
+async def test_two_logins_in_one_request_are_refused(site: AnswerCacheSite) -> None:
+    """Be one of them right and its answer ready, or both the same."""
+    alice = await site.service.token("alice")
+    await ready(site, alice)
+    for pair in ((alice, alice), (alice, "Basic x"), ("Basic x", alice)):
+        answer = await site.ask("GET", TAG, [("authorization", shown) for shown in pair])
+        assert (answer.status, site.ask.ready) == (401, False)
+    assert await status(site, alice) == 200
+
+
+async def test_a_login_counts_for_the_address_that_showed_it(site: AnswerCacheSite) -> None:
+    """From elsewhere the first answer is never ready: to whoever is slowed down there, right looks like wrong. A login
+    and an address that run into each other are not those of somebody else."""
+    alice = await site.service.token("alice")
+    site.ask.address = "192.0.2.7"
+    await ready(site, alice)
+    site.ask.address = "2.0.2.7"
+    for shown in (alice, f"{alice}19"):
+        await site.ask("GET", TAG, {"authorization": shown})
+        assert not site.ask.ready
+
+
+async def test_who_stands_in_an_htpasswd_file_is_always_looked_up(tmp_path: Path) -> None:
+    """No change of that file shows in the store, so no answer to them is ready; a line that goes ends it at once."""
+    file = tmp_path / "htpasswd"
+    file.write_bytes(b"carol:" + bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)) + b"\n")
+    async with running_app(tmp_path / "data", auth={"htpasswd": file}) as service:
+        site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+        await add_grant(service.accounts, "authenticated", "team/**", "pull")
+        carol = basic("carol", PASSWORD)
+        bearer = await service.bearer(carol, "repository:team/app:pull")
+        for shown in (carol, bearer):
+            assert (await site.never_ready(TAG, headers={"authorization": shown})).status == 200
+        file.write_bytes(b"")
+        for shown in (carol, bearer):
+            assert await status(site, shown) == 401

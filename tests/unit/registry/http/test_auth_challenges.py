@@ -1,0 +1,176 @@
+"""401 and what it says: realm, service, scope, error; and that no request can write into it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from registry.http import Challenges
+from storage.names import RepositoryName, Tag
+from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.registry_content import push_image
+from tests.fakes.store_accounts import add_account, add_grant
+
+HEADER = re.compile(
+    r'Bearer realm="(https?://[^"\\\s]+)/token",service="([^"\\\s]+)"'
+    r'(?:,scope="([a-z0-9:._/,* -]+)")?(?:,error="([a-z_]+)")?'
+)
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
+    """A registry that is closed, with nothing in it."""
+    async with running_app(tmp_path / "data") as opened:
+        await add_account(opened.accounts, "root", admin=True)
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("GET", "/v2/", None),
+        ("GET", "/v2/_catalog", "registry:catalog:*"),
+        ("GET", "/v2/a/b/manifests/1", "repository:a/b:pull"),
+        ("HEAD", f"/v2/a/b/blobs/{DIGEST}", "repository:a/b:pull"),
+        ("GET", "/v2/a/b/tags/list", "repository:a/b:pull"),
+        ("GET", f"/v2/a/b/referrers/{DIGEST}", "repository:a/b:pull"),
+        ("PUT", "/v2/a/b/manifests/1", "repository:a/b:pull,push"),
+        ("POST", "/v2/a/b/blobs/uploads/", "repository:a/b:pull,push"),
+        ("POST", f"/v2/a/b/blobs/uploads/?mount={DIGEST}", "repository:a/b:pull,push"),
+        ("POST", f"/v2/a/b/blobs/uploads/?mount={DIGEST}&from=c/d", "repository:a/b:pull,push repository:c/d:pull"),
+        ("POST", "/v2/a/b/blobs/uploads/?from=c/d", "repository:a/b:pull,push"),
+        ("PATCH", "/v2/a/b/blobs/uploads/00000000-0000-0000-0000-000000000000", "repository:a/b:pull,push"),
+        ("GET", "/v2/a/b/blobs/uploads/00000000-0000-0000-0000-000000000000", "repository:a/b:pull,push"),
+        ("DELETE", "/v2/a/b/blobs/uploads/00000000-0000-0000-0000-000000000000", "repository:a/b:pull,push"),
+        ("DELETE", "/v2/a/b/manifests/1", "repository:a/b:delete"),
+        ("DELETE", f"/v2/a/b/blobs/{DIGEST}", "repository:a/b:delete"),
+    ],
+)
+async def test_the_scope_is_what_the_request_takes(
+    service: AppInProcess, method: str, path: str, scope: str | None
+) -> None:
+    """By the name as it was asked, so that the next request can do with it."""
+    answer = await service.client(method, path, {"host": "registry.test:5000"})
+    assert answer.status == 401
+    found = HEADER.fullmatch(answer["www-authenticate"])
+    assert found is not None
+    assert found.groups() == ("http://registry.test:5000", "entrepot", scope, None)
+    assert answer["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "source", ['c"d', "c/d%22,x=%22", "C/D", "a//b", "../x", "a%0d%0ab", "%00", "%", "x" * 300, "", "&from=e/f"]
+)
+async def test_a_source_that_is_no_name_is_not_said_back(service: AppInProcess, source: str) -> None:
+    """Neither quotes nor line ends come into the header; a query that cannot be read is refused before anything."""
+    answer = await service.client("POST", f"/v2/a/b/blobs/uploads/?mount={DIGEST}&from={source}")
+    if answer.status == 400:
+        assert "www-authenticate" not in answer
+        return
+    found = HEADER.fullmatch(answer["www-authenticate"])
+    assert found is not None
+    assert found[3] == "repository:a/b:pull,push"
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("registry.test", True),
+        ("my_registry:5000", True),
+        ("REGISTRY.test:443", True),
+        ("127.0.0.1:5000", True),
+        ("[::1]:5000", True),
+        ("registry.test@evil.test", False),
+        ("user:pass@registry.test", False),
+        ("registry.test/../evil", False),
+        ('registry.test",service="evil', False),
+        ("registry.test\r\nx: y", False),
+        ("registry.test\n", False),
+        ("registry.test:", False),
+        ("registry.test:99999999", False),
+        ("registry test", False),
+        ("-registry.test", False),
+        ("evil.test#", False),
+        ("evil.test?x", False),
+        ("evil.test\\", False),
+        ("[evil.test]", False),
+        ("evil.test%00", False),
+        ("ev\u00edl.test", False),
+        ("", False),
+        ("x" * 300, False),
+    ],
+)
+async def test_a_host_that_is_none_is_not_said_back(service: AppInProcess, host: str, said: bool) -> None:
+    """The realm lies at the server's own address then; nothing else of the answer speaks of the host."""
+    answer = await service.client("GET", "/v2/a/manifests/1", {"host": host})
+    found = HEADER.fullmatch(answer["www-authenticate"])
+    assert found is not None
+    assert found[1] == ("http://" + (host if said else "127.0.0.1:5000"))
+
+
+async def test_without_a_host_the_realm_is_at_the_servers_address(service: AppInProcess) -> None:
+    """As HTTP/1.0 has it."""
+    answer = await service.client("GET", "/v2/")
+    assert answer["www-authenticate"].startswith('Bearer realm="http://127.0.0.1:5000/token"')
+
+
+async def test_the_public_address_is_the_realm_whatever_the_host(tmp_path: Path) -> None:
+    """Once `public_url` is set, no request decides where passwords are sent; it names the service as well, and where
+    uploads go on."""
+    async with running_app(tmp_path / "data", public_url="https://registry.example.com") as service:
+        root = await service.user("root", admin=True)
+        for host in ("evil.test", "registry.example.com"):
+            answer = await service.client("GET", "/v2/", {"host": host})
+            assert answer["www-authenticate"] == (
+                'Bearer realm="https://registry.example.com/token",service="registry.example.com"'
+            )
+            answer = await service.client("POST", "/v2/a/b/blobs/uploads/", {"host": host, "authorization": root})
+            assert answer["location"].startswith("https://registry.example.com/v2/a/b/blobs/uploads/")
+
+
+async def test_a_location_never_speaks_of_the_host(service: AppInProcess) -> None:
+    """Without a public address it is a path."""
+    root = await service.token("root")
+    answer = await service.client("POST", "/v2/a/b/blobs/uploads/", {"host": "evil.test", "authorization": root})
+    assert answer["location"].startswith("/v2/a/b/blobs/uploads/")
+    assert not any("evil" in value for _, value in answer.fields)
+
+
+async def test_forwarded_headers_change_no_realm(service: AppInProcess) -> None:
+    """What a client says of the way it came is nobody's word here."""
+    headers = {"host": "registry.test", "x-forwarded-host": "evil.test", "x-forwarded-proto": "https"}
+    headers |= {"forwarded": "host=evil.test;proto=https", "x-original-host": "evil.test", "x-host": "evil.test"}
+    answer = await service.client("GET", "/v2/", headers)
+    assert answer["www-authenticate"].startswith('Bearer realm="http://registry.test/token"')
+
+
+def test_a_service_that_would_break_the_header_is_refused_at_the_start() -> None:
+    """It stands in each challenge."""
+    for service in ('a"b', "a\\b", "a\nb", "\u00e9"):
+        with pytest.raises(ValueError, match="service"):
+            Challenges(None, service)
+
+
+async def test_a_token_of_the_challenge_is_enough(service: AppInProcess) -> None:
+    """What docker does: ask, be told, get a token for that, ask again."""
+    await push_image(service.hosted, RepositoryName("team/app"), "x", "latest")
+    await add_grant(service.accounts, "everyone", "team/**", "pull")
+    await add_grant(service.accounts, "user:alice", "team/**", "pull,push")
+    alice = await service.user("alice")
+    for method, path, login, status in (
+        ("GET", "/v2/team/app/manifests/latest", None, 200),
+        ("POST", "/v2/team/app/blobs/uploads/", alice, 202),
+        ("GET", "/v2/_catalog", alice, 200),
+    ):
+        answer = await service.client(method, path, {"authorization": await service.bearer(None, "repository:x:pull")})
+        found = HEADER.fullmatch(answer["www-authenticate"])
+        assert found is not None
+        scope = found[3]
+        assert scope is not None
+        token = await service.bearer(login, scope)
+        assert (await service.client(method, path, {"authorization": token})).status == status
+    assert await service.hosted.resolve_manifest(RepositoryName("team/app"), Tag("latest"))

@@ -1,0 +1,259 @@
+"""Pulling blobs: whole, in ranges, conditionally (RFC 9110, sections 13 and 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from registry.http import DistributionAPI, RequestLimits
+from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
+from storage.interface import BlobReader
+from storage.memory_registry import MemoryRegistry
+from storage.names import Digest, RepositoryName
+from storage.wrappers import RefusingRegistry
+from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
+from tests.unit.registry.conftest import V2, put_blob
+
+DATA = bytes(range(256)) * 8
+SIZE = len(DATA)
+
+
+@pytest.fixture
+async def path(registry: MemoryRegistry) -> str:
+    return f"{V2}/blobs/{await put_blob(registry, DATA)}"
+
+
+def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
+    """A multipart body, taken apart byte by byte: each part's headers and content."""
+    kind, _, boundary = answer["content-type"].partition("; boundary=")
+    assert kind == "multipart/byteranges"
+    first, *middle, last = (b"\r\n" + answer.body.removeprefix(b"\r\n")).split(b"\r\n--" + boundary.encode())
+    assert (first, last) == (b"", b"--\r\n")
+    found = []
+    for part in middle:
+        head, _, content = part.partition(b"\r\n\r\n")
+        lines = head.removeprefix(b"\r\n").decode("ascii").split("\r\n")
+        found.append((dict(line.split(": ", 1) for line in lines), content))
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+@pytest.mark.parametrize("data", [b"", b"x", DATA, b"\xff" * (5 << 19)], ids=["empty", "one", "some", "chunks"])
+async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, data: bytes, algorithm: str) -> None:
+    """The bytes, the digest that was asked for, the length, an ETag, and a year in any cache."""
+    digest = await put_blob(registry, data, algorithm=algorithm)
+    got = await client("GET", f"{V2}/blobs/{digest}")
+    head = await client("HEAD", f"{V2}/blobs/{digest}")
+    assert got.body == data
+    for answer in (got, head):
+        assert answer.status == 200
+        assert answer["docker-content-digest"] == digest
+        assert answer["etag"] == f'"{digest}"'
+        assert answer["content-length"] == str(len(data))
+        assert answer["content-type"] == "application/octet-stream"
+        assert answer["cache-control"] == "max-age=31536000, immutable"
+        assert answer["accept-ranges"] == "bytes"
+        assert "content-encoding" not in answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=500-1499", 500, 1500),
+        ("bytes=500-", 500, SIZE),
+        ("bytes=-500", SIZE - 500, SIZE),
+        ("bytes=-999999", 0, SIZE),
+        ("bytes=2000-999999", 2000, SIZE),
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-", 0, SIZE),
+        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE),
+        ("BYTES = 5-6 ", 5, 7),
+        ("bytes=,5-6,", 5, 7),
+        ("bytes=5-6,90000-", 5, 7),
+        (f"bytes=0-{'9' * 4000}", 0, SIZE),
+    ],
+)
+async def test_one_range(client: AsgiClient, path: str, asked: str, start: int, stop: int) -> None:
+    """206 with exactly those bytes, Content-Range and Content-Length; an end beyond the blob is cut to it."""
+    answer = await client("GET", path, {"Range": asked})
+    assert answer.status == 206
+    assert answer.body == DATA[start:stop]
+    assert answer["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("bytes=5000-10000", "bytes=500-0", f"bytes={SIZE}-", "bytes=-0", f"bytes={'9' * 4000}-"),
+        *("bytes=5000-6000,7000-8000", "bytes=-0,9000-"),
+    ],
+)
+async def test_a_range_outside_is_416(client: AsgiClient, path: str, asked: str) -> None:
+    """416 says how long the blob is, so that a client can do better."""
+    answer = await client("GET", path, {"Range": asked})
+    assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
+    assert answer["content-range"] == f"bytes */{SIZE}"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["lines=0-5", "bytes=a-b", "bytes=5", "bytes=-", "bytes=", "bytes 0-5", "bytes=0-1,x", "bytes=1--2", "\xb2"],
+)
+async def test_a_range_that_cannot_be_read_is_ignored(client: AsgiClient, path: str, asked: str) -> None:
+    """Another unit or bad syntax: the whole blob with 200 (RFC 9110, 14.2)."""
+    answer = await client("GET", path, {"Range": asked})
+    assert (answer.status, answer.body) == (200, DATA)
+
+
+async def test_two_range_fields_are_ignored(client: AsgiClient, path: str) -> None:
+    """Range is no list field; what two of them mean is anybody's guess."""
+    answer = await client("GET", path, [("Range", "bytes=0-1"), ("Range", "bytes=2-3")])
+    assert (answer.status, answer.body) == (200, DATA)
+
+
+async def test_head_ignores_range(client: AsgiClient, path: str) -> None:
+    """Range is for GET alone."""
+    answer = await client("HEAD", path, {"Range": "bytes=0-1"})
+    assert (answer.status, answer["content-length"]) == (200, str(SIZE))
+
+
+async def test_many_ranges_come_as_parts(client: AsgiClient, path: str) -> None:
+    """Every part in the order asked for, byte for byte, and Content-Length counts all of it (the driver checks)."""
+    answer = await client("GET", path, {"Range": "bytes=100-199, 0-9 ,-5,99999-,1000-1000"})
+    assert answer.status == 206
+    assert "content-range" not in answer
+    spans = [(100, 200), (0, 10), (SIZE - 5, SIZE), (1000, 1001)]
+    assert parts_of(answer) == [
+        (
+            {"content-type": "application/octet-stream", "content-range": f"bytes {start}-{stop - 1}/{SIZE}"},
+            DATA[start:stop],
+        )
+        for start, stop in spans
+    ]
+
+
+async def test_a_thousand_ranges_are_served(client: AsgiClient, path: str) -> None:
+    """Clients that read layers in part ask for up to 1024 at once."""
+    asked = "bytes=" + ",".join(f"{place * 2}-{place * 2}" for place in range(1024))
+    answer = await client("GET", path, {"Range": asked})
+    assert [content for _, content in parts_of(answer)] == [DATA[place * 2 : place * 2 + 1] for place in range(1024)]
+
+
+async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> None:
+    """A client that gets 400 asks for fewer; 200 or 416 it would take for an answer."""
+    client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges=3)))
+    assert (await client("GET", path, {"Range": "bytes=0-0,2-2,4-4"})).status == 206
+    answer = await client("GET", path, {"Range": "bytes=0-0,2-2,4-4,6-6"})
+    assert (answer.status, answer.code) == (400, "UNSUPPORTED")
+
+
+async def test_overlapping_ranges_never_cost_more_than_the_blob(client: AsgiClient, path: str) -> None:
+    """Ranges that add up to more than the blob: the blob, once (RFC 9110, 14.2)."""
+    answer = await client("GET", path, {"Range": "bytes=" + ",".join(["0-"] * 500)})
+    assert (answer.status, answer.body) == (200, DATA)
+
+
+@pytest.mark.parametrize(("validator", "status"), [('"{}"', 206), ('W/"{}"', 200), ("{}", 200), ('"other"', 200)])
+async def test_if_range(client: AsgiClient, path: str, validator: str, status: int) -> None:
+    """Only the strong ETag itself keeps the range (RFC 9110, 13.1.5)."""
+    tag = validator.format(path.rpartition("/")[2])
+    answer = await client("GET", path, {"Range": "bytes=0-4", "If-Range": tag})
+    assert answer.status == status
+
+
+async def test_if_range_with_a_date_never_matches(client: AsgiClient, path: str) -> None:
+    """There is no Last-Modified here that a date could match."""
+    headers = {"Range": "bytes=0-4", "If-Range": "Sun, 06 Nov 1994 08:49:37 GMT"}
+    assert (await client("GET", path, headers)).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_not_modified(client: AsgiClient, path: str, method: str) -> None:
+    """If-None-Match with the ETag, weak or in a list, or `*`: 304 with the same ETag and no body."""
+    digest = path.rpartition("/")[2]
+    for given in (f'"{digest}"', f'W/"{digest}"', f'"a", "{digest}"', "*"):
+        answer = await client(method, path, {"If-None-Match": given, "Range": "bytes=0-1"})
+        assert (answer.status, answer["etag"]) == (304, f'"{digest}"')
+    for given in ('"other"', digest, "", "W/"):
+        assert (await client(method, path, {"If-None-Match": given})).status == 200
+
+
+async def test_if_match_that_fails_is_412(client: AsgiClient, path: str) -> None:
+    """If-Match of other content: 412; of this content: the blob."""
+    assert (await client("GET", path, {"If-Match": '"other"'})).status == 412
+    assert (await client("GET", path, {"If-Match": f'"{path.rpartition("/")[2]}"'})).status == 200
+    assert (await client("GET", path, {"If-Match": "*"})).status == 200
+
+
+async def test_conditions_open_nothing(client: AsgiClient) -> None:
+    """A blob that is not there is 404, whatever the client claims to have."""
+    absent = f"{V2}/blobs/sha256:{'0' * 64}"
+    assert (await client("GET", absent, {"If-None-Match": "*"})).status == 404
+    assert (await client("GET", absent, {"Range": "bytes=0-1,3-4"})).status == 404
+
+
+async def test_delete(client: AsgiClient, path: str) -> None:
+    """202, and the blob is gone at once."""
+    assert (await client("DELETE", path)).status == 202
+    assert (await client("GET", path)).status == 404
+    assert (await client("DELETE", path)).status == 404
+
+
+class EndlessReader:
+    """A blob of a tebibyte that lets its client go after the third chunk. `read` counts chunks."""
+
+    def __init__(self, gone: asyncio.Event) -> None:
+        self.descriptor = Descriptor(BLOB_TYPE, Digest("sha256:" + "a" * 64), 1 << 40)
+        self.span = (0, 1 << 40)
+        self.file: OpenFile | None = None
+        self.location: str | None = None
+        self.is_incomplete = False
+        self.data: bytes | None = None
+        self.gone = gone
+        self.read = 0
+        self.closed = False
+
+    async def ready(self, at: int) -> int:
+        return self.span[1]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            self.read += 1
+            if self.read == 3:
+                self.gone.set()
+            await asyncio.sleep(0)
+            yield bytes(1024)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Endless(RefusingRegistry):
+    def __init__(self, reader: EndlessReader) -> None:
+        self.reader = reader
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+        return self.reader
+
+
+async def test_reading_stops_when_the_client_has_left() -> None:
+    """A blob is not read to its end for nobody, and its reader is closed."""
+    gone = asyncio.Event()
+    reader = EndlessReader(gone)
+    answer = await AsgiClient(DistributionAPI(Endless(reader)))(
+        "GET", f"{V2}/blobs/{reader.descriptor.digest}", leaves=True, after=gone
+    )
+    assert answer.status == 200
+    assert not answer.whole
+    assert reader.read < 10
+    assert reader.closed
+
+
+async def test_the_boundary_differs_each_time(client: AsgiClient, path: str) -> None:
+    """Nobody can push a blob that holds the boundary of a later answer."""
+    kinds = {(await client("GET", path, {"Range": "bytes=0-0,2-2"}))["content-type"] for _ in range(5)}
+    assert len(kinds) == 5
+    assert all(re.fullmatch(r"multipart/byteranges; boundary=[0-9a-f]{32}", kind) for kind in kinds)

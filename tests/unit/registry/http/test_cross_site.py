@@ -1,0 +1,129 @@
+"""What pages in browsers make somebody send: refused where it changes something, and where it reads what is private."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from registry.http import DistributionAPI
+from registry.http.cross_site import CrossSiteCheck
+from storage.memory_registry import MemoryRegistry
+from storage.names import RepositoryName
+from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.registry_content import push_image
+
+UPLOADS = "/v2/team/app/blobs/uploads/"
+HOST = {"host": "localhost:5000"}
+
+
+def client_of(
+    registry: MemoryRegistry,
+    *,
+    address: str = "127.0.0.1",
+    public_url: str | None = None,
+    is_open: Callable[[], bool] = lambda: True,
+) -> AsgiClient:
+    pages = CrossSiteCheck(public_url, {"mirror.example.com"}, is_open)
+    client = AsgiClient(DistributionAPI(registry, public_url=public_url, pages=pages))
+    client.address = address
+    return client
+
+
+FOREIGN = [
+    {"origin": "https://evil.example"},
+    {"origin": "http://evil.example:5000"},
+    {"origin": "http://localhost:8000"},
+    {"origin": "null"},
+    {"origin": ""},
+    {"origin": "http://[bad"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"sec-fetch-site": "cross-site", "origin": "http://localhost:5000"},
+    {"sec-fetch-site": "same-origin", "origin": "null"},
+]
+
+
+@pytest.mark.parametrize("sent", FOREIGN, ids=str)
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_page_of_another_site_changes_nothing(
+    registry: MemoryRegistry, sent: dict[str, str], is_open: bool
+) -> None:
+    """Whatever it sends: a blob in one POST, a session, a manifest, a deletion. The question that a browser asks before
+    (a preflight) is refused as well, and no answer is one that a page may read."""
+    client = client_of(registry, is_open=lambda: is_open)
+    for method, path in (
+        ("POST", UPLOADS),
+        ("POST", UPLOADS + "?digest=sha256:" + "0" * 64),
+        ("PATCH", UPLOADS + "0" * 8),
+        ("PUT", "/v2/team/app/manifests/latest"),
+        ("DELETE", "/v2/team/app/manifests/latest"),
+        ("OPTIONS", UPLOADS),
+    ):
+        answer = await client(method, path, {**HOST, **sent}, b"data")
+        assert (answer.status, answer.code) == (403, "DENIED"), (method, path)
+        assert "set public_url" in answer.body.decode()
+        assert not [name for name, _ in answer.fields if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"origin": "http://localhost:5000"},
+        {"origin": "http://LOCALHOST:5000", "accept-language": "en"},
+        {"sec-fetch-site": "same-origin", "origin": "http://localhost:5000"},
+        {"sec-fetch-site": "none"},
+        {"origin": "https://registry.example.com"},
+        {"host": "registry.example.com:443", "origin": "https://registry.example.com"},
+        {"host": "[::1]:5000", "origin": "http://[::1]:5000"},
+    ],
+    ids=str,
+)
+async def test_clients_and_own_pages_do(registry: MemoryRegistry, sent: dict[str, str]) -> None:
+    """Clients of registries send none of these headers; a page of the registry's own address may push."""
+    client = client_of(registry, public_url="https://registry.example.com")
+    assert (await client("POST", UPLOADS, {**HOST, **sent})).status == 202
+
+
+async def test_pages_of_other_sites_may_ask_to_read(registry: MemoryRegistry) -> None:
+    """The browser shows them nothing of the answer: no header allows it."""
+    answer = await client_of(registry)("GET", "/v2/_catalog", {**HOST, "origin": "https://evil.example"})
+    assert answer.status == 200
+    assert not [name for name, _ in answer.fields if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("sent", [{"accept-language": "en"}, {"sec-fetch-site": "same-origin"}], ids=str)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_a_name_that_was_made_to_point_here_reads_nothing(
+    registry: MemoryRegistry, sent: dict[str, str], method: str
+) -> None:
+    """On an open registry a browser on this machine is refused under a name that is not known to be the registry's (DNS
+    rebinding), with a sentence that says what to do."""
+    await push_image(registry, RepositoryName("team/app"), "one", "latest")
+    client = client_of(registry)
+    path = UPLOADS if method == "POST" else "/v2/team/app/manifests/latest"
+    same = {"origin": "http://evil.example:5000"} if method == "POST" else {}
+    answer = await client(method, path, {"host": "evil.example:5000", **sent, **same})
+    assert answer.status == 403
+    if method != "HEAD":
+        assert "set public_url" in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "192.0.2.1", "a.localhost", "mirror.example.com:80"]
+)
+async def test_known_names_read(registry: MemoryRegistry, host: str) -> None:
+    """Names of this machine, addresses, and names that the settings tell; a client under any name."""
+    client = client_of(registry)
+    assert (await client("GET", "/v2/_catalog", {"host": host, "accept-language": "en"})).status == 200
+    assert (await client("GET", "/v2/_catalog", {"host": "in-etc-hosts:5000"})).status == 200
+    public = client_of(registry, public_url="https://evil.example/")
+    assert (await public("GET", "/v2/_catalog", {"host": "evil.example", "accept-language": "en"})).status == 200
+
+
+async def test_elsewhere_any_name_reads(registry: MemoryRegistry) -> None:
+    """From another machine, and where there are accounts, a name tells nothing that is not everybody's."""
+    sent = {"host": "evil.example", "accept-language": "en"}
+    assert (await client_of(registry, address="192.0.2.7")("GET", "/v2/_catalog", sent)).status == 200
+    assert (await client_of(registry, is_open=lambda: False)("GET", "/v2/_catalog", sent)).status == 200

@@ -1,0 +1,282 @@
+"""Errors over HTTP: statuses, shapes, and what a client never sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from registry.http import DistributionAPI
+from registry.http.api import HANDLERS
+from registry.http.errors import STATUS, status_of
+from registry.http.query import MAX_PARAMETERS
+from storage import errors
+from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
+from storage.errors import RegistryError
+from storage.interface import BlobReader
+from storage.memory_registry import MemoryRegistry
+from storage.names import Digest, RepositoryName
+from storage.wrappers import RefusingRegistry
+from tests.fakes.asgi_client import AsgiClient
+from tests.unit.registry.conftest import V2, put_blob
+
+DIGEST = "sha256:" + "a" * 64
+CODES = {
+    *("BLOB_UNKNOWN", "BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN"),
+    *("MANIFEST_INVALID", "MANIFEST_UNKNOWN", "NAME_INVALID", "NAME_UNKNOWN", "SIZE_INVALID", "UNAUTHORIZED"),
+    *("DENIED", "UNSUPPORTED", "TOOMANYREQUESTS"),
+}
+"""The spec's, "Error Codes"."""
+
+
+def family(kind: type[RegistryError]) -> Iterator[type[RegistryError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from family(child)
+
+
+def ours() -> list[type[RegistryError]]:
+    """The classes of the program itself; other tests may define some of their own. What a mirror's source tells the
+    mirror reaches no client."""
+    classes = [kind for kind in family(RegistryError) if kind.__module__.partition(".")[0] in ("storage", "registry")]
+    return [kind for kind in classes if kind.__module__ != "registry.mirror.upstream_client"]
+
+
+class Failing(RefusingRegistry):
+    """Answers every call with one error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def refuse(self) -> None:  # type: ignore[override]
+        raise self.error
+
+
+class BrokenReader:
+    """A blob of 10 bytes whose reading fails after 4."""
+
+    def __init__(self, error: Exception) -> None:
+        self.descriptor = Descriptor(BLOB_TYPE, Digest(DIGEST), 10)
+        self.span = (0, 10)
+        self.file: OpenFile | None = None
+        self.location: str | None = None
+        self.is_incomplete = False
+        self.data: bytes | None = None
+        self.error = error
+        self.closed = False
+
+    async def ready(self, at: int) -> int:
+        raise self.error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"half"
+        raise self.error
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Breaking(RefusingRegistry):
+    def __init__(self, reader: BrokenReader) -> None:
+        self.reader = reader
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+        return self.reader
+
+
+def test_status_names_every_error() -> None:
+    """Each class of error has its own line in STATUS."""
+    assert set(ours()) <= STATUS.keys()
+
+
+def test_an_error_with_a_client_status_has_a_code_of_the_spec() -> None:
+    """Codes outside the spec are only used where the server is at fault (5xx), and beside /v2, by the management of
+    accounts."""
+    distribution = [kind for kind in ours() if kind.__module__ != "storage.access"]
+    assert {kind.code for kind in distribution if STATUS[kind] < 500} <= CODES
+
+
+def test_a_new_subclass_is_answered_like_its_base() -> None:
+    """Even a class that STATUS does not name has a status."""
+
+    class Newer(errors.ManifestUnknown):
+        pass
+
+    assert status_of(Newer()) == 404
+
+
+@pytest.mark.parametrize("kind", ours(), ids=lambda kind: kind.__name__)
+async def test_every_error_reaches_the_client_in_the_shape_of_the_spec(kind: type[RegistryError]) -> None:
+    """Whatever a registry raises: its status, its code, JSON in the spec's shape."""
+    answer = await AsgiClient(DistributionAPI(Failing(kind("what went wrong"))))("GET", f"{V2}/manifests/1")
+    assert (answer.status, answer.code) == (STATUS[kind], kind.code)
+    assert answer.json["errors"][0]["message"] == "what went wrong"
+    assert answer["cache-control"] == "no-store"
+
+
+async def test_too_many_requests_says_when_to_come_back() -> None:
+    """429 carries Retry-After in seconds (RFC 9110, 10.2.3)."""
+    error = errors.TooManyRequests(retry_after=7)
+    answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
+    assert (answer.status, answer["retry-after"]) == (429, "7")
+
+
+async def test_an_unexpected_failure_is_500_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The client is told a request id and nothing else; the log has the traceback under that id."""
+    with caplog.at_level(logging.ERROR):
+        answer = await AsgiClient(DistributionAPI(Failing(ValueError("secret"))))("GET", f"{V2}/manifests/1")
+    assert (answer.status, answer.code) == (500, "UNKNOWN")
+    assert b"secret" not in answer.body
+    assert b"Traceback" not in answer.body
+    (record,) = caplog.records
+    assert answer["x-request-id"] in record.getMessage()
+    assert record.exc_info
+
+
+@pytest.mark.parametrize(("cause", "strange"), [(OSError("the disk"), False), (ValueError("a bug"), True)])
+async def test_a_storage_failure_is_logged_with_its_cause(
+    cause: Exception, strange: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """StorageFailed is 500 and the operator finds why in the log: in one line what the disk said, anything else with
+    its traceback."""
+    error = errors.StorageFailed()
+    error.__cause__ = cause
+    with caplog.at_level(logging.ERROR):
+        answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
+    assert (answer.status, answer.code) == (500, "STORAGE_FAILED")
+    (record,) = caplog.records
+    assert bool(record.exc_info) == strange
+    assert strange or "the disk" in record.getMessage()
+
+
+async def test_an_upstream_says_when_to_come_back() -> None:
+    """502 and 504 carry Retry-After where that is known."""
+    for kind in (errors.UpstreamUnavailable, errors.UpstreamTimeout):
+        for error, told in ((kind(retry_after=3), ["3"]), (kind(), [])):
+            answer = await AsgiClient(DistributionAPI(Failing(error)))("GET", f"{V2}/manifests/1")
+            assert answer.all("retry-after") == told
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), errors.StorageFailed()], ids=["unexpected", "expected"])
+async def test_a_blob_that_fails_midway_is_cut(error: Exception) -> None:
+    """The connection is cut: the promised length is not reached, and the reader is closed."""
+    reader = BrokenReader(error)
+    answer = await AsgiClient(DistributionAPI(Breaking(reader)))("GET", f"{V2}/blobs/{DIGEST}")
+    assert answer.cut is error
+    assert (answer.status, answer.body, answer.whole) == (200, b"half", False)
+    assert reader.closed
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v2/_catalog/", "/v2/x", "/v2/team/app", "/v2/team/app/", "/v2/team/app/tags", "/v2/team/app/tags/list/x"),
+        *("/v2/_oci/ext", "/v2/team/_oci/manifests/1", "/v2/team/app/_oci/x/y", "/v2/team/app/tags/lists", "/v2//"),
+    ],
+)
+async def test_an_unknown_path_is_404(client: AsgiClient, path: str) -> None:
+    """Unknown paths and extensions: 404 in the shape of the spec."""
+    answer = await client("GET", path)
+    assert (answer.status, answer.code) == (404, "UNSUPPORTED")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v2/UPPER/manifests/1", "/v2//manifests/1", "/v2/manifests/1", "/v2/a//b/manifests/1", "/v2/tags/list"),
+        *("/v2/a/../b/manifests/1", "/v2/a/..%2fb/manifests/1", "/v2/a%2Fb/tags/list", "/v2/%2e%2e/a/tags/list"),
+        *("/v2/a%00/tags/list", "/v2/a%zz/tags/list", "/v2/a%/tags/list", "/v2/a%ff/tags/list", "/v2/%C3%A9/tags/list"),
+        *("/v2/" + "a" * 256 + "/tags/list", "/v2/a/manifests/x%2fy", "/v2/blobs/uploads/", "/v2/.hidden/tags/list"),
+    ],
+)
+async def test_a_bad_name_is_400(client: AsgiClient, path: str) -> None:
+    """No trick with dots, escapes or length becomes a name."""
+    method = "POST" if path.endswith("uploads/") else "GET"
+    answer = await client(method, path)
+    assert (answer.status, answer.code) == (400, "NAME_INVALID")
+
+
+async def test_raw_bytes_in_the_path_are_400(client: AsgiClient) -> None:
+    """Bytes outside ASCII, unescaped: UTF-8 or not."""
+    for raw in (b"/v2/\xff/tags/list", b"/v2/\xc3\xa9/tags/list", b"/v2/a\0/tags/list"):
+        assert (await client("GET", raw)).code == "NAME_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        (f"{V2}/manifests/.bad", 400, "MANIFEST_INVALID"),
+        (f"{V2}/manifests/" + "t" * 129, 400, "MANIFEST_INVALID"),
+        (f"{V2}/manifests/", 400, "MANIFEST_INVALID"),
+        (f"{V2}/manifests/sha256:short", 400, "DIGEST_INVALID"),
+        (f"{V2}/manifests/md5:{'a' * 32}", 400, "DIGEST_INVALID"),
+        (f"{V2}/blobs/{DIGEST.upper()}", 400, "DIGEST_INVALID"),
+        (f"{V2}/referrers/latest", 400, "DIGEST_INVALID"),
+        (f"{V2}/blobs/uploads/not-a-uuid", 404, "BLOB_UPLOAD_UNKNOWN"),
+        (f"{V2}/blobs/{DIGEST}", 404, "BLOB_UNKNOWN"),
+        (f"{V2}/manifests/latest", 404, "MANIFEST_UNKNOWN"),
+        (f"{V2}/manifests/{DIGEST}", 404, "MANIFEST_UNKNOWN"),
+        (f"{V2}/tags/list", 404, "NAME_UNKNOWN"),
+        ("/v2/_catalog?n=%zz", 400, "UNSUPPORTED"),
+        ("/v2/_catalog?n=1&n=2", 400, "UNSUPPORTED"),
+        ("/v2/_catalog?last=%ff", 400, "UNSUPPORTED"),
+        ("/v2/?x=%00", 400, "UNSUPPORTED"),
+    ],
+)
+async def test_what_is_wrong_has_its_code(client: AsgiClient, path: str, status: int, code: str) -> None:
+    """References, digests, ids and queries that are wrong or name nothing."""
+    answer = await client("GET", path)
+    assert (answer.status, answer.code) == (status, code)
+
+
+PATHS = {
+    "ping": "/v2/",
+    "catalog": "/v2/_catalog",
+    "tags": f"{V2}/tags/list",
+    "referrers": f"{V2}/referrers/{DIGEST}",
+    "manifests": f"{V2}/manifests/1",
+    "blobs": f"{V2}/blobs/{DIGEST}",
+    "uploads": f"{V2}/blobs/uploads/",
+    "session": f"{V2}/blobs/uploads/00000000-0000-4000-8000-000000000000",
+}
+
+
+@pytest.mark.parametrize("kind", HANDLERS)
+async def test_a_method_that_is_not_there_is_405_with_allow(client: AsgiClient, kind: str) -> None:
+    """Allow lists what the path does, and OPTIONS lists the same (RFC 9110, 15.5.6)."""
+    answer = await client("BREW", PATHS[kind])
+    assert (answer.status, answer.code) == (405, "UNSUPPORTED")
+    allowed = await client("OPTIONS", PATHS[kind])
+    assert allowed.status == 204
+    assert answer["allow"] == allowed["allow"] == ", ".join((*HANDLERS[kind], "OPTIONS"))
+
+
+async def test_head_of_an_error_has_no_body(client: AsgiClient) -> None:
+    """An error's HEAD has the length of its GET and no body."""
+    got, head = await client("GET", f"{V2}/manifests/1"), await client("HEAD", f"{V2}/manifests/1")
+    assert head.status == got.status == 404
+    assert head["content-length"] == got["content-length"]
+
+
+async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """Logs and clients name a request by it."""
+    await put_blob(registry, b"x")
+    ids = {(await client("GET", "/v2/"))["x-request-id"] for _ in range(20)}
+    assert len(ids) == 20
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_ping(client: AsgiClient, path: str, method: str) -> None:
+    """`/v2/` says 200 with `{}` (end-1), and so does `/v2`."""
+    answer = await client(method, path)
+    assert (answer.status, answer["content-length"]) == (200, "2")
+
+
+async def test_a_query_with_too_many_parameters(client: AsgiClient) -> None:
+    """A thousand are read; with one more it is refused, since to read them holds the event loop."""
+    at_limit = "&".join(f"a{number}=" for number in range(MAX_PARAMETERS))
+    assert (await client("GET", f"/v2/?{at_limit}")).status == 200
+    refused = await client("GET", f"/v2/?{at_limit}&a=")
+    assert (refused.status, refused.code) == (400, "UNSUPPORTED")

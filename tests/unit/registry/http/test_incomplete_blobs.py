@@ -1,0 +1,268 @@
+"""Blobs that are still on their way in: sent as far as they are there, on as they grow, and cut when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.http import DistributionAPI
+from registry.http.exchange import Message, Receive, Scope, Send
+from registry.log_output import was_logged
+from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span, digest_of
+from storage.errors import (
+    DigestInvalid,
+    PartialLost,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    UpstreamUnavailable,
+)
+from storage.interface import BlobReader
+from storage.names import Digest, RepositoryName
+from storage.wrappers import RefusingRegistry
+from tests.fakes.asgi_client import AsgiClient
+from tests.unit.registry.conftest import V2
+
+DATA = bytes(range(256)) * 16
+DIGEST = digest_of(DATA)
+SIZE = len(DATA)
+
+
+class Growing(RefusingRegistry):
+    """One blob in a file, of which `here` bytes are there. `asked`: each place somebody waited for."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self.fd, SIZE)
+        self.here = 0
+        self.asked: list[int] = []
+        self.open: set[GrowingReader] = set()
+        self._error: RegistryError | None = None
+        self._news = asyncio.Condition()
+
+    async def grow(self, to: int) -> None:
+        os.pwrite(self.fd, DATA[self.here : to], self.here)
+        async with self._news:
+            self.here = to
+            self._news.notify_all()
+
+    async def fail(self, error: RegistryError) -> None:
+        async with self._news:
+            self._error = error
+            self._news.notify_all()
+
+    async def reach(self, at: int) -> int:
+        self.asked.append(at)
+        async with self._news:
+            self._news.notify_all()
+            await self._news.wait_for(lambda: self.here > at or self._error)
+        if self.here <= at and self._error is not None:
+            raise self._error
+        return self.here
+
+    async def waiting(self, at: int) -> None:
+        """Returns when somebody waits for the byte at `at`."""
+        async with self._news:
+            await self._news.wait_for(lambda: at in self.asked)
+
+    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        return Descriptor(BLOB_TYPE, DIGEST, SIZE)
+
+    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+        reader = GrowingReader(self, (span or Span(0)).within(SIZE))
+        self.open.add(reader)
+        return reader
+
+
+class GrowingReader:
+    location: str | None = None
+    data: bytes | None = None
+
+    def __init__(self, blob: Growing, span: tuple[int, int]) -> None:
+        self.descriptor = Descriptor(BLOB_TYPE, DIGEST, SIZE)
+        self.span = span
+        self.file: OpenFile | None = OpenFile(blob.fd)
+        self.is_incomplete = blob.here < SIZE
+        self._blob = blob
+
+    async def ready(self, at: int) -> int:
+        return min(await self._blob.reach(at), self.span[1])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        at, stop = self.span
+        while at < stop:
+            reach = await self.ready(at)
+            yield os.pread(self._blob.fd, reach - at, at)
+            at = reach
+
+    async def aclose(self) -> None:
+        self._blob.open.discard(self)
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> Iterator[Growing]:
+    growing = Growing(tmp_path / "partial")
+    yield growing
+    os.close(growing.fd)
+
+
+@pytest.fixture(params=[True, False], ids=["files", "bytes"])
+def client(request: pytest.FixtureRequest, blob: Growing) -> AsgiClient:
+    return AsgiClient(DistributionAPI(blob), zero_copy=request.param)
+
+
+async def test_a_blob_is_sent_as_it_comes(client: AsgiClient, blob: Growing) -> None:
+    """The headers leave, then each stretch as soon as it is there; the whole is right."""
+    await blob.grow(100)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        for at in (100, 101, 3000):
+            await blob.waiting(at)
+            await blob.grow({100: 101, 101: 3000, 3000: SIZE}[at])
+    answer = asked.result()
+    assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
+    assert client.sent == [5, 4 if client.zero_copy else 0]
+    assert not blob.open
+
+
+async def test_headers_wait_for_nothing(blob: Growing) -> None:
+    """The status is sent before the first byte is there."""
+    started, api = asyncio.Event(), DistributionAPI(blob)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            await send(message)
+            started.set()
+
+        await api(scope, receive, told)
+
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(AsgiClient(app, zero_copy=True)("GET", f"{V2}/blobs/{DIGEST}"))
+        await started.wait()
+        assert blob.here == 0
+        await blob.grow(SIZE)
+    assert asked.result().body == DATA
+
+
+async def test_a_range_ahead_waits_for_its_own_bytes(client: AsgiClient, blob: Growing) -> None:
+    """And for no byte after them."""
+    await blob.grow(10)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
+        await blob.waiting(500)
+        await blob.grow(550)
+        await blob.waiting(550)
+        await blob.grow(700)
+    answer = asked.result()
+    assert (answer.status, answer.body) == (206, DATA[500:600])
+    assert answer["content-range"] == f"bytes 500-599/{SIZE}"
+
+
+async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: Growing) -> None:
+    """Each part is sent as it comes, in the order asked for."""
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
+        await blob.waiting(2000)
+        await blob.grow(2050)
+        await blob.waiting(2050)
+        await blob.grow(SIZE)
+    answer = asked.result()
+    assert answer.status == 206
+    assert DATA[2000:2100] in answer.body
+    assert answer.body.count(DATA[0:10] + b"\r\n--") == 1
+    assert not blob.open
+
+
+@pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-3999"}, {"Range": "bytes=0-99,200-3999"}])
+async def test_a_failure_midway_cuts_the_connection(client: AsgiClient, blob: Growing, headers: dict[str, str]) -> None:
+    """What was there was sent; the promised length is not reached."""
+    await blob.grow(150)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
+        await blob.waiting(200 if "," in str(headers) else 150)
+        error = PartialLost()
+        await blob.fail(error)
+    answer = asked.result()
+    assert answer.cut is error
+    assert not answer.whole
+    assert DATA[:100] in answer.body
+    assert not blob.open
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (DigestInvalid(), logging.INFO),  # said by who fetched it
+        (PartialLost(), logging.WARNING),
+        (UpstreamUnavailable("it broke off"), logging.WARNING),
+        (StorageFull(), logging.ERROR),
+        (StorageFailed("the file is gone"), logging.ERROR),
+    ],
+    ids=lambda value: getattr(value, "code", ""),
+)
+async def test_a_cut_is_one_line_in_the_log(
+    client: AsgiClient, blob: Growing, error: RegistryError, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says why, under the request's id, and has no traceback: nothing is wrong with the program. The server is told
+    that there is no more to say."""
+    caplog.set_level(logging.INFO)
+    await blob.grow(150)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+        await blob.waiting(150)
+        await blob.fail(error)
+    answer = asked.result()
+    assert answer.cut is error
+    assert was_logged(error)
+    (record,) = [each for each in caplog.records if each.name == "registry.http"]
+    assert (record.levelno, record.exc_info) == (level, None)
+    assert answer["x-request-id"] in record.getMessage()
+    assert error.message in record.getMessage()
+
+
+async def test_a_client_that_leaves_is_not_waited_for(blob: Growing) -> None:
+    """Its reader is closed although no byte comes any more."""
+    client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
+    await blob.grow(100)
+    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=left))
+    await blob.waiting(100)
+    left.set()
+    answer = await running
+    assert (answer.status, answer.body, answer.whole) == (200, DATA[:100], False)
+    assert not blob.open
+
+
+async def test_a_client_that_leaves_before_the_first_byte(blob: Growing) -> None:
+    """Nor is it waited for when none of its bytes came."""
+    client, left = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
+    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=left))
+    await blob.waiting(9)
+    left.set()
+    answer = await running
+    assert (answer.status, answer.body, answer.whole) == (206, b"", False)
+    assert not blob.open
+
+
+async def test_a_request_that_is_cancelled_stays_cancelled(blob: Growing) -> None:
+    """The end of the server's grace is no client's leaving."""
+    client = AsgiClient(DistributionAPI(blob), zero_copy=True)
+    running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
+    await blob.waiting(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not blob.open
+
+
+async def test_a_whole_blob_is_one_piece(blob: Growing) -> None:
+    """It is asked about once, and leaves in one message."""
+    await blob.grow(SIZE)
+    blob.asked.clear()
+    client = AsgiClient(DistributionAPI(blob), zero_copy=True)
+    assert (await client("GET", f"{V2}/blobs/{DIGEST}")).body == DATA
+    assert (client.sent, blob.asked) == ([1, 1], [0])

@@ -1,0 +1,251 @@
+"""Manifests over HTTP (OCI distribution spec, "Pulling manifests", "Pushing Manifests", "Deleting Manifests")."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from registry.http import DistributionAPI, RequestLimits
+from storage.content import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, digest_of
+from storage.memory_registry import MemoryRegistry
+from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
+from tests.unit.registry.conftest import V2, image, put_blob, put_image
+
+TYPE = {"Content-Type": OCI_MANIFEST}
+
+
+@pytest.fixture(autouse=True)
+async def config(registry: MemoryRegistry) -> None:
+    """The config that `image` refers to."""
+    await put_blob(registry, b"{}")
+
+
+async def put(client: AsgiClient, reference: str, body: bytes, headers: dict[str, str] | None = None) -> AsgiAnswer:
+    return await client("PUT", f"{V2}/manifests/{reference}", TYPE | (headers or {}), body)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_pull_by_tag_and_digest(client: AsgiClient, registry: MemoryRegistry, method: str) -> None:
+    """Type, length, digest and ETag are there; only what a digest names may be kept without asking."""
+    stored = await put_image(registry, "1.0")
+    for reference, caching in ((stored.digest, "max-age=31536000, immutable"), ("1.0", "no-cache")):
+        answer = await client(method, f"{V2}/manifests/{reference}")
+        assert answer.status == 200
+        assert answer["docker-content-digest"] == stored.digest
+        assert answer["etag"] == f'"{stored.digest}"'
+        assert answer["content-type"] == OCI_MANIFEST
+        assert answer["content-length"] == str(stored.size)
+        assert answer["cache-control"] == caching
+        again = await client(method, f"{V2}/manifests/{reference}", {"If-None-Match": answer["etag"]})
+        assert (again.status, again["etag"], again["cache-control"]) == (304, answer["etag"], caching)
+
+
+async def test_accept_converts_nothing(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """What was pushed is served, also to a client that did not ask for that type."""
+    stored = await put_image(registry, "1.0")
+    answer = await client("GET", f"{V2}/manifests/1.0", {"Accept": DOCKER_MANIFEST})
+    assert (answer.status, answer["docker-content-digest"]) == (200, stored.digest)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_push_by_digest(client: AsgiClient, algorithm: str) -> None:
+    """201 with the digest that was named, and the exact bytes at Location: white space and order included."""
+    body = b"\n" + image(annotations={"z": "1", "a": "\u00e9"}).replace(b", ", b"  ,\t") + b"\n"
+    digest = digest_of(body, algorithm)
+    answer = await put(client, digest, body)
+    assert (answer.status, answer["docker-content-digest"]) == (201, digest)
+    got = await client("GET", answer["location"])
+    assert (got.body, got["docker-content-digest"]) == (body, digest)
+
+
+async def test_push_by_tag(client: AsgiClient) -> None:
+    """Location is the digest's address, whatever becomes of the tag; no OCI-Tag and no OCI-Subject without a cause."""
+    body = image()
+    answer = await put(client, "1.0", body)
+    assert answer["location"] == f"{V2}/manifests/{digest_of(body)}"
+    assert "oci-tag" not in answer
+    assert "oci-subject" not in answer
+    assert (await client("GET", f"{V2}/manifests/1.0")).body == body
+
+
+async def test_the_body_may_come_in_chunks(client: AsgiClient) -> None:
+    """Without a Content-Length as well."""
+    body = image()
+    answer = await client("PUT", f"{V2}/manifests/1.0", TYPE, [body[:10], body[10:]])
+    assert answer["docker-content-digest"] == digest_of(body)
+
+
+async def test_content_type_parameters_are_ignored(client: AsgiClient) -> None:
+    """The type is stored without them."""
+    answer = await put(client, "1.0", image(), {"Content-Type": f"{OCI_MANIFEST}; charset=utf-8"})
+    assert answer.status == 201
+    assert (await client("HEAD", f"{V2}/manifests/1.0"))["content-type"] == OCI_MANIFEST
+
+
+async def test_without_a_content_type_the_body_says(client: AsgiClient) -> None:
+    """A missing or empty Content-Type is no error."""
+    body = image()
+    assert (await client("PUT", f"{V2}/manifests/1.0", {}, body)).status == 201
+    assert (await client("PUT", f"{V2}/manifests/1.0", {"Content-Type": ""}, body)).status == 201
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Content-Type", OCI_INDEX)],
+        [("Content-Type", "text/plain")],
+        [("Content-Type", OCI_MANIFEST), ("Content-Type", OCI_INDEX)],
+        [("Content-Type", "\xe9")],
+    ],
+)
+async def test_a_wrong_content_type_is_400(client: AsgiClient, headers: list[tuple[str, str]]) -> None:
+    """It contradicts the body, is no manifest's type, is there twice, or is no text."""
+    answer = await client("PUT", f"{V2}/manifests/1.0", headers, image())
+    assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x\udfff"])
+async def test_half_of_a_character_is_400(client: AsgiClient, text: str) -> None:
+    """JSON can escape a lone surrogate, which no text in UTF-8 can hold: it is refused before anything is stored."""
+    for more in ({"artifactType": text}, {"annotations": {text: "x"}}):
+        answer = await put(client, "1.0", image(**more))
+        assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
+    assert (await put(client, "1.0", image(annotations={"k": "\U0001f600"}))).status == 201
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"a":1,"a":2}', b"[" * 100_000, b"{}" * 200_000])
+async def test_a_body_that_is_no_manifest_is_400(client: AsgiClient, body: bytes) -> None:
+    """Small ones and large ones, which are read in a thread."""
+    answer = await put(client, "1.0", body)
+    assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
+    assert (await client("GET", f"{V2}/manifests/1.0")).status == 404
+
+
+async def test_another_digest_is_400(client: AsgiClient) -> None:
+    """The body's digest is not the path's."""
+    answer = await put(client, digest_of(b"other"), image())
+    assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+
+
+async def test_missing_content_is_named(client: AsgiClient) -> None:
+    """MANIFEST_BLOB_UNKNOWN, and the detail says what to push first."""
+    missing = digest_of(b"missing")
+    answer = await put(client, "1.0", image(b"missing"))
+    assert (answer.status, answer.code) == (404, "MANIFEST_BLOB_UNKNOWN")
+    assert missing in json.dumps(answer.json)
+
+
+async def test_a_manifest_of_four_mebibytes_is_taken_and_a_larger_than_the_limit_is_413(client: AsgiClient) -> None:
+    """The limit counts declared bytes and received bytes; beyond it nothing more is read."""
+    most = RequestLimits().manifest
+    assert most >= 4 << 20
+    large = image(annotations={"x": "y" * ((4 << 20) - 1000)})
+    assert (await put(client, "1.0", large)).status == 201
+    declared = await put(client, "2.0", b"", {"Content-Length": str(most + 1)})
+    received = await client("PUT", f"{V2}/manifests/2.0", TYPE, [bytes(1 << 20)] * (most // (1 << 20)) + [b"x", b"y"])
+    for answer in (declared, received):
+        assert (answer.status, answer.code) == (413, "MANIFEST_INVALID")
+    exact = image(annotations={"x": "y" * (most - len(image(annotations={"x": ""})))})
+    assert len(exact) == most
+    assert (await put(client, "3.0", exact)).status == 201
+
+
+async def test_a_hang_up_stores_nothing(client: AsgiClient) -> None:
+    """Half a manifest is no manifest, even where the half is one."""
+    body = image()
+    answer = await client("PUT", f"{V2}/manifests/1.0", TYPE | {"Content-Length": "9999"}, body, leaves=True)
+    assert answer.status == 0
+    assert (await client("GET", f"{V2}/manifests/1.0")).status == 404
+
+
+async def test_tags_in_the_query(client: AsgiClient) -> None:
+    """`?tag=` sets each tag with the manifest, and OCI-Tag names each once."""
+    body = image()
+    answer = await put(client, f"{digest_of(body)}?tag=1.2.3&tag=1.2&tag=1&tag=latest&tag=1", body)
+    assert answer.status == 201
+    assert answer.all("oci-tag") == ["1.2.3", "1.2", "1", "latest"]
+    for tag in answer.all("oci-tag"):
+        assert (await client("GET", f"{V2}/manifests/{tag}")).body == body
+
+
+async def test_tags_in_the_query_beside_a_tag_in_the_path(client: AsgiClient) -> None:
+    """The spec speaks of digests only; here both are set."""
+    answer = await put(client, "1?tag=2", image())
+    assert answer.all("oci-tag") == ["2"]
+    assert [(await client("HEAD", f"{V2}/manifests/{tag}")).status for tag in "12"] == [200, 200]
+
+
+async def test_too_many_tags_are_414_and_none_is_set(registry: MemoryRegistry) -> None:
+    """More than the limit: 414; a bad one among them: 400. Nothing is stored either way."""
+    client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(tags_per_put=10)))
+    body = image()
+    many = "&".join(f"tag=t{number}" for number in range(11))
+    answer = await put(client, f"{digest_of(body)}?{many}", body)
+    assert (answer.status, answer.code) == (414, "MANIFEST_INVALID")
+    assert (await put(client, f"{digest_of(body)}?tag=ok&tag=-bad", body)).code == "MANIFEST_INVALID"
+    assert (await client("GET", f"{V2}/manifests/{digest_of(body)}")).status == 404
+    assert (await put(client, f"{digest_of(body)}?{many.rpartition('&')[0]}", body)).status == 201
+
+
+async def test_subject_is_acknowledged(client: AsgiClient) -> None:
+    """OCI-Subject tells the client that it need not write a fallback tag; the subject may be missing."""
+    subject = digest_of(b"later")
+    body = image(subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 5})
+    assert (await put(client, "1.0", body))["oci-subject"] == subject
+
+
+async def test_if_match_guards_a_tag(client: AsgiClient) -> None:
+    """A PUT goes through when the tag still points where the client saw it, else 412."""
+    first, second = image(), image(annotations={"n": "2"})
+    assert (await put(client, "1", first, {"If-Match": "*"})).status == 412
+    assert (await put(client, "1", first, {"If-None-Match": "*"})).status == 201
+    assert (await put(client, "1", second, {"If-None-Match": "*"})).status == 412
+    answer = await put(client, "1", second, {"If-Match": f'"{digest_of(second)}"'})
+    assert (answer.status, answer.code) == (412, "MANIFEST_INVALID")
+    assert (await put(client, "1", second, {"If-Match": f'W/"{digest_of(first)}"'})).status == 412
+    assert (await put(client, "1", second, {"If-Match": f'"x", "{digest_of(first)}"'})).status == 201
+    assert (await client("GET", f"{V2}/manifests/1")).body == second
+
+
+@pytest.mark.parametrize(
+    "headers", [{"If-Match": "bare"}, {"If-None-Match": ""}, {"If-Match": '"a"', "If-None-Match": '"b"'}]
+)
+async def test_a_condition_that_cannot_be_read_is_400(client: AsgiClient, headers: dict[str, str]) -> None:
+    """It could protect something, so it is not ignored."""
+    answer = await put(client, "1", image(), headers)
+    assert (answer.status, answer.code) == (400, "UNSUPPORTED")
+
+
+async def test_a_condition_on_a_digest(client: AsgiClient) -> None:
+    """`If-None-Match: *` holds until the manifest is there, `If-Match: *` from then on."""
+    body = image()
+    assert (await put(client, digest_of(body), body, {"If-Match": "*"})).status == 412
+    assert (await put(client, digest_of(body), body, {"If-None-Match": "*"})).status == 201
+    assert (await put(client, digest_of(body), body, {"If-None-Match": "*"})).status == 412
+    assert (await put(client, digest_of(body), body, {"If-Match": "*"})).status == 201
+
+
+async def test_delete_a_tag(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """202; the tag is gone, the manifest stays."""
+    stored = await put_image(registry, "1", "2")
+    assert (await client("DELETE", f"{V2}/manifests/1")).status == 202
+    assert [(await client("GET", f"{V2}/manifests/{ref}")).status for ref in ("1", "2", stored.digest)] == [
+        404,
+        200,
+        200,
+    ]
+    assert (await client("DELETE", f"{V2}/manifests/1")).code == "MANIFEST_UNKNOWN"
+
+
+async def test_delete_a_manifest(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """202; the manifest and every tag at it are gone at once. An unknown repository is 404."""
+    stored = await put_image(registry, "1", "2")
+    assert (await client("DELETE", f"{V2}/manifests/{stored.digest}")).status == 202
+    assert [(await client("GET", f"{V2}/manifests/{ref}")).status for ref in ("1", "2", stored.digest)] == [
+        404,
+        404,
+        404,
+    ]
+    answer = await client("DELETE", f"/v2/never/heard/manifests/{stored.digest}")
+    assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")

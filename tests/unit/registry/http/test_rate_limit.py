@@ -1,0 +1,143 @@
+"""Limits of requests, in the application and over two workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx2
+
+from registry.app import create_app, rate_limit_of
+from registry.config import Settings
+from registry.config.settings import LimitSettings
+from registry.http import DistributionAPI
+from registry.http.exchange import Exchange
+from registry.http.rate_limit import HEALTH_KEY
+from storage.composition import prepare_data_dir
+from storage.errors import Unauthorized
+from storage.memory_registry import MemoryRegistry
+from storage.names import RepositoryName
+from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.server_process import running_server
+
+
+class CountingLimiter:
+    """Lets `left` requests through; what it was asked for."""
+
+    def __init__(self, left: int, wait: float) -> None:
+        self.left = left
+        self.wait = wait
+        self.keys: list[str] = []
+
+    def take(self, key: str) -> float:
+        self.keys.append(key)
+        self.left -= 1
+        return 0.0 if self.left >= 0 else self.wait
+
+
+async def test_too_many_requests(registry: MemoryRegistry) -> None:
+    """429 in the spec's shape, with whole seconds to wait, at least one; what was asked for makes no difference."""
+    pace = CountingLimiter(2, 0.2)
+    client = AsgiClient(DistributionAPI(registry, pace=pace.take))
+    assert [(await client("GET", "/v2/")).status for _ in range(2)] == [200, 200]
+    for path in ("/v2/", "/v2/a/manifests/b", "/v2/nothing"):
+        answer = await client("GET", path)
+        assert (answer.status, answer.code, answer["retry-after"]) == (429, "TOOMANYREQUESTS", "1")
+    pace.wait = 12.1
+    assert (await client("PUT", "/v2/a/manifests/b"))["retry-after"] == "13"
+    assert len(set(pace.keys)) == 1
+
+
+class DenyingAuth:
+    """Lets nobody in."""
+
+    async def authenticate(self, exchange: Exchange) -> None:
+        raise Unauthorized
+
+    def known(self, shown: Sequence[bytes], address: str) -> None:
+        return None
+
+    def check_push(self, repo: RepositoryName) -> None:
+        raise AssertionError("nobody comes as far")
+
+
+async def test_refused_requests_count(registry: MemoryRegistry) -> None:
+    """Wrong credentials, names and queries that are none: whoever sends them is slowed like anybody else."""
+    pace = CountingLimiter(3, 1)
+    client = AsgiClient(DistributionAPI(registry, pace=pace.take, authenticator=DenyingAuth()))
+    for path, status in (("/v2/", 401), ("/v2/A/tags/list", 400), ("/v2/?n=%", 400), ("/v2/", 429), ("/v2/A/x", 429)):
+        assert (await client("GET", path)).status == status
+    assert len(pace.keys) == 5
+
+
+async def test_the_key_is_the_address(registry: MemoryRegistry) -> None:
+    """Of IPv6 the network of 64 bits."""
+    pace = CountingLimiter(10, 1)
+    api = DistributionAPI(registry, pace=pace.take)
+    client = AsgiClient(api)
+    for address in ("192.0.2.1", "2001:db8::1", "2001:db8::2"):
+        client.address = address
+        await client("GET", "/v2/")
+    assert pace.keys == ["192.0.2.1", "2001:0db8:0000:0000::/64", "2001:0db8:0000:0000::/64"]
+
+
+async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
+    """`/token`, `/api`, logins and paths that do not exist count with the other requests of that address, in one place;
+    a refusal has the headers that browsers want."""
+    prepare_data_dir(tmp_path)
+    pace = CountingLimiter(0, 1.5)
+    app = create_app(Settings(data=tmp_path), pace=pace.take)
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app=app, client=("192.0.2.9", 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+            for method, path in (
+                ("GET", "/token?service=entrepot"),
+                ("POST", "/token"),
+                ("GET", "/api/v1/me"),
+                ("POST", "/api/v1/users"),
+                ("GET", "/api/openapi.json"),
+                ("GET", "/api/docs"),
+                ("GET", "/"),
+                ("GET", "/nothing"),
+                ("GET", "/v2/"),
+            ):
+                answer = await client.request(method, path)
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "2"), path
+                assert answer.json()["errors"][0]["code"] == "TOOMANYREQUESTS"
+                assert path == "/v2/" or answer.headers["x-frame-options"] == "DENY"
+    assert set(pace.keys) == {"192.0.2.9"}
+
+
+async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry) -> None:
+    """Who watches is not refused because of others at the same address, and may ask often whatever the limit is; but
+    not as often as they like."""
+    take = rate_limit_of(Settings(limits=LimitSettings(requests_per_second=0.001, burst=1)))
+    assert take is not None
+    transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, pace=take))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
+        assert [(await client.get("/v2/")).status_code for _ in range(2)] == [200, 429]
+        assert {(await client.get("/health/live")).status_code for _ in range(20)} == {200}
+        assert 100 < sum(take(f"{HEALTH_KEY}192.0.2.1") == 0.0 for _ in range(5000)) < 5000
+        assert take(f"{HEALTH_KEY}192.0.2.2") == 0.0
+
+
+def test_what_the_settings_say() -> None:
+    """Nothing set: no limit. Without a burst, ten seconds' worth of requests may come at once, at least one."""
+    assert rate_limit_of(Settings()) is None
+    for per_second, burst in ((2, 20), (0.01, 1)):
+        take = rate_limit_of(Settings(limits=LimitSettings(requests_per_second=per_second)))
+        assert take is not None
+        assert [take("a") == 0.0 for _ in range(burst + 1)] == [True] * burst + [False]
+    take = rate_limit_of(Settings(limits=LimitSettings(requests_per_second=1, burst=3)))
+    assert take is not None
+    assert [take("a") == 0.0 for _ in range(4)] == [True] * 3 + [False]
+
+
+def test_two_workers_have_one_limit(tmp_path: Path) -> None:
+    """However the requests fall to the workers, as many get through as the limit says."""
+    env = {"ENTREPOT_LIMITS__REQUESTS_PER_SECOND": "0.001", "ENTREPOT_LIMITS__BURST": "20"}
+    with running_server(tmp_path, env=env) as server:
+        answers = [httpx2.get(server.url + "/v2/") for _ in range(60)]
+        assert [answer.status_code for answer in answers] == [200] * 20 + [429] * 40
+        assert int(answers[-1].headers["retry-after"]) > 900
+        assert httpx2.get(server.url + "/health/live").status_code == 200

@@ -1,0 +1,282 @@
+"""Upload sessions over HTTP (OCI distribution spec, "Pushing blobs")."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.http import DistributionAPI
+from storage.content import digest_of
+from storage.memory_registry import MemoryRegistry
+from storage.names import UploadID
+from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
+from tests.unit.registry.conftest import REPO, V2, put_blob
+
+DATA = b"0123456789" * 100
+DIGEST = digest_of(DATA)
+UPLOADS = f"{V2}/blobs/uploads/"
+LOST = f"{UPLOADS}00000000-0000-4000-8000-000000000000"
+
+
+async def start(client: AsgiClient, query: str = "") -> str:
+    """A session's location."""
+    answer = await client("POST", UPLOADS + query, {"Content-Length": "0"})
+    assert answer.status == 202
+    location = answer["location"]
+    assert location == UPLOADS + answer["docker-upload-uuid"]
+    assert answer["range"] == "0-0"
+    assert "oci-chunk-min-length" not in answer
+    return location
+
+
+async def stands(client: AsgiClient, location: str) -> str:
+    """What the session's status says."""
+    answer = await client("GET", location)
+    assert (answer.status, answer["location"]) == (204, location)
+    assert location.endswith(answer["docker-upload-uuid"])
+    return answer["range"]
+
+
+async def pulled(client: AsgiClient, answer: AsgiAnswer) -> bytes:
+    """What lies at the address of a 201."""
+    assert answer.status == 201
+    got = await client("GET", answer["location"])
+    assert got.status == 200
+    assert got["docker-content-digest"] == answer["docker-content-digest"]
+    return got.body
+
+
+async def test_post_then_put(client: AsgiClient) -> None:
+    """A session, then the whole body in its closing PUT."""
+    location = await start(client)
+    answer = await client("PUT", f"{location}?digest={DIGEST}", body=DATA)
+    assert await pulled(client, answer) == DATA
+    assert (await client("GET", location)).code == "BLOB_UPLOAD_UNKNOWN"
+
+
+async def test_post_without_the_last_slash(client: AsgiClient) -> None:
+    """`…/blobs/uploads` starts a session as well."""
+    assert (await client("POST", UPLOADS.rstrip("/"))).status == 202
+
+
+async def test_stream_then_put(client: AsgiClient) -> None:
+    """What docker sends: one PATCH in chunked transfer coding without Content-Range, then a PUT without a body."""
+    location = await start(client)
+    answer = await client("PATCH", location, body=[DATA[:7], DATA[7:500], DATA[500:]])
+    assert (answer.status, answer["range"], answer["location"]) == (202, f"0-{len(DATA) - 1}", location)
+    assert answer["content-length"] == "0"
+    answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Length": "0"})
+    assert await pulled(client, answer) == DATA
+
+
+async def test_chunks_with_content_range(client: AsgiClient) -> None:
+    """Chunks in order, the last one in the closing PUT."""
+    location = await start(client)
+    assert (await client("PATCH", location, {"Content-Range": "0-399"}, DATA[:400])).status == 202
+    answer = await client("PATCH", location, {"Content-Range": "400-699"}, DATA[400:700])
+    assert answer["range"] == "0-699"
+    answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "700-999"}, DATA[700:])
+    assert await pulled(client, answer) == DATA
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+@pytest.mark.parametrize("given", ["0-9", "300-309", "500-509"])
+async def test_a_chunk_out_of_order_is_416_and_changes_nothing(client: AsgiClient, method: str, given: str) -> None:
+    """416 says where the session stands; the session goes on from there."""
+    location = await start(client)
+    await client("PATCH", location, body=DATA[:400])
+    answer = await client(method, f"{location}?digest={DIGEST}", {"Content-Range": given}, DATA[:10])
+    assert (answer.status, answer.code) == (416, "BLOB_UPLOAD_INVALID")
+    assert (answer["range"], answer["location"]) == ("0-399", location)
+    assert await stands(client, location) == "0-399"
+    answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "400-999"}, DATA[400:])
+    assert await pulled(client, answer) == DATA
+
+
+@pytest.mark.parametrize(
+    "given", ["bytes 0-9/10", "0-", "-9", "a-b", "0-9,10-19", "9-0", "0-9/10", " ", "0-" + "9" * 30]
+)
+async def test_a_bad_content_range_is_400(client: AsgiClient, given: str) -> None:
+    """Two positions and nothing else; the session is untouched."""
+    location = await start(client)
+    answer = await client("PATCH", location, {"Content-Range": given}, DATA[:10])
+    assert (answer.status, answer.code) == (400, "BLOB_UPLOAD_INVALID")
+    assert await stands(client, location) == "0-0"
+
+
+async def test_two_content_ranges_are_400(client: AsgiClient) -> None:
+    """Even two that agree."""
+    location = await start(client)
+    answer = await client("PATCH", location, [("Content-Range", "0-9"), ("Content-Range", "0-9")], DATA[:10])
+    assert answer.code == "BLOB_UPLOAD_INVALID"
+
+
+async def test_a_declared_length_that_differs_is_refused_before_reading(client: AsgiClient) -> None:
+    """Content-Range and Content-Length disagree: 400 SIZE_INVALID, and nothing is taken."""
+    location = await start(client)
+    answer = await client("PATCH", location, {"Content-Range": "0-99"}, DATA[:50])
+    assert (answer.status, answer.code) == (400, "SIZE_INVALID")
+    assert await stands(client, location) == "0-0"
+
+
+@pytest.mark.parametrize(("sent", "kept"), [(DATA[:50], "0-49"), (DATA[:150], "0-99")], ids=["short", "long"])
+async def test_a_body_of_another_length_leaves_a_true_status(client: AsgiClient, sent: bytes, kept: str) -> None:
+    """In chunked transfer coding it is only seen at the end: the session keeps at most what was declared."""
+    location = await start(client)
+    answer = await client("PATCH", location, {"Content-Range": "0-99"}, [sent[:30], sent[30:]])
+    assert (answer.status, answer.code) == (400, "SIZE_INVALID")
+    assert await stands(client, location) == kept
+
+
+async def test_a_hang_up_keeps_what_came(client: AsgiClient) -> None:
+    """The client leaves midway: no answer, and the session can be resumed from its status."""
+    location = await start(client)
+    answer = await client("PATCH", location, {"Content-Length": "1000"}, DATA[:300], leaves=True)
+    assert answer.status == 0
+    assert await stands(client, location) == "0-299"
+    answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "300-999"}, DATA[300:])
+    assert await pulled(client, answer) == DATA
+
+
+async def test_a_hang_up_in_the_closing_put_commits_nothing(client: AsgiClient) -> None:
+    """Half a body never becomes a blob; the session stays."""
+    location = await start(client)
+    url = f"{location}?digest={digest_of(DATA[:300])}"
+    assert (await client("PUT", url, {"Content-Length": "1000"}, DATA[:300], leaves=True)).status == 0
+    assert (await client("HEAD", f"{V2}/blobs/{digest_of(DATA[:300])}")).status == 404
+    assert await stands(client, location) == "0-299"
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?digest=", "?digest=sha256:short", "?digest=md5:aa", f"?digest={DIGEST}&digest={DIGEST}"]
+)
+async def test_a_closing_put_needs_one_good_digest(client: AsgiClient, query: str) -> None:
+    """400 DIGEST_INVALID before the body is read; the session stays as it was."""
+    location = await start(client)
+    answer = await client("PUT", location + query, body=DATA)
+    assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+    assert await stands(client, location) == "0-0"
+
+
+async def test_a_wrong_digest_is_400_in_every_form(client: AsgiClient) -> None:
+    """POST+PUT, PATCH+PUT and single POST alike, and the blob is not there."""
+    wrong = digest_of(b"something else")
+    first, second = await start(client), await start(client)
+    await client("PATCH", second, body=DATA)
+    for answer in (
+        await client("PUT", f"{first}?digest={wrong}", body=DATA),
+        await client("PUT", f"{second}?digest={wrong}"),
+        await client("POST", f"{UPLOADS}?digest={wrong}", body=DATA),
+    ):
+        assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+    assert (await client("HEAD", f"{V2}/blobs/{wrong}")).status == 404
+    assert (await client("HEAD", f"{V2}/blobs/{DIGEST}")).status == 404
+
+
+@pytest.mark.parametrize("data", [b"", DATA], ids=["empty", "some"])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_single_post(client: AsgiClient, data: bytes, algorithm: str) -> None:
+    """The whole blob in the POST: 201."""
+    digest = digest_of(data, algorithm)
+    answer = await client("POST", f"{UPLOADS}?digest={digest}", {"Content-Length": str(len(data))}, data)
+    assert await pulled(client, answer) == data
+    assert answer["docker-content-digest"] == digest
+
+
+async def test_a_hang_up_in_a_single_post_leaves_nothing(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """Nobody knows that session, so it is cancelled."""
+    url = f"{UPLOADS}?digest={DIGEST}"
+    assert (await client("POST", url, {"Content-Length": "1000"}, DATA[:300], leaves=True)).status == 0
+    assert not registry._uploads
+
+
+async def test_digest_algorithm(client: AsgiClient) -> None:
+    """A session for sha512; a closing PUT may name any algorithm."""
+    for query in ("?digest-algorithm=sha512", "?digest-algorithm=sha256", ""):
+        location = await start(client, query)
+        await client("PATCH", location, body=DATA)
+        answer = await client("PUT", f"{location}?digest={digest_of(DATA, 'sha512')}")
+        assert await pulled(client, answer) == DATA
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?digest-algorithm=md5",
+        "?digest-algorithm=",
+        f"?digest-algorithm=sha512&digest={DIGEST}",
+        "?mount=x",
+        "?digest=x",
+    ],
+)
+async def test_a_bad_start_is_400(client: AsgiClient, query: str) -> None:
+    """Unknown algorithms and bad digests start no session."""
+    answer = await client("POST", UPLOADS + query)
+    assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+
+
+async def test_mount(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """With and without `from`: 201 and the blob is here."""
+    digest = await put_blob(registry, DATA, "other/app")
+    other = await put_blob(registry, b"more", "other/app")
+    for url in (
+        f"{UPLOADS}?mount={digest}&from=other/app",
+        f"{UPLOADS}?mount={other}",
+        f"{UPLOADS}?mount={other}&from=",
+    ):
+        answer = await client("POST", url)
+        assert await pulled(client, answer) in (DATA, b"more")
+
+
+async def test_a_mount_that_cannot_be_done_is_a_session(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """202 and a session: the source lacks the blob, is unknown, or nobody has it."""
+    await put_blob(registry, b"x", "other/app")
+    for query in ("&from=other/app", "&from=never/heard", ""):
+        location = await start(client, f"?mount={DIGEST}{query}")
+        assert await stands(client, location) == "0-0"
+
+
+async def test_a_mount_from_a_bad_name_is_400(client: AsgiClient) -> None:
+    """What can be no repository's name is the client's mistake."""
+    answer = await client("POST", f"{UPLOADS}?mount={DIGEST}&from=../etc")
+    assert (answer.status, answer.code) == (400, "NAME_INVALID")
+
+
+async def test_cancel(client: AsgiClient) -> None:
+    """204, and the session is gone for every method."""
+    location = await start(client)
+    await client("PATCH", location, body=DATA)
+    assert (await client("DELETE", location)).status == 204
+    for method in ("GET", "PATCH", "PUT", "DELETE"):
+        answer = await client(method, f"{location}?digest={DIGEST}")
+        assert (answer.status, answer.code) == (404, "BLOB_UPLOAD_UNKNOWN")
+
+
+async def test_a_session_belongs_to_its_repository(client: AsgiClient) -> None:
+    """Its id opens nothing under another name."""
+    location = (await start(client)).replace(REPO, "other/app")
+    for method in ("GET", "PATCH", "PUT", "DELETE"):
+        assert (await client(method, f"{location}?digest={DIGEST}", body=b"")).status == 404
+
+
+async def test_an_unknown_session_is_404_before_the_body(client: AsgiClient) -> None:
+    """No byte of it is asked for."""
+    for method in ("PATCH", "PUT"):
+        assert (await client(method, f"{LOST}?digest={DIGEST}", body=DATA)).code == "BLOB_UPLOAD_UNKNOWN"
+
+
+async def test_a_newer_request_takes_the_session_over(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """The older writer is told so; what the newer one writes counts."""
+    location = await start(client)
+    older = await registry.resume_upload(REPO, UploadID(location.rpartition("/")[2]))
+    assert (await client("PATCH", location, body=DATA)).status == 202
+    with pytest.raises(Exception, match="newer request"):
+        await older.write(b"late")
+
+
+async def test_public_url_goes_before_every_location(registry: MemoryRegistry) -> None:
+    """Behind a proxy that tells nobody its name, `public_url` makes addresses absolute."""
+    client = AsgiClient(DistributionAPI(registry, public_url="https://registry.example.com/"))
+    answer = await client("POST", UPLOADS)
+    assert answer["location"].startswith(f"https://registry.example.com{UPLOADS}")
+    answer = await client("POST", f"{UPLOADS}?digest={DIGEST}", body=DATA)
+    assert answer["location"] == f"https://registry.example.com{V2}/blobs/{DIGEST}"

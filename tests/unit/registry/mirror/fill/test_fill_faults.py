@@ -1,0 +1,303 @@
+"""Upstreams that break off, lie, or are not there; and processes that die in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from registry.config import Upstream
+from registry.mirror.mirror import Mirror
+from storage.composition import open_registry
+from storage.content import Span, digest_of
+from storage.errors import BlobUnknown, Denied, DigestInvalid, RegistryError, TooManyRequests, UpstreamUnavailable
+from storage.names import Tag
+from tests.fakes.mirror_source import FakeSource
+from tests.fakes.registry_content import image_of, read_blob
+from tests.unit.registry.mirror.conftest import (
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorStore,
+    MirrorWorker,
+    source_of_another_worker,
+    wait_until,
+)
+from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
+
+OTHER_FAR = "library/other"
+SMALL = random.Random(5).randbytes(3 * MIB)
+
+
+@pytest.fixture
+async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+    async with site.worker() as opened:
+        yield opened
+
+
+async def begun(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
+    site.far.add_image(UPSTREAM_REPO, layer)
+    await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG])
+async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker, data: bytes) -> None:
+    """Connections that break are resumed where they broke: no byte is asked for twice, and the reader sees nothing."""
+    site.far.faults.drops = [MIB, 100_000, 70_000, 500_000]
+    await begun(site, worker, data)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
+    sent_once(site, digest_of(data), len(data))
+    assert not site.far.faults.drops
+
+
+async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
+    """An upstream that brings nothing any more is given up after a while: readers are cut, and what came is kept for
+    the next try."""
+    site.persistence = 0.5
+    async with site.worker() as worker:
+        await begun(site, worker, SMALL)
+        site.far.faults.drops = [MIB, *[0] * 1000]
+        reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+        with pytest.raises(UpstreamUnavailable):
+            await read(reader)
+        assert 2 < site.far.calls["get blob"] < 10
+        site.far.faults.drops = []
+        assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
+        sent_once(site, digest_of(SMALL), len(SMALL))
+
+
+@pytest.mark.parametrize("error", [UpstreamUnavailable(), TooManyRequests(retry_after=1)], ids=lambda e: e.code)
+async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: RegistryError) -> None:
+    """However often it cannot be asked meanwhile: a blob that somebody is in the middle of is gone on with once it
+    can."""
+    site.persistence = 2.0  # a tenth of a second between two attempts
+    async with site.worker() as worker:
+        await begun(site, worker, SMALL)
+        gate = site.far.faults.gates[MIB] = threading.Event()
+        reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+        reading = asyncio.create_task(read(reader))
+        await wait_until(lambda: site.far.bytes_sent(digest_of(SMALL)) == MIB)
+        site.far.faults.down = error
+        site.far.cut()
+        gate.set()
+        attempts = 2 if isinstance(error, TooManyRequests) else 10
+        await wait_until(lambda: site.far.calls["get blob"] >= attempts)
+        site.far.faults.down = None
+        assert await reading == SMALL
+    sent_once(site, digest_of(SMALL), len(SMALL))
+
+
+async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
+    """The worker that fetches a blob goes while the upstream cannot be asked: a reader of another waits as long as it
+    would have with the first."""
+    site.persistence = 2.0
+    gone = FakeSource()
+    gone.blobs, gone.manifests, gone.sent = site.far.blobs, site.far.manifests, site.far.sent
+    gone.faults.gates[MIB] = threading.Event()
+    site.far.faults.down = UpstreamUnavailable()
+    async with site.worker() as stays:
+        async with site.worker(gone) as goes:
+            site.far.add_image(UPSTREAM_REPO, SMALL)
+            await goes.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+            first = await goes.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+            await wait_until(lambda: gone.bytes_sent(digest_of(SMALL)) == MIB)
+            second = await stays.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+            reading = asyncio.create_task(read(second))
+            await goes.mirror.aclose()
+            await first.aclose()
+        await wait_until(lambda: site.far.calls["get blob"] >= 6)
+        site.far.faults.down = None
+        assert await reading == SMALL
+    sent_once(site, digest_of(SMALL), len(SMALL))
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamUnavailable(), Denied(), TooManyRequests(retry_after=60), BlobUnknown()], ids=lambda e: e.code
+)
+async def test_errors_before_headers(site: MirrorStore, worker: MirrorWorker, error: RegistryError) -> None:
+    """What upstream answers instead of a blob is told before any header; it is not remembered unless it is
+    "unknown"."""
+    await begun(site, worker, SMALL)
+    site.far.faults.down = error
+    with pytest.raises(type(error)):
+        await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+    assert site.far.calls["get blob"] <= 2
+    site.far.faults.down = None
+    site.clock.now += 61
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
+
+
+async def test_wrong_bytes_are_kept_nowhere(site: MirrorStore, worker: MirrorWorker) -> None:
+    """A blob whose bytes are wrong never ends for its readers and is not kept; the next try asks another endpoint."""
+    site.far.endpoints = ("https://one", "https://two")
+    site.far.faults.corrupt = {"https://one"}
+    await begun(site, worker, SMALL)
+    digest = digest_of(SMALL)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest, span) for span in (None, Span(10), Span(-1))]
+    reading = [asyncio.create_task(read(reader)) for reader in readers]
+    gate.set()
+    ends = await asyncio.gather(*reading, return_exceptions=True)
+    assert all(isinstance(end, DigestInvalid) for end in ends)
+    with pytest.raises(BlobUnknown):
+        await worker.store.open_blob(MIRRORED_REPO, digest)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == SMALL
+
+
+async def test_wrong_bytes_of_a_small_blob(site: MirrorStore, worker: MirrorWorker) -> None:
+    """A small blob is checked before anybody gets it, so the client does not even notice the endpoint that lies."""
+    site.far.endpoints = ("https://one", "https://two")
+    site.far.faults.corrupt = {"https://one"}
+    await begun(site, worker, b"a small layer")
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"a small layer")) == b"a small layer"
+
+
+async def test_only_wrong_bytes(site: MirrorStore) -> None:
+    """An upstream that has only wrong bytes is asked once more, and then left alone for a moment that grows with each
+    fetch, however many clients come again meanwhile, at whichever worker. They are told who sent wrong bytes for what,
+    and when to come again."""
+    site.far.faults.corrupt = {"https://one"}
+    digest = digest_of(b"a small layer")
+    async with site.worker() as worker, site.worker() as other:
+        await begun(site, worker, b"a small layer")
+        for fetches, pause in ((2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (7, 30)):
+            for mirror in (worker.mirror, other.mirror, worker.mirror):
+                with pytest.raises(UpstreamUnavailable, match=rf"docker\.io \(https://one\).*{digest}") as raised:
+                    await mirror.open_blob(MIRRORED_REPO, digest)
+                assert raised.value.retry_after == pause
+            assert site.far.calls["get blob"] == fetches
+            site.clock.now += pause
+        site.far.faults.corrupt = set()
+        assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == b"a small layer"
+
+
+async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorStore, worker: MirrorWorker) -> None:
+    """The endpoint that is left alone is not taken from instead: nobody gets its bytes before its pause is over."""
+    site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
+    site.far.faults.corrupt = {"https://one"}
+    await begun(site, worker, SMALL)
+    for _ in range(2):
+        with pytest.raises(DigestInvalid):
+            await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL))
+    site.far.sent.clear()
+    for _ in range(3):
+        with pytest.raises(UpstreamUnavailable, match=r"docker\.io \(https://one\) sent wrong bytes") as raised:
+            await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+        assert raised.value.retry_after == 2
+    assert site.far.sent == {}
+    site.far.faults.away = set()
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
+
+
+async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Long after the last of them, or when somebody says so."""
+    site.far.faults.corrupt = {"https://one"}
+    layers = [b"a small layer", b"another"]
+    site.far.add_image(UPSTREAM_REPO, *layers)
+    await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+    for layer in layers:
+        with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
+            await worker.mirror.open_blob(MIRRORED_REPO, digest_of(layer))
+    site.far.faults.corrupt = set()
+    found = [digest_of(layers[0]), digest_of(b"something else")]
+    assert await worker.store.records.forget_bad_senders("docker.io", found) == 1
+    assert await read_blob(worker.mirror, MIRRORED_REPO, found[0]) == layers[0]
+    with pytest.raises(UpstreamUnavailable, match="wrong bytes"):
+        await worker.mirror.open_blob(MIRRORED_REPO, digest_of(layers[1]))
+    site.clock.now += 601
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(layers[1])) == layers[1]
+
+
+@pytest.mark.parametrize("follows", [False, True])
+async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worker: MirrorWorker, follows: bool) -> None:
+    """As soon as a reader learns of them, at the worker that fetched them or another, the fill that brought them is
+    over there: the next open begins anew."""
+    await begun(site, worker, SMALL)
+    site.far.faults.corrupt = {"https://one"}
+    gate = site.far.faults.gates[len(SMALL) - 1] = threading.Event()
+    async with site.worker(source_of_another_worker(site)) as other:
+        readers = [await each.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL)) for each in (worker, other)]
+        await wait_until(lambda: site.far.bytes_sent(digest_of(SMALL)) > 2 * MIB)
+        site.disk.pause = 0.05  # between the last byte and the word that it was wrong
+
+        async def ask_again() -> bytes:
+            with pytest.raises(DigestInvalid):
+                await readers[follows].ready(len(SMALL) - 1)
+            site.far.faults.corrupt = set()
+            return await read_blob((worker, other)[follows].mirror, MIRRORED_REPO, digest_of(SMALL))
+
+        asking = asyncio.create_task(ask_again())
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asking == SMALL
+        for reader in readers:
+            await reader.aclose()
+
+
+async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: MirrorWorker) -> None:
+    """A manifest with a wrong size for a blob gets an error, and spoils it for nobody else."""
+    real = site.far.add_blob(UPSTREAM_REPO, BIG)
+    for size in (9 * MIB, len(BIG) + 1, 100):
+        wrong = image_of(site.far.add_blob(UPSTREAM_REPO, b"{}"), [replace(real, size=size)])
+        site.far.add_manifest(UPSTREAM_REPO, wrong, "wrong")
+        site.clock.now += 3600
+        await worker.mirror.get_manifest(MIRRORED_REPO, Tag("wrong"))
+        with pytest.raises(UpstreamUnavailable, match="where the manifest says"):
+            await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    site.clock.now += 1
+    await begun(site, worker, BIG)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
+
+
+async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorWorker) -> None:
+    """An image that names a blob with another size loses nobody what came of it, and keeps nobody waiting, also while
+    upstream does not answer for it."""
+    await begun(site, worker, BIG)
+    gate = site.far.faults.gates[5 * MIB] = threading.Event()
+    async with site.worker() as other:
+        reader = await other.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        await wait_until(lambda: site.far.bytes_sent(DIGEST) >= 5 * MIB)
+        await other.mirror.aclose()
+        await reader.aclose()
+    site.far.closed = False
+    gate.set()
+    wrong = image_of(site.far.add_blob(OTHER_FAR, b"{}"), [replace(site.far.add_blob(OTHER_FAR, BIG), size=9 * MIB)])
+    site.far.add_manifest(OTHER_FAR, wrong, "1")
+    await worker.mirror.get_manifest(OTHER, Tag("1"))
+    stall = site.far.faults.stall = asyncio.Event()
+    waiting = asyncio.create_task(worker.mirror.open_blob(OTHER, DIGEST))
+    await wait_until(lambda: site.far.calls["get blob"] > 0 and bool(worker.mirror.filling))
+    site.far.faults.stall = None
+    assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
+    sent_once(site, DIGEST, len(BIG))
+    stall.set()
+    with pytest.raises(UpstreamUnavailable, match="where the manifest says"):
+        await waiting
+
+
+async def test_another_worker_takes_over(site: MirrorStore) -> None:
+    """When the worker that fetches a blob goes, a reader of another goes on without noticing, and no byte that came is
+    fetched again."""
+    gone = FakeSource()
+    gone.blobs, gone.manifests = site.far.blobs, site.far.manifests
+    gone.sent = site.far.sent
+    gate = gone.faults.gates[5 * MIB] = threading.Event()
+    async with site.worker() as stays:
+        await begun(site, stays, BIG)
+        async with open_registry(site.data, clock=site.clock) as store:
+            goes = Mirror(store, gone, store.partials, store.records, store.leases, Upstream(name="docker.io"))
+            first = await goes.open_blob(MIRRORED_REPO, DIGEST)
+            at = 0
+            while at < 5 * MIB:
+                at = await first.ready(at)
+            second = await stays.mirror.open_blob(MIRRORED_REPO, DIGEST)
+            assert await second.ready(0) >= 5 * MIB
+            reading = asyncio.create_task(read(second))
+            await goes.aclose()
+            await first.aclose()
+        gate.set()
+        assert await reading == BIG
+    sent_once(site, DIGEST, len(BIG))

@@ -1,0 +1,197 @@
+"""What the workers of one server know of each other's fills."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from registry.backend import open_router
+from registry.config import Settings
+from registry.mirror.fill.slots import PULL_LINGER_SECONDS
+from storage.composition import prepare_data_dir
+from storage.content import digest_of
+from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
+from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
+from storage.names import Tag
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import read_blob
+from tests.unit.registry.mirror.conftest import (
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorStore,
+    MirrorWorker,
+    source_of_another_worker,
+    wait_until,
+)
+from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
+
+FIRST = b"a first layer"
+TAG = Tag("1")
+
+
+async def take(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
+    """Connections that others have."""
+    for _ in range(count):
+        assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
+
+
+async def prefetched(site: MirrorStore, worker: MirrorWorker) -> threading.Event:
+    """A layer is being fetched that nobody has asked for; its second MiB comes once that is set."""
+    site.far.add_image(UPSTREAM_REPO, FIRST, BIG)
+    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    gate = site.far.faults.gates[MIB] = threading.Event()
+    await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
+    await wait_until(lambda: site.far.bytes_sent(DIGEST) == MIB)
+    return gate
+
+
+async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(site: MirrorStore) -> None:
+    """A layer one worker fetches ahead of its readers is asked for at another: the first fetches it as what somebody
+    waits for, also where few connections are left."""
+    site.configure(prefetch="layers")
+    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two, AsyncExitStack() as stack:
+        gate = await prefetched(site, one)
+        await take(one, stack, 3)
+        reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        gate.set()
+        async with asyncio.timeout(60):
+            assert await read(reader) == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) -> None:
+    """A layer fetched ahead is fetched to its end by the worker that began it, though only clients of another read
+    it."""
+    site.configure(prefetch="layers")
+    other = source_of_another_worker(site)
+    async with site.worker() as one, site.worker(other) as two:
+        gate = await prefetched(site, one)
+        reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        site.steady.now += PULL_LINGER_SECONDS + 1
+        gate.set()
+        assert await read(reader) == BIG
+        assert other.calls["get blob"] == 0
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: MirrorStore) -> None:
+    """A blob whose fill has no connection yet is answered in time at every worker, and comes when there is one."""
+    site.beginning = 0.2
+    site.far.add_image(UPSTREAM_REPO, BIG)
+    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
+        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
+        async with AsyncExitStack() as stack:
+            await take(one, stack, 4)
+            readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (one, two)]
+        assert await asyncio.gather(*map(read, readers)) == [BIG, BIG]
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> None:
+    """Where the upstream was asked and says nothing, clients of all workers are told in time."""
+    site.beginning = 0.2
+    site.far.add_image(UPSTREAM_REPO, BIG)
+    stall = site.far.faults.stall = asyncio.Event()
+    async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
+        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
+        for worker in (one, two):
+            with pytest.raises(UpstreamTimeout):
+                await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        stall.set()
+        assert await read_blob(two.mirror, MIRRORED_REPO, DIGEST) == BIG
+
+
+async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> None:
+    """When the upstream brings nothing any more, the readers of all workers are told once the worker that fetches has
+    lost its patience: the others do not try for as long, one after the other. Who asks from then on is a new try."""
+    site.persistence = 1.0
+    site.far.add_image(UPSTREAM_REPO, BIG)
+    others = [source_of_another_worker(site) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(site.worker())
+        workers = [await stack.enter_async_context(site.worker(far)) for far in others]
+        await owner.mirror.get_manifest(MIRRORED_REPO, TAG)
+        site.far.faults.drops = [MIB, *[0] * 1000]
+        readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (owner, *workers)]
+        ends = await asyncio.gather(*map(read, readers), return_exceptions=True)
+        assert [type(end) for end in ends] == [UpstreamUnavailable] * 4
+        assert {str(end) for end in ends} == {"the connection broke"}
+        assert [far.calls["get blob"] for far in others] == [0, 0, 0]
+        site.far.faults.drops = []
+        assert await read_blob(workers[0].mirror, MIRRORED_REPO, DIGEST) == BIG
+        assert others[0].calls["get blob"] > 0
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_what_is_said_of_one_repository_is_said_of_no_other(site: MirrorStore) -> None:
+    """An owner that fails for its own repository leaves the blob to followers that ask for another."""
+    site.persistence = 0.5
+    site.far.add_image(UPSTREAM_REPO, BIG)
+    site.far.add_image("library/other", BIG)
+    other = source_of_another_worker(site)
+    async with site.worker() as one, site.worker(other) as two:
+        await one.mirror.get_manifest(MIRRORED_REPO, TAG)
+        await two.mirror.get_manifest(OTHER, TAG)
+        site.far.faults.drops = [MIB, *[0] * 20]
+        first = await one.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        second = await two.mirror.open_blob(OTHER, DIGEST)
+        reading = asyncio.create_task(read(second))
+        with pytest.raises(UpstreamUnavailable):
+            await read(first)
+        site.far.faults.drops.clear()
+        assert await reading == BIG
+    sent_once(site, DIGEST, len(BIG))
+
+
+async def test_wrong_bytes_are_fetched_once(site: MirrorStore) -> None:
+    """Who sent them is known to all workers, before their readers come again: nobody asks there any more."""
+    site.far.endpoints = ("https://one", "https://two")
+    site.far.faults.corrupt = {"https://one"}
+    site.far.add_image(UPSTREAM_REPO, BIG)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(site.worker(source_of_another_worker(site))) for _ in range(4)]
+        await workers[0].mirror.get_manifest(MIRRORED_REPO, TAG)
+        gate = site.far.faults.gates[MIB] = threading.Event()
+        readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in workers]
+        reading = [asyncio.create_task(read(reader)) for reader in readers]
+        gate.set()
+        ends = await asyncio.gather(*reading, return_exceptions=True)
+        assert [type(end) for end in ends] == [DigestInvalid] * 4
+        site.far.sent[DIGEST].clear()
+        got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST) for worker in workers))
+        assert got == [BIG] * 4
+    sent_once(site, DIGEST, len(BIG))
+
+
+@pytest.mark.parametrize("full", [True, False])
+async def test_a_start_on_a_full_disk_warms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """A service that could not open its database for changes is replaced as soon as there is room. Until it ends it
+    would keep the turn to warm from the one that replaces it."""
+
+    def without_room(*args: Any, frozen: Any = None) -> Any:
+        if full and frozen is None:
+            raise apsw.FullError("database or disk is full")
+        return SqliteMetadata(*args, frozen=frozen)
+
+    settings = Settings.model_validate(
+        {
+            "data": tmp_path / "data",
+            "upstream": [{"name": "far.test"}],
+            "warm": {"references": ["far.test/library/app:1"]},
+        }
+    )
+    prepare_data_dir(settings.data)
+    monkeypatch.setattr("storage.composition.SqliteMetadata", without_room)
+    async with open_router(settings, serving=True, may_freeze=True) as router:
+        assert isinstance(router.hosted, StoredRegistry)
+        assert router.hosted.frozen == full
+        rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
+        assert len(rounds) == (0 if full else 1)

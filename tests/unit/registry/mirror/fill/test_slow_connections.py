@@ -1,0 +1,65 @@
+"""Which connections are cut once nothing is left to be asked for."""
+
+from __future__ import annotations
+
+from registry.mirror.fill.pieces import MIB, StragglerDetector
+
+KIB = 1024
+
+
+def cut(rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] = (), seconds: float = 30.0) -> float:
+    """When the first connection is cut, if so many bring these bytes a second, and `ended` pieces came at theirs."""
+    stragglers: StragglerDetector[str] = StragglerDetector()
+    for rate in ended:
+        stragglers.note_piece(0.0, int(rate), 1.0)
+    now = 0.0
+    while now < seconds:
+        stragglers.observe(now, {key: int(rate * now) for key, rate in rates.items()})
+        found = stragglers.find(now, {key: left[key] - int(rates[key] * now) for key in rates if key in left})
+        if found:
+            assert found == ["slow"]
+            return now
+        now += 0.02
+    return seconds
+
+
+def test_one_that_is_much_slower_than_the_others_is_cut() -> None:
+    """Within some seconds, whether the others are still at work or have ended."""
+    others = {f"other {number}": 8.0 * MIB for number in range(7)}
+    assert cut({"slow": 20.0 * KIB, **others}, {"slow": 60 * MIB, **dict.fromkeys(others, 300 * MIB)}) < 3
+    assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}, ended=(8.0 * MIB,) * 7) < 3
+
+
+def test_one_that_brings_nothing_is_cut() -> None:
+    """Though it has begun."""
+    assert cut({"slow": 0.0}, {"slow": MIB}, ended=(MIB,)) < 3
+
+
+def test_where_all_are_slow_none_is_cut() -> None:
+    """Others would be no quicker."""
+    rates = {f"{number}": 20.0 * KIB for number in range(8)}
+    assert cut(rates, dict.fromkeys(rates, 60 * MIB), ended=(20.0 * KIB,) * 3) == 30
+    assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}) == 30, "nothing to compare with"
+
+
+def test_one_that_is_nearly_done_is_left() -> None:
+    """What it has left is not worth another request."""
+    assert cut({"slow": 100.0 * KIB}, {"slow": 300 * KIB}, ended=(8.0 * MIB,) * 7, seconds=2.5) == 2.5
+
+
+def test_one_that_is_half_as_fast_is_left() -> None:
+    """That may be chance."""
+    assert cut({"slow": 4.0 * MIB}, {"slow": 500 * MIB}, ended=(8.0 * MIB,) * 7) == 30
+
+
+def test_a_link_that_became_slow_costs_one_request() -> None:
+    """Once a connection was cut, what came before tells nothing: those that follow are compared with each other."""
+    stragglers: StragglerDetector[int] = StragglerDetector()
+    stragglers.note_piece(0.0, 8 * MIB, 1.0)
+    now, cuts, name, begun = 0.0, 0, 0, 0.0
+    while now < 60:
+        stragglers.observe(now, {name: int((now - begun) * 20 * KIB)})
+        if stragglers.find(now, {name: 60 * MIB}):
+            cuts, name, begun = cuts + 1, name + 1, now
+        now += 0.02
+    assert cuts == 1

@@ -1,0 +1,137 @@
+"""What a mirror refuses, lists and drops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from registry.request import NOTICE
+from storage.content import digest_of
+from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, UpstreamUnavailable
+from storage.interface import Registry
+from storage.names import RepositoryName, Tag, UploadID
+from storage.patterns import ALL_NAMES
+from tests.fakes.registry_content import BY, image_of, push_image, read_blob
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorStore, MirrorWorker
+
+TAG = Tag("1")
+
+
+@pytest.fixture
+async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
+    async with site.worker() as opened:
+        yield opened
+
+
+async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Nothing can be pushed to a mirrored name; the message says what it is and what to do."""
+    image = site.far.add_image(UPSTREAM_REPO, b"layer")
+    upload = UploadID.random()
+    for attempt in (
+        worker.mirror.start_upload(MIRRORED_REPO),
+        worker.mirror.resume_upload(MIRRORED_REPO, upload),
+        worker.mirror.upload_offset(MIRRORED_REPO, upload),
+        worker.mirror.mount_blob(MIRRORED_REPO, digest_of(b"layer"), ALL_NAMES, BY),
+        worker.mirror.put_manifest(MIRRORED_REPO, image, [TAG], by=BY),
+    ):
+        with pytest.raises(Denied, match=r"library/app is mirrored from docker\.io; push under another name"):
+            await attempt
+
+
+async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWorker) -> None:
+    """A mirrored blob is dropped also while manifests here refer to it: the next client gets what upstream has."""
+    site.far.add_image(UPSTREAM_REPO, b"layer")
+    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
+    await worker.mirror.delete_blob(MIRRORED_REPO, digest_of(b"layer"), by=BY)
+    with pytest.raises(BlobUnknown):
+        await worker.store.resolve_blob(MIRRORED_REPO, digest_of(b"layer"))
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
+
+
+async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Deleting a mirrored tag, manifest or blob drops what is here; the next client gets what upstream has now."""
+    old = site.far.add_image(UPSTREAM_REPO, b"old")
+    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"old")) == b"old"
+    new = site.far.add_image(UPSTREAM_REPO, b"new")
+    await worker.mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
+    assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == new.digest
+    await worker.mirror.delete_manifest(MIRRORED_REPO, new.digest, by=BY)
+    await worker.mirror.delete_blob(MIRRORED_REPO, digest_of(b"old"), by=BY)
+    with pytest.raises(ManifestUnknown):
+        await worker.store.get_manifest(MIRRORED_REPO, new.digest)
+    with pytest.raises(BlobUnknown):
+        await worker.store.resolve_blob(MIRRORED_REPO, digest_of(b"old"))
+    assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == new.digest
+    assert (await worker.mirror.get_manifest(MIRRORED_REPO, old.digest)).digest == old.digest
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"old")) == b"old"
+
+
+async def test_a_delete_forgets_what_was_unknown(site: MirrorStore, worker: MirrorWorker) -> None:
+    """A delete of what is not here makes the mirror ask again at once."""
+    with pytest.raises(ManifestUnknown):
+        await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    site.far.add_image(UPSTREAM_REPO, b"layer")
+    with pytest.raises((ManifestUnknown, NameUnknown)):
+        await worker.mirror.delete_tag(MIRRORED_REPO, TAG, by=BY)
+    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+
+
+async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Upstream's tags are listed; while it is down those that were pulled, and the client is told so."""
+    site.far.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
+    await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
+    page = await worker.mirror.tags(MIRRORED_REPO, "1", 1)
+    assert (list(page.items), page.more) == (["2"], True)
+    assert NOTICE.get() is None
+    site.far.faults.down = UpstreamUnavailable()
+    assert list((await worker.mirror.tags(MIRRORED_REPO, None, 10)).items) == ["2"]
+    assert NOTICE.get() is not None
+    with pytest.raises(UpstreamUnavailable):
+        await worker.mirror.tags(RepositoryName("docker.io/library/never"), None, 10)
+
+
+async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
+    """Upstream's referrers are listed; while it is down those that were pulled."""
+    image = site.far.add_image(UPSTREAM_REPO, b"layer")
+    signatures = [
+        site.far.add_manifest(UPSTREAM_REPO, image_of(site.far.add_blob(UPSTREAM_REPO, text), subject=image.digest))
+        for text in (b"a", b"b")
+    ]
+    page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
+    assert {found.digest for found in page.items} == {made.digest for made in signatures}
+    await worker.mirror.get_manifest(MIRRORED_REPO, signatures[0].digest)
+    site.far.faults.down = UpstreamUnavailable()
+    page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
+    assert [found.digest for found in page.items] == [signatures[0].digest]
+    assert NOTICE.get() is not None
+
+
+async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:
+    """The mirror lists its own repositories that were pulled from, and no hosted ones."""
+    for name in ("a/hosted", "docker.io", "docker.iox/y", "team/app"):
+        await push_image(worker.store, RepositoryName(name), "seed", "1")
+    for name in ("one", "two"):
+        site.far.add_image(f"library/{name}", b"layer")
+        await worker.mirror.get_manifest(RepositoryName(f"docker.io/library/{name}"), TAG)
+    page = await worker.mirror.repositories(None, 10)
+    assert (list(page.items), page.more) == (["docker.io/library/one", "docker.io/library/two"], False)
+    page = await worker.mirror.repositories(None, 1)
+    assert (list(page.items), page.more) == (["docker.io/library/one"], True)
+    page = await worker.mirror.repositories("docker.io/library/one", 1)
+    assert list(page.items) == ["docker.io/library/two"]
+
+
+async def test_a_name_of_another_upstream(worker: MirrorWorker) -> None:
+    """A name that is not the upstream's is never asked for there."""
+    with pytest.raises(NameUnknown):
+        await worker.mirror.get_manifest(RepositoryName("team/app"), TAG)
+
+
+def test_it_is_a_registry(site: MirrorStore) -> None:
+    """The mirror is a `Registry` in full."""
+    from registry.mirror.mirror import Mirror
+
+    assert issubclass(Mirror, Registry)

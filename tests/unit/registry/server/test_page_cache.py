@@ -1,0 +1,105 @@
+"""Which parts of a file are in memory is told to the byte, and asking changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from mmap import PAGESIZE
+from pathlib import Path
+
+import pytest
+
+from registry.server.connection.page_cache import MappedFile
+
+PAGES = 600
+SIZE = PAGES * PAGESIZE - 100
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, os.urandom(SIZE))
+    os.fsync(fd)
+    yield fd
+    os.close(fd)
+
+
+def counts(fd: int, start: int, at: int, stop: int) -> int:
+    residence = MappedFile.of(fd, start, max(stop, SIZE))
+    assert residence is not None
+    try:
+        return residence.count(at, stop)
+    finally:
+        residence.close()
+
+
+@pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
+def test_what_was_just_written(fd: int, start: int) -> None:
+    """All of it is there, from whatever byte to whatever byte."""
+    for at in (start, start + 1, start + PAGESIZE):
+        for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
+            assert counts(fd, start, at, stop) == stop - at
+
+
+def test_beyond_the_end(fd: int) -> None:
+    """What a file does not have is not in memory."""
+    assert counts(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
+    assert counts(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
+
+
+def test_what_the_kernel_has_dropped(fd: int) -> None:
+    """A file dropped from memory is cold until it is read, however often one asks; then up to where it was read."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if counts(fd, 0, 0, SIZE) == SIZE:
+        return  # the file system lives in memory
+    for _ in range(5):
+        assert counts(fd, 0, 0, SIZE) == 0
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
+    os.pread(fd, 10 * PAGESIZE, 100 * PAGESIZE)
+    assert counts(fd, 0, 0, SIZE) == 0
+    assert 10 * PAGESIZE - 7 <= counts(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
+
+
+def test_what_is_viewed(fd: int) -> None:
+    """A view holds the file's bytes, from any byte to any byte, and again after its pages were let go."""
+    data = os.pread(fd, SIZE, 0)
+    for start in (0, 5, 3 * PAGESIZE + 7):
+        residence = MappedFile.of(fd, start, SIZE)
+        assert residence is not None
+        for at, stop in ((start, SIZE), (start + 1, start + PAGESIZE), (SIZE - 1, SIZE)):
+            with residence.view(at, stop) as view:
+                assert view.readonly
+                assert view == data[at:stop]
+            residence.release(stop)
+        with residence.view(start, SIZE) as view:
+            assert view == data[start:]
+        residence.close()
+
+
+def test_what_is_let_go(fd: int) -> None:
+    """Pages that were viewed count as this process's memory until they are let go."""
+    residence = MappedFile.of(fd, 0, SIZE)
+    assert residence is not None
+    with residence.view(0, SIZE) as view:
+        assert len(bytes(view)) == SIZE
+    assert mapped(fd) >= SIZE // 1024
+    residence.release(SIZE)
+    assert mapped(fd) <= PAGESIZE // 1024
+    residence.close()
+
+
+def mapped(fd: int) -> int:
+    """KiB of the file that this process has in its memory."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    found = 0
+    for line in lines:
+        if line.endswith(path):
+            found += next(int(value.split()[1]) for value in lines if value.startswith("Rss:"))
+    return found
+
+
+def test_nobody_can_tell() -> None:
+    """None for what cannot be mapped."""
+    with open("/proc/version", "rb") as file:
+        assert MappedFile.of(file.fileno(), 0, 10) is None

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from registry.server.process.worker import describe_failure
+from registry.server.server_log import LoopErrors
+
+
+async def test_loop_errors_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A callback that fails again and again is logged once, with its traceback."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(LoopErrors())
+    logger = logging.getLogger("registry.server")
+    before = logger.propagate
+    logger.propagate = True
+    try:
+        for _ in range(3):
+            loop.call_soon(lambda: 1 / 0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    finally:
+        logger.propagate = before
+        loop.set_exception_handler(None)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
+def test_explain_is_one_line() -> None:
+    """A failed start's reason fits a line whatever the exception holds."""
+    assert describe_failure(OSError(28, "No space left\non device")) == "[Errno 28] No space left on device"

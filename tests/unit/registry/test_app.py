@@ -1,0 +1,169 @@
+"""The whole application: what stands beside `/v2`, and that `/v2` is not the framework's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from registry.app import Entrepot, create_app, reopen_store
+from registry.config import Settings
+from storage.composition import layout_of, prepare_data_dir
+from storage.errors import StorageFull
+from storage.memory_registry import MemoryRegistry
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.wrappers import RefusingRegistry
+from tests.fakes.asgi_client import AsgiClient
+from tests.unit.registry.conftest import V2, put_image
+
+
+@pytest.fixture
+def app(tmp_path: Path, registry: MemoryRegistry) -> Entrepot:
+    return create_app(Settings(data=tmp_path), registry)
+
+
+def browser(app: Entrepot, *, raises: bool = True) -> httpx2.AsyncClient:
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=raises)
+    return httpx2.AsyncClient(transport=transport, base_url="http://registry.test")
+
+
+async def test_v2_is_served_before_the_framework(app: Entrepot, registry: MemoryRegistry) -> None:
+    """`/v2` and below are the distribution API's, its 404s included; `/v2x` is not."""
+    await put_image(registry, "1")
+    client = AsgiClient(app)
+    for path in ("/v2", "/v2/", f"{V2}/manifests/1"):
+        assert (await client("GET", path)).status == 200
+    assert "x-request-id" in await client("GET", "/v2/nothing")
+    assert "x-request-id" not in await client("GET", "/v2x")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v2x", 404), ("POST", "/health/live", 405)]
+)
+async def test_the_frameworks_errors_have_the_shape_of_the_spec(
+    app: Entrepot, method: str, path: str, status: int
+) -> None:
+    """404 and 405 beside `/v2`; 405 keeps its Allow."""
+    answer = await AsgiClient(app)(method, path)
+    assert (answer.status, answer.code) == (status, "UNSUPPORTED")
+    assert ("allow" in answer) == (status == 405)
+
+
+async def test_bad_parameters_of_the_framework_are_422_in_the_shape_of_the_spec(app: Entrepot) -> None:
+    """A router's own validation says which parameter is wrong."""
+
+    @app.get("/count")
+    async def count(n: int) -> int:
+        return n
+
+    answer = await AsgiClient(app)("GET", "/count?n=x")
+    assert (answer.status, answer.code) == (422, "UNSUPPORTED")
+    assert answer.json["errors"][0]["detail"][0]["where"] == "query.n"
+
+
+async def test_a_failure_in_the_framework_is_500_in_the_shape_of_the_spec(app: Entrepot) -> None:
+    """Without a word of the traceback."""
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise ValueError("secret")
+
+    async with browser(app, raises=False) as client:
+        answer = await client.get("/broken")
+    assert answer.status_code == 500
+    assert answer.json()["errors"][0]["code"] == "UNKNOWN"
+    assert "secret" not in answer.text
+
+
+async def test_health(app: Entrepot, tmp_path: Path) -> None:
+    """Live as long as the process answers; ready as long as the registry does."""
+    async with browser(app) as client:
+        assert (await client.get("/health/live")).json() == {"status": "ok"}
+        assert (await client.get("/health/ready")).json() == {"status": "ok"}
+    async with browser(create_app(Settings(data=tmp_path), RefusingRegistry())) as client:
+        assert (await client.get("/health/live")).status_code == 200
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()["status"]) == (503, "failing")
+
+
+async def test_the_root_says_what_to_do(app: Entrepot) -> None:
+    """A person with a browser finds a line to try, with the address that the browser used."""
+    async with browser(app) as client:
+        answer = await client.get("/")
+    assert "docker push registry.test/team/app" in answer.text
+
+
+async def test_the_api_is_described(app: Entrepot) -> None:
+    """The description is there; pages that load scripts from the internet are not."""
+    async with browser(app) as client:
+        assert "/health/ready" in (await client.get("/api/openapi.json")).json()["paths"]
+        for path in ("/docs", "/redoc"):
+            assert (await client.get(path)).status_code == 404
+
+
+async def test_settings_reach_the_api(
+    tmp_path: Path, registry: MemoryRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """read_only, delete, public_url and the manifest limit count, and calls are logged."""
+    await put_image(registry, "1")
+    app = create_app(Settings(data=tmp_path, delete=False, public_url="https://registry.example.com"), registry)
+    client = AsgiClient(app)
+    with caplog.at_level(logging.INFO, "registry.calls"):
+        assert (await client("DELETE", f"{V2}/manifests/1")).status == 405
+    assert "operation=delete_tag" in caplog.text
+    assert (await client("POST", f"{V2}/blobs/uploads/"))["location"].startswith("https://registry.example.com/v2/")
+    app = create_app(Settings.model_validate({"read_only": True, "limits": {"manifest": 4 << 20}}), registry)
+    assert (await AsgiClient(app)("POST", f"{V2}/blobs/uploads/")).status == 405
+    answer = await AsgiClient(app)("PUT", f"{V2}/manifests/1", {"Content-Length": str((4 << 20) + 1)})
+    assert answer.status == 413
+
+
+async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
+    """Without a registry it opens the one in the (prepared) data directory when it is started, and closes it when it
+    ends; what was pushed is there the next time."""
+    prepare_data_dir(tmp_path / "data")
+    for status in (404, 200):
+        app = create_app(Settings(data=tmp_path / "data"))
+        async with app.router.lifespan_context(app):
+            client = AsgiClient(app)
+            digest = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+            async with browser(app) as visitor:
+                assert (await visitor.get("/health/ready")).status_code == 200
+            assert (await client("HEAD", f"{V2}/blobs/{digest}")).status == status
+            assert (await client("POST", f"{V2}/blobs/uploads/?digest={digest}", body=b"foo")).status == 201
+
+
+async def test_a_store_is_opened_again_however_that_failed_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that started on a full disk reads from a frozen database, and holds up everybody who writes. It tries to
+    open the store until it can, and an error of another kind than a full disk does not end that."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    frozen = ImmutableDatabase(layout_of(data))
+    app = create_app(settings := Settings(data=data))
+    (data / "entrepot.db").rename(data / "elsewhere")
+    async with AsyncExitStack() as stack:
+        stack.callback(frozen.close)
+        refused = asyncio.Event()
+
+        def note(_: logging.LogRecord) -> bool:
+            refused.set()
+            return True
+
+        logging.getLogger("registry").addFilter(note)
+        stack.callback(logging.getLogger("registry").removeFilter, note)
+        thawing = asyncio.create_task(reopen_store(app, settings, stack, frozen.retire))
+        async with asyncio.timeout(20):
+            failed = asyncio.create_task(refused.wait())
+            await asyncio.wait([thawing, failed], return_when=asyncio.FIRST_COMPLETED)
+            failed.cancel()
+            assert "cannot be opened again" in caplog.text
+            (data / "elsewhere").rename(data / "entrepot.db")
+            await thawing
+        with pytest.raises(StorageFull):
+            frozen.at(None)

@@ -1,0 +1,109 @@
+"""Log lines on their way to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from registry.log_output import BUFFER_BYTES, BufferedHandler, LineFormatter, LineRecord
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def log(stream: io.StringIO) -> Iterator[logging.Logger]:
+    logger = logging.Logger("a.logger", logging.INFO)
+    handler = BufferedHandler(stream)
+    logger.addHandler(handler)
+    yield logger
+    handler.close()
+
+
+def test_a_line_without_a_loop_is_written_at_once(log: logging.Logger, stream: io.StringIO) -> None:
+    """A command that runs no event loop loses no line by ending."""
+    log.info("one %s", "fact")
+    assert stream.getvalue().endswith(f" INFO a.logger[{os.getpid()}] one fact\n")
+
+
+async def test_information_is_gathered_and_a_warning_is_not(log: logging.Logger, stream: io.StringIO) -> None:
+    """A warning is written at once, with all that came before it, in order."""
+    log.info("first")
+    log.info("second")
+    assert stream.getvalue() == ""
+    log.warning("third")
+    assert [line.rsplit(" ", 1)[1] for line in stream.getvalue().splitlines()] == ["first", "second", "third"]
+
+
+async def test_gathered_lines_are_written_soon(log: logging.Logger, stream: io.StringIO) -> None:
+    """Nothing that was gathered waits for the next line."""
+    written = asyncio.Event()
+    stream.flush = written.set  # type: ignore[method-assign]
+    log.info("alone")
+    async with asyncio.timeout(60):
+        await written.wait()
+    assert stream.getvalue().endswith(" alone\n")
+
+
+async def test_many_lines_do_not_pile_up(log: logging.Logger, stream: io.StringIO) -> None:
+    """No more than a portion is held, however many come before the loop has a turn."""
+    for number in range(3000):
+        log.info("line %04d", number)
+    line = len(stream.getvalue().splitlines()[0])
+    assert (3000 - stream.getvalue().count("\n")) * line <= BUFFER_BYTES + line
+
+
+async def test_an_error_shows_its_traceback(log: logging.Logger, stream: io.StringIO) -> None:
+    """What failed is told whole, at once."""
+    try:
+        raise ValueError("what went wrong")
+    except ValueError:
+        log.exception("it failed")
+    assert "Traceback" in stream.getvalue()
+    assert stream.getvalue().endswith("ValueError: what went wrong\n")
+
+
+def _raised() -> Any:
+    try:
+        raise ValueError("what went wrong")
+    except ValueError as error:
+        return type(error), error, error.__traceback__
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "more"),
+    [
+        ("plain 100%", (), {}),
+        ("plain", None, {}),
+        ("%s and %d", ("one", 2), {}),
+        ("%(name)s", ({"name": "by name"},), {}),
+        ("%s", ({},), {}),
+        (ValueError("no text"), (), {}),
+        ("failed", (), {"exc_info": True}),
+        ("stands", (), {"sinfo": "Stack (most recent call last):\n  here"}),
+    ],
+)
+def test_a_short_record_gives_the_line_of_a_whole_one(text: object, args: Any, more: dict[str, Any]) -> None:
+    """Whatever is logged, and however: what a record does not look up is not in the line."""
+    exception, stack = _raised() if more.get("exc_info") else None, more.get("sinfo")
+    lines = []
+    for kind in (logging.LogRecord, LineRecord):
+        record = kind("a.logger", logging.INFO, "file.py", 1, text, args, exception, "function", stack)
+        record.created, record.msecs = 1.5, 500.0
+        lines.append(LineFormatter().format(record))
+    assert lines[0] == lines[1]
+
+
+def test_other_formatters_find_what_they_ask_for() -> None:
+    """A library's own handler may show what our lines do not: it gets a placeholder, not an error."""
+    record = LineRecord("a.logger", logging.INFO, "path", 7, "one %s", ("fact",), None)
+    asked = "%(filename)s %(funcName)s %(lineno)d %(threadName)s %(relativeCreated)d %(message)s"
+    assert logging.Formatter(asked).format(record) == "unknown unknown 0 None 0 one fact"

@@ -1,0 +1,57 @@
+"""Writing at a place in a file, whatever the chunks are, and whatever the disk takes of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from storage.data_dir.durable_files import write_all
+from storage.data_dir.system import System
+
+
+class PartialWrites(System):
+    """Takes at most `most` bytes a call, and none after `calls` of them."""
+
+    def __init__(self, most: int, calls: int = 1 << 30) -> None:
+        super().__init__()
+        self.most = most
+        self.calls = calls
+
+    def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
+        self.calls -= 1
+        if self.calls < 0:
+            raise OSError(28, "No space left on device")
+        return super().write(fd, [b"".join(chunks)[: self.most]], offset)
+
+
+def _chunks(*sizes: int) -> list[bytes | memoryview]:
+    made = [os.urandom(size) for size in sizes]
+    return [memoryview(chunk) if place % 2 else chunk for place, chunk in enumerate(made)]
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> int:
+    return os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 100_000, 4097])
+@pytest.mark.parametrize(
+    "sizes", [(), (0,), (1,), (0, 5, 0), (800_001,), (262_144, 262_144), (70_000,) * 30, (1,) * 2000 + (0, 9)]
+)
+def test_every_byte_in_its_place(fd: int, sizes: tuple[int, ...], most: int) -> None:
+    """Large chunks, tiny ones and empty ones; a disk that takes all, and one that takes a part each time."""
+    chunks = _chunks(*sizes)
+    os.pwrite(fd, b"before", 0)
+    assert write_all(PartialWrites(most), fd, chunks, 6) == 6 + sum(sizes)
+    assert os.pread(fd, 6 + sum(sizes) + 1, 0) == b"before" + b"".join(chunks)
+
+
+def test_a_full_disk_leaves_what_was_there(fd: int) -> None:
+    """A write that fails in its middle is taken back, and what was written before it stays."""
+    os.pwrite(fd, b"before", 0)
+    with pytest.raises(OSError, match="No space"):
+        write_all(PartialWrites(100_000, calls=2), fd, _chunks(900_000), 6)
+    assert os.pread(fd, 100, 0) == b"before"

@@ -1,0 +1,92 @@
+"""Several processes' views of who may do what, over one data directory, and short ways to ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from storage.access import (
+    AccountKind,
+    AccountName,
+    Action,
+    ApiToken,
+    AuditQuery,
+    Grant,
+    Grantee,
+    SigningKey,
+    TokenLimit,
+)
+from storage.accounts import Accounts
+from storage.composition import open_accounts
+from storage.content import Actor
+from storage.patterns import NamePattern
+
+BY_ROOT = Actor("root", "192.0.2.7", "request", "curl/8")
+ALICE, BOB, CI, DEV = map(AccountName, ("alice", "bob", "ci", "dev"))
+
+
+class AccountsClock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TwoWorkers:
+    """`one` and `two` see one file, each through connections of its own. What was seen of the epoch is asserted of
+    both."""
+
+    def __init__(self, one: Accounts, two: Accounts, clock: AccountsClock) -> None:
+        self.one = one
+        self.two = two
+        self.clock = clock
+        self._seen = one.epoch()
+
+    def changed(self) -> bool:
+        """Whether the epoch is another one than the last time; both agree on it."""
+        epoch = self.one.epoch()
+        assert self.two.epoch() == epoch
+        before, self._seen = self._seen, epoch
+        return epoch != before
+
+    def told(self, **query: str | float) -> list[tuple[str, str]]:
+        """Action and target of the audit log's lines, oldest first."""
+        page = self.two.audit(AuditQuery(**query), 1000)  # type: ignore[arg-type]
+        return [(entry.action, entry.target) for entry in reversed(page.items)]
+
+
+@asynccontextmanager
+async def two_workers(data: Path) -> AsyncIterator[TwoWorkers]:
+    clock = AccountsClock()
+    async with open_accounts(data, clock=clock) as one, open_accounts(data, clock=clock) as two:
+        yield TwoWorkers(one, two, clock)
+
+
+async def add_people(accounts: Accounts) -> None:
+    """alice, who is an admin, bob, the robot ci, and the group dev with bob in it."""
+    await accounts.add_account(ALICE, AccountKind.USER, password_hash="$alice", admin=True, by=BY_ROOT)
+    await accounts.add_account(BOB, AccountKind.USER, password_hash="$bob", by=BY_ROOT)
+    await accounts.add_account(CI, AccountKind.ROBOT, password_hash=None, by=BY_ROOT)
+    await accounts.add_group(DEV, by=BY_ROOT)
+    await accounts.add_member(DEV, BOB, by=BY_ROOT)
+
+
+def grant(subject: str, pattern: str, actions: str) -> Grant:
+    return Grant(Grantee.parse(subject), NamePattern(pattern), Action.parse(actions))
+
+
+def api_token(
+    token_id: str,
+    account: AccountName = CI,
+    *,
+    login: bool = False,
+    expires: float | None = None,
+    limits: tuple[TokenLimit, ...] | None = None,
+) -> ApiToken:
+    return ApiToken(token_id, account, "login" if login else "personal", "laptop", 1_000_000.0, expires, limits)
+
+
+def key(key_id: str) -> SigningKey:
+    return SigningKey(key_id, f"secret of {key_id}".encode(), 1_000_000.0)

@@ -1,0 +1,199 @@
+"""The mark of a database that every commit changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.metadata.sqlite.data_version import DataVersion, is_next
+from storage.metadata.sqlite.database import connect
+
+COUNT = "SELECT count(*) FROM word"
+INSERT = "INSERT INTO word VALUES ('more')"
+
+
+@pytest.fixture
+def reading(file: Path) -> Iterator[apsw.Connection]:
+    db = connect(file, read_only=True)
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def version(reading: apsw.Connection) -> Iterator[DataVersion]:
+    version = DataVersion(reading)
+    yield version
+    version.close()
+
+
+def test_reading_changes_nothing(version: DataVersion, reading: apsw.Connection, writing: apsw.Connection) -> None:
+    """Nor does a transaction that is rolled back, or is still open."""
+    before = version()
+    assert reading.execute(COUNT).get == 0
+    assert version() == before
+    writing.execute("BEGIN IMMEDIATE")
+    writing.execute(INSERT)
+    assert version() == before
+    writing.execute("ROLLBACK")
+    assert version() == before
+
+
+def test_a_commit_changes_it_before_it_returns(
+    version: DataVersion, reading: apsw.Connection, writing: apsw.Connection
+) -> None:
+    """Each commit gives a mark that was never there, and the change is seen under it."""
+    seen = {version()}
+    for number in range(1, 50):
+        writing.execute(INSERT)
+        mark = version()
+        assert mark not in seen
+        seen.add(mark)
+        assert reading.execute(COUNT).get == number
+
+
+@pytest.mark.parametrize(
+    "mode", [apsw.SQLITE_CHECKPOINT_PASSIVE, apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE]
+)
+def test_a_commit_changes_it_after_a_checkpoint(version: DataVersion, writing: apsw.Connection, mode: int) -> None:
+    """Also where the log starts anew, so that it is as long as it was before."""
+    seen = {version()}
+    for _ in range(20):
+        writing.execute(INSERT)
+        assert version() not in seen
+        seen.add(version())
+        writing.wal_checkpoint(mode=mode)
+        seen.add(version())
+
+
+def test_a_commit_of_another_process_changes_it(version: DataVersion, reading: apsw.Connection, file: Path) -> None:
+    """By the time the process tells of it."""
+    script = (
+        "import sys; from pathlib import Path; from storage.metadata.sqlite.database import connect\n"
+        "db = connect(Path(sys.argv[1]))\n"
+        f"for line in sys.stdin: db.execute({INSERT!r}); print(flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin
+        assert other.stdout
+        for number in range(1, 20):
+            before = version()
+            other.stdin.write("\n")
+            other.stdin.flush()
+            other.stdout.readline()
+            assert version() != before
+            assert reading.execute(COUNT).get == number
+        other.stdin.close()
+
+
+def test_a_writer_that_was_killed_is_no_trouble(version: DataVersion, file: Path, writing: apsw.Connection) -> None:
+    """What it had not committed shows in no mark; the next commit of another one does."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from storage.metadata.sqlite.database import connect\n"
+        "db = connect(Path(sys.argv[1])); db.execute('BEGIN IMMEDIATE')\n"
+        f"db.execute({INSERT!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    before = version()
+    assert subprocess.run([sys.executable, "-c", script, str(file)]).returncode == -signal.SIGKILL
+    assert version() == before
+    writing.execute(INSERT)
+    assert version() != before
+
+
+def test_a_commit_that_was_cut_in_its_middle_shows(version: DataVersion, reading: apsw.Connection, file: Path) -> None:
+    """A writer that dies between the two copies of the header leaves the first as it was. SQLite's readers see the
+    commit from then on; so the mark is another one as well."""
+    before = version()
+    with open(f"{file}-shm", "r+b") as shared:
+        # Where the second copy counts the commits. Closing the file would drop this process's locks on it.
+        descriptor = os.dup(shared.fileno())
+    try:
+        assert os.pread(descriptor, 4, 8) == os.pread(descriptor, 4, 48 + 8)
+        os.pwrite(descriptor, b"\xff\xff\xff\x7f", 48 + 8)
+        assert version() != before
+    finally:
+        os.close(descriptor)
+
+
+def test_it_stays_while_other_connections_come_and_go(
+    version: DataVersion, reading: apsw.Connection, file: Path
+) -> None:
+    """Of the same process: the memory they share is there until the last of them is closed."""
+    seen = {version()}
+    for number in range(1, 20):
+        other = connect(file)
+        other.execute(INSERT)
+        other.close()
+        assert version() not in seen
+        seen.add(version())
+        assert reading.execute(COUNT).get == number
+
+
+def test_a_long_log_changes_nothing_about_it(
+    version: DataVersion, reading: apsw.Connection, writing: apsw.Connection
+) -> None:
+    """Its index takes more and more memory then; the header stays where it was found."""
+    writing.pragma("synchronous", "OFF")
+    seen = {version()}
+    for number in range(1, 7):
+        writing.execute("INSERT INTO word VALUES (zeroblob(8000000))")
+        assert version() not in seen
+        seen.add(version())
+        assert reading.execute(COUNT).get == number
+    assert file_size(writing) > 40_000_000
+
+
+def file_size(db: apsw.Connection) -> int:
+    """Of the log."""
+    return Path(db.filename_wal).stat().st_size
+
+
+def test_once_closed_nothing_is_the_same(reading: apsw.Connection) -> None:
+    """The memory is SQLite's; whoever asks after the end learns that all may have changed."""
+    version = DataVersion(reading)
+    version.close()
+    assert version() != version()
+
+
+def test_a_database_without_a_log_has_none(tmp_path: Path) -> None:
+    """It is refused at the start, not at the first question."""
+    db = apsw.Connection(str(tmp_path / "plain.db"))
+    db.execute("CREATE TABLE word (text TEXT)")
+    with pytest.raises(apsw.CantOpenError, match="write-ahead log"):
+        DataVersion(db)
+    db.close()
+
+
+def test_one_commit_is_told_from_none_and_from_several(version: DataVersion, writing: apsw.Connection) -> None:
+    """From two marks, the first of which comes from within the transaction: whatever it did to the log."""
+    for checkpoint in (None, apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE):
+        if checkpoint is not None:
+            writing.wal_checkpoint(mode=checkpoint)  # the next transaction begins the log anew
+        writing.execute("BEGIN IMMEDIATE")
+        before = version()
+        writing.execute(INSERT)
+        assert not is_next(before, version())
+        writing.execute("COMMIT")
+        after = version()
+        assert is_next(before, after)
+        writing.execute(INSERT)
+        assert not is_next(before, version())
+        assert is_next(after, version())
+
+
+def test_nothing_follows_a_mark_that_is_none(version: DataVersion, writing: apsw.Connection) -> None:
+    """Nor the other way round: after it was closed, nothing is known."""
+    before = version()
+    version.close()
+    writing.execute(INSERT)
+    assert not is_next(before, version())
+    assert not is_next(version(), version())
+    assert not is_next(None, before)

@@ -1,0 +1,150 @@
+"""What the store holds, counted, and what a removal takes along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Descriptor, Manifest, digest_of
+from storage.errors import ManifestUnknown, NameUnknown
+from storage.interface import Registry
+from storage.metadata.sqlite.inventory import ContentTotals, Inventory, open_inventory
+from storage.names import Digest, RepositoryName, Tag
+
+UBUNTU = RepositoryName("docker.io/library/ubuntu")
+DEBIAN = RepositoryName("docker.io/library/debian")
+KIND = "application/octet-stream"
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def holdings(registry: Registry, tmp_path: Path) -> Iterator[Inventory]:
+    with open_inventory(tmp_path) as opened:
+        yield opened
+
+
+async def blob(registry: Registry, repo: RepositoryName, data: bytes) -> dict[str, object]:
+    writer = await registry.start_upload(repo)
+    await writer.write(data)
+    await writer.commit(digest_of(data))
+    return Descriptor(KIND, digest_of(data), len(data)).as_json()
+
+
+async def put(registry: Registry, repo: RepositoryName, kind: str, *tags: str, **document: Any) -> Manifest:
+    body = json.dumps({"schemaVersion": 2, "mediaType": kind, **document}).encode()
+    manifest = Manifest.parse(body, kind)
+    await registry.put_manifest(repo, manifest, [Tag(tag) for tag in tags], by=Actor(), sparse=True)
+    return manifest
+
+
+async def image(registry: Registry, repo: RepositoryName, *tags: str, size: int, shared: bytes = b"") -> Manifest:
+    """With a layer of its own, and one that other images may have."""
+    config = await blob(registry, repo, b"{}")
+    layers = [await blob(registry, repo, bytes([size % 256]) * size)]
+    if shared:
+        layers.append(await blob(registry, repo, shared))
+    return await put(registry, repo, OCI_MANIFEST, *tags, config=config, layers=layers)
+
+
+async def index(registry: Registry, repo: RepositoryName, *children: Manifest, tag: str) -> Manifest:
+    return await put(registry, repo, OCI_INDEX, tag, manifests=[child.descriptor.as_json() for child in children])
+
+
+def test_nothing(holdings: Inventory) -> None:
+    """An upstream of which nothing is here has zeros."""
+    assert holdings.below("docker.io") == ContentTotals(0, 0, 0, 0, 0)
+
+
+async def test_counts_below_a_name(registry: Registry, holdings: Inventory) -> None:
+    """Only what lies below the name counts, and a blob in two repositories counts once."""
+    await image(registry, UBUNTU, "1", "2", size=100, shared=b"shared")
+    await image(registry, DEBIAN, "1", size=50, shared=b"shared")
+    for other in ("docker.io", "docker.io0/a", "docker.ioo/a", "docker-io/a", "team/app"):
+        await image(registry, RepositoryName(other), "1", size=30)
+    assert holdings.below("docker.io") == ContentTotals(2, 2, 3, 4, 100 + 50 + len(b"shared") + len(b"{}"))
+    assert holdings.tags_below("docker.io") == [(DEBIAN, "1"), (UBUNTU, "1"), (UBUNTU, "2")]
+
+
+async def test_a_tag_takes_its_manifest_along(registry: Registry, holdings: Inventory) -> None:
+    """With the last tag goes the manifest; its own layers are freed, those that others have are not."""
+    old = await image(registry, UBUNTU, "old", size=100, shared=b"shared")
+    await image(registry, UBUNTU, "new", size=50, shared=b"shared")
+    going = holdings.removal(UBUNTU, Tag("old"))
+    assert (going.tags, going.manifests, going.size) == (("old",), (old.digest,), 100)
+
+
+async def test_a_tag_of_two(registry: Registry, holdings: Inventory) -> None:
+    """While another tag is at the manifest, only the tag goes."""
+    await image(registry, UBUNTU, "1", "2", size=100)
+    going = holdings.removal(UBUNTU, Tag("1"))
+    assert (going.tags, going.manifests, going.size) == (("1",), (), 0)
+
+
+async def test_a_tag_at_the_child_of_an_index(registry: Registry, holdings: Inventory) -> None:
+    """A manifest that an index lists stays when its tag goes."""
+    child = await image(registry, UBUNTU, "amd64", size=100)
+    await index(registry, UBUNTU, child, tag="1")
+    assert holdings.removal(UBUNTU, Tag("amd64")).manifests == ()
+
+
+async def test_an_index_takes_its_children_along(registry: Registry, holdings: Inventory) -> None:
+    """Children go with their index, unless they are tagged or another index lists them."""
+    own = await image(registry, UBUNTU, size=100)
+    tagged = await image(registry, UBUNTU, "arm64", size=50)
+    shared = await image(registry, UBUNTU, size=30)
+    first = await index(registry, UBUNTU, own, tagged, shared, tag="1")
+    await index(registry, UBUNTU, shared, tag="2")
+    going = holdings.removal(UBUNTU, Tag("1"))
+    assert set(going.manifests) == {first.digest, own.digest}
+    assert going.size == 100
+
+
+async def test_a_referrer_goes_with_its_subject(registry: Registry, holdings: Inventory) -> None:
+    """A signature that nothing else holds goes with what it signs."""
+    subject = await image(registry, UBUNTU, "1", size=100)
+    about = {key: subject.descriptor.as_json()[key] for key in ("mediaType", "digest", "size")}
+    signature = await put(
+        registry, UBUNTU, OCI_MANIFEST, subject=about, config=await blob(registry, UBUNTU, b"sig"), layers=[]
+    )
+    assert holdings.removal(UBUNTU, Tag("1")).manifests == (subject.digest, signature.digest)
+
+
+async def test_a_digest_takes_its_tags_along(registry: Registry, holdings: Inventory) -> None:
+    """With a manifest go all tags at it."""
+    there = await image(registry, UBUNTU, "1", "2", size=100)
+    going = holdings.removal(UBUNTU, there.digest)
+    assert (going.tags, going.manifests) == (("1", "2"), (there.digest,))
+    assert going.size == 100 + len(b"{}")
+
+
+async def test_a_whole_repository(registry: Registry, holdings: Inventory) -> None:
+    """Everything goes; a blob that another repository has frees nothing."""
+    first = await image(registry, UBUNTU, "1", size=100, shared=b"shared")
+    second = await image(registry, UBUNTU, size=50)
+    await image(registry, DEBIAN, "1", size=30, shared=b"shared")
+    going = holdings.removal_of_all(UBUNTU)
+    assert set(going.manifests) == {first.digest, second.digest}
+    assert (going.tags, going.size) == (("1",), 150)
+
+
+async def test_what_is_not_there(registry: Registry, holdings: Inventory) -> None:
+    """A repository, tag or digest that is not here is said to be unknown."""
+    with pytest.raises(NameUnknown):
+        holdings.removal(UBUNTU, Tag("1"))
+    with pytest.raises(NameUnknown):
+        holdings.removal_of_all(UBUNTU)
+    await image(registry, UBUNTU, "1", size=100)
+    for reference in (Tag("2"), Digest(f"sha256:{'0' * 64}")):
+        with pytest.raises(ManifestUnknown):
+            holdings.removal(UBUNTU, reference)

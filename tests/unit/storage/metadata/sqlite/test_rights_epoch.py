@@ -1,0 +1,120 @@
+"""The epoch of rights as a process sees it, which does not look after each commit of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import apsw
+import pytest
+
+from storage.access import AccountKind, AccountName
+from storage.data_dir.layout import Layout
+from storage.data_dir.reserve import Reserve
+from storage.data_dir.system import System
+from storage.errors import StorageFailed
+from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
+from storage.names import RepositoryName, UploadID
+from tests.unit.storage.metadata.account_views import BY_ROOT
+
+REPO = RepositoryName("team/app")
+RAISE = "UPDATE access SET epoch = epoch + 1"
+OTHER = "INSERT INTO repository (name, created) VALUES (?, 0)"
+
+
+@contextmanager
+def opened(data: Path, system: System | None = None) -> Iterator[SqliteMetadata]:
+    metadata = SqliteMetadata(Layout(data), system or System(), lambda: 0.0, Reserve(Layout(data).reserve, System()))
+    yield metadata
+    metadata.close()
+
+
+@pytest.fixture
+def outside(data: Path) -> Iterator[apsw.Connection]:
+    """Somebody who takes no turns: a person with a shell."""
+    db = connect(Layout(data).metadata)
+    yield db
+    db.close()
+
+
+class Interrupted(System):
+    """Has something happen as soon as a transaction is committed, before anybody is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.then: Callable[[], object] | None = None
+
+    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
+        super().commit(commit, durable=durable)
+        if self.then:
+            self.then()
+
+
+async def start_upload(metadata: SqliteMetadata, number: int) -> None:
+    """A change that leaves everybody's rights as they are."""
+    await metadata.start_upload(UploadID(str(UUID(int=number))), REPO, "sha256", "boot", "")
+
+
+async def test_after_a_change_of_ones_own_nothing_is_looked_up(data: Path) -> None:
+    """Neither by the process that made it, nor where it was undone; one that changes rights is looked at."""
+    with opened(data) as metadata:
+        first = metadata.accounts.epoch()
+        looked: list[str] = []
+
+        def note(_cursor: object, statement: str, _values: object) -> bool:
+            looked.append(statement)
+            return True
+
+        metadata._db.set_exec_trace(note)
+        for number in range(5):
+            await start_upload(metadata, number)
+            assert metadata.accounts.epoch() == first
+        with pytest.raises(StorageFailed):
+            await start_upload(metadata, 0)
+        assert metadata.accounts.epoch() == first
+        assert looked == []
+        await metadata.accounts.add_account(AccountName("bob"), AccountKind.USER, password_hash=None, by=BY_ROOT)
+        assert metadata.accounts.epoch() > first
+        assert metadata.accounts.closed()
+        assert len(looked) == 1
+
+
+async def test_rights_that_somebody_changes_right_after_our_commit_are_seen(
+    data: Path, outside: apsw.Connection
+) -> None:
+    """Between a commit and what is noted of it nobody takes turns with a person with a shell."""
+    system = Interrupted()
+    with opened(data, system) as metadata:
+        for number in range(3):
+            before = metadata.accounts.epoch()
+            system.then = lambda: outside.execute(RAISE)
+            await start_upload(metadata, number)
+            system.then = None
+            assert metadata.accounts.epoch() == before + 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_the_epoch_is_the_databases_whoever_committed_what(
+    data: Path, outside: apsw.Connection, seed: int
+) -> None:
+    """Changes of rights and others, by two processes and by somebody outside, in any order; some are seen at once, some
+    only after more of them."""
+    chance = random.Random(seed)
+    with opened(data) as one, opened(data) as two:
+        for number in range(150):
+            who = chance.choice((one, two, outside))
+            rights = chance.random() < 0.3
+            if isinstance(who, apsw.Connection):
+                who.execute(RAISE) if rights else who.execute(OTHER, (f"repository-{number}",))
+            elif rights:
+                await who.accounts.add_account(
+                    AccountName(f"user-{number}"), AccountKind.USER, password_hash=None, by=BY_ROOT
+                )
+            else:
+                await start_upload(who, number)
+            for asked in chance.sample((one, two), chance.randint(0, 2)):
+                assert asked.accounts.epoch() == outside.execute("SELECT epoch FROM access").get

@@ -1,0 +1,241 @@
+"""The audit log: its own lines and those of the tags' history, as one list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.access import AccountInvalid, AuditEntry, AuditQuery
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Actor, Manifest
+from storage.metadata.sqlite.access import audit_table
+from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.manifest_changes import put_manifest
+from storage.names import RepositoryName, Tag
+from storage.patterns import ALL_NAMES
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.registry_content import image_of, push_blob
+from tests.unit.storage.metadata.account_views import AccountsClock
+
+ALICE, BOB = Actor("alice", "192.0.2.1", "r1", "docker/28"), Actor("bob", "192.0.2.2", "r2", "crane")
+APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
+
+
+@pytest.fixture
+def clock() -> AccountsClock:
+    return AccountsClock()
+
+
+@pytest.fixture
+async def registry(data: Path, clock: AccountsClock) -> AsyncIterator[StoredRegistry]:
+    async with open_registry(data, clock=clock) as opened:
+        yield opened
+
+
+async def _image(registry: StoredRegistry, seed: bytes) -> Manifest:
+    """An image whose blobs are in APP, not yet put."""
+    return image_of(await push_blob(registry, APP, b"config of " + seed), [await push_blob(registry, APP, seed)])
+
+
+def lines(registry: StoredRegistry, **query: object) -> list[AuditEntry]:
+    return list(registry.accounts.audit(AuditQuery(**query), 1000).items)  # type: ignore[arg-type]
+
+
+def told(registry: StoredRegistry, **query: object) -> list[str]:
+    """Newest first."""
+    return [f"{entry.actor} {entry.action} {entry.target}" for entry in lines(registry, **query)]
+
+
+async def test_changes_of_content_leave_a_line_each(registry: StoredRegistry, clock: AccountsClock) -> None:
+    """Manifests, tags, mounts and deletions, by whom and from where. What changes nothing leaves none, nor does what
+    was refused; a manifest that came with its tags is in their lines."""
+    one, two = await _image(registry, b"one"), await _image(registry, b"two")
+    for _ in range(2):
+        await registry.put_manifest(APP, one, by=ALICE)
+        await registry.put_manifest(APP, two, [Tag("v1"), Tag("v2")], by=ALICE)
+    layer = one.layers[0].digest
+    await registry.mount_blob(WEB, layer, ALL_NAMES, BOB)
+    await registry.delete_blob(WEB, layer, by=BOB)
+    await registry.delete_tag(APP, Tag("v2"), by=BOB)
+    await registry.delete_manifest(APP, two.digest, by=BOB)
+    for refused in (registry.delete_blob(WEB, layer, by=BOB), registry.delete_manifest(APP, two.digest, by=BOB)):
+        with pytest.raises(Exception, match="has no"):
+            await refused
+    expected = [
+        ("alice", "manifest.put", f"team/app@{one.digest}", None),
+        ("alice", "tag.put", "team/app:v1", {"digest": two.digest}),
+        ("alice", "tag.put", "team/app:v2", {"digest": two.digest}),
+        ("bob", "blob.mount", f"team/web@{layer}", {"from": "team/app"}),
+        ("bob", "blob.delete", f"team/web@{layer}", None),
+        ("bob", "tag.delete", "team/app:v2", None),
+        ("bob", "tag.delete", "team/app:v1", None),
+        ("bob", "manifest.delete", f"team/app@{two.digest}", None),
+    ]
+    found = lines(registry)
+    assert sorted((e.actor, e.action, e.target) for e in found) == sorted(line[:3] for line in expected)
+    assert {(e.action, e.target): e.detail for e in found} == {line[1:3]: line[3] for line in expected}
+    assert {(e.actor, e.address, e.request_id, e.user_agent, e.outcome, e.count) for e in found} == {
+        (by.name, by.address, by.request_id, by.user_agent, "ok", 1) for by in (ALICE, BOB)
+    }
+
+
+async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock: AccountsClock) -> None:
+    """Newest first, whichever table a line is in, and whatever the page's size, also where many have the same time."""
+    manifest = await _image(registry, b"one")
+    for number in range(12):
+        clock.now += number % 3 == 0
+        await registry.put_manifest(APP, manifest, [Tag(f"t{number}")], by=ALICE)
+        await registry.accounts.note([AuditEntry(clock.now, "bob", "login", f"n{number}")])
+    whole = lines(registry)
+    assert len(whole) == 24
+    assert [entry.at for entry in whole] == sorted((entry.at for entry in whole), reverse=True)
+    assert len({entry.id for entry in whole}) == 24
+    for limit in (1, 2, 5, 23, 24, 25):
+        found: list[AuditEntry] = []
+        more, before = True, None
+        while more:
+            page = registry.accounts.audit(AuditQuery(before=before), limit)
+            found += page.items
+            more, before = page.more, page.items[-1].id
+        assert found == whole, limit
+
+
+async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
+    """Lines that are written or dropped meanwhile shift nothing."""
+    for number in range(6):
+        clock.now += 1
+        await registry.accounts.note([AuditEntry(clock.now, "bob", "login", f"n{number}")])
+    first = registry.accounts.audit(AuditQuery(), 2)
+    assert [entry.target for entry in first.items] == ["n5", "n4"]
+    await registry.accounts.note([AuditEntry(clock.now + 1, "bob", "login", "newer")])
+    assert await registry.accounts.prune_audit(1_000_003.0) == 2
+    second = registry.accounts.audit(AuditQuery(before=first.items[-1].id), 10)
+    assert ([entry.target for entry in second.items], second.more) == (["n3", "n2"], False)
+    for wrong in ("", "7", "x" * 20, f"{first.items[0].id}0" * 20):
+        with pytest.raises(AccountInvalid):
+            registry.accounts.audit(AuditQuery(before=wrong), 10)
+
+
+async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry, clock: AccountsClock) -> None:
+    """Alone or together; a repository's name finds all that is in it, a tag or a digest only itself."""
+    manifest = await _image(registry, b"one")
+    await registry.put_manifest(APP, manifest, [Tag("v1"), Tag("v2")], by=ALICE)
+    clock.now += 10
+    await registry.delete_tag(APP, Tag("v2"), by=BOB)
+    await registry.mount_blob(WEB, manifest.layers[0].digest, APP, BOB)
+    await registry.accounts.note(
+        [
+            AuditEntry(clock.now + 1, "eve", "pull", "team/app:v1", "denied", "192.0.2.9", count=7),
+            AuditEntry(clock.now + 2, "bob", "login", "group:dev", "failed"),
+            AuditEntry(clock.now + 3, "bob", "login", "", detail={"way": "basic"}),
+        ]
+    )
+    v1, v2 = "alice tag.put team/app:v1", "alice tag.put team/app:v2"
+    assert told(registry, actor="alice") == [v2, v1]
+    assert told(registry, action="tag.put") == [v2, v1]
+    assert told(registry, action="tag.delete") == ["bob tag.delete team/app:v2"]
+    assert told(registry, action="login") == ["bob login ", "bob login group:dev"]
+    assert told(registry, outcome="denied") == ["eve pull team/app:v1"]
+    assert told(registry, outcome="ok", actor="bob")[1:] == [
+        f"bob blob.mount team/web@{manifest.layers[0].digest}",
+        "bob tag.delete team/app:v2",
+    ]
+    assert told(registry, target="team/app") == ["eve pull team/app:v1", "bob tag.delete team/app:v2", v2, v1]
+    assert told(registry, target="team/app:v1") == ["eve pull team/app:v1", v1]
+    assert told(registry, target=f"team/app@{manifest.digest}") == [v2, v1]
+    assert told(registry, target=f"team/web@{manifest.layers[0].digest}", actor="bob") != []
+    assert told(registry, target="group:dev") == ["bob login group:dev"]
+    assert told(registry, target="team") == []
+    assert told(registry, since=clock.now + 2) == ["bob login ", "bob login group:dev"]
+    assert told(registry, actor="bob", action="login", since=clock.now + 3) == ["bob login "]
+    (denied,) = lines(registry, outcome="denied")
+    assert (denied.at, denied.count, denied.address) == (clock.now + 1, 7, "192.0.2.9")
+    assert lines(registry, since=clock.now + 3)[0].detail == {"way": "basic"}
+
+
+async def test_old_lines_are_dropped(registry: StoredRegistry, clock: AccountsClock) -> None:
+    """In steps, if there are many; the history of tags stays."""
+    manifest = await _image(registry, b"one")
+    await registry.put_manifest(APP, manifest, [Tag("v1")], by=ALICE)
+    await registry.accounts.note([AuditEntry(float(number), "bob", "login") for number in range(12_000)])
+    assert await registry.accounts.prune_audit(11_000.0) == 11_000
+    assert await registry.accounts.prune_audit(11_000.0) == 0
+    assert len(lines(registry, action="login")) == 1000
+    assert told(registry, action="tag.put") == ["alice tag.put team/app:v1"]
+
+
+QUERIES = {
+    "all": {},
+    "actor": {"actor": "a"},
+    "action": {"action": "login"},
+    "manifests": {"action": "manifest.put"},
+    "tags": {"action": "tag.put"},
+    "deleted tags": {"action": "tag.delete"},
+    "repository": {"target": "team/app"},
+    "tag": {"target": "team/app:v1"},
+    "denied": {"outcome": "denied"},
+    "since": {"since": 5.0},
+    "page": {"before": "41da3a5b8c123456a7"},
+}
+
+
+@pytest.mark.parametrize("asked", sorted(QUERIES))
+def test_each_way_to_ask_has_an_index(data: Path, asked: str) -> None:
+    """No question reads a whole table, nor sorts one."""
+    db = apsw.Connection(str(data / "entrepot.db"))
+    plans: list[str] = []
+
+    def trace(cursor: apsw.Cursor, sql: str, values: apsw.Bindings | None) -> bool:
+        if not sql.startswith("EXPLAIN"):
+            explained = cursor.connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()
+            plans.extend(str(row[3]) for row in explained)
+        return True
+
+    db.exec_trace = trace
+    audit_table.page(db, AuditQuery(**QUERIES[asked]), 10)  # type: ignore[arg-type]
+    db.exec_trace = None
+    db.close()
+    looks = [plan for plan in plans if "audit" in plan or " h" in plan]
+    assert looks
+    assert [plan for plan in looks if "SEARCH" not in plan or "INDEX" not in plan] == []
+    # A repository's index goes on with the tag after the time, so that lines of one time may have to be put in order.
+    assert [plan for plan in plans if "TEMP B-TREE" in plan and "LAST TERM" not in plan] == []
+
+
+async def test_a_tag_costs_no_statement_of_the_log(data: Path, registry: StoredRegistry) -> None:
+    """Its line in the tags' history is the log's."""
+    manifest = await _image(registry, b"one")
+    db = connect(data / "entrepot.db")
+    statements: list[str] = []
+
+    def trace(_: apsw.Cursor, sql: str, values: apsw.Bindings | None) -> bool:
+        statements.append(sql)
+        return True
+
+    db.exec_trace = trace
+    with db:
+        put_manifest(db, APP, manifest, [Tag("v1")], ALICE, 1.0, sparse=False, condition=None)
+    db.exec_trace = None
+    db.close()
+    assert [sql for sql in statements if "tag_history" in sql] != []
+    assert [sql for sql in statements if "audit" in sql] == []
+
+
+async def test_lines_past_their_time_go_with_the_garbage(tmp_path: Path) -> None:
+    """The round that collects drops the lines that are older than they are kept, and no others."""
+    prepare_data_dir(tmp_path)
+    year = 365 * 86400.0
+    old, young = AuditEntry(1.0, "alice", "login"), AuditEntry(year, "bob", "login")
+    async with open_registry(tmp_path) as registry:
+        await registry.accounts.note([old, young])
+    async with (
+        open_registry(tmp_path, collect_every=0.001, keep_audit=year / 2, clock=lambda: year + 1.0) as registry,
+        asyncio.timeout(60),
+    ):
+        while len(left := registry.accounts.audit(AuditQuery(), 10).items) > 1:  # noqa: ASYNC110  it tells nobody
+            await asyncio.sleep(0.001)
+        assert [entry.actor for entry in left] == ["bob"]

@@ -1,0 +1,168 @@
+"""Manifests that are large, or refer to much, in the store: what they cost others."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Manifest, digest_of
+from storage.errors import ManifestUnknown
+from storage.manifest_parser import REFERENCES
+from storage.metadata.sqlite.lookups import ANNOTATIONS_BYTES, PAGE_BYTES
+from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
+from storage.names import Digest, RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+
+APP = RepositoryName("team/app")
+BY = Actor("somebody")
+SUBJECT = Digest("sha256:" + "5" * 64)
+CONFIG = {"mediaType": "a/b", "digest": digest_of(b"{}"), "size": 2}
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data") as opened:
+        yield opened
+
+
+def image(**more: object) -> Manifest:
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": [], **more}
+    return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
+
+
+def referrer(number: int, **more: object) -> Manifest:
+    subject = {"mediaType": OCI_MANIFEST, "digest": SUBJECT, "size": 1}
+    return image(subject=subject, annotations={"n": str(number), **more.pop("annotations", {})}, **more)  # type: ignore[dict-item]
+
+
+async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
+    """As many as a manifest may have: stored, let go and queued for collection in a time that others can wait."""
+    layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(REFERENCES - 1)]
+    large, small = image(layers=layers), image()
+    began = time.process_time()
+    await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
+    await registry.delete_manifest(APP, large.digest, by=BY)
+    assert time.process_time() - began < 2.0
+    queued = await registry.metadata.dropped_links(time.time() + 1, 2 * REFERENCES)
+    assert len(queued) == REFERENCES
+    await registry.put_manifest(APP, small, by=BY, sparse=True)
+    with pytest.raises(ManifestUnknown):
+        await registry.get_manifest(APP, Tag("large"))
+
+
+async def test_what_others_refer_to_is_not_queued(registry: StoredRegistry) -> None:
+    """Of what a deleted manifest referred to, only what nothing else does."""
+    layer = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(2)]
+    both, one = image(layers=layer), image(layers=layer[:1])
+    for manifest in (both, one):
+        await registry.put_manifest(APP, manifest, by=BY, sparse=True)
+    await registry.delete_manifest(APP, both.digest, by=BY)
+    queued = await registry.metadata.dropped_links(time.time() + 1, 10)
+    assert [entry.digest for entry in queued] == [layer[1]["digest"]]
+
+
+async def test_an_index_of_blobs_and_manifests(registry: StoredRegistry) -> None:
+    """Entries of other types may be either."""
+    blob = digest_of(b"layer")
+    writer = await registry.start_upload(APP)
+    await writer.write(b"layer")
+    await writer.commit(blob)
+    child = image()
+    await registry.put_manifest(APP, child, by=BY, sparse=True)
+    entries = [
+        {"mediaType": "a/cache", "digest": blob, "size": 5},
+        {"mediaType": OCI_MANIFEST, "digest": child.digest, "size": len(child.body)},
+    ]
+    index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    await registry.put_manifest(APP, Manifest.parse(index, OCI_INDEX), by=BY)
+
+
+async def test_those_who_read_the_same_large_manifest_share_it(registry: StoredRegistry) -> None:
+    """By tag or by digest; its bytes are in memory once."""
+    large = image(annotations={"a": "x" * 500_000})
+    await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
+    one = await registry.get_manifest(APP, Tag("large"))
+    assert one == large
+    assert (await registry.get_manifest(APP, large.digest)).body is one.body
+
+
+async def test_a_head_holds_no_annotations(registry: StoredRegistry) -> None:
+    """What it does not show is not read."""
+    large = image(annotations={"a": "x" * 500_000}, artifactType="a/c")
+    await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
+    found = await registry.resolve_manifest(APP, Tag("large"))
+    assert (found.digest, found.size, found.media_type) == (large.digest, len(large.body), OCI_MANIFEST)
+    assert (found.annotations, found.artifact_type) == (None, None)
+
+
+async def pages(registry: StoredRegistry, kind: str | None = None) -> list[list[Digest]]:
+    found: list[list[Digest]] = []
+    after: str | None = None
+    while True:
+        page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
+        size = sum(len(each.json()) for each in page.items)
+        assert size <= PAGE_BYTES + ANNOTATIONS_BYTES + 1000
+        found.append([each.digest for each in page.items])
+        if not page.more:
+            return found
+        after = page.items[-1].digest
+
+
+async def test_pages_of_referrers_are_bounded_by_what_they_hold(registry: StoredRegistry) -> None:
+    """Annotations and types count; nobody is left out."""
+    put = [referrer(n, annotations={"a": "é" * 150_000}) for n in range(12)]
+    for each in put:
+        await registry.put_manifest(APP, each, by=BY, sparse=True)
+    found = await pages(registry)
+    assert len(found) > 2
+    assert sorted(digest for page in found for digest in page) == sorted(each.digest for each in put)
+
+
+async def test_annotations_that_no_list_can_show(registry: StoredRegistry) -> None:
+    """The referrer is listed without them; the manifest has them."""
+    put = [referrer(1, annotations={"a": "x" * ANNOTATIONS_BYTES}), referrer(2)]
+    for each in put:
+        await registry.put_manifest(APP, each, by=BY, sparse=True)
+    listed = (await registry.referrers(APP, SUBJECT, None, None, 10)).items
+    shown = {each.digest: each.annotations for each in listed}
+    assert shown[put[0].digest] is None
+    assert dict(shown[put[1].digest] or {}) == {"n": "2"}
+
+
+async def test_types_of_any_length_that_came_before(tmp_path: Path) -> None:
+    """A store of an earlier version may hold types of megabytes: lists leave those out, and stay bounded."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    put = [referrer(n, artifactType="a/c") for n in range(20)]
+    async with open_registry(data) as registry:
+        for each in put:
+            await registry.put_manifest(APP, each, by=BY, sparse=True)
+    db = apsw.Connection(str(data / "entrepot.db"))
+    db.execute("UPDATE manifest SET artifact_type = ?", ("x" * 1_000_000,))
+    db.close()
+    async with open_registry(data) as registry:
+        listed = await registry.referrers(APP, SUBJECT, None, None, 1000)
+        assert {each.digest for each in listed.items} == {each.digest for each in put}
+        assert {each.artifact_type for each in listed.items} == {None}
+        assert await pages(registry, "a/c") == [[]]
+        assert (await registry.get_manifest(APP, put[0].digest)).body == put[0].body
+
+
+async def test_referrers_of_one_type_read_no_others(registry: StoredRegistry) -> None:
+    """An index finds them, however many others there are."""
+    for number in range(30):
+        await registry.put_manifest(APP, referrer(number, artifactType=f"a/{number % 3}"), by=BY, sparse=True)
+    assert len((await pages(registry, "a/1"))[0]) == 10
+    assert isinstance(registry.metadata, SqliteMetadata)
+    rows = registry.metadata._db.execute(
+        "EXPLAIN QUERY PLAN SELECT 1 FROM manifest m WHERE m.repository = 1 AND m.subject = 'x' "
+        "AND m.artifact_type = 'y' AND m.digest > 'z' ORDER BY m.digest"
+    ).fetchall()
+    assert "manifest_subject_type (repository=? AND subject=? AND artifact_type=? AND digest>?)" in str(rows)

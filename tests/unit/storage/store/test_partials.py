@@ -1,0 +1,504 @@
+"""Blobs on their way in, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from storage.blobs.files.partial_state import MOST_EXTENTS, Progress, decode_progress
+from storage.composition import open_registry
+from storage.content import PartialFailures, digest_of
+from storage.errors import BlobUnknown, DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
+from storage.interface import Partial
+from storage.names import RepositoryName
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.partial_peer import BOOT, UBUNTU, content, digest
+from tests.system.crash.workload import files_below, read
+
+SIZE = 3 * 1024 * 1024 + 17
+BODY, DIGEST = content(1, SIZE), digest(1, SIZE)
+STEP = 64 * 1024
+
+
+async def _fill(partial: Partial, body: bytes = BODY) -> None:
+    for start, stop in partial.missing():
+        await asyncio.to_thread(partial.write_at, start, body[start:stop])
+
+
+def _seen(partial: Partial, start: int, stop: int) -> bytes:
+    return os.pread(partial.file.fd, stop - start, partial.file.offset + start)
+
+
+async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegistry, data: Path) -> None:
+    """Pieces from four threads, in any order, one of them twice: the blob is there with its bytes, and nothing of its
+    way in is left."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    assert partial.owned
+    assert partial.missing() == [(0, SIZE)]
+    starts = [*range(0, SIZE, STEP), 0]
+    random.Random(2).shuffle(starts)
+
+    def write(mine: list[int]) -> None:
+        for start in mine:
+            partial.write_at(start, memoryview(BODY)[start : start + STEP])
+
+    await asyncio.gather(*(asyncio.to_thread(write, starts[number::4]) for number in range(4)))
+    assert partial.missing() == []
+    assert (await partial.commit(UBUNTU)).size == SIZE
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+    assert _seen(partial, 0, SIZE) == BODY, "it stays open"
+    assert await partial.wait(0) == await partial.wait(SIZE) == SIZE
+    assert not partial.owned
+    assert files_below(data / "partials") == []
+    partial.close()
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(RepositoryName("docker.io/library/other"), DIGEST)
+
+
+async def test_an_empty_blob_can_come_in(registry: StoredRegistry) -> None:
+    """It has nothing missing, and is content after its commit."""
+    partial = await registry.partials.claim(digest_of(b""), 0)
+    assert partial.missing() == []
+    await partial.commit(UBUNTU)
+    assert await partial.wait(0) == 0
+    partial.close()
+    assert await read(registry, UBUNTU, digest_of(b"")) == b""
+
+
+async def test_readers_follow_what_is_there_without_a_gap(registry: StoredRegistry) -> None:
+    """A reader learns how far the bytes reach from where it stands, whatever came elsewhere; the end is reached only
+    once the digest is checked."""
+    owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+    assert not reader.owned
+    assert not reader.own()
+    first = asyncio.create_task(reader.wait(0))
+    inner = asyncio.create_task(reader.wait(2 * STEP + 5))
+    end = asyncio.create_task(reader.wait(SIZE))
+    await asyncio.to_thread(owner.write_at, STEP, BODY[STEP : 2 * STEP])
+    await asyncio.to_thread(owner.write_at, 2 * STEP, BODY[2 * STEP : 3 * STEP])
+    assert await inner == 3 * STEP
+    assert not first.done()
+    await asyncio.to_thread(owner.write_at, 0, BODY[:STEP])
+    assert await first in (STEP, 3 * STEP)
+    assert await reader.wait(0) == 3 * STEP
+    assert _seen(reader, 0, 3 * STEP) == BODY[: 3 * STEP]
+    await _fill(owner)
+    assert await reader.wait(3 * STEP) == SIZE
+    assert not end.done(), "not content before its digest is checked"
+    await owner.commit(UBUNTU)
+    assert await end == SIZE
+    owner.close()
+    assert _seen(reader, 0, SIZE) == BODY
+    reader.close()
+
+
+async def test_a_reader_that_goes_away_leaves_the_others_waiting(registry: StoredRegistry) -> None:
+    """Of two who wait for one byte, one is cancelled; the other gets it."""
+    owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+    gone, stays = [asyncio.create_task(reader.wait(0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    await asyncio.to_thread(owner.write_at, 0, BODY[:STEP])
+    assert await stays == STEP
+    reader.close()
+    owner.close()
+
+
+async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) -> None:
+    """The commit and all who wait get DigestInvalid, no repository has the blob, no file is left, and the next claim
+    starts with nothing."""
+    owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+    waiting = asyncio.create_task(reader.wait(SIZE))
+    await _fill(owner, b"x" + BODY[1:])
+    with pytest.raises(DigestInvalid):
+        await owner.commit(UBUNTU)
+    with pytest.raises(DigestInvalid):
+        await waiting
+    with pytest.raises(DigestInvalid):
+        await reader.wait(0)
+    with pytest.raises(BlobUnknown):
+        await registry.resolve_blob(UBUNTU, DIGEST)
+    assert files_below(data / "partials") == []
+    assert DIGEST.encoded not in {path.name for path in files_below(data / "blobs")}
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert again.owned
+    assert again.missing() == [(0, SIZE)]
+    for partial in (owner, reader, again):
+        partial.close()
+
+
+async def test_bytes_that_are_there_are_never_changed(registry: StoredRegistry) -> None:
+    """What comes a second time for a place, from another endpoint for instance, is left out, and only its new part is
+    written: nobody's bytes change after they were read or hashed."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    await asyncio.to_thread(partial.write_at, 0, BODY[: 2 * STEP])
+    await asyncio.to_thread(partial.write_at, STEP, b"\0" * STEP + BODY[2 * STEP :])
+    assert _seen(partial, 0, SIZE) == BODY
+    await partial.commit(UBUNTU)
+    partial.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+
+
+async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistry) -> None:
+    """When the owner lets go, who waits for a byte that is not there gets PartialLost, can become the owner, and needs
+    to bring only what is missing; of two, one becomes it."""
+    owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
+    await asyncio.to_thread(owner.write_at, STEP, BODY[STEP : 2 * STEP])
+    waiting = asyncio.create_task(second.wait(0))
+    await asyncio.sleep(0)
+    owner.close()
+    with pytest.raises(PartialLost):
+        await waiting
+    with pytest.raises(PartialLost):
+        await asyncio.to_thread(owner.write_at, 0, b"x")
+    assert not owner.own()
+    assert await second.wait(STEP) == 2 * STEP, "what is there can be read"
+    assert second.own()
+    assert second.owned
+    assert not third.own()
+    assert second.missing() == [(0, STEP), (2 * STEP, SIZE)]
+    await _fill(second)
+    await second.commit(UBUNTU)
+    assert await third.wait(SIZE) == SIZE
+    second.close()
+    third.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+
+
+async def test_what_has_come_survives_the_process_and_not_the_machine(data: Path) -> None:
+    """The next opening under the same run of the machine has all of it, one under another run nothing."""
+    for boot, missing in (("one", [(0, SIZE)]), ("one", [(STEP, SIZE)]), ("two", [(0, SIZE)])):
+        async with open_registry(data, boot=boot) as registry:
+            partial = await registry.partials.claim(DIGEST, SIZE)
+            assert partial.owned
+            assert partial.missing() == missing
+            await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
+            partial.close()
+
+
+async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) -> None:
+    """Neither a reader nor an owner with a gap can commit; nothing is lost by trying."""
+    owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+    await asyncio.to_thread(owner.write_at, 1, BODY[1:])
+    for partial in (owner, reader):
+        with pytest.raises(PartialLost):
+            await partial.commit(UBUNTU)
+    await _fill(owner)
+    with pytest.raises(PartialLost):
+        await reader.commit(UBUNTU)
+    await owner.commit(UBUNTU)
+    owner.close()
+    reader.close()
+
+
+async def test_a_commit_whose_caller_is_cancelled_is_made_all_the_same(registry: StoredRegistry) -> None:
+    """Also when the partial is closed at once: it is never half done."""
+    owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+    await _fill(owner)
+    committing = asyncio.create_task(owner.commit(UBUNTU))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    committing.cancel()
+    await asyncio.wait([committing])
+    owner.close()
+    assert await reader.wait(SIZE) == SIZE
+    reader.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+
+
+async def test_a_blob_that_was_pushed_meanwhile_does_no_harm(registry: StoredRegistry) -> None:
+    """The commit gives the repository the blob all the same."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    await _fill(partial)
+    writer = await registry.start_upload(RepositoryName("team/app"))
+    await writer.write(BODY)
+    await writer.commit(DIGEST)
+    await writer.aclose()
+    await partial.commit(UBUNTU)
+    partial.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+    assert await read(registry, RepositoryName("team/app"), DIGEST) == BODY
+
+
+async def test_sizes_that_cannot_be_are_refused(registry: StoredRegistry, data: Path) -> None:
+    """A negative one, bytes outside of it; one that cannot fit is refused before anything is fetched, and leaves
+    nothing."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    for offset, piece in ((SIZE - 1, b"xy"), (-1, b"xy"), (SIZE + 5, b"x")):
+        with pytest.raises(SizeInvalid):
+            partial.write_at(offset, piece)
+    with pytest.raises(SizeInvalid):
+        await registry.partials.claim(digest_of(b"a"), -1)
+    with pytest.raises(StorageFull):
+        await registry.partials.claim(digest_of(b"a"), 1 << 60)
+    assert len(files_below(data / "partials")) == 2
+    partial.close()
+
+
+async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, data: Path) -> None:
+    """Who has a wrong size for a blob is in nobody's way: it has an owner and bytes of its own, cannot become content,
+    and what had come of the right one stays."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
+    partial.close()
+    for size in (SIZE + 1, STEP):
+        wrong = await registry.partials.claim(DIGEST, size)
+        assert wrong.owned
+        assert wrong.missing() == [(0, size)]
+        await _fill(wrong, BODY + b"x")
+        with pytest.raises(DigestInvalid):
+            await wrong.commit(UBUNTU)
+        wrong.close()
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    assert partial.missing() == [(STEP, SIZE)]
+    await _fill(partial)
+    await partial.commit(UBUNTU)
+    partial.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+    assert files_below(data / "partials") == []
+
+
+async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) -> None:
+    """Until that one lets go; its own wish it does not see. The others learn whether it has begun."""
+    owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
+    owner.want()
+    assert not owner.wanted
+    assert first.wanted
+    owner.begin()
+    assert first.begun
+    first.want()
+    second.want()
+    first.close()
+    assert owner.wanted
+    second.close()
+    assert not owner.wanted
+    owner.close()
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert again.owned
+    assert not again.begun
+    again.close()
+
+
+async def test_who_sent_wrong_bytes_is_noted_before_anybody_learns_of_them(registry: StoredRegistry) -> None:
+    """So that whoever begins anew knows it; also where noting it fails, the bytes go."""
+    for failing in (False, True):
+        owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+        waiting = asyncio.create_task(reader.wait(SIZE))
+        await _fill(owner, b"x" + BODY[1:])
+        told: list[bool] = []
+
+        async def blame(waiting: asyncio.Task[int] = waiting, told: list[bool] = told, *, fail: bool = failing) -> None:
+            told.append(waiting.done())
+            if fail:
+                raise StorageFailed
+
+        with pytest.raises(StorageFailed if failing else DigestInvalid):
+            await owner.commit(UBUNTU, blame)
+        with pytest.raises(DigestInvalid):
+            await waiting
+        assert told == [False]
+        owner.close()
+        reader.close()
+
+
+async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
+    """Whoever still has it open gets PartialLost and never becomes its owner."""
+    first = await registry.partials.claim(DIGEST, SIZE)
+    await asyncio.to_thread(first.write_at, 0, BODY[:STEP])
+    reader = await registry.partials.claim(DIGEST, SIZE)
+    first.close()
+    assert await registry.partials.expire(time.time() + 60) == 1
+    assert not reader.own()
+    with pytest.raises(PartialLost):
+        await reader.wait(STEP)
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert again.owned
+    assert again.missing() == [(0, SIZE)]
+    reader.close()
+    again.close()
+
+
+async def test_only_idle_partials_without_an_owner_expire(registry: StoredRegistry, data: Path) -> None:
+    """One that is owned or was written of late stays; files of a broken-off beginning or end go when they are old."""
+    owned = await registry.partials.claim(DIGEST, SIZE)
+    idle = await registry.partials.claim(digest(2, 10), 10)
+    idle.close()
+    (data / "partials" / f"docker.io~sha256-{'a' * 64}.10.state").touch()
+    (data / "partials" / f"sha256-{'b' * 64}.data").touch()
+    (data / "partials" / "something else").touch()
+    assert await registry.partials.expire(time.time() - 3600) == 0
+    assert await registry.partials.expire(time.time() + 3600) == 3
+    assert {path.name for path in files_below(data / "partials")} == {
+        "something else", f"sha256-{DIGEST.encoded}.{SIZE}.data", f"sha256-{DIGEST.encoded}.{SIZE}.state",
+    }  # fmt: skip
+    await asyncio.to_thread(owned.write_at, 0, BODY)
+    await owned.commit(UBUNTU)
+    owned.close()
+
+
+async def test_the_collector_drops_idle_partials(data: Path) -> None:
+    """After the time that idle upload sessions have as well."""
+    async with open_registry(data, boot=BOOT) as registry:
+        (await registry.partials.claim(DIGEST, SIZE)).close()
+        assert (await registry.collector.collect()).partials == 0
+    async with open_registry(data, boot=BOOT, expire=60, clock=lambda: time.time() + 3600) as registry:
+        assert (await registry.collector.collect()).partials == 1
+    assert files_below(data / "partials") == []
+
+
+async def test_partials_of_another_run_of_the_machine_are_collected_at_once(data: Path) -> None:
+    """They can never be gone on with."""
+    async with open_registry(data, boot="before") as registry:
+        (await registry.partials.claim(DIGEST, SIZE)).close()
+    async with open_registry(data, boot="after") as registry:
+        assert (await registry.collector.collect()).partials == 1
+    assert files_below(data / "partials") == []
+
+
+async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredRegistry) -> None:
+    """Of a hundred at once, one owns it, and together they hold two files open."""
+    before = len(os.listdir("/proc/self/fd"))
+    partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
+    assert sum(partial.owned for partial in partials) == 1
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    for partial in partials:
+        partial.close()
+        partial.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_claim_that_is_cancelled_holds_nothing(registry: StoredRegistry) -> None:
+    """Neither an open file nor the owner's place."""
+    before = len(os.listdir("/proc/self/fd"))
+    for turns in range(6):
+        claiming = asyncio.create_task(registry.partials.claim(DIGEST, SIZE))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        claiming.cancel()
+        await asyncio.wait([claiming])
+        if not claiming.cancelled():
+            claiming.result().close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    assert partial.owned
+    partial.close()
+
+
+async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegistry) -> None:
+    """The place is free once the last write has ended, and no write goes to a file that was closed."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    begun = threading.Barrier(5)
+
+    def write(number: int) -> int:
+        begun.wait()
+        for done, start in enumerate(range(number * STEP, SIZE, 4 * STEP)):
+            try:
+                partial.write_at(start, BODY[start : start + STEP])
+            except PartialLost:
+                return done
+        return done + 1
+
+    writing = [asyncio.create_task(asyncio.to_thread(write, number)) for number in range(4)]
+    await asyncio.to_thread(begun.wait)
+    partial.close()
+    written = sum(await asyncio.gather(*writing))
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert again.owned
+    assert sum(stop - start for start, stop in again.missing()) in (
+        SIZE - written * STEP, SIZE - (written - 1) * STEP - SIZE % STEP,
+    )  # fmt: skip
+    await _fill(again)
+    await again.commit(UBUNTU)
+    again.close()
+
+
+async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: StoredRegistry) -> None:
+    """The next owner has the first of them, and the blob comes whole all the same."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+
+    def write() -> None:
+        for number in range(MOST_EXTENTS + 20):
+            partial.write_at(number * 4096, BODY[number * 4096 : number * 4096 + 2048])
+
+    await asyncio.to_thread(write)
+    partial.close()
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert len(again.missing()) == MOST_EXTENTS
+    await _fill(again)
+    await again.commit(UBUNTU)
+    again.close()
+    assert await read(registry, UBUNTU, DIGEST) == BODY
+
+
+async def test_a_file_that_was_cut_short_is_told(registry: StoredRegistry, data: Path) -> None:
+    """Somebody cut the file of the bytes: the commit fails, and the next claim starts over."""
+    partial = await registry.partials.claim(DIGEST, SIZE)
+    await _fill(partial)
+    os.truncate(data / "partials" / f"sha256-{DIGEST.encoded}.{SIZE}.data", 2 * 1024 * 1024)
+    with pytest.raises((StorageFailed, DigestInvalid)):
+        await partial.commit(UBUNTU)
+    again = await registry.partials.claim(DIGEST, SIZE)
+    assert again.missing() == [(0, SIZE)]
+    again.close()
+    partial.close()
+
+
+def test_a_state_that_is_not_whole_is_seen() -> None:
+    """A record that is cut short, or has another byte anywhere, is none; what follows it does not matter."""
+    whole = Progress("boot", 100, extents=[(0, 5), (10, 20)])
+    encoded = whole.encode()
+    assert decode_progress(encoded + b"rest") == whole
+    assert decode_progress(bytes(4096)) is None
+    for at in range(len(encoded)):
+        assert decode_progress(encoded[:at]) is None
+        assert decode_progress(encoded[:at] + bytes([encoded[at] ^ 1]) + encoded[at + 1 :]) is None
+
+
+async def test_a_poke_that_comes_late_finds_nobody(registry: StoredRegistry) -> None:
+    """Who waits, leaves and closes the file in the moment the owner lets go of it leaves no error behind."""
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    owner = await registry.partials.claim(DIGEST, len(BODY))
+    other = await registry.partials.claim(DIGEST, len(BODY))
+    waiting = asyncio.create_task(other.wait(0))
+    await asyncio.sleep(0)
+    owner.close()  # wakes whoever waits
+    waiting.cancel()
+    other.close()
+    with suppress(asyncio.CancelledError, PartialLost):
+        await waiting
+    for _ in range(5):
+        await asyncio.sleep(0.002)
+    assert errors == []
+
+
+async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
+    """To all processes that follow, with a count, so that they know whether it was just now; the bytes stay, and the
+    next owner's reason takes its place."""
+    async with open_registry(data, boot=BOOT) as one, open_registry(data, boot=BOOT) as two:
+        owner, follower = await one.partials.claim(DIGEST, SIZE), await two.partials.claim(DIGEST, SIZE)
+        assert follower.owner_failures == PartialFailures()
+        await follower.report_failure("not its owner's")
+        assert follower.owner_failures == PartialFailures()
+        owner.write_at(0, BODY[:1000])
+        await owner.report_failure("because")
+        owner.close()
+        assert follower.owner_failures == PartialFailures(1, "because")
+        assert follower.own()
+        assert follower.missing() == [(1000, SIZE)]
+        follower.write_at(1000, BODY[1000:])
+        await follower.report_failure("long " * 1000)
+        later = await one.partials.claim(DIGEST, SIZE)
+        assert later.owner_failures.times == 2
+        assert 1000 < len(later.owner_failures.reason) < 4096
+        await follower.commit(UBUNTU)
+        later.close()
+        follower.close()

@@ -1,0 +1,130 @@
+"""What upload sessions cost, and what they survive."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import random
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import digest_of
+from storage.errors import BlobUploadUnknown
+from storage.names import ALGORITHMS, RepositoryName
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.server_process import ROOT, running_server
+from tests.system.crash.full_disk import ask, start
+
+APP = RepositoryName("team/app")
+MIB = 1024 * 1024
+
+
+def test_uploads_work_in_a_python_whose_digests_cannot_be_saved(tmp_path: Path) -> None:
+    """Without libcrypto's hashes, chunks on two workers, declared and undeclared algorithms give the right blobs; after
+    a power cut a session starts over."""
+    command = [sys.executable, "-m", "tests.unit.storage.store.uploads_without_libcrypto", str(tmp_path / "data")]
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout
+
+
+def _read(pids: list[int]) -> int:
+    """Bytes that the processes have read with read calls, from files or sockets."""
+    found = 0
+    for pid in pids:
+        counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+        found += int(counts["rchar"])
+    return found
+
+
+def test_a_closing_put_without_a_body_does_not_read_the_blob_again(tmp_path: Path) -> None:
+    """After a chunk of 64 MiB, the PUT that closes the session reads less than a MiB, whichever worker takes it."""
+    body = random.Random(1).randbytes(64 * MIB)
+    with running_server(tmp_path, workers=2) as server:
+        for turn in range(3):
+            location = start(server, "team/app")
+            status, _, headers = ask(server, "PATCH", location, body)
+            assert status == 202
+            location = headers["location"]
+            joined = location + ("&" if "?" in location else "?")
+            before = _read(server.worker_pids())
+            assert ask(server, "PUT", f"{joined}digest=sha256:{hashlib.sha256(body).hexdigest()}")[0] == 201
+            assert _read(server.worker_pids()) - before < MIB, f"turn {turn}"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_a_session_in_chunks_of_any_size_survives_a_reboot_that_lost_nothing(
+    algorithm: str, tmp_path: Path
+) -> None:
+    """Where the disk kept all bytes, a session stands after a reboot where it stood before, however it was cut."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    body = random.Random(2).randbytes(300_000)
+    cuts = [0, 1, 70, 127, 128, 129, 1000, 70_001, 70_130, 200_000]
+    async with open_registry(data, boot="first") as before:
+        writer = await before.start_upload(APP, algorithm)
+        for start_at, stop in itertools.pairwise(cuts):
+            await writer.write(body[start_at:stop])
+            await writer.aclose()
+            writer = await before.resume_upload(APP, writer.id, stop)
+        await writer.aclose()
+    async with open_registry(data, boot="second") as after:
+        assert await after.upload_offset(APP, writer.id) == cuts[-1]
+        writer = await after.resume_upload(APP, writer.id, cuts[-1])
+        await writer.write(body[cuts[-1] :])
+        await writer.commit(digest_of(body, algorithm))
+        await writer.aclose()
+
+
+async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) -> None:
+    """A commit that was stopped between the rename and the row: the session is gone, and does not start over under the
+    digest it had saved."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    async with open_registry(data, boot="one") as registry:
+        writer = await registry.start_upload(APP)
+        await writer.write(b"a" * 1000)
+        await writer.aclose()
+        layout = registry.blobs.layout
+        (layout.upload(writer.id) / "1").rename(layout.blob(digest_of(b"a" * 1000)))
+        with pytest.raises(BlobUploadUnknown):
+            await registry.upload_offset(APP, writer.id)
+        for offset in (None, 0, 1000):
+            with pytest.raises(BlobUploadUnknown):
+                await registry.resume_upload(APP, writer.id, offset)
+
+
+@pytest.mark.parametrize("end", ["append", "commit", "cancel"])
+async def test_a_large_file_is_not_closed_on_the_event_loop(
+    end: str, registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system may let a close wait for what is being written: so long nobody else would be answered."""
+    layout, close, body = registry.blobs.layout, os.close, bytes(3 * MIB)
+    places = (f"{layout.uploads}/", f"{layout.root}/blobs/")
+    on_the_loop: list[bool] = []
+
+    def note(number: int) -> None:
+        of_content = os.readlink(f"/proc/self/fd/{number}").startswith(places)
+        if of_content and stat.S_ISREG(os.fstat(number).st_mode):
+            on_the_loop.append(threading.current_thread() is threading.main_thread())
+        close(number)
+
+    monkeypatch.setattr(os, "close", note)
+    writer = await registry.start_upload(APP)
+    await writer.write(body)
+    if end == "commit":
+        await writer.commit(digest_of(body))
+    elif end == "cancel":
+        await writer.cancel()
+    await writer.aclose()
+    async with asyncio.timeout(60):
+        while not on_the_loop:  # noqa: ASYNC110  a thread does it
+            await asyncio.sleep(0.001)
+    assert on_the_loop == [False]
