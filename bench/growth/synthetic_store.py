@@ -1,7 +1,7 @@
-"""A store with many repositories, tags and manifests, its rows made in bulk.
+"""A store with many repositories, tags and manifests, whose rows are inserted in bulk.
 
-The blobs and one repository are pushed through the API first. The other rows are those that pushes would leave: a test
-compares them. One difference: the collector has been by, so nothing waits in its queue.
+Its blobs and one repository were pushed through the API before. The inserted rows equal those that pushes create, which
+a test checks; only the queue of the garbage collector is empty, as after a collection.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import apsw
 from bench.loaders.http_client import MANIFEST_TYPE
 from bench.random_content import BlobContent, digest_of, make_manifest
 from storage.composition import layout_of
-from storage.metadata.sqlite.database import create
 
 TAGS_PER_REPOSITORY = 10
-"""Tags in a repository, each at a manifest of its own."""
+"""Tags in a repository, each with a manifest of its own."""
 MANY_TAGS_REPO = "many/tags"
 MIN_MANY_TAGS = 200
 BATCH_REPOSITORIES = 2000
@@ -30,7 +29,7 @@ BATCH_REPOSITORIES = 2000
 
 @dataclass(frozen=True)
 class StoreSize:
-    """How much is in a store: `manifests` spread over repositories of ten, and one repository with a tenth on top."""
+    """The size of a store: `manifests` in repositories of ten, and one more repository with many tags."""
 
     manifests: int
 
@@ -40,13 +39,13 @@ class StoreSize:
 
     @property
     def many(self) -> int:
-        """Tags of the repository that has many: so that there is a page of 100 in every store."""
+        """Tags of the repository with many: a tenth of the manifests, but enough for a page of 100 in every store."""
         return max(MIN_MANY_TAGS, self.manifests // 10)
 
 
 @dataclass(frozen=True)
 class PushedManifest:
-    """A manifest as a push would have brought it."""
+    """A manifest, its digest, and the tag that points to it."""
 
     tag: str
     digest: str
@@ -54,7 +53,7 @@ class PushedManifest:
 
 
 def manifest_of_tag(repo: str, tag: str, config: BlobContent, layers: tuple[BlobContent, ...]) -> PushedManifest:
-    """The manifest of one tag; the note tells it from all others."""
+    """Returns the manifest of one tag, which differs from all others by its note."""
     body = make_manifest(config, layers, f"{repo}:{tag}")
     return PushedManifest(tag, digest_of(body), body)
 
@@ -64,10 +63,11 @@ def repository_name(number: int) -> str:
 
 
 def fill_store(data: Path, size: StoreSize, config: BlobContent, layers: tuple[BlobContent, ...]) -> None:
-    """Adds the rows to a prepared data directory that nobody serves and whose blobs are there already."""
-    db = create(layout_of(data).metadata)
+    """Inserts the rows into a data directory that has the blobs and that no server uses. The schema is that of the
+    version which created the directory."""
+    db = apsw.Connection(str(layout_of(data).metadata))
     try:
-        db.pragma("synchronous", "OFF")  # made durable by the checkpoint at the end
+        db.pragma("synchronous", "OFF")  # the checkpoint at the end makes it durable
         writer = _Rows(db, config, layers, time.time())
         names = iter(range(size.repositories))
         while batch := list(islice(names, BATCH_REPOSITORIES)):
@@ -83,7 +83,7 @@ def fill_store(data: Path, size: StoreSize, config: BlobContent, layers: tuple[B
 
 
 class _Rows:
-    """Inserts what a push of each manifest would insert, after mounts of the blobs."""
+    """Inserts the rows of a push of each manifest, after mounts of the blobs."""
 
     def __init__(self, db: apsw.Connection, config: BlobContent, layers: tuple[BlobContent, ...], now: float) -> None:
         self._db, self._config, self._layers, self._now = db, config, layers, now
@@ -92,7 +92,7 @@ class _Rows:
         self._next = int(db.execute("SELECT coalesce(max(id), 0) FROM manifest").get)
 
     def add(self, repo: str, tags: Iterator[str]) -> None:
-        """A repository with those tags."""
+        """Inserts a repository with those tags."""
         pushed = [manifest_of_tag(repo, tag, self._config, self._layers) for tag in tags]
         number = self._db.execute(
             "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id",

@@ -12,18 +12,18 @@ import pytest
 from bench.errors import TrialFailed
 from bench.loaders.curl_transfers import next_upload_path
 from bench.loaders.http_client import location_path
-from bench.loaders.wrk import parse_report
+from bench.loaders.load_report import parse_report
+from bench.system.machine import parse_steal_seconds
 from bench.system.memory_prefault import available_memory
 from bench.system.process_tree import (
     CLOCK_TICKS,
     parse_cpu_ticks,
     parse_pss,
-    parse_steal_seconds,
     process_tree,
     tree_cpu_seconds,
     tree_pss,
 )
-from bench.system.servers import REPOSITORY_ROOT
+from bench.system.programs import REPOSITORY_ROOT
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
 GOOD = '{"requests":100,"microseconds":2000000,"bytes":5000,"errors":0,"p50":1500,"p99":9000}'
@@ -100,7 +100,7 @@ def test_upload_goes_on_where_the_registry_says() -> None:
 
 def test_lua_scripts_exist_for_the_loads() -> None:
     """The scripts lie beside the module that runs them."""
-    folder = REPOSITORY_ROOT / "bench" / "loaders" / "wrk"
+    folder = REPOSITORY_ROOT / "bench" / "loaders" / "lua"
     assert {path.stem for path in folder.glob("*.lua")} == {"report", "put_tags", "any_tag"}
 
 

@@ -11,13 +11,13 @@ import pytest
 from bench.errors import BenchFailed, TrialFailed
 from bench.loaders.http_client import HttpClient
 from bench.loaders.image_pull import PullOrder, pull_image
-from bench.mirror import chosen_mirror_rows
 from bench.mirror.mirror_images import TAG, ImageSpec, PushedImage, push_image
 from bench.mirror.mirror_run import all_mirror_rows
-from bench.mirror.mirror_servers import DOCKER_REGISTRY_AS_MIRROR, ENTREPOT_AS_MIRROR, mirror_checkout
 from bench.mirror.nginx_proxy import UpstreamTraffic, count_traffic, running_nginx
 from bench.mirror.paced_relay import running_relay
 from bench.report.goals import MIRROR_GOALS
+from bench.runner import pick_rows
+from bench.system.servers import DOCKER_REGISTRY, ENTREPOT, entrepot_checkout
 from registry.config.settings_sources import load_settings
 from tests.fakes.server_process import RegistryServer
 
@@ -68,7 +68,9 @@ def test_gate_writes_down_what_was_sent(server: RegistryServer, held: PushedImag
     with running_nginx(server.port, tmp_path / "gate") as before:
         pulled = pull_image(PullOrder(before.port, held.repo, TAG, clients=2))
         with HttpClient(before.port) as client:
-            client.ask("GET", f"/v2/{held.repo}/blobs/{layer['digest']}", headers={"Range": "bytes=5-9"}, expect=206)
+            client.request(
+                "GET", f"/v2/{held.repo}/blobs/{layer['digest']}", headers={"Range": "bytes=5-9"}, expect=206
+            )
     assert pulled.size == 2 * held.size
     assert before.sent(held.repo) == UpstreamTraffic(2 * held.size + 5, 2 * (held.size - len(held.body)) + 5, 2, 2)
 
@@ -91,7 +93,7 @@ def test_relay_hands_on_every_byte(server: RegistryServer, held: PushedImage, tm
 
 def test_pull_sees_each_blob(server: RegistryServer, held: PushedImage) -> None:
     """Config and layers, with times in their order: headers, first byte, whole."""
-    pulled = pull_image(PullOrder(server.port, held.repo, TAG, clients=2, at_once=1))
+    pulled = pull_image(PullOrder(server.port, held.repo, TAG, clients=2, parallel=1))
     assert sorted(one.size for one in pulled.blobs)[2:] == sorted([10_000, 200_000, 3_000_000] * 2)
     assert all(0 < one.headers <= one.first <= one.whole <= pulled.seconds for one in pulled.blobs)
     assert pulled.largest().size == held.largest == 3_000_000
@@ -124,7 +126,7 @@ def test_pushed_image_is_as_large_as_it_says(server: RegistryServer, held: Pushe
 
 def test_entrepot_is_set_up_as_a_mirror(tmp_path: Path) -> None:
     """The file it is started with names the upstream, as the default, and a prefix to push to."""
-    command = ENTREPOT_AS_MIRROR.of("http://127.0.0.1:1234").command(tmp_path, 5000)
+    command = ENTREPOT.command(tmp_path, 5000, "http://127.0.0.1:1234")
     settings = load_settings({}, Path(command[command.index("--config") + 1])).settings
     assert [(one.name, one.endpoints, one.default) for one in settings.upstream] == [
         ("docker.io", ["http://127.0.0.1:1234"], True)
@@ -137,16 +139,16 @@ def test_another_checkout_is_set_up_as_a_mirror(tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "registry").mkdir(parents=True)
     with pytest.raises(BenchFailed, match="holds no checkout of Entrepot"):
-        mirror_checkout(other)
+        entrepot_checkout(other)
     (other / "registry" / "__main__.py").write_text("")
-    kind = mirror_checkout(other).of("http://127.0.0.1:1234")
-    assert (kind.root, kind.accounts) == (other, True)
-    assert kind.name != ENTREPOT_AS_MIRROR.name
+    program = entrepot_checkout(other)
+    assert (program.root, program.is_entrepot) == (other, True)
+    assert program.name != ENTREPOT.name
 
 
 def test_docker_registry_is_set_up_as_a_mirror(tmp_path: Path) -> None:
     """Its configuration has the upstream beside what it is measured with elsewhere."""
-    *_, path = DOCKER_REGISTRY_AS_MIRROR.of("http://127.0.0.1:1234").command(tmp_path, 5000)
+    *_, path = DOCKER_REGISTRY.command(tmp_path, 5000, "http://127.0.0.1:1234")
     config = json.loads(Path(path).read_text())
     assert config["proxy"] == {"remoteurl": "http://127.0.0.1:1234"}
     assert config["http"]["addr"] == "127.0.0.1:5000"
@@ -161,6 +163,6 @@ def test_goals_name_rows_and_figures_that_are_measured() -> None:
 
 def test_rows_are_chosen_by_name() -> None:
     """In the order in which they are measured; a name that is none is told."""
-    assert [row.name for row in chosen_mirror_rows("warm, thundering")] == ["thundering", "warm"]
+    assert [row.name for row in pick_rows(all_mirror_rows(), "warm, thundering")] == ["thundering", "warm"]
     with pytest.raises(BenchFailed, match="no row is called cold; there are: thundering"):
-        chosen_mirror_rows("cold")
+        pick_rows(all_mirror_rows(), "cold")
