@@ -6,18 +6,26 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from bench.errors import BenchFailed
-from bench.report.goals import Goal, are_all_met, goals_document, judge_goals
-from bench.report.measurements import STEAL, Figure, RowSamples, Sample, results_document, write_json
+from bench.report.goals import Goal, are_all_met, goals_document, judge_goals, no_slower_goals
+from bench.report.measurements import RATE, SPEED, STEAL, Figure, RowSamples, Sample, results_document, write_json
+from bench.report.plot import ratio_bars
 from bench.report.tables import figures_table, goals_table, steal_note
-from bench.system.machine import check_space, describe_machine, package_version, require_packages, start_steal_meter
-from bench.system.servers import ServerProgram
+from bench.system.machine import (
+    DOCKER_REGISTRY_PACKAGES,
+    check_space,
+    describe_machine,
+    package_version,
+    require_packages,
+    start_steal_meter,
+)
+from bench.system.servers import DOCKER_REGISTRY, ENTREPOT, ServerProgram, entrepot_checkout
 
 RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -160,6 +168,31 @@ class Bench:
     disk_bytes: int
     measure: Callable[[Path], Findings]
     """Measures all rows in a temporary folder. Raises BenchFailed."""
+
+
+def comparison(
+    options: Options,
+    names: tuple[str, str],
+    packages: Mapping[str, str],
+    disk_bytes: int,
+    goals: Sequence[Goal],
+    measure: Callable[[Sequence[ServerProgram], Path], list[RowSamples]],
+    drawn: Collection[Figure] = (RATE, SPEED),
+) -> Bench:
+    """Returns a bench that compares Entrepot with docker-registry or, with `--against`, with an older Entrepot, for
+    which no row may cost more. `names`: of the results for the one and the other. `goals`: beside docker-registry.
+    `drawn`: the figures of the plot. Raises BenchFailed for a folder that is not a checkout."""
+    peer = entrepot_checkout(options.against) if options.against else DOCKER_REGISTRY
+    programs = (ENTREPOT, peer)
+
+    def find(folder: Path) -> Findings:
+        lines = measure(programs, folder)
+        wanted = no_slower_goals(lines, peer.name) if options.against else goals
+        subjects = [program.name for program in programs]
+        return Findings(lines, subjects, wanted, ratio_bars(lines, *subjects, drawn=drawn))
+
+    required = dict(packages) if options.against else {**packages, **DOCKER_REGISTRY_PACKAGES}
+    return Bench(names[1 if options.against else 0], programs, required, disk_bytes, find)
 
 
 def run_bench(bench: Bench, options: Options) -> bool:

@@ -22,12 +22,12 @@ from bench.growth.synthetic_store import (
     repository_name,
 )
 from bench.loaders.http_client import MANIFEST_ACCEPT, MANIFEST_TYPE, HttpClient
-from bench.loaders.load_report import LoadReport
+from bench.loaders.load_report import LoadReport, measure_load
 from bench.loaders.wrk import run_wrk
 from bench.random_content import BlobContent, digest_of, make_manifest
-from bench.report.measurements import CPU, P99, Figure, Sample
+from bench.report.measurements import CPU, P99, RATE, Figure, Sample
 from bench.runner import Row
-from bench.system.servers import Meter, RunningServer, ServerProgram, started_server
+from bench.system.servers import RunningServer, ServerProgram, started_server
 
 CHECKED_SAMPLES = 20
 PAGE_TRIALS = 50
@@ -35,6 +35,13 @@ PAGE_SIZE = 100
 SPREAD_REPOSITORIES = 10
 """Repositories, spread over the store, that tags are put to and that hold the same hundred manifests."""
 WARM_UP_SECONDS = 1.0
+
+HOT_MANIFESTS = Figure("hundred", "requests/s")
+SPREAD_MANIFESTS = Figure("manifest", "requests/s")
+UNCACHED_MANIFESTS = Figure("anew", "requests/s")
+CACHED_MANIFESTS = Figure("as_asked", "requests/s")
+TAG_PUTS = Figure("put", "per s")
+LOAD_RATES = (HOT_MANIFESTS, SPREAD_MANIFESTS, UNCACHED_MANIFESTS, CACHED_MANIFESTS, TAG_PUTS)
 
 
 @dataclass(frozen=True)
@@ -135,9 +142,8 @@ def _put_tags(trial: GrowthTrial, *, prefix: str = "put") -> LoadReport:
 
 
 def _measure_load(trial: GrowthTrial, *, key: str, load: Load) -> Sample:
-    meter = Meter(trial.server)
-    report = load(trial)
-    return {key: report.rate, CPU.key: meter.cpu() / report.requests * 1e6, P99.key: report.p99}
+    sample = measure_load(trial.server, partial(load, trial))
+    return {**sample, key: sample[RATE.key]}
 
 
 def _tags_pages(trial: GrowthTrial) -> Sample:
@@ -167,22 +173,21 @@ def _time_pages(server: RunningServer, path: str, key: str, after: list[str]) ->
     return statistics.median(times)
 
 
-def _load_row(key: str, title: str, load: Load, unit: str = "requests/s") -> Row[GrowthTrial]:
-    return Row(key, title, (Figure(key, unit), CPU, P99), partial(_measure_load, key=key, load=load))
+def _load_row(rate: Figure, title: str, load: Load, *costs: Figure) -> Row[GrowthTrial]:
+    return Row(rate.key, title, (rate, *costs), partial(_measure_load, key=rate.key, load=load))
 
 
 def growth_rows() -> list[Row[GrowthTrial]]:
     """Returns the rows that are measured on running servers, in the order in which they are measured."""
+    hundred = partial(_get_manifests, repositories=SPREAD_REPOSITORIES)
+    uncached = partial(_get_manifests, uncached=True)
     return [
-        _load_row(
-            "hundred",
-            "manifest by tag, the same hundred",
-            partial(_get_manifests, repositories=SPREAD_REPOSITORIES),
-        ),
-        _load_row("manifest", "manifest by tag, all over, beside tag PUTs", _get_manifests_beside_puts),
-        _load_row("anew", "manifest by tag, all over, no answer ready", partial(_get_manifests, uncached=True)),
-        _load_row("as_asked", "manifest by tag, all over, as asked", _get_manifests),
-        _load_row("put", "tag PUT, one connection", _put_tags, "per s"),
+        _load_row(HOT_MANIFESTS, "manifest by tag, the same hundred", hundred, CPU, P99),
+        # Without CPU: that of the PUTs cannot be told from that of the GETs.
+        _load_row(SPREAD_MANIFESTS, "manifest by tag, all over, beside tag PUTs", _get_manifests_beside_puts, P99),
+        _load_row(UNCACHED_MANIFESTS, "manifest by tag, all over, no answer ready", uncached, CPU, P99),
+        _load_row(CACHED_MANIFESTS, "manifest by tag, all over, as asked", _get_manifests, CPU, P99),
+        _load_row(TAG_PUTS, "tag PUT, one connection", _put_tags, CPU, P99),
         Row("tags", "page of 100 tags", (Figure("tags", "ms"),), _tags_pages),
         Row("catalog", "page of 100 repositories", (Figure("catalog", "ms"),), _catalog_pages),
     ]

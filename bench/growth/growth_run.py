@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from bench.growth.growth_rows import (
-    START_ROW,
-    GrownStore,
-    GrowthTrial,
-    growth_rows,
-    prepare_store,
-)
+from bench.growth.growth_rows import LOAD_RATES, START_ROW, GrownStore, GrowthTrial, growth_rows, prepare_store
 from bench.growth.synthetic_store import StoreSize, fill_store
 from bench.loaders.http_client import HttpClient
 from bench.random_content import MIB, make_config, push_content, small_layers
-from bench.report.goals import growth_goals, no_slower_goals
+from bench.report.goals import growth_goals
 from bench.report.measurements import RowSamples
-from bench.report.plot import curves, ratio_bars
+from bench.report.plot import curves
 from bench.report.tables import growth_table
-from bench.runner import Bench, Findings, Options, Rounds
-from bench.system.servers import ENTREPOT, RunningServer, ServerProgram, entrepot_checkout, started_server
+from bench.runner import Bench, Findings, Options, Rounds, comparison
+from bench.system.servers import ENTREPOT, RunningServer, ServerProgram, started_server
 
+PACKAGES = {"wrk": "wrk"}
 BASE_REPO = "base/app"
 BASE_DISK_BYTES = 1 << 30
 DISK_BYTES_PER_MANIFEST = 6000
@@ -34,23 +30,33 @@ START_COUNT = 3
 def growth_bench(options: Options) -> Bench:
     """Returns the bench. With another checkout, each program has stores of all sizes, and each row is compared at each
     size. Raises BenchFailed for a folder that is not a checkout."""
-    programs = [ENTREPOT, *([entrepot_checkout(options.against)] if options.against else [])]
+    disk_bytes = BASE_DISK_BYTES + DISK_BYTES_PER_MANIFEST * sum(options.sizes)
+    if options.against:
+        measure = partial(_measure_by_size, options)
+        return comparison(options, ("growth", "growth-against"), PACKAGES, 2 * disk_bytes, (), measure, LOAD_RATES)
 
-    def measure(folder: Path) -> Findings:
-        stores = [_build(folder, program, StoreSize(size)) for size in options.sizes for program in programs]
-        lines = _measure(stores, options)
+    def find(folder: Path) -> Findings:
+        stores = [_build(folder, ENTREPOT, StoreSize(size)) for size in options.sizes]
+        lines, names = _measure(stores, options), [one.name for one in stores]
         about = {"stores": {one.name: {"bytes": one.disk_bytes, "built_in": one.build_seconds} for one in stores}}
-        if options.against:
-            lines, names = _lines_by_size(lines, stores), [program.name for program in programs]
-            plot = ratio_bars(lines, *names, drawn=[line.figures[0] for line in lines])
-            return Findings(lines, names, no_slower_goals(lines, names[1]), plot, about)
-        names = [one.name for one in stores]
         series = {line.title: [line.median(name, line.figures[0].key) or 0 for name in names] for line in lines}
         plot = curves("As the store grows, against the smallest", options.sizes, series)
         return Findings(lines, names, growth_goals(names[0], names[-1]), plot, about, growth_table)
 
-    disk_bytes = BASE_DISK_BYTES + DISK_BYTES_PER_MANIFEST * sum(options.sizes) * len(programs)
-    return Bench("growth-against" if options.against else "growth", programs, {"wrk": "wrk"}, disk_bytes, measure)
+    return Bench("growth", [ENTREPOT], PACKAGES, disk_bytes, find)
+
+
+def _measure_by_size(options: Options, programs: Sequence[ServerProgram], folder: Path) -> list[RowSamples]:
+    """Measures stores of all programs. Returns a row for each figure and size, with samples by program."""
+    stores = [_build(folder, program, StoreSize(size)) for size in options.sizes for program in programs]
+    split = list[RowSamples]()
+    for line in _measure(stores, options):
+        for size in options.sizes:
+            same_size = [store for store in stores if store.size.manifests == size]
+            samples = {store.program.name: line.samples.get(store.name, []) for store in same_size}
+            title = f"{line.title}, {size:,} manifests"
+            split.append(RowSamples(f"{line.name}-{size}", title, line.figures, samples, line.failure))
+    return split
 
 
 def _build(parent: Path, program: ServerProgram, size: StoreSize) -> GrownStore:
@@ -81,15 +87,3 @@ def _measure(stores: Sequence[GrownStore], options: Options) -> list[RowSamples]
             yield GrowthTrial(store, servers[store.name], options.seconds, number)
 
         return [*Rounds(growth_rows(), stores, open_trial).run(options.rounds), *start]
-
-
-def _lines_by_size(lines: Sequence[RowSamples], stores: Sequence[GrownStore]) -> list[RowSamples]:
-    """Splits each row, which has samples by store, into a row for each size, which has samples by program."""
-    split = list[RowSamples]()
-    for line in lines:
-        for size in dict.fromkeys(store.size.manifests for store in stores):
-            same_size = [store for store in stores if store.size.manifests == size]
-            samples = {store.program.name: line.samples.get(store.name, []) for store in same_size}
-            title = f"{line.title}, {size:,} manifests"
-            split.append(RowSamples(f"{line.name}-{size}", title, line.figures, samples, line.failure))
-    return split

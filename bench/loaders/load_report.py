@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.errors import TrialFailed
+from bench.report.measurements import CPU, P50, P99, RATE, Sample
 from bench.system.programs import run_to_end
+from bench.system.servers import Meter, RunningServer
 
 MARGIN_SECONDS = 30.0
 """Seconds a loader may take beyond its measuring time."""
@@ -32,6 +34,14 @@ def run_loader(command: Sequence[str], seconds: float, size: int = 0) -> LoadRep
     """Runs a loader that measures for `seconds`. `size`: bytes of each body. Raises TrialFailed when the loader or a
     request failed."""
     return parse_report(run_to_end(command, seconds + MARGIN_SECONDS), size)
+
+
+def measure_load(server: RunningServer, run: Callable[[], LoadReport]) -> Sample:
+    """Runs a load and returns its figures, with the server's CPU time for each request."""
+    meter = Meter(server)
+    report = run()
+    cpu = meter.cpu() / report.requests * 1e6
+    return {RATE.key: report.rate, CPU.key: cpu, P50.key: report.p50, P99.key: report.p99}
 
 
 def print_report(times: Sequence[float], received: int, seconds: float) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.errors import TrialFailed
@@ -22,27 +21,31 @@ DEFAULT_HEADERS = {"Accept": MANIFEST_ACCEPT}
 
 def run_wrk(
     url: str,
-    seconds: float,
+    seconds: float = ENDLESS_SECONDS,
     *,
     size: int = 0,
     connections: int = WRK_CONNECTIONS,
     headers: Mapping[str, str] = DEFAULT_HEADERS,
     script: str | None = None,
     arguments: Sequence[str] = (),
+    work: Callable[[], object] | None = None,
 ) -> LoadReport:
-    """Requests `url`, or what `script` makes of it, for that time. `size`: bytes of each body. Raises TrialFailed when
-    a request failed or a body was short."""
-    with _wrk_command(url, seconds, connections, headers, script, arguments) as command:
-        return run_loader(command, seconds, size)
+    """Requests `url`, or what `script` makes of it, for that time, or for as long as `work` takes. `size`: bytes of
+    each body. Raises TrialFailed when a request failed or a body was short, and what `work` raises."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write("".join((LUA_SCRIPTS / f"{name}.lua").read_text() for name in ("report", script) if name))
+        file.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s", "--latency"]
+        for name, value in headers.items():
+            command += ["-H", f"{name}: {value}"]
+        command += ["-s", file.name, url, "--", *arguments]
+        return run_loader(command, seconds, size) if work is None else parse_report(_run_during(command, work), size)
 
 
-def run_wrk_during(work: Callable[[], object], url: str, *, size: int = 0) -> LoadReport:
-    """Requests `url` for as long as `work` takes. Raises TrialFailed as `run_wrk` does, and what `work` raises."""
+def _run_during(command: Sequence[str], work: Callable[[], object]) -> str:
+    """Runs wrk for as long as `work` takes, and returns its output."""
     env, nothing, pipe = clean_environment(Path(tempfile.gettempdir())), subprocess.DEVNULL, subprocess.PIPE
-    with (
-        _wrk_command(url, ENDLESS_SECONDS, WRK_CONNECTIONS, DEFAULT_HEADERS, None, ()) as command,
-        subprocess.Popen(command, env=env, stdin=nothing, stdout=pipe, stderr=pipe, text=True) as process,
-    ):
+    with subprocess.Popen(command, env=env, stdin=nothing, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             work()
             process.send_signal(signal.SIGINT)  # wrk stops and reports
@@ -54,24 +57,4 @@ def run_wrk_during(work: Callable[[], object], url: str, *, size: int = 0) -> Lo
                 process.kill()
     if process.returncode != 0:
         raise TrialFailed(f"wrk failed ({process.returncode}): {(errors or out).strip()[-300:]}")
-    return parse_report(out, size)
-
-
-@contextlib.contextmanager
-def _wrk_command(
-    url: str,
-    seconds: float,
-    connections: int,
-    headers: Mapping[str, str],
-    script: str | None,
-    arguments: Sequence[str],
-) -> Iterator[list[str]]:
-    """Gives the command of a load. Its script is removed when the block ends."""
-    text = "".join((LUA_SCRIPTS / f"{name}.lua").read_text() for name in ("report", script) if name)
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(text)
-        file.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
-        for name, value in headers.items():
-            command += ["-H", f"{name}: {value}"]
-        yield [*command, "--latency", "-s", file.name, url, "--", *arguments]
+    return out

@@ -8,7 +8,7 @@ from functools import partial
 from bench.errors import TrialFailed
 from bench.loaders.http_client import MANIFEST_ACCEPT, HttpClient
 from bench.loaders.image_pull import PullResult
-from bench.loaders.wrk import run_wrk_during
+from bench.loaders.wrk import run_wrk
 from bench.mirror.mirror_images import FIRST_BYTE_IMAGES, HUGE_IMAGE, LARGE_IMAGE, TAG, WARM_UP_IMAGE
 from bench.mirror.mirror_trial import MirrorTrial, wait_until_idle
 from bench.random_content import GIB, MIB, digest_of, make_config, push_content, small_layers
@@ -57,9 +57,7 @@ def _get_manifests_beside_fill(trial: MirrorTrial, *, hosted: bool) -> Sample:
         with HttpClient(server.port) as client:
             if client.request("GET", path, headers={"Accept": MANIFEST_ACCEPT}, expect=200).body != body:
                 raise TrialFailed(f"{server.name} gave something else for GET {path}")
-        report = run_wrk_during(
-            lambda: pulled.append(trial.pull(server, HUGE_IMAGE)), server.url + path, size=len(body)
-        )
+        report = run_wrk(server.url + path, size=len(body), work=lambda: pulled.append(trial.pull(server, HUGE_IMAGE)))
     speed = pulled[0].size / MIB / pulled[0].seconds
     return {P99.key: report.p99, P50.key: report.p50, RATE.key: report.rate, BULK.key: speed}
 
@@ -103,10 +101,6 @@ def fill_rows() -> list[Row[MirrorTrial]]:
         Row("cached-beside-fill", "mirrored manifest beside a fill of 2 GiB", beside, mirrored),
         # docker-registry fetches the blob for each reader, which takes long; one round shows it.
         Row(
-            "fill-memory",
-            f"cold blob of 2 GiB, {READERS} readers",
-            (GROWTH, BULK),
-            _measure_fill_memory,
-            peer_rounds=1,
+            "fill-memory", f"cold blob of 2 GiB, {READERS} readers", (GROWTH, BULK), _measure_fill_memory, peer_rounds=1
         ),
     ]

@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.loaders.http_client import HttpClient
-from bench.random_content import (
-    MIB,
-    BlobContent,
-    blob_from_file,
-    make_config,
-    make_manifest,
-    write_random,
-)
+from bench.random_content import MIB, BlobContent, blob_from_file, make_config, make_manifest, write_random
 
 TAG = "latest"
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.mirror.fill_rows import GROWTH, fill_rows
 from bench.mirror.mirror_images import ImageSpec, images_of, push_image
 from bench.mirror.mirror_trial import MirrorTrial
 from bench.mirror.pull_rows import SENT, pull_rows
-from bench.report.goals import MIRROR_GOALS, no_slower_goals
+from bench.report.goals import MIRROR_GOALS
 from bench.report.measurements import CPU_GIB, SECONDS, SPEED, RowSamples
-from bench.report.plot import ratio_bars
-from bench.runner import Bench, Findings, Options, Rounds, Row, pick_rows
+from bench.runner import Bench, Options, Rounds, Row, comparison, pick_rows
 from bench.system.machine import DOCKER_REGISTRY_PACKAGES, LOADER_PACKAGES, NGINX_PACKAGES
-from bench.system.servers import DOCKER_REGISTRY, ENTREPOT, ServerProgram, entrepot_checkout, started_server
+from bench.system.servers import DOCKER_REGISTRY, ServerProgram, started_server
 
 PLOTTED = (SENT, SECONDS, SPEED, CPU_GIB, GROWTH)
 BASE_DISK_BYTES = 2 << 30
@@ -33,28 +33,20 @@ def all_mirror_rows() -> list[Row[MirrorTrial]]:
 def mirror_bench(options: Options) -> Bench:
     """Returns the bench. Raises BenchFailed for an unknown row, or a folder that is not a checkout."""
     rows = pick_rows(all_mirror_rows(), options.only)
-    peer = entrepot_checkout(options.against) if options.against else DOCKER_REGISTRY
-    programs = (ENTREPOT, peer)
-    images = [
-        image.shrunk(QUICK_DIVISOR) if options.quick else image for image in images_of([row.name for row in rows])
-    ]
-
-    def measure(folder: Path) -> Findings:
-        lines = _measure(rows, programs, images, options.rounds, folder)
-        goals = MIRROR_GOALS if peer is DOCKER_REGISTRY else no_slower_goals(lines, peer.name)
-        names = [program.name for program in programs]
-        return Findings(lines, names, goals, ratio_bars(lines, *names, drawn=PLOTTED))
-
-    packages = {**LOADER_PACKAGES, **DOCKER_REGISTRY_PACKAGES, **NGINX_PACKAGES}
+    images = images_of([row.name for row in rows])
+    if options.quick:
+        images = [image.shrunk(QUICK_DIVISOR) for image in images]
+    packages = LOADER_PACKAGES | DOCKER_REGISTRY_PACKAGES | NGINX_PACKAGES
     disk_bytes = BASE_DISK_BYTES + 2 * sum(size for image in images for size in image.layers)
-    return Bench("mirror-against" if options.against else "mirror", programs, packages, disk_bytes, measure)
+    measure = partial(_measure, rows, images, options.rounds)
+    return comparison(options, ("mirror", "mirror-against"), packages, disk_bytes, MIRROR_GOALS, measure, PLOTTED)
 
 
 def _measure(
     rows: Sequence[Row[MirrorTrial]],
-    programs: Sequence[ServerProgram],
     images: Sequence[ImageSpec],
     rounds: int,
+    programs: Sequence[ServerProgram],
     folder: Path,
 ) -> list[RowSamples]:
     with started_server(DOCKER_REGISTRY, folder / "upstream") as upstream:

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 from bench.loaders.http_client import HttpClient
+from bench.loaders.load_report import measure_load
 from bench.loaders.login_storm import run_login_storm
 from bench.loaders.wrk import DEFAULT_HEADERS
 from bench.random_content import MIB
 from bench.registries.registry_trial import APP_REPO, RegistryTrial
-from bench.registries.request_rows import WARM_UP_SECONDS, latest_manifest, load_target, measure_load
+from bench.registries.request_rows import WARM_UP_SECONDS, latest_manifest, load_target
 from bench.report.measurements import CPU, CPU_SECONDS, P50, P99, PSS, RATE, SECONDS, TOKEN_COST, Sample
 from bench.runner import Row
 from bench.system.servers import Meter, RunningServer, ServerProgram, run_entrepot, started_server
@@ -58,10 +59,7 @@ def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
     with started_server(trial.program, without) as open_server, started_server(trial.program, within) as closed_server:
         token = _bearer_token(closed_server, trial.content.api_tokens[trial.server.name])
         with_token = DEFAULT_HEADERS | {"Authorization": f"Bearer {token}"}
-        loads = [
-            (open_server, DEFAULT_HEADERS),
-            (closed_server, with_token),
-        ]
+        loads = [(open_server, DEFAULT_HEADERS), (closed_server, with_token)]
         found: dict[str, Sample] = {}
         for seconds in (WARM_UP_SECONDS, trial.seconds / 2):
             for server, headers in loads if trial.round % 2 else reversed(loads):
@@ -118,10 +116,5 @@ BEARER_ROW = Row(
 )
 # One round: it takes half a minute, and all rounds give the same.
 LOGIN_STORM_ROW = Row(
-    "login-storm",
-    "10,000 wrong logins",
-    (RATE, P50, P99, SECONDS, CPU_SECONDS),
-    _storm_logins,
-    rounds=1,
-    peer_rounds=0,
+    "login-storm", "10,000 wrong logins", (RATE, P50, P99, SECONDS, CPU_SECONDS), _storm_logins, rounds=1, peer_rounds=0
 )

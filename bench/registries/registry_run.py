@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.random_content import MIB
@@ -20,20 +21,11 @@ from bench.registries.request_rows import (
     tags_list,
 )
 from bench.registries.transfer_rows import transfer_rows
-from bench.report.goals import PEAK_MEMORY_ROW, REGISTRY_GOALS, no_slower_goals
+from bench.report.goals import PEAK_MEMORY_ROW, REGISTRY_GOALS
 from bench.report.measurements import PSS, RowSamples
-from bench.report.plot import ratio_bars
-from bench.runner import Bench, Findings, Options, Rounds, Row, pick_rows
-from bench.system.machine import DOCKER_PACKAGES, DOCKER_REGISTRY_PACKAGES, LOADER_PACKAGES
-from bench.system.servers import (
-    DOCKER_REGISTRY,
-    ENTREPOT,
-    PeakMemory,
-    RunningServer,
-    ServerProgram,
-    entrepot_checkout,
-    started_server,
-)
+from bench.runner import Bench, Options, Rounds, Row, comparison, pick_rows
+from bench.system.machine import DOCKER_PACKAGES, LOADER_PACKAGES
+from bench.system.servers import PeakMemory, RunningServer, ServerProgram, started_server
 
 BASE_DISK_BYTES = 12 << 30
 """Bytes of disk for docker and for content that stays."""
@@ -63,25 +55,14 @@ def all_rows() -> list[Row[RegistryTrial]]:
 def registry_bench(options: Options) -> Bench:
     """Returns the bench. Raises BenchFailed for an unknown row, or a folder that is not a checkout."""
     rows = pick_rows(all_rows(), options.only)
-    peer = entrepot_checkout(options.against) if options.against else DOCKER_REGISTRY
-    programs, packages = (ENTREPOT, peer), dict(LOADER_PACKAGES)
-    if peer is DOCKER_REGISTRY:
-        packages |= DOCKER_REGISTRY_PACKAGES
-    if any(row.name == "docker-pull" for row in rows):
-        packages |= DOCKER_PACKAGES
-
-    def measure(folder: Path) -> Findings:
-        lines = _measure(rows, programs, options, folder)
-        goals = REGISTRY_GOALS if peer is DOCKER_REGISTRY else no_slower_goals(lines, peer.name)
-        names = [program.name for program in programs]
-        return Findings(lines, names, goals, ratio_bars(lines, *names))
-
+    packages = LOADER_PACKAGES | (DOCKER_PACKAGES if any(row.name == "docker-pull" for row in rows) else {})
     disk_bytes = BASE_DISK_BYTES + options.rounds * ROUND_DISK_BYTES
-    return Bench("against" if options.against else "latest", programs, packages, disk_bytes, measure)
+    measure = partial(_measure, rows, options)
+    return comparison(options, ("latest", "against"), packages, disk_bytes, REGISTRY_GOALS, measure)
 
 
 def _measure(
-    rows: list[Row[RegistryTrial]], programs: tuple[ServerProgram, ...], options: Options, folder: Path
+    rows: Sequence[Row[RegistryTrial]], options: Options, programs: Sequence[ServerProgram], folder: Path
 ) -> list[RowSamples]:
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(started_server(program, folder / program.name)) for program in programs]

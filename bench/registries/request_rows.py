@@ -9,13 +9,12 @@ from functools import partial
 from bench.errors import TrialFailed
 from bench.loaders.head_requests import run_head_load
 from bench.loaders.http_client import MANIFEST_ACCEPT, MANIFEST_TYPE, HttpClient
-from bench.loaders.load_report import LoadReport
+from bench.loaders.load_report import LoadReport, measure_load
 from bench.loaders.wrk import DEFAULT_HEADERS, WRK_CONNECTIONS, run_wrk
 from bench.random_content import digest_of
 from bench.registries.registry_trial import APP_REPO, TAG_COUNT, TAGS_REPO, RegistryContent, RegistryTrial
 from bench.report.measurements import CPU, P50, P99, RATE, Sample
 from bench.runner import Row
-from bench.system.servers import Meter, RunningServer
 
 REQUEST_FIGURES = (RATE, CPU, P50, P99)
 WARM_UP_SECONDS = 1.0
@@ -45,18 +44,6 @@ def api_base(_content: RegistryContent) -> tuple[str, bytes]:
 def tags_list(_content: RegistryContent) -> tuple[str, bytes]:
     tags = [f"v{number:03d}" for number in range(TAG_COUNT)]
     return f"/v2/{TAGS_REPO}/tags/list", json.dumps({"name": TAGS_REPO, "tags": tags}, separators=(",", ":")).encode()
-
-
-def measure_load(server: RunningServer, run: Callable[[], LoadReport]) -> Sample:
-    """Runs a load and returns its figures, with the server's CPU time for it."""
-    meter = Meter(server)
-    report = run()
-    return {
-        RATE.key: report.rate,
-        CPU.key: meter.cpu() / report.requests * 1e6,
-        P50.key: report.p50,
-        P99.key: report.p99,
-    }
 
 
 def load_target(

@@ -9,18 +9,7 @@ from bench.loaders.http_client import HttpClient
 from bench.random_content import GIB, MIB, make_config, make_unique, push_content, write_tar_layer
 from bench.registries.registry_trial import APP_REPO, RegistryTrial
 from bench.registries.request_rows import latest_manifest, load_target
-from bench.report.measurements import (
-    BULK,
-    CPU_GIB,
-    CPU_SECONDS,
-    LOADER_GIB,
-    P50,
-    P99,
-    RATE,
-    SECONDS,
-    SPEED,
-    Sample,
-)
+from bench.report.measurements import BULK, CPU_GIB, CPU_SECONDS, LOADER_GIB, P50, P99, RATE, SECONDS, SPEED, Sample
 from bench.runner import Row
 from bench.system.memory_prefault import prefault_memory
 from bench.system.servers import HOST, Meter
