@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import apsw
 
@@ -43,19 +43,21 @@ class StoreSize:
         return max(MIN_MANY_TAGS, self.manifests // 10)
 
 
-@dataclass(frozen=True)
-class PushedManifest:
-    """A manifest, its digest, and the tag that points to it."""
+class PushedManifest(NamedTuple):
+    """A manifest and the tag that points to it."""
 
     tag: str
     digest: str
     body: bytes
+    annotations: str
+    """The annotations as the metadata stores them."""
 
 
 def manifest_of_tag(repo: str, tag: str, config: BlobContent, layers: tuple[BlobContent, ...]) -> PushedManifest:
     """Returns the manifest of one tag, which differs from all others by its note."""
     body = make_manifest(config, layers, f"{repo}:{tag}")
-    return PushedManifest(tag, digest_of(body), body)
+    annotations = json.dumps({"org.example.note": f"{repo}:{tag}"}, separators=(",", ":"))
+    return PushedManifest(tag, digest_of(body), body, annotations)
 
 
 def repository_name(number: int) -> str:
@@ -68,78 +70,55 @@ def fill_store(data: Path, size: StoreSize, config: BlobContent, layers: tuple[B
     db = apsw.Connection(str(layout_of(data).metadata))
     try:
         db.pragma("synchronous", "OFF")  # the checkpoint at the end makes it durable
-        writer = _Rows(db, config, layers, time.time())
-        names = iter(range(size.repositories))
-        while batch := list(islice(names, BATCH_REPOSITORIES)):
+        inserter = _RowInserter(db, config, layers, time.time())
+        for first in range(0, size.repositories, BATCH_REPOSITORIES):
             with db:
-                for number in batch:
-                    writer.add(repository_name(number), (f"t{tag}" for tag in range(TAGS_PER_REPOSITORY)))
+                for number in range(first, min(first + BATCH_REPOSITORIES, size.repositories)):
+                    inserter.add(repository_name(number), [f"t{tag}" for tag in range(TAGS_PER_REPOSITORY)])
         with db:
-            writer.add(MANY_TAGS_REPO, (f"t{tag:07d}" for tag in range(size.many)))
+            inserter.add(MANY_TAGS_REPO, [f"t{tag:07d}" for tag in range(size.many)])
         db.pragma("synchronous", "FULL")
         db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     finally:
         db.close()
 
 
-class _Rows:
+class _RowInserter:
     """Inserts the rows of a push of each manifest, after mounts of the blobs."""
 
     def __init__(self, db: apsw.Connection, config: BlobContent, layers: tuple[BlobContent, ...], now: float) -> None:
         self._db, self._config, self._layers, self._now = db, config, layers, now
         self._blobs = [blob.digest for blob in (config, *layers)]
-        self._numbers = [db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get for digest in self._blobs]
-        self._next = int(db.execute("SELECT coalesce(max(id), 0) FROM manifest").get)
+        self._blob_ids = [db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get for digest in self._blobs]
+        self._next_id = int(db.execute("SELECT coalesce(max(id), 0) FROM manifest").get) + 1
 
-    def add(self, repo: str, tags: Iterator[str]) -> None:
+    def add(self, name: str, tags: Sequence[str]) -> None:
         """Inserts a repository with those tags."""
-        pushed = [manifest_of_tag(repo, tag, self._config, self._layers) for tag in tags]
-        number = self._db.execute(
-            "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id",
-            (repo, self._now, len(pushed)),
-        ).get
-        first = self._next + 1
-        self._next += len(pushed)
-        numbered = list(enumerate(pushed, first))
-        self._db.executemany(
-            "INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, ?)",
-            [(number, blob, self._now) for blob in self._numbers],
-        )
-        self._add_manifests(number, repo, numbered)
-        self._add_tags(number, numbered)
-
-    def _add_manifests(self, repository: int, repo: str, pushed: list[tuple[int, PushedManifest]]) -> None:
-        media_type = self._config.media_type
-        self._db.executemany(
+        insert, now, kind = self._db.executemany, self._now, self._config.media_type
+        pushed = [manifest_of_tag(name, tag, self._config, self._layers) for tag in tags]
+        sql = "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id"
+        repo = self._db.execute(sql, (name, now, len(pushed))).get
+        rows = list(enumerate(pushed, self._next_id))
+        self._next_id += len(rows)
+        sql = "INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, ?)"
+        insert(sql, [(repo, blob, now) for blob in self._blob_ids])
+        sql = (
             "INSERT INTO manifest (id, repository, digest, media_type, size, artifact_type, annotations, pushed, body) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        insert(
+            sql,
             [
-                (
-                    number,
-                    repository,
-                    one.digest,
-                    MANIFEST_TYPE,
-                    len(one.body),
-                    media_type,
-                    json.dumps({"org.example.note": f"{repo}:{one.tag}"}, separators=(",", ":")),
-                    self._now,
-                    one.body,
-                )
-                for number, one in pushed
+                (number, repo, each.digest, MANIFEST_TYPE, len(each.body), kind, each.annotations, now, each.body)
+                for number, each in rows
             ],
         )
-        self._db.executemany(
-            "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
-            ((repository, digest, number) for digest in sorted(self._blobs) for number, _ in pushed),
-        )
-
-    def _add_tags(self, repository: int, pushed: list[tuple[int, PushedManifest]]) -> None:
-        self._db.executemany(
-            "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?)",
-            ((repository, one.tag, number, self._now) for number, one in pushed),
-        )
-        self._db.executemany(
+        sql = "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)"
+        insert(sql, [(repo, digest, number) for digest in sorted(self._blobs) for number, _ in rows])
+        sql = "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?)"
+        insert(sql, [(repo, each.tag, number, now) for number, each in rows])
+        sql = (
             "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
-            "VALUES (?, ?, ?, ?, 'anonymous', '127.0.0.1', '', 'bench')",
-            ((repository, one.tag, one.digest, self._now) for _, one in pushed),
+            "VALUES (?, ?, ?, ?, 'anonymous', '127.0.0.1', '', 'bench')"
         )
+        insert(sql, [(repo, each.tag, each.digest, now) for _, each in rows])
