@@ -42,6 +42,7 @@ class Subject(Protocol):
 TrialT = TypeVar("TrialT")
 """All that one trial needs: each bench has its own class for it."""
 SubjectT = TypeVar("SubjectT", bound=Subject)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,16 @@ class Rounds(Generic[TrialT, SubjectT]):
                     os.sync()  # data that one trial leaves unwritten must not slow down the next
                     steal = start_steal_meter()
                     sample = self._attempt(line, row, row.trial, subject, number)
-                    if isinstance(sample, dict):
+                    if sample is not None:
                         line.samples.setdefault(subject.name, []).append({**sample, STEAL.key: steal()})
             print(f"round {number + 1} of {rounds} done", flush=True)
         return self.lines
 
     def _attempt(
-        self, line: RowSamples, row: Row[TrialT], step: Callable[[TrialT], object], subject: SubjectT, number: int
-    ) -> object:
-        """Runs a step of a row. After a failure, the row is not measured any more."""
+        self, line: RowSamples, row: Row[TrialT], step: Callable[[TrialT], ResultT], subject: SubjectT, number: int
+    ) -> ResultT | None:
+        """Runs a step of a row. After a failure, the row is not measured any more. Returns None if the step failed or
+        the subject does not take part."""
         if line.failure or not row.takes_part(subject, number):
             return None
         try:
