@@ -121,8 +121,8 @@ class BackgroundUpload:
             )
             out = self._process.communicate()[0]
             self._process = None
-            client.request("DELETE", where if self._stopping and not out else next_upload_path(where, out), expect=204)
             self._finished_bytes += self._file.stat().st_size
+            client.request("DELETE", where if self._stopping and not out else next_upload_path(where, out), expect=204)
 
 
 @contextlib.contextmanager

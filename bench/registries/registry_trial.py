@@ -31,9 +31,9 @@ LAYER_COUNT = 6
 class RegistryContent:
     """The content, and whatever else the trials of a run share."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, bulk_size: int = BULK_SIZE) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         """`stack` ends with the run."""
-        self.folder, self.bulk_size, self._stack = folder, bulk_size, stack
+        self.folder, self._stack = folder, stack
         self.api_tokens: dict[str, str] = {}
         """The API token of the account on a server that has one, by the server's name."""
         self._layers = small_layers(LAYER_COUNT)
@@ -47,12 +47,12 @@ class RegistryContent:
     @cached_property
     def large(self) -> BlobContent:
         """The blob of the large pulls."""
-        return blob_from_file(write_random(self.folder / "large", self.bulk_size))
+        return blob_from_file(write_random(self.folder / "large", BULK_SIZE))
 
     @cached_property
     def upload_file(self) -> Path:
         """The file of the large pushes; each push may change it."""
-        return write_random(self.folder / "pushed", self.bulk_size)
+        return write_random(self.folder / "pushed", BULK_SIZE)
 
     @cached_property
     def docker(self) -> DockerDaemon:

@@ -7,7 +7,7 @@ from functools import partial
 from bench.loaders.curl_transfers import background_transfers, download_blob, stream_upload
 from bench.loaders.http_client import HttpClient
 from bench.random_content import GIB, MIB, make_config, make_unique, push_content, write_tar_layer
-from bench.registries.registry_trial import APP_REPO, RegistryTrial
+from bench.registries.registry_trial import APP_REPO, BULK_SIZE, RegistryTrial
 from bench.registries.request_rows import latest_manifest, load_target
 from bench.report.measurements import BULK, CPU_GIB, CPU_SECONDS, LOADER_GIB, P50, P99, RATE, SECONDS, SPEED, Sample
 from bench.runner import Row
@@ -74,8 +74,7 @@ def _push_docker_image(trial: RegistryTrial) -> None:
     _ = trial.content.docker  # starts it, or fails before anything is pushed
     folder = trial.content.folder / "layers"
     folder.mkdir(exist_ok=True)
-    size = trial.content.bulk_size
-    layers = [write_tar_layer(folder, f"layer{number}", size) for number in range(DOCKER_LAYERS)]
+    layers = [write_tar_layer(folder, f"layer{number}", BULK_SIZE) for number in range(DOCKER_LAYERS)]
     with HttpClient(trial.server.port) as client:
         push_content(client, DOCKER_REPO, "latest", make_config(layers), layers)
     for file in folder.iterdir():
