@@ -14,7 +14,7 @@ from bench.mirror.mirror_trial import MirrorTrial, wait_until_idle
 from bench.random_content import GIB, MIB, digest_of, make_config, push_content, small_layers
 from bench.report.measurements import BULK, CPU_GIB, P50, P99, RATE, SPEED, Figure, Sample
 from bench.runner import Row
-from bench.system.servers import HOSTED_PREFIX, Meter, PeakMemory, RunningServer
+from bench.system.servers import HOSTED_PREFIX, Meter, RunningServer, sampled_memory
 
 FIRST = Figure("first", "first byte, ms beyond upstream's")
 GROWTH = Figure("growth", "MiB PSS growth")
@@ -80,12 +80,11 @@ def _measure_fill_memory(trial: MirrorTrial) -> Sample:
     """Measures the memory growth of the process tree while many readers follow a blob of 2 GiB."""
     with trial.cold_mirror(trial.upstream.url) as server:
         before = server.pss()
-        with PeakMemory(MEMORY_INTERVAL_SECONDS) as memory:
-            memory.watch_server(server)
+        peaks = dict[str, int]()
+        with sampled_memory(server, MEMORY_INTERVAL_SECONDS, peaks):
             # One client computes digests: hashing for all of them would take the processor from the server.
             pulled = trial.pull(server, HUGE_IMAGE, READERS, verified=1)
-        peak = max(memory.peaks.get(server.name, 0), server.pss())
-    return {GROWTH.key: (peak - before) / MIB, BULK.key: pulled.size / MIB / pulled.seconds}
+    return {GROWTH.key: (peaks[server.name] - before) / MIB, BULK.key: pulled.size / MIB / pulled.seconds}
 
 
 def fill_rows() -> list[Row[MirrorTrial]]:

@@ -25,12 +25,13 @@ from bench.report.goals import PEAK_MEMORY_ROW, REGISTRY_GOALS
 from bench.report.measurements import PSS, RowSamples
 from bench.runner import Bench, Options, Rounds, Row, comparison, pick_rows
 from bench.system.machine import DOCKER_PACKAGES, LOADER_PACKAGES
-from bench.system.servers import PeakMemory, RunningServer, ServerProgram, started_server
+from bench.system.servers import RunningServer, ServerProgram, sampled_memory, started_server
 
 BASE_DISK_BYTES = 12 << 30
 """Bytes of disk for docker and for content that stays."""
 ROUND_DISK_BYTES = 1 << 30
 """Bytes of disk for what a round pushes and logs."""
+MEMORY_INTERVAL_SECONDS = 1.0
 
 
 def all_rows() -> list[Row[RegistryTrial]]:
@@ -66,23 +67,20 @@ def _measure(
 ) -> list[RowSamples]:
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(started_server(program, folder / program.name)) for program in programs]
-        memory = stack.enter_context(PeakMemory())
+        peaks = dict[str, int]()
         content = RegistryContent(folder, stack)
         for server in servers:
             content.fill(server)
 
         @contextlib.contextmanager
         def open_trial(server: RunningServer, number: int) -> Iterator[RegistryTrial]:
-            memory.watch_server(server)
-            try:
+            with sampled_memory(server, MEMORY_INTERVAL_SECONDS, peaks):
                 yield RegistryTrial(content, server, options.seconds, number)
-            finally:
-                memory.watch_server(None)
 
         rounds = Rounds(rows, servers, open_trial)
         rounds.prepare()
-        memory.peaks.clear()
+        peaks.clear()
         lines = rounds.run(options.rounds)
     peak = RowSamples(PEAK_MEMORY_ROW, "memory at its peak", (PSS,))
-    peak.samples = {name: [{PSS.key: size / MIB}] for name, size in memory.peaks.items()}
+    peak.samples = {name: [{PSS.key: size / MIB}] for name, size in peaks.items()}
     return [*lines, peak]

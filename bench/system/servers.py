@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bench.errors import BenchFailed
 from bench.system.machine import package_version
@@ -189,33 +187,24 @@ def is_serving(port: int) -> bool:
         connection.close()
 
 
-class PeakMemory:
-    """Samples the memory of one server at a time in a thread, and keeps the peaks; a context manager."""
+@contextlib.contextmanager
+def sampled_memory(server: RunningServer, interval: float, peaks: dict[str, int]) -> Iterator[None]:
+    """Samples the memory of a server every `interval` seconds and at the end of the block, and keeps the highest value,
+    in bytes, in `peaks` by the server's name. Each sample takes some milliseconds of kernel time."""
+    ended = threading.Event()
 
-    def __init__(self, interval: float = 1.0) -> None:
-        """`interval`: seconds between samples. Each sample takes some milliseconds of kernel time."""
-        self.peaks: dict[str, int] = {}
-        """Bytes by server name."""
-        self._interval = interval
-        self._server: RunningServer | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="memory sampler", daemon=True)
+    def sample() -> None:
+        peaks[server.name] = max(peaks.get(server.name, 0), server.pss())
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def sample_repeatedly() -> None:
+        while not ended.wait(interval):
+            sample()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def watch_server(self, server: RunningServer | None) -> None:
-        """Samples this server from now on, and no other."""
-        self._server = server
-
-    def _sample(self) -> None:
-        while not self._ended.wait(self._interval):
-            if (server := self._server) is not None:
-                self.peaks[server.name] = max(self.peaks.get(server.name, 0), server.pss())
+    thread = threading.Thread(target=sample_repeatedly, name="memory sampler", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        sample()
