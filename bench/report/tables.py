@@ -44,26 +44,25 @@ def figures_table(lines: Sequence[RowSamples], subjects: Sequence[str]) -> str:
     """Returns a line for each figure: median and quartiles of each subject, and the ratio of the first subject to each
     other."""
     first, *others = subjects
-    rows = []
-    for line in lines:
-        for figure in line.figures:
-            seen = [line.values(subject, figure.key) for subject in subjects]
-            cells = [spread_text(spread(values)) if values else "-" for values in seen]
-            ratios = [ratio_text(line.ratio(first, other, figure.key)) for other in others]
-            rows.append([line.title, figure.unit, *cells, *ratios])
+
+    def cells(line: RowSamples, key: str) -> list[str]:
+        seen = [line.values(subject, key) for subject in subjects]
+        spreads = [spread_text(spread(values)) if values else "-" for values in seen]
+        return [*spreads, *(ratio_text(line.ratio(first, other, key)) for other in others)]
+
     names = [f"{name}: median [quartiles]" for name in subjects]
+    rows = [[line.title, figure.unit, *cells(line, figure.key)] for line in lines for figure in line.figures]
     return text_table(["what", "unit", *names, *(f"{first} / {other}" for other in others)], rows)
 
 
 def growth_table(lines: Sequence[RowSamples], stores: Sequence[str]) -> str:
     """Returns a column for each store: the median of a row's first figure, and its ratio to the smallest store's."""
-    rows = []
-    for line in lines:
-        key, unit = line.figures[0].key, line.figures[0].unit
-        medians = [number_text(line.median(store, key)) for store in stores]
-        ratios = [ratio_text(line.ratio(store, stores[0], key)) for store in stores]
-        cells = [f"{median} ({ratio})" for median, ratio in zip(medians, ratios, strict=True)]
-        rows.append([line.title, unit, *cells])
+
+    def cell(line: RowSamples, store: str) -> str:
+        key = line.figures[0].key
+        return f"{number_text(line.median(store, key))} ({ratio_text(line.ratio(store, stores[0], key))})"
+
+    rows = [[line.title, line.figures[0].unit, *(cell(line, store) for store in stores)] for line in lines]
     return text_table(["manifests in the store", "unit", *stores], rows)
 
 

@@ -78,5 +78,5 @@ def run_to_end(command: Sequence[str], timeout: float, *, env: Mapping[str, str]
         raise TrialFailed(f"{command[0]} did not end within {timeout:.0f} s") from None
     if done.returncode != 0:
         reason = (done.stderr or done.stdout).strip()[-300:]
-        raise TrialFailed(f"{' '.join(command)[:200]} failed ({done.returncode}): {reason}")
+        raise TrialFailed(f"{' '.join(command[:3])} failed ({done.returncode}): {reason}")  # not its arguments: tokens
     return done.stdout
