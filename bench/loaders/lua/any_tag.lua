@@ -1,0 +1,14 @@
+-- Gets manifests by random tags, all over a large store. Arguments: Accept, the number of repositories, the step between
+-- their numbers, the number of tags in each, and optionally If-None-Match.
+local headers, repositories, step, tags
+
+function init(args)
+  headers = { ["Accept"] = args[1], ["If-None-Match"] = args[5] }
+  repositories, step, tags = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  math.randomseed(7)
+end
+
+function request()
+  local repository, tag = math.random(0, repositories - 1) * step, math.random(0, tags - 1)
+  return wrk.format("GET", string.format("/v2/r/%06d/manifests/t%d", repository, tag), headers)
+end
