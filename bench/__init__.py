@@ -1,5 +1,5 @@
-"""Measures Entrepot: beside docker-registry (`python -m bench registries`), and as a store grows (`… growth`).
+"""Measures Entrepot: beside docker-registry (`python -m bench registries`, `mirror`) and as a store grows (`growth`).
 
-A program of its own, outside the wheel. Servers are separate processes, loaded by separate programs; their CPU time and
-memory are read from /proc. docs/performance.md says how to run it and how to read what it prints.
+The bench is not part of the wheel. Servers and loaders are separate programs; /proc gives their CPU time and memory.
+docs/performance.md explains how to run the bench and how to read its output.
 """

@@ -5,94 +5,59 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import growth, mirror
-from bench.errors import BenchFailed, TrialFailed
-from bench.mirror.mirror_servers import DOCKER_REGISTRY_AS_MIRROR, mirror_checkout
-from bench.registries import registry_run
-from bench.system.servers import DOCKER_REGISTRY, entrepot_checkout
+from bench.errors import BenchFailed
+from bench.growth.growth_run import growth_bench
+from bench.mirror.mirror_run import mirror_bench
+from bench.registries.registry_run import registry_bench
+from bench.runner import Bench, Options, run_bench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured; 1: something failed, or with `--strict` a goal is not met; 2: bad arguments."""
+    """Returns 0 after a complete run; 1 if something failed or, with `--strict`, a goal is not met; 130 when
+    interrupted. Exits with 2 on bad arguments."""
     signal.signal(signal.SIGTERM, _interrupt)
-    options = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
+    bench: Callable[[Options], Bench] = parsed.bench
+    options = Options(
+        rounds=parsed.rounds or (1 if parsed.quick else parsed.usual_rounds),
+        seconds=parsed.seconds or (1.0 if parsed.quick else 4.0),
+        sizes=parsed.sizes or ([100, 10_000] if parsed.quick else [100, 10_000, 1_000_000]),
+        **{name: getattr(parsed, name) for name in ("quick", "strict", "against", "only", "folder", "json", "plot")},
+    )
     try:
-        good = RUNS[options.what](options)
-    except (BenchFailed, TrialFailed) as error:
+        return 0 if run_bench(bench(options), options) else 1
+    except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0 if good else 1
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM unwinds as Ctrl-C does, so that what was started is ended."""
+    """Makes SIGTERM unwind as Ctrl-C does, so that all started programs are stopped."""
     raise KeyboardInterrupt
-
-
-def _registries(options: argparse.Namespace) -> bool:
-    rounds, seconds = (1, 1.0) if options.quick else (7, 4.0)
-    plan = registry_run.RegistryPlan(
-        options.rounds or rounds,
-        options.seconds or seconds,
-        registry_run.chosen_rows(options.only),
-        entrepot_checkout(options.against) if options.against else DOCKER_REGISTRY,
-        options.folder,
-        options.json,
-        options.plot,
-    )
-    outcome = registry_run.compare_registries(plan)
-    return outcome.is_complete and (outcome.met or not options.strict)
-
-
-def _mirror(options: argparse.Namespace) -> bool:
-    plan = mirror.MirrorPlan(
-        options.rounds or (1 if options.quick else 5),
-        mirror.chosen_mirror_rows(options.only),
-        mirror_checkout(options.against) if options.against else DOCKER_REGISTRY_AS_MIRROR,
-        options.quick,
-        options.folder,
-        options.json,
-        options.plot,
-    )
-    outcome = mirror.compare_mirrors(plan)
-    return outcome.is_complete and (outcome.met or not options.strict)
-
-
-def _growth(options: argparse.Namespace) -> bool:
-    rounds, seconds, sizes = (1, 1.0, [100, 10_000]) if options.quick else (3, 4.0, [100, 10_000, 1_000_000])
-    plan = growth.GrowthPlan(
-        options.rounds or rounds,
-        options.seconds or seconds,
-        options.sizes or sizes,
-        options.folder,
-        options.json,
-        options.plot,
-    )
-    return growth.measure_growth(plan) or not options.strict
-
-
-RUNS = {"registries": _registries, "mirror": _mirror, "growth": _growth}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Entrepot.")
-    what = parser.add_subparsers(dest="what", required=True)
-    beside = what.add_parser("registries", help="beside Debian's docker-registry")
-    mirrors = what.add_parser("mirror", help="as a mirror, beside docker-registry in proxy mode")
-    grows = what.add_parser("growth", help="as the store grows")
-    grows.add_argument("--sizes", type=_sizes, metavar="N,…", help="manifests in each store, ascending")
-    for each in (beside, mirrors):
-        each.add_argument("--against", type=Path, metavar="FOLDER", help="beside the Entrepot of that checkout instead")
+    commands = parser.add_subparsers(required=True)
+    registries = commands.add_parser("registries", help="beside Debian's docker-registry")
+    registries.set_defaults(bench=registry_bench, usual_rounds=7, sizes=None)
+    mirror = commands.add_parser("mirror", help="as a mirror, beside docker-registry in proxy mode")
+    mirror.set_defaults(bench=mirror_bench, usual_rounds=5, sizes=None, seconds=None)
+    growth = commands.add_parser("growth", help="as the store grows")
+    growth.set_defaults(bench=growth_bench, usual_rounds=3, only=None)
+    growth.add_argument("--sizes", type=_sizes, metavar="N,…", help="manifests in each store, ascending")
+    for each in (registries, mirror):
         each.add_argument("--only", metavar="ROW,…", help="just these rows")
-    for each in (beside, grows):
+    for each in (registries, growth):
         each.add_argument("--seconds", type=_duration, metavar="S", help="length of a trial, about")
-    for each in (beside, mirrors, grows):
+    for each in (registries, mirror, growth):
+        each.add_argument("--against", type=Path, metavar="FOLDER", help="beside the Entrepot of that checkout")
         each.add_argument("--rounds", type=_count, metavar="N", help="rounds")
         each.add_argument("--quick", action="store_true", help="one short round: to see that it works")
         each.add_argument("--strict", action="store_true", help="exit with 1 when a goal is not met")

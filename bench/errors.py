@@ -1,11 +1,11 @@
-"""What can go wrong in a measurement."""
+"""The errors of a benchmark."""
 
 from __future__ import annotations
 
 
 class BenchFailed(Exception):
-    """Nothing can be measured; the message says why, in one line."""
+    """A step of the benchmark failed. The message says why, in one line."""
 
 
-class TrialFailed(Exception):
-    """One trial gave no figures that count: a request failed, or bytes were missing."""
+class TrialFailed(BenchFailed):
+    """A trial gave no valid figures: a request failed, or bytes were missing."""

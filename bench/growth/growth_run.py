@@ -1,149 +1,89 @@
-"""Builds the stores, serves them side by side, and measures them in turn."""
+"""Builds stores of growing size, serves them side by side, and measures them in turn."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.growth.growth_trials import (
-    BASE_REPO,
-    CATALOG_PAGE,
-    GROWTH_FIGURES,
-    HOT_MANIFESTS,
-    SPREAD_MANIFESTS,
-    START_TIME,
-    TAG_PUTS,
-    TAGS_PAGE,
-    GrownStore,
-    check_store,
-    prepare_store,
-    run_growth_trial,
-)
+from bench.growth.growth_rows import LOAD_RATES, START_ROW, GrownStore, GrowthTrial, growth_rows, prepare_store
 from bench.growth.synthetic_store import StoreSize, fill_store
 from bench.loaders.http_client import HttpClient
-from bench.random_content import CONFIG_TYPE, SMALL_SIZE, make_blob, make_manifest
-from bench.report import measurements, tables
-from bench.report.goals import Goal, GoalResult, are_all_met
-from bench.report.measurements import RowSamples, spread
+from bench.random_content import MIB, make_config, push_content, small_layers
+from bench.report.goals import growth_goals
+from bench.report.measurements import RowSamples
 from bench.report.plot import curves
-from bench.system.machine import require_packages
-from bench.system.servers import ENTREPOT, check_space, describe_machine, started_server
+from bench.report.tables import growth_table
+from bench.runner import Bench, Findings, Options, Rounds, comparison
+from bench.system.servers import ENTREPOT, RunningServer, ServerProgram, started_server
 
+PACKAGES = {"wrk": "wrk"}
+BASE_REPO = "base/app"
+BASE_DISK_BYTES = 1 << 30
 DISK_BYTES_PER_MANIFEST = 6000
-"""Bytes of disk, generously: rows, indexes, the WAL while they are made."""
-MAX_SLOWDOWN = 1.3
+"""A generous estimate: rows, indexes, and the WAL while they are inserted."""
 START_COUNT = 3
 
 
-@dataclass(frozen=True)
-class GrowthPlan:
-    """How a run is to be made."""
+def growth_bench(options: Options) -> Bench:
+    """Returns the bench. With another checkout, each program has stores of all sizes, and each row is compared at each
+    size. Raises BenchFailed for a folder that is not a checkout."""
+    disk_bytes = BASE_DISK_BYTES + DISK_BYTES_PER_MANIFEST * sum(options.sizes)
+    if options.against:
+        measure = partial(_measure_by_size, options)
+        return comparison(options, ("growth", "growth-against"), PACKAGES, 2 * disk_bytes, (), measure, LOAD_RATES)
 
-    rounds: int
-    seconds: float
-    sizes: Sequence[int]
-    folder: Path | None = None
-    json: Path | None = None
-    plot: Path | None = None
+    def find(folder: Path) -> Findings:
+        stores = [_build(folder, ENTREPOT, StoreSize(size)) for size in options.sizes]
+        lines, names = _measure(stores, options), [one.name for one in stores]
+        about = {"stores": {one.name: {"bytes": one.disk_bytes, "built_in": one.build_seconds} for one in stores}}
+        series = {line.title: [line.median(name, line.figures[0].key) or 0 for name in names] for line in lines}
+        plot = curves("As the store grows, against the smallest", options.sizes, series)
+        return Findings(lines, names, growth_goals(names[0], names[-1]), plot, about, growth_table)
 
-
-def measure_growth(plan: GrowthPlan) -> bool:
-    """Measures, prints and writes it all; whether the goals are met. Raises BenchFailed, TrialFailed."""
-    require_packages({"wrk": "wrk"})
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=plan.folder))
-    try:
-        check_space(folder, (1 << 30) + DISK_BYTES_PER_MANIFEST * sum(plan.sizes))
-        about: dict[str, object] = {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "machine": describe_machine(folder),
-        }
-        grown = [_build(folder / str(size), StoreSize(size)) for size in plan.sizes]
-        about["stores"] = {one.name: {"bytes": one.disk, "built_in": one.seconds} for one in grown}
-        lines = _measure(plan, grown)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return _report(plan, grown, lines, about)
+    return Bench("growth", [ENTREPOT], PACKAGES, disk_bytes, find)
 
 
-def _build(folder: Path, size: StoreSize) -> GrownStore:
-    """A store of that size; its blobs and its first repository come through the API."""
-    layers = tuple(make_blob(os.urandom(SMALL_SIZE)) for _ in range(2))
-    config = make_blob(b'{"architecture":"amd64","os":"linux"}', CONFIG_TYPE)
-    folder.mkdir(parents=True)
+def _measure_by_size(options: Options, programs: Sequence[ServerProgram], folder: Path) -> list[RowSamples]:
+    """Measures stores of all programs. Returns a row for each figure and size, with samples by program."""
+    stores = [_build(folder, program, StoreSize(size)) for size in options.sizes for program in programs]
+    split = list[RowSamples]()
+    for line in _measure(stores, options):
+        for size in options.sizes:
+            same_size = [store for store in stores if store.size.manifests == size]
+            samples = {store.program.name: line.samples.get(store.name, []) for store in same_size}
+            title = f"{line.title}, {size:,} manifests"
+            split.append(RowSamples(f"{line.name}-{size}", title, line.figures, samples, line.failure))
+    return split
+
+
+def _build(parent: Path, program: ServerProgram, size: StoreSize) -> GrownStore:
+    """Builds a store: pushes its blobs and first repository to the program's server, then inserts the other rows."""
+    name = f"{size.manifests:,}" if program is ENTREPOT else f"{size.manifests:,}, {program.name}"
+    layers = small_layers(2)
+    config, folder = make_config(layers), parent / name
     begun = time.perf_counter()
-    with started_server(ENTREPOT, folder) as server, HttpClient(server.port) as client:
-        for each in (config, *layers):
-            client.push_blob(BASE_REPO, each.digest, each.content)
-        client.put_manifest(BASE_REPO, "latest", make_manifest(config, layers))
+    with started_server(program, folder) as server, HttpClient(server.port) as client:
+        push_content(client, BASE_REPO, "latest", config, layers)
     fill_store(folder / "data", size, config, layers)
     seconds = time.perf_counter() - begun
     disk = sum(path.stat().st_blocks * 512 for path in (folder / "data").rglob("*") if path.is_file())
-    print(f"{size.manifests:,} manifests: {disk / (1 << 20):,.0f} MiB, made in {seconds:.0f} s", flush=True)
-    return GrownStore(folder, size, config, layers, disk, seconds)
+    print(f"{name} manifests: {disk / MIB:,.0f} MiB, made in {seconds:.0f} s", flush=True)
+    return GrownStore(name, program, folder, size, config, layers, disk, seconds)
 
 
-def _measure(plan: GrowthPlan, grown: Sequence[GrownStore]) -> list[RowSamples]:
-    lines = [RowSamples(figure.key, title, (figure,)) for figure, title in GROWTH_FIGURES]
-    by_key = {line.name: line for line in lines}
-
-    def note(one: GrownStore, key: str, value: float) -> None:
-        by_key[key].samples.setdefault(one.name, []).append({key: value})
-
-    for number in range(START_COUNT * len(grown)):
-        one = grown[number % len(grown)]
-        with started_server(ENTREPOT, one.folder) as server:
-            note(one, START_TIME.key, server.start_seconds)
+def _measure(stores: Sequence[GrownStore], options: Options) -> list[RowSamples]:
+    start = Rounds([START_ROW], stores, lambda store, _number: contextlib.nullcontext(store)).run(START_COUNT)
     with contextlib.ExitStack() as stack:
-        served = [(one, stack.enter_context(started_server(ENTREPOT, one.folder))) for one in grown]
-        for one, server in served:
-            check_store(one, server)
-            prepare_store(one, server)
-        for number in range(plan.rounds):
-            for one, server in served if number % 2 == 0 else reversed(served):
-                run_growth_trial(one, server, plan.seconds, number, partial(note, one))
-            print(f"round {number + 1} of {plan.rounds} done", flush=True)
-    return lines
+        servers: dict[str, RunningServer] = {}
+        for store in stores:
+            servers[store.name] = stack.enter_context(started_server(store.program, store.folder))
+            prepare_store(store, servers[store.name])
 
+        @contextlib.contextmanager
+        def open_trial(store: GrownStore, number: int) -> Iterator[GrowthTrial]:
+            yield GrowthTrial(store, servers[store.name], options.seconds, number)
 
-def _goals(smallest: str, largest: str, lines: dict[str, RowSamples]) -> list[GoalResult]:
-    """Rates of the largest store against the smallest; pages and start of the largest alone."""
-
-    def most(key: str, text: str, limit: float) -> GoalResult:
-        return Goal(key, key, text, limit, at_least=False, relative=False), lines[key].median(largest, key)
-
-    def slower(key: str, text: str) -> GoalResult:
-        return Goal(key, key, text, MAX_SLOWDOWN, at_least=False, relative=True), lines[key].ratio(
-            smallest, largest, key
-        )
-
-    return [
-        slower(HOT_MANIFESTS.key, "the same hundred manifests, slower by"),
-        slower(SPREAD_MANIFESTS.key, "manifests all over, beside tag PUTs, slower by"),
-        slower(TAG_PUTS.key, "tag PUT, slower by"),
-        most(TAGS_PAGE.key, "page of 100 tags, ms", 5),
-        most(CATALOG_PAGE.key, "page of 100 repositories, ms", 5),
-        most(START_TIME.key, "ready to serve, s", 2),
-    ]
-
-
-def _report(plan: GrowthPlan, grown: Sequence[GrownStore], lines: list[RowSamples], about: dict[str, object]) -> bool:
-    names = [one.name for one in grown]
-    by_key = {line.name: line for line in lines}
-    series = {line.title: [spread(line.values(name, line.figures[0])).median for name in names] for line in lines}
-    plot = curves("As the store grows, against the smallest", [one.size.manifests for one in grown], series)
-    measurements.write_json(
-        measurements.results_document(lines, names, about),
-        [measurements.RESULTS_FOLDER / "growth.json", *filter(None, [plan.json])],
-    )
-    for path in (measurements.RESULTS_FOLDER / "growth.svg", *filter(None, [plan.plot])):
-        path.write_text(plot)
-    verdicts = _goals(names[0], names[-1], by_key)
-    print(f"\n{tables.growth_table(lines, names)}\n\n{tables.goals_table(verdicts)}")
-    return are_all_met(verdicts)
+        return [*Rounds(growth_rows(), stores, open_trial).run(options.rounds), *start]

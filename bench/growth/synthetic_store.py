@@ -1,27 +1,26 @@
-"""A store with many repositories, tags and manifests, its rows made in bulk.
+"""A store with many repositories, tags and manifests, whose rows are inserted in bulk.
 
-The blobs and one repository are pushed through the API first. The other rows are those that pushes would leave: a test
-compares them. One difference: the collector has been by, so nothing waits in its queue.
+Its blobs and one repository were pushed through the API before. The inserted rows equal those that pushes create, which
+a test checks; only the queue of the garbage collector is empty, as after a collection.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import apsw
 
 from bench.loaders.http_client import MANIFEST_TYPE
 from bench.random_content import BlobContent, digest_of, make_manifest
 from storage.composition import layout_of
-from storage.metadata.sqlite.database import create
 
 TAGS_PER_REPOSITORY = 10
-"""Tags in a repository, each at a manifest of its own."""
+"""Tags in a repository, each with a manifest of its own."""
 MANY_TAGS_REPO = "many/tags"
 MIN_MANY_TAGS = 200
 BATCH_REPOSITORIES = 2000
@@ -30,7 +29,7 @@ BATCH_REPOSITORIES = 2000
 
 @dataclass(frozen=True)
 class StoreSize:
-    """How much is in a store: `manifests` spread over repositories of ten, and one repository with a tenth on top."""
+    """The size of a store: `manifests` in repositories of ten, and one more repository with many tags."""
 
     manifests: int
 
@@ -40,23 +39,25 @@ class StoreSize:
 
     @property
     def many(self) -> int:
-        """Tags of the repository that has many: so that there is a page of 100 in every store."""
+        """Tags of the repository with many: a tenth of the manifests, but enough for a page of 100 in every store."""
         return max(MIN_MANY_TAGS, self.manifests // 10)
 
 
-@dataclass(frozen=True)
-class PushedManifest:
-    """A manifest as a push would have brought it."""
+class PushedManifest(NamedTuple):
+    """A manifest and the tag that points to it."""
 
     tag: str
     digest: str
     body: bytes
+    annotations: str
+    """The annotations as the metadata stores them."""
 
 
 def manifest_of_tag(repo: str, tag: str, config: BlobContent, layers: tuple[BlobContent, ...]) -> PushedManifest:
-    """The manifest of one tag; the note tells it from all others."""
+    """Returns the manifest of one tag, which differs from all others by its note."""
     body = make_manifest(config, layers, f"{repo}:{tag}")
-    return PushedManifest(tag, digest_of(body), body)
+    annotations = json.dumps({"org.example.note": f"{repo}:{tag}"}, separators=(",", ":"))
+    return PushedManifest(tag, digest_of(body), body, annotations)
 
 
 def repository_name(number: int) -> str:
@@ -64,82 +65,60 @@ def repository_name(number: int) -> str:
 
 
 def fill_store(data: Path, size: StoreSize, config: BlobContent, layers: tuple[BlobContent, ...]) -> None:
-    """Adds the rows to a prepared data directory that nobody serves and whose blobs are there already."""
-    db = create(layout_of(data).metadata)
+    """Inserts the rows into a data directory that has the blobs and that no server uses. The schema is that of the
+    version which created the directory."""
+    db = apsw.Connection(str(layout_of(data).metadata))
     try:
-        db.pragma("synchronous", "OFF")  # made durable by the checkpoint at the end
-        writer = _Rows(db, config, layers, time.time())
-        names = iter(range(size.repositories))
-        while batch := list(islice(names, BATCH_REPOSITORIES)):
+        db.pragma("synchronous", "OFF")  # the checkpoint at the end makes it durable
+        inserter = _RowInserter(db, config, layers, time.time())
+        for first in range(0, size.repositories, BATCH_REPOSITORIES):
             with db:
-                for number in batch:
-                    writer.add(repository_name(number), (f"t{tag}" for tag in range(TAGS_PER_REPOSITORY)))
+                for number in range(first, min(first + BATCH_REPOSITORIES, size.repositories)):
+                    inserter.add(repository_name(number), [f"t{tag}" for tag in range(TAGS_PER_REPOSITORY)])
         with db:
-            writer.add(MANY_TAGS_REPO, (f"t{tag:07d}" for tag in range(size.many)))
+            inserter.add(MANY_TAGS_REPO, [f"t{tag:07d}" for tag in range(size.many)])
         db.pragma("synchronous", "FULL")
         db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     finally:
         db.close()
 
 
-class _Rows:
-    """Inserts what a push of each manifest would insert, after mounts of the blobs."""
+class _RowInserter:
+    """Inserts the rows of a push of each manifest, after mounts of the blobs."""
 
     def __init__(self, db: apsw.Connection, config: BlobContent, layers: tuple[BlobContent, ...], now: float) -> None:
         self._db, self._config, self._layers, self._now = db, config, layers, now
         self._blobs = [blob.digest for blob in (config, *layers)]
-        self._numbers = [db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get for digest in self._blobs]
-        self._next = int(db.execute("SELECT coalesce(max(id), 0) FROM manifest").get)
+        self._blob_ids = [db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get for digest in self._blobs]
+        self._next_id = int(db.execute("SELECT coalesce(max(id), 0) FROM manifest").get) + 1
 
-    def add(self, repo: str, tags: Iterator[str]) -> None:
-        """A repository with those tags."""
-        pushed = [manifest_of_tag(repo, tag, self._config, self._layers) for tag in tags]
-        number = self._db.execute(
-            "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id",
-            (repo, self._now, len(pushed)),
-        ).get
-        first = self._next + 1
-        self._next += len(pushed)
-        numbered = list(enumerate(pushed, first))
-        self._db.executemany(
-            "INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, ?)",
-            [(number, blob, self._now) for blob in self._numbers],
-        )
-        self._add_manifests(number, repo, numbered)
-        self._add_tags(number, numbered)
-
-    def _add_manifests(self, repository: int, repo: str, pushed: list[tuple[int, PushedManifest]]) -> None:
-        media_type = self._config.media_type
-        self._db.executemany(
+    def add(self, name: str, tags: Sequence[str]) -> None:
+        """Inserts a repository with those tags."""
+        insert, now, kind = self._db.executemany, self._now, self._config.media_type
+        pushed = [manifest_of_tag(name, tag, self._config, self._layers) for tag in tags]
+        sql = "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id"
+        repo = self._db.execute(sql, (name, now, len(pushed))).get
+        rows = list(enumerate(pushed, self._next_id))
+        self._next_id += len(rows)
+        sql = "INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, ?)"
+        insert(sql, [(repo, blob, now) for blob in self._blob_ids])
+        sql = (
             "INSERT INTO manifest (id, repository, digest, media_type, size, artifact_type, annotations, pushed, body) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        insert(
+            sql,
             [
-                (
-                    number,
-                    repository,
-                    one.digest,
-                    MANIFEST_TYPE,
-                    len(one.body),
-                    media_type,
-                    json.dumps({"org.example.note": f"{repo}:{one.tag}"}, separators=(",", ":")),
-                    self._now,
-                    one.body,
-                )
-                for number, one in pushed
+                (number, repo, each.digest, MANIFEST_TYPE, len(each.body), kind, each.annotations, now, each.body)
+                for number, each in rows
             ],
         )
-        self._db.executemany(
-            "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
-            ((repository, digest, number) for digest in sorted(self._blobs) for number, _ in pushed),
-        )
-
-    def _add_tags(self, repository: int, pushed: list[tuple[int, PushedManifest]]) -> None:
-        self._db.executemany(
-            "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?)",
-            ((repository, one.tag, number, self._now) for number, one in pushed),
-        )
-        self._db.executemany(
+        sql = "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)"
+        insert(sql, [(repo, digest, number) for digest in sorted(self._blobs) for number, _ in rows])
+        sql = "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?)"
+        insert(sql, [(repo, each.tag, number, now) for number, each in rows])
+        sql = (
             "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
-            "VALUES (?, ?, ?, ?, 'anonymous', '127.0.0.1', '', 'bench')",
-            ((repository, one.tag, one.digest, self._now) for _, one in pushed),
+            "VALUES (?, ?, ?, ?, 'anonymous', '127.0.0.1', '', 'bench')"
         )
+        insert(sql, [(repo, each.tag, each.digest, now) for _, each in rows])

@@ -1,1 +1,1 @@
-"""Load generators."""
+"""Load generators: programs of their own, the same for all servers."""

@@ -1,8 +1,7 @@
-"""Plain HTTP to a registry: what fills it before a trial, and checks it."""
+"""A small HTTP client for a registry on this machine: fills it before a trial and checks it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 from collections.abc import Mapping
@@ -13,16 +12,25 @@ from typing import IO, Self
 from urllib.parse import urlsplit
 
 from bench.errors import TrialFailed
+from bench.system.servers import HOST
 
-HOST = "127.0.0.1"
 REQUEST_TIMEOUT = 60.0
 BLOCK_SIZE = 1 << 20
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+MANIFEST_ACCEPT = ", ".join(
+    (
+        MANIFEST_TYPE,
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
+"""The Accept header that docker sends for a manifest."""
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A whole response."""
+    """A complete response. The names of the headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -30,10 +38,10 @@ class HttpResponse:
 
 
 class HttpClient:
-    """One kept connection to a registry on this machine; a context manager."""
+    """One keep-alive connection; a context manager."""
 
-    def __init__(self, port: int, timeout: float = REQUEST_TIMEOUT) -> None:
-        self._connection = http.client.HTTPConnection(HOST, port, timeout=timeout, blocksize=BLOCK_SIZE)
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection(HOST, port, timeout=REQUEST_TIMEOUT, blocksize=BLOCK_SIZE)
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +51,7 @@ class HttpClient:
     ) -> None:
         self._connection.close()
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -52,7 +60,7 @@ class HttpClient:
         *,
         expect: int,
     ) -> HttpResponse:
-        """One request. Raises TrialFailed when the status is another one, or the connection breaks."""
+        """Sends a request and reads the response. Raises TrialFailed on another status or a broken connection."""
         try:
             self._connection.request(method, path, body, dict(headers or {}))
             response = self._connection.getresponse()
@@ -64,20 +72,24 @@ class HttpClient:
             raise TrialFailed(f"{method} {path} gave {answer.status}, not {expect}: {answer.body[:200]!r}")
         return answer
 
+    def get_manifest(self, repo: str, reference: str, *, method: str = "GET") -> HttpResponse:
+        """Requests a manifest as docker does. Raises TrialFailed."""
+        path = f"/v2/{repo}/manifests/{reference}"
+        return self.request(method, path, headers={"Accept": MANIFEST_ACCEPT}, expect=200)
+
     def start_upload(self, repo: str) -> str:
-        """A new upload session; the path and query its bytes go to."""
-        return location_path(
-            self.ask("POST", f"/v2/{repo}/blobs/uploads/", b"", expect=202).headers.get("location", "")
-        )
+        """Starts an upload session and returns path and query of its URL."""
+        response = self.request("POST", f"/v2/{repo}/blobs/uploads/", b"", expect=202)
+        return location_path(response.headers.get("location", ""))
 
     def close_upload(self, where: str, digest: str, body: bytes | IO[bytes] = b"", size: int = 0) -> None:
-        """Ends a session with the PUT that names the digest; `size` bytes may come with it."""
+        """Closes a session with the PUT that names the digest and may carry the last `size` bytes."""
         mark = "&" if "?" in where else "?"
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        self.ask("PUT", f"{where}{mark}digest={digest}", body, headers, expect=201)
+        self.request("PUT", f"{where}{mark}digest={digest}", body, headers, expect=201)
 
     def push_blob(self, repo: str, digest: str, content: bytes | Path) -> None:
-        """Pushes content in two requests."""
+        """Pushes bytes, or a file, in two requests."""
         where = self.start_upload(repo)
         if isinstance(content, bytes):
             self.close_upload(where, digest, content, len(content))
@@ -86,25 +98,39 @@ class HttpClient:
             self.close_upload(where, digest, file, content.stat().st_size)
 
     def put_manifest(self, repo: str, reference: str, body: bytes) -> None:
-        self.ask("PUT", f"/v2/{repo}/manifests/{reference}", body, {"Content-Type": MANIFEST_TYPE}, expect=201)
+        """Pushes an OCI manifest under a tag or its digest."""
+        self.request("PUT", f"/v2/{repo}/manifests/{reference}", body, {"Content-Type": MANIFEST_TYPE}, expect=201)
 
-    def blob_digest(self, repo: str, digest: str) -> tuple[str, int]:
-        """Reads a whole blob; the digest its bytes really have, and how many there are. Raises TrialFailed."""
-        path, running, size = f"/v2/{repo}/blobs/{digest}", hashlib.sha256(), 0
+    def open_blob(self, repo: str, digest: str) -> http.client.HTTPResponse:
+        """Returns a blob's response with its body unread, once the headers are there. Raises TrialFailed on a status
+        other than 200, and OSError and HTTPException."""
+        path = f"/v2/{repo}/blobs/{digest}"
+        self._connection.request("GET", path)
+        response = self._connection.getresponse()
+        if response.status != 200:
+            raise TrialFailed(f"GET {path} gave {response.status}: {response.read(200)!r}")
+        return response
+
+    def check_blob(self, repo: str, digest: str, size: int) -> None:
+        """Reads a blob. Raises TrialFailed unless it has that size and digest."""
+        running, received = hashlib.sha256(), 0
         try:
-            self._connection.request("GET", path)
-            with contextlib.closing(self._connection.getresponse()) as response:
-                if response.status != 200:
-                    raise TrialFailed(f"GET {path} gave {response.status}")
-                while piece := response.read(BLOCK_SIZE):
-                    running.update(piece)
-                    size += len(piece)
+            response = self.open_blob(repo, digest)
+            while piece := response.read(BLOCK_SIZE):
+                running.update(piece)
+                received += len(piece)
         except (OSError, http.client.HTTPException) as error:
-            raise TrialFailed(f"GET {path}: {error!r}") from None
-        return f"sha256:{running.hexdigest()}", size
+            raise TrialFailed(f"blob {digest}: {error!r}") from None
+        check_content(digest, size, received, running.hexdigest())
+
+
+def check_content(digest: str, size: int, received: int, computed: str) -> None:
+    """Raises TrialFailed unless a blob came with its size and its SHA-256."""
+    if received != size or f"sha256:{computed}" != digest:
+        raise TrialFailed(f"blob {digest} of {size} bytes came as {received} bytes of sha256:{computed}")
 
 
 def location_path(address: str) -> str:
-    """Path and query of a Location, which may be a whole address or just a path."""
+    """Returns path and query of a Location header, which may be a whole URL or only a path."""
     parts = urlsplit(address)
     return f"{parts.path}?{parts.query}" if parts.query else parts.path

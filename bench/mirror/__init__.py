@@ -1,7 +1,1 @@
-"""Entrepot as a mirror, beside Debian's docker-registry in proxy mode, both before the same upstream."""
-
-from __future__ import annotations
-
-from bench.mirror.mirror_run import MirrorPlan, chosen_mirror_rows, compare_mirrors
-
-__all__ = ["MirrorPlan", "chosen_mirror_rows", "compare_mirrors"]
+"""Entrepot as a mirror, beside docker-registry in proxy mode, both with the same upstream."""

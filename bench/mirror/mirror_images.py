@@ -1,40 +1,52 @@
-"""The images the upstream holds."""
+"""The images that the upstream holds."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.loaders.http_client import HttpClient
-from bench.random_content import CONFIG_TYPE, MIB, BlobContent, blob_from_file, make_blob, make_manifest, write_random
+from bench.random_content import MIB, BlobContent, blob_from_file, make_config, make_manifest, write_random
 
 TAG = "latest"
-CONFIG_SIZE = 4096
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """A repository with one tag, and what is in it."""
+    """A repository with one tag, and the sizes of the image's layers in bytes."""
 
     repo: str
     layers: Sequence[int]
-    """Bytes of each."""
 
-    def shrunk(self, by: int) -> ImageSpec:
-        """The same with layers that much smaller."""
-        return ImageSpec(self.repo, [max(4096, size // by) for size in self.layers])
+    def shrunk(self, divisor: int) -> ImageSpec:
+        """Returns the same image with smaller layers."""
+        return ImageSpec(self.repo, [max(4096, size // divisor) for size in self.layers])
 
 
 WARM_UP_IMAGE = ImageSpec("bench/prime", [64 << 10] * 3)
-"""Pulled before each trial, so that none measures the first request of a program's life."""
+"""Pulled before each trial, so that no trial measures the first request to a program."""
 SHARED_IMAGE = ImageSpec("bench/crowd", [256 * MIB, 4 * MIB, MIB, 64 << 10])
 LINK_IMAGE = ImageSpec("bench/link", [10 * MIB, 160 * MIB, 10 * MIB, 10 * MIB, 10 * MIB])
 FIRST_BYTE_IMAGES = [ImageSpec(f"bench/first{number}", [256 * MIB]) for number in range(3)]
 LARGE_IMAGE = ImageSpec("bench/large", [1024 * MIB])
 HUGE_IMAGE = ImageSpec("bench/huge", [2048 * MIB])
+ROW_IMAGES = {
+    "thundering": [SHARED_IMAGE],
+    "first-byte": FIRST_BYTE_IMAGES,
+    "fill": [LARGE_IMAGE],
+    "hosted-beside-fill": [HUGE_IMAGE],
+    "cached-beside-fill": [HUGE_IMAGE],
+    "fill-memory": [HUGE_IMAGE],
+}
+"""The images of each row; LINK_IMAGE for all other rows."""
+
+
+def images_of(rows: Sequence[str]) -> list[ImageSpec]:
+    """Returns the images that the rows need, each once."""
+    found = {WARM_UP_IMAGE.repo: WARM_UP_IMAGE}
+    found |= {image.repo: image for row in rows for image in ROW_IMAGES.get(row, [LINK_IMAGE])}
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class PushedImage:
 
     repo: str
     body: bytes
-    """Its manifest."""
+    """The manifest."""
     size: int
     """Bytes of manifest, config and layers."""
     largest: int
@@ -51,16 +63,16 @@ class PushedImage:
 
 
 def push_image(image: ImageSpec, port: int, folder: Path) -> PushedImage:
-    """Makes an image of random bytes and pushes it. Raises TrialFailed."""
-    note = {"architecture": "amd64", "os": "linux", "author": os.urandom(CONFIG_SIZE // 2).hex()}
-    config, layers = make_blob(json.dumps(note).encode(), CONFIG_TYPE), list[BlobContent]()
+    """Pushes an image of random bytes, with one layer on disk at a time. Raises TrialFailed."""
+    layers = list[BlobContent]()
     with HttpClient(port) as client:
-        client.push_blob(image.repo, config.digest, config.content)
         for size in image.layers:
             path = write_random(folder / "layer", size)
             layers.append(blob_from_file(path))
             client.push_blob(image.repo, layers[-1].digest, path)
             path.unlink()
+        config = make_config(layers)
+        client.push_blob(image.repo, config.digest, config.content)
         body = make_manifest(config, layers)
         client.put_manifest(image.repo, TAG, body)
     size = len(body) + config.size + sum(layer.size for layer in layers)

@@ -1,4 +1,4 @@
-"""nginx before the upstream: it writes down what the upstream sends, and can be as slow as a far link."""
+"""nginx in front of the upstream: it logs what the upstream sends, and can limit the rate of each request."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import json
 import os
 import pwd
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench.errors import BenchFailed
-from bench.loaders.http_client import HOST
-from bench.mirror.mirror_servers import local_url
-from bench.system.process_tree import STOP_TIMEOUT, clean_environment, log_tail, running_program
-from bench.system.servers import START_TIMEOUT, free_port, is_serving
+from bench.system.programs import STOP_TIMEOUT, running_program
+from bench.system.servers import HOST, free_port, is_serving, local_url
 
-POLL_SECONDS = 0.005
 NGINX_CONFIG = """\
 daemon off;
 user {user} {group};
@@ -59,20 +55,20 @@ http {{
 
 @dataclass(frozen=True)
 class UpstreamTraffic:
-    """What the upstream sent."""
+    """What the upstream sent for one repository."""
 
     content: int = 0
     """Bytes of manifests and blobs."""
     blobs: int = 0
     """Bytes of blobs."""
     manifest_gets: int = 0
-    """GETs of manifests that were answered with one."""
+    """GETs of manifests that succeeded."""
     manifest_heads: int = 0
 
 
 def count_traffic(lines: Iterable[str], repo: str) -> UpstreamTraffic:
-    """What the lines of an access log come to for one repository. A request that was broken off counts with the bytes
-    it was sent; one that was refused does not count."""
+    """Sums up the lines of an access log for one repository. An interrupted request counts with the bytes that were
+    sent; a refused one does not count."""
     content = blobs = gets = heads = 0
     for line in lines:
         seen = json.loads(line)
@@ -101,14 +97,15 @@ class NginxProxy:
         return local_url(self.port)
 
     def sent(self, repo: str) -> UpstreamTraffic:
-        """So far: a request counts from its end on. It is complete once the block of `running_nginx` has ended."""
+        """Returns the traffic so far. It is complete once the block of `running_nginx` has ended, since nginx logs a
+        request at its end."""
         return count_traffic(self.log.read_text().splitlines(), repo)
 
 
 @contextlib.contextmanager
 def running_nginx(origin: int, folder: Path, limit: str | None = None) -> Iterator[NginxProxy]:
-    """nginx before the server on port `origin`, until the block ends; `limit`: bytes a second for each request, as
-    nginx writes them (`8m`). Raises BenchFailed."""
+    """Runs nginx in front of the server on port `origin` until the block ends. `limit`: bytes a second for each
+    request, in nginx's notation (`8m`). Raises BenchFailed."""
     folder.mkdir(parents=True)
     port = free_port()
     config = folder / "nginx.conf"
@@ -119,20 +116,13 @@ def running_nginx(origin: int, folder: Path, limit: str | None = None) -> Iterat
             port=port,
             origin=origin,
             limit=f"limit_rate {limit};" if limit else "",
-            # Debian's nginx would leave root for www-data, who may not enter the folder.
+            # Debian's nginx would drop root for www-data, which has no access to the folder.
             user=pwd.getpwuid(os.geteuid()).pw_name,
             group=grp.getgrgid(os.getegid()).gr_name,
         )
     )
     command = ["nginx", "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(config)]
-    log = folder / "output"
-    with running_program(command, clean_environment(folder), log, folder) as process:
-        deadline = time.monotonic() + START_TIMEOUT
-        while not is_serving(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise BenchFailed(f"nginx did not start: {log_tail(log)}{log_tail(folder / 'error.log')}")
-            time.sleep(POLL_SECONDS)
+    with running_program(command, folder / "error.log", ready=partial(is_serving, port)) as process:
         yield NginxProxy(port, folder / "access.log")
-        # It ends once every request has ended and is in the log.
-        process.send_signal(signal.SIGQUIT)
+        process.send_signal(signal.SIGQUIT)  # nginx ends once every request has ended and is in the log
         process.wait(STOP_TIMEOUT)

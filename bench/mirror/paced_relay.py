@@ -1,8 +1,8 @@
-"""A relay that is slow by the connection, run as a program: `python -m bench.mirror.paced_relay PORT TARGET RATE`.
+"""A relay that limits the rate of each connection: `python -m bench.mirror.paced_relay PORT TARGET RATE`.
 
-nginx's `limit_rate` counts whole seconds, for each request anew: a request gets its first second's worth at once, so
-that a client that asks for a large blob in many small ranges hardly feels it. Here the kernel paces each connection
-(SO_MAX_PACING_RATE, socket(7)), whatever is asked for on it.
+nginx's `limit_rate` counts whole seconds, for each request anew: a request gets its first second's bytes at once, so a
+client that requests a large blob in many small ranges is hardly slowed down. Here the kernel paces each connection
+(SO_MAX_PACING_RATE, socket(7)), whatever is requested on it.
 """
 
 from __future__ import annotations
@@ -10,46 +10,34 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from bench.errors import BenchFailed
-from bench.loaders.http_client import HOST
-from bench.system.process_tree import clean_environment, log_tail, running_program
-from bench.system.servers import REPOSITORY_ROOT, START_TIMEOUT, free_port, is_serving
+from bench.system.programs import running_program
+from bench.system.servers import HOST, free_port, is_serving
 
 SO_MAX_PACING_RATE = 47
-"""asm-generic/socket.h; Python has no name for it."""
+"""From asm-generic/socket.h; Python has no name for it."""
 SEND_BUFFER_BYTES = 256 << 10
-"""Bytes the kernel holds for a paced connection: more would count as sent long before they are."""
-POLL_SECONDS = 0.005
+"""Bytes that the kernel buffers for a paced connection. A larger buffer would take bytes long before they are sent."""
 
 
 @contextlib.contextmanager
 def running_relay(target: int, folder: Path, rate: int) -> Iterator[int]:
-    """Runs it before the server on port `target` until the block ends; its port. Raises BenchFailed."""
+    """Runs the relay in front of the server on port `target` until the block ends, and gives its port. `rate`: bytes a
+    second. Raises BenchFailed."""
     folder.mkdir(parents=True)
-    port, log = free_port(), folder / "log"
+    port = free_port()
     command = [sys.executable, "-m", "bench.mirror.paced_relay", str(port), str(target), str(rate)]
-    with running_program(command, clean_environment(folder, PYTHONPATH=str(REPOSITORY_ROOT)), log, folder) as process:
-        _wait(process, port, log)
+    with running_program(command, folder / "log", ready=partial(is_serving, port)):
         yield port
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while not is_serving(port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise BenchFailed(f"the relay did not start: {log_tail(log)}")
-        time.sleep(POLL_SECONDS)
-
-
 def relay_connections(port: int, target: int, rate: int) -> None:
-    """Takes connections for ever."""
+    """Accepts connections until the process is stopped."""
     with socket.create_server((HOST, port), backlog=256) as listener:
         while True:
             near, _ = listener.accept()
@@ -63,7 +51,7 @@ def relay_connections(port: int, target: int, rate: int) -> None:
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
-    """Moves bytes one way, inside the kernel, and hands the end on."""
+    """Moves bytes in one direction inside the kernel, and forwards the end of the stream."""
     outlet, inlet = os.pipe()
     try:
         while count := os.splice(source.fileno(), inlet, SEND_BUFFER_BYTES):

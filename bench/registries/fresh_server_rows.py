@@ -1,9 +1,4 @@
-"""What accounts cost: a manifest by tag with a token, against the same without accounts.
-
-What others feel of somebody who guesses passwords.
-
-Starting, and the memory of a server that has nothing to do.
-"""
+"""Rows that start servers of their own for each trial: start and idle memory, and the costs of accounts."""
 
 from __future__ import annotations
 
@@ -11,145 +6,115 @@ import base64
 import json
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from bench.loaders import login_storm, wrk
 from bench.loaders.http_client import HttpClient
-from bench.random_content import MANIFEST_ACCEPT, MIB
-from bench.registries.request_rows import measure_load, request_target
-from bench.registries.trial_setup import APP_REPO, TrialSetup
-from bench.report.measurements import CPU, CPU_SECONDS, P50, P99, PSS, RATE, SECONDS, TOKEN_COST, Figure, Sample
-from bench.system.servers import RunningServer, ServerProgram, run_entrepot, started_server
+from bench.loaders.load_report import measure_load
+from bench.loaders.login_storm import run_login_storm
+from bench.loaders.wrk import DEFAULT_HEADERS
+from bench.random_content import MIB
+from bench.registries.registry_trial import APP_REPO, RegistryTrial
+from bench.registries.request_rows import WARM_UP_SECONDS, latest_manifest, load_target
+from bench.report.measurements import CPU, CPU_SECONDS, P50, P99, PSS, RATE, SECONDS, TOKEN_COST, Sample
+from bench.runner import Row
+from bench.system.servers import Meter, RunningServer, ServerProgram, run_entrepot, started_server
 
 ACCOUNT = "bench"
-WARM_UP_SECONDS = 1.0
-"""Seconds in which each is asked before it is measured."""
-
-
-class BearerRow:
-    """Against Entrepot alone, since docker-registry has no token service: two servers with the same content, one of
-    which has an account, half of a trial each and in turn. Both are started anew for each trial: two processes of one
-    program differ by up to a tenth for as long as they live, which is as much as a token costs."""
-
-    name = "manifest-tag-bearer"
-    title = "manifest by tag, with a token"
-    figures: tuple[Figure, ...] = (RATE, CPU, TOKEN_COST, P50, P99)
-    rounds: int | None = None
-
-    def __init__(self) -> None:
-        self._logins: dict[str, str] = {}
-
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        """Fills both stores, and then closes one: content goes in while it is still open."""
-        if not server.kind.accounts:
-            return
-        folders = _folders(stage, server.kind)
-        for folder in folders:
-            with started_server(server.kind, folder) as filled:
-                stage.fill(filled)
-        self._logins[server.name] = add_account(server.kind, folders[1])
-
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        """The toll is the CPU time of a request with a token as a multiple of that of one without accounts."""
-        if not server.kind.accounts:
-            return {}
-        free, closed = _folders(stage, server.kind)
-        with started_server(server.kind, free) as without, started_server(server.kind, closed) as within:
-            token = ClosedServer(within, self._logins[server.name]).token()
-            both: list[tuple[RunningServer, str | None]] = [(without, None), (within, token)]
-            for each, shown in both:
-                _load(stage, each, WARM_UP_SECONDS, shown)
-            turns = both if number % 2 else both[::-1]
-            found = {each: _load(stage, each, stage.seconds / 2, shown) for each, shown in turns}
-        return {**found[within], TOKEN_COST.key: found[within][CPU.key] / found[without][CPU.key]}
-
-
-@dataclass(frozen=True)
-class ClosedServer:
-    """The server with an account, and the account's login."""
-
-    server: RunningServer
-    login: str
-
-    def token(self) -> str:
-        """A new one, good for minutes."""
-        basic = base64.b64encode(f"{ACCOUNT}:{self.login}".encode()).decode()
-        with HttpClient(self.server.port) as client:
-            where = f"/token?service=entrepot&scope=repository:{APP_REPO}:pull"
-            answer = client.ask("GET", where, headers={"Authorization": f"Basic {basic}"}, expect=200)
-        text: str = json.loads(answer.body)["token"]
-        return text
-
-
-def _folders(stage: TrialSetup, kind: ServerProgram) -> tuple[Path, Path]:
-    """Of the registry without accounts, and of the one with."""
-    return stage.folder / f"{kind.name} no accounts", stage.folder / f"{kind.name} accounts"
-
-
-def _load(stage: TrialSetup, server: RunningServer, seconds: float, token: str | None) -> Sample:
-    target = request_target("tag")(stage)
-    headers = {"Accept": MANIFEST_ACCEPT} | ({"Authorization": f"Bearer {token}"} if token else {})
-    return measure_load(
-        server, lambda: wrk.run_wrk(server.url + target.path, seconds, size=target.size, headers=headers)
-    )
-
-
-def add_account(kind: ServerProgram, folder: Path) -> str:
-    """Closes the registry in `folder` with a robot that may pull the measured images and nothing else. Returns an API
-    token of the robot. The commands are those of the measured version, since another one may know a newer store."""
-    run_entrepot(kind, folder, "robot", "add", ACCOUNT)
-    run_entrepot(kind, folder, "grant", "add", "bench/**", "pull", f"robot:{ACCOUNT}")
-    return run_entrepot(kind, folder, "token", "add", ACCOUNT).strip()
-
-
-class LoginStormRow:
-    """Against Entrepot alone, since docker-registry knows no accounts. The rate is that of logins refused; p50 and p99
-    are those of `GET /v2/` with a token meanwhile. One round: it takes half a minute, and is the same in each."""
-
-    name = "login-storm"
-    title = "10,000 wrong logins"
-    figures: tuple[Figure, ...] = (RATE, P50, P99, SECONDS, CPU_SECONDS)
-    rounds: int | None = 1
-
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        """Nothing: a server of its own is started for the trial, so that nobody was slowed down before."""
-
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        if not server.kind.accounts:
-            return {}
-        folder = stage.folder / f"storm-{number}-{server.name}"
-        with started_server(server.kind, folder) as stormed:
-            token = ClosedServer(stormed, add_account(server.kind, folder)).token()
-            before = stormed.cpu()
-            seen, rate = login_storm.run_login_storm(stormed.port, token, number)
-            used = stormed.cpu() - before
-        took = {SECONDS.key: seen.seconds, CPU_SECONDS.key: used}
-        return {RATE.key: rate, P50.key: seen.p50, P99.key: seen.p99, **took}
-
-
 IDLE_AFTER_SECONDS = 1.0
-"""Seconds after its first answer until a server counts as idle."""
+"""Seconds after its first response until a server counts as idle."""
 
 
-class StartRow:
-    """From exec to the first 200, on an empty folder; then memory, a second later."""
+def _start(trial: RegistryTrial) -> Sample:
+    """Measures from exec to the first 200, on an empty folder, and the memory a second later. The trial that prepares
+    the row compiles the program's modules and brings them into the page cache."""
+    folder = trial.content.folder / f"start-{trial.server.name}"
+    try:
+        with started_server(trial.program, folder) as fresh:
+            time.sleep(IDLE_AFTER_SECONDS)
+            return {SECONDS.key: fresh.start_seconds, PSS.key: fresh.pss() / MIB}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    name = "start"
-    title = "start on an empty store; idle"
-    figures: tuple[Figure, ...] = (SECONDS, PSS)
-    rounds: int | None = None
 
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        """One start that does not count: it compiles, and brings the program into the page cache."""
-        self.trial(stage, server, -1)
+def _folders(trial: RegistryTrial) -> tuple[Path, Path]:
+    """Returns the folders of the registry without accounts and of that with one."""
+    name, folder = trial.server.name, trial.content.folder
+    return folder / f"{name} no accounts", folder / f"{name} accounts"
 
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        kind = next(kind for kind in stage.kinds if kind.name == server.name)
-        folder = stage.folder / f"start{number}-{kind.name}"
-        try:
-            with started_server(kind, folder) as fresh:
-                time.sleep(IDLE_AFTER_SECONDS)
-                return {SECONDS.key: fresh.start_seconds, PSS.key: fresh.pss() / MIB}
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+def _fill_with_and_without_accounts(trial: RegistryTrial) -> None:
+    """Fills both registries, then adds an account to one: content can be pushed while there is no account."""
+    folders = _folders(trial)
+    for folder in folders:
+        with started_server(trial.program, folder) as filled:
+            trial.content.fill(filled)
+    trial.content.api_tokens[trial.server.name] = _add_account(trial.program, folders[1])
+
+
+def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
+    """Compares the CPU time of a request with a token with that of one to a registry without accounts, half of a trial
+    each. Both servers are new for each trial: two processes of one program differ by up to a tenth for as long as they
+    live, which is as much as a token costs."""
+    without, within = _folders(trial)
+    with started_server(trial.program, without) as open_server, started_server(trial.program, within) as closed_server:
+        token = _bearer_token(closed_server, trial.content.api_tokens[trial.server.name])
+        with_token = DEFAULT_HEADERS | {"Authorization": f"Bearer {token}"}
+        loads = [(open_server, DEFAULT_HEADERS), (closed_server, with_token)]
+        found: dict[str, Sample] = {}
+        for seconds in (WARM_UP_SECONDS, trial.seconds / 2):
+            for server, headers in loads if trial.round % 2 else reversed(loads):
+                found[server.url] = _load_latest(trial, server, seconds, headers)
+    sample = found[closed_server.url]
+    return {**sample, TOKEN_COST.key: sample[CPU.key] / found[open_server.url][CPU.key]}
+
+
+def _load_latest(trial: RegistryTrial, server: RunningServer, seconds: float, headers: dict[str, str]) -> Sample:
+    other = RegistryTrial(trial.content, server, seconds, trial.round)
+    return measure_load(server, lambda: load_target(other, latest_manifest, seconds, headers))
+
+
+def _bearer_token(server: RunningServer, api_token: str) -> str:
+    """Returns a new token of the account, valid for minutes."""
+    basic = base64.b64encode(f"{ACCOUNT}:{api_token}".encode()).decode()
+    path = f"/token?service=entrepot&scope=repository:{APP_REPO}:pull"
+    with HttpClient(server.port) as client:
+        response = client.request("GET", path, headers={"Authorization": f"Basic {basic}"}, expect=200)
+    token: str = json.loads(response.body)["token"]
+    return token
+
+
+def _add_account(program: ServerProgram, folder: Path) -> str:
+    """Adds a robot that may pull the measured images, so that the registry needs a login from now on. Returns an API
+    token of the robot. Runs the measured version's own commands, since another version may not know its store."""
+    run_entrepot(program, folder, "robot", "add", ACCOUNT)
+    run_entrepot(program, folder, "grant", "add", "bench/**", "pull", f"robot:{ACCOUNT}")
+    return run_entrepot(program, folder, "token", "add", ACCOUNT).strip()
+
+
+def _storm_logins(trial: RegistryTrial) -> Sample:
+    """Sends wrong logins to a server that has seen none before. The rate is that of refused logins; p50 and p99 are of
+    `GET /v2/` with a token meanwhile."""
+    folder = trial.content.folder / f"storm-{trial.round}-{trial.server.name}"
+    with started_server(trial.program, folder) as server:
+        token = _bearer_token(server, _add_account(trial.program, folder))
+        meter = Meter(server)
+        report, rate = run_login_storm(server.port, token, trial.round)
+        used = meter.cpu()
+    took = {SECONDS.key: report.seconds, CPU_SECONDS.key: used}
+    return {RATE.key: rate, P50.key: report.p50, P99.key: report.p99, **took}
+
+
+START_ROW = Row("start", "start on an empty store; idle", (SECONDS, PSS), _start, _start)
+# docker-registry has no token service and no accounts to compare these with.
+BEARER_ROW = Row(
+    "manifest-tag-bearer",
+    "manifest by tag, with a token",
+    (RATE, CPU, TOKEN_COST, P50, P99),
+    _get_manifests_with_token,
+    _fill_with_and_without_accounts,
+    peer_rounds=0,
+)
+# One round: it takes half a minute, and all rounds give the same.
+LOGIN_STORM_ROW = Row(
+    "login-storm", "10,000 wrong logins", (RATE, P50, P99, SECONDS, CPU_SECONDS), _storm_logins, rounds=1, peer_rounds=0
+)

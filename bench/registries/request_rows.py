@@ -1,116 +1,101 @@
-"""Small requests, many at once."""
+"""Rows of small requests, many in parallel."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from bench.errors import TrialFailed
-from bench.loaders import head_requests, wrk
-from bench.loaders.http_client import MANIFEST_TYPE, HttpClient
-from bench.random_content import MANIFEST_ACCEPT, digest_of
-from bench.registries.trial_setup import APP_REPO, TAG_COUNT, TAGS_REPO, TrialSetup
-from bench.report.measurements import CPU, P50, P99, RATE, Figure, Sample
-from bench.system.servers import RunningServer
+from bench.loaders.head_requests import run_head_load
+from bench.loaders.http_client import MANIFEST_ACCEPT, MANIFEST_TYPE, HttpClient
+from bench.loaders.load_report import LoadReport, measure_load
+from bench.loaders.wrk import DEFAULT_HEADERS, WRK_CONNECTIONS, run_wrk
+from bench.random_content import digest_of
+from bench.registries.registry_trial import APP_REPO, TAG_COUNT, TAGS_REPO, RegistryContent, RegistryTrial
+from bench.report.measurements import CPU, P50, P99, RATE, Sample
+from bench.runner import Row
 
+REQUEST_FIGURES = (RATE, CPU, P50, P99)
+WARM_UP_SECONDS = 1.0
 PUT_TAG_COUNT = 50
-"""Tags that take turns in being put."""
+"""Tags that are put in turn."""
+Target = Callable[[RegistryContent], tuple[str, bytes]]
+"""Returns the path of a resource and the body of its response; an empty body is not checked."""
 
 
-@dataclass(frozen=True)
-class RequestTarget:
-    """What is asked for, and a look at one answer that tells whether it is right."""
-
-    path: str
-    right: Callable[[bytes], bool]
-    size: int = 0
+def latest_manifest(content: RegistryContent) -> tuple[str, bytes]:
+    return f"/v2/{APP_REPO}/manifests/latest", content.bodies[0]
 
 
-def request_target(what: str) -> Callable[[TrialSetup], RequestTarget]:
-    """By its short name."""
-
-    def find(stage: TrialSetup) -> RequestTarget:
-        body = stage.body
-        match what:
-            case "v2":
-                return RequestTarget("/v2/", lambda got: True)
-            case "tag":
-                return RequestTarget(f"/v2/{APP_REPO}/manifests/latest", lambda got: got == body, len(body))
-            case "digest":
-                return RequestTarget(f"/v2/{APP_REPO}/manifests/{digest_of(body)}", lambda got: got == body, len(body))
-            case "blob":
-                small = stage.small
-                return RequestTarget(
-                    f"/v2/{APP_REPO}/blobs/{small.digest}", lambda got: got == small.content, small.size
-                )
-            case _:
-                names = [f"v{number:03d}" for number in range(TAG_COUNT)]  # docker-registry 2.8 lists them in no order
-                return RequestTarget(
-                    f"/v2/{TAGS_REPO}/tags/list", lambda got: sorted(json.loads(got)["tags"]) == names, 7 * TAG_COUNT
-                )
-
-    return find
+def manifest_by_digest(content: RegistryContent) -> tuple[str, bytes]:
+    return f"/v2/{APP_REPO}/manifests/{digest_of(content.bodies[0])}", content.bodies[0]
 
 
-def measure_load(server: RunningServer, run: Callable[[], wrk.LoadReport]) -> Sample:
-    """A load's figures, with the CPU time the server took for it."""
-    before = server.cpu()
-    seen = run()
-    used = server.cpu() - before
-    return {RATE.key: seen.rate, CPU.key: used / seen.requests * 1e6, P50.key: seen.p50, P99.key: seen.p99}
+def small_blob(content: RegistryContent) -> tuple[str, bytes]:
+    assert isinstance(content.small.content, bytes)
+    return f"/v2/{APP_REPO}/blobs/{content.small.digest}", content.small.content
 
 
-class RequestRow:
-    """GETs by wrk."""
-
-    figures: tuple[Figure, ...] = (RATE, CPU, P50, P99)
-    rounds: int | None = None
-
-    def __init__(self, name: str, title: str, target: Callable[[TrialSetup], RequestTarget]) -> None:
-        self.name, self.title, self._target = name, title, target
-
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        """The first answers are not measured: they fill caches."""
-        target = self._target(stage)
-        with HttpClient(server.port) as client:
-            answer = client.ask("GET", target.path, headers={"Accept": MANIFEST_ACCEPT}, expect=200)
-        if not target.right(answer.body):
-            raise TrialFailed(f"{server.name} gave something else for GET {target.path}: {answer.body[:200]!r}")
-        self._load(target, server, 1)
-
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        target = self._target(stage)
-        return measure_load(server, lambda: self._load(target, server, stage.seconds))
-
-    def _load(self, target: RequestTarget, server: RunningServer, seconds: float) -> wrk.LoadReport:
-        return wrk.run_wrk(server.url + target.path, seconds, size=target.size, headers={"Accept": MANIFEST_ACCEPT})
+def api_base(_content: RegistryContent) -> tuple[str, bytes]:
+    return "/v2/", b""
 
 
-class HeadRow(RequestRow):
-    """HEADs, by the loader for those."""
-
-    def _load(self, target: RequestTarget, server: RunningServer, seconds: float) -> wrk.LoadReport:
-        return head_requests.run_head_load(server.port, target.path, seconds, wrk.WRK_CONNECTIONS, MANIFEST_ACCEPT)
+def tags_list(_content: RegistryContent) -> tuple[str, bytes]:
+    tags = [f"v{number:03d}" for number in range(TAG_COUNT)]
+    return f"/v2/{TAGS_REPO}/tags/list", json.dumps({"name": TAGS_REPO, "tags": tags}, separators=(",", ":")).encode()
 
 
-class TagPutRow:
-    """Tags put on one connection; each PUT makes a tag, or moves one."""
+def load_target(
+    trial: RegistryTrial, target: Target, seconds: float, headers: Mapping[str, str] = DEFAULT_HEADERS
+) -> LoadReport:
+    """Gets a target with wrk for that time."""
+    path, body = target(trial.content)
+    return run_wrk(trial.server.url + path, seconds, size=len(body), headers=headers)
 
-    name = "tag-put"
-    title = "tag PUT, one connection"
-    figures: tuple[Figure, ...] = (RATE, CPU, P50, P99)
-    rounds: int | None = None
 
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        with HttpClient(server.port) as client:
-            for file in stage.manifests:
-                client.put_manifest(APP_REPO, digest_of(file.read_bytes()), file.read_bytes())
+def load_heads(trial: RegistryTrial, target: Target, seconds: float) -> LoadReport:
+    """Sends HEAD for a target for that time."""
+    return run_head_load(trial.server.port, target(trial.content)[0], seconds, WRK_CONNECTIONS)
 
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        arguments = [MANIFEST_TYPE, f"r{number}-", str(PUT_TAG_COUNT), *map(str, stage.manifests), APP_REPO]
 
-        def load() -> wrk.LoadReport:
-            return wrk.run_wrk(server.url, stage.seconds, connections=1, script="put_tags", arguments=arguments)
+Load = Callable[[RegistryTrial, Target, float], LoadReport]
 
-        return measure_load(server, load)
+
+def _check_and_warm_up(trial: RegistryTrial, *, target: Target, load: Load) -> None:
+    """Checks one response. Then sends requests that are not measured, which fill caches."""
+    path, body = target(trial.content)
+    with HttpClient(trial.server.port) as client:
+        seen = client.request("GET", path, headers={"Accept": MANIFEST_ACCEPT}, expect=200).body
+    if target is tags_list:  # docker-registry 2.8 lists tags in no order
+        seen, body = (json.dumps(sorted(json.loads(text)["tags"])).encode() for text in (seen, body))
+    if body and seen != body:
+        raise TrialFailed(f"{trial.server.name} gave something else for GET {path}: {seen[:200]!r}")
+    load(trial, target, WARM_UP_SECONDS)
+
+
+def _measure_target(trial: RegistryTrial, *, target: Target, load: Load) -> Sample:
+    return measure_load(trial.server, lambda: load(trial, target, trial.seconds))
+
+
+def request_row(name: str, title: str, target: Target, load: Load = load_target) -> Row[RegistryTrial]:
+    """Returns a row that requests one target again and again."""
+    prepare = partial(_check_and_warm_up, target=target, load=load)
+    return Row(name, title, REQUEST_FIGURES, partial(_measure_target, target=target, load=load), prepare)
+
+
+def _push_moving_manifests(trial: RegistryTrial) -> None:
+    with HttpClient(trial.server.port) as client:
+        for body in trial.content.bodies:
+            client.put_manifest(APP_REPO, digest_of(body), body)
+
+
+def _put_tags(trial: RegistryTrial) -> Sample:
+    files = map(str, trial.content.manifest_files)
+    arguments = [MANIFEST_TYPE, f"r{trial.round}-", str(PUT_TAG_COUNT), *files, APP_REPO]
+    run = partial(run_wrk, connections=1, script="put_tags", arguments=arguments)
+    return measure_load(trial.server, lambda: run(trial.server.url, trial.seconds))
+
+
+TAG_PUT_ROW = Row("tag-put", "tag PUT, one connection", REQUEST_FIGURES, _put_tags, _push_moving_manifests)
+"""Each PUT creates a tag or moves one."""

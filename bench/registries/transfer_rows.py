@@ -1,160 +1,117 @@
-"""Large blobs, and what small requests feel of them.
-
-A real docker pulls a large image.
-"""
+"""Rows of large blobs, of small requests beside them, and of a real docker."""
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
-from bench.loaders import curl_transfers, wrk
-from bench.loaders.curl_transfers import background_transfers
-from bench.loaders.http_client import HOST, HttpClient
-from bench.random_content import MANIFEST_ACCEPT, MIB, make_config, make_manifest, make_unique, write_layer
-from bench.registries.trial_setup import APP_REPO, TrialSetup
-from bench.report.measurements import (
-    BULK,
-    CPU_GIB,
-    CPU_SECONDS,
-    LOADER_GIB,
-    P50,
-    P99,
-    RATE,
-    SECONDS,
-    SPEED,
-    Figure,
-    Sample,
-)
-from bench.system.docker_daemon import DockerDaemon
+from bench.loaders.curl_transfers import background_transfers, download_blob, stream_upload
+from bench.loaders.http_client import HttpClient
+from bench.random_content import GIB, MIB, make_config, make_unique, push_content, write_tar_layer
+from bench.registries.registry_trial import APP_REPO, BULK_SIZE, RegistryTrial
+from bench.registries.request_rows import latest_manifest, load_target
+from bench.report.measurements import BULK, CPU_GIB, CPU_SECONDS, LOADER_GIB, P50, P99, RATE, SECONDS, SPEED, Sample
+from bench.runner import Row
 from bench.system.memory_prefault import prefault_memory
-from bench.system.process_tree import children_cpu
-from bench.system.servers import RunningServer
+from bench.system.servers import HOST, Meter
 
-GIB = 1 << 30
+BULK_FIGURES = (SPEED, CPU_GIB, LOADER_GIB)
 PULL_COUNT = 4
 PUSH_REPO = "bench/pushed"
+DOCKER_REPO = "bench/large"
+DOCKER_LAYERS = 4
 
 
-class BulkPullRow:
-    """A large blob, by as many programs at once, one after the other for about the trial's time."""
-
-    figures: tuple[Figure, ...] = (SPEED, CPU_GIB, LOADER_GIB)
-    rounds: int | None = None
-
-    def __init__(self, name: str, title: str, at_once: int) -> None:
-        self.name, self.title, self._at_once = name, title, at_once
-
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        stage.fill_large(server)
-
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        large = stage.large
-        times = max(1, round(stage.seconds / self._at_once))
-        url = f"{server.url}/v2/{APP_REPO}/blobs/{large.digest}"
-        before, loaders = server.cpu(), children_cpu()
-        speed = curl_transfers.download_blob(url, large.size, times, self._at_once)
-        gib = large.size * times * self._at_once / GIB
-        return {
-            SPEED.key: speed,
-            CPU_GIB.key: (server.cpu() - before) / gib,
-            LOADER_GIB.key: (children_cpu() - loaders) / gib,
-        }
+def _fill_large(trial: RegistryTrial) -> None:
+    trial.content.fill_large(trial.server)
 
 
-class BulkPushRow:
-    """POST, one streamed PATCH, PUT; new content each time, and the time is that of all three."""
-
-    name = "push-256m"
-    title = "push of 256 MiB"
-    figures: tuple[Figure, ...] = (SPEED, CPU_GIB, LOADER_GIB)
-    rounds: int | None = None
-
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        pass
-
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        content = make_unique(stage.pushed)
-        prefault_memory(GIB)  # last, since what is free goes back to the host within a second or two
-        gib = content.size / GIB
-        with HttpClient(server.port) as client:
-            before, loaders, begun = server.cpu(), children_cpu(), time.perf_counter()
-            where = client.start_upload(PUSH_REPO)
-            where = curl_transfers.stream_upload(server.url + where, stage.pushed)
-            client.close_upload(where, content.digest)
-            seconds = time.perf_counter() - begun
-            sample = {
-                SPEED.key: content.size / MIB / seconds,
-                CPU_GIB.key: (server.cpu() - before) / gib,
-                LOADER_GIB.key: (children_cpu() - loaders) / gib,
-            }
-            path = f"/v2/{PUSH_REPO}/blobs/{content.digest}"
-            client.ask("HEAD", path, headers={"Accept": "*/*"}, expect=200)
-        return sample
+def _bulk_costs(meter: Meter, size: int) -> Sample:
+    return {CPU_GIB.key: meter.cpu() * GIB / size, LOADER_GIB.key: meter.loader_cpu() * GIB / size}
 
 
-class UnderBulkRow:
-    """Manifests by tag while four bulk pulls and a bulk push run. No memory is touched before: what the pushes leave of
-    it would go back to the host during the trial, which may stop the whole machine for 30 ms at a time."""
-
-    name = "manifest-under-bulk"
-    title = "manifest by tag beside 4 pulls, 1 push"
-    figures: tuple[Figure, ...] = (P99, P50, RATE, BULK)
-    rounds: int | None = None
-
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        stage.fill_large(server)
-        _ = stage.pushed  # made now: what is written in a trial disturbs it
-
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        with background_transfers(server, APP_REPO, stage.large.digest, PULL_COUNT, stage.pushed) as moved:
-            before, begun = moved(), time.perf_counter()
-            seen = wrk.run_wrk(
-                f"{server.url}/v2/{APP_REPO}/manifests/latest",
-                stage.seconds,
-                size=len(stage.body),
-                headers={"Accept": MANIFEST_ACCEPT},
-            )
-            speed = (moved() - before) / MIB / (time.perf_counter() - begun)
-        return {P99.key: seen.p99, P50.key: seen.p50, RATE.key: seen.rate, BULK.key: speed}
+def _pull_large(trial: RegistryTrial, *, parallel: int) -> Sample:
+    """Downloads with so many programs in parallel, each again and again for about the length of a trial."""
+    large = trial.content.large
+    times = max(1, round(trial.seconds / parallel))
+    meter = Meter(trial.server)
+    speed = download_blob(f"{trial.server.url}/v2/{APP_REPO}/blobs/{large.digest}", large.size, times, parallel)
+    return {SPEED.key: speed, **_bulk_costs(meter, large.size * times * parallel)}
 
 
-LARGE_IMAGE_REPO = "bench/large"
-LARGE_IMAGE_LAYERS = 4
-LAYER_SIZE = 256 * MIB
+def _push_large(trial: RegistryTrial) -> Sample:
+    """Sends POST, one streamed PATCH and PUT with new content, and measures all three."""
+    content = make_unique(trial.content.upload_file)
+    prefault_memory(GIB)  # last, since free memory goes back to the host within a second or two
+    with HttpClient(trial.server.port) as client:
+        meter = Meter(trial.server)
+        where = client.start_upload(PUSH_REPO)
+        where = stream_upload(trial.server.url + where, trial.content.upload_file)
+        client.close_upload(where, content.digest)
+        sample = {SPEED.key: content.size / MIB / meter.seconds(), **_bulk_costs(meter, content.size)}
+        path = f"/v2/{PUSH_REPO}/blobs/{content.digest}"
+        client.request("HEAD", path, headers={"Accept": "*/*"}, expect=200)
+    return sample
 
 
-class DockerPullRow:
-    """Wall-clock time of `docker pull`; docker unpacks meanwhile, which takes most of it."""
+def _prepare_beside_bulk(trial: RegistryTrial) -> None:
+    _fill_large(trial)
+    _ = trial.content.upload_file  # created now: writing it during a trial would disturb that
 
-    name = "docker-pull"
-    title = "docker pull, 1 GiB in 4 layers"
-    figures: tuple[Figure, ...] = (SECONDS, CPU_SECONDS)
-    rounds: int | None = 3
 
-    def __init__(self, layer_size: int = LAYER_SIZE) -> None:
-        self._layer_size = layer_size
-        self._docker: DockerDaemon | None = None
+def _get_manifests_beside_bulk(trial: RegistryTrial) -> Sample:
+    """Gets manifests by tag during four pulls and a push. Memory is not prefaulted: what the pushes do not use would
+    go back to the host during the trial, which can stop the whole machine for 30 ms at a time."""
+    content = trial.content
+    transfers = background_transfers(trial.server, APP_REPO, content.large.digest, PULL_COUNT, content.upload_file)
+    with transfers as moved_bytes:
+        before, meter = moved_bytes(), Meter(trial.server)
+        report = load_target(trial, latest_manifest, trial.seconds)
+        speed = (moved_bytes() - before) / MIB / meter.seconds()
+    return {P99.key: report.p99, P50.key: report.p50, RATE.key: report.rate, BULK.key: speed}
 
-    def prepare(self, stage: TrialSetup, server: RunningServer) -> None:
-        if self._docker is None:
-            self._docker = stage.stack.enter_context(DockerDaemon.running(stage.folder / "docker"))
-        folder = stage.folder / "layers"
-        folder.mkdir(exist_ok=True)
-        layers = [write_layer(folder, f"layer{number}", self._layer_size) for number in range(LARGE_IMAGE_LAYERS)]
-        described = make_config(layers)
-        with HttpClient(server.port) as client:
-            for each in (described, *layers):
-                client.push_blob(LARGE_IMAGE_REPO, each.digest, each.content)
-            client.put_manifest(LARGE_IMAGE_REPO, "latest", make_manifest(described, layers))
-        for layer in folder.iterdir():
-            layer.unlink()
 
-    def trial(self, stage: TrialSetup, server: RunningServer, number: int) -> Sample:
-        assert self._docker is not None
-        name = f"{HOST}:{server.port}/{LARGE_IMAGE_REPO}:latest"
-        before, begun = server.cpu(), time.perf_counter()
-        self._docker("pull", "--quiet", name)
-        sample = {SECONDS.key: time.perf_counter() - begun, CPU_SECONDS.key: server.cpu() - before}
-        self._docker("image", "inspect", name)
-        self._docker("image", "rm", "--force", name)
-        return sample
+def _push_docker_image(trial: RegistryTrial) -> None:
+    _ = trial.content.docker  # starts it, or fails before anything is pushed
+    folder = trial.content.folder / "layers"
+    folder.mkdir(exist_ok=True)
+    layers = [write_tar_layer(folder, f"layer{number}", BULK_SIZE) for number in range(DOCKER_LAYERS)]
+    with HttpClient(trial.server.port) as client:
+        push_content(client, DOCKER_REPO, "latest", make_config(layers), layers)
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _pull_with_docker(trial: RegistryTrial) -> Sample:
+    """Measures the elapsed time of `docker pull`, most of which is docker's unpacking."""
+    docker, name = trial.content.docker, f"{HOST}:{trial.server.port}/{DOCKER_REPO}:latest"
+    meter = Meter(trial.server)
+    docker("pull", "--quiet", name)
+    sample = {SECONDS.key: meter.seconds(), CPU_SECONDS.key: meter.cpu()}
+    docker("image", "inspect", name)
+    docker("image", "rm", "--force", name)
+    return sample
+
+
+def transfer_rows() -> list[Row[RegistryTrial]]:
+    """Returns the rows in the order in which they are measured."""
+    return [
+        Row("blob-256m", "blob of 256 MiB", BULK_FIGURES, partial(_pull_large, parallel=1), _fill_large),
+        Row("blob-256m-x4", "blob of 256 MiB, 4 at once", BULK_FIGURES, partial(_pull_large, parallel=4), _fill_large),
+        Row(
+            "manifest-under-bulk",
+            "manifest by tag beside 4 pulls, 1 push",
+            (P99, P50, RATE, BULK),
+            _get_manifests_beside_bulk,
+            _prepare_beside_bulk,
+        ),
+        # After the latency rows: the memory that it frees goes back to the host, which costs processor time.
+        Row("push-256m", "push of 256 MiB", BULK_FIGURES, _push_large),
+        Row(
+            "docker-pull",
+            "docker pull, 1 GiB in 4 layers",
+            (SECONDS, CPU_SECONDS),
+            _pull_with_docker,
+            _push_docker_image,
+            rounds=3,
+        ),
+    ]

@@ -1,4 +1,4 @@
-"""Plots as SVG, written by hand: bars of ratios, and curves."""
+"""Plots as SVG: bars of ratios, and curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.report.tables import number_text
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
 CHARACTER = 5.8
-"""About how wide one of a label is."""
+"""Approximate width of a character of a label."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 
@@ -19,7 +19,7 @@ COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 def ratio_bars(
     lines: Sequence[RowSamples], ours: str, theirs: str, *, drawn: Collection[Figure] = (RATE, SPEED)
 ) -> str:
-    """How many times as much one does as the other, for each row that has one of the figures drawn; a logarithmic
+    """Returns a bar for each figure in `drawn` of each row: the ratio of one subject to the other, on a logarithmic
     scale."""
     bars = [
         (f"{line.title}, {figure.unit}", ratio)
@@ -49,7 +49,7 @@ def ratio_bars(
 
 
 def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
-    """Each series as a line over the sizes, against its own first value; sizes on a logarithmic scale."""
+    """Returns a curve for each series: its ratio to its own first value, over the sizes on a logarithmic scale."""
     relative = {
         name: [value / values[0] for value in values] for name, values in series.items() if values and values[0]
     }

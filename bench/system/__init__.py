@@ -1,1 +1,1 @@
-"""Servers and the machine they run on."""
+"""Servers, programs and the machine they run on."""

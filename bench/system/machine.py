@@ -1,24 +1,29 @@
-"""The Debian packages a measurement needs: there, or installed now."""
+"""The machine: its Debian packages, its hardware, its disk space, and the CPU time that its host takes away."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from bench.errors import BenchFailed
-from bench.system.process_tree import PROGRAM_PATH
+from bench.system.process_tree import CLOCK_TICKS, PROC
+from bench.system.programs import PROGRAM_PATH, run_to_end
 
 LOADER_PACKAGES = {"wrk": "wrk", "curl": "curl"}
-"""Package by the program that shows it is there."""
+"""Package by the program that shows it is installed."""
 DOCKER_REGISTRY_PACKAGES = {"docker-registry": "docker-registry"}
 NGINX_PACKAGES = {"nginx": "nginx"}
 DOCKER_PACKAGES = {"dockerd": "docker.io", "docker": "docker.io"}
+INSTALL_TIMEOUT = 900.0
 
 
 def require_packages(wanted: Mapping[str, str]) -> None:
-    """Installs what is missing, as root on a Debian. Raises BenchFailed with the command to run otherwise."""
+    """Installs missing packages if this is root on Debian. Otherwise raises BenchFailed with the command to run."""
     missing = sorted({package for name, package in wanted.items() if shutil.which(name, path=PROGRAM_PATH) is None})
     if not missing:
         return
@@ -28,19 +33,53 @@ def require_packages(wanted: Mapping[str, str]) -> None:
             f"sudo apt-get install -y --no-install-recommends {' '.join(missing)}"
         )
     print(f"Installing {' '.join(missing)}", flush=True)
-    # With run level 1, Debian does not start the servers it installs: ours are the only ones that count.
+    # RUNLEVEL=1 keeps Debian from starting the servers that it installs.
     env = {**os.environ, "PATH": PROGRAM_PATH, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (
-        ["apt-get", "update", "-qq"],
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
-    ):
-        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise BenchFailed(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+    run_to_end(["apt-get", "update", "-qq"], INSTALL_TIMEOUT, env=env)
+    run_to_end(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], INSTALL_TIMEOUT, env=env)
 
 
 def package_version(package: str) -> str:
-    """The installed version of a Debian package; empty where there is none."""
+    """Returns the installed version of a Debian package; an empty string if it is not installed."""
     command = ["dpkg-query", "--show", "--showformat=${Version}", package]
     done = subprocess.run(command, env={"PATH": PROGRAM_PATH}, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def describe_machine(folder: Path) -> dict[str, object]:
+    """Returns the facts about the machine that are stored with the results."""
+    from storage.data_dir.check import filesystem_of
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / (1 << 30), 1),
+        "kernel": os.uname().release,
+        "python": sys.version.split()[0],
+        "file_system": filesystem_of(folder),
+    }
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises BenchFailed if the disk has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BenchFailed(f"{folder.parent} has {free >> 30} GiB free, and {needed >> 30} are needed; see --folder")
+
+
+def parse_steal_seconds(stat: str) -> float:
+    """Returns, from the text of /proc/stat, the CPU seconds that the host withheld from this virtual machine, summed
+    over all processors (proc(5): steal)."""
+    return int(stat.split(maxsplit=9)[8]) / CLOCK_TICKS
+
+
+def start_steal_meter() -> Callable[[], float]:
+    """Returns a function that returns the percentage of CPU time that the host has withheld since now."""
+    stat = PROC / "stat"
+    before, begun = parse_steal_seconds(stat.read_text()), time.perf_counter()
+
+    def percentage() -> float:
+        spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
+        return 100 * (parse_steal_seconds(stat.read_text()) - before) / spent
+
+    return percentage

@@ -1,15 +1,10 @@
-"""The servers under test, each a process tree of its own on a free loopback port.
-
-The most memory a server took while it was under load.
-"""
+"""The servers under test. Each is a process tree of its own on a free loopback port."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,60 +12,82 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bench.errors import BenchFailed
-from bench.loaders.http_client import HOST
 from bench.system.machine import package_version
-from bench.system.process_tree import clean_environment, log_tail, running_program, tree_cpu_seconds, tree_pss
+from bench.system.process_tree import children_cpu, tree_cpu_seconds, tree_pss
+from bench.system.programs import REPOSITORY_ROOT, START_TIMEOUT, clean_environment, run_to_end, running_program
 
-REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT = 60.0
-POLL_SECONDS = 0.002
+HOST = "127.0.0.1"
+HOSTED_PREFIX = "team"
+"""Names below this prefix can be pushed to an Entrepot that mirrors an upstream."""
+COMMAND_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class ServerProgram:
-    """A registry program: what it is called, which version is here, and how it is started."""
+    """A registry program: its name, its version, and how to start it."""
 
     name: str
     version: Callable[[], str]
-    command: Callable[[Path, int], list[str]]
-    """From the folder it may write to and the port it is to listen on."""
+    command: Callable[[Path, int, str | None], list[str]]
+    """Returns the command for a folder, a port, and the URL of the upstream to mirror, if any."""
     root: Path = REPOSITORY_ROOT
     """The checkout whose code runs, if the program is an Entrepot."""
-    accounts: bool = False
-    """The program has accounts and a token service."""
+    is_entrepot: bool = True
 
 
 @dataclass(frozen=True)
 class RunningServer:
     """A running registry."""
 
-    kind: ServerProgram
+    program: ServerProgram
     port: int
     process: subprocess.Popen[bytes]
-    log: Path
     start_seconds: float
     """Seconds from exec to the first 200 on /v2/."""
 
     @property
     def name(self) -> str:
-        return self.kind.name
+        return self.program.name
+
+    @property
+    def is_entrepot(self) -> bool:
+        return self.program.is_entrepot
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return local_url(self.port)
 
     def cpu(self) -> float:
-        """CPU seconds of the whole tree so far."""
+        """Returns the CPU seconds of the whole process tree so far."""
         return tree_cpu_seconds(self.process.pid)
 
     def pss(self) -> int:
-        """Bytes of memory of the whole tree."""
+        """Returns the memory of the whole process tree in bytes."""
         return tree_pss(self.process.pid)
+
+
+class Meter:
+    """Measures what a server and its loaders use from now on."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._server = server
+        self._cpu, self._loader_cpu, self._begun = server.cpu(), children_cpu(), time.perf_counter()
+
+    def cpu(self) -> float:
+        """Returns CPU seconds of the server."""
+        return self._server.cpu() - self._cpu
+
+    def loader_cpu(self) -> float:
+        """Returns CPU seconds of the loaders that have ended."""
+        return children_cpu() - self._loader_cpu
+
+    def seconds(self) -> float:
+        """Returns the elapsed time."""
+        return time.perf_counter() - self._begun
 
 
 def _entrepot_version() -> str:
@@ -79,15 +96,23 @@ def _entrepot_version() -> str:
     return __version__
 
 
-def entrepot_command(folder: Path, port: int) -> list[str]:
-    """The defaults, with two workers."""
-    command = [sys.executable, "-m", "registry", "serve"]
-    return [*command, "--workers", "2", "--listen", f"{HOST}:{port}", "--data", str(folder / "data")]
+def _entrepot_command(folder: Path, port: int, upstream: str | None) -> list[str]:
+    """Uses the defaults with two workers. As a mirror, it has one upstream and a prefix for pushed images."""
+    command = [sys.executable, "-m", "registry", "serve", "--workers", "2", "--listen", f"{HOST}:{port}"]
+    command += ["--data", str(folder / "data")]
+    if upstream is None:
+        return command
+    path = folder / "config.toml"
+    path.write_text(
+        f'[[upstream]]\nname = "docker.io"\nendpoints = ["{upstream}"]\ndefault = true\n\n'
+        f'[hosted]\nprefixes = ["{HOSTED_PREFIX}/**"]\n'
+    )
+    return [*command, "--config", str(path)]
 
 
-def _docker_registry_command(folder: Path, port: int) -> list[str]:
-    """Debian's set-up (the cache of descriptors in memory), with less to log than its default: that is its best."""
-    config = {
+def _docker_registry_command(folder: Path, port: int, upstream: str | None) -> list[str]:
+    """Uses Debian's set-up (descriptors cached in memory) with less logging than its default, which is its fastest."""
+    config: dict[str, object] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {
@@ -96,40 +121,43 @@ def _docker_registry_command(folder: Path, port: int) -> list[str]:
             "delete": {"enabled": True},
         },
         "http": {"addr": f"{HOST}:{port}", "secret": "bench"},
+        **({"proxy": {"remoteurl": upstream}} if upstream else {}),
     }
     path = folder / "config.yml"
     path.write_text(json.dumps(config))  # JSON is YAML
     return ["docker-registry", "serve", str(path)]
 
 
-ENTREPOT = ServerProgram("Entrepot", _entrepot_version, entrepot_command, accounts=True)
-DOCKER_REGISTRY = ServerProgram("docker-registry", lambda: package_version("docker-registry"), _docker_registry_command)
+ENTREPOT = ServerProgram("Entrepot", _entrepot_version, _entrepot_command)
+DOCKER_REGISTRY = ServerProgram(
+    "docker-registry", lambda: package_version("docker-registry"), _docker_registry_command, is_entrepot=False
+)
 
 
 def entrepot_checkout(root: Path) -> ServerProgram:
-    """The Entrepot of another checkout, to compare two versions in one run. Raises BenchFailed for a folder that holds
-    none."""
+    """Returns the Entrepot of another checkout, to compare two versions in one run. Raises BenchFailed if the folder
+    is not a checkout of Entrepot."""
     root = root.resolve()
     if not (root / "registry" / "__main__.py").is_file():
         raise BenchFailed(f"{root} holds no checkout of Entrepot")
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False)
-    version = told.stdout.strip() or "unknown"
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    version = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     return replace(ENTREPOT, name=f"Entrepot {version}", version=lambda: version, root=root)
 
 
-def run_entrepot(kind: ServerProgram, folder: Path, *arguments: str) -> str:
-    """Runs a command of that Entrepot on the data directory in `folder`, and returns its stdout. Raises BenchFailed."""
+def run_entrepot(program: ServerProgram, folder: Path, *arguments: str) -> str:
+    """Runs a command of that Entrepot on the data directory in `folder` and returns its output. Raises TrialFailed."""
     command = [sys.executable, "-m", "registry", *arguments, "--data", str(folder / "data")]
-    env = clean_environment(folder, PYTHONPATH=str(kind.root))
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchFailed(f"{kind.name}: {' '.join(arguments)}: {done.stderr[-2000:]}")
-    return done.stdout
+    return run_to_end(command, COMMAND_TIMEOUT, env=clean_environment(folder, PYTHONPATH=str(program.root)))
+
+
+def local_url(port: int) -> str:
+    """Returns the URL of a server on this machine."""
+    return f"http://{HOST}:{port}"
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """Returns a port that no program listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -137,23 +165,18 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started_server(kind: ServerProgram, folder: Path) -> Iterator[RunningServer]:
-    """Starts a registry on `folder`, waits for its first 200, and ends it with the block. Raises BenchFailed."""
+def started_server(program: ServerProgram, folder: Path, upstream: str | None = None) -> Iterator[RunningServer]:
+    """Runs a registry on `folder` until the block ends, which begins after its first 200. Raises BenchFailed."""
     folder.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), folder / "server.log"
-    command = kind.command(folder, port)
-    env = clean_environment(folder, PYTHONPATH=str(kind.root), PYTHONUNBUFFERED="1")
+    port = free_port()
+    command = program.command(folder, port, upstream)
     begun = time.perf_counter()
-    with running_program(command, env, log, folder) as process:
-        while not is_serving(port):
-            if process.poll() is not None or time.perf_counter() - begun > START_TIMEOUT:
-                raise BenchFailed(f"{kind.name} did not start: {' '.join(command)}\n{log_tail(log)}")
-            time.sleep(POLL_SECONDS)
-        yield RunningServer(kind, port, process, log, time.perf_counter() - begun)
+    with running_program(command, folder / "server.log", ready=partial(is_serving, port), code=program.root) as process:
+        yield RunningServer(program, port, process, time.perf_counter() - begun)
 
 
 def is_serving(port: int) -> bool:
-    """Whether a registry serves there, perhaps to those who have logged in."""
+    """Returns whether a registry answers on the port, with 200 or with a request to log in."""
     connection = http.client.HTTPConnection(HOST, port, timeout=START_TIMEOUT)
     try:
         connection.request("GET", "/v2/")
@@ -164,57 +187,24 @@ def is_serving(port: int) -> bool:
         connection.close()
 
 
-def describe_machine(folder: Path) -> dict[str, object]:
-    """What the figures were taken on."""
-    from storage.data_dir.check import filesystem_of
+@contextlib.contextmanager
+def sampled_memory(server: RunningServer, interval: float, peaks: dict[str, int]) -> Iterator[None]:
+    """Samples the memory of a server every `interval` seconds and at the end of the block, and keeps the highest value,
+    in bytes, in `peaks` by the server's name. Each sample takes some milliseconds of kernel time."""
+    ended = threading.Event()
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / (1 << 30), 1),
-        "kernel": os.uname().release,
-        "python": sys.version.split()[0],
-        "file_system": filesystem_of(folder),
-    }
+    def sample() -> None:
+        peaks[server.name] = max(peaks.get(server.name, 0), server.pss())
 
+    def sample_repeatedly() -> None:
+        while not ended.wait(interval):
+            sample()
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raises BenchFailed where the disk has fewer bytes free than are needed."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise BenchFailed(f"{folder.parent} has {free >> 30} GiB free, and {needed >> 30} are needed; see --folder")
-
-
-MEMORY_INTERVAL_SECONDS = 1.0
-"""Seconds between two looks: reading the size of a process tree takes the kernel some milliseconds."""
-
-
-class PeakMemory:
-    """Looks at one server after the other, whichever is under load; a context manager."""
-
-    def __init__(self, every: float = MEMORY_INTERVAL_SECONDS) -> None:
-        self._every = every
-        self.peaks: dict[str, int] = {}
-        """Bytes by server name."""
-        self._server: RunningServer | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="memory watch", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def watch_server(self, server: RunningServer | None) -> None:
-        """From now on it is this one's turn."""
-        self._server = server
-
-    def _look(self) -> None:
-        while not self._ended.wait(self._every):
-            if (server := self._server) is not None:
-                self.peaks[server.name] = max(self.peaks.get(server.name, 0), server.pss())
+    thread = threading.Thread(target=sample_repeatedly, name="memory sampler", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        sample()

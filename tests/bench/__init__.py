@@ -1,1 +1,1 @@
-"""The bench's own arithmetic: a wrong figure would be believed."""
+"""Tests of the bench's own arithmetic: a wrong figure would be believed."""

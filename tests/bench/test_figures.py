@@ -1,4 +1,4 @@
-"""Medians, quartiles, ratios, goals."""
+"""Tests of medians, quartiles, ratios, goals, tables and plots."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def line(ours: list[float], theirs: list[float]) -> RowSamples:
 
 
 def test_quartiles_of_seven() -> None:
-    """Of seven samples in whatever order, the quartiles lie halfway between the second and third from each end."""
+    """The quartiles of seven samples, in any order, lie halfway between the second and third from each end."""
     seen = spread([7, 1, 6, 2, 5, 3, 4])
     assert (seen.low, seen.median, seen.high) == (2.5, 4, 5.5)
 
 
 def test_one_sample_is_its_own_spread() -> None:
-    """A single round gives figures as well."""
+    """A single round gives figures too."""
     seen = spread([3.0])
     assert (seen.low, seen.median, seen.high) == (3.0, 3.0, 3.0)
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=20))
 def test_spread_is_ordered_and_within(samples: list[float]) -> None:
-    """Low, median and high are in order and never leave the samples."""
+    """Low, median and high are in order and within the samples."""
     seen = spread(samples)
     low, high = min(samples), max(samples)
     slack = 1e-9 * max(1.0, high)
@@ -40,36 +40,36 @@ def test_spread_is_ordered_and_within(samples: list[float]) -> None:
 
 
 def test_nothing_has_no_spread() -> None:
-    """No sample is no figure, not a zero."""
+    """A figure without samples is an error, not 0."""
     with pytest.raises(ValueError, match="no sample"):
         spread([])
 
 
 def test_ratio_is_of_medians() -> None:
-    """One wild round on either side does not move it."""
+    """One outlier on either side does not change the ratio."""
     assert median_ratio([10, 20, 9000], [5, 4, 6]) == 4
 
 
 def test_ratio_against_nothing() -> None:
-    """CPU time too short for the clock gives no division by zero."""
+    """CPU time that is too short for the clock causes no division by zero."""
     assert median_ratio([1], [0]) == float("inf")
     assert median_ratio([0], [0]) == 1
 
 
 def test_goals_name_rows_and_figures_that_are_measured() -> None:
-    """No goal is passed over because its row or figure is spelt otherwise."""
+    """Every goal names an existing row and figure, so none is skipped because of a typing error."""
     measured = {(row.name, figure.key) for row in all_rows() for figure in row.figures} | {("memory-peak", "pss")}
     assert {(goal.row, goal.key) for goal in REGISTRY_GOALS} <= measured
 
 
 def test_names_of_rows_differ() -> None:
-    """`--only` can tell the rows apart."""
+    """Each row has its own name for `--only`."""
     names = [row.name for row in all_rows()]
     assert len(set(names)) == len(names)
 
 
 def test_goal_is_judged_by_the_ratio_of_medians() -> None:
-    """A bound from below and one from above, met and not met; the bound itself is met."""
+    """Lower and upper bounds, met and missed; a value equal to the bound meets it."""
     seen = {"row": line([20, 30, 40], [10])}
     for limit, at_least, met in ((3, True, True), (3.1, True, False), (3, False, True), (2.9, False, False)):
         goal = Goal("row", "rate", "", limit, at_least=at_least, relative=True)
@@ -77,7 +77,7 @@ def test_goal_is_judged_by_the_ratio_of_medians() -> None:
 
 
 def test_an_older_version_sets_the_goals() -> None:
-    """Compared with an older version, each cost of a row may grow by a tenth, and rates set no goal."""
+    """Against an older version each cost may grow by a tenth; rates have no goal."""
     seen = RowSamples("row", "a row", (RATE, CPU))
     seen.samples = {"Entrepot": [{"rate": 1, "cpu": 1.2}], "Entrepot old": [{"rate": 9, "cpu": 1}]}
     (goal,) = no_slower_goals([seen], "Entrepot old")
@@ -85,19 +85,19 @@ def test_an_older_version_sets_the_goals() -> None:
 
 
 def test_goal_without_a_measurement_is_not_met() -> None:
-    """A row that failed cannot pass."""
+    """A goal of a failed row is not met."""
     verdicts = judge_goals({"row": line([], [10])}, (Goal("row", "rate", "", 1, at_least=True, relative=True),))
     assert verdicts[0][1] is None
     assert not are_all_met(verdicts)
 
 
 def test_goal_of_a_row_not_asked_for_is_left_out() -> None:
-    """`--only` judges what it measures."""
+    """With `--only`, only the goals of measured rows are judged."""
     assert judge_goals({}, REGISTRY_GOALS) == []
 
 
 def test_results_keep_every_sample() -> None:
-    """The JSON holds the samples, their quartiles and the ratio; a figure nobody measured stays empty."""
+    """The JSON has the samples, their quartiles and the ratio; a figure without samples has neither."""
     document = results_document([line([2, 4], [1])], ["Entrepot", "docker-registry"], {"rounds": 2})
     rows = document["rows"]
     assert isinstance(rows, dict)
@@ -111,7 +111,7 @@ def test_results_keep_every_sample() -> None:
 
 
 def test_table_has_columns_of_one_width() -> None:
-    """Each line of a table is as long as the others."""
+    """All lines of a table have the same length."""
     widths = {len(text) for text in text_table(["what", "a"], [["x", "1"], ["longer", "1234567"]]).splitlines()}
     assert len(widths) == 1
 
@@ -119,21 +119,21 @@ def test_table_has_columns_of_one_width() -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(12345.6, "12346"), (99.94, "99.9"), (1.234, "1.23"), (0.125, "0.12"), (0.0331, "0.0331")]
 )
-def test_numbers_keep_what_they_are_worth(value: float, text: str) -> None:
-    """Three digits, and no more zeros than that."""
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    """Numbers have about three digits."""
     assert number_text(value) == text
 
 
-def test_plots_are_whole_with_and_without_figures() -> None:
-    """A run of one row, or of none that went well, gives a picture all the same."""
+def test_plots_are_complete_with_and_without_figures() -> None:
+    """A run with one row, or with no successful row, still gives a complete SVG."""
     for lines in ([], [line([], [])], [line([40], [1])]):
         assert ratio_bars(lines, "Entrepot", "docker-registry").endswith("</svg>\n")
     assert "<polyline" in curves("title", [100, 10_000], {"a": [10.0, 9.0]})
     assert curves("title", [100], {"a": [10.0], "none": [0.0]}).endswith("</svg>\n")
 
 
-def test_time_taken_by_the_host_is_kept_and_said() -> None:
-    """Whatever the row measures: with all samples in the JSON, and below the table where it is enough to show."""
+def test_time_withheld_by_the_host_is_stored_and_printed() -> None:
+    """Withheld CPU time is in the JSON for every row, and below the table if it is large."""
     quiet, disturbed = line([1], [2]), line([1, 1, 1], [2])
     for sample, share in zip(disturbed.samples["Entrepot"], (0.0, 7.25, 3.5), strict=True):
         sample[STEAL.key] = share

@@ -1,4 +1,4 @@
-"""A store grown in bulk is the store that pushes would have made."""
+"""Tests that bulk-inserted rows equal those of pushes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BY = Actor("anonymous", "127.0.0.1", "", "bench")
 CONFIG = make_blob(b"{}", CONFIG_TYPE)
 LAYERS = (make_blob(b"one"), make_blob(b"two"))
 BASE = RepositoryName("base/app")
-# What a repository, blob or manifest is numbered must not matter, nor when it came. The audit log is left out: the
-# store is grown as by pushes of each blob, which leave no line there; mounts, which are quicker to make here, do.
+# Ids and times are not compared. The audit log is not compared either: it does not record blob pushes, which the bulk
+# rows stand for, but it records the mounts of this test, which are faster.
 ROWS = {
     "repository": "SELECT name, manifests FROM repository",
     "blob_link": "SELECT r.name, b.digest FROM blob_link l JOIN repository r ON r.id = l.repository "
@@ -75,7 +75,7 @@ def rows(data: Path) -> dict[str, list[Any]]:
 
 
 async def test_grown_rows_are_pushed_rows(tmp_path: Path) -> None:
-    """Every table holds the same rows, numbers and times aside."""
+    """Every table has the same rows, except for ids and times."""
     for name in ("grown", "pushed"):
         prepare_data_dir(tmp_path / name)
         async with open_registry(tmp_path / name) as registry:
@@ -88,7 +88,7 @@ async def test_grown_rows_are_pushed_rows(tmp_path: Path) -> None:
 
 
 async def test_grown_store_takes_pushes(tmp_path: Path) -> None:
-    """A tag can be moved in a grown repository, and its blobs are there for a new manifest."""
+    """In a bulk-made repository a tag can move, and a new manifest can use its blobs."""
     prepare_data_dir(tmp_path)
     async with open_registry(tmp_path) as registry:
         for each in (CONFIG, *LAYERS):

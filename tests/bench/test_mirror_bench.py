@@ -1,4 +1,4 @@
-"""The mirror's bench: what it counts, what it starts, and clients that take no wrong byte."""
+"""Tests of the mirror bench: counting traffic, starting programs, and clients that detect wrong bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from bench.errors import BenchFailed, TrialFailed
 from bench.loaders.http_client import HttpClient
 from bench.loaders.image_pull import PullOrder, pull_image
-from bench.mirror import chosen_mirror_rows
 from bench.mirror.mirror_images import TAG, ImageSpec, PushedImage, push_image
 from bench.mirror.mirror_run import all_mirror_rows
-from bench.mirror.mirror_servers import DOCKER_REGISTRY_AS_MIRROR, ENTREPOT_AS_MIRROR, mirror_checkout
 from bench.mirror.nginx_proxy import UpstreamTraffic, count_traffic, running_nginx
 from bench.mirror.paced_relay import running_relay
 from bench.report.goals import MIRROR_GOALS
+from bench.runner import pick_rows
+from bench.system.servers import DOCKER_REGISTRY, ENTREPOT, entrepot_checkout
 from registry.config.settings_sources import load_settings
 from tests.fakes.server_process import RegistryServer
 
@@ -31,13 +31,13 @@ def line(method: str, path: str, status: int, body: int) -> str:
 
 @pytest.fixture
 def held(server: RegistryServer, tmp_path: Path) -> PushedImage:
-    """A server with an image."""
+    """Pushes an image to a server."""
     return push_image(IMAGE, server.port, tmp_path)
 
 
 def test_bytes_of_manifests_and_blobs_are_counted() -> None:
-    """Whole blobs, ranges, and requests that were broken off count with what was sent; so do manifests, GETs apart
-    from HEADs."""
+    """Whole blobs, ranges and interrupted requests count with the bytes that were sent. So do manifests, whose GETs and
+    HEADs are counted separately."""
     log = [
         line("GET", f"/v2/{REPO}/manifests/latest", 200, 500),
         line("GET", f"/v2/{REPO}/manifests/sha256:ab", 200, 500),
@@ -49,7 +49,7 @@ def test_bytes_of_manifests_and_blobs_are_counted() -> None:
 
 
 def test_what_is_not_the_image_is_not_counted() -> None:
-    """Pings, refusals, tags, and other repositories, even one whose name ends alike or holds the words."""
+    """Pings, errors, tags lists and other repositories do not count, not even those with a similar name."""
     log = [
         line("GET", "/v2/", 200, 2),
         line("GET", f"/v2/{REPO}/blobs/sha256:cd", 404, 90),
@@ -62,26 +62,28 @@ def test_what_is_not_the_image_is_not_counted() -> None:
     assert count_traffic(log, REPO) == UpstreamTraffic()
 
 
-def test_gate_writes_down_what_was_sent(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
-    """What clients got through nginx is what its log comes to, once it has ended; ranges and HEADs included."""
+def test_nginx_logs_what_was_sent(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
+    """The log of nginx has all bytes that clients received, ranges and HEADs included, once nginx has ended."""
     layer = json.loads(held.body)["layers"][1]
     with running_nginx(server.port, tmp_path / "gate") as before:
         pulled = pull_image(PullOrder(before.port, held.repo, TAG, clients=2))
         with HttpClient(before.port) as client:
-            client.ask("GET", f"/v2/{held.repo}/blobs/{layer['digest']}", headers={"Range": "bytes=5-9"}, expect=206)
+            client.request(
+                "GET", f"/v2/{held.repo}/blobs/{layer['digest']}", headers={"Range": "bytes=5-9"}, expect=206
+            )
     assert pulled.size == 2 * held.size
     assert before.sent(held.repo) == UpstreamTraffic(2 * held.size + 5, 2 * (held.size - len(held.body)) + 5, 2, 2)
 
 
-def test_gate_holds_a_request_to_its_limit(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
-    """`limit` reaches nginx."""
+def test_nginx_limits_a_request(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
+    """nginx gets the limit."""
     with running_nginx(server.port, tmp_path / "gate", limit="64m") as before:
         assert pull_image(PullOrder(before.port, held.repo, TAG)).size == held.size
     assert "limit_rate 64m;" in (tmp_path / "gate" / "nginx.conf").read_text()
 
 
-def test_relay_hands_on_every_byte(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
-    """What goes through a paced connection is what was sent, both ways, for several clients."""
+def test_relay_forwards_every_byte(server: RegistryServer, held: PushedImage, tmp_path: Path) -> None:
+    """Several clients receive and send all bytes through paced connections."""
     with running_relay(server.port, tmp_path / "relay", rate=256 << 20) as port:
         pulled = pull_image(PullOrder(port, held.repo, TAG, clients=3))
         pushed = push_image(replace(IMAGE, repo="team/other"), port, tmp_path)
@@ -90,8 +92,8 @@ def test_relay_hands_on_every_byte(server: RegistryServer, held: PushedImage, tm
 
 
 def test_pull_sees_each_blob(server: RegistryServer, held: PushedImage) -> None:
-    """Config and layers, with times in their order: headers, first byte, whole."""
-    pulled = pull_image(PullOrder(server.port, held.repo, TAG, clients=2, at_once=1))
+    """The result has config and layers, with ordered times: headers, first byte, whole."""
+    pulled = pull_image(PullOrder(server.port, held.repo, TAG, clients=2, parallel=1))
     assert sorted(one.size for one in pulled.blobs)[2:] == sorted([10_000, 200_000, 3_000_000] * 2)
     assert all(0 < one.headers <= one.first <= one.whole <= pulled.seconds for one in pulled.blobs)
     assert pulled.largest().size == held.largest == 3_000_000
@@ -99,7 +101,7 @@ def test_pull_sees_each_blob(server: RegistryServer, held: PushedImage) -> None:
 
 @pytest.mark.parametrize("verified", [None, 1])
 def test_pull_takes_no_wrong_byte(server: RegistryServer, held: PushedImage, verified: int | None) -> None:
-    """A blob whose bytes changed on the server's disk fails the pull, of one client or of all."""
+    """A blob that was changed on the server's disk fails the pull, whether one client verifies it or all."""
     digest = json.loads(held.body)["layers"][1]["digest"]
     (file,) = (server.data / "blobs").rglob(digest.removeprefix("sha256:"))
     file.chmod(0o600)
@@ -110,21 +112,21 @@ def test_pull_takes_no_wrong_byte(server: RegistryServer, held: PushedImage, ver
 
 
 def test_pull_of_nothing_fails(server: RegistryServer) -> None:
-    """A status that is not 200 fails the pull."""
+    """A status other than 200 fails the pull."""
     with pytest.raises(TrialFailed, match="gave 404"):
         pull_image(PullOrder(server.port, "team/none", TAG))
 
 
 def test_pushed_image_is_as_large_as_it_says(server: RegistryServer, held: PushedImage) -> None:
-    """`size` is manifest, config and layers: that is what the upstream's bytes are set against."""
+    """`size` is the sum of manifest, config and layers, to which the upstream's bytes are compared."""
     image = json.loads(held.body)
     parts = [image["config"], *image["layers"]]
     assert held.size == len(held.body) + sum(part["size"] for part in parts)
 
 
 def test_entrepot_is_set_up_as_a_mirror(tmp_path: Path) -> None:
-    """The file it is started with names the upstream, as the default, and a prefix to push to."""
-    command = ENTREPOT_AS_MIRROR.of("http://127.0.0.1:1234").command(tmp_path, 5000)
+    """The configuration has the upstream as the default, and a prefix for pushed images."""
+    command = ENTREPOT.command(tmp_path, 5000, "http://127.0.0.1:1234")
     settings = load_settings({}, Path(command[command.index("--config") + 1])).settings
     assert [(one.name, one.endpoints, one.default) for one in settings.upstream] == [
         ("docker.io", ["http://127.0.0.1:1234"], True)
@@ -133,20 +135,20 @@ def test_entrepot_is_set_up_as_a_mirror(tmp_path: Path) -> None:
 
 
 def test_another_checkout_is_set_up_as_a_mirror(tmp_path: Path) -> None:
-    """The server runs that checkout's code, under a name of its own; a folder without a checkout is an error."""
+    """The program runs that checkout's code and has its own name. A folder without a checkout is an error."""
     other = tmp_path / "other"
     (other / "registry").mkdir(parents=True)
     with pytest.raises(BenchFailed, match="holds no checkout of Entrepot"):
-        mirror_checkout(other)
+        entrepot_checkout(other)
     (other / "registry" / "__main__.py").write_text("")
-    kind = mirror_checkout(other).of("http://127.0.0.1:1234")
-    assert (kind.root, kind.accounts) == (other, True)
-    assert kind.name != ENTREPOT_AS_MIRROR.name
+    program = entrepot_checkout(other)
+    assert (program.root, program.is_entrepot) == (other, True)
+    assert program.name != ENTREPOT.name
 
 
 def test_docker_registry_is_set_up_as_a_mirror(tmp_path: Path) -> None:
-    """Its configuration has the upstream beside what it is measured with elsewhere."""
-    *_, path = DOCKER_REGISTRY_AS_MIRROR.of("http://127.0.0.1:1234").command(tmp_path, 5000)
+    """Its configuration has the upstream in addition to its usual settings."""
+    *_, path = DOCKER_REGISTRY.command(tmp_path, 5000, "http://127.0.0.1:1234")
     config = json.loads(Path(path).read_text())
     assert config["proxy"] == {"remoteurl": "http://127.0.0.1:1234"}
     assert config["http"]["addr"] == "127.0.0.1:5000"
@@ -160,7 +162,7 @@ def test_goals_name_rows_and_figures_that_are_measured() -> None:
 
 
 def test_rows_are_chosen_by_name() -> None:
-    """In the order in which they are measured; a name that is none is told."""
-    assert [row.name for row in chosen_mirror_rows("warm, thundering")] == ["thundering", "warm"]
+    """The rows come in the order in which they are measured. An unknown name is an error."""
+    assert [row.name for row in pick_rows(all_mirror_rows(), "warm, thundering")] == ["thundering", "warm"]
     with pytest.raises(BenchFailed, match="no row is called cold; there are: thundering"):
-        chosen_mirror_rows("cold")
+        pick_rows(all_mirror_rows(), "cold")

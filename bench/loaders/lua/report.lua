@@ -1,4 +1,4 @@
--- Prints what a run of wrk came to, as one line of JSON. Latencies are in microseconds.
+-- Prints the report of a run as one line of JSON. Latencies are in microseconds.
 function done(summary, latency, _)
   local e = summary.errors
   io.write(string.format(

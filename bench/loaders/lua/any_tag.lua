@@ -1,5 +1,5 @@
--- Gets manifests by tag at random, all over a large store. Arguments: Accept, of how many repositories, how many there
--- are from one to the next, how many tags in each; an If-None-Match, if any.
+-- Gets manifests by random tags, all over a large store. Arguments: Accept, the number of repositories, the step between
+-- their numbers, the number of tags in each, and optionally If-None-Match.
 local headers, repositories, step, tags
 
 function init(args)

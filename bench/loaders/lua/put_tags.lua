@@ -1,5 +1,5 @@
--- Puts tags so that every request changes something: COUNT tags in turn, in each round of them the other manifest.
--- Arguments: media type, tag prefix, COUNT, the two manifests' files, then the repositories, which take turns as well.
+-- Puts COUNT tags in turn, and then again with the other manifest, so that every request changes a tag.
+-- Arguments: media type, tag prefix, COUNT, the files of the two manifests, then the repositories, which are used in turn.
 local number, bodies, repositories = 0, {}, {}
 local media_type, prefix, count
 
