@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from registry.config import Upstream
 from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
+from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.fill.fill import Fill, FillContext, Fills
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
 from registry.mirror.fill.slots import ConnectionSlots
@@ -25,58 +26,64 @@ from storage.wrappers import RefusingRegistry
 
 
 class Mirror(RefusingRegistry):
-    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`), in `local` as far as they
+    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`), in `local` as upstream_name as they
     have come. Nothing can be pushed to them; a delete drops what is here.
 
-    `clock` gives seconds since 1970; `steady` seconds of a clock that is never set. `patience` is for how many seconds
-    a client waits for the upstream when there is something older to give it, `beginning` for how many until a blob
-    begins to come, `persistence` for how many a blob that somebody reads may bring nothing. `aclose` ends it with its
-    source.
+    `clock` gives seconds since 1970; `monotonic` seconds of a clock that is never set. `stale_wait` is for how many seconds
+    a client waits for the upstream when there is something older to give it, `start_timeout` for how many until a blob
+    begins to come, `stall_timeout` for how many a blob that somebody reads may bring nothing. `aclose` ends it with its
+    upstream.
     """
 
     def __init__(
         self,
         local: Registry,
-        source: UpstreamClient,
+        upstream: UpstreamClient,
         partials: Partials,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         settings: Upstream,
         clock: Callable[[], float] = time.time,
-        steady: Callable[[], float] = time.monotonic,
-        patience: float = STALE_WAIT_SECONDS,
-        beginning: float = START_TIMEOUT_SECONDS,
-        persistence: float = STALL_TIMEOUT_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+        stale_wait: float = STALE_WAIT_SECONDS,
+        start_timeout: float = START_TIMEOUT_SECONDS,
+        stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         self._local = local
-        self._source = source
+        self._upstream = upstream
         self._records = records
         self._name = settings.name
         freshness = Freshness(settings, clock)
-        self._misses = NegativeCache(records, freshness)
-        slots, suspicions = ConnectionSlots(turns, source), BadSenders(records, source, clock)
-        tools = FillContext(
-            *(local, source, partials, turns, slots, self._misses, suspicions, records, self.far),
-            persistence=persistence,
-            private=settings.private,
+        self._negative_cache = NegativeCache(records, freshness)
+        self._entitlement = BlobEntitlement(
+            *(local, upstream, records, leases, self._negative_cache, self.upstream_name), private=settings.private
         )
-        self._manifests = MirroredManifests(local, source, records, turns, settings, freshness, self.far, patience)
-        self._fills = Fills(tools)
-        ahead = PrefetchQueue(lambda *what: self._blobs.should_prefetch(*what), slots.room, self._fills.begin)
-        self._prefetch = Prefetcher(settings.prefetch, ahead, lambda: not source.exhausted(), steady)
-        self._blobs = MirroredBlobs(tools, records, self._fills, self._prefetch, beginning)
+        slots, bad_senders = ConnectionSlots(leases, upstream), BadSenders(records, upstream, clock)
+        context = FillContext(
+            *(upstream, partials, slots, self._entitlement, self._negative_cache, bad_senders, self.upstream_name),
+            stall_timeout=stall_timeout,
+        )
+        self._manifests = MirroredManifests(
+            local, upstream, records, leases, settings, freshness, self.upstream_name, stale_wait
+        )
+        self._fills = Fills(context)
+        queue = PrefetchQueue(
+            lambda *what: self._blobs.should_prefetch(*what), slots.wait_for_spare, self._fills.start_ahead
+        )
+        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
+        self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
 
-    def far(self, repo: RepositoryName) -> RepositoryName:
+    def upstream_name(self, repo: RepositoryName) -> RepositoryName:
         """The name the upstream has for it. Raises NameUnknown for one that is not the upstream's."""
         own = repo.removeprefix(f"{self._name}/")
         if own == repo:
             raise NameUnknown(f"{repo} is not of {self._name}")
         return RepositoryName(own)
 
-    async def renew(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
+    async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
         """Asks upstream about a tag that is not fresh; `force`: about any. None: what is here is what upstream has now;
         else why it may not be. Raises ManifestUnknown, and what the upstream's trouble is when nothing is here."""
-        return await self._manifests.renew(repo, tag, force=force)
+        return await self._manifests.revalidate(repo, tag, force=force)
 
     @property
     def filling(self) -> Sequence[Fill]:
@@ -93,9 +100,9 @@ class Mirror(RefusingRegistry):
         stays for the next time."""
         await self._prefetch.aclose()
         await self._fills.aclose()
-        await self._blobs.aclose()
+        await self._entitlement.aclose()
         await self._manifests.aclose()
-        await self._source.aclose()
+        await self._upstream.aclose()
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         return await self._manifests.read(self._local.resolve_manifest, repo, reference)
@@ -121,7 +128,7 @@ class Mirror(RefusingRegistry):
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:
-            return await self._source.tags(self.far(repo), after, limit)
+            return await self._upstream.tags(self.upstream_name(repo), after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             try:
                 page = await self._local.tags(repo, after, limit)
@@ -136,7 +143,7 @@ class Mirror(RefusingRegistry):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
         try:
-            return await self._source.referrers(self.far(repo), subject, artifact_type, after, limit)
+            return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             page = await self._local.referrers(repo, subject, artifact_type, after, limit)
             set_notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
@@ -149,7 +156,7 @@ class Mirror(RefusingRegistry):
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:
-            await self._misses.forget(repo, digest)
+            await self._negative_cache.forget(repo, digest)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         try:

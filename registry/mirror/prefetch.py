@@ -61,14 +61,14 @@ class Prefetcher:
     """`spare` says whether requests may be spent on what nobody waits for. `clock` runs on, in seconds."""
 
     def __init__(
-        self, mode: PrefetchMode, ahead: PrefetchQueue, spare: Callable[[], bool], clock: Callable[[], float]
+        self, mode: PrefetchMode, queue: PrefetchQueue, may_prefetch: Callable[[], bool], clock: Callable[[], float]
     ) -> None:
         self._mode = mode
-        self._ahead = ahead
-        self._spare = spare
+        self._queue = queue
+        self._may_prefetch = may_prefetch
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
-        self._untouched: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
+        self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
         """Those of `_images` of which no layer was asked for yet, so that a look for them costs nothing once all are
         begun."""
 
@@ -79,14 +79,14 @@ class Prefetcher:
         if len(manifest.body) > MAX_MANIFEST_SIZE or not manifest.readable:
             return
         image = self._image(repo, manifest)
-        if image.config is not None and not image.config_begun and self._spare():
+        if image.config is not None and not image.config_begun and self._may_prefetch():
             image.config_begun = True
-            self._ahead.add(repo, [image.config], image.pull, first=True)
+            self._queue.add(repo, [image.config], image.pull, first=True)
 
     def on_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """A client asked for a blob that is not here; `manifests` name it, the newest first. The images begun are those
         whose manifest was fetched here of late, else the newest: a base layer is in many."""
-        if self._mode != "layers" or not self._spare():
+        if self._mode != "layers" or not self._may_prefetch():
             return
         recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
         for manifest in recent or manifests[:1]:
@@ -95,10 +95,10 @@ class Prefetcher:
     def on_hit(self, repo: RepositoryName, digest: Digest) -> None:
         """A client asked for a blob that is here: it will ask for the others of images whose manifest was fetched here
         of late."""
-        if self._mode != "layers" or repo not in self._untouched or not self._spare():
+        if self._mode != "layers" or repo not in self._without_layers or not self._may_prefetch():
             return
-        for name, image in list(self._untouched[repo].items()):
-            if image.pull.active():
+        for name, image in list(self._without_layers[repo].items()):
+            if image.pull.is_active():
                 self._begin_layers(repo, name, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
@@ -108,37 +108,37 @@ class Prefetcher:
     @property
     def busy(self) -> bool:
         """Whether something is about to be begun."""
-        return self._ahead.busy
+        return self._queue.busy
 
     async def aclose(self) -> None:
-        await self._ahead.aclose()
+        await self._queue.aclose()
 
     def _begin_layers(self, repo: RepositoryName, name: Digest, image: _PulledImage, asked: Digest) -> None:
         if image.layers_begun or not image.has_layer(asked):
             return
         image.layers_begun = True
-        self._touch(repo, name)
-        self._ahead.add(repo, (blob for blob in image.blobs if blob.digest != asked), image.pull)
+        self._forget_without_layers(repo, name)
+        self._queue.add(repo, (blob for blob in image.blobs if blob.digest != asked), image.pull)
 
     def _image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        if image is None or not image.pull.active():  # an older pull's blobs may be gone again
+        if image is None or not image.pull.is_active():  # an older pull's blobs may be gone again
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
-                self._untouched.setdefault(repo, {})[manifest.digest] = image
+                self._without_layers.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
         while len(self._images) > MAX_IMAGES:
             old, _ = self._images.popitem(last=False)
-            self._touch(*old)
+            self._forget_without_layers(*old)
         return image
 
-    def _touch(self, repo: RepositoryName, name: Digest) -> None:
-        images = self._untouched.get(repo, {})
+    def _forget_without_layers(self, repo: RepositoryName, name: Digest) -> None:
+        images = self._without_layers.get(repo, {})
         images.pop(name, None)
         if not images:
-            self._untouched.pop(repo, None)
+            self._without_layers.pop(repo, None)
 
 
 log = logging.getLogger("registry.mirror")
@@ -156,10 +156,12 @@ class PrefetchQueue:
     """`should_prefetch` says whether a blob is worth asking for, `room` waits for a connection, `begin` begins a
     fill."""
 
-    def __init__(self, lacks: ShouldPrefetch, room: Callable[[], Awaitable[None]], begin: StartFill) -> None:
-        self._lacks = lacks
-        self._room = room
-        self._begin = begin
+    def __init__(
+        self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
+    ) -> None:
+        self._should_prefetch = should_prefetch
+        self._wait_for_spare = wait_for_spare
+        self._start_fill = start_fill
         self._waiting: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -194,10 +196,10 @@ class PrefetchQueue:
         while self._waiting:
             (repo, digest), (blob, pull) = self._waiting.popitem(last=False)
             try:
-                if not pull.active() or not await self._lacks(repo, blob):
+                if not pull.is_active() or not await self._should_prefetch(repo, blob):
                     continue
-                await self._room()
-                if pull.active():
-                    await self._begin(repo, blob, pull).wait_wanted()
+                await self._wait_for_spare()
+                if pull.is_active():
+                    await self._start_fill(repo, blob, pull).wait_wanted()
             except RegistryError as error:  # who asks for it will be told
                 log.info("%s of %s was not begun ahead: %s", digest, repo, error.message)

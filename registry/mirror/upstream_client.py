@@ -97,7 +97,7 @@ class UpstreamClient(Protocol):
         """By its referrers API, or the fallback tag where it has none."""
         ...
 
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """It said that few requests are left to us: leave out what nobody waits for."""
         ...
 

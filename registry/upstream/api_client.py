@@ -8,21 +8,14 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
-from registry import __version__
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, keep_share
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
+from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_ANSWER
 from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
-
-KIB, MIB = 1 << 10, 1 << 20
-SMALL_ANSWER = 64 * KIB
-"""Bytes of an answer that is no manifest and no list."""
-
-COMMON_HEADERS = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
-"""In every request. Content that is compressed on the way has another digest."""
 
 _ASSUMED_LENGTH = 1 * MIB
 """Bytes that an answer is counted with before it is read, if it does not say its length."""
@@ -42,14 +35,14 @@ class ApiClient:
         settings: Upstream,
         proxies: OutboundProxies,
         trust: TrustStore,
-        gate: AddressPolicy,
+        policy: AddressPolicy,
         memory: MemoryBudget | None = None,
     ) -> None:
         """`memory`: for answers that are larger than `SMALL_ANSWER`."""
         self._memory = memory or MemoryBudget(32 * MIB, "answers")
         self._proxies = proxies
         self._trust = trust
-        self._gate = gate
+        self._policy = policy
         self._resolver = Resolver(settings.name)
         self._led = Reach(None, settings.redirect_host_ports)
         idle = settings.idle_timeout
@@ -70,21 +63,21 @@ class ApiClient:
         form: Mapping[str, str] | None = None,
         content: bool = True,
         reach: Reach | None = None,
-        trial: EndpointAttempt | None = None,
+        attempt: EndpointAttempt | None = None,
     ) -> UpstreamResponse:
         """The answer, with its body; without it where `content` is false and the answer is a success. Redirects are
-        followed, except for a `form`. `reach`: where an address may be that the settings do not name. `trial` is told
+        followed, except for a `form`. `reach`: where an address may be that the settings do not name. `attempt` is told
         how the endpoint does. Raises UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an
         address out of reach), UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the
         block ends that it is asked for in (`registry.memory_budget.share_scope`)."""
         route = RedirectChain(url, headers, reach or self._led)
         while True:
-            told = None if route.moved else trial
+            told = None if route.has_moved else attempt
             response = await self._send(method, route, form, told)
             try:
-                route.answered(self._network(response, route))
+                route.on_answer(self._network(response, route))
                 if told is not None:
-                    told.headers(response.status_code)
+                    told.on_headers(response.status_code)
                 if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION_EXTENSION)):
                     continue
                 wanted = method != "HEAD" and (content or not response.is_success)
@@ -92,14 +85,14 @@ class ApiClient:
             finally:
                 await response.aclose()
             network = route.reach.network or NetworkClass.PUBLIC
-            return UpstreamResponse(response.status_code, _fields(response), route.url, route.foreign, body, network)
+            return UpstreamResponse(response.status_code, _fields(response), route.url, route.is_foreign, body, network)
 
     async def _send(
-        self, method: str, route: RedirectChain, form: Mapping[str, str] | None, trial: EndpointAttempt | None
+        self, method: str, route: RedirectChain, form: Mapping[str, str] | None, attempt: EndpointAttempt | None
     ) -> httpx2.Response:
         client = await self._client(route)
-        if trial is not None:
-            trial.sent()
+        if attempt is not None:
+            attempt.on_sent()
         for last in (False, True):
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
@@ -109,17 +102,17 @@ class ApiClient:
                 if last:
                     raise _failure(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
-                if trial is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-                    trial.on_connection_failed()
+                if attempt is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                    attempt.on_connection_failed()
                 raise _failure(error, route.url) from None
         raise AssertionError("the second try returns or raises")
 
     def _network(self, response: httpx2.Response, route: RedirectChain) -> NetworkClass:
         """Of the host that has answered."""
-        if self._proxies.of(route.url) is not None:
-            return self._gate.classify_proxied(origin(route.url)[1])
+        if self._proxies.proxy_for(route.url) is not None:
+            return self._policy.classify_proxied(origin(route.url)[1])
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
-        return self._gate.network(peer[0] if peer else None)
+        return self._policy.classify(peer[0] if peer else None)
 
     async def _body(self, response: httpx2.Response, most: int) -> bytes:
         success, where = response.is_success, loggable_origin(str(response.url))
@@ -161,9 +154,9 @@ class ApiClient:
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
         """Connections of their own for each reach: one that was made to an address the settings name is not used where
         a redirect may not go, and what hangs where a redirect leads takes no connection from the endpoints."""
-        proxy, reach = self._proxies.of(route.url), route.reach
+        proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
-            self._gate.check_proxied(reach, *origin(route.url)[1:])
+            self._policy.check_proxied(reach, *origin(route.url)[1:])
         if (proxy, reach) not in self._clients:
             context = await asyncio.to_thread(self._trust.context)
             if (proxy, reach) not in self._clients:
@@ -171,7 +164,7 @@ class ApiClient:
                 secure = proxy is not None and proxy.startswith("https:")
                 self._clients[proxy, reach] = httpx2.AsyncClient(
                     verify=context,
-                    transport=CheckedTransport(self._gate, reach, self._resolver, context, limits)
+                    transport=CheckedTransport(self._policy, reach, self._resolver, context, limits)
                     if proxy is None
                     else None,
                     proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,

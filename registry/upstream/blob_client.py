@@ -22,9 +22,8 @@ from urllib3.exceptions import (
 )
 
 from registry.config import Upstream
-from registry.upstream.api_client import COMMON_HEADERS, KIB, SMALL_ANSWER
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
-from registry.upstream.request_limits import wait_uncancelled
+from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_ANSWER, wait_uncancelled
 from registry.upstream.transfer import (
     BlobTransfer,
     Connection,
@@ -54,11 +53,11 @@ class _ThreadState(threading.local):
 class BlobClient:
     """One upstream's connections for blobs. Made without contacting anybody; threads start as they are needed."""
 
-    def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, gate: AddressPolicy) -> None:
+    def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
         self._idle = settings.idle_timeout
         self._beginning = 2 * (settings.connect_timeout + settings.idle_timeout)
-        self._gate = gate
+        self._policy = policy
         self._start = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
@@ -74,7 +73,7 @@ class BlobClient:
         """The answer, once its body has gone to the sink; where it is no success, with its body and nothing gone to the
         sink. Raises as `UpstreamClient.fetch_blob`, and SinkRaised. Cancelled: the connection is closed, and the sink
         is not called any more when this ends."""
-        transfer.sent()
+        transfer.on_sent()
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
         self._running.add(transfer)
@@ -129,11 +128,11 @@ class BlobClient:
         route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._start)
         try:
             while True:
-                transfer.hold(None)
+                transfer.on_socket(None)
                 response = self._open(transfer, route)
-                if not route.moved:
-                    transfer.headers(response.status)
-                route.answered(self._network(route))
+                if not route.has_moved:
+                    transfer.on_headers(response.status)
+                route.on_answer(self._network(route))
                 try:
                     moves = route.follow(response.status, response.headers.get("location"))
                 except UpstreamUnavailable:
@@ -154,11 +153,11 @@ class BlobClient:
             raise
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             # ValueError: a socket of TLS that was shut down meanwhile.
-            if not route.moved and _is_connection_failure(error):
+            if not route.has_moved and _is_connection_failure(error):
                 transfer.on_connection_failed()
             raise _failure(error, route.url) from None
         finally:
-            transfer.release()
+            transfer.forget_socket()
             self._own.transfer = None
 
     def _open(self, transfer: BlobTransfer, route: RedirectChain) -> HTTPResponse:
@@ -184,20 +183,20 @@ class BlobClient:
                 # A connection that was kept open may be closed by the other end just when it is used again.
                 if last:
                     raise
-                transfer.hold(None)  # or it was closed here, and nobody wants another
+                transfer.on_socket(None)  # or it was closed here, and nobody wants another
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
         """Of the host that has just answered this thread."""
-        if self._proxies.of(route.url) is not None:
-            return self._gate.classify_proxied(origin(route.url)[1])
-        return self._gate.network(self._own.peer)
+        if self._proxies.proxy_for(route.url) is not None:
+            return self._policy.classify_proxied(origin(route.url)[1])
+        return self._policy.classify(self._own.peer)
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
         """Connections of their own for each reach, as for small requests."""
-        proxy, reach = self._proxies.of(route.url), route.reach
+        proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
-            self._gate.check_proxied(reach, *origin(route.url)[1:])
+            self._policy.check_proxied(reach, *origin(route.url)[1:])
         with self._lock:
             pool = self._pools.get((proxy, reach))
         if pool is None:
@@ -222,13 +221,13 @@ class BlobClient:
                 proxy_ssl_context=context,
                 proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
             )
-        pool.pool_classes_by_scheme = pool_classes(self._gate, reach, self._told)
+        pool.pool_classes_by_scheme = pool_classes(self._policy, reach, self._on_connection)
         return pool
 
-    def _told(self, connection: Connection, peer: str | None) -> None:
+    def _on_connection(self, connection: Connection, peer: str | None) -> None:
         self._own.peer = peer
         if self._own.transfer is not None:
-            self._own.transfer.hold(connection)
+            self._own.transfer.on_socket(connection)
 
     def _take(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """The body, to the sink."""
@@ -252,7 +251,7 @@ class BlobClient:
         except BaseException:
             body.discard()
             raise
-        transfer.release()  # first: once the connection is given back it may be another's
+        transfer.forget_socket()  # first: once the connection is given back it may be another's
         body.finish()
 
 
@@ -279,7 +278,7 @@ def _error_answer(response: HTTPResponse, route: RedirectChain) -> UpstreamRespo
 
 def _answer(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
     network = route.reach.network or NetworkClass.PUBLIC
-    return UpstreamResponse(response.status, _fields(response), route.url, route.foreign, body, network)
+    return UpstreamResponse(response.status, _fields(response), route.url, route.is_foreign, body, network)
 
 
 def _release(response: HTTPResponse) -> None:

@@ -9,15 +9,14 @@ to https's own on other hosts of the site, or where `realms` says.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from registry.config import MAX_HOST_LENGTH, Upstream
-from registry.upstream.destinations import loggable_origin, origin
+from registry.config import Upstream
+from registry.upstream.destinations import loggable_origin, origin, registrable_domain
 from storage.errors import UpstreamUnavailable
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -84,40 +83,7 @@ def choose_challenge(challenges: list[LoginChallenge], basic: bool) -> LoginChal
     return next((c for c in challenges if c.scheme == "basic" and basic), None)
 
 
-log = logging.getLogger(__name__)
-
-SHARED_DOMAINS = frozenset(
-    {
-        *("amazonaws.com", "azurecr.io", "azurewebsites.net", "windows.net", "pkg.dev", "run.app", "appspot.com"),
-        *("googleapis.com", "github.io", "gitlab.io", "cloudfront.net", "herokuapp.com", "workers.dev", "r2.dev"),
-        *("fly.dev", "onrender.com", "vercel.app", "netlify.app", "digitaloceanspaces.com", "ngrok.io", "ngrok.app"),
-        *("duckdns.org", "nip.io", "sslip.io"),
-    }
-)
-"""Domains below which names belong to different people. The public list of those has thousands; these are where
-registries are run, and a name below any other can be named in `realms`."""
-
-
-def registrable_domain(host: str) -> str:
-    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address, or what
-    is too long for a name: itself."""
-    host = host.rstrip(".").lower()
-    if len(host) > MAX_HOST_LENGTH:
-        return host
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        return host
-    labels = host.split(".")
-    keep = 2
-    if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
-        keep = 3  # `co.uk`, `com.au`; a short name directly below a country is then held to be one of those
-    for suffix in range(2, len(labels)):
-        if ".".join(labels[-suffix:]) in SHARED_DOMAINS:
-            keep = suffix + 1
-    return ".".join(labels[-keep:])
+log = logging.getLogger("registry.upstream")
 
 
 class RealmPolicy:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from registry.config import DOCKER_HUB, Upstream
 from storage.errors import UpstreamUnavailable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 HUB_NAMES = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
 """The names under which docker keeps Hub's login."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from urllib.parse import urljoin, urlsplit
 
-from registry.config import normalized_host
+from registry.config import MAX_HOST_LENGTH, normalized_host
 from storage.errors import UpstreamUnavailable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 MAX_LOGGED_REFUSALS = 100
 """Refused places that are logged, the most: an upstream chooses their names."""
@@ -92,11 +92,11 @@ class Reach:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
 
-    def anywhere(self, host: str, port: int) -> bool:
+    def is_unrestricted(self, host: str, port: int) -> bool:
         """Any address of this host will do."""
         return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
 
-    def allows(self, network: NetworkClass) -> bool:
+    def is_allowed(self, network: NetworkClass) -> bool:
         return network in (NetworkClass.PUBLIC, self.network) and network is not NetworkClass.SPECIAL
 
 
@@ -106,24 +106,24 @@ ANYWHERE = Reach(None)
 class AddressPolicy:
     """One upstream's rule for the addresses that are connected to."""
 
-    def __init__(self, name: str, network_of: NetworkClassifier = classify_address) -> None:
+    def __init__(self, name: str, classify: NetworkClassifier = classify_address) -> None:
         self._name = name
-        self._network_of = network_of
+        self._classify = classify
         self._logged: set[tuple[str, int]] = set()
 
-    def network(self, address: str | None) -> NetworkClass:
+    def classify(self, address: str | None) -> NetworkClass:
         """Of a host that has answered; None: its address is not known, which counts as public."""
         try:
-            return self._network_of(address) if address else NetworkClass.PUBLIC
+            return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
             return NetworkClass.PUBLIC
 
-    def allowed(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
+    def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
         """Those of a host's addresses that may be connected to. Raises UpstreamUnavailable: none."""
-        if reach.anywhere(host, port):
+        if reach.is_unrestricted(host, port):
             return list(addresses)
-        found = {address: self._network_of(address) for address in addresses}
-        allowed = [address for address, network in found.items() if reach.allows(network)]
+        found = {address: self._classify(address) for address in addresses}
+        allowed = [address for address, network in found.items() if reach.is_allowed(network)]
         if found and not allowed:
             raise self._refusal(host, port, *next(iter(found.items())))
         return allowed
@@ -131,11 +131,11 @@ class AddressPolicy:
     def check_proxied(self, reach: Reach, host: str, port: int) -> None:
         """A proxy resolves names, so only addresses can be checked here. Raises UpstreamUnavailable."""
         if (address := literal_address(host)) is not None:
-            self.allowed(reach, host, port, [address])
+            self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
         """What is known of a host behind a proxy."""
-        return self.network(literal_address(host))
+        return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
         if (host, port) not in self._logged and len(self._logged) < MAX_LOGGED_REFUSALS:
@@ -190,6 +190,40 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, normalized_host(parts.hostname), parts.port or _DEFAULT_PORTS[parts.scheme]
 
 
+SHARED_DOMAINS = frozenset(
+    {
+        *("amazonaws.com", "azurecr.io", "azurewebsites.net", "windows.net", "pkg.dev", "run.app", "appspot.com"),
+        *("googleapis.com", "github.io", "gitlab.io", "cloudfront.net", "herokuapp.com", "workers.dev", "r2.dev"),
+        *("fly.dev", "onrender.com", "vercel.app", "netlify.app", "digitaloceanspaces.com", "ngrok.io", "ngrok.app"),
+        *("duckdns.org", "nip.io", "sslip.io"),
+    }
+)
+"""Domains below which names belong to different people. The public list of those has thousands; these are where
+registries are run, and a name below any other can be named in `realms`."""
+
+
+def registrable_domain(host: str) -> str:
+    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address, or what
+    is too long for a name: itself."""
+    host = host.rstrip(".").lower()
+    if len(host) > MAX_HOST_LENGTH:
+        return host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return host
+    labels = host.split(".")
+    keep = 2
+    if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
+        keep = 3  # `co.uk`, `com.au`; a short name directly below a country is then held to be one of those
+    for suffix in range(2, len(labels)):
+        if ".".join(labels[-suffix:]) in SHARED_DOMAINS:
+            keep = suffix + 1
+    return ".".join(labels[-keep:])
+
+
 def loggable_origin(url: str) -> str:
     """The origin as a message may show it: paths and queries of redirects can hold signatures."""
     parts = urlsplit(url)
@@ -204,17 +238,17 @@ class RedirectChain:
         self.url = url
         self.headers = dict(headers)
         self.reach = reach
-        self.moved = False
+        self.has_moved = False
         """It has followed a redirect."""
         self._home = origin(url)
         self._left = MAX_REDIRECTS
 
     @property
-    def foreign(self) -> bool:
+    def is_foreign(self) -> bool:
         """It has left the origin it started at."""
         return origin(self.url) != self._home
 
-    def answered(self, network: NetworkClass) -> None:
+    def on_answer(self, network: NetworkClass) -> None:
         """A host in `network` has answered the request."""
         self.reach = self.reach.after(network)
 
@@ -239,8 +273,8 @@ class RedirectChain:
         if scheme == "http" and self.url.startswith("https:"):
             raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
         self.url = following
-        self.moved = True
+        self.has_moved = True
         self._left -= 1
-        if self.foreign:
+        if self.is_foreign:
             self.headers.pop("Authorization", None)
         return True

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from registry.config import Upstream
 from storage.errors import UpstreamUnavailable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 FAILURES_TO_OPEN = 3
 """Failures in a row that open the breaker."""
@@ -34,39 +34,39 @@ class EndpointAttempt:
     seconds: float | None = None
     """For all of them; None: as long as they take."""
 
-    def __init__(self, lives: Callable[[], None]) -> None:
+    def __init__(self, on_alive: Callable[[], None]) -> None:
         self.alive = False
         self.unreachable = False
         self._waiting = False
         self._ill = False
-        self._lives = lives
+        self._on_alive = on_alive
 
     @property
     def failed(self) -> bool:
         """The endpoint is to blame if this ends with an error now."""
         return not self.alive and (self._waiting or self._ill)
 
-    def sent(self) -> None:
+    def on_sent(self) -> None:
         """A request is on its way to the endpoint."""
         self._waiting = True
 
-    def headers(self, status: int) -> None:
+    def on_headers(self, status: int) -> None:
         """The endpoint has answered the request."""
         self._waiting = False
         self._ill = status >= 501  # 500 is about this request, the others about the server
         if not self._ill and status not in (401, 500):  # after a token was got, it may still fail
-            self.answered()
+            self.on_alive()
 
     def on_connection_failed(self) -> None:
         """No connection to the endpoint came about."""
         self.unreachable = True
 
-    def answered(self) -> None:
+    def on_alive(self) -> None:
         """The endpoint lives, whatever happens to the request."""
         self._waiting = self._ill = False
         if not self.alive:
             self.alive = True
-            self._lives()
+            self._on_alive()
 
 
 class UpstreamEndpoint:
@@ -100,33 +100,33 @@ class UpstreamEndpoint:
         return min(self._failed_at + self._pause - self._clock(), self._pause)
 
     @contextmanager
-    def trial(self, repo: str) -> Iterator[EndpointAttempt]:
+    def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
         """Around the requests for one thing of that repository."""
         started, half_open = self._clock(), self.failures >= FAILURES_TO_OPEN and self._concerns(repo)
-        trial = EndpointAttempt(self._lives)
+        attempt = EndpointAttempt(self._on_success)
         self._tried = self._tried or half_open
         try:
-            yield trial
-            trial.answered()
+            yield attempt
+            attempt.on_alive()
         except UpstreamUnavailable:
-            if trial.failed:
-                self._failed(started, None if trial.unreachable else repo)
+            if attempt.failed:
+                self._on_failure(started, None if attempt.unreachable else repo)
             raise
         finally:
-            if half_open and not trial.alive:
+            if half_open and not attempt.alive:
                 self._tried = False
 
     def _concerns(self, repo: str) -> bool:
         return self._down or repo in self._failing
 
-    def _lives(self) -> None:
+    def _on_success(self) -> None:
         if self.failures >= FAILURES_TO_OPEN:
             log.info("the upstream endpoint %s answers again", self.url)
         self.failures, self._pause, self._tried = 0, FIRST_OPEN_SECONDS, False
         self._failing.clear()
         self._down = False
 
-    def _failed(self, started: float, repo: str | None) -> None:
+    def _on_failure(self, started: float, repo: str | None) -> None:
         """`repo`: the one whose request got no good answer; None: no connection came about, for whomever."""
         if repo is not None:
             self._failing.add(repo)
@@ -155,7 +155,7 @@ class UpstreamEndpoints:
     def urls(self) -> list[str]:
         return [endpoint.url for endpoint in self.all]
 
-    def order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
+    def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Whom to ask for a repository, the first first: those that failed last time come later, those in `avoid` last;
         without those that are left alone."""
         found = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]

@@ -21,7 +21,7 @@ from storage.content import Allowance
 from storage.errors import StorageFailed, StorageFull, TooManyRequests
 from storage.interface import UpstreamRecords
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 LIMIT_CACHED_SECONDS = 1.0
 """Seconds for which what Records said is not asked for again."""
@@ -77,9 +77,9 @@ class RateLimitBackoff:
             until = _later(until, kept.until if kept else 0.0, now)
             self._known[key] = until, now
         if (wait := _wait(until, now)) > 0:
-            raise self.refusal(wait)
+            raise self.error(wait)
 
-    async def hold(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
+    async def record(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
         """The error for a 429; until the time it names, `raise_if_limited` raises it too."""
         key, now = _key(self._name, url, kind), self._clock()
         wait = self._asked(headers, now)
@@ -89,17 +89,17 @@ class RateLimitBackoff:
             await self._records.note_allowance(key, Allowance(now, until=until))
         except (StorageFailed, StorageFull) as error:
             log.warning("that %s limits us could not be kept for the other workers: %s", self._name, error)
-        return self.refusal(wait)
+        return self.error(wait)
 
     def unrecorded_error(self, headers: Mapping[str, str]) -> TooManyRequests:
         """The error for a 429 of somebody who is not asked first, such as a redirect's target: it holds nothing."""
-        return self.refusal(self._asked(headers, self._clock()))
+        return self.error(self._asked(headers, self._clock()))
 
     def _asked(self, headers: Mapping[str, str], now: float) -> float:
         asked = parse_retry_after(headers, now)
         return min(DEFAULT_RETRY_AFTER_SECONDS if asked is None else asked, MAX_RETRY_AFTER_SECONDS)
 
-    def refusal(self, wait: float) -> TooManyRequests:
+    def error(self, wait: float) -> TooManyRequests:
         """The error while nothing may be asked for so many seconds."""
         seconds = max(1, math.ceil(wait))
         return TooManyRequests(
@@ -153,14 +153,14 @@ class RemainingRequests:
         self._known: Allowance | None = None
         self._looked = -math.inf
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Learns what the other processes were told."""
         now = self._clock()
         if not 0 <= now - self._looked < REMAINING_CACHED_SECONDS:
             self._known = await self._records.allowance(self._name)
             self._looked = now
 
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """A tenth of the limit is left, or less. As of what this process heard last; it looks with each request."""
         known = self._known
         if known is None or known.remaining is None or not 0 <= self._clock() - known.at < REMAINING_VALID_SECONDS:

@@ -13,12 +13,12 @@ from registry.mirror.upstream_client import (
     UnconfirmedManifestUnknown,
     UnconfirmedNameUnknown,
 )
-from registry.upstream.api_client import SMALL_ANSWER, ApiClient
+from registry.upstream.api_client import ApiClient
 from registry.upstream.authorizer import AuthorizationOffer, UpstreamAuthorizer
 from registry.upstream.destinations import loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint, UpstreamEndpoints
 from registry.upstream.quota import RateLimitBackoff, RemainingRequests, RequestKind
-from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, KeyedSemaphore, time_limit
+from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, SMALL_ANSWER, KeyedSemaphore, time_limit
 from registry.upstream.token_client import AnonymousRefused
 from registry.upstream.upstream_responses import UpstreamResponse, as_unconfirmed, error_of
 from storage.errors import (
@@ -76,25 +76,25 @@ class UpstreamRequester:
     def __init__(
         self,
         settings: Upstream,
-        exchange: ApiClient,
+        api: ApiClient,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         clock: Callable[[], float],
     ) -> None:
         self.allowances = RemainingRequests(settings.name, records, clock)
-        self._holds = RateLimitBackoff(settings.name, records, clock)
-        self._exchange = exchange
+        self._backoff = RateLimitBackoff(settings.name, records, clock)
+        self._api = api
         self._endpoints = UpstreamEndpoints(settings, clock)
         self._limit = KeyedSemaphore(REQUESTS_PER_REPOSITORY)
-        self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, exchange, self._holds, records, turns, clock)
+        self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
 
-    async def first(
+    async def try_endpoints(
         self,
-        attempt: EndpointOperation[T],
+        operation: EndpointOperation[T],
         repo: RepositoryName,
         kind: RequestKind,
         *,
-        anywhere: bool = False,
+        any_endpoint: bool = False,
         avoid: Collection[str] = (),
         seconds: float | None = ANSWER_TIMEOUT_SECONDS,
     ) -> T:
@@ -102,52 +102,52 @@ class UpstreamRequester:
         "unknown" is not the last word. Of names and tags the first of the settings is the authority: its "unknown" is
         final, and that of the others counts for nothing, since they are asked only when it says nothing. `seconds`: for
         all of it, so that an endpoint that hangs leaves time for the next."""
-        await self.allowances.look()
-        order = self._endpoints.order(repo, avoid)
+        await self.allowances.refresh()
+        order = self._endpoints.in_order(repo, avoid)
         resting = self._endpoints.circuit_open_errors(order)
         failures: list[RegistryError] = []
-        order = await self._unheld(order, kind, failures)
+        order = await self._without_limited(order, kind, failures)
         loop = asyncio.get_running_loop()
         ends = None if seconds is None else loop.time() + seconds
         for place_in_line, endpoint in enumerate(order):
             share = None if ends is None else (ends - loop.time()) / (len(order) - place_in_line)
             try:
-                return await self._try(endpoint, attempt, repo, share)
+                return await self._try(endpoint, operation, repo, share)
             except _TRY_NEXT as error:
                 failures.append(_without_traceback(error))
             except _NOT_AT_THIS_ENDPOINT as error:
-                if not anywhere and endpoint is self._endpoints.all[0]:
+                if not any_endpoint and endpoint is self._endpoints.all[0]:
                     raise
                 failures.append(_without_traceback(error))
         raise _error_to_report([*failures, *resting])
 
-    async def _unheld(
+    async def _without_limited(
         self, order: list[UpstreamEndpoint], kind: RequestKind, failures: list[RegistryError]
     ) -> list[UpstreamEndpoint]:
         """Those that let us ask for that; what the others said goes to `failures`."""
         found = []
         for endpoint in order:
             try:
-                await self._holds.raise_if_limited(endpoint.url, kind)
+                await self._backoff.raise_if_limited(endpoint.url, kind)
                 found.append(endpoint)
             except TooManyRequests as error:
                 failures.append(error)
         return found
 
     async def _try(
-        self, endpoint: UpstreamEndpoint, attempt: EndpointOperation[T], repo: RepositoryName, seconds: float | None
+        self, endpoint: UpstreamEndpoint, operation: EndpointOperation[T], repo: RepositoryName, seconds: float | None
     ) -> T:
-        with endpoint.trial(repo) as trial:
-            trial.seconds = seconds
+        with endpoint.attempt(repo) as attempt:
+            attempt.seconds = seconds
             if seconds is None:
-                return await attempt(endpoint, trial)
+                return await operation(endpoint, attempt)
             async with time_limit(seconds, loggable_origin(endpoint.url)):
-                return await attempt(endpoint, trial)
+                return await operation(endpoint, attempt)
 
     async def send_authorized(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         kind: RequestKind,
         send: SendAuthorized,
@@ -156,31 +156,31 @@ class UpstreamRequester:
     ) -> UpstreamResponse:
         """The answer of `send`, called with the headers that let us in, again where a token has to be got first.
         Raises what any answer means that is neither a success nor among `accepted`."""
-        await self._holds.raise_if_limited(endpoint.url, kind)
+        await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
             unknown = as_unconfirmed(unknown)
         try:
-            answer, granted = await self._let_in(endpoint, trial, f"repository:{repo}:pull", send)
+            answer, granted = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
         except AnonymousRefused:
             # The token service refuses a login, whatever it says of it; the registry was not asked.
             raise as_unconfirmed(unknown) from None
         if answer.status < 500:
-            trial.answered()
-        if answer.foreign and answer.status == 429:
-            raise self._holds.unrecorded_error(answer.headers)
+            attempt.on_alive()
+        if answer.is_foreign and answer.status == 429:
+            raise self._backoff.unrecorded_error(answer.headers)
         await self.allowances.note(answer.headers)
         if answer.status == 429:
-            raise await self._holds.hold(endpoint.url, kind, answer.headers)
+            raise await self._backoff.record(endpoint.url, kind, answer.headers)
         if answer.status in (200, 206) or answer.status in accepted:
             return answer
         raise error_of(answer, unknown, self._auth.configured, granted)
 
-    async def _let_in(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, scope: str, send: SendAuthorized
+    async def _send_with_login(
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
     ) -> tuple[UpstreamResponse, bool]:
         """The last answer of `send`, and whether it was asked with a token."""
         url, auth = endpoint.url, self._auth
-        offer = await auth.offer(url, scope, trial)
+        offer = await auth.offer(url, scope, attempt)
         answer = await send(_headers(offer))
         if offer.authorization is None and _lacks_challenge(answer) and (other := auth.offer_unchallenged(url, scope)):
             offer, answer = other, await send(_headers(other))
@@ -190,13 +190,13 @@ class UpstreamRequester:
         elif isinstance(offer.failure, RegistryError) and auth.configured and answer.status in _REFUSAL_STATUSES:
             raise offer.failure  # what the login might see was not asked for
         if answer.status in (200, 206):
-            auth.accepted(url, scope, offer)
+            auth.on_accepted(url, scope, offer)
         return answer, (offer.authorization or "").startswith("Bearer ")
 
-    async def ask(
+    async def request(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         kind: RequestKind,
         method: str,
@@ -212,21 +212,21 @@ class UpstreamRequester:
         """A small request, `send_authorized`. `path` starts below `/v2/` and the repository's name, or is a whole
         address there, which the answer `after` that it comes has named."""
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
-        reach = self._exchange.reach_from(after) if after is not None else None
+        reach = self._api.reach_from(after) if after is not None else None
 
         async def send(authorization: Mapping[str, str]) -> UpstreamResponse:
-            async with self._limit.hold(repo):
-                return await self._exchange.ask(
+            async with self._limit.acquire(repo):
+                return await self._api.ask(
                     method,
                     url,
                     {**(headers or {}), **authorization},
                     most=most,
                     content=content,
                     reach=reach,
-                    trial=trial,
+                    attempt=attempt,
                 )
 
-        return await self.send_authorized(endpoint, trial, repo, kind, send, unknown, accepted)
+        return await self.send_authorized(endpoint, attempt, repo, kind, send, unknown, accepted)
 
     async def aclose(self) -> None:
         await self._auth.aclose()
@@ -252,12 +252,12 @@ def _headers(offer: AuthorizationOffer) -> dict[str, str]:
 
 def _lacks_challenge(answer: UpstreamResponse) -> bool:
     """It refuses, and does not say what would help."""
-    return answer.status in (401, 403, 404) and not answer.foreign and "www-authenticate" not in answer.headers
+    return answer.status in (401, 403, 404) and not answer.is_foreign and "www-authenticate" not in answer.headers
 
 
 def _asks_for_login(answer: UpstreamResponse) -> bool:
     """It asks for a login or a token (RFC 9110, 15.5.2; RFC 6750, 3.1); a redirect's target cannot."""
-    if answer.foreign:
+    if answer.is_foreign:
         return False
     return answer.status == 401 or (
         answer.status == 403 and "insufficient_scope" in answer.headers.get("www-authenticate", "")

@@ -1,4 +1,4 @@
-"""Tokens: asking a token service for one, and keeping it until shortly before it expires.
+"""Tokens: requester a token service for one, and keeping it until shortly before it expires.
 
 Sources: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication"). Tokens
 are kept in memory and in Records, and one request for a token is under way at a time, over all processes.
@@ -15,16 +15,17 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from registry.memory_budget import share_scope
-from registry.upstream.api_client import KIB, ApiClient
+from registry.single_flight import SingleFlight
+from registry.upstream.api_client import ApiClient
 from registry.upstream.configured_login import UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.quota import MAX_RETRY_AFTER_SECONDS, RateLimitBackoff
-from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, UpstreamSingleFlight, time_limit
+from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, KIB, time_limit
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.interface import Leases, UpstreamRecords
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Seconds a token lives whose service does not say (the token specification's default)."""
@@ -57,23 +58,23 @@ class TokenClient:
     def __init__(
         self,
         name: str,
-        exchange: ApiClient,
-        holds: RateLimitBackoff,
+        api: ApiClient,
+        backoff: RateLimitBackoff,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         clock: Callable[[], float],
     ) -> None:
         self._name = name
-        self._exchange = exchange
-        self._holds = holds
+        self._api = api
+        self._backoff = backoff
         self._records = records
-        self._turns = turns
+        self._leases = leases
         self._clock = clock
         self._tokens: dict[str, tuple[str, float]] = {}
-        self._held: dict[str, float] = {}  # until when a request is not sent again
-        self._flights = UpstreamSingleFlight()
+        self._limited_until: dict[str, float] = {}  # until when a request is not sent again
+        self._flights: SingleFlight[str] = SingleFlight()
 
-    async def kept(self, key: str) -> str | None:
+    async def cached(self, key: str) -> str | None:
         now = self._clock()
         token, expires = self._tokens.get(key, ("", 0.0))
         if now < expires:
@@ -104,9 +105,9 @@ class TokenClient:
         async def obtain() -> str:
             return await self._obtain(flight, key, service, scope, login, refused)
 
-        token: str = await self._flights.share(flight, obtain)
+        token = await self._flights.run(flight, obtain)
         if token == refused:  # the flight had begun before this token was refused
-            token = await self._flights.share(flight, obtain)
+            token = await self._flights.run(flight, obtain)
         return token
 
     async def aclose(self) -> None:
@@ -123,16 +124,16 @@ class TokenClient:
     ) -> str:
         """A token that is not `refused`: one that another process got meanwhile, or a new one."""
         where = f"the token service {loggable_origin(service.realm)}"
-        async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._turns.take(f"token {flight}"):
-            if (known := await self.kept(key)) and known != refused:
+        async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._leases.take(f"token {flight}"):
+            if (known := await self.cached(key)) and known != refused:
                 return known
             asked = self._clock()
-            if 0 < (wait := self._held.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
-                raise self._holds.refusal(wait)
+            if 0 < (wait := self._limited_until.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
+                raise self._backoff.error(wait)
             async with share_scope():  # its own: whoever began this may be gone
                 answer = await self._ask(service, scope, login)
                 if answer.status == 429:
-                    raise self._hold(flight, answer)
+                    raise self._note_limit(flight, answer)
                 token, lifetime = _parse_token(answer, login)
             expires = asked + lifetime - min(EXPIRY_MARGIN_SECONDS, lifetime / 5)
             self._remember(key, token, expires)
@@ -152,7 +153,7 @@ class TokenClient:
             query += [("account", login.username)] if login else []
             url = parts._replace(query=urlencode(query), fragment="").geturl()
             headers = {"Authorization": login.basic()} if login else {}
-            answer = await self._exchange.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach)
+            answer = await self._api.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach)
             if login is None or answer.status not in (404, 405):
                 return answer
         form = {"client_id": "entrepot", "service": service.service, "scope": scope}
@@ -160,22 +161,20 @@ class TokenClient:
             form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
         else:
             form |= {"grant_type": "password", "username": login.username, "password": login.password}
-        return await self._exchange.ask(
-            "POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach
-        )
+        return await self._api.ask("POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach)
 
     def _remember(self, key: str, token: str, expires: float) -> None:
         if len(self._tokens) >= MAX_CACHED_TOKENS:
             del self._tokens[min(self._tokens, key=lambda each: self._tokens[each][1])]
         self._tokens[key] = (token, expires)
 
-    def _hold(self, flight: str, answer: UpstreamResponse) -> TooManyRequests:
+    def _note_limit(self, flight: str, answer: UpstreamResponse) -> TooManyRequests:
         """The error for a 429. It holds back the request that got it and no other: whoever answers for one repository
         must not keep the others from logging in."""
-        error = self._holds.unrecorded_error(answer.headers)
-        if len(self._held) >= MAX_CACHED_TOKENS:
-            del self._held[min(self._held, key=lambda each: self._held[each])]
-        self._held[flight] = self._clock() + error.retry_after
+        error = self._backoff.unrecorded_error(answer.headers)
+        if len(self._limited_until) >= MAX_CACHED_TOKENS:
+            del self._limited_until[min(self._limited_until, key=lambda each: self._limited_until[each])]
+        self._limited_until[flight] = self._clock() + error.retry_after
         return error
 
 

@@ -50,7 +50,9 @@ class TransferAbandoned(Exception):
 class BlobTransfer:
     """One span on its way, and the way to end it from outside its thread."""
 
-    def __init__(self, endpoint: str, span: Span, sink: BlobSink, trial: EndpointAttempt, tell: CallOnLoop) -> None:
+    def __init__(
+        self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
+    ) -> None:
         """`tell` has something called on the event loop."""
         self.endpoint = endpoint
         self.span = span
@@ -61,8 +63,8 @@ class BlobTransfer:
         self.received = 0
         self.in_sink = False
         self._sink = sink
-        self._trial = trial
-        self._tell = tell
+        self._attempt = attempt
+        self._call_on_loop = call_on_loop
         self._socket: Connection | None = None
         self._abandoned = False
         self._lock = threading.Lock()
@@ -75,30 +77,30 @@ class BlobTransfer:
                 with suppress(OSError):  # it is closed already
                     socket.socket.shutdown(_below_tls(self._socket), socket.SHUT_RDWR)
 
-    def hold(self, connection: Connection | None) -> None:
+    def on_socket(self, connection: Connection | None) -> None:
         """The socket that is waited on from now on. Raises Abandoned."""
         with self._lock:
             self._socket = connection
             if self._abandoned:
                 raise TransferAbandoned
 
-    def release(self) -> None:
+    def forget_socket(self) -> None:
         """There is no socket to shut down any more: it may be another's from now on."""
         with self._lock:
             self._socket = None
 
     # What the endpoint does, as its `EndpointAttempt` is told.
 
-    def sent(self) -> None:
-        self._trial.sent()
+    def on_sent(self) -> None:
+        self._attempt.on_sent()
 
-    def headers(self, status: int) -> None:
+    def on_headers(self, status: int) -> None:
         """Called in the thread."""
-        self._tell(self._trial.headers, status)
+        self._call_on_loop(self._attempt.on_headers, status)
 
     def on_connection_failed(self) -> None:
         """Called in the thread."""
-        self._tell(self._trial.on_connection_failed)
+        self._call_on_loop(self._attempt.on_connection_failed)
 
     def begin(self, start: int, stop: int, size: int) -> None:
         with self._lock:

@@ -33,9 +33,9 @@ from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from registry.upstream.challenges import registrable_domain
-from registry.upstream.destinations import AddressPolicy, Reach, origin
-from registry.upstream.request_limits import KeyedSemaphore, UpstreamSingleFlight
+from registry.single_flight import SingleFlight
+from registry.upstream.destinations import AddressPolicy, Reach, origin, registrable_domain
+from registry.upstream.request_limits import KeyedSemaphore
 from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
@@ -113,18 +113,17 @@ class Resolver:
     def __init__(self, name: str) -> None:
         self._threads = ThreadPoolExecutor(RESOLVER_THREADS, f"resolve-{name}")
         self._limit = KeyedSemaphore(RESOLVER_THREADS_PER_DOMAIN)
-        self._flights = UpstreamSingleFlight()
+        self._flights: SingleFlight[list[str]] = SingleFlight()
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """A host's addresses. Raises OSError. Cancelled: the look-up goes on for the others."""
-        found: list[str] = await self._flights.share(f"{host} {port}", lambda: self._look_up(host, port))
-        return found
+        return await self._flights.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(RESOLVER_WAIT_SECONDS):
-                    await stack.enter_async_context(self._limit.hold(registrable_domain(host)))
+                    await stack.enter_async_context(self._limit.acquire(registrable_domain(host)))
             except TimeoutError:
                 raise OSError("other names of its site resolve slowly") from None
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve_host, host, port)
@@ -138,8 +137,8 @@ class Resolver:
 class CheckedBackend(httpcore2.AnyIOBackend):
     """What httpx2 connects with."""
 
-    def __init__(self, gate: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
-        self._gate = gate
+    def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
+        self._policy = policy
         self._reach = reach
         self._resolver = resolver
 
@@ -151,13 +150,13 @@ class CheckedBackend(httpcore2.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        if self._reach.anywhere(host, port):
+        if self._reach.is_unrestricted(host, port):
             stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
             return PeerStream.of(stream, stream.get_extra_info("server_addr"))
         try:
             async with asyncio.timeout(timeout):
                 found = await self._resolver.resolve(host, port)
-                addresses = self._gate.allowed(self._reach, host, port, found)
+                addresses = self._policy.allowed_addresses(self._reach, host, port, found)
                 return await self._first(addresses, port, local_address, socket_options)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
@@ -188,7 +187,7 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
     """httpx2's own, without a proxy, but for how it connects."""
 
     def __init__(
-        self, gate: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
+        self, policy: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
     ) -> None:
         super().__init__(verify=context, trust_env=False, limits=limits)
         self._pool = httpcore2.AsyncConnectionPool(
@@ -196,7 +195,7 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=CheckedBackend(gate, reach, resolver),
+            network_backend=CheckedBackend(policy, reach, resolver),
         )
 
 
@@ -213,16 +212,16 @@ class _CheckedConnection(HTTPConnection):
     """urllib3's connection, to checked addresses. `told` is called in the requesting thread with the socket on which an
     answer is waited for, and the address at its other end (None: a proxy is between)."""
 
-    gate: AddressPolicy
+    policy: AddressPolicy
     reach: Reach
-    told: OnConnection
+    on_connection: OnConnection
     peer: str | None = None
 
     def _new_conn(self) -> socket.socket:
         host, port = self._dns_host, self.port or 0
         if self.proxy is not None:
             return super()._new_conn()
-        made = super()._new_conn() if self.reach.anywhere(host, port) else self._to_checked(host, port)
+        made = super()._new_conn() if self.reach.is_unrestricted(host, port) else self._to_checked(host, port)
         self.peer = made.getpeername()[0]
         return made
 
@@ -233,7 +232,7 @@ class _CheckedConnection(HTTPConnection):
             raise NameResolutionError(host, self, error) from error
         except OSError as error:
             raise NewConnectionError(self, str(error)) from error
-        addresses = self.gate.allowed(self.reach, host, port, addresses)
+        addresses = self.policy.allowed_addresses(self.reach, host, port, addresses)
         try:
             for address in addresses:
                 self._dns_host = address
@@ -248,13 +247,15 @@ class _CheckedConnection(HTTPConnection):
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]
         if self.sock is not None:
-            self.told(self.sock, self.peer)
+            self.on_connection(self.sock, self.peer)
         return super().getresponse()
 
 
-def pool_classes(gate: AddressPolicy, reach: Reach, told: OnConnection) -> dict[str, type[HTTPConnectionPool]]:
+def pool_classes(
+    policy: AddressPolicy, reach: Reach, on_connection: OnConnection
+) -> dict[str, type[HTTPConnectionPool]]:
     """For `PoolManager.pool_classes_by_scheme`. What `told` raises ends the request."""
-    means = {"gate": gate, "reach": reach, "told": staticmethod(told)}
+    means = {"policy": policy, "reach": reach, "on_connection": staticmethod(on_connection)}
     plain = type("Plain", (_CheckedConnection,), means)
     secure = type("Secure", (_CheckedConnection, HTTPSConnection), means)
     return {
@@ -263,7 +264,7 @@ def pool_classes(gate: AddressPolicy, reach: Reach, told: OnConnection) -> dict[
     }
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
@@ -296,13 +297,13 @@ class OutboundProxies:
 
     def __init__(self) -> None:
         self._by_scheme = getproxies_environment()
-        self._spared = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
+        self._no_proxy = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
 
-    def of(self, url: str) -> str | None:
+    def proxy_for(self, url: str) -> str | None:
         """The proxy's address; None: straight there. Raises UpstreamUnavailable for a proxy of a kind not known."""
         scheme, host, port = origin(url)
         proxy = self._by_scheme.get(scheme) or self._by_scheme.get("all")
-        if not proxy or _is_loopback(host) or any(_matches_no_proxy(entry, host, port) for entry in self._spared):
+        if not proxy or _is_loopback(host) or any(_matches_no_proxy(entry, host, port) for entry in self._no_proxy):
             return None
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         if urlsplit(proxy).scheme not in ("http", "https"):

@@ -26,11 +26,11 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from registry.memory_budget import MemoryBudget, share_scope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
-from registry.upstream.api_client import MIB
+from registry.single_flight import SingleFlight
 from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.quota import RequestKind
-from registry.upstream.request_limits import UpstreamSingleFlight, time_limit
+from registry.upstream.request_limits import MIB, time_limit
 from registry.upstream.requester import UpstreamRequester
 from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse
 from storage.content import OCI_INDEX, Descriptor, Page
@@ -58,8 +58,8 @@ _NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
 class UpstreamLists:
     """One upstream's lists."""
 
-    def __init__(self, name: str, asking: UpstreamRequester, parser: DocumentParser, memory: MemoryBudget) -> None:
-        self._asking = asking
+    def __init__(self, name: str, requester: UpstreamRequester, parser: DocumentParser, memory: MemoryBudget) -> None:
+        self._requester = requester
         self._parser = parser
         self._memory = memory
         self._tags: ListCache[Tag] = ListCache(name)
@@ -69,14 +69,14 @@ class UpstreamLists:
         """As `UpstreamClient.tags`."""
 
         async def read() -> CompleteList[Tag]:
-            return await self._asking.first(
-                lambda endpoint, trial: self._all_tags(endpoint, trial, repo),
+            return await self._requester.try_endpoints(
+                lambda endpoint, attempt: self._all_tags(endpoint, attempt, repo),
                 repo,
                 RequestKind.LIST,
                 seconds=LIST_TIMEOUT_SECONDS,
             )
 
-        return cut_page(await self._tags.items(repo, read, first=after is None), str, after, limit)
+        return cut_page(await self._tags.get(repo, read, first=after is None), str, after, limit)
 
     async def aclose(self) -> None:
         """Ends what is being read."""
@@ -84,7 +84,7 @@ class UpstreamLists:
         await self._referrers.aclose()
 
     async def _all_tags(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, repo: RepositoryName
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName
     ) -> CompleteList[Tag]:
         found: set[Tag] = set()
         path = f"tags/list?n={TAGS_PER_PAGE}"
@@ -92,11 +92,11 @@ class UpstreamLists:
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
                 async with share_scope():
-                    answer = await self._tags_page(endpoint, trial, repo, path, last)
+                    answer = await self._tags_page(endpoint, attempt, repo, path, last)
                     tags = await self._parser.run(len(answer.body), partial(_parse_tags, answer))
                     await room.take(answer, len(tags) * TAG_SIZE)
                 found.update(tags)
-                following = next_page(answer.headers, answer.url) if not answer.foreign else None
+                following = next_page(answer.headers, answer.url) if not answer.is_foreign else None
                 if following is None:
                     return CompleteList(await self._sorted(found), page + 1, room.taken)
                 path, last = following, replace(answer, body=b"")
@@ -105,13 +105,13 @@ class UpstreamLists:
     async def _tags_page(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
     ) -> UpstreamResponse:
-        answer = await self._asking.ask(
-            *(endpoint, trial, repo, RequestKind.LIST, "GET", path, NameUnknown()),
+        answer = await self._requester.request(
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
             most=MAX_PAGE_SIZE,
             accepted=(400,),
             after=last,
@@ -119,8 +119,8 @@ class UpstreamLists:
         if answer.status != 400:
             return answer
         # It does not like our `n`.
-        return await self._asking.ask(
-            endpoint, trial, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown(), most=MAX_PAGE_SIZE
+        return await self._requester.request(
+            endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown(), most=MAX_PAGE_SIZE
         )
 
     async def _sorted(self, found: set[Tag]) -> list[Tag]:
@@ -134,8 +134,8 @@ class UpstreamLists:
         """As `UpstreamClient.referrers`."""
 
         async def read() -> CompleteList[Descriptor]:
-            return await self._asking.first(
-                lambda endpoint, trial: self._all_referrers(endpoint, trial, repo, subject, artifact_type),
+            return await self._requester.try_endpoints(
+                lambda endpoint, attempt: self._all_referrers(endpoint, attempt, repo, subject, artifact_type),
                 repo,
                 RequestKind.LIST,
                 seconds=LIST_TIMEOUT_SECONDS,
@@ -143,7 +143,7 @@ class UpstreamLists:
 
         key = f"{repo} {subject} {artifact_type or ''}"
         try:
-            found = await self._referrers.items(key, read, first=after is None)
+            found = await self._referrers.get(key, read, first=after is None)
         except (UnconfirmedNameUnknown, UnconfirmedManifestUnknown):
             raise UnconfirmedNameUnknown from None  # what is here may be more
         except (NameUnknown, ManifestUnknown):
@@ -153,7 +153,7 @@ class UpstreamLists:
     async def _all_referrers(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         subject: Digest,
         artifact_type: str | None,
@@ -165,9 +165,9 @@ class UpstreamLists:
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
                 async with share_scope():
-                    answer = await self._referrers_page(endpoint, trial, repo, path, last)
+                    answer = await self._referrers_page(endpoint, attempt, repo, path, last)
                     if answer.status in _NO_REFERRERS:
-                        held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+                        held = _of_type(await self._by_tag(endpoint, attempt, repo, subject), artifact_type)
                         return CompleteList(
                             held, 1, DESCRIPTOR_SIZE * len(held)
                         )  # never more than one beside the first
@@ -176,7 +176,7 @@ class UpstreamLists:
                 filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
                 for each in _of_type(listed, None if filtered else artifact_type):
                     found.setdefault(each.digest, each)
-                following = next_page(answer.headers, answer.url) if not answer.foreign else None
+                following = next_page(answer.headers, answer.url) if not answer.is_foreign else None
                 if following is None:
                     ordered = sorted(found.values(), key=lambda each: each.digest)
                     return CompleteList(ordered, page + 1, room.taken)
@@ -186,14 +186,14 @@ class UpstreamLists:
     async def _referrers_page(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
     ) -> UpstreamResponse:
-        return await self._asking.ask(
+        return await self._requester.request(
             endpoint,
-            trial,
+            attempt,
             repo,
             RequestKind.LIST,
             "GET",
@@ -206,13 +206,13 @@ class UpstreamLists:
         )
 
     async def _by_tag(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, repo: RepositoryName, subject: Digest
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, subject: Digest
     ) -> Sequence[Descriptor]:
         """By the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index named after the digest."""
         tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
-        answer = await self._asking.ask(
+        answer = await self._requester.request(
             endpoint,
-            trial,
+            attempt,
             repo,
             RequestKind.MANIFEST,
             "GET",
@@ -349,12 +349,12 @@ class ListCache(Generic[T]):
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._clock = clock
-        self._flights = UpstreamSingleFlight()
-        self._turns = asyncio.Semaphore(LISTS_AT_ONCE)
+        self._flights: SingleFlight[CompleteList[T]] = SingleFlight()
+        self._slots = asyncio.Semaphore(LISTS_AT_ONCE)
         self._kept: dict[str, tuple[float, CompleteList[T]]] = {}  # the one read last is last
         self._size = 0
 
-    async def items(
+    async def get(
         self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, first: bool
     ) -> Sequence[T]:
         """The list of that key. `first`: for a first page, which is asked for anew where that is one request, since
@@ -363,7 +363,7 @@ class ListCache(Generic[T]):
         read_at, kept = self._kept.get(key, _NOT_CACHED)
         if kept is not None and self._clock() - read_at <= LIST_CACHED_SECONDS and (not first or kept.requests > 1):
             return kept.items
-        reading: CompleteList[T] = await self._flights.share(key, lambda: self._read(key, read))
+        reading = await self._flights.run(key, lambda: self._read(key, read))
         return reading.items
 
     async def aclose(self) -> None:
@@ -371,7 +371,7 @@ class ListCache(Generic[T]):
         await self._flights.aclose()
 
     async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
-        async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._name}"), self._turns:
+        async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._name}"), self._slots:
             reading = await read()
         self._forget(key)
         self._kept[key] = self._clock(), reading

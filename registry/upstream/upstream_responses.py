@@ -54,7 +54,7 @@ class UpstreamResponse:
     headers: Mapping[str, str]
     url: str
     """Which address answered, after redirects."""
-    foreign: bool
+    is_foreign: bool
     """Another origin than the one asked answered."""
     body: bytes = b""
     network: NetworkClass = NetworkClass.PUBLIC
@@ -90,7 +90,7 @@ def error_of(answer: UpstreamResponse, unknown: RegistryError, login: bool, gran
     are not anonymous there, so a refusal is one of the login configured. `granted`: the request carried a token that
     the registry's token service gave for it."""
     status, where = answer.status, loggable_origin(answer.url)
-    if answer.foreign and status in (401, 403):
+    if answer.is_foreign and status in (401, 403):
         # A redirect's address carries its own authorisation, so this says nothing about who we are.
         return UpstreamUnavailable(f"the upstream sent us on to {where}, which refuses us ({status})")
     if status in (404, 410):
@@ -106,7 +106,7 @@ def error_of(answer: UpstreamResponse, unknown: RegistryError, login: bool, gran
 
 def _is_final(answer: UpstreamResponse, granted: bool) -> bool:
     """Whether a refusal of somebody anonymous says that there is no such thing for the anonymous: the registry has
-    taken our token and finds that it is not enough, or it forbids without asking for a login. A refusal of the login
+    taken our token and finds that it is not enough, or it forbids without requester for a login. A refusal of the login
     itself (no token was got, the token is not accepted, or just UNAUTHORIZED) says nothing of the thing asked for."""
     challenge = answer.headers.get("www-authenticate", "")
     about_it = bool(_error_codes(answer.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))

@@ -55,43 +55,43 @@ class _RunningRequest:
 
 
 class Download:
-    """One process's work on one partial blob that it owns. `answered` is called, on the event loop, when the upstream
+    """One process's work on one partial blob that it owns. `on_begun` is called, on the event loop, when the upstream
     has begun to send. `endpoints` are those that sent bytes. `begun`: somebody has been given bytes by an owner before
-    this one; then it goes on for `persistence` seconds without any, else only for moments."""
+    this one; then it goes on for `stall_timeout` seconds without any, else only for moments."""
 
     def __init__(
         self,
-        source: UpstreamClient,
+        upstream: UpstreamClient,
         slots: ConnectionSlots,
         repo: RepositoryName,
         partial: Partial,
         demand: Demand,
         choice: EndpointChoice,
-        answered: Callable[[], None],
+        on_begun: Callable[[], None],
         *,
-        begun: bool = False,
-        persistence: float = STALL_TIMEOUT_SECONDS,
+        has_begun: bool = False,
+        stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
-        self._source = source
+        self._upstream = upstream
         self._slots = slots
         self._repo = repo
         self._partial = partial
         self._demand = demand
         self._choice = choice
         self._failing: set[str] = set()
-        self._answered = answered
+        self._on_begun = on_begun
         self._loop = asyncio.get_running_loop()
         gaps = partial.missing()
         self._plan = PiecePlan(gaps)
         self._small = sum(stop - start for start, stop in gaps) < SINGLE_REQUEST_SIZE
-        self._pace = AdaptiveConcurrency(slots.most, self._loop.time())
-        self._breaks = RetryPolicy(persistence)
+        self._concurrency = AdaptiveConcurrency(slots.most, self._loop.time())
+        self._retry = RetryPolicy(stall_timeout)
         self._stragglers: StragglerDetector[PieceSink | WholeSink] = StragglerDetector()
         self._running: set[asyncio.Task[None]] = set()
         self._requests: dict[PieceSink | WholeSink, _RunningRequest] = {}
         self._changed = asyncio.Event()
         self._done = 0
-        self._begun = begun
+        self._begun = has_begun
         self._ranged = False
         self._whole = False
         self._fatal: BaseException | None = None
@@ -102,14 +102,14 @@ class Download:
         UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Whatever is raised, what came stays."""
         try:
             while self._reap_and_check():
-                if not self._demand.asked.is_set() and self._partial.wanted:
-                    self._demand.ask()
-                if not self._running and not self._demand.alive():
+                if not self._demand.requested.is_set() and self._partial.wanted:
+                    self._demand.request()
+                if not self._running and not self._demand.is_alive():
                     raise NoReaders
                 self._start_connections()
                 await self._wait()
                 waiting = any(request.new and sink.endpoint is None for sink, request in self._requests.items())
-                self._pace.observe(self._loop.time(), self._received, len(self._running), waiting)
+                self._concurrency.observe(self._loop.time(), self._received, len(self._running), waiting)
                 self._cut_stragglers()
             if self._fatal is not None:
                 raise self._fatal
@@ -135,9 +135,9 @@ class Download:
 
     def _start_connections(self) -> None:
         """As many connections as there should be now."""
-        if self._loop.time() < self._breaks.resume_at or not self._demand.alive():
+        if self._loop.time() < self._retry.resume_at or not self._demand.is_alive():
             return
-        want = 1 if self._small or self._whole or not self._begun else self._pace.width
+        want = 1 if self._small or self._whole or not self._begun else self._concurrency.width
         while len(self._running) < want and self._left():
             if self._whole and self._running:
                 return
@@ -150,14 +150,14 @@ class Download:
     async def _wait(self) -> None:
         """Until a connection begins or ends, or it is time to look."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience()):
+            async with asyncio.timeout(self._wait_seconds()):
                 await self._changed.wait()
 
-    def _patience(self) -> float | None:
+    def _wait_seconds(self) -> float | None:
         if self._requests:
             return PROGRESS_POLL_SECONDS
-        pause = self._breaks.resume_at - self._loop.time()
-        if not self._demand.asked.is_set():
+        pause = self._retry.resume_at - self._loop.time()
+        if not self._demand.requested.is_set():
             return min(pause, DEMAND_POLL_SECONDS) if pause > 0 else DEMAND_POLL_SECONDS
         return max(pause, 0.001) if pause > 0 or not self._running else None
 
@@ -165,22 +165,22 @@ class Download:
         """A connection: piece after piece, each in a slot of its own, so that others come to their turn between."""
         new = True
         while self._may_continue(first):
-            slot = self._slots.first(self._demand, new=new) if first else self._slots.additional(self._demand)
+            slot = self._slots.primary(self._demand, new=new) if first else self._slots.additional(self._demand)
             async with slot as free:
                 if not free:
                     # Others have them all, or nobody waits for this one any more.
-                    self._pace.note_unavailable(self._loop.time(), len(self._running) - 1)
+                    self._concurrency.note_unavailable(self._loop.time(), len(self._running) - 1)
                     return
                 if self._may_continue(first) and not await self._fetch(new):
                     return
             new = False
 
     def _may_continue(self, first: bool) -> bool:
-        if self._fatal is not None or not self._left() or not self._demand.alive():
+        if self._fatal is not None or not self._left() or not self._demand.is_alive():
             return False
-        if self._loop.time() < self._breaks.resume_at or (self._whole and len(self._running) > 1):
+        if self._loop.time() < self._retry.resume_at or (self._whole and len(self._running) > 1):
             return False
-        return first or len(self._running) <= self._pace.width
+        return first or len(self._running) <= self._concurrency.width
 
     async def _fetch(self, new: bool) -> bool:
         """One request. False: this connection is to end."""
@@ -196,7 +196,7 @@ class Download:
         try:
             self._partial.begin()
             async with scope:
-                await self._source.fetch_blob(
+                await self._upstream.fetch_blob(
                     self._repo, self._partial.digest, span, sink, self._choice.last | self._failing
                 )
         except TimeoutError:
@@ -214,7 +214,7 @@ class Download:
         if isinstance(sink, PieceSink):
             self._ranged = self._ranged or span.stop is not None
             seconds = time.monotonic() - sink.begun_at
-            self._pace.note_piece(sink.new_bytes, seconds, sink.begun_at - sink.asked_at)
+            self._concurrency.note_piece(sink.new_bytes, seconds, sink.begun_at - sink.asked_at)
             self._stragglers.note_piece(self._loop.time(), sink.new_bytes, seconds)
         return True
 
@@ -222,7 +222,7 @@ class Download:
         if self._whole:
             return WholeSink(self._partial, self._partial.missing(), self._begin, self._choice.refused)
         left = self._plan.remaining
-        length = left if self._small else self._pace.next_length(left)
+        length = left if self._small else self._concurrency.next_length(left)
         piece = self._plan.take(length, self._demand.offsets)
         return PieceSink(self._partial, piece, self._begin, self._choice.refused) if piece else None
 
@@ -245,7 +245,7 @@ class Download:
         self.endpoints.update(sink.endpoint for sink in self._requests if sink.endpoint)
         self._begun = True
         self._changed.set()
-        self._answered()
+        self._on_begun()
 
     def _on_error(self, sink: PieceSink | WholeSink, error: RegistryError, *, ranged: bool) -> None:
         """What now: go on, pause, or give up."""
@@ -264,19 +264,19 @@ class Download:
         now = self._loop.time()
         if sink.endpoint is not None:
             self._failing = {sink.endpoint}
-        if now < self._breaks.resume_at:
+        if now < self._retry.resume_at:
             return  # it broke together with another
-        if not self._breaks.should_retry(error, now, self._received, begun=self._begun):
+        if not self._retry.should_retry(error, now, self._received, has_begun=self._begun):
             if not self._may_want_whole(error, ranged):
                 self._fatal = self._fatal or error
                 return
             self._whole = True
-            self._breaks.resume_soon(now)
-        if isinstance(error, RangesUnsupported) and self._breaks.failures_in_row > 1:
+            self._retry.resume_soon(now)
+        if isinstance(error, RangesUnsupported) and self._retry.failures_in_row > 1:
             self._whole = True
-        pause = self._breaks.resume_at - now
+        pause = self._retry.resume_at - now
         log.info("%s of %s broke off: %s; going on in %.1f s", self._partial.digest, self._repo, error.message, pause)
-        self._pace.fail(now)
+        self._concurrency.fail(now)
 
     def _may_want_whole(self, error: RegistryError, ranged: bool) -> bool:
         """Some refuse a Range with an error where they should leave it alone: asked whole, they may answer."""
@@ -292,10 +292,10 @@ RefusedEndpoints = Mapping[str, RegistryError]
 class PieceSink:
     """Takes exactly the piece that was asked for. `begun` is called, in that thread, once the upstream answers."""
 
-    def __init__(self, partial: Partial, piece: Piece, begun: Callable[[], None], refused: RefusedEndpoints) -> None:
+    def __init__(self, partial: Partial, piece: Piece, on_begin: Callable[[], None], refused: RefusedEndpoints) -> None:
         self._partial = partial
         self._refused = refused
-        self._begun = begun
+        self._on_begin = on_begin
         self.piece = piece
         self.endpoint: str | None = None
         self.asked_at = self.begun_at = time.monotonic()
@@ -310,7 +310,7 @@ class PieceSink:
             raise RangesUnsupported
         self.endpoint = endpoint
         self.begun_at = time.monotonic()
-        self._begun()
+        self._on_begin()
 
     def take(self, offset: int, data: memoryview) -> None:
         if offset != self.piece.at or offset + len(data) > self.piece.stop:
@@ -324,12 +324,12 @@ class WholeSink:
     since somebody may be reading it."""
 
     def __init__(
-        self, partial: Partial, gaps: Sequence[tuple[int, int]], begun: Callable[[], None], refused: RefusedEndpoints
+        self, partial: Partial, gaps: Sequence[tuple[int, int]], on_begin: Callable[[], None], refused: RefusedEndpoints
     ) -> None:
         self._partial = partial
         self._refused = refused
         self._gaps = gaps
-        self._begun = begun
+        self._on_begin = on_begin
         self.endpoint: str | None = None
         self.new_bytes = 0
         self.at = 0
@@ -339,7 +339,7 @@ class WholeSink:
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
         self.endpoint = endpoint
-        self._begun()
+        self._on_begin()
 
     def take(self, offset: int, data: memoryview) -> None:
         if offset != self.at or offset + len(data) > self._partial.size:

@@ -98,13 +98,13 @@ class AdaptiveConcurrency:
         self._most = most
         self._mark = (now, 0)
         self._grown = now
-        self._narrower = 1
-        self._before: float | None = None  # the rate with `_narrower` connections
-        self._disappointed = 0
+        self._previous_width = 1
+        self._previous_rate: float | None = None  # the rate with `_previous_width` connections
+        self._windows_without_speedup = 0
         self._resting = False
         self._rest_until = 0.0
-        self._calm = 0.0
-        self._patience = REST_SECONDS
+        self._rate_at_rest = 0.0
+        self._rest_seconds = REST_SECONDS
 
     def next_length(self, remaining: int) -> int:
         """Bytes for the next piece; fewer near the end, so that all connections end together."""
@@ -133,21 +133,21 @@ class AdaptiveConcurrency:
             self.width = min(self.width, max(running, 1))
             self._rest(now, rate)
         elif self._resting:
-            if now >= self._rest_until or rate < self._calm / 2:
+            if now >= self._rest_until or rate < self._rate_at_rest / 2:
                 self._grow(now, rate)
-        elif self._before is not None and rate < MIN_SPEEDUP * self._before:
-            self._disappointed += 1
-            if self._disappointed < WINDOWS_WITHOUT_SPEEDUP:
+        elif self._previous_rate is not None and rate < MIN_SPEEDUP * self._previous_rate:
+            self._windows_without_speedup += 1
+            if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if running <= self._narrower:  # others had the connections, so nothing was learnt
+            if running <= self._previous_width:  # others had the connections, so nothing was learnt
                 self.note_unavailable(now, running)
                 return
-            self.width = self._narrower
-            self._rest(now, self._before)
-            self._patience = min(2 * self._patience, LONGEST_REST_SECONDS)
+            self.width = self._previous_width
+            self._rest(now, self._previous_rate)
+            self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
         elif self.width < self._most:
-            if self._before is not None:
-                self._patience = REST_SECONDS
+            if self._previous_rate is not None:
+                self._rest_seconds = REST_SECONDS
             self._grow(now, rate)
         else:
             self._rest(now, rate)
@@ -167,16 +167,16 @@ class AdaptiveConcurrency:
         if self.width >= self._most:
             self._rest(now, rate)
             return
-        self._narrower, self._before = self.width, rate
+        self._previous_width, self._previous_rate = self.width, rate
         self.width = min(2 * self.width, self._most)
-        self._disappointed = 0
+        self._windows_without_speedup = 0
         self._resting = False
         self._grown = now
 
     def _rest(self, now: float, rate: float) -> None:
         self._resting = True
-        self._calm = rate
-        self._rest_until = now + self._patience
+        self._rate_at_rest = rate
+        self._rest_until = now + self._rest_seconds
 
 
 K = TypeVar("K")

@@ -41,15 +41,15 @@ ATTEMPTS_WITHOUT_BYTES: Final = 2
 class RetryPolicy:
     """Of one blob. Times are in seconds of any clock that runs on."""
 
-    def __init__(self, persistence: float = STALL_TIMEOUT_SECONDS) -> None:
+    def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
         self.resume_at = 0.0
         """When connections may be made again."""
-        self._persistence = persistence
+        self._stall_timeout = stall_timeout
         self._in_row = 0
         self._since = 0.0
         self._received = 0
 
-    def should_retry(self, error: RegistryError, now: float, received: int, *, begun: bool) -> bool:
+    def should_retry(self, error: RegistryError, now: float, received: int, *, has_begun: bool) -> bool:
         """Whether it is gone on with, from `resume_at` on. `received` bytes have come in all; `begun`: somebody has
         been given some. What does not even send a request, since it would be in vain now, counts like any other."""
         if received - self._received >= MIN_PROGRESS or not self._in_row:
@@ -57,13 +57,13 @@ class RetryPolicy:
         self._received = received
         pause = FIRST_RETRY_SECONDS * 2 ** min(self._in_row, 10)
         self._in_row += 1
-        if begun:
-            pause = min(pause, LONGEST_RETRY_SECONDS, max(self._persistence / 20, FIRST_RETRY_SECONDS))
+        if has_begun:
+            pause = min(pause, LONGEST_RETRY_SECONDS, max(self._stall_timeout / 20, FIRST_RETRY_SECONDS))
         if isinstance(error, TooManyRequests):
             pause = max(pause, float(error.retry_after))
         self.resume_at = now + pause
-        if begun:
-            return self.resume_at <= self._since + self._persistence
+        if has_begun:
+            return self.resume_at <= self._since + self._stall_timeout
         return (
             self._in_row < (1 if isinstance(error, UpstreamTimeout) else ATTEMPTS_WITHOUT_BYTES)
             and pause <= LONGEST_RETRY_SECONDS
@@ -130,18 +130,18 @@ class EndpointChoice:
 class BadSenders:
     """At one upstream. `clock`: seconds since 1970."""
 
-    def __init__(self, records: UpstreamRecords, source: UpstreamClient, clock: Callable[[], float]) -> None:
+    def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
         self._records = records
-        self._source = source
+        self._upstream = upstream
         self._clock = clock
 
     async def choose(self, repo: RepositoryName, digest: Digest) -> EndpointChoice:
         """Those that sent the blob wrong more often than others come last. Raises UpstreamUnavailable, which says who
         sent wrong bytes and when to come again, while all of them are left alone."""
-        wrong = await self._records.bad_senders(self._source.name, digest, FORGET_SENDER_SECONDS)
+        wrong = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         if not wrong:
             return EndpointChoice()
-        waits = {each: self._wait(wrong[each]) if each in wrong else 0.0 for each in self._source.endpoints}
+        waits = {each: self._wait(wrong[each]) if each in wrong else 0.0 for each in self._upstream.endpoints}
         free = [each for each, wait in waits.items() if wait <= 0]
         if not free:
             raise self._refusal(repo, digest, ", ".join(waits), min(waits.values()))
@@ -157,7 +157,7 @@ class BadSenders:
 
     def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
         return UpstreamUnavailable(
-            f"the upstream {self._source.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
+            f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
             f"{ceil(wait)} s, or at once after: entrepot mirror refresh {repo}@{digest}",
             {"digest": digest},
             retry_after=ceil(wait),
@@ -173,6 +173,6 @@ class BadSenders:
             ", ".join(sorted(endpoints)) or "whom another process asked",
         )
         try:
-            await self._records.note_bad_senders(self._source.name, digest, endpoints, FORGET_SENDER_SECONDS)
+            await self._records.note_bad_senders(self._upstream.name, digest, endpoints, FORGET_SENDER_SECONDS)
         except (StorageFull, StorageFailed) as error:
-            log.warning("that %s sent wrong bytes could not be kept: %s", self._source.name, error.message)
+            log.warning("that %s sent wrong bytes could not be kept: %s", self._upstream.name, error.message)

@@ -25,57 +25,57 @@ SPARE_POLL_SECONDS: Final = 0.04
 class ConnectionSlots:
     """Only what fetches for somebody waits in line."""
 
-    def __init__(self, turns: Leases, source: UpstreamClient) -> None:
-        self._turns = turns
-        self._source = source
-        self._name = f"upstream-{source.name}"
+    def __init__(self, leases: Leases, upstream: UpstreamClient) -> None:
+        self._leases = leases
+        self._upstream = upstream
+        self._name = f"upstream-{upstream.name}"
 
     @property
     def most(self) -> int:
-        return self._source.connections
+        return self._upstream.connections
 
     @property
     def _spared(self) -> int:
         return min(SPARE_CONNECTIONS, self.most - 1)
 
-    async def room(self) -> None:
+    async def wait_for_spare(self) -> None:
         """Waits until there is one for what nobody waits for, in the order of asking."""
-        async with self._turns.slot(self._name, self.most, self._spared):
+        async with self._leases.slot(self._name, self.most, self._spared):
             return
 
     @asynccontextmanager
-    async def first(self, demand: Demand, *, new: bool) -> AsyncIterator[bool]:
+    async def primary(self, demand: Demand, *, new: bool) -> AsyncIterator[bool]:
         """For a fetch's only connection: waits for a slot, and for its next piece (not `new`) behind those who wait
         already. While nobody waits for the blob, a few slots stay free for those somebody waits for. False: it is not
         wanted any more."""
-        while not demand.asked.is_set() and demand.alive():
-            async with self._turns.try_slot(self._name, self.most, self._spared) as free:
+        while not demand.requested.is_set() and demand.is_alive():
+            async with self._leases.try_slot(self._name, self.most, self._spared) as free:
                 if free:
                     yield True
                     return
             try:
                 async with asyncio.timeout(SPARE_POLL_SECONDS):
-                    await demand.asked.wait()
+                    await demand.requested.wait()
             except TimeoutError:
                 continue
-        if not demand.asked.is_set():
+        if not demand.requested.is_set():
             yield False
             return
         if not new:
-            async with self._turns.try_slot(self._name, self.most, 1) as free:
+            async with self._leases.try_slot(self._name, self.most, 1) as free:
                 if free:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._turns.slot(self._name, self.most):
+        async with self._leases.slot(self._name, self.most):
             yield True
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:
         """For one more: takes what others leave, and the last one only when nobody else takes it for a moment; whether
         there was one."""
-        asked = demand.asked.is_set()
-        async with self._turns.try_slot(
+        asked = demand.requested.is_set()
+        async with self._leases.try_slot(
             self._name, self.most, min(1 if asked else SPARE_CONNECTIONS + 1, self.most - 1)
         ) as free:
             if free:
@@ -85,7 +85,7 @@ class ConnectionSlots:
             yield False
             return
         await asyncio.sleep(YIELD_SECONDS)
-        async with self._turns.try_slot(self._name, self.most) as free:
+        async with self._leases.try_slot(self._name, self.most) as free:
             yield free
 
 
@@ -111,7 +111,7 @@ class ImagePull:
     def touch(self) -> None:
         self._last = self._clock()
 
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         return self._readers > 0 or self._clock() - self._last < PULL_LINGER_SECONDS
 
 
@@ -120,16 +120,16 @@ class Demand:
     it was begun ahead of its readers, for the sake of `pulls`."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.pulls: set[ImagePull] = set()
         self._offsets: Counter[int] = Counter()
 
-    def ask(self) -> None:
-        self.asked.set()
+    def request(self) -> None:
+        self.requested.set()
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether it is to be fetched on."""
-        return self.asked.is_set() or any(pull.active() for pull in self.pulls)
+        return self.requested.is_set() or any(pull.is_active() for pull in self.pulls)
 
     @property
     def offsets(self) -> list[int]:

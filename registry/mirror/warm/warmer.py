@@ -32,15 +32,15 @@ MAX_INDEX_DEPTH = 4
 class WarmObserver(Protocol):
     """Who is told how far it is. Calls come from one event loop; none may wait."""
 
-    def expect(self, where: ImageReference, blob: Descriptor) -> None:
+    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None:
         """A blob is wanted."""
         ...
 
-    def reach(self, blob: Digest, count: int) -> None:
+    def on_bytes(self, blob: Digest, count: int) -> None:
         """So many of its bytes are here, without a gap from the start."""
         ...
 
-    def end(self, where: ImageReference, warmed: WarmResult) -> None:
+    def on_reference_done(self, where: ImageReference, warmed: WarmResult) -> None:
         """A reference is done with."""
         ...
 
@@ -53,14 +53,14 @@ class WarmResult:
     manifests: int = 0
     blobs: int = 0
     fetched: int = 0
-    kept: int = 0
+    already_stored: int = 0
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _WantedBlob:
     blob: Descriptor
-    here: bool
+    stored: bool
     """Before anything was fetched."""
 
 
@@ -70,14 +70,14 @@ class Warmer:
     def __init__(
         self,
         locate: Locate,
-        here: FindStored,
+        find_stored: FindStored,
         platforms: Sequence[Platform] | None,
-        watcher: WarmObserver,
+        observer: WarmObserver,
     ) -> None:
         self._locate = locate
-        self._here = here
+        self._find_stored = find_stored
         self._platforms = platforms
-        self._watcher = watcher
+        self._observer = observer
         self._references = asyncio.Semaphore(REFERENCES_AT_ONCE)
         self._slots = asyncio.Semaphore(BLOBS_AT_ONCE)
         self._begun: dict[tuple[RepositoryName, Digest], asyncio.Task[None]] = {}
@@ -100,7 +100,7 @@ class Warmer:
                 await self._bring(where, warmed)
             except RegistryError as error:
                 warmed.error = error.message
-        self._watcher.end(where, warmed)
+        self._observer.on_reference_done(where, warmed)
         return warmed
 
     async def _bring(self, where: ImageReference, warmed: WarmResult) -> None:
@@ -109,7 +109,7 @@ class Warmer:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
         assert isinstance(registry, Mirror)
         wanted: dict[Digest, _WantedBlob] = {}
-        outdated = await registry.renew(repo, where.reference) if isinstance(where.reference, Tag) else None
+        outdated = await registry.revalidate(repo, where.reference) if isinstance(where.reference, Tag) else None
         problem = await self._gather_manifests(
             registry, ImageReference(repo, where.reference), wanted, warmed, MAX_INDEX_DEPTH
         )
@@ -122,8 +122,8 @@ class Warmer:
             error = task.exception()
             if error is None:
                 warmed.blobs += 1
-                if wanted[digest].here:
-                    warmed.kept += wanted[digest].blob.size
+                if wanted[digest].stored:
+                    warmed.already_stored += wanted[digest].blob.size
                 else:
                     warmed.fetched += wanted[digest].blob.size
             elif isinstance(error, RegistryError):
@@ -160,10 +160,10 @@ class Warmer:
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], wanted: dict[Digest, _WantedBlob]
     ) -> None:
         """Looks at once which are here: what is prefetched from now on counts as fetched."""
-        here = await self._here([blob.digest for blob in blobs])
+        stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
-                wanted.setdefault(blob.digest, _WantedBlob(blob, blob.digest in here))
+                wanted.setdefault(blob.digest, _WantedBlob(blob, blob.digest in stored))
 
     def _chosen(self, index: Manifest) -> tuple[Sequence[Descriptor], RegistryError | None]:
         entries = index.manifests
@@ -182,7 +182,7 @@ class Warmer:
         """The one task for that blob of that repository; images share layers."""
         key = (repo, blob.digest)
         if key not in self._begun:
-            self._watcher.expect(where, blob)
+            self._observer.on_blob_wanted(where, blob)
             self._begun[key] = asyncio.create_task(self._fetch(registry, repo, blob))
         return self._begun[key]
 
@@ -200,6 +200,6 @@ class Warmer:
             at, stop = reader.span
             while at < stop:
                 at = await reader.ready(at)
-                self._watcher.reach(digest, at)
+                self._observer.on_bytes(digest, at)
         finally:
             await reader.aclose()

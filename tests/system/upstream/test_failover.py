@@ -573,10 +573,10 @@ async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
         upstream_source(two, upstream.url, clock=clock) as there,
     ):
         for number in range(1, 19):
-            assert not here.exhausted()
+            assert not here.is_exhausted()
             await here.get_manifest(REPO, TAG)
-            assert here.exhausted() is (number == 18)
+            assert here.is_exhausted() is (number == 18)
         await there.resolve_manifest(REPO, TAG)
-        assert there.exhausted()
+        assert there.is_exhausted()
         clock.now += 3601
-        assert not there.exhausted()
+        assert not there.is_exhausted()

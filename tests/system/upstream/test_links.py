@@ -54,10 +54,10 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
     for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
         assert route.follow(307, target)
-        assert route.foreign
+        assert route.is_foreign
         assert route.headers == {"Range": "bytes=1-"}
         assert route.follow(307, "https://far.test/v2/")
-        assert not route.foreign
+        assert not route.is_foreign
         assert "Authorization" not in route.headers
     for target in ("/x", "https://far.test:443/x", "https://user:pw@FAR.test/x"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x"})
@@ -115,7 +115,7 @@ def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, spared: str, found: 
     monkeypatch.setenv("HTTP_PROXY", "plain.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://secure.test:3129")
     monkeypatch.setenv("NO_PROXY", spared)
-    assert OutboundProxies().of(url) == found
+    assert OutboundProxies().proxy_for(url) == found
 
 
 def test_proxies_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,4 +123,4 @@ def test_proxies_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.setenv("HTTP_PROXY", "socks5://proxy.test:1080")
     with pytest.raises(UpstreamUnavailable, match="socks5"):
-        OutboundProxies().of("http://far.test/")
+        OutboundProxies().proxy_for("http://far.test/")

@@ -82,18 +82,20 @@ def test_where_a_redirect_may_lead() -> None:
     """To public addresses, and to the network of the first host as long as no redirect has left that."""
     first = Reach(None, frozenset({("storage.corp", 9000)}))
     inside = first.after(NetworkClass.PRIVATE)
-    assert [network for network in NetworkClass if inside.allows(network)] == [
+    assert [network for network in NetworkClass if inside.is_allowed(network)] == [
         NetworkClass.PUBLIC,
         NetworkClass.PRIVATE,
     ]
     assert inside.after(NetworkClass.PRIVATE) == inside
     left = inside.after(NetworkClass.PUBLIC)
-    assert [network for network in NetworkClass if left.allows(network)] == [NetworkClass.PUBLIC]
+    assert [network for network in NetworkClass if left.is_allowed(network)] == [NetworkClass.PUBLIC]
     assert left.after(NetworkClass.PRIVATE) == left
-    assert left.anywhere("Storage.corp.", 9000)
-    assert not left.anywhere("storage.corp", 9001)
+    assert left.is_unrestricted("Storage.corp.", 9000)
+    assert not left.is_unrestricted("storage.corp", 9001)
     assert not any(
-        first.after(NetworkClass.SPECIAL).allows(network) for network in NetworkClass if network is NetworkClass.SPECIAL
+        first.after(NetworkClass.SPECIAL).is_allowed(network)
+        for network in NetworkClass
+        if network is NetworkClass.SPECIAL
     )
 
 
@@ -158,7 +160,7 @@ async def test_a_redirect_inside(registry: StoredRegistry, inside: ScriptedServe
 
     async with (
         scripted_server(lambda head: answer(307, location=f"{location}/x"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as source,
+        upstream_source(registry, server.url, classify=outside) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await REQUESTS[request_](source)
@@ -172,7 +174,7 @@ async def test_a_second_redirect_inside(registry: StoredRegistry, inside: Script
     async with (
         scripted_server(lambda head: answer(302, location=f"{inside.url}/x"), OUTSIDE) as other,
         scripted_server(lambda head: answer(307, location=f"{other.url}/x"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as source,
+        upstream_source(registry, server.url, classify=outside) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await REQUESTS[request_](source)
@@ -221,12 +223,12 @@ async def test_a_target_that_is_listed(
     host = f"http://{OUTSIDE}"
     async with (
         scripted_server(lambda head: answer(307, location=f"{upstream.url}{head.split()[1]}"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as closed,
-        upstream_source(registry, server.url, network_of=outside, redirects=[upstream.address]) as half,
+        upstream_source(registry, server.url, classify=outside) as closed,
+        upstream_source(registry, server.url, classify=outside, redirects=[upstream.address]) as half,
         upstream_source(
             registry,
             server.url,
-            network_of=outside,
+            classify=outside,
             redirects=[upstream.address, upstream.cdn_url.removeprefix("http://")],
         ) as source,
     ):
@@ -253,7 +255,7 @@ async def test_a_connection_that_is_open_already(registry: StoredRegistry, insid
     away = True
     async with (
         scripted_server(reply, OUTSIDE) as server,
-        upstream_source(registry, server.url, inside.url, network_of=outside) as source,
+        upstream_source(registry, server.url, inside.url, classify=outside) as source,
     ):
         assert (await source.tags(REPO, None, 5)).items == ["secret"]
         with pytest.raises(RegistryError):
@@ -286,7 +288,7 @@ async def test_a_name_that_moves(
     monkeypatch.setattr(socket, "getaddrinfo", moving)
     async with (
         scripted_server(lambda head: answer(307, location=f"http://moves.test:{port}/x"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as source,
+        upstream_source(registry, server.url, classify=outside) as source,
     ):
         for _ in range(2):
             with pytest.raises(UpstreamUnavailable):
@@ -311,7 +313,7 @@ async def test_an_endpoint_that_moves(registry: StoredRegistry, what: str) -> No
 
     async with (
         scripted_server(reply, OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=network) as source,
+        upstream_source(registry, server.url, classify=network) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await source.tags(REPO, None, 5)
@@ -335,15 +337,15 @@ async def test_a_token_service_inside(registry: StoredRegistry, inside: Scripted
     async with scripted_server(reply, OUTSIDE) as server:
         realm = f"{server.url}/token"
         for more in (dict[str, Any](), login):
-            async with upstream_source(registry, server.url, network_of=outside, **more) as source:
+            async with upstream_source(registry, server.url, classify=outside, **more) as source:
                 with pytest.raises(UpstreamUnavailable, match="not public"):
                     await source.tags(REPO, None, 5)
         realm = f"{inside.url}/token"
-        async with upstream_source(registry, server.url, network_of=outside) as source:
+        async with upstream_source(registry, server.url, classify=outside) as source:
             with pytest.raises(UpstreamUnavailable, match="realms"):
                 await source.tags(REPO, None, 5)
         assert inside.connections == 0
-        async with upstream_source(registry, server.url, network_of=outside, realms=[realm]) as source:
+        async with upstream_source(registry, server.url, classify=outside, realms=[realm]) as source:
             assert (await source.tags(REPO, None, 5)).items == ["1"]
             assert inside.connections == 1
 
@@ -398,5 +400,5 @@ def test_what_is_logged_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     gate = AddressPolicy("x.test")
     for port in range(1000):
         with pytest.raises(UpstreamUnavailable):
-            gate.allowed(Reach(NetworkClass.PUBLIC), "x", port, ["10.0.0.1"])
+            gate.allowed_addresses(Reach(NetworkClass.PUBLIC), "x", port, ["10.0.0.1"])
     assert 10 < len(caplog.records) <= 100

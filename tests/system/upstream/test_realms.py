@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from registry.config import Upstream
-from registry.upstream.challenges import RealmPolicy, registrable_domain
+from registry.upstream.challenges import RealmPolicy
+from registry.upstream.destinations import registrable_domain
 from storage.errors import UpstreamUnavailable
 
 

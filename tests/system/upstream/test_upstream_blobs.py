@@ -340,7 +340,7 @@ async def test_a_connection_that_was_given_back_is_left_alone(
     def abandoned(body: SocketBody) -> None:
         finish(body)
         assert isinstance(source, HttpUpstreamClient)
-        for transfer in list(source._bodies._running):
+        for transfer in list(source._blobs._running):
             transfer.abandon()
 
     monkeypatch.setattr(SocketBody, "finish", abandoned)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedNameUnknown
-from registry.upstream.api_client import MIB
+from registry.upstream.request_limits import MIB
 from registry.upstream.upstream_lists import (
     LIST_CACHE_SIZE,
     LIST_CACHED_SECONDS,
@@ -110,7 +110,7 @@ async def test_lists_are_kept_for_a_moment() -> None:
     readings: ListCache[str] = ListCache("far.test", lambda: now)
 
     async def count(key: str) -> str:
-        return (await readings.items(key, reading, first=True))[0]
+        return (await readings.get(key, reading, first=True))[0]
 
     size = LIST_CACHE_SIZE // 2 - LIST_OVERHEAD
     assert [await count(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]

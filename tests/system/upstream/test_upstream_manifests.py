@@ -14,10 +14,11 @@ import pytest
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, keep_share, share_scope
-from registry.upstream.api_client import MIB, ApiClient
+from registry.single_flight import SingleFlight
+from registry.upstream.api_client import ApiClient
 from registry.upstream.client import HttpUpstreamClient
 from registry.upstream.destinations import AddressPolicy
-from registry.upstream.request_limits import UpstreamSingleFlight
+from registry.upstream.request_limits import MIB
 from registry.upstream.transport import OutboundProxies, TrustStore
 from registry.upstream.upstream_responses import DocumentParser
 from storage.content import OCI_MANIFEST, Manifest
@@ -291,7 +292,7 @@ async def test_a_reading_that_nobody_waits_for_keeps_its_turn() -> None:
 async def test_memory_of_work_that_outlives_its_block() -> None:
     """Work that is shared, and so goes on when the block has ended in which it was begun, keeps no memory of it."""
     memory = MemoryBudget(MIB, "answers")
-    go, flights = asyncio.Event(), UpstreamSingleFlight()
+    go, flights = asyncio.Event(), SingleFlight[None]()
 
     async def work() -> None:
         await go.wait()
@@ -301,7 +302,7 @@ async def test_memory_of_work_that_outlives_its_block() -> None:
 
     async def begin() -> None:
         async with share_scope():
-            await flights.share("it", work)
+            await flights.run("it", work)
 
     first = asyncio.create_task(begin())
     await asyncio.sleep(0)
@@ -309,7 +310,7 @@ async def test_memory_of_work_that_outlives_its_block() -> None:
     with suppress(asyncio.CancelledError):
         await first
     go.set()
-    await flights.share("it", work)
+    await flights.run("it", work)
     assert memory.used == 0
 
 
@@ -333,13 +334,13 @@ async def test_memory_of_a_token(registry: StoredRegistry) -> None:
             async with share_scope():
                 with pytest.raises(ManifestUnknown):
                     await source.get_manifest(REPO, Tag("1"))
-                assert source._exchange._memory.used == 0, "of the token, which is read"
+                assert source._api._memory.used == 0, "of the token, which is read"
 
         one = asyncio.create_task(get())
         await ask.wait()
         go.set()
         await one
-        assert source._exchange._memory.used == 0
+        assert source._api._memory.used == 0
 
 
 async def test_large_answers_wait_for_memory() -> None:

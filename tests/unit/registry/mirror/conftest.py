@@ -68,10 +68,10 @@ class MirrorStore:
         self.far = FakeSource()
         self.clock = MirrorClock()
         self.disk = SlowDisk()
-        self.steady = MirrorClock()
-        self.patience = 60.0
-        self.beginning = 60.0
-        self.persistence = 60.0
+        self.monotonic = MirrorClock()
+        self.stale_wait = 60.0
+        self.start_timeout = 60.0
+        self.stall_timeout = 60.0
         self.settings = Upstream(name="docker.io", prefetch="off")
         prepare_data_dir(data)
 
@@ -90,10 +90,10 @@ class MirrorStore:
                 store.leases,
                 self.settings,
                 self.clock,
-                self.steady,
-                self.patience,
-                self.beginning,
-                self.persistence,
+                self.monotonic,
+                self.stale_wait,
+                self.start_timeout,
+                self.stall_timeout,
             )
             try:
                 yield MirrorWorker(mirror, store)

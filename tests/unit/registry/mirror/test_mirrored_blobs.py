@@ -477,7 +477,7 @@ async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
 
 async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
     """A blob that only waits for a connection is answered at once, and comes when there is one."""
-    site.far.connections, site.beginning = 1, 0.05
+    site.far.connections, site.start_timeout = 1, 0.05
     small = BIG[: 3 * MIB]
     site.far.add_image(UPSTREAM_REPO, BIG, small)
     gate = site.far.faults.gates[0] = threading.Event()
@@ -490,7 +490,7 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) 
 
 async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
     """A client is told in time as well where the blob's size has to be asked for first."""
-    site.beginning = 0.05
+    site.start_timeout = 0.05
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     hold = site.far.faults.hold = asyncio.Event()
     async with site.worker() as worker:
@@ -505,7 +505,7 @@ async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
 async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> None:
     """A client is told in time, before it gives up; what comes later is kept for it."""
-    site.beginning = 0.05
+    site.start_timeout = 0.05
     data = BIG[:size]
     stall = site.far.faults.stall = asyncio.Event()
     async with site.worker() as worker:

@@ -96,9 +96,9 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
         await wait_until(lambda: not worker.mirror.busy)
         await take(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
-        site.steady.now += PULL_LINGER_SECONDS - 1
+        site.monotonic.now += PULL_LINGER_SECONDS - 1
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
-        site.steady.now += 2
+        site.monotonic.now += 2
         await stack.aclose()
         await wait_until(lambda: not worker.mirror.busy)
         assert not any(digest_of(layer) in site.far.sent for layer in layers(10, "old"))

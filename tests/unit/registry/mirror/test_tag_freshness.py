@@ -146,7 +146,7 @@ async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Ex
 
 async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
     """A client that can be given something older does not wait long for an upstream that stalls."""
-    site.patience = 0.02
+    site.stale_wait = 0.02
     async with site.worker() as worker:
         image = await pulled(site, worker)
         site.clock.now += 3600
@@ -250,28 +250,28 @@ async def test_a_forced_renewal(site: MirrorStore, worker: MirrorWorker) -> None
     """A tag can be asked for while it is fresh; who asked learns whether upstream could say."""
     await pulled(site, worker)
     newer = site.far.add_image(UPSTREAM_REPO, b"a newer layer")
-    assert await worker.mirror.renew(MIRRORED_REPO, TAG) is None
+    assert await worker.mirror.revalidate(MIRRORED_REPO, TAG) is None
     assert site.far.calls == {"get manifest": 1}
     site.far.faults.few_left = True
-    assert await worker.mirror.renew(MIRRORED_REPO, TAG, force=True) is None
+    assert await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True) is None
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == newer.digest
     site.far.faults.down = UpstreamUnavailable("it refuses connections")
-    assert "it refuses connections" in str(await worker.mirror.renew(MIRRORED_REPO, TAG, force=True))
+    assert "it refuses connections" in str(await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True))
     site.far.faults.down = None
     del site.far.manifests[UPSTREAM_REPO, TAG]
     with pytest.raises(ManifestUnknown):
-        await worker.mirror.renew(MIRRORED_REPO, TAG, force=True)
+        await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
 
 
 async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> None:
     """When one worker waited long for an upstream that then failed, those who waited for their turn fail with it."""
-    site.patience = 0.02
+    site.stale_wait = 0.02
     site.far.faults.hold = asyncio.Event()
     site.far.faults.down = UpstreamTimeout()
     async with site.worker() as one, site.worker() as two:
         asking = [asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for worker in (one, two)]
         await wait_until(lambda: site.far.calls["get manifest"] == 1)
-        late = asyncio.get_running_loop().time() + 2 * site.patience
+        late = asyncio.get_running_loop().time() + 2 * site.stale_wait
         await wait_until(lambda: asyncio.get_running_loop().time() > late)
         site.far.faults.hold.set()
         for outcome in await asyncio.gather(*asking, return_exceptions=True):

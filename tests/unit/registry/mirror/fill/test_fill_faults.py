@@ -56,7 +56,7 @@ async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker
 async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
     """An upstream that brings nothing any more is given up after a while: readers are cut, and what came is kept for
     the next try."""
-    site.persistence = 0.5
+    site.stall_timeout = 0.5
     async with site.worker() as worker:
         await begun(site, worker, SMALL)
         site.far.faults.drops = [MIB, *[0] * 1000]
@@ -73,7 +73,7 @@ async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
 async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: RegistryError) -> None:
     """However often it cannot be asked meanwhile: a blob that somebody is in the middle of is gone on with once it
     can."""
-    site.persistence = 2.0  # a tenth of a second between two attempts
+    site.stall_timeout = 2.0  # a tenth of a second between two attempts
     async with site.worker() as worker:
         await begun(site, worker, SMALL)
         gate = site.far.faults.gates[MIB] = threading.Event()
@@ -93,7 +93,7 @@ async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: Regist
 async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
     """The worker that fetches a blob goes while the upstream cannot be asked: a reader of another waits as long as it
     would have with the first."""
-    site.persistence = 2.0
+    site.stall_timeout = 2.0
     gone = FakeSource()
     gone.blobs, gone.manifests, gone.sent = site.far.blobs, site.far.manifests, site.far.sent
     gone.faults.gates[MIB] = threading.Event()

@@ -73,7 +73,7 @@ async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) ->
     async with site.worker() as one, site.worker(other) as two:
         gate = await prefetched(site, one)
         reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        site.steady.now += PULL_LINGER_SECONDS + 1
+        site.monotonic.now += PULL_LINGER_SECONDS + 1
         gate.set()
         assert await read(reader) == BIG
         assert other.calls["get blob"] == 0
@@ -82,7 +82,7 @@ async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) ->
 
 async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: MirrorStore) -> None:
     """A blob whose fill has no connection yet is answered in time at every worker, and comes when there is one."""
-    site.beginning = 0.2
+    site.start_timeout = 0.2
     site.far.add_image(UPSTREAM_REPO, BIG)
     async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
         await one.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -95,7 +95,7 @@ async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: Mir
 
 async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> None:
     """Where the upstream was asked and says nothing, clients of all workers are told in time."""
-    site.beginning = 0.2
+    site.start_timeout = 0.2
     site.far.add_image(UPSTREAM_REPO, BIG)
     stall = site.far.faults.stall = asyncio.Event()
     async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
@@ -110,7 +110,7 @@ async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> N
 async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> None:
     """When the upstream brings nothing any more, the readers of all workers are told once the worker that fetches has
     lost its patience: the others do not try for as long, one after the other. Who asks from then on is a new try."""
-    site.persistence = 1.0
+    site.stall_timeout = 1.0
     site.far.add_image(UPSTREAM_REPO, BIG)
     others = [source_of_another_worker(site) for _ in range(3)]
     async with AsyncExitStack() as stack:
@@ -131,7 +131,7 @@ async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> 
 
 async def test_what_is_said_of_one_repository_is_said_of_no_other(site: MirrorStore) -> None:
     """An owner that fails for its own repository leaves the blob to followers that ask for another."""
-    site.persistence = 0.5
+    site.stall_timeout = 0.5
     site.far.add_image(UPSTREAM_REPO, BIG)
     site.far.add_image("library/other", BIG)
     other = source_of_another_worker(site)
