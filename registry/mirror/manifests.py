@@ -144,6 +144,8 @@ class MirroredManifests:
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
         try:
             manifest = await self._upstream.get_manifest(self._upstream_name(repo), reference)
+        except UnconfirmedManifestUnknown:  # may not be the upstream's own word, so it is not cached
+            raise
         except ManifestUnknown:
             await self._note(repo, reference, False)
             raise

@@ -72,6 +72,8 @@ class AuthorizationOffer:
     requirement: LoginRequirement | None = None
     failure: Exception | None = None
     guess: TokenServiceGuess | None = None
+    is_new: bool = False
+    """The token service issued the token for this offer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,8 @@ class UpstreamAuthorizer:
                     requirement = await self._probe(endpoint, scope, login, attempt)
                 if requirement is None:
                     return AuthorizationOffer()
-                return AuthorizationOffer(
-                    await self._authorization_for(endpoint, key, requirement, login, None), requirement, guess=guess
-                )
+                authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, None)
+                return AuthorizationOffer(authorization, requirement, guess=guess, is_new=is_new)
         except _LOGIN_FAILURES as error:
             if requirement is None and isinstance(error, TooManyRequests):
                 raise  # it may be asked in a moment
@@ -189,8 +190,10 @@ class UpstreamAuthorizer:
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
             raise offer.failure  # the guess was right; a service that was slow may be ready by now
-        authorization = await self._authorization_for(endpoint, key, requirement, login, token)
-        return AuthorizationOffer(authorization, requirement) if authorization != offer.authorization else None
+        authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, token)
+        if authorization == offer.authorization:
+            return None
+        return AuthorizationOffer(authorization, requirement, is_new=is_new)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
         """The endpoint has let that in."""
@@ -271,8 +274,11 @@ class UpstreamAuthorizer:
 
     async def _authorization_for(
         self, endpoint: str, key: str, requirement: LoginRequirement, login: UpstreamLogin | None, refused: str | None
-    ) -> str | None:
+    ) -> tuple[str | None, bool]:
+        """Returns the `Authorization` that meets the requirement, and whether its token is new. Raises what `renew`
+        raises."""
         if requirement.service is None:
-            return login.basic() if login else None
+            return (login.basic() if login else None), True
         self._realms.check(requirement.service.realm, endpoint, login=login is not None)
-        return f"Bearer {await self._tokens.obtain(key, requirement.service, requirement.scope, login, refused)}"
+        token = await self._tokens.obtain(key, requirement.service, requirement.scope, login, refused)
+        return f"Bearer {token.text}", token.is_new

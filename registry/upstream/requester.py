@@ -39,6 +39,9 @@ T = TypeVar("T")
 REQUESTS_PER_REPOSITORY = 16
 """Small requests at once for one repository: those that hang must leave connections to the other repositories."""
 
+MAX_RENEWALS = 3
+"""Times that one request is sent again with another token."""
+
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
 
@@ -185,13 +188,26 @@ class UpstreamRequester:
         if offer.authorization is None and _lacks_challenge(answer) and (other := auth.offer_unchallenged(url, scope)):
             offer, answer = other, await send(_headers(other))
         if _asks_for_login(answer):
-            if other := await auth.renew(url, scope, answer, offer):
-                offer, answer = other, await send(_headers(other))
+            offer, answer = await self._renew(url, scope, send, offer, answer)
         elif isinstance(offer.failure, RegistryError) and auth.configured and answer.status in _REFUSAL_STATUSES:
             raise offer.failure  # what the login might see was not asked for
         if answer.status in (200, 206):
             auth.on_accepted(url, scope, offer)
         return answer, (offer.authorization or "").startswith("Bearer ")
+
+    async def _renew(
+        self, url: str, scope: str, send: SendAuthorized, offer: AuthorizationOffer, answer: UpstreamResponse
+    ) -> tuple[AuthorizationOffer, UpstreamResponse]:
+        """Sends the request again with another token. A token that another request or process got before may be refused
+        as well, so this is repeated until the token is new, MAX_RENEWALS times at most."""
+        for _ in range(MAX_RENEWALS):
+            other = await self._auth.renew(url, scope, answer, offer)
+            if other is None:
+                break
+            offer, answer = other, await send(_headers(other))
+            if offer.is_new or not _asks_for_login(answer):
+                break
+        return offer, answer
 
     async def request(
         self,

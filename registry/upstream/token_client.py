@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from registry.memory_budget import share_scope
@@ -43,6 +43,14 @@ class AnonymousRefused(Exception):
     """The token service gives nothing to somebody without a login."""
 
 
+class ObtainedToken(NamedTuple):
+    """A token for a request. `is_new`: the token service issued it just now; otherwise this or another process got it
+    before, and the registry may refuse it by now."""
+
+    text: str
+    is_new: bool
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEndpoint:
     """A token service as a challenge names it, and where it may be."""
@@ -72,7 +80,7 @@ class TokenClient:
         self._clock = clock
         self._tokens: dict[str, tuple[str, float]] = {}
         self._limited_until: dict[str, float] = {}  # until when a request is not sent again
-        self._flights: SingleFlight[str] = SingleFlight()
+        self._flights: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
         now = self._clock()
@@ -96,17 +104,17 @@ class TokenClient:
 
     async def obtain(
         self, key: str, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, refused: str | None
-    ) -> str:
+    ) -> ObtainedToken:
         """A token that is not `refused`. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
         UpstreamTimeout."""
         # Whoever was sent to another service must not wait for what this one does.
         flight = f"{key} {scope} {service.service} {service.realm}"
 
-        async def obtain() -> str:
+        async def obtain() -> ObtainedToken:
             return await self._obtain(flight, key, service, scope, login, refused)
 
         token = await self._flights.run(flight, obtain)
-        if token == refused:  # the flight had begun before this token was refused
+        if token.text == refused:  # the flight had begun before this token was refused
             token = await self._flights.run(flight, obtain)
         return token
 
@@ -121,12 +129,12 @@ class TokenClient:
         scope: str,
         login: UpstreamLogin | None,
         refused: str | None,
-    ) -> str:
+    ) -> ObtainedToken:
         """A token that is not `refused`: one that another process got meanwhile, or a new one."""
         where = f"the token service {loggable_origin(service.realm)}"
         async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._leases.take(f"token {flight}"):
             if (known := await self.cached(key)) and known != refused:
-                return known
+                return ObtainedToken(known, is_new=False)
             asked = self._clock()
             if 0 < (wait := self._limited_until.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
                 raise self._backoff.error(wait)
@@ -141,7 +149,7 @@ class TokenClient:
                 await self._records.keep_token(key, token, expires)
             except (StorageFailed, StorageFull) as error:
                 log.warning("a token for %s could not be kept for the other workers: %s", self._name, error)
-            return token
+            return ObtainedToken(token, is_new=True)
 
     async def _ask(self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None) -> UpstreamResponse:
         """GET with the password; where that is not done, and for an identity token, POST."""

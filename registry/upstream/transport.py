@@ -39,12 +39,13 @@ from registry.upstream.request_limits import KeyedSemaphore
 from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
-RESOLVER_THREADS = 8
-"""Names that redirects and challenges lead to, resolved at once."""
+RESOLVER_THREADS = 64
+"""Look-ups at a time for one upstream, which starts threads as it needs them. One repository cannot use them all: it has
+16 requests at a time, each for at most 10 s, and a system's look-up takes at most about 30 s."""
 RESOLVER_THREADS_PER_DOMAIN = 2
-"""Of these, names of one site."""
+"""Look-ups at a time for names of one registrable domain."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""A name waits for that: whoever wanted it has given up by then."""
+"""Longest wait of a look-up for its domain's threads. The request that needs it has timed out by then."""
 NEXT_ADDRESS_SECONDS = 1.0
 """Seconds after which a host's next address is tried, while the one before does not answer."""
 

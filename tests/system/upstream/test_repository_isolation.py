@@ -339,7 +339,7 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("names", ["one", "many of one domain"])
+@pytest.mark.parametrize("names", ["one", "many of one domain", "many domains"])
 async def test_a_name_that_resolves_slowly(
     registry: StoredRegistry, held: ImageTree, monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
@@ -362,7 +362,8 @@ async def test_a_name_that_resolves_slowly(
             led.append(head)
             if len(led) == REQUESTS_PER_REPOSITORY:
                 asked.set()
-            name = "slow.test" if names == "one" else f"n{len(led)}.slow.test"
+            many = f"n{len(led)}.slow.test" if names == "many of one domain" else f"n.{len(led)}slow.test"
+            name = "slow.test" if names == "one" else many
             return answer(307, location=f"http://{name}:{port}/there")
         return answer(307, location=f"http://fast.test:{port}/there")
 

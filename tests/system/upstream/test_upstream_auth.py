@@ -104,6 +104,53 @@ async def test_a_token_that_is_refused_is_dropped(registry: StoredRegistry, upst
     assert upstream.count("token") == 2
 
 
+async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: ImageTree) -> None:
+    """A process whose token is refused finds a token that another process got since. When the registry refuses that
+    one, too, the process gets a new one: the pull goes on."""
+    accepted: set[str] = set()
+    issued: list[str] = []
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            issued.append(f"t{len(issued) + 1}")
+            accepted.clear()
+            accepted.add(issued[-1])
+            return answer(200, json.dumps({"token": issued[-1], "expires_in": 600}))
+        if any(f"authorization: bearer {token}\r\n" in head.lower() for token in accepted):
+            return answer(200, held.body, content_type=held.media_type)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token",service="here"')
+
+    async with (
+        opened_registry(tmp_path / "data") as registry,
+        opened_registry(tmp_path / "data") as other,
+        scripted_server(reply) as server,
+        upstream_source(registry, server.url) as one,
+        upstream_source(other, server.url) as two,
+    ):
+        await one.get_manifest(REPO, TAG)
+        accepted.clear()
+        await two.get_manifest(REPO, TAG)
+        accepted.clear()
+        assert (await one.get_manifest(REPO, TAG)).digest == held.digest
+    assert issued == ["t1", "t2", "t3"]
+
+
+async def test_a_registry_that_refuses_every_token(registry: StoredRegistry) -> None:
+    """A new token that the registry refuses is not followed by another one."""
+    issued: list[str] = []
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            issued.append(head)
+            return answer(200, json.dumps({"token": f"t{len(issued)}"}))
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        with pytest.raises(ManifestUnknown):
+            await source.get_manifest(REPO, TAG)
+    assert len(issued) == 1
+
+
 async def test_one_who_leaves_takes_no_token_from_others(registry: StoredRegistry, upstream: Hub) -> None:
     """Cancelling the request that asked for a token leaves those that wait for it with one."""
     upstream.set(auth="bearer")

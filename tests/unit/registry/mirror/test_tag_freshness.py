@@ -144,6 +144,19 @@ async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Ex
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
 
 
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_an_unconfirmed_unknown_is_not_cached(site: MirrorStore, worker: MirrorWorker, by: str) -> None:
+    """An "unknown" that the upstream registry itself may not have sent says nothing about the manifest: the next
+    request asks again."""
+    image = site.far.add_image(UPSTREAM_REPO, b"layer")
+    reference = TAG if by == "tag" else image.digest
+    site.far.faults.down = UnconfirmedManifestUnknown()
+    with pytest.raises(ManifestUnknown):
+        await worker.mirror.get_manifest(MIRRORED_REPO, reference)
+    site.far.faults.down = None
+    assert (await worker.mirror.get_manifest(MIRRORED_REPO, reference)).digest == image.digest
+
+
 async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
     """A client that can be given something older does not wait long for an upstream that stalls."""
     site.stale_wait = 0.02
