@@ -120,12 +120,13 @@ class MirroredBlobs:
 
 
 READ_CHUNK: Final = 256 * 1024
+"""Bytes of one read from the fill's file."""
 
 
 class FillReader:
-    """Reads what a fill writes, from the same file, opened for itself: it stays readable once the fill has ended. The
-    blob's last byte is given only once the digest is checked, so that nobody ends up with a whole blob that is wrong.
-    """
+    """Reads the file that a fill writes, through a file descriptor of its own, so the data stays readable after the
+    fill has ended. The last byte of the blob is released only after the digest was checked: no client gets a whole blob
+    with wrong bytes."""
 
     location: str | None = None
     is_incomplete = True
@@ -144,7 +145,8 @@ class FillReader:
             pull.enter()
 
     async def ready(self, at: int) -> int:
-        """Raises what broke the fill off: UpstreamUnavailable, DigestInvalid, StorageFull and the like."""
+        """Waits until the byte at `at` is available and returns where the available bytes end. Raises what ended the
+        fill: UpstreamUnavailable, DigestInvalid, StorageFull and others."""
         if self._checked:
             return self.span[1]
         last = self._fill.size - 1
@@ -180,5 +182,5 @@ class FillReader:
             pull.leave()
         if os.fstat(self._fd).st_nlink:
             os.close(self._fd)
-        else:  # given up meanwhile: the last to close it waits while the file system frees its blocks
+        else:  # the file was deleted: the last close blocks while the file system frees its blocks
             await asyncio.to_thread(os.close, self._fd)

@@ -1,4 +1,4 @@
-"""Manifests of an upstream: what is here as long as it may be trusted, else asked for, once for all who wait."""
+"""Manifests of an upstream: served from the store while they are fresh, otherwise requested once for all clients."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
-"""Seconds a client waits for an upstream when there is something older to give it."""
+"""Time a client waits for the upstream when a stale copy can be served instead."""
 T = TypeVar("T")
 LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
 ToUpstreamName = Callable[[RepositoryName], RepositoryName]
 
 
 class MirroredManifests:
-    """`upstream_name` gives a stored name as the upstream has it. The flights' outcome is a notice for those who waited."""
+    """The manifest reads of `Mirror`. `upstream_name` returns a repository's name at the upstream. Each flight returns
+    a notice for the clients that wait for it, or None."""
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class MirroredManifests:
         self._flights: SingleFlight[str | None] = SingleFlight()
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
-        """What `look`, a local look-up, finds once what is here is good enough. Raises ManifestUnknown, and what the
-        source raises when there is nothing to serve instead."""
+        """Returns what `look_up`, a local look-up, finds once the local copy is fresh enough. Raises ManifestUnknown,
+        and what the upstream raises when there is no local copy."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
@@ -82,9 +83,9 @@ class MirroredManifests:
         return await look_up(repo, reference)
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks upstream about a tag that is not fresh; `force`: about any, also when few requests are left. What is
-        here is what upstream has then; None, or why it may not be. Raises ManifestUnknown, and what the source raises
-        when nothing is here."""
+        """Asks the upstream about a tag that is not fresh. With `force`, also about a fresh tag, and when few requests
+        are left. Returns None when the cached copy is current, otherwise the reason why it may not be. Raises
+        ManifestUnknown; when nothing is cached, what the upstream raises."""
         verdict = self._freshness.judge(tag, await self._records.check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._held(repo, tag) is not None:
             return None
@@ -92,7 +93,7 @@ class MirroredManifests:
 
     @property
     def busy(self) -> bool:
-        """Whether upstream is being asked."""
+        """Whether a request to the upstream runs."""
         return len(self._flights) > 0
 
     async def aclose(self) -> None:
@@ -102,7 +103,7 @@ class MirroredManifests:
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> None:
-        """Upstream is asked; the client is told when what it gets is old."""
+        """Asks the upstream, and sets a notice for the client if it will get a stale copy."""
         flight = self._start(repo, reference)
         if await self._held(repo, reference) is not None:
             await asyncio.wait({flight}, timeout=self._stale_wait)
@@ -115,14 +116,16 @@ class MirroredManifests:
             set_notice(told)
 
     async def _held(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
+        """Returns the descriptor of the cached manifest; None: nothing is cached."""
         try:
             return await self._local.resolve_manifest(repo, reference)
         except ManifestUnknown:
             return None
 
     async def _ask_under_lease(self, repo: RepositoryName, reference: Reference, force: bool = False) -> str | None:
-        """One process at a time; the next finds what the first one heard, and does not wait as long once more when that
-        was nothing: clients give up."""
+        """Asks the upstream, in one process at a time. A process that waited for the lease uses the answer that the
+        previous holder recorded. If there is none, it fails when the wait took longer than `stale_wait`, since its
+        clients would time out."""
         asked, since = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"), share_scope():
             check = await self._records.check(repo, reference)
@@ -142,6 +145,7 @@ class MirroredManifests:
             return await self._revalidate_tag(repo, reference, held, check, force)
 
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
+        """Fetches and stores a manifest of which nothing is cached."""
         try:
             manifest = await self._upstream.get_manifest(self._upstream_name(repo), reference)
         except UnconfirmedManifestUnknown:  # may not be the upstream's own word, so it is not cached
@@ -154,7 +158,8 @@ class MirroredManifests:
     async def _revalidate_tag(
         self, repo: RepositoryName, tag: Tag, held: Descriptor, check: UpstreamCheck | None, force: bool
     ) -> str | None:
-        """A tag that is here: HEAD tells whether it still points there. A notice when nobody could say."""
+        """Checks a cached tag with a HEAD request and fetches the manifest if the tag has moved. Returns a notice when
+        the upstream gave no usable answer."""
         if self._upstream.is_exhausted() and not force:
             return self._outdated(repo, tag, check, f"few requests are left at {self._name}")
         try:
@@ -180,12 +185,12 @@ class MirroredManifests:
         return None
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest) -> Manifest:
-        """The manifest the tag points at now: from here if it is here."""
+        """Returns the manifest that the tag refers to now, from the store if possible."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
             return await self._upstream.get_manifest(self._upstream_name(repo), digest)
-        except ManifestUnknown:  # it moved on between the two requests, or another server of theirs lags behind
+        except ManifestUnknown:  # the tag moved between the two requests, or an upstream replica is behind
             return await self._upstream.get_manifest(self._upstream_name(repo), tag)
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
@@ -195,19 +200,20 @@ class MirroredManifests:
             await self._note(repo, reference, True)
 
     async def _note(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
-        """What cannot be kept is asked for again: no reason to refuse what was found out."""
+        """Records the upstream's answer. A failure to record is logged only: the upstream is then asked again."""
         try:
             await self._records.note_check(repo, reference, known)
         except (StorageFull, StorageFailed) as error:
-            log.warning("what %s said of %s could not be kept: %s", self._name, repo, error.message)
+            log.warning("cannot record the answer of %s about %s: %s", self._name, repo, error.message)
 
     async def _drop(self, repo: RepositoryName, tag: Tag) -> None:
-        """The tag is gone upstream. What it pointed at can still be had by digest."""
+        """Drops a tag that the upstream has deleted. The manifest can still be pulled by digest."""
         with suppress(ManifestUnknown):
             await self._local.delete_tag(repo, tag, by=MIRROR_ACTOR)
         await self._note(repo, tag, False)
 
     def _outdated(self, repo: RepositoryName, reference: Reference, check: UpstreamCheck | None, reason: str) -> str:
+        """Returns the notice for a stale copy."""
         age = self._freshness.age(check) if check is not None and check.known else float("inf")
         since = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
         return f"{repo}:{reference} is served {since}, since {reason}"

@@ -1,4 +1,4 @@
-"""`Mirror`: an upstream's repositories, as if they were here (pull-through)."""
+"""`Mirror`: a pull-through cache of one upstream, as a `Registry`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from storage.wrappers import RefusingRegistry
 
 
 class Mirror(RefusingRegistry):
-    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`), in `local` as upstream_name as they
-    have come. Nothing can be pushed to them; a delete drops what is here.
+    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`). What was pulled is kept in
+    `local`. Pushes are refused; a delete drops the cached copy.
 
-    `clock` gives seconds since 1970; `monotonic` seconds of a clock that is never set. `stale_wait` is for how many seconds
-    a client waits for the upstream when there is something older to give it, `start_timeout` for how many until a blob
-    begins to come, `stall_timeout` for how many a blob that somebody reads may bring nothing. `aclose` ends it with its
-    upstream.
+    `clock`: seconds since 1970. `monotonic`: seconds of a clock that is never set. `stale_wait`: seconds a client waits
+    for the upstream when a stale copy can be served instead. `start_timeout`: seconds until the first byte of a blob.
+    `stall_timeout`: seconds without new bytes after which a blob that has readers is given up. `aclose` also closes the
+    upstream client.
     """
 
     def __init__(
@@ -74,30 +74,31 @@ class Mirror(RefusingRegistry):
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
-        """The name the upstream has for it. Raises NameUnknown for one that is not the upstream's."""
+        """Returns the name a repository has at the upstream. Raises NameUnknown for a name outside this upstream."""
         own = repo.removeprefix(f"{self._name}/")
         if own == repo:
             raise NameUnknown(f"{repo} is not of {self._name}")
         return RepositoryName(own)
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks upstream about a tag that is not fresh; `force`: about any. None: what is here is what upstream has now;
-        else why it may not be. Raises ManifestUnknown, and what the upstream's trouble is when nothing is here."""
+        """Asks the upstream about a tag that is not fresh; with `force`, about any tag. Returns None when the cached
+        copy is current, otherwise the reason why it may not be. Raises ManifestUnknown; when nothing is cached, what
+        the upstream raises."""
         return await self._manifests.revalidate(repo, tag, force=force)
 
     @property
     def filling(self) -> Sequence[Fill]:
-        """Blobs on their way in through this process."""
+        """The fills that run in this process."""
         return self._fills.running()
 
     @property
     def busy(self) -> bool:
-        """Whether upstream is asked for anything, or about to be, whoever waits for it."""
+        """Whether requests to the upstream run or wait in this process, for clients or for the prefetcher."""
         return bool(self._fills.running()) or self._prefetch.busy or self._manifests.busy
 
     async def aclose(self) -> None:
-        """Ends what runs, in order: what nobody waits for, then the rest, then the connections. What came of blobs
-        stays for the next time."""
+        """Stops in this order: prefetching, fills, other requests, connections. Bytes of unfinished blobs are kept for
+        the next start."""
         await self._prefetch.aclose()
         await self._fills.aclose()
         await self._entitlement.aclose()
@@ -119,7 +120,7 @@ class Mirror(RefusingRegistry):
         return await self._blobs.open(repo, digest, span)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Those something was pulled from."""
+        """Returns the repositories of which something was pulled."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
@@ -152,7 +153,7 @@ class Mirror(RefusingRegistry):
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        """Also one that manifests here refer to: it is fetched again when somebody pulls it."""
+        """Deletes the cached blob even if cached manifests refer to it: it is fetched again at the next pull."""
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:

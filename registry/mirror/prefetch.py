@@ -1,12 +1,10 @@
-"""What is fetched before it is asked for, once an image is being pulled.
+"""Prefetching: starts fills for blobs that the client of a running pull will ask for next.
 
-A client that gets an image's manifest will want its config next: hundreds of bytes. One that asks for a layer pulls the
-image, so the other layers are begun too. Who only looks (HEAD, an index) makes nothing start.
+A client that gets an image's manifest needs its config next (some hundred bytes). A client that asks for a layer pulls
+the image, so its other layers are fetched, too. A HEAD or the manifest of an index starts nothing.
 
-What is to be fetched before anybody asks for it, in order and a few at once.
-
-What waits here is a name and no more: no file is open for it, and nothing looks at it until there is a connection that
-nobody else wants.
+`PrefetchQueue` holds names only: a queued blob has no open file, and nothing looks at it until a connection is free
+that no client waits for.
 """
 
 from __future__ import annotations
@@ -26,16 +24,16 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MAX_IMAGES: Final = 256
-"""Pulls that are kept in mind."""
+"""Pulls that are tracked at a time."""
 MAX_IMAGE_BLOBS: Final = 256
-"""Blobs of one image that are fetched ahead; docker knows 127 layers at the most."""
+"""Blobs of one image that are prefetched. docker supports at most 127 layers."""
 MAX_MANIFEST_SIZE: Final = 256 * 1024
-"""Bytes of a manifest that is read, on the event loop, to fetch ahead what it names."""
+"""Largest manifest, in bytes, that is parsed (on the event loop) for prefetching."""
 PrefetchMode = Literal["off", "config", "layers"]
 
 
 class _PulledImage:
-    """An image that a client fetched the manifest of, or a layer."""
+    """An image of which a client pulled the manifest or a layer."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
@@ -53,12 +51,14 @@ class _PulledImage:
 
 
 def _without_annotations(blob: Descriptor) -> Descriptor:
-    """What it takes to fetch it. Annotations may be as large as the manifest, and images are kept in mind for long."""
+    """Returns the fields that a fill needs. Annotations can be as large as the manifest, and images are tracked for
+    long."""
     return Descriptor(blob.media_type, blob.digest, blob.size)
 
 
 class Prefetcher:
-    """`spare` says whether requests may be spent on what nobody waits for. `clock` runs on, in seconds."""
+    """Decides what to prefetch. `may_prefetch` tells whether the upstream's limit leaves requests for it. `clock`:
+    monotonic, in seconds."""
 
     def __init__(
         self, mode: PrefetchMode, queue: PrefetchQueue, may_prefetch: Callable[[], bool], clock: Callable[[], float]
@@ -73,7 +73,7 @@ class Prefetcher:
         begun."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """A client got it."""
+        """Called when a client got the manifest: starts the config's fill."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
         if len(manifest.body) > MAX_MANIFEST_SIZE or not manifest.readable:
@@ -84,8 +84,9 @@ class Prefetcher:
             self._queue.add(repo, [image.config], image.pull, first=True)
 
     def on_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
-        """A client asked for a blob that is not here; `manifests` name it, the newest first. The images begun are those
-        whose manifest was fetched here of late, else the newest: a base layer is in many."""
+        """Called when a client asked for a blob that is not stored. `manifests` name the blob, newest first. Starts the
+        other layers of the images whose manifest was pulled a short time ago, or else of the newest image only, since
+        many images share a base layer."""
         if self._mode != "layers" or not self._may_prefetch():
             return
         recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
@@ -93,8 +94,8 @@ class Prefetcher:
             self._begin_layers(repo, manifest.digest, self._image(repo, manifest), digest)
 
     def on_hit(self, repo: RepositoryName, digest: Digest) -> None:
-        """A client asked for a blob that is here: it will ask for the others of images whose manifest was fetched here
-        of late."""
+        """Called when a client asked for a blob that is stored: starts the other layers of images whose manifest was
+        pulled a short time ago."""
         if self._mode != "layers" or repo not in self._without_layers or not self._may_prefetch():
             return
         for name, image in list(self._without_layers[repo].items()):
@@ -102,15 +103,16 @@ class Prefetcher:
                 self._begin_layers(repo, name, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
-        """Those that a blob belongs to."""
+        """Returns the running pulls of images that contain the blob."""
         return [image.pull for image in self._images.values() if digest in image.digests]
 
     @property
     def busy(self) -> bool:
-        """Whether something is about to be begun."""
+        """Whether fills are about to be started."""
         return self._queue.busy
 
     async def aclose(self) -> None:
+        """Starts no more fills. Running fills go on."""
         await self._queue.aclose()
 
     def _begin_layers(self, repo: RepositoryName, name: Digest, image: _PulledImage, asked: Digest) -> None:
@@ -123,7 +125,7 @@ class Prefetcher:
     def _image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        if image is None or not image.pull.is_active():  # an older pull's blobs may be gone again
+        if image is None or not image.pull.is_active():  # the blobs of an older pull may have been deleted since
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
                 self._without_layers.setdefault(repo, {})[manifest.digest] = image
@@ -144,17 +146,17 @@ class Prefetcher:
 log = logging.getLogger("registry.mirror")
 
 MAX_QUEUED_BLOBS: Final = 1024
-"""Blobs that may wait; who pulls will ask for the others anyway."""
+"""Blobs that can be queued. Others are fetched when the client asks for them."""
 FILLS_AT_ONCE: Final = 4
-"""Fills that nobody waits for."""
+"""Fills at a time that no client waits for."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
 StartFill = Callable[[RepositoryName, Descriptor, ImagePull], Fill]
 
 
 class PrefetchQueue:
-    """`should_prefetch` says whether a blob is worth asking for, `room` waits for a connection, `begin` begins a
-    fill."""
+    """Starts fills for queued blobs, a few at a time and in order. `should_prefetch` tells whether a blob is worth a
+    request, `wait_for_spare` waits for a spare connection, `start_fill` starts the fill."""
 
     def __init__(
         self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
@@ -167,7 +169,8 @@ class PrefetchQueue:
         self._closed = False
 
     def add(self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, first: bool = False) -> None:
-        """They come after what waits already, or `first`. One that waits is kept for this pull instead of its own."""
+        """Queues blobs behind the others, or with `first` before them. A blob that is queued already is moved to this
+        pull."""
         for blob in blobs:
             key = (repo, blob.digest)
             if key in self._waiting or len(self._waiting) < MAX_QUEUED_BLOBS:
@@ -183,11 +186,11 @@ class PrefetchQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way or about to be."""
+        """Whether blobs are queued or being started."""
         return bool(self._runners)
 
     async def aclose(self) -> None:
-        """Begins nothing more. What was begun is not this one's."""
+        """Empties the queue and starts no more fills. Running fills go on."""
         self._closed = True
         self._waiting.clear()
         await cancel_and_wait(self._runners)
@@ -201,5 +204,5 @@ class PrefetchQueue:
                 await self._wait_for_spare()
                 if pull.is_active():
                     await self._start_fill(repo, blob, pull).wait_wanted()
-            except RegistryError as error:  # who asks for it will be told
-                log.info("%s of %s was not begun ahead: %s", digest, repo, error.message)
+            except RegistryError as error:  # a client that asks for the blob gets the error
+                log.info("%s of %s was not prefetched: %s", digest, repo, error.message)

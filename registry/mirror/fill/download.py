@@ -1,6 +1,6 @@
-"""A partial blob's missing bytes are fetched: over as many connections as help, for as long as it takes.
+"""Downloads the missing bytes of one partial blob, over as many connections as help, with retries.
 
-Where the bytes of one request go: into the partial blob, in the thread that fetches them.
+`PieceSink` and `WholeSink` write the bytes of one request into the partial blob, in the thread that reads them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.mirror")
 
 SINGLE_REQUEST_SIZE: Final = 8 * MIB
-"""What is smaller comes in one request."""
+"""Downloads with fewer missing bytes use one request."""
 PROGRESS_POLL_SECONDS: Final = 0.02
-"""Seconds between two looks at what is coming."""
+"""Time between two checks of the progress."""
 DEMAND_POLL_SECONDS: Final = 0.1
-"""Seconds between two looks whether somebody wants it, while nothing is coming and nobody does."""
+"""Time between two checks whether a client wants the blob, while nothing arrives and none does."""
 
 
 class NoReaders(Exception):
-    """It was begun for readers who did not come."""
+    """The download was started ahead of readers, and none came."""
 
 
 class _RunningRequest:
-    """One that is under way. `new`: its connection has brought nothing before. `scope` ends it."""
+    """A request in progress. `new`: its connection has delivered nothing before. `scope` cancels it."""
 
     def __init__(self, new: bool, scope: asyncio.Timeout) -> None:
         self.new = new
@@ -55,9 +55,10 @@ class _RunningRequest:
 
 
 class Download:
-    """One process's work on one partial blob that it owns. `on_begun` is called, on the event loop, when the upstream
-    has begun to send. `endpoints` are those that sent bytes. `begun`: somebody has been given bytes by an owner before
-    this one; then it goes on for `stall_timeout` seconds without any, else only for moments."""
+    """The download of a partial blob that this process owns. `repo` is the upstream's name of the repository.
+    `on_begun` is called on the event loop when the upstream starts to send. `has_begun`: readers got bytes from a
+    previous owner; the download is then retried until `stall_timeout` seconds pass without new bytes, otherwise for
+    moments only. `endpoints` collects the endpoints that sent bytes."""
 
     def __init__(
         self,
@@ -98,8 +99,8 @@ class Download:
         self.endpoints: set[str] = set()
 
     async def run(self) -> None:
-        """Returns when nothing is missing. Raises Unread; PartialLost; StorageFull, StorageFailed; BlobUnknown, Denied,
-        UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Whatever is raised, what came stays."""
+        """Returns when no byte is missing. Raises NoReaders; PartialLost; StorageFull, StorageFailed; BlobUnknown,
+        Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. The stored bytes are kept in any case."""
         try:
             while self._reap_and_check():
                 if not self._demand.requested.is_set() and self._partial.wanted:
@@ -117,7 +118,8 @@ class Download:
             await cancel_and_wait(self._running)
 
     def _reap_and_check(self) -> bool:
-        """Whether there is more to do, after a look at what has ended. What changes from here on is told."""
+        """Collects ended connections and returns whether the download continues. Changes after this call set
+        `_changed`."""
         self._changed.clear()
         ended = {task for task in self._running if task.done()}
         self._running -= ended
@@ -134,7 +136,7 @@ class Download:
         return self._done + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
-        """As many connections as there should be now."""
+        """Starts connections up to the current limit."""
         if self._loop.time() < self._retry.resume_at or not self._demand.is_alive():
             return
         want = 1 if self._small or self._whole or not self._begun else self._concurrency.width
@@ -148,12 +150,13 @@ class Download:
                 return
 
     async def _wait(self) -> None:
-        """Until a connection begins or ends, or it is time to look."""
+        """Waits until a connection starts to receive or ends, or until the next check is due."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._wait_seconds()):
                 await self._changed.wait()
 
     def _wait_seconds(self) -> float | None:
+        """Returns the seconds until the next check; None: nothing is due."""
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
@@ -162,13 +165,14 @@ class Download:
         return max(pause, 0.001) if pause > 0 or not self._running else None
 
     async def _run_connection(self, *, first: bool) -> None:
-        """A connection: piece after piece, each in a slot of its own, so that others come to their turn between."""
+        """Runs one connection: piece after piece. Each piece takes a connection slot of its own, so that other fills
+        get their turn in between."""
         new = True
         while self._may_continue(first):
             slot = self._slots.primary(self._demand, new=new) if first else self._slots.additional(self._demand)
             async with slot as free:
                 if not free:
-                    # Others have them all, or nobody waits for this one any more.
+                    # Other fills use all slots, or no client waits for this blob any more.
                     self._concurrency.note_unavailable(self._loop.time(), len(self._running) - 1)
                     return
                 if self._may_continue(first) and not await self._fetch(new):
@@ -176,6 +180,7 @@ class Download:
             new = False
 
     def _may_continue(self, first: bool) -> bool:
+        """Returns whether this connection may start another request."""
         if self._fatal is not None or not self._left() or not self._demand.is_alive():
             return False
         if self._loop.time() < self._retry.resume_at or (self._whole and len(self._running) > 1):
@@ -183,7 +188,7 @@ class Download:
         return first or len(self._running) <= self._concurrency.width
 
     async def _fetch(self, new: bool) -> bool:
-        """One request. False: this connection is to end."""
+        """Sends one request. Returns whether the connection goes on."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -202,7 +207,7 @@ class Download:
         except TimeoutError:
             if not scope.expired():
                 raise
-            return True  # it was cut; what was left of its piece is for whoever takes it
+            return True  # cut as a straggler; the rest of its piece is free for any connection
         except RegistryError as error:
             self._on_error(sink, error, ranged=span != Span(0))
             return False
@@ -227,7 +232,7 @@ class Download:
         return PieceSink(self._partial, piece, self._begin, self._choice.refused) if piece else None
 
     def _cut_stragglers(self) -> None:
-        """Once nothing is left to be asked for, what is left of the slowest pieces is asked for anew."""
+        """Cuts the slowest connections once every byte was requested. The rest of their pieces is requested again."""
         now = self._loop.time()
         pieces = {sink: sink.piece for sink in self._requests if isinstance(sink, PieceSink) and sink.endpoint}
         self._stragglers.observe(now, {sink: piece.at - piece.start for sink, piece in pieces.items()})
@@ -238,7 +243,7 @@ class Download:
             self._requests[sink].scope.reschedule(now)
 
     def _begin(self) -> None:
-        """In the thread that fetches."""
+        """Called in the thread that reads, when the upstream starts to send."""
         self._loop.call_soon_threadsafe(self._on_begin)
 
     def _on_begin(self) -> None:
@@ -248,10 +253,10 @@ class Download:
         self._on_begun()
 
     def _on_error(self, sink: PieceSink | WholeSink, error: RegistryError, *, ranged: bool) -> None:
-        """What now: go on, pause, or give up."""
+        """Decides whether to retry, to pause, or to give up."""
         if sink.endpoint is not None:
             self.endpoints.add(sink.endpoint)
-            self._begun = True  # its call to the loop may still be on its way
+            self._begun = True  # the call of `_on_begin` may still be pending
         final = isinstance(error, PartialLost | StorageFull | StorageFailed | Denied)
         if final or (isinstance(error, BlobUnknown) and not self._begun):
             self._fatal = self._fatal or error
@@ -265,7 +270,7 @@ class Download:
         if sink.endpoint is not None:
             self._failing = {sink.endpoint}
         if now < self._retry.resume_at:
-            return  # it broke together with another
+            return  # broke together with another connection, which was counted
         if not self._retry.should_retry(error, now, self._received, has_begun=self._begun):
             if not self._may_want_whole(error, ranged):
                 self._fatal = self._fatal or error
@@ -275,22 +280,25 @@ class Download:
         if isinstance(error, RangesUnsupported) and self._retry.failures_in_row > 1:
             self._whole = True
         pause = self._retry.resume_at - now
-        log.info("%s of %s broke off: %s; going on in %.1f s", self._partial.digest, self._repo, error.message, pause)
+        log.info(
+            "%s of %s was interrupted: %s; retry in %.1f s", self._partial.digest, self._repo, error.message, pause
+        )
         self._concurrency.fail(now)
 
     def _may_want_whole(self, error: RegistryError, ranged: bool) -> bool:
-        """Some refuse a Range with an error where they should leave it alone: asked whole, they may answer."""
+        """Returns whether to request the blob without a range. Some upstreams answer a Range with an error instead of
+        ignoring it."""
         if self._begun or self._whole or not ranged:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)
 
 
 RefusedEndpoints = Mapping[str, RegistryError]
-"""The endpoints that nothing is taken from, and what is raised instead."""
+"""Endpoints whose bytes are refused, with the error to raise for each."""
 
 
 class PieceSink:
-    """Takes exactly the piece that was asked for. `begun` is called, in that thread, once the upstream answers."""
+    """Takes exactly the requested piece. `on_begin` is called, in the same thread, when the upstream starts to send."""
 
     def __init__(self, partial: Partial, piece: Piece, on_begin: Callable[[], None], refused: RefusedEndpoints) -> None:
         self._partial = partial
@@ -320,8 +328,8 @@ class PieceSink:
 
 
 class WholeSink:
-    """Takes a blob from its first byte on, and keeps what is missing of it: a byte once there is not written again,
-    since somebody may be reading it."""
+    """Takes a blob from its first byte and stores the missing bytes only. A stored byte is not written again, since a
+    client may be reading it."""
 
     def __init__(
         self, partial: Partial, gaps: Sequence[tuple[int, int]], on_begin: Callable[[], None], refused: RefusedEndpoints
@@ -353,8 +361,8 @@ class WholeSink:
 
 
 def _check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected: int) -> None:
-    """Raises UpstreamUnavailable: nothing is taken from there, or it may be a page that tells of an error, or the
-    manifest is wrong."""
+    """Raises UpstreamUnavailable when the endpoint is refused, or when the size is not the expected one: the response
+    may be an error page, or the manifest is wrong."""
     if endpoint in refused:
         raise refused[endpoint]
     if size != expected:

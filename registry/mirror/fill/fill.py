@@ -1,9 +1,8 @@
-"""`Fill`: one blob on its way in, for any number of readers. It belongs to none of them.
+"""`Fill`: the download of one blob, followed by any number of readers. `Fills`: the fills of this process.
 
-Each process has one for a blob that somebody wants there; over all processes one of them downloads, and the others
-follow what it writes. When that one dies, the next goes on where it was.
-
-The fills of this process, one for each blob and size.
+A fill belongs to no request. Each process that has readers for a blob has one fill. One of these processes owns the
+partial blob and downloads; the others follow what it writes. When the owner dies, another process takes over and
+continues from the bytes that are stored.
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ from storage.names import Digest, RepositoryName
 log = logging.getLogger("registry.mirror")
 
 OWNER_POLL_SECONDS: Final = 0.05
-"""Seconds until what another process is just changing is looked at again."""
+"""Time until a follower checks again whether another process has taken over a partial."""
 MAX_LOST_OWNERS: Final = 40
+"""Owners that may disappear before a follower gives up."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class FillContext:
 
 
 class Fill:
-    """`size` in bytes. `repo` is asked for the blob; `repositories` get it: each of them is entitled to it. `error`:
-    why it ended, where it did not end well."""
+    """The fill of one blob. `size` in bytes. `repo` is the repository asked at the upstream; all of `repositories` are
+    entitled to the blob and get it. `error`: why the fill failed."""
 
     def __init__(self, context: FillContext, repo: RepositoryName, digest: Digest, size: int) -> None:
         self.repo = repo
@@ -76,36 +76,36 @@ class Fill:
 
     @property
     def ended(self) -> bool:
+        """Whether the fill has ended, well or not."""
         return self._ended.is_set()
 
     @property
     def file(self) -> OpenFile:
-        """Where the bytes are while it runs, once `opened` was true."""
+        """The file that the bytes are written to. Valid while the fill runs, once `wait_started` returned True."""
         assert self._partial is not None
         return self._partial.file
 
     @property
     def is_queued(self) -> bool:
-        """It waits for a connection, here or in the process whose it is, since the upstream has as many as it may have:
-        nothing speaks against it. Raises StorageFailed."""
+        """Whether the fill waits for a free connection, in this process or in the owner. Raises StorageFailed."""
         return not self.ended and self._partial is not None and not self._partial.begun
 
     async def wait_started(self) -> bool:
-        """Waits until the upstream has begun to send. False: the blob is content, and to be had where it is stored.
-        Raises what ended the fill."""
+        """Waits until the upstream starts to send. Returns False when the fill has ended and the blob is stored. Raises
+        the error of the fill."""
         await self._started.wait()
         if self.error is not None:
             raise self.error
         return not self.ended
 
     async def wait_finished(self) -> None:
-        """Waits for its end. Raises what ended it."""
+        """Waits for the end of the fill. Raises its error."""
         await self._ended.wait()
         if self.error is not None:
             raise self.error
 
     async def wait_wanted(self) -> None:
-        """Waits until somebody wants it who was not there when it began, or until its end. Raises nothing."""
+        """Waits until a client requests the blob, or until the fill ends. Raises nothing."""
         waits = [asyncio.create_task(event.wait()) for event in (self.demand.requested, self._ended)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -113,8 +113,8 @@ class Fill:
             await cancel_and_wait(waits)
 
     async def wait_until(self, at: int) -> int:
-        """Waits until the byte at `at` is there; how far they reach from there. `at` equal to `size`: until the digest
-        is checked. Raises what ended the fill, DigestInvalid."""
+        """Waits until the byte at `at` is stored and returns where the stored bytes end. With `at` equal to `size`,
+        waits until the digest is checked. Raises the error of the fill."""
         assert self._partial is not None
         with self.demand.waiting(at):
             while not self.ended:
@@ -124,19 +124,19 @@ class Fill:
                 except PartialLost:
                     await self._wait_for_owner(changes)
                 except DigestInvalid:
-                    await self._ended.wait()  # it is about to end; whoever asks again then gets another fill
+                    await self._ended.wait()  # the fill is about to end; the next request starts a new one
         if self.error is not None:
             raise self.error
         return self.size
 
     async def run(self) -> None:
-        """Its whole life. Raises nothing; cancelled, what came stays for the next."""
+        """Runs the fill to its end. Raises nothing. When cancelled, the stored bytes are kept for the next fill."""
         error: RegistryError | None = server_stopping()
         try:
             await self._run()
             error = None
         except NoReaders:
-            error = PartialLost("nobody waited for the blob any more; try again")
+            error = PartialLost("no client waited for the blob any more; try again")
         except BlobUnknown as unknown:
             error = unknown
             if not isinstance(unknown, UnconfirmedBlobUnknown):
@@ -152,8 +152,8 @@ class Fill:
             self._end(error)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
-        """Of other processes: so that they need not find out for themselves, one after the other and each as patiently,
-        what this one knows. Where nothing has come yet each finds it out within moments."""
+        """Records the failure for the followers in other processes, so that they do not repeat the same timeouts one
+        after another. Before the first byte, each follower finds out within moments by itself."""
         partial = self._partial
         if partial is None or not partial.owned or not (self._started.is_set() or isinstance(failure, UpstreamTimeout)):
             return
@@ -161,7 +161,7 @@ class Fill:
             await partial.report_failure(reason)
 
     def abandon(self) -> None:
-        """Its task has ended, perhaps before it began."""
+        """Ends the fill if its task has ended without doing so, perhaps before it began."""
         if not self.ended:
             self._end(server_stopping())
 
@@ -174,13 +174,14 @@ class Fill:
             self._partial.close()
 
     async def _run(self) -> None:
+        """Follows the owner, or becomes the owner and downloads. Raises what ended the fill."""
         self._partial = partial = await self._context.partials.claim(
             self.digest, self.size, self._context.upstream.name
         )
         owned, losses = partial.owned, 0
         while not owned:
             if not self.demand.requested.is_set():
-                raise NoReaders  # another process is at it
+                raise NoReaders  # another process downloads the blob already
             before = partial.owner_failures
             partial.want()
             if await self._follow(partial):
@@ -199,7 +200,7 @@ class Fill:
         return await self._bring_in(partial)
 
     async def _follow(self, partial: Partial) -> bool:
-        """Another process downloads; False: it does no more."""
+        """Follows the owner in another process. Returns whether the blob is complete; False: the owner has stopped."""
         gaps = partial.missing()
         first = asyncio.create_task(self._await_first(partial, gaps[0][0] if gaps else self.size))
         try:
@@ -211,11 +212,13 @@ class Fill:
         return True
 
     async def _await_first(self, partial: Partial, at: int) -> None:
+        """Signals the start of the blob, once the owner has stored a new byte or the partial had some before."""
         if partial.missing() in ([], [(0, self.size)]):
             await partial.wait(at)
         self._started.set()
 
     async def _bring_in(self, partial: Partial) -> None:
+        """Downloads the missing bytes as the owner, and commits the blob."""
         context = self._context
         if not self._started.is_set() and await self._stored():
             return
@@ -243,14 +246,14 @@ class Fill:
         await self._link(self.repositories - {self.repo})
 
     async def _stored(self) -> bool:
-        """Whether it came in, by whatever way, before this process got the right to fetch it."""
+        """Returns whether the blob was stored before this process became the owner."""
         if not await self._context.entitlement.mount(self.repo, self.digest, self.size):
             return False
         await self._link(self.repositories - {self.repo})
         return True
 
     async def _link(self, repositories: Collection[RepositoryName]) -> None:
-        """The others that were asked for it get it too; one that comes later finds it stored."""
+        """Links the blob into further repositories that requested it. A later request finds it stored."""
         for repo in list(repositories):
             await self._context.entitlement.mount(repo, self.digest, self.size)
 
@@ -260,8 +263,7 @@ class Fill:
         self._owner_changed = asyncio.Event()
 
     async def _wait_for_owner(self, changes: int) -> None:
-        """The owner is gone: waits until somebody has taken over, or a moment, in which somebody may have done so
-        unseen."""
+        """Waits until another process owns the partial, or for a moment: the owner may have changed unnoticed."""
         if self._owner_changes == changes and not self.ended:
             with suppress(TimeoutError):
                 async with asyncio.timeout(OWNER_POLL_SECONDS):
@@ -269,7 +271,8 @@ class Fill:
 
 
 class Fills:
-    """They run by themselves, whoever wants them or leaves."""
+    """The fills of this process, by digest and size. They run independently of the requests that start or follow
+    them."""
 
     def __init__(self, context: FillContext) -> None:
         self._context = context
@@ -277,30 +280,32 @@ class Fills:
         self._closed = False
 
     def request(self, repo: RepositoryName, digest: Digest, size: int) -> Fill:
-        """The blob's fill for a client, begun if there is none. Nothing is awaited between looking it up and holding
-        it. Raises UpstreamUnavailable."""
+        """Returns the blob's fill for a client, started if there is none. Does not await, so the fill cannot end in
+        between. Raises UpstreamUnavailable."""
         fill = self._find(repo, digest, size)
         fill.demand.request()
         return fill
 
     def start_ahead(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
-        """The same for a blob that a client may ask for in that `pull`."""
+        """Returns the blob's fill for the prefetcher, started if there is none. It runs as long as `pull` is active.
+        Raises UpstreamUnavailable."""
         fill = self._find(repo, blob.digest, blob.size)
         fill.demand.pulls.add(pull)
         return fill
 
     def find_for(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """One that brings the blob in for that repository, which was found to be entitled to it."""
+        """Returns a running fill for a blob whose `repositories` include `repo`; None: there is none."""
         for (what, _), (fill, _) in self._fills.items():
             if what == digest and repo in fill.repositories and not fill.ended:
                 return fill
         return None
 
     def running(self) -> list[Fill]:
+        """Returns the running fills."""
         return [fill for fill, _ in self._fills.values()]
 
     async def aclose(self) -> None:
-        """Ends them all; what has come stays for the next time."""
+        """Cancels all fills. The stored bytes are kept for the next start."""
         self._closed = True
         await cancel_and_wait(task for _, task in self._fills.values())
 

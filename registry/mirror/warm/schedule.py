@@ -1,4 +1,4 @@
-"""Warms what the settings name, again and again, in one of the processes that serve."""
+"""Scheduled warming: one server process warms the references of the settings at an interval."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
 FIRST_ROUND_SECONDS = 60.0
-"""Seconds after the start until the first round, at the most: a start asks no upstream anything."""
+"""Longest time from the start to the first round. The start itself contacts no upstream."""
 TAKEOVER_POLL_SECONDS = 15.0
-"""Seconds between two looks whether the process whose turn it was has died."""
+"""Time between two checks whether the process that warms has ended."""
 log = logging.getLogger("registry.mirror.warm")
 
 
 class WarmLog(WarmObserver):
-    """Tells the log what came of each reference."""
+    """Logs the result of each reference."""
 
     def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None: ...
 
@@ -33,10 +33,13 @@ class WarmLog(WarmObserver):
 
     def on_reference_done(self, where: ImageReference, warmed: WarmResult) -> None:
         if warmed.error:
-            log.warning("%s is not all here: %s", where, warmed.error)
+            log.warning("%s is not completely cached: %s", where, warmed.error)
         elif warmed.fetched:
             log.info(
-                "%s is here: %d bytes were fetched, %d were here before", where, warmed.fetched, warmed.already_stored
+                "%s is cached: %d bytes were fetched, %d were cached before",
+                where,
+                warmed.fetched,
+                warmed.already_stored,
             )
 
 
@@ -44,8 +47,8 @@ class WarmLog(WarmObserver):
 async def warm_on_schedule(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases
 ) -> AsyncIterator[None]:
-    """While the block runs, what `settings` name is warmed. All workers call it; one of them does it, and when that one
-    dies, the next."""
+    """Warms what `settings` name while the block runs. Every worker calls this; one at a time warms, and another one
+    takes over when it ends."""
     if not settings.references and settings.file is None:
         yield
         return
@@ -65,7 +68,7 @@ async def _rounds(settings: WarmSettings, locate: Locate, find_stored: FindStore
                     await _round(settings, locate, find_stored)
                     await asyncio.sleep(settings.interval)
         except StorageFailed as error:
-            log.warning("whose turn it is to warm cannot be told: %s", error.message)
+            log.warning("cannot take the lease for warming: %s", error.message)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
 
 
@@ -76,5 +79,5 @@ async def _round(settings: WarmSettings, locate: Locate, find_stored: FindStored
         await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(places)
     except ReferencesError as error:
         log.warning("nothing is warmed: %s", error)
-    except Exception:  # the next round may do better, and nobody else would start it
-        log.exception("warming was broken off")
+    except Exception:  # keeps the loop alive: the next round may succeed
+        log.exception("warming failed")
