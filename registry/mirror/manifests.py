@@ -111,9 +111,9 @@ class MirroredManifests:
                 check = await self._records.check(repo, reference)
                 set_notice(self._outdated(repo, reference, check, f"{self._name} is slow to answer"))
                 return
-        told = await wait_for_outcome(flight)
-        if told is not None:
-            set_notice(told)
+        notice = await wait_for_outcome(flight)
+        if notice is not None:
+            set_notice(notice)
 
     async def _held(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
         """Returns the descriptor of the cached manifest; None: nothing is cached."""
@@ -131,11 +131,11 @@ class MirroredManifests:
             check = await self._records.check(repo, reference)
             held = await self._held(repo, reference)
             verdict = self._freshness.judge(reference, check)
-            just = check is not None and check.known and asked < check.at <= self._freshness.now()
+            checked_meanwhile = check is not None and check.known and asked < check.at <= self._freshness.now()
             if verdict is Verdict.UNKNOWN and not force:
                 raise ManifestUnknown(f"{self._name} has no such manifest")
-            good = just or verdict is Verdict.FRESH or isinstance(reference, Digest)
-            if held is not None and good and not force:
+            is_current = checked_meanwhile or verdict is Verdict.FRESH or isinstance(reference, Digest)
+            if held is not None and is_current and not force:
                 return None
             if held is None or isinstance(reference, Digest):
                 if time.monotonic() - since > self._stale_wait and not force:

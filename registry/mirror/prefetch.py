@@ -69,8 +69,8 @@ class Prefetcher:
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
         self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
-        """Those of `_images` of which no layer was asked for yet, so that a look for them costs nothing once all are
-        begun."""
+        """The images in `_images` whose layers were not started. A cache hit looks here only, so it costs nothing once
+        all layers are started."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
         """Called when a client got the manifest: starts the config's fill."""

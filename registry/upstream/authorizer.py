@@ -1,9 +1,9 @@
-"""Getting let in: what `Authorization` an endpoint wants for a scope.
+"""Chooses the `Authorization` header for an endpoint and a scope.
 
-Sources: RFC 9110, 11 and RFC 6750 (challenges). A challenge counts for the endpoint and the scope it was given for, and
-is remembered only once it led to a token. For other scopes of that endpoint the token service that worked is a guess:
-it saves the request that would only bring the same challenge. Where the guess fails, in whatever way, the request is
-sent without a token, and the endpoint says itself what it wants.
+Sources: RFC 9110, 11 and RFC 6750 (challenges). A challenge applies to the endpoint and scope it was sent for, and is
+cached only once it led to an accepted token. For other scopes of that endpoint, the token service that worked is used
+as a guess, which saves the request that would bring the same challenge. If the guess fails in any way, the request is
+sent without a token, and the endpoint's response says what it requires.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUna
 from storage.interface import Leases, UpstreamRecords
 
 PING_VALID_SECONDS = 600.0
-"""For how long what an endpoint asked for at `/v2/` is believed: a login, or none."""
+"""Time for which the response at `/v2/` is used: a login is required, or none."""
 UNCLEAR_PING_VALID_SECONDS = 60.0
-"""The same where it said neither: it refused, without saying what it wants."""
+"""The same if the response was a refusal without a challenge."""
 MAX_KNOWN_CHALLENGES = 1000
-"""Scopes whose challenge is remembered, the most."""
+"""Scopes whose challenge is cached."""
 CHALLENGE_VALID_SECONDS = 3600.0
 OFFER_SECONDS = 3.0
-"""For what is done before the endpoint is asked: requester it how to log in, and getting a token for what it asked for
-earlier. Then the request is sent without a token, and the endpoint says what it wants."""
+"""Time limit for steps before the request itself: asking the endpoint how to log in, and getting a token for a cached
+challenge. After that the request is sent without a token, and the response says what is required."""
 OFFER_SHARE = 3
-"""It takes at most this part (a third) of the time that an endpoint has."""
+"""These steps take at most this part (a third) of the endpoint's time limit."""
 GUESS_SECONDS = 2.0
-"""The same for a token from a service that may not be the scope's."""
+"""The same limit for a token from a guessed service."""
 MAX_WRONG_GUESSES = 3
-"""Guesses that fail in a row until another token service is guessed: those of one repository must not be enough."""
+"""Failed guesses in a row until another token service is guessed: those of one repository must not be enough."""
 MAX_PARAMETER_LENGTH = 4096
-"""Characters of a realm, a service or a scope in a challenge."""
+"""Longest realm, service or scope in a challenge, in characters."""
 
 _LOGIN_FAILURES = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
 
 
 @dataclass(frozen=True, slots=True)
 class LoginRequirement:
-    """What an endpoint wants. `service` is None where it wants the password itself (Basic)."""
+    """What an endpoint requires. `service` is None if it wants the password itself (Basic)."""
 
     service: TokenEndpoint | None
     scope: str
@@ -57,7 +57,7 @@ class LoginRequirement:
 
 @dataclass(slots=True)
 class TokenServiceGuess:
-    """The token service that worked at an endpoint. `misses`: how often it did not since."""
+    """The token service that worked at an endpoint, and how often it has failed since."""
 
     service: TokenEndpoint
     failures: int = 0
@@ -65,8 +65,8 @@ class TokenServiceGuess:
 
 @dataclass(slots=True)
 class AuthorizationOffer:
-    """The `Authorization` to begin with. `failure`: none could be got for the `requirement`, which may not be the endpoint's.
-    `guess`: what it comes from, where it is a guess."""
+    """The `Authorization` to send first. `failure`: why none could be obtained for `requirement`, which may not be the
+    endpoint's. `guess`: the guess it is based on."""
 
     authorization: str | None = None
     requirement: LoginRequirement | None = None
@@ -78,7 +78,8 @@ class AuthorizationOffer:
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """What an endpoint said at `/v2/`: it wants a login (`requirement`), or it is open, or neither."""
+    """An endpoint's response at `/v2/`: `requirement` for a login; None with status 200: no login required; None
+    otherwise: unclear."""
 
     status: int
     requirement: LoginRequirement | None
@@ -86,7 +87,7 @@ class PingResult:
 
 
 class UpstreamAuthorizer:
-    """One upstream's logins."""
+    """The logins of one upstream."""
 
     def __init__(
         self,
@@ -115,18 +116,18 @@ class UpstreamAuthorizer:
 
     @property
     def configured(self) -> bool:
-        """Somebody logs in, so that a refusal is a refusal of the login."""
+        """Whether a login is available, so that a refusal is a refusal of that login."""
         return self._login.current() is not None
 
     @property
     def is_login_missing(self) -> bool:
-        """Somebody is to log in, but the file holds no login any more."""
+        """Whether a login is configured, but its file holds none now."""
         return self._login.configured and not self.configured
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """What to begin with. Nothing, as long as the endpoint has asked for nothing, or does not say in time what it
-        wants: then the answer to the request itself says so. Raises UpstreamUnavailable: our login cannot be read;
-        TooManyRequests: it limits that question."""
+        """Returns the `Authorization` to send first: none if the endpoint has not asked for one, or does not say in
+        time what it requires. Raises UpstreamUnavailable if the configured login cannot be read; TooManyRequests if the
+        endpoint limits that question."""
         login = self._login.current()
         key = self._key(endpoint, scope, login)
         if token := await self._tokens.cached(key):
@@ -151,7 +152,7 @@ class UpstreamAuthorizer:
                 return AuthorizationOffer(authorization, requirement, guess=guess, is_new=is_new)
         except _LOGIN_FAILURES as error:
             if requirement is None and isinstance(error, TooManyRequests):
-                raise  # it may be asked in a moment
+                raise  # the question can be repeated in a moment
             if guess is None:
                 self._requirements.pop((endpoint, scope), None)
             else:
@@ -159,8 +160,8 @@ class UpstreamAuthorizer:
             return AuthorizationOffer(None, requirement, error)
 
     def offer_unchallenged(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
-        """What to try where an endpoint refuses and says nowhere how to log in; None: there is nothing. It goes to the
-        endpoint alone, which the settings name; no realm is asked."""
+        """Returns what to try when an endpoint refuses without a challenge; None: nothing. The password goes to the
+        endpoint only, which the settings name; no realm is used."""
         login = self._login.current()
         if login is None or not login.username or login.identity or (endpoint, scope) in self._requirements:
             return None
@@ -171,8 +172,8 @@ class UpstreamAuthorizer:
     async def renew(
         self, endpoint: str, scope: str, answer: UpstreamResponse, offer: AuthorizationOffer
     ) -> AuthorizationOffer | None:
-        """Another offer, after `answer` refused that one. None: there is no other. Raises Denied, AnonymousRefused,
-        TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+        """Returns another offer after `answer` refused `offer`; None: there is no other. Raises Denied,
+        AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
         login = self._login.current()
         key = self._key(endpoint, scope, login)
         requirement = self._requirement_of(answer, scope, login)
@@ -189,14 +190,14 @@ class UpstreamAuthorizer:
             and requirement == offer.requirement
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
-            raise offer.failure  # the guess was right; a service that was slow may be ready by now
+            raise offer.failure  # the guess was right, so asking again fails, too; after a timeout it may succeed
         authorization, is_new = await self._authorization_for(endpoint, key, requirement, login, token)
         if authorization == offer.authorization:
             return None
         return AuthorizationOffer(authorization, requirement, is_new=is_new)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
-        """The endpoint has let that in."""
+        """Called when the endpoint has accepted the offer: caches its requirement."""
         if offer.requirement is None or offer.authorization is None:
             return
         self._requirements.pop((endpoint, scope), None)
@@ -228,8 +229,9 @@ class UpstreamAuthorizer:
     async def _probe(
         self, endpoint: str, scope: str, login: UpstreamLogin, attempt: EndpointAttempt
     ) -> LoginRequirement | None:
-        """What the endpoint asks everybody for. Some registries show public content to everybody and answer 404, not
-        401, for the rest: what the login may see is seen only by requester with it. Clients look at `/v2/` for that."""
+        """Asks the endpoint what it requires of everybody. Some registries show public content to everybody and answer
+        404 instead of 401 for the rest, so what the login can see is found only with the login. Clients ask `/v2/` for
+        the same reason."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.until - self._clock() <= PING_VALID_SECONDS:
             attempt.on_sent()
@@ -257,7 +259,8 @@ class UpstreamAuthorizer:
     def _requirement_of(
         self, answer: UpstreamResponse, scope: str, login: UpstreamLogin | None
     ) -> LoginRequirement | None:
-        """What an answer's challenge wants; `scope` where it names none. None: nothing that can be met."""
+        """Returns what the challenge of a response requires, with `scope` if it names none; None: nothing that can be
+        met."""
         challenges = parse_challenges(answer.headers.get("www-authenticate", ""))
         challenge = choose_challenge(challenges, bool(login and login.username))
         if challenge is None:

@@ -1,4 +1,4 @@
-"""The far registry as a `UpstreamClient`."""
+"""`HttpUpstreamClient`: an upstream registry over HTTP, as an `UpstreamClient`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from storage.interface import Leases, UpstreamRecords
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 MANIFEST_SIZE = 8 * MIB
-"""Bytes of a manifest, the most."""
+"""Largest manifest, in bytes."""
 ANSWER_MEMORY = 56 * MIB
-"""Bytes of an upstream's answers that are held at the same time, until they are read and stored."""
+"""Bytes of one upstream's responses that are in memory at a time, until they are parsed and stored."""
 
 _NO_HEAD = frozenset({400, 405, 501})
 _NO_SIZE = frozenset({400, 403, 405, 501})
 
 
 class FetchEnded(Exception):
-    """Carries an error past the endpoints that are left: the sink has had bytes, or raised it."""
+    """Carries an error past the remaining endpoints: the sink raised it, or has received bytes."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -49,7 +49,7 @@ class FetchEnded(Exception):
 
 
 class HttpUpstreamClient:
-    """As `registry.mirror.upstream_client.UpstreamClient` says."""
+    """See `registry.mirror.upstream_client.UpstreamClient`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class HttpUpstreamClient:
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
-            # An answer to HEAD has no body that shows whose it is, and what is here may hang on it.
+            # A response to HEAD has no body that shows who sent it, and a cached tag may be dropped because of it.
             with suppress(UnconfirmedManifestUnknown):
                 answer = await self._manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else answer.digest
@@ -126,7 +126,7 @@ class HttpUpstreamClient:
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, digest: Digest
     ) -> int:
         path, unknown = f"blobs/{digest}", BlobUnknown()
-        # An answer to HEAD has no body that shows whose it is, and "unknown" is remembered.
+        # A response to HEAD has no body that shows who sent it, and "unknown" is cached.
         with suppress(UnconfirmedBlobUnknown):
             answer = await self._requester.request(
                 endpoint, attempt, repo, RequestKind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE
@@ -134,7 +134,7 @@ class HttpUpstreamClient:
             if answer.status == 200 and answer.length is not None:
                 _check_same_digest(answer, digest, "blob")
                 return answer.length
-        # Addresses that redirects lead to may be signed for GET alone; and not all answer HEAD with a length.
+        # A redirect's URL may be signed for GET only, and not every server sends a length with HEAD.
         answer = await self._requester.request(
             endpoint,
             attempt,
@@ -148,8 +148,8 @@ class HttpUpstreamClient:
             accepted=(416,),
         )
         _check_same_digest(answer, digest, "blob")
-        told = parse_count(answer.headers.get("content-range", "").rpartition("/")[2])
-        size = answer.length if answer.status == 200 else told
+        total = parse_count(answer.headers.get("content-range", "").rpartition("/")[2])
+        size = answer.length if answer.status == 200 else total
         if size is None:
             raise UpstreamUnavailable(f"{loggable_origin(answer.url)} does not say how long the blob is")
         return size
@@ -162,7 +162,7 @@ class HttpUpstreamClient:
         loop = asyncio.get_running_loop()
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
-            # The endpoint lives once it answers; that this ends, long afterwards, is no news of it.
+            # The endpoint counts as alive once it responds. The end of a long transfer says nothing about it.
             transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
@@ -197,7 +197,7 @@ class HttpUpstreamClient:
         return self._requester.allowances.is_exhausted()
 
     async def aclose(self) -> None:
-        """Ends what is under way. Idempotent."""
+        """Cancels running requests and closes the connections. Idempotent."""
         self._blobs.close()
         await self._lists.aclose()
         await self._requester.aclose()
@@ -211,8 +211,8 @@ def make_upstream_client(
     clock: Callable[[], float] = time.time,
     classify: NetworkClassifier = classify_address,
 ) -> UpstreamClient:
-    """The far registry that `settings` name. Contacts nobody and reads no file; of the environment it reads the
-    proxies. `clock`: seconds since 1970. `classify` tells in which network an address is."""
+    """Returns the client for the upstream in `settings`. Contacts nobody and reads no file; reads the proxies from the
+    environment. `clock`: seconds since 1970. `classify` returns the network of an address."""
     return HttpUpstreamClient(settings, records, leases, clock, classify)
 
 

@@ -1,4 +1,4 @@
-"""Asking a far registry: the endpoints in their order, let in at each, and refusals turned into errors of ours."""
+"""Sends requests to one upstream: tries its endpoints in order, logs in where required, and maps refusals to errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from storage.names import RepositoryName
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Small requests at once for one repository: those that hang must leave connections to the other repositories."""
+"""Small requests at a time for one repository. If they hang, connections are left for other repositories."""
 
 MAX_RENEWALS = 3
 """Times that one request is sent again with another token."""
@@ -52,11 +52,11 @@ _TRY_NEXT = (
     UnconfirmedBlobUnknown,
     UnconfirmedNameUnknown,
 )
-"""What says nothing of the thing asked for."""
+"""Errors that say nothing about the requested content: the next endpoint is tried."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Said by one endpoint, but another may have the same bytes."""
+"""One endpoint does not have or give the content; another one may."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""What a registry may say to hide from the anonymous what a login sees."""
+"""Statuses with which a registry may hide from anonymous clients what a login could see."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -70,11 +70,12 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobUnknown,
     NameUnknown,
 )
-"""What is told when no endpoint had it, each for its reason. "Unknown" is told only if all say so."""
+"""The error to report when no endpoint succeeded and the errors differ. "Unknown" is reported only if all endpoints
+agree."""
 
 
 class UpstreamRequester:
-    """One upstream's endpoints, and what is needed to be let in there."""
+    """Requests to the endpoints of one upstream, with limits, circuit breakers and logins."""
 
     def __init__(
         self,
@@ -101,19 +102,19 @@ class UpstreamRequester:
         avoid: Collection[str] = (),
         seconds: float | None = ANSWER_TIMEOUT_SECONDS,
     ) -> T:
-        """The outcome at the first endpoint that answers. `anywhere`: what is asked for has a digest, so one endpoint's
-        "unknown" is not the last word. Of names and tags the first of the settings is the authority: its "unknown" is
-        final, and that of the others counts for nothing, since they are asked only when it says nothing. `seconds`: for
-        all of it, so that an endpoint that hangs leaves time for the next."""
+        """Returns the result of the first endpoint that succeeds. `any_endpoint`: the content has a digest, so
+        "unknown" from one endpoint is not final. For names and tags the first endpoint of the settings is
+        authoritative: its "unknown" is final, and the "unknown" of others counts for nothing. `seconds`: the limit for
+        all endpoints together, shared so that a hanging endpoint leaves time for the next."""
         await self.allowances.refresh()
         order = self._endpoints.in_order(repo, avoid)
-        resting = self._endpoints.circuit_open_errors(order)
+        open_circuits = self._endpoints.circuit_open_errors(order)
         failures: list[RegistryError] = []
         order = await self._without_limited(order, kind, failures)
         loop = asyncio.get_running_loop()
         ends = None if seconds is None else loop.time() + seconds
-        for place_in_line, endpoint in enumerate(order):
-            share = None if ends is None else (ends - loop.time()) / (len(order) - place_in_line)
+        for position, endpoint in enumerate(order):
+            share = None if ends is None else (ends - loop.time()) / (len(order) - position)
             try:
                 return await self._try(endpoint, operation, repo, share)
             except _TRY_NEXT as error:
@@ -122,12 +123,12 @@ class UpstreamRequester:
                 if not any_endpoint and endpoint is self._endpoints.all[0]:
                     raise
                 failures.append(_without_traceback(error))
-        raise _error_to_report([*failures, *resting])
+        raise _error_to_report([*failures, *open_circuits])
 
     async def _without_limited(
         self, order: list[UpstreamEndpoint], kind: RequestKind, failures: list[RegistryError]
     ) -> list[UpstreamEndpoint]:
-        """Those that let us ask for that; what the others said goes to `failures`."""
+        """Returns the endpoints that accept this kind of request now. Adds the errors of the others to `failures`."""
         found = []
         for endpoint in order:
             try:
@@ -157,15 +158,15 @@ class UpstreamRequester:
         unknown: RegistryError,
         accepted: Collection[int] = (),
     ) -> UpstreamResponse:
-        """The answer of `send`, called with the headers that let us in, again where a token has to be got first.
-        Raises what any answer means that is neither a success nor among `accepted`."""
+        """Returns the response of `send`, which is called with the headers of the login, and again when a token has to
+        be obtained first. Raises the error for any response that is neither a success nor in `accepted`."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
             unknown = as_unconfirmed(unknown)
         try:
             answer, granted = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
         except AnonymousRefused:
-            # The token service refuses a login, whatever it says of it; the registry was not asked.
+            # The token service refused; the registry itself was not asked.
             raise as_unconfirmed(unknown) from None
         if answer.status < 500:
             attempt.on_alive()
@@ -181,7 +182,7 @@ class UpstreamRequester:
     async def _send_with_login(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
     ) -> tuple[UpstreamResponse, bool]:
-        """The last answer of `send`, and whether it was asked with a token."""
+        """Returns the last response of `send`, and whether the request carried a token."""
         url, auth = endpoint.url, self._auth
         offer = await auth.offer(url, scope, attempt)
         answer = await send(_headers(offer))
@@ -190,7 +191,7 @@ class UpstreamRequester:
         if _asks_for_login(answer):
             offer, answer = await self._renew(url, scope, send, offer, answer)
         elif isinstance(offer.failure, RegistryError) and auth.configured and answer.status in _REFUSAL_STATUSES:
-            raise offer.failure  # what the login might see was not asked for
+            raise offer.failure  # the request was sent without the login, which might see more
         if answer.status in (200, 206):
             auth.on_accepted(url, scope, offer)
         return answer, (offer.authorization or "").startswith("Bearer ")
@@ -225,8 +226,8 @@ class UpstreamRequester:
         accepted: Collection[int] = (),
         after: UpstreamResponse | None = None,
     ) -> UpstreamResponse:
-        """A small request, `send_authorized`. `path` starts below `/v2/` and the repository's name, or is a whole
-        address there, which the answer `after` that it comes has named."""
+        """Sends a small request through `send_authorized`. `path` is relative to `/v2/` and the repository's name, or a
+        whole URL there that the response `after` named."""
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         reach = self._api.reach_from(after) if after is not None else None
 
@@ -249,14 +250,15 @@ class UpstreamRequester:
 
 
 def _without_traceback(error: RegistryError) -> RegistryError:
-    """The error without the frames it came through. They hold the answer, of up to 8 MiB, and one of them holds the
-    list of errors: such a circle would stay in memory until the garbage collector comes by."""
+    """Returns the error without the frames it passed through. They hold the response, up to 8 MiB, and one of them
+    holds the list of errors: this cycle would stay in memory until the garbage collector runs."""
     error.__traceback__ = error.__context__ = None
     return error
 
 
 def _error_to_report(failures: list[RegistryError]) -> RegistryError:
-    """Of several that weigh the same the first; of several "too many requests" the one that ends first."""
+    """Returns the most relevant error: of several of the same kind the first, of several TooManyRequests the one that
+    ends first."""
     found = [error for kind in _ERROR_PRECEDENCE for error in failures if type(error) is kind]
     waits = [error for error in failures if isinstance(error, TooManyRequests)]
     return min(waits, key=lambda error: error.retry_after) if found[0] in waits else found[0]
@@ -267,12 +269,13 @@ def _headers(offer: AuthorizationOffer) -> dict[str, str]:
 
 
 def _lacks_challenge(answer: UpstreamResponse) -> bool:
-    """It refuses, and does not say what would help."""
+    """Returns whether a refusal does not say how to log in."""
     return answer.status in (401, 403, 404) and not answer.is_foreign and "www-authenticate" not in answer.headers
 
 
 def _asks_for_login(answer: UpstreamResponse) -> bool:
-    """It asks for a login or a token (RFC 9110, 15.5.2; RFC 6750, 3.1); a redirect's target cannot."""
+    """Returns whether the response asks for a login or a token (RFC 9110, 15.5.2; RFC 6750, 3.1). The target of a
+    redirect cannot ask for one."""
     if answer.is_foreign:
         return False
     return answer.status == 401 or (

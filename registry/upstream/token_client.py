@@ -1,7 +1,7 @@
-"""Tokens: requester a token service for one, and keeping it until shortly before it expires.
+"""Gets tokens from token services and caches them until shortly before they expire.
 
 Sources: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication"). Tokens
-are kept in memory and in Records, and one request for a token is under way at a time, over all processes.
+are cached in memory and in Records. For each token, one request runs at a time over all processes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from storage.interface import Leases, UpstreamRecords
 log = logging.getLogger("registry.upstream")
 
 DEFAULT_LIFETIME_SECONDS = 60.0
-"""Seconds a token lives whose service does not say (the token specification's default)."""
+"""Lifetime of a token whose service names none (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""Seconds before its end from which on a token is not used, at most a fifth of its life."""
+"""A token is not used in this time before its end, at most a fifth of its lifetime."""
 MAX_CACHED_TOKENS = 1000
-"""Tokens in memory, the most; and requests for tokens that are held back."""
+"""Tokens in memory; also the requests for tokens that are paused after a 429."""
 MAX_TOKEN_ANSWER = 256 * KIB
-"""Bytes of a token service's answer."""
+"""Largest response of a token service, in bytes."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
 
 
 class AnonymousRefused(Exception):
-    """The token service gives nothing to somebody without a login."""
+    """The token service refuses clients without a login."""
 
 
 class ObtainedToken(NamedTuple):
@@ -61,7 +61,7 @@ class TokenEndpoint:
 
 
 class TokenClient:
-    """One upstream's. A key is of one endpoint, scope and login."""
+    """The tokens of one upstream. A key stands for one endpoint, scope and login."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class TokenClient:
         self._flights: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
+        """Returns a cached token that has not expired; None: there is none."""
         now = self._clock()
         token, expires = self._tokens.get(key, ("", 0.0))
         if now < expires:
@@ -94,27 +95,27 @@ class TokenClient:
         return None
 
     async def drop(self, key: str, token: str) -> None:
-        """The endpoint has refused it."""
+        """Drops a token that the endpoint has refused."""
         if self._tokens.get(key, ("",))[0] == token:
             del self._tokens[key]
         try:
             await self._records.drop_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # it is refused once more, and another one got
-            log.warning("a token for %s could not be dropped for the other workers: %s", self._name, error)
+        except (StorageFailed, StorageFull) as error:  # it will be refused again, and another one obtained
+            log.warning("cannot drop a token for %s for the other workers: %s", self._name, error)
 
     async def obtain(
         self, key: str, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, refused: str | None
     ) -> ObtainedToken:
-        """A token that is not `refused`. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
+        """Returns a token other than `refused`. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
         UpstreamTimeout."""
-        # Whoever was sent to another service must not wait for what this one does.
+        # Separate flights for different services: a request must not wait for a service it does not use.
         flight = f"{key} {scope} {service.service} {service.realm}"
 
         async def obtain() -> ObtainedToken:
             return await self._obtain(flight, key, service, scope, login, refused)
 
         token = await self._flights.run(flight, obtain)
-        if token.text == refused:  # the flight had begun before this token was refused
+        if token.text == refused:  # the flight started before this token was refused
             token = await self._flights.run(flight, obtain)
         return token
 
@@ -130,7 +131,7 @@ class TokenClient:
         login: UpstreamLogin | None,
         refused: str | None,
     ) -> ObtainedToken:
-        """A token that is not `refused`: one that another process got meanwhile, or a new one."""
+        """Returns a token other than `refused`: one that another process has obtained, or a new one."""
         where = f"the token service {loggable_origin(service.realm)}"
         async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._leases.take(f"token {flight}"):
             if (known := await self.cached(key)) and known != refused:
@@ -138,7 +139,7 @@ class TokenClient:
             asked = self._clock()
             if 0 < (wait := self._limited_until.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
                 raise self._backoff.error(wait)
-            async with share_scope():  # its own: whoever began this may be gone
+            async with share_scope():  # not the request's scope, which may have ended
                 answer = await self._ask(service, scope, login)
                 if answer.status == 429:
                     raise self._note_limit(flight, answer)
@@ -148,11 +149,11 @@ class TokenClient:
             try:
                 await self._records.keep_token(key, token, expires)
             except (StorageFailed, StorageFull) as error:
-                log.warning("a token for %s could not be kept for the other workers: %s", self._name, error)
+                log.warning("cannot store a token for %s for the other workers: %s", self._name, error)
             return ObtainedToken(token, is_new=True)
 
     async def _ask(self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None) -> UpstreamResponse:
-        """GET with the password; where that is not done, and for an identity token, POST."""
+        """Sends a GET with the password; a POST for an identity token, or if the service does not support GET."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
             query = parse_qsl(parts.query, keep_blank_values=True)
@@ -177,8 +178,8 @@ class TokenClient:
         self._tokens[key] = (token, expires)
 
     def _note_limit(self, flight: str, answer: UpstreamResponse) -> TooManyRequests:
-        """The error for a 429. It holds back the request that got it and no other: whoever answers for one repository
-        must not keep the others from logging in."""
+        """Returns the error for a 429. It pauses this token request only: the answer for one repository must not keep
+        others from logging in."""
         error = self._backoff.unrecorded_error(answer.headers)
         if len(self._limited_until) >= MAX_CACHED_TOKENS:
             del self._limited_until[min(self._limited_until, key=lambda each: self._limited_until[each])]
@@ -187,8 +188,8 @@ class TokenClient:
 
 
 def _token_fields(body: bytes) -> tuple[Any, Any]:
-    """What a token service's answer names as token and lifetime; no token: it is no JSON object. Errors are raised
-    elsewhere, since they would hold the whole document for as long as they are on their way."""
+    """Returns token and lifetime of a token service's response; None as the token: the response is no JSON object.
+    Errors are raised elsewhere, since their traceback would keep the whole document in memory."""
     try:
         document = json.loads(body)
         return document.get("token") or document.get("access_token") or "", document.get("expires_in")
@@ -197,7 +198,7 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
 
 
 def _parse_token(answer: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
-    """Token and lifetime in seconds."""
+    """Returns the token and its lifetime in seconds. Raises AnonymousRefused, Denied, UpstreamUnavailable."""
     where = f"the token service {loggable_origin(answer.url)}"
     if answer.status in (401, 403) or (answer.status == 400 and login and login.identity):
         raise login_denied(loggable_origin(answer.url)) if login else AnonymousRefused

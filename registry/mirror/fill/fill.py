@@ -186,9 +186,7 @@ class Fill:
             partial.want()
             if await self._follow(partial):
                 return await self._link(self.repositories)
-            if (given_up := partial.owner_failures) != before and (
-                failure := decode_failure(self.repo, given_up.reason)
-            ):
+            if (failed := partial.owner_failures) != before and (failure := decode_failure(self.repo, failed.reason)):
                 raise failure
             owned = partial.own()
             self._note_owner_change()
@@ -197,7 +195,7 @@ class Fill:
                 if losses > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(OWNER_POLL_SECONDS / 5)
-        return await self._bring_in(partial)
+        return await self._download(partial)
 
     async def _follow(self, partial: Partial) -> bool:
         """Follows the owner in another process. Returns whether the blob is complete; False: the owner has stopped."""
@@ -217,10 +215,10 @@ class Fill:
             await partial.wait(at)
         self._started.set()
 
-    async def _bring_in(self, partial: Partial) -> None:
+    async def _download(self, partial: Partial) -> None:
         """Downloads the missing bytes as the owner, and commits the blob."""
         context = self._context
-        if not self._started.is_set() and await self._stored():
+        if not self._started.is_set() and await self._is_stored():
             return
         if self._owner_changes and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
@@ -245,7 +243,7 @@ class Fill:
         await partial.commit(self.repo, lambda: context.bad_senders.note(self.repo, self.digest, download.endpoints))
         await self._link(self.repositories - {self.repo})
 
-    async def _stored(self) -> bool:
+    async def _is_stored(self) -> bool:
         """Returns whether the blob was stored before this process became the owner."""
         if not await self._context.entitlement.mount(self.repo, self.digest, self.size):
             return False

@@ -43,7 +43,7 @@ class RetryPolicy:
 
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
         self.resume_at = 0.0
-        """When connections may be made again."""
+        """When connections may be opened again."""
         self._stall_timeout = stall_timeout
         self._in_row = 0
         self._since = 0.0
@@ -93,10 +93,10 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
     """Returns the error that a fill for `repo` derives from a recorded failure; None: the record is about another
     repository, or cannot be read."""
     try:
-        told = json.loads(reason)
-        if told["repository"] != repo:
+        record = json.loads(reason)
+        if record["repository"] != repo:
             return None
-        kind, message, wait = told["kind"], str(told["message"]), told["wait"]
+        kind, message, wait = record["kind"], str(record["message"]), record["wait"]
     except (ValueError, TypeError, LookupError):
         return None
     if kind == TooManyRequests.code:
