@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from registry.config.mirror_settings import ALL_PLATFORMS
 from storage.content import Descriptor
 from storage.errors import RegistryError
 from storage.names import ImageReference, parse_reference
 
-ANY_PLATFORM = "all"
 _ARCHITECTURES = {
     "x86_64": "amd64",
     "amd64": "amd64",
@@ -72,7 +72,7 @@ class Platform:
 def parse_platforms(texts: Sequence[str]) -> list[Platform] | None:
     """Parses the platforms of settings and flags. `all` returns None; an empty list returns this machine's platform.
     Raises ValueError."""
-    if ANY_PLATFORM in texts:
+    if ALL_PLATFORMS in texts:
         return None
     return [Platform.parse(text) for text in texts] or [Platform.of_machine()]
 
