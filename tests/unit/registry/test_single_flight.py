@@ -14,15 +14,16 @@ CALLER: ContextVar[str] = ContextVar("caller", default="none")
 
 
 class GatedWork:
-    """Work that counts its runs and ends when `gate` is set."""
+    """Work that counts its runs, sets `begun`, and ends when `gate` is set."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.gate = asyncio.Event()
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
         self.runs = 0
         self._error = error
 
     async def __call__(self) -> int:
         self.runs += 1
+        self.begun.set()
         await self.gate.wait()
         if self._error is not None:
             raise self._error
@@ -82,8 +83,7 @@ async def test_closing_ends_tasks_and_starts_no_more() -> None:
     flights, work = SingleFlight[int](), GatedWork()
     caller = asyncio.create_task(flights.run("a", work))
     settled = asyncio.create_task(flights.settle("a", work))
-    while not work.runs:
-        await asyncio.sleep(0)
+    await work.begun.wait()
     await flights.aclose()
     with pytest.raises(UpstreamUnavailable, match="the server is stopping"):
         await caller
