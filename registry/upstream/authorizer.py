@@ -107,9 +107,8 @@ class UpstreamAuthorizer:
         self._backoff = backoff
         self._clock = clock
         self._tokens = TokenClient(settings.name, api, backoff, records, leases, clock)
-        self._requirements: dict[
-            tuple[str, str], tuple[LoginRequirement, float]
-        ] = {}  # and until when; the one used last is last
+        self._requirements: dict[tuple[str, str], tuple[LoginRequirement, float]] = {}
+        """By endpoint and scope, each with the time it is valid until; the most recently used is last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
         self._pings: dict[str, PingResult] = {}
         self._flights: SingleFlight[PingResult] = SingleFlight()

@@ -63,7 +63,8 @@ class RateLimitBackoff:
         self._name = name
         self._records = records
         self._clock = clock
-        self._known: dict[str, tuple[float, float]] = {}  # until when, as of when
+        self._known: dict[str, tuple[float, float]] = {}
+        """For each key, the end of its pause, and when Records was read."""
 
     async def raise_if_limited(self, url: str, kind: RequestKind) -> None:
         """Raises TooManyRequests while the endpoint at `url` is paused for this kind of request. Sends nothing."""

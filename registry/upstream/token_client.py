@@ -79,7 +79,8 @@ class TokenClient:
         self._leases = leases
         self._clock = clock
         self._tokens: dict[str, tuple[str, float]] = {}
-        self._limited_until: dict[str, float] = {}  # until when a request is not sent again
+        self._limited_until: dict[str, float] = {}
+        """For each token request that got a 429, when it may be sent again."""
         self._flights: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:

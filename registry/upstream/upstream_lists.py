@@ -166,7 +166,7 @@ class UpstreamLists:
                         held = _of_type(await self._by_tag(endpoint, attempt, repo, subject), artifact_type)
                         return CompleteList(
                             held, 1, DESCRIPTOR_SIZE * len(held)
-                        )  # never more than one beside the first
+                        )  # falls back on the first page only, so at most one list is in memory
                     listed = await self._parser.descriptors(answer)
                     await room.take(answer, len(listed) * DESCRIPTOR_SIZE)
                 filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
@@ -349,7 +349,8 @@ class ListCache(Generic[T]):
         self._clock = clock
         self._flights: SingleFlight[CompleteList[T]] = SingleFlight()
         self._slots = asyncio.Semaphore(LISTS_AT_ONCE)
-        self._kept: dict[str, tuple[float, CompleteList[T]]] = {}  # the one read last is last
+        self._kept: dict[str, tuple[float, CompleteList[T]]] = {}
+        """Lists with the time they were read; the last one read is last."""
         self._size = 0
 
     async def get(
