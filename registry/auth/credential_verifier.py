@@ -8,10 +8,9 @@ and has been slowed down, the right password looks like a wrong one. Refusals sa
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from registry.auth.audit_log import LoginAudit
 from registry.auth.authorization_header import REFUSED
@@ -22,6 +21,7 @@ from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token import api_tokens
 from registry.auth.token.bearer_tokens import BearerTokens
+from registry.single_flight import SingleFlight
 from storage.access import AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -66,7 +66,7 @@ class CredentialVerifier:
         self._clock = clock
         self._basic = SecretCache[_Verified]()
         self._bearer = SecretCache[_Verified]()
-        self._flights: dict[bytes, asyncio.Task[Identity]] = {}
+        self._flights: SingleFlight[Identity] = SingleFlight()
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
         """What a token proves: one of ours, or an issuer's, whose keys may have to be waited for. `by` is where it came
@@ -100,7 +100,7 @@ class CredentialVerifier:
         key = self._basic.key_of(user, secret, by.address)
         if proof := self._recall(self._basic, key, self._accounts.epoch()):
             return proof
-        return await self._share(key, lambda: self._verify_basic(key, user, secret, by))
+        return await self._flights.run(key, lambda: self._verify_basic(key, user, secret, by))
 
     async def verify_refresh(self, text: str, by: Actor) -> Identity:
         """What an API token proves that is shown without a user's name, as `/token` takes it for a refresh token.
@@ -115,10 +115,7 @@ class CredentialVerifier:
 
     async def aclose(self) -> None:
         """Ends what is being verified."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await self._flights.aclose()
 
     def _recall(self, kept: SecretCache[_Verified], key: bytes, epoch: int) -> Identity | None:
         verified = kept.get(key)
@@ -137,18 +134,6 @@ class CredentialVerifier:
                 return None
             verified.epoch = epoch
         return verified.identity
-
-    async def _share(self, key: bytes, start: Callable[[], Coroutine[Any, Any, Identity]]) -> Identity:
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = asyncio.create_task(start())
-            flight.add_done_callback(lambda ended: self._land(key, ended))
-        return await asyncio.shield(flight)
-
-    def _land(self, key: bytes, ended: asyncio.Task[Identity]) -> None:
-        self._flights.pop(key, None)
-        if not ended.cancelled():
-            ended.exception()  # somebody has looked at it, even if nobody waits any more
 
     async def _verify_basic(self, key: bytes, user: str, secret: str, by: Actor) -> Identity:
         epoch = self._accounts.epoch()

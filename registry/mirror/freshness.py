@@ -1,9 +1,8 @@
-"""How long what an upstream said may be trusted (RFC 9111 and 5861 say the same of HTTP caches).
+"""Decides how long an upstream's answers are trusted (as RFC 9111 and RFC 5861 do for HTTP caches).
 
-A digest never expires. A tag is fresh for its time to live; as long again it is served as it is while somebody asks
-upstream; after that it is asked for first. That the upstream knows something not is remembered for a short while.
-
-Blobs an upstream said it has not: remembered for a short while, by all workers.
+A digest never expires. A tag is fresh for its time to live (TTL). For one more TTL it is stale: it is served while the
+upstream is asked in the background. After that the upstream is asked first. "Not found" answers are cached for a short
+time.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from storage.names import Digest, Reference, RepositoryName
 
 
 class Verdict(Enum):
-    """What to do about a reference."""
+    """What to do when a reference is requested."""
 
     FRESH = auto()
-    """Serve what is here."""
+    """Serve the local copy."""
     STALE = auto()
-    """Serve what is here, and ask meanwhile."""
+    """Serve the local copy, and ask the upstream in the background."""
     ASK = auto()
-    """Ask first."""
+    """Ask the upstream first."""
     UNKNOWN = auto()
-    """The upstream said a moment ago that it has no such thing."""
+    """Answer "not found": the upstream said so a short time ago."""
 
 
 class Freshness:
-    """The times set for one upstream. `clock` gives seconds since 1970."""
+    """The TTLs of one upstream. `clock`: seconds since 1970."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
 
     def ttl(self, reference: Reference) -> float:
-        """Seconds for which `reference` is trusted."""
+        """Returns the seconds for which `reference` is fresh."""
         if isinstance(reference, Digest):
             return float("inf")
         for pattern, ttl in self._settings.tag_ttls.items():
@@ -50,11 +49,12 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Seconds since that check. A clock that was set back makes it old, not young."""
+        """Returns the seconds since `check`. After the clock was set back, the age is infinite."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 
     def judge(self, reference: Reference, check: UpstreamCheck | None) -> Verdict:
+        """Returns the verdict for a reference whose last recorded answer is `check`; None: none is recorded."""
         if check is None:
             return Verdict.ASK
         age = self.age(check)
@@ -70,21 +70,24 @@ class Freshness:
 
 
 class NegativeCache:
-    """Noted as of blobs: what is said of the same digest as a manifest, or of any tag, is another thing."""
+    """Blobs that the upstream said it does not have, cached for a short time and shared by all workers. Separate from
+    answers about manifests, since the same digest may exist as one and not as the other."""
 
     def __init__(self, records: UpstreamRecords, freshness: Freshness) -> None:
         self._records = records
         self._freshness = freshness
 
     async def has(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Whether the upstream said a moment ago that the repository has no such blob."""
+        """Returns whether the upstream said a short time ago that the repository has no such blob."""
         check = await self._records.check(repo, digest, blob=True)
         return self._freshness.judge(digest, check) is Verdict.UNKNOWN
 
     async def note(self, repo: RepositoryName, digest: Digest) -> None:
-        """What cannot be kept is asked for again."""
+        """Records that the repository has no such blob. A failure to record is ignored: the upstream is then asked
+        again."""
         with suppress(StorageFull, StorageFailed):
             await self._records.note_check(repo, digest, False, blob=True)
 
     async def forget(self, repo: RepositoryName, digest: Digest) -> None:
+        """Drops the record about the blob."""
         await self._records.forget_checks(repo, digest, blob=True)

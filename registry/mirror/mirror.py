@@ -1,4 +1,4 @@
-"""`Mirror`: an upstream's repositories, as if they were here (pull-through)."""
+"""`Mirror`: a pull-through cache of one upstream, as a `Registry`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from registry.config import Upstream
 from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
+from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.fill.fill import Fill, FillContext, Fills
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
 from registry.mirror.fill.slots import ConnectionSlots
@@ -25,77 +26,84 @@ from storage.wrappers import RefusingRegistry
 
 
 class Mirror(RefusingRegistry):
-    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`), in `local` as far as they
-    have come. Nothing can be pushed to them; a delete drops what is here.
+    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`). What was pulled is kept in
+    `local`. Pushes are refused; a delete drops the cached copy.
 
-    `clock` gives seconds since 1970; `steady` seconds of a clock that is never set. `patience` is for how many seconds
-    a client waits for the upstream when there is something older to give it, `beginning` for how many until a blob
-    begins to come, `persistence` for how many a blob that somebody reads may bring nothing. `aclose` ends it with its
-    source.
+    `clock`: seconds since 1970. `monotonic`: seconds of a clock that is never set. `stale_wait`: seconds a client waits
+    for the upstream when a stale copy can be served instead. `start_timeout`: seconds until the first byte of a blob.
+    `stall_timeout`: seconds without new bytes after which a blob that has readers is given up. `aclose` also closes the
+    upstream client.
     """
 
     def __init__(
         self,
         local: Registry,
-        source: UpstreamClient,
+        upstream: UpstreamClient,
         partials: Partials,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         settings: Upstream,
         clock: Callable[[], float] = time.time,
-        steady: Callable[[], float] = time.monotonic,
-        patience: float = STALE_WAIT_SECONDS,
-        beginning: float = START_TIMEOUT_SECONDS,
-        persistence: float = STALL_TIMEOUT_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+        stale_wait: float = STALE_WAIT_SECONDS,
+        start_timeout: float = START_TIMEOUT_SECONDS,
+        stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         self._local = local
-        self._source = source
+        self._upstream = upstream
         self._records = records
         self._name = settings.name
         freshness = Freshness(settings, clock)
-        self._misses = NegativeCache(records, freshness)
-        slots, suspicions = ConnectionSlots(turns, source), BadSenders(records, source, clock)
-        tools = FillContext(
-            *(local, source, partials, turns, slots, self._misses, suspicions, records, self.far),
-            persistence=persistence,
-            private=settings.private,
+        self._negative_cache = NegativeCache(records, freshness)
+        self._entitlement = BlobEntitlement(
+            *(local, upstream, records, leases, self._negative_cache, self.upstream_name), private=settings.private
         )
-        self._manifests = MirroredManifests(local, source, records, turns, settings, freshness, self.far, patience)
-        self._fills = Fills(tools)
-        ahead = PrefetchQueue(lambda *what: self._blobs.should_prefetch(*what), slots.room, self._fills.begin)
-        self._prefetch = Prefetcher(settings.prefetch, ahead, lambda: not source.exhausted(), steady)
-        self._blobs = MirroredBlobs(tools, records, self._fills, self._prefetch, beginning)
+        slots, bad_senders = ConnectionSlots(leases, upstream), BadSenders(records, upstream, clock)
+        context = FillContext(
+            *(upstream, partials, slots, self._entitlement, self._negative_cache, bad_senders, self.upstream_name),
+            stall_timeout=stall_timeout,
+        )
+        self._manifests = MirroredManifests(
+            local, upstream, records, leases, settings, freshness, self.upstream_name, stale_wait
+        )
+        self._fills = Fills(context)
+        queue = PrefetchQueue(
+            lambda *what: self._blobs.should_prefetch(*what), slots.wait_for_spare, self._fills.start_ahead
+        )
+        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_exhausted(), monotonic)
+        self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
 
-    def far(self, repo: RepositoryName) -> RepositoryName:
-        """The name the upstream has for it. Raises NameUnknown for one that is not the upstream's."""
+    def upstream_name(self, repo: RepositoryName) -> RepositoryName:
+        """Returns the name a repository has at the upstream. Raises NameUnknown for a name outside this upstream."""
         own = repo.removeprefix(f"{self._name}/")
         if own == repo:
             raise NameUnknown(f"{repo} is not of {self._name}")
         return RepositoryName(own)
 
-    async def renew(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks upstream about a tag that is not fresh; `force`: about any. None: what is here is what upstream has now;
-        else why it may not be. Raises ManifestUnknown, and what the upstream's trouble is when nothing is here."""
-        return await self._manifests.renew(repo, tag, force=force)
+    async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
+        """Asks the upstream about a tag that is not fresh; with `force`, about any tag. Returns None when the cached
+        copy is current, otherwise the reason why it may not be. Raises ManifestUnknown; when nothing is cached, what
+        the upstream raises."""
+        return await self._manifests.revalidate(repo, tag, force=force)
 
     @property
     def filling(self) -> Sequence[Fill]:
-        """Blobs on their way in through this process."""
+        """The fills that run in this process."""
         return self._fills.running()
 
     @property
     def busy(self) -> bool:
-        """Whether upstream is asked for anything, or about to be, whoever waits for it."""
+        """Whether requests to the upstream run or wait in this process, for clients or for the prefetcher."""
         return bool(self._fills.running()) or self._prefetch.busy or self._manifests.busy
 
     async def aclose(self) -> None:
-        """Ends what runs, in order: what nobody waits for, then the rest, then the connections. What came of blobs
-        stays for the next time."""
+        """Stops in this order: prefetching, fills, other requests, connections. Bytes of unfinished blobs are kept for
+        the next start."""
         await self._prefetch.aclose()
         await self._fills.aclose()
-        await self._blobs.aclose()
+        await self._entitlement.aclose()
         await self._manifests.aclose()
-        await self._source.aclose()
+        await self._upstream.aclose()
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         return await self._manifests.read(self._local.resolve_manifest, repo, reference)
@@ -112,7 +120,7 @@ class Mirror(RefusingRegistry):
         return await self._blobs.open(repo, digest, span)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Those something was pulled from."""
+        """Returns the repositories of which something was pulled."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
@@ -121,7 +129,7 @@ class Mirror(RefusingRegistry):
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:
-            return await self._source.tags(self.far(repo), after, limit)
+            return await self._upstream.tags(self.upstream_name(repo), after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             try:
                 page = await self._local.tags(repo, after, limit)
@@ -136,7 +144,7 @@ class Mirror(RefusingRegistry):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
         try:
-            return await self._source.referrers(self.far(repo), subject, artifact_type, after, limit)
+            return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
             page = await self._local.referrers(repo, subject, artifact_type, after, limit)
             set_notice(f"only referrers that were pulled before are listed, since {self._name}: {error.message}")
@@ -145,11 +153,11 @@ class Mirror(RefusingRegistry):
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        """Also one that manifests here refer to: it is fetched again when somebody pulls it."""
+        """Deletes the cached blob even if cached manifests refer to it: it is fetched again at the next pull."""
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:
-            await self._misses.forget(repo, digest)
+            await self._negative_cache.forget(repo, digest)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
         try:

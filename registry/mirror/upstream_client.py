@@ -1,4 +1,5 @@
-"""What a mirror needs of a far registry (`UpstreamClient`). The mirror knows no HTTP; `registry.upstream` does."""
+"""What the mirror requires of an upstream registry (`UpstreamClient`). The mirror knows no HTTP; `registry.upstream`
+implements this."""
 
 from __future__ import annotations
 
@@ -11,94 +12,98 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 
 class RangesUnsupported(RegistryError):
-    """The far registry sends blobs only whole. Nothing was handed on."""
+    """The upstream sends blobs only as a whole. The sink got no bytes."""
 
     default = "the upstream registry sends blobs only from their start"
 
 
 class UnconfirmedManifestUnknown(ManifestUnknown):
-    """An answer that looks like "there is none", but nothing shows that the registry itself gave it: it may be a
-    firewall's page, or that of a proxy before a registry that is being restarted. No reason to drop what is here."""
+    """A "not found" answer that may not come from the registry itself, but from a firewall or from a proxy before a
+    registry that restarts. No reason to drop a cached manifest or to cache the answer."""
 
     default = "the upstream registry does not give out such a manifest"
 
 
 class UnconfirmedNameUnknown(NameUnknown):
-    """The same of a list: no reason to hide what is here."""
+    """The same for a list: no reason to hide what is cached."""
 
     default = "the upstream registry does not give out such a list"
 
 
 class UnconfirmedBlobUnknown(BlobUnknown):
-    """The same of a blob: no reason to remember that there is none."""
+    """The same for a blob: no reason to cache the answer."""
 
     default = "the upstream registry does not give out such a blob"
 
 
 class BlobSink(Protocol):
-    """Where a blob's bytes go. Called in a thread, one call at a time; whatever it raises ends the fetch, and is raised
-    by it."""
+    """Receives a blob's bytes. Called in a thread, one call at a time. An exception of the sink ends the fetch, which
+    raises it."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """The far registry answered: what follows are the bytes from `start` to `stop`, of `size` in all."""
+        """Called once the upstream responds: bytes `start` to `stop` follow, of a blob of `size` bytes."""
         ...
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Bytes of the blob, in order. The memory is used again once this returns."""
+        """Called with the next bytes of the blob. The memory is reused after the call returns."""
         ...
 
 
 class UpstreamClient(Protocol):
-    """A far registry. Names are its own (`library/ubuntu`). Content is verified where that can be done at once:
-    manifests are, blobs are not. Nothing is asked before it is needed.
+    """An upstream registry. Repository names are the upstream's own (`library/ubuntu`). Manifests are verified against
+    their digest; blobs are not. Nothing is contacted before the first call.
 
-    Errors of all: UpstreamUnavailable (it cannot be reached, or failed), UpstreamTimeout, TooManyRequests (with
-    `retry_after`), Denied (it refuses the login configured for it), StorageFailed. A refusal of an anonymous request
-    is told as "unknown", since private content cannot be told from none. ManifestUnknown is ManifestDoubtful,
-    BlobUnknown is BlobDoubtful and NameUnknown is NameDoubtful where the answer may not have been the registry's own,
-    or logging in failed.
+    All methods raise UpstreamUnavailable (unreachable, or failed), UpstreamTimeout, TooManyRequests (with
+    `retry_after`), Denied (the configured login was refused) and StorageFailed. A refused anonymous request raises
+    "unknown", since a private repository looks like a missing one. When the answer may not come from the registry
+    itself, or logging in failed, the error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or
+    UnconfirmedNameUnknown.
     """
 
     name: str
     endpoints: Sequence[str]
-    """Where it answers, in the order of its settings."""
+    """The URLs of the upstream, in the order of the settings."""
     connections: int
-    """For blobs, the most at once over all processes."""
+    """Largest number of connections for blobs, over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """With one HEAD (free of Hub's rate limit). Raises ManifestUnknown. Where the answer names no digest, or
-        may not be the registry's own, a GET follows."""
+        """Returns a manifest's descriptor by a HEAD request, which Docker Hub does not count. A GET follows when the
+        answer has no digest or may not come from the registry itself. Raises ManifestUnknown."""
         ...
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Raises ManifestUnknown; UpstreamUnavailable also for bytes of another digest."""
+        """Returns a manifest. Raises ManifestUnknown; UpstreamUnavailable also when the bytes do not match the
+        digest."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Raises BlobUnknown."""
+        """Returns a blob's descriptor. Raises BlobUnknown."""
         ...
 
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
-        """Hands the bytes of `span` to `sink` and returns when it has them all. `avoid`: endpoints not to be asked,
-        unless there is no other. Raises BlobUnknown, RangesUnsupported (it would send from byte 0), and what the sink
-        raised; UpstreamUnavailable or UpstreamTimeout when it broke off: what the sink took stays taken. Cancelled:
-        the connection is closed, and the sink is not called again once this has ended."""
+        """Passes the bytes of `span` to `sink` and returns after the last one. Endpoints in `avoid` are asked only when
+        no other has the blob. Raises BlobUnknown, RangesUnsupported (the upstream would send from byte 0), and what the
+        sink raises; UpstreamUnavailable or UpstreamTimeout when the connection breaks, after the sink took some bytes.
+        A cancellation closes the connection; the sink is not called after this method has ended."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """Raises NameUnknown."""
+        """Returns a page of the repository's tags. Raises NameUnknown."""
         ...
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """By its referrers API, or the fallback tag where it has none."""
+        """Returns a page of referrers, by the referrers API or, if the upstream has none, by the fallback tag."""
         ...
 
-    def exhausted(self) -> bool:
-        """It said that few requests are left to us: leave out what nobody waits for."""
+    def is_exhausted(self) -> bool:
+        """Returns whether the upstream has said that few requests are left. Requests that no client waits for are then
+        skipped."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Cancels running requests and closes the connections."""
+        ...

@@ -1,2 +1,2 @@
-"""The far registry: HTTP to upstreams, behind `registry.mirror.upstream_client.UpstreamClient`. Start at
+"""HTTP client for upstream registries. Implements `registry.mirror.upstream_client.UpstreamClient`; start at
 `client.make_upstream_client`."""

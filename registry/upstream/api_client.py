@@ -1,4 +1,4 @@
-"""Everything small: one request, its answer, redirects followed. With httpx2, on the event loop."""
+"""Small requests to upstreams (manifests, tokens, lists, HEAD), with httpx2 on the event loop. Follows redirects."""
 
 from __future__ import annotations
 
@@ -8,57 +8,50 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
-from registry import __version__
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, keep_share
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
+from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_ANSWER
 from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
-KIB, MIB = 1 << 10, 1 << 20
-SMALL_ANSWER = 64 * KIB
-"""Bytes of an answer that is no manifest and no list."""
-
-COMMON_HEADERS = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
-"""In every request. Content that is compressed on the way has another digest."""
-
 _ASSUMED_LENGTH = 1 * MIB
-"""Bytes that an answer is counted with before it is read, if it does not say its length."""
+"""Bytes reserved for a response that does not state its length, before it is read."""
 _PIECES_AT_ONCE = 64
-"""Pieces of a body that are taken before other requests have their turn. Where a registry sends chunks of one byte, a
-single read from its socket holds ten thousand of them."""
+"""Pieces of a body that are processed before other tasks run. If a registry sends chunks of one byte, a single read
+from its socket yields ten thousand of them."""
 
 _LOCATION_EXTENSION = "entrepot.location"
 _CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 
 
 class ApiClient:
-    """One upstream's connections for small requests. Made without contacting anybody."""
+    """The connections for small requests to one upstream. Contacts nobody when it is created."""
 
     def __init__(
         self,
         settings: Upstream,
         proxies: OutboundProxies,
         trust: TrustStore,
-        gate: AddressPolicy,
+        policy: AddressPolicy,
         memory: MemoryBudget | None = None,
     ) -> None:
-        """`memory`: for answers that are larger than `SMALL_ANSWER`."""
+        """`memory`: the budget for responses larger than `SMALL_ANSWER`."""
         self._memory = memory or MemoryBudget(32 * MIB, "answers")
         self._proxies = proxies
         self._trust = trust
-        self._gate = gate
+        self._policy = policy
         self._resolver = Resolver(settings.name)
-        self._led = Reach(None, settings.redirect_host_ports)
+        self._redirect_reach = Reach(None, settings.redirect_host_ports)
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
         self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
 
     def reach_from(self, answer: UpstreamResponse) -> Reach:
-        """Where an address named by that answer may be."""
-        return self._led.after(answer.network)
+        """Returns where a URL named by that response may lead."""
+        return self._redirect_reach.after(answer.network)
 
     async def ask(
         self,
@@ -70,21 +63,21 @@ class ApiClient:
         form: Mapping[str, str] | None = None,
         content: bool = True,
         reach: Reach | None = None,
-        trial: EndpointAttempt | None = None,
+        attempt: EndpointAttempt | None = None,
     ) -> UpstreamResponse:
-        """The answer, with its body; without it where `content` is false and the answer is a success. Redirects are
-        followed, except for a `form`. `reach`: where an address may be that the settings do not name. `trial` is told
-        how the endpoint does. Raises UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an
-        address out of reach), UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the
-        block ends that it is asked for in (`registry.memory_budget.share_scope`)."""
-        route = RedirectChain(url, headers, reach or self._led)
+        """Returns the response with its body; without the body if `content` is False and the request succeeded. Follows
+        redirects, except with a `form`. `reach`: where the URL may lead if the settings do not name it. `attempt` is
+        current how the endpoint responds. Raises UpstreamUnavailable (also for a body above `most` bytes, a compressed
+        body, or an address out of reach), UpstreamTimeout, TooManyRequests (no memory for the body). A large body
+        counts against the memory budget until the `registry.memory_budget.share_scope` around the call ends."""
+        route = RedirectChain(url, headers, reach or self._redirect_reach)
         while True:
-            told = None if route.moved else trial
-            response = await self._send(method, route, form, told)
+            current = None if route.has_moved else attempt
+            response = await self._send(method, route, form, current)
             try:
-                route.answered(self._network(response, route))
-                if told is not None:
-                    told.headers(response.status_code)
+                route.on_answer(self._network(response, route))
+                if current is not None:
+                    current.on_headers(response.status_code)
                 if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION_EXTENSION)):
                     continue
                 wanted = method != "HEAD" and (content or not response.is_success)
@@ -92,34 +85,34 @@ class ApiClient:
             finally:
                 await response.aclose()
             network = route.reach.network or NetworkClass.PUBLIC
-            return UpstreamResponse(response.status_code, _fields(response), route.url, route.foreign, body, network)
+            return UpstreamResponse(response.status_code, _fields(response), route.url, route.is_foreign, body, network)
 
     async def _send(
-        self, method: str, route: RedirectChain, form: Mapping[str, str] | None, trial: EndpointAttempt | None
+        self, method: str, route: RedirectChain, form: Mapping[str, str] | None, attempt: EndpointAttempt | None
     ) -> httpx2.Response:
         client = await self._client(route)
-        if trial is not None:
-            trial.sent()
+        if attempt is not None:
+            attempt.on_sent()
         for last in (False, True):
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
                 return await client.send(request, stream=True)
             except _CONNECTION_LOST as error:
-                # A connection that was kept open may be closed by the other end just when it is used again.
+                # The server may close a kept connection just when it is reused.
                 if last:
                     raise _failure(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
-                if trial is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-                    trial.on_connection_failed()
+                if attempt is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                    attempt.on_connection_failed()
                 raise _failure(error, route.url) from None
         raise AssertionError("the second try returns or raises")
 
     def _network(self, response: httpx2.Response, route: RedirectChain) -> NetworkClass:
-        """Of the host that has answered."""
-        if self._proxies.of(route.url) is not None:
-            return self._gate.classify_proxied(origin(route.url)[1])
+        """Returns the network class of the host that has responded."""
+        if self._proxies.proxy_for(route.url) is not None:
+            return self._policy.classify_proxied(origin(route.url)[1])
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
-        return self._gate.network(peer[0] if peer else None)
+        return self._policy.classify(peer[0] if peer else None)
 
     async def _body(self, response: httpx2.Response, most: int) -> bytes:
         success, where = response.is_success, loggable_origin(str(response.url))
@@ -132,9 +125,9 @@ class ApiClient:
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and most > SMALL_ANSWER:
-                length = _ASSUMED_LENGTH  # the socket brings megabytes before anybody can count them
+                length = _ASSUMED_LENGTH  # megabytes can arrive before they are counted
             if SMALL_ANSWER < length <= most:
-                await share.grow(2 * length)  # it is copied once
+                await share.grow(2 * length)  # the body is copied once
             async for piece in response.aiter_raw():
                 body += piece
                 pieces += 1
@@ -159,11 +152,12 @@ class ApiClient:
         return whole
 
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
-        """Connections of their own for each reach: one that was made to an address the settings name is not used where
-        a redirect may not go, and what hangs where a redirect leads takes no connection from the endpoints."""
-        proxy, reach = self._proxies.of(route.url), route.reach
+        """Returns the client for the next request. Each reach has a connection pool of its own: a connection to an
+        address that the settings name is not used where a redirect may not go, and hanging targets of redirects take no
+        connections from the endpoints."""
+        proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
-            self._gate.check_proxied(reach, *origin(route.url)[1:])
+            self._policy.check_proxied(reach, *origin(route.url)[1:])
         if (proxy, reach) not in self._clients:
             context = await asyncio.to_thread(self._trust.context)
             if (proxy, reach) not in self._clients:
@@ -171,7 +165,7 @@ class ApiClient:
                 secure = proxy is not None and proxy.startswith("https:")
                 self._clients[proxy, reach] = httpx2.AsyncClient(
                     verify=context,
-                    transport=CheckedTransport(self._gate, reach, self._resolver, context, limits)
+                    transport=CheckedTransport(self._policy, reach, self._resolver, context, limits)
                     if proxy is None
                     else None,
                     proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,
@@ -193,7 +187,8 @@ class ApiClient:
 
 
 async def _set_aside_location(response: httpx2.Response) -> None:
-    """httpx2 would read the address also where it is not to follow it, whatever its length."""
+    """Moves the `Location` header into an extension: httpx2 would parse the URL, of any length, even if it does not
+    follow the redirect."""
     if (location := response.headers.get("location")) is not None:
         response.extensions[_LOCATION_EXTENSION] = location
         del response.headers["location"]

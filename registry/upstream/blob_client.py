@@ -1,4 +1,4 @@
-"""Bodies of blobs: with urllib3 in threads, so that the event loop has nothing to do with the bytes (ADR 10)."""
+"""Downloads of blobs, with urllib3 in threads: the event loop does not touch the bytes (docs/adr/0010)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from urllib3.exceptions import (
 )
 
 from registry.config import Upstream
-from registry.upstream.api_client import COMMON_HEADERS, KIB, SMALL_ANSWER
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
-from registry.upstream.request_limits import wait_uncancelled
+from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_ANSWER, wait_uncancelled
 from registry.upstream.transfer import (
     BlobTransfer,
     Connection,
@@ -38,13 +37,13 @@ from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
 
 BUFFER_SIZE = 1024 * KIB
-"""Of each thread, used again and again."""
+"""Bytes of each thread's buffer, which is reused."""
 MIN_BYTES_PER_IDLE_TIMEOUT = 4 * KIB
-"""Bytes that must come in `idle_timeout`: whoever sends less holds a connection that others could use."""
+"""Bytes that must arrive in each `idle_timeout`. A slower sender would hold a connection that others could use."""
 
 
 class _ThreadState(threading.local):
-    """What each thread has of its own."""
+    """State of each thread."""
 
     transfer: BlobTransfer | None = None
     buffer: bytearray | None = None
@@ -52,29 +51,30 @@ class _ThreadState(threading.local):
 
 
 class BlobClient:
-    """One upstream's connections for blobs. Made without contacting anybody; threads start as they are needed."""
+    """The connections for blobs of one upstream. Contacts nobody when it is created; starts threads as they are
+    needed."""
 
-    def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, gate: AddressPolicy) -> None:
+    def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
         self._idle = settings.idle_timeout
-        self._beginning = 2 * (settings.connect_timeout + settings.idle_timeout)
-        self._gate = gate
-        self._start = Reach(None, settings.redirect_host_ports)
+        self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
+        self._policy = policy
+        self._redirect_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
-        # Twice as many: a transfer that was abandoned while it connects still has its thread for a moment.
+        # Twice the connections: a transfer abandoned while it connects keeps its thread for a moment.
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
-        self._own = _ThreadState()
+        self._thread = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
-        """The answer, once its body has gone to the sink; where it is no success, with its body and nothing gone to the
-        sink. Raises as `UpstreamClient.fetch_blob`, and SinkRaised. Cancelled: the connection is closed, and the sink
-        is not called any more when this ends."""
-        transfer.sent()
+        """Returns the response after its body went to the sink. An unsuccessful response is returned with its body; the
+        sink gets nothing. Raises as `UpstreamClient.fetch_blob`, and SinkRaised. A cancellation closes the connection;
+        the sink is not called after this method has ended."""
+        transfer.on_sent()
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
         self._running.add(transfer)
@@ -88,7 +88,7 @@ class BlobClient:
             raise UpstreamTimeout(f"{loggable_origin(url)} sends next to nothing")
         except TransferAbandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed here") from None
-        except asyncio.CancelledError:  # raised again once the sink is left alone
+        except asyncio.CancelledError:  # raised again once the sink is no longer called
             transfer.abandon()
             if not future.cancel() and transfer.begun:
                 await wait_uncancelled(waiting)
@@ -98,22 +98,22 @@ class BlobClient:
             self._running.discard(transfer)
 
     async def _watch(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits for its end. False: for too long next to nothing has come. The timeouts of sockets are for each read: a
-        byte now and then would keep a thread and a connection for ever."""
+        """Waits for the end of the transfer. Returns False if too few bytes arrived for too long. Socket timeouts apply
+        to each read: a sender of a few bytes now and then would hold a thread and a connection for ever."""
         clock = asyncio.get_running_loop().time
         received, begun, since = 0, False, clock()
         while True:
             await asyncio.wait([waiting], timeout=self._idle)
             if waiting.done():
                 return True
-            comes = transfer.received - received >= MIN_BYTES_PER_IDLE_TIMEOUT or transfer.begun != begun
-            if comes or transfer.in_sink or not transfer.sending:
+            progress = transfer.received - received >= MIN_BYTES_PER_IDLE_TIMEOUT or transfer.begun != begun
+            if progress or transfer.in_sink or not transfer.sending:
                 received, begun, since = transfer.received, transfer.begun, clock()
-            elif clock() - since >= (self._idle if begun else self._beginning):
+            elif clock() - since >= (self._idle if begun else self._start_timeout):
                 return False
 
     def close(self) -> None:
-        """Ends what is under way and closes the connections. Idempotent."""
+        """Ends running transfers and closes the connections. Idempotent."""
         for transfer in list(self._running):
             transfer.abandon()
         self._threads.shutdown(wait=False)
@@ -123,17 +123,17 @@ class BlobClient:
             pool.clear()
 
     def _run(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
-        """In a thread."""
-        self._own.transfer = transfer
+        """Runs one transfer. Called in a thread."""
+        self._thread.transfer = transfer
         transfer.sending = True
-        route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._start)
+        route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._redirect_reach)
         try:
             while True:
-                transfer.hold(None)
+                transfer.on_socket(None)
                 response = self._open(transfer, route)
-                if not route.moved:
-                    transfer.headers(response.status)
-                route.answered(self._network(route))
+                if not route.has_moved:
+                    transfer.on_headers(response.status)
+                route.on_answer(self._network(route))
                 try:
                     moves = route.follow(response.status, response.headers.get("location"))
                 except UpstreamUnavailable:
@@ -144,25 +144,25 @@ class BlobClient:
                     continue
                 if response.status == 200 and _of_unknown_length(response) and "Range" not in route.headers:
                     _release(response)
-                    route.headers["Range"] = "bytes=0-"  # an answer to that says how long the blob is
+                    route.headers["Range"] = "bytes=0-"  # the response to a range states the blob's length
                     continue
                 if response.status in (200, 206):
-                    self._take(transfer, response, route)
+                    self._read_body(transfer, response, route)
                     return _answer(response, route)
                 return _error_answer(response, route)
         except (TransferAbandoned, SinkRaised, RegistryError):
             raise
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            # ValueError: a socket of TLS that was shut down meanwhile.
-            if not route.moved and _is_connection_failure(error):
+            # ValueError: a TLS socket that was shut down meanwhile.
+            if not route.has_moved and _is_connection_failure(error):
                 transfer.on_connection_failed()
             raise _failure(error, route.url) from None
         finally:
-            transfer.release()
-            self._own.transfer = None
+            transfer.forget_socket()
+            self._thread.transfer = None
 
     def _open(self, transfer: BlobTransfer, route: RedirectChain) -> HTTPResponse:
-        """Sends the request and waits for the headers. Raises Abandoned."""
+        """Sends the request and waits for the headers. Raises TransferAbandoned."""
         for last in (False, True):
             try:
                 pool = self._pool(route).connection_from_url(route.url)
@@ -181,27 +181,27 @@ class BlobClient:
                     return response
                 raise TypeError("urllib3 answers over something that is not HTTP/1.1")
             except ProtocolError:
-                # A connection that was kept open may be closed by the other end just when it is used again.
+                # The server may close a kept connection just when it is reused.
                 if last:
                     raise
-                transfer.hold(None)  # or it was closed here, and nobody wants another
+                transfer.on_socket(None)  # raises if the connection was closed by `abandon`
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
-        """Of the host that has just answered this thread."""
-        if self._proxies.of(route.url) is not None:
-            return self._gate.classify_proxied(origin(route.url)[1])
-        return self._gate.network(self._own.peer)
+        """Returns the network class of the host that has just responded to this thread."""
+        if self._proxies.proxy_for(route.url) is not None:
+            return self._policy.classify_proxied(origin(route.url)[1])
+        return self._policy.classify(self._thread.peer)
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
-        """Connections of their own for each reach, as for small requests."""
-        proxy, reach = self._proxies.of(route.url), route.reach
+        """Returns the connection pool for the next request: one for each reach, as for small requests."""
+        proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
-            self._gate.check_proxied(reach, *origin(route.url)[1:])
+            self._policy.check_proxied(reach, *origin(route.url)[1:])
         with self._lock:
             pool = self._pools.get((proxy, reach))
         if pool is None:
-            # Reads certificates, so without the lock: `close` takes it on the event loop.
+            # Reads certificates, so the lock is not held: `close` takes it on the event loop.
             made = self._new_pool(proxy, reach)
             with self._lock:
                 pool = self._pools.setdefault((proxy, reach), made)
@@ -222,27 +222,27 @@ class BlobClient:
                 proxy_ssl_context=context,
                 proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
             )
-        pool.pool_classes_by_scheme = pool_classes(self._gate, reach, self._told)
+        pool.pool_classes_by_scheme = pool_classes(self._policy, reach, self._on_connection)
         return pool
 
-    def _told(self, connection: Connection, peer: str | None) -> None:
-        self._own.peer = peer
-        if self._own.transfer is not None:
-            self._own.transfer.hold(connection)
+    def _on_connection(self, connection: Connection, peer: str | None) -> None:
+        self._thread.peer = peer
+        if self._thread.transfer is not None:
+            self._thread.transfer.on_socket(connection)
 
-    def _take(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
-        """The body, to the sink."""
+    def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
+        """Passes the body to the sink."""
         try:
             start, stop, size = response_span(response, transfer.span, route.url)
             body = SocketBody(response, stop - start)
-        except BaseException:  # whatever it was, the connection is not used again as it is
+        except BaseException:  # the connection is in an unknown state and must not be reused
             _release(response)
             raise
         try:
             transfer.begin(start, stop, size)
-            if self._own.buffer is None:
-                self._own.buffer = bytearray(BUFFER_SIZE)
-            memory, at = memoryview(self._own.buffer), start
+            if self._thread.buffer is None:
+                self._thread.buffer = bytearray(BUFFER_SIZE)
+            memory, at = memoryview(self._thread.buffer), start
             while at < stop:
                 count = body.read_into(memory)
                 if not count:
@@ -252,7 +252,7 @@ class BlobClient:
         except BaseException:
             body.discard()
             raise
-        transfer.release()  # first: once the connection is given back it may be another's
+        transfer.forget_socket()  # first: a connection given back to the pool may be used by another transfer
         body.finish()
 
 
@@ -262,12 +262,12 @@ def _target(url: str) -> str:
 
 
 def _of_unknown_length(response: HTTPResponse) -> bool:
-    """It does not say how long the blob is."""
+    """Returns whether the response does not state the blob's length."""
     return parse_count(response.headers.get("content-length")) is None
 
 
 def _error_answer(response: HTTPResponse, route: RedirectChain) -> UpstreamResponse:
-    """An answer that is no success, with as much of its body as may matter."""
+    """Returns an unsuccessful response, with its body if that is small."""
     body = b""
     try:
         if (response.length_remaining or SMALL_ANSWER) <= SMALL_ANSWER:
@@ -279,11 +279,11 @@ def _error_answer(response: HTTPResponse, route: RedirectChain) -> UpstreamRespo
 
 def _answer(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
     network = route.reach.network or NetworkClass.PUBLIC
-    return UpstreamResponse(response.status, _fields(response), route.url, route.foreign, body, network)
+    return UpstreamResponse(response.status, _fields(response), route.url, route.is_foreign, body, network)
 
 
 def _release(response: HTTPResponse) -> None:
-    """Keeps the connection if little is left to read, else closes it."""
+    """Gives the connection back to the pool if little is left to read, else closes it."""
     if response.length_remaining is not None and response.length_remaining <= SMALL_ANSWER:
         response.drain_conn()
     connection = response.connection
@@ -309,14 +309,14 @@ def _failure(error: Exception, url: str) -> UpstreamUnavailable:
 
 
 def _is_connection_failure(error: Exception) -> bool:
-    """It came before any connection did; a connection of TLS that is refused is none either."""
+    """Returns whether the error occurred before there was a connection; a refused TLS handshake counts as such."""
     while isinstance(error, urllib3.exceptions.ProxyError):
         error = error.original_error
     return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)
 
 
 def _reason(error: Exception) -> str:
-    """The text without urllib3's own objects, whose text may hold a whole address."""
+    """Returns the error's text without the representations of urllib3 objects, which may contain a whole URL."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
     return str(text)[:200]

@@ -1,23 +1,21 @@
-"""Reading `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3): several challenges, each with parameters, one list.
+"""Parses `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3) and decides which token services may be used.
 
-Which token services may be asked: a challenge names one, and whoever answers for the upstream writes the challenge.
-
-A realm is used when it is https and on the upstream's own site, or listed in `realms`. Without this rule a registry
-could have the password sent anywhere. Another port may be another service: a password goes to the endpoint's own port,
-to https's own on other hosts of the site, or where `realms` says.
+A challenge names a token service (the realm), and whoever answers for the upstream writes the challenge. Without a
+rule, a registry could have the password sent anywhere. A realm is used if it is https and on the upstream's own
+registrable domain, or listed in `realms`. Another port may be another service: a password goes to the endpoint's own
+port, to port 443 of other hosts of the domain, or to what `realms` lists.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from registry.config import MAX_HOST_LENGTH, Upstream
-from registry.upstream.destinations import loggable_origin, origin
+from registry.config import Upstream
+from registry.upstream.destinations import loggable_origin, origin, registrable_domain
 from storage.errors import UpstreamUnavailable
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -25,23 +23,23 @@ _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKE
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
 MAX_FIELD_LENGTH = 16 << 10
-"""Characters of the field. A longer one names nothing here: reading 95 KB held the event loop for 200 ms."""
+"""Longest field, in characters, that is parsed. Parsing 95 KB blocked the event loop for 200 ms."""
 MAX_CHALLENGES = 16
-"""Challenges that are read."""
+"""Challenges that are parsed."""
 _GAP = re.compile(r"[ \t,]*")
 
 
 @dataclass(frozen=True, slots=True)
 class LoginChallenge:
-    """How a registry wants to be asked: the scheme in lower case, parameters by their names in lower case."""
+    """One challenge: its scheme in lower case, and its parameters by lower-case name."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(text: str) -> list[LoginChallenge]:
-    """The challenges of a `WWW-Authenticate` field, in order. What cannot be read ends the list; none of a field that
-    is too long."""
+    """Returns the challenges of a `WWW-Authenticate` field, in order. Stops at what cannot be parsed; returns none for
+    a field that is too long."""
     found: list[LoginChallenge] = []
     if len(text) > MAX_FIELD_LENGTH:
         return found
@@ -61,7 +59,7 @@ def _past_gap(text: str, at: int) -> int:
 
 
 def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
-    """The parameters from `at` on, and where the next challenge starts."""
+    """Returns the parameters from `at` on, and where the next challenge starts."""
     parameters: dict[str, str] = {}
     while True:
         at = _past_gap(text, at)
@@ -71,57 +69,24 @@ def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
             parameters.setdefault(found[1].lower(), value)
             at = found.end()
         elif not parameters and (single := _TOKEN68.match(text, at)) and not _SCHEME.fullmatch(single[0].strip()):
-            at = single.end()  # `Negotiate a87421000492aa==`: nothing for us
+            at = single.end()  # `Negotiate a87421000492aa==` is not supported
         else:
             return parameters, at
 
 
 def choose_challenge(challenges: list[LoginChallenge], basic: bool) -> LoginChallenge | None:
-    """The challenge to meet: Bearer, which names a realm; else Basic, where there is a password for it (`basic`)."""
+    """Returns the challenge to use: Bearer with a realm, else Basic if there is a password for it (`basic`)."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
     return next((c for c in challenges if c.scheme == "basic" and basic), None)
 
 
-log = logging.getLogger(__name__)
-
-SHARED_DOMAINS = frozenset(
-    {
-        *("amazonaws.com", "azurecr.io", "azurewebsites.net", "windows.net", "pkg.dev", "run.app", "appspot.com"),
-        *("googleapis.com", "github.io", "gitlab.io", "cloudfront.net", "herokuapp.com", "workers.dev", "r2.dev"),
-        *("fly.dev", "onrender.com", "vercel.app", "netlify.app", "digitaloceanspaces.com", "ngrok.io", "ngrok.app"),
-        *("duckdns.org", "nip.io", "sslip.io"),
-    }
-)
-"""Domains below which names belong to different people. The public list of those has thousands; these are where
-registries are run, and a name below any other can be named in `realms`."""
-
-
-def registrable_domain(host: str) -> str:
-    """The part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. An address, or what
-    is too long for a name: itself."""
-    host = host.rstrip(".").lower()
-    if len(host) > MAX_HOST_LENGTH:
-        return host
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        return host
-    labels = host.split(".")
-    keep = 2
-    if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
-        keep = 3  # `co.uk`, `com.au`; a short name directly below a country is then held to be one of those
-    for suffix in range(2, len(labels)):
-        if ".".join(labels[-suffix:]) in SHARED_DOMAINS:
-            keep = suffix + 1
-    return ".".join(labels[-keep:])
+log = logging.getLogger("registry.upstream")
 
 
 class RealmPolicy:
-    """The token services of one upstream."""
+    """Decides which token services of one upstream may be used."""
 
     def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
         self._name = settings.name
@@ -130,11 +95,11 @@ class RealmPolicy:
             registrable_domain(settings.name),
             *(registrable_domain(origin(endpoint)[1]) for endpoint in endpoints),
         }
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def check(self, realm: str, endpoint: str, *, login: bool) -> None:
-        """Raises UpstreamUnavailable when `endpoint` names a realm that must not be asked, or not with a `login`;
-        logged once for each."""
+        """Raises UpstreamUnavailable if `endpoint` names a realm that must not be used, or not with a `login`. Logs
+        each realm once."""
         if not self._allowed(realm, endpoint):
             why = "is neither on its own site nor in its realms"
         elif login and not self._may_see_password(realm, endpoint):
@@ -142,8 +107,8 @@ class RealmPolicy:
         else:
             return
         shown = _loggable_realm(realm)
-        if shown not in self._told and len(self._told) < 100:
-            self._told.add(shown)
+        if shown not in self._logged and len(self._logged) < 100:
+            self._logged.add(shown)
             log.warning(
                 "upstream %s: %s names the token service %r, which %s; if it is right, add it to the upstream's realms",
                 self._name,
@@ -162,12 +127,12 @@ class RealmPolicy:
         if urlsplit(realm).username is not None:
             return False
         if scheme == "http":
-            # In the clear, a password is no less safe there than at the endpoint itself.
+            # Over plain http, the password is as exposed at the endpoint itself.
             return own_scheme == "http" and (host == own_host or self._is_listed(realm))
         return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._sites
 
     def _may_see_password(self, realm: str, endpoint: str) -> bool:
-        """Of one that is allowed."""
+        """Returns whether an allowed realm may get the password."""
         _, host, port = origin(realm)
         _, own_host, own_port = origin(endpoint)
         return self._is_listed(realm) or port == own_port or (host != own_host and port == 443)
@@ -187,5 +152,5 @@ class RealmPolicy:
 
 
 def _loggable_realm(realm: str) -> str:
-    """Without its query, which may hold anything."""
+    """Returns the realm without its query, which may hold anything."""
     return realm.partition("?")[0].rpartition("@")[2][:200]

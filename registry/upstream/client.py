@@ -1,4 +1,4 @@
-"""The far registry as a `UpstreamClient`."""
+"""`HttpUpstreamClient`: an upstream registry over HTTP, as an `UpstreamClient`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contextlib import suppress
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, share_scope
 from registry.mirror.upstream_client import BlobSink, UnconfirmedBlobUnknown, UnconfirmedManifestUnknown, UpstreamClient
-from registry.upstream.api_client import MIB, ApiClient
+from registry.upstream.api_client import ApiClient
 from registry.upstream.blob_client import BlobClient
 from registry.upstream.destinations import AddressPolicy, NetworkClassifier, classify_address, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.quota import RequestKind
+from registry.upstream.request_limits import MIB
 from registry.upstream.requester import UpstreamRequester
 from registry.upstream.transfer import BlobTransfer, SinkRaised, range_header
 from registry.upstream.transport import OutboundProxies, TrustStore
@@ -31,16 +32,16 @@ from storage.interface import Leases, UpstreamRecords
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 MANIFEST_SIZE = 8 * MIB
-"""Bytes of a manifest, the most."""
+"""Largest manifest, in bytes."""
 ANSWER_MEMORY = 56 * MIB
-"""Bytes of an upstream's answers that are held at the same time, until they are read and stored."""
+"""Bytes of one upstream's responses that are in memory at a time, until they are parsed and stored."""
 
 _NO_HEAD = frozenset({400, 405, 501})
 _NO_SIZE = frozenset({400, 403, 405, 501})
 
 
 class FetchEnded(Exception):
-    """Carries an error past the endpoints that are left: the sink has had bytes, or raised it."""
+    """Carries an error past the remaining endpoints: the sink raised it, or has received bytes."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -48,59 +49,63 @@ class FetchEnded(Exception):
 
 
 class HttpUpstreamClient:
-    """As `registry.mirror.upstream_client.UpstreamClient` says."""
+    """See `registry.mirror.upstream_client.UpstreamClient`."""
 
     def __init__(
         self,
         settings: Upstream,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         clock: Callable[[], float],
-        network_of: NetworkClassifier,
+        classify: NetworkClassifier,
     ) -> None:
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
-        proxies, trust, gate = OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name, network_of)
+        proxies, trust, policy = OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name, classify)
         memory, self._parser = MemoryBudget(ANSWER_MEMORY, f"answers of {settings.name}"), DocumentParser()
-        self._exchange = ApiClient(settings, proxies, trust, gate, memory)
-        self._bodies = BlobClient(settings, proxies, trust, gate)
-        self._asking = UpstreamRequester(settings, self._exchange, records, turns, clock)
-        self._listing = UpstreamLists(settings.name, self._asking, self._parser, memory)
+        self._api = ApiClient(settings, proxies, trust, policy, memory)
+        self._blobs = BlobClient(settings, proxies, trust, policy)
+        self._requester = UpstreamRequester(settings, self._api, records, leases, clock)
+        self._lists = UpstreamLists(settings.name, self._requester, self._parser, memory)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        async def attempt(endpoint: UpstreamEndpoint, trial: EndpointAttempt) -> Descriptor:
-            # An answer to HEAD has no body that shows whose it is, and what is here may hang on it.
+        async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
+            # A response to HEAD has no body that shows who sent it, and a cached tag may be dropped because of it.
             with suppress(UnconfirmedManifestUnknown):
-                answer = await self._manifest(endpoint, trial, repo, "HEAD", reference)
+                answer = await self._manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else answer.digest
                 if answer.status not in _NO_HEAD and digest and answer.length and answer.media_type:
                     _check_same_digest(answer, digest, "manifest")
                     return Descriptor(answer.media_type, digest, answer.length)
             async with share_scope():
-                answer = await self._manifest(endpoint, trial, repo, "GET", reference)
+                answer = await self._manifest(endpoint, attempt, repo, "GET", reference)
                 return (await self._parser.verified_manifest(answer, reference)).descriptor
 
-        return await self._asking.first(attempt, repo, RequestKind.HEAD, anywhere=isinstance(reference, Digest))
+        return await self._requester.try_endpoints(
+            operation, repo, RequestKind.HEAD, any_endpoint=isinstance(reference, Digest)
+        )
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        async def attempt(endpoint: UpstreamEndpoint, trial: EndpointAttempt) -> Manifest:
-            answer = await self._manifest(endpoint, trial, repo, "GET", reference)
+        async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
+            answer = await self._manifest(endpoint, attempt, repo, "GET", reference)
             return await self._parser.verified_manifest(answer, reference)
 
-        return await self._asking.first(attempt, repo, RequestKind.MANIFEST, anywhere=isinstance(reference, Digest))
+        return await self._requester.try_endpoints(
+            operation, repo, RequestKind.MANIFEST, any_endpoint=isinstance(reference, Digest)
+        )
 
     async def _manifest(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         method: str,
         reference: Reference,
     ) -> UpstreamResponse:
-        return await self._asking.ask(
+        return await self._requester.request(
             endpoint,
-            trial,
+            attempt,
             repo,
             RequestKind.HEAD if method == "HEAD" else RequestKind.MANIFEST,
             method,
@@ -112,27 +117,27 @@ class HttpUpstreamClient:
         )
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        async def attempt(endpoint: UpstreamEndpoint, trial: EndpointAttempt) -> Descriptor:
-            return Descriptor(BLOB_TYPE, digest, await self._size(endpoint, trial, repo, digest))
+        async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
+            return Descriptor(BLOB_TYPE, digest, await self._size(endpoint, attempt, repo, digest))
 
-        return await self._asking.first(attempt, repo, RequestKind.BLOB, anywhere=True)
+        return await self._requester.try_endpoints(operation, repo, RequestKind.BLOB, any_endpoint=True)
 
     async def _size(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, repo: RepositoryName, digest: Digest
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, digest: Digest
     ) -> int:
         path, unknown = f"blobs/{digest}", BlobUnknown()
-        # An answer to HEAD has no body that shows whose it is, and "unknown" is remembered.
+        # A response to HEAD has no body that shows who sent it, and "unknown" is cached.
         with suppress(UnconfirmedBlobUnknown):
-            answer = await self._asking.ask(
-                endpoint, trial, repo, RequestKind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE
+            answer = await self._requester.request(
+                endpoint, attempt, repo, RequestKind.BLOB, "HEAD", path, unknown, accepted=_NO_SIZE
             )
             if answer.status == 200 and answer.length is not None:
                 _check_same_digest(answer, digest, "blob")
                 return answer.length
-        # Addresses that redirects lead to may be signed for GET alone; and not all answer HEAD with a length.
-        answer = await self._asking.ask(
+        # A redirect's URL may be signed for GET only, and not every server sends a length with HEAD.
+        answer = await self._requester.request(
             endpoint,
-            trial,
+            attempt,
             repo,
             RequestKind.BLOB,
             "GET",
@@ -143,8 +148,8 @@ class HttpUpstreamClient:
             accepted=(416,),
         )
         _check_same_digest(answer, digest, "blob")
-        told = parse_count(answer.headers.get("content-range", "").rpartition("/")[2])
-        size = answer.length if answer.status == 200 else told
+        total = parse_count(answer.headers.get("content-range", "").rpartition("/")[2])
+        size = answer.length if answer.status == 200 else total
         if size is None:
             raise UpstreamUnavailable(f"{loggable_origin(answer.url)} does not say how long the blob is")
         return size
@@ -156,16 +161,16 @@ class HttpUpstreamClient:
         asked = {"Range": wanted} if wanted else {}
         loop = asyncio.get_running_loop()
 
-        async def attempt(endpoint: UpstreamEndpoint, trial: EndpointAttempt) -> None:
-            # The endpoint lives once it answers; that this ends, long afterwards, is no news of it.
-            transfer = BlobTransfer(endpoint.url, span, sink, trial, loop.call_soon_threadsafe)
+        async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
+            # The endpoint counts as alive once it responds. The end of a long transfer says nothing about it.
+            transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
             async def send(authorization: Mapping[str, str]) -> UpstreamResponse:
-                return await self._bodies.fetch(transfer, url, {**asked, **authorization})
+                return await self._blobs.fetch(transfer, url, {**asked, **authorization})
 
             try:
-                await self._asking.send_authorized(endpoint, trial, repo, RequestKind.BLOB, send, BlobUnknown())
+                await self._requester.send_authorized(endpoint, attempt, repo, RequestKind.BLOB, send, BlobUnknown())
             except SinkRaised as raised:
                 raise FetchEnded(raised.error) from None
             except RegistryError as error:
@@ -174,39 +179,41 @@ class HttpUpstreamClient:
                 raise FetchEnded(error) from None
 
         try:
-            await self._asking.first(attempt, repo, RequestKind.BLOB, anywhere=True, avoid=avoid, seconds=None)
+            await self._requester.try_endpoints(
+                operation, repo, RequestKind.BLOB, any_endpoint=True, avoid=avoid, seconds=None
+            )
         except FetchEnded as ended:
             raise ended.error from None
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return await self._listing.tags(repo, after, limit)
+        return await self._lists.tags(repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        return await self._listing.referrers(repo, subject, artifact_type, after, limit)
+        return await self._lists.referrers(repo, subject, artifact_type, after, limit)
 
-    def exhausted(self) -> bool:
-        return self._asking.allowances.exhausted()
+    def is_exhausted(self) -> bool:
+        return self._requester.allowances.is_exhausted()
 
     async def aclose(self) -> None:
-        """Ends what is under way. Idempotent."""
-        self._bodies.close()
-        await self._listing.aclose()
-        await self._asking.aclose()
-        await self._exchange.aclose()
+        """Cancels running requests and closes the connections. Idempotent."""
+        self._blobs.close()
+        await self._lists.aclose()
+        await self._requester.aclose()
+        await self._api.aclose()
 
 
 def make_upstream_client(
     settings: Upstream,
     records: UpstreamRecords,
-    turns: Leases,
+    leases: Leases,
     clock: Callable[[], float] = time.time,
-    network_of: NetworkClassifier = classify_address,
+    classify: NetworkClassifier = classify_address,
 ) -> UpstreamClient:
-    """The far registry that `settings` name. Contacts nobody and reads no file; of the environment it reads the
-    proxies. `clock`: seconds since 1970. `network_of` tells in which network an address is."""
-    return HttpUpstreamClient(settings, records, turns, clock, network_of)
+    """Returns the client for the upstream in `settings`. Contacts nobody and reads no file; reads the proxies from the
+    environment. `clock`: seconds since 1970. `classify` returns the network of an address."""
+    return HttpUpstreamClient(settings, records, leases, clock, classify)
 
 
 def _check_same_digest(answer: UpstreamResponse, digest: Digest, what: str) -> None:

@@ -15,29 +15,29 @@ from urllib.parse import urlsplit
 from registry.config import DOCKER_HUB, Upstream
 from storage.errors import UpstreamUnavailable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 HUB_NAMES = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
-"""The names under which docker keeps Hub's login."""
+"""The names under which docker stores the login for Docker Hub."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamLogin:
-    """Who logs in: a name with a password, or an identity token (`docker login` got one from the token service)."""
+    """A username with a password, or an identity token that `docker login` got from the token service."""
 
     username: str
     password: str = field(default="", repr=False)
     identity: str = field(default="", repr=False)
     version: str = ""
-    """Changes when the file it comes from does: tokens got with another login are not used."""
+    """Changes with the file, so that tokens obtained with another login are not used."""
 
     def basic(self) -> str:
-        """The `Authorization` of the Basic scheme (RFC 7617)."""
+        """Returns the `Authorization` value of the Basic scheme (RFC 7617)."""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 class ConfiguredLogin:
-    """Where the login comes from: username with password_file or password_env, or a docker `config.json`."""
+    """Reads the login: username with password_file or password_env, or docker's `config.json`."""
 
     def __init__(self, settings: Upstream) -> None:
         self._settings = settings
@@ -50,7 +50,8 @@ class ConfiguredLogin:
         return self._settings.username is not None or self._settings.docker_config is not None
 
     def current(self) -> UpstreamLogin | None:
-        """None: nobody logs in. Raises UpstreamUnavailable when what is configured cannot be read; the log says why."""
+        """Returns the login; None: none is configured, or the file holds none. Raises UpstreamUnavailable if it cannot
+        be read; the log says why."""
         if not self.configured:
             return None
         if self._file is None:
@@ -62,7 +63,7 @@ class ConfiguredLogin:
                 self._login = self._read(self._file, f"{seen[0]:x}-{seen[2]:x}")
                 self._seen = seen
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # A JSON error's text shows no content; that of other errors here could.
+            # The text of a JSON error shows no content of the file; the text of other errors could.
             reason = error if isinstance(error, OSError | json.JSONDecodeError) else "it is not what it should be"
             log.error("the login for %s cannot be read from %s: %s", self._settings.name, self._file, reason)
             raise self._unreadable() from None
@@ -112,7 +113,8 @@ class ConfiguredLogin:
 
 
 def _docker_login(entry: Mapping[str, object], version: str) -> UpstreamLogin | None:
-    """An entry of `auths`: `auth` is base64 of `name:password`; `username` and `password` may stand there instead."""
+    """Parses an entry of `auths`: `auth` is base64 of `name:password`; `username` and `password` may be given
+    instead."""
     username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
     identity = str(entry.get("identitytoken") or "")
     if auth := entry.get("auth"):

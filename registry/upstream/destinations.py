@@ -1,9 +1,8 @@
-"""Addresses: what is one origin, and where a redirect leads.
+"""Where a request may go: origins, redirects, and the networks that addresses belong to.
 
-The network an address belongs to, and the addresses that a redirect or a token service may be at.
-
-Whoever answers for an upstream writes its redirects and challenges. Without a rule they could make this server ask
-services that only this server can reach: on its own machine, in its private network, or its cloud's metadata service.
+Whoever answers for an upstream writes its redirects and challenges. Without a rule they could make this server send
+requests to services that only this server can reach: on its own machine, in its private network, or its cloud's
+metadata service. This is about upstreams; `registry.client_addresses` is about the addresses of clients.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from urllib.parse import urljoin, urlsplit
 
-from registry.config import normalized_host
+from registry.config import MAX_HOST_LENGTH, normalized_host
 from storage.errors import UpstreamUnavailable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 MAX_LOGGED_REFUSALS = 100
-"""Refused places that are logged, the most: an upstream chooses their names."""
+"""Refused destinations that are logged: an upstream chooses their names."""
 
 
 class NetworkClass(Enum):
-    """What can reach an address."""
+    """Who can reach an address."""
 
     PUBLIC = "public"
     PRIVATE = "private"
@@ -51,7 +50,8 @@ _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 
 
 def classify_address(address: str) -> NetworkClass:
-    """The network of an IP address. An IPv6 address that carries an IPv4 one is in the network of that."""
+    """Returns the network class of an IP address. An IPv6 address that embeds an IPv4 address has that one's class.
+    Raises ValueError: not an address."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and (inner := _embedded_ipv4(found)) is not None:
         found = inner
@@ -66,7 +66,8 @@ def classify_address(address: str) -> NetworkClass:
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that packets to it go to: mapped, 6to4, NAT64, or compatible (RFC 4291, 3056, 6052)."""
+    """Returns the IPv4 address that packets to `address` reach: mapped, 6to4, NAT64, or compatible (RFC 4291, 3056,
+    6052); None: it embeds none."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
@@ -79,24 +80,25 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where a request may connect: to public addresses, to those in `network`, and to the `listed` hosts and ports.
-    `network` is None where the settings name the address: then anywhere."""
+    """The addresses a request may connect to: public ones, those in `network`, and the `listed` hosts and ports.
+    `network` None: any address, since the settings name the destination."""
 
     network: NetworkClass | None
     listed: frozenset[tuple[str, int]] = frozenset()
 
     def after(self, network: NetworkClass) -> Reach:
-        """Where the next request may connect, once a host in `network` has answered this one: a redirect may stay in
-        the network of the first host, and leads nowhere but to public addresses once it has left it."""
+        """Returns the reach of the next request after a host in `network` has responded. A redirect may stay in the
+        network of the first host; once it has left that network, it may only go to public addresses."""
         if self.network is None:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
 
-    def anywhere(self, host: str, port: int) -> bool:
-        """Any address of this host will do."""
+    def is_unrestricted(self, host: str, port: int) -> bool:
+        """Returns whether any address of this host is allowed."""
         return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
 
-    def allows(self, network: NetworkClass) -> bool:
+    def is_allowed(self, network: NetworkClass) -> bool:
+        """Returns whether addresses of this network class are allowed."""
         return network in (NetworkClass.PUBLIC, self.network) and network is not NetworkClass.SPECIAL
 
 
@@ -104,38 +106,39 @@ ANYWHERE = Reach(None)
 
 
 class AddressPolicy:
-    """One upstream's rule for the addresses that are connected to."""
+    """Checks addresses for one upstream. Logs refusals once per destination."""
 
-    def __init__(self, name: str, network_of: NetworkClassifier = classify_address) -> None:
+    def __init__(self, name: str, classify: NetworkClassifier = classify_address) -> None:
         self._name = name
-        self._network_of = network_of
+        self._classify = classify
         self._logged: set[tuple[str, int]] = set()
 
-    def network(self, address: str | None) -> NetworkClass:
-        """Of a host that has answered; None: its address is not known, which counts as public."""
+    def classify(self, address: str | None) -> NetworkClass:
+        """Returns the network class of a host that has responded. An unknown address (None) counts as public."""
         try:
-            return self._network_of(address) if address else NetworkClass.PUBLIC
+            return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
             return NetworkClass.PUBLIC
 
-    def allowed(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Those of a host's addresses that may be connected to. Raises UpstreamUnavailable: none."""
-        if reach.anywhere(host, port):
+    def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
+        """Returns those of a host's addresses that may be connected to. Raises UpstreamUnavailable if there is none."""
+        if reach.is_unrestricted(host, port):
             return list(addresses)
-        found = {address: self._network_of(address) for address in addresses}
-        allowed = [address for address, network in found.items() if reach.allows(network)]
+        found = {address: self._classify(address) for address in addresses}
+        allowed = [address for address, network in found.items() if reach.is_allowed(network)]
         if found and not allowed:
             raise self._refusal(host, port, *next(iter(found.items())))
         return allowed
 
     def check_proxied(self, reach: Reach, host: str, port: int) -> None:
-        """A proxy resolves names, so only addresses can be checked here. Raises UpstreamUnavailable."""
+        """Raises UpstreamUnavailable if a request through a proxy names an address that is not allowed. Names are
+        resolved by the proxy and cannot be checked here."""
         if (address := literal_address(host)) is not None:
-            self.allowed(reach, host, port, [address])
+            self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
-        """What is known of a host behind a proxy."""
-        return self.network(literal_address(host))
+        """Returns the network class of a host behind a proxy, as far as its name shows it."""
+        return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
         if (host, port) not in self._logged and len(self._logged) < MAX_LOGGED_REFUSALS:
@@ -156,8 +159,8 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """The address that a host in a URL is, in any spelling that resolvers take (`127.1`, `0x7f000001`); None: it is a
-    name."""
+    """Returns the IP address that a URL's host is, in any spelling that resolvers accept (`127.1`, `0x7f000001`); None:
+    it is a name."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"
@@ -172,55 +175,89 @@ def literal_address(host: str) -> str | None:
 
 
 MAX_URL_LENGTH = 8 << 10
-"""Characters of an address that a redirect or a list's next page leads to: reading one of 60 KiB holds the event loop
-for 80 ms."""
+"""Longest URL, in characters, of a redirect or a list's next page. Parsing one of 60 KiB blocks the event loop for 80
+ms."""
 MAX_REDIRECTS = 5
-"""Followed at the most, for one request."""
+"""Redirects followed for one request."""
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of an http(s) address (RFC 6454, 4); the host as `normalized_host` has it. Raises
-    ValueError for any other."""
+    """Returns scheme, host and port of an http(s) URL (RFC 6454, 4); the host as `normalized_host` returns it. Raises
+    ValueError for any other URL."""
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError("not an http address")
     return parts.scheme, normalized_host(parts.hostname), parts.port or _DEFAULT_PORTS[parts.scheme]
 
 
+SHARED_DOMAINS = frozenset(
+    {
+        *("amazonaws.com", "azurecr.io", "azurewebsites.net", "windows.net", "pkg.dev", "run.app", "appspot.com"),
+        *("googleapis.com", "github.io", "gitlab.io", "cloudfront.net", "herokuapp.com", "workers.dev", "r2.dev"),
+        *("fly.dev", "onrender.com", "vercel.app", "netlify.app", "digitaloceanspaces.com", "ngrok.io", "ngrok.app"),
+        *("duckdns.org", "nip.io", "sslip.io"),
+    }
+)
+"""Domains below which names have different owners. The public suffix list has thousands; these are used to run
+registries. For names below any other, `realms` can be set."""
+
+
+def registrable_domain(host: str) -> str:
+    """Returns the part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. Returns an address, or
+    a name that is too long, unchanged."""
+    host = host.rstrip(".").lower()
+    if len(host) > MAX_HOST_LENGTH:
+        return host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return host
+    labels = host.split(".")
+    keep = 2
+    if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
+        keep = 3  # `co.uk`, `com.au`; treats any short name directly below a country code like these
+    for suffix in range(2, len(labels)):
+        if ".".join(labels[-suffix:]) in SHARED_DOMAINS:
+            keep = suffix + 1
+    return ".".join(labels[-keep:])
+
+
 def loggable_origin(url: str) -> str:
-    """The origin as a message may show it: paths and queries of redirects can hold signatures."""
+    """Returns the origin for logs and messages: paths and queries of redirects can contain signatures."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class RedirectChain:
-    """Where a request goes, redirect by redirect. `Authorization` goes to the first origin alone: once a redirect has
-    left it, none is sent any more, wherever the next one leads. `reach`: where the next request may connect."""
+    """Follows the redirects of one request. `Authorization` is sent to the first origin only; once a redirect has left
+    it, no later request gets the header, not even back at that origin. `reach`: where the next request may connect."""
 
     def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
         self.url = url
         self.headers = dict(headers)
         self.reach = reach
-        self.moved = False
-        """It has followed a redirect."""
+        self.has_moved = False
+        """Whether a redirect was followed."""
         self._home = origin(url)
         self._left = MAX_REDIRECTS
 
     @property
-    def foreign(self) -> bool:
-        """It has left the origin it started at."""
+    def is_foreign(self) -> bool:
+        """Whether the current URL is on another origin than the first one."""
         return origin(self.url) != self._home
 
-    def answered(self, network: NetworkClass) -> None:
-        """A host in `network` has answered the request."""
+    def on_answer(self, network: NetworkClass) -> None:
+        """Called when a host in `network` has responded."""
         self.reach = self.reach.after(network)
 
     def follow(self, status: int, location: str | None) -> bool:
-        """Whether that answer sends us on; `url` and `headers` are then those of the next request. Raises
-        UpstreamUnavailable: too many redirects, an address that is none, or from https to http."""
+        """Returns whether the response is a redirect; if so, `url` and `headers` are those of the next request. Raises
+        UpstreamUnavailable: too many redirects, an invalid URL, or a redirect from https to http."""
         if status not in _REDIRECT_STATUSES:
             return False
         source = loggable_origin(self.url)
@@ -239,8 +276,8 @@ class RedirectChain:
         if scheme == "http" and self.url.startswith("https:"):
             raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
         self.url = following
-        self.moved = True
+        self.has_moved = True
         self._left -= 1
-        if self.foreign:
+        if self.is_foreign:
             self.headers.pop("Authorization", None)
         return True

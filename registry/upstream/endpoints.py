@@ -1,13 +1,13 @@
-"""The endpoints of one upstream: which to ask first, and which to leave alone for a while.
+"""The endpoints of one upstream, with a circuit breaker for each.
 
-A circuit breaker for each: closed while it answers; open, and not asked, after LIMIT failures in a row; then half open:
-one request tries it, and closes or opens it again. What was learnt is this process's own.
+A breaker is closed while the endpoint responds, and opens after FAILURES_TO_OPEN failures in a row. Then it is
+half-open: one request tries the endpoint and closes the breaker or opens it again. The state belongs to this process.
 
-A failure is a request to the endpoint itself that got no answer, or one that says that the server is ill. What is wrong
-with an answer, with a redirect's target or with a token service is no failure of the endpoint. 500 is about its
-request: it is no failure, and does not end a row of them. No connection says that
-it is ill for everybody; no answer, or an ill one, says so only once LIMIT repositories had it, since one repository's
-storage may be what is broken: until then the breaker is open for the repositories that failed.
+A failure is a request to the endpoint itself without a response, or with a status from 501 up. The content of a
+response, the target of a redirect and a token service never count. 500 is about the request: it is no failure, and does
+not end a row of failures. A failed connection counts for all repositories. A missing or failed response counts for its
+own repository, since only that repository's storage may be broken; after FAILURES_TO_OPEN repositories had one, it
+counts for all.
 """
 
 from __future__ import annotations
@@ -19,58 +19,58 @@ from contextlib import contextmanager
 from registry.config import Upstream
 from storage.errors import UpstreamUnavailable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 FAILURES_TO_OPEN = 3
-"""Failures in a row that open the breaker."""
+"""Failures in a row that open the breaker, and repositories with failures that open it for all."""
 FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
-"""Seconds it stays open at first; doubled by each try that fails."""
+"""How long the breaker stays open at first; each failed try doubles it."""
 
 
 class EndpointAttempt:
-    """One request to an endpoint, and those that follow for the same thing. `lives` is called once it has answered:
-    others may be sent there from then on, though this one may take long, as blobs do."""
+    """One request to an endpoint and its follow-up requests. `on_alive` is called once the endpoint responds: other
+    requests may use it from then on, while this one may go on for long."""
 
     seconds: float | None = None
-    """For all of them; None: as long as they take."""
+    """Time limit for all requests of the attempt; None: no limit."""
 
-    def __init__(self, lives: Callable[[], None]) -> None:
+    def __init__(self, on_alive: Callable[[], None]) -> None:
         self.alive = False
         self.unreachable = False
         self._waiting = False
         self._ill = False
-        self._lives = lives
+        self._on_alive = on_alive
 
     @property
     def failed(self) -> bool:
-        """The endpoint is to blame if this ends with an error now."""
+        """Whether an error now is the endpoint's fault."""
         return not self.alive and (self._waiting or self._ill)
 
-    def sent(self) -> None:
-        """A request is on its way to the endpoint."""
+    def on_sent(self) -> None:
+        """Called when a request is sent to the endpoint."""
         self._waiting = True
 
-    def headers(self, status: int) -> None:
-        """The endpoint has answered the request."""
+    def on_headers(self, status: int) -> None:
+        """Called when the endpoint has responded."""
         self._waiting = False
         self._ill = status >= 501  # 500 is about this request, the others about the server
-        if not self._ill and status not in (401, 500):  # after a token was got, it may still fail
-            self.answered()
+        if not self._ill and status not in (401, 500):  # the request may still fail with the token
+            self.on_alive()
 
     def on_connection_failed(self) -> None:
-        """No connection to the endpoint came about."""
+        """Called when no connection to the endpoint could be made."""
         self.unreachable = True
 
-    def answered(self) -> None:
-        """The endpoint lives, whatever happens to the request."""
+    def on_alive(self) -> None:
+        """Called when the endpoint works, whatever happens to the request."""
         self._waiting = self._ill = False
         if not self.alive:
             self.alive = True
-            self._lives()
+            self._on_alive()
 
 
 class UpstreamEndpoint:
-    """Where an upstream answers, and how that went lately."""
+    """One URL of an upstream, and its circuit breaker."""
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
         self.url = url
@@ -83,57 +83,58 @@ class UpstreamEndpoint:
         self._down = False
 
     def is_open_for(self, repo: str) -> bool:
-        """Not to be asked for that repository now."""
+        """Returns whether the breaker is open for the repository."""
         if self.failures < FAILURES_TO_OPEN or not self._concerns(repo):
             return False
         return self._tried or self.wait > 0
 
     def is_failing_for(self, repo: str) -> bool:
-        """It failed the last time. One whose pause is over keeps its place: if it came last, nobody would ever find
-        out that it is back."""
+        """Returns whether the last attempt failed while the breaker is still closed. A half-open endpoint keeps its
+        place in the order: if it came last, no request would ever try it."""
         return 0 < self.failures < FAILURES_TO_OPEN and self._concerns(repo)
 
     @property
     def wait(self) -> float:
-        """Seconds until it is tried again."""
-        # A clock that was set back must not keep it open for longer.
+        """Seconds until the endpoint is tried again."""
+        # Bounded, in case the clock was set back.
         return min(self._failed_at + self._pause - self._clock(), self._pause)
 
     @contextmanager
-    def trial(self, repo: str) -> Iterator[EndpointAttempt]:
-        """Around the requests for one thing of that repository."""
+    def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
+        """Wraps the requests for one piece of content of a repository."""
         started, half_open = self._clock(), self.failures >= FAILURES_TO_OPEN and self._concerns(repo)
-        trial = EndpointAttempt(self._lives)
+        attempt = EndpointAttempt(self._on_success)
         self._tried = self._tried or half_open
         try:
-            yield trial
-            trial.answered()
+            yield attempt
+            attempt.on_alive()
         except UpstreamUnavailable:
-            if trial.failed:
-                self._failed(started, None if trial.unreachable else repo)
+            if attempt.failed:
+                self._on_failure(started, None if attempt.unreachable else repo)
             raise
         finally:
-            if half_open and not trial.alive:
+            if half_open and not attempt.alive:
                 self._tried = False
 
     def _concerns(self, repo: str) -> bool:
         return self._down or repo in self._failing
 
-    def _lives(self) -> None:
+    def _on_success(self) -> None:
         if self.failures >= FAILURES_TO_OPEN:
             log.info("the upstream endpoint %s answers again", self.url)
         self.failures, self._pause, self._tried = 0, FIRST_OPEN_SECONDS, False
         self._failing.clear()
         self._down = False
 
-    def _failed(self, started: float, repo: str | None) -> None:
-        """`repo`: the one whose request got no good answer; None: no connection came about, for whomever."""
+    def _on_failure(self, started: float, repo: str | None) -> None:
+        """Counts a failure. `repo`: the repository whose request had no good response; None: no connection could be
+        made."""
         if repo is not None:
             self._failing.add(repo)
         if repo is None or len(self._failing) >= FAILURES_TO_OPEN:
             self._down = True
             self._failing.clear()
-        # Requests that went out before the last failure was seen failed with it: one event, one count.
+        # Requests sent before the last failure failed for the same reason: one outage counts once.
         if self.failures and started < self._failed_at:
             return
         if self.failures >= FAILURES_TO_OPEN:
@@ -145,7 +146,7 @@ class UpstreamEndpoint:
 
 
 class UpstreamEndpoints:
-    """All of one upstream's, in the order of its settings."""
+    """The endpoints of one upstream, in the order of the settings."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
         self._name = settings.name
@@ -155,14 +156,14 @@ class UpstreamEndpoints:
     def urls(self) -> list[str]:
         return [endpoint.url for endpoint in self.all]
 
-    def order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
-        """Whom to ask for a repository, the first first: those that failed last time come later, those in `avoid` last;
-        without those that are left alone."""
+    def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
+        """Returns the endpoints to try for a repository: those that failed last come later, those in `avoid` last.
+        Leaves out endpoints whose breaker is open."""
         found = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(found, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
     def circuit_open_errors(self, asked: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """What is to be said of those that are not among the `asked`, if there are any."""
+        """Returns the error for the endpoints that are not in `asked`; an empty list if there are none."""
         waits = [endpoint.wait for endpoint in self.all if endpoint not in asked]
         if not waits:
             return []

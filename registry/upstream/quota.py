@@ -1,10 +1,8 @@
-"""How long an endpoint wants no requests of a kind, as its 429s say. Kept in Records, so all processes know it.
+"""Rate limits of upstreams: back-off after a 429 (`RateLimitBackoff`), and the requests that are left as
+`ratelimit-remaining` tells (`RemainingRequests`).
 
-Each kind by itself: Docker Hub limits the manifests it gives, and goes on answering HEADs and sending blobs meanwhile.
-
-What an upstream still lets us ask: `ratelimit-remaining` as Docker Hub sends it.
-
-Kept in Records, so all processes know it.
+Both are kept in Records, so that all processes know them. A 429 applies to one kind of request at one endpoint: Docker
+Hub limits manifests and goes on answering HEAD requests and sending blobs.
 """
 
 from __future__ import annotations
@@ -21,32 +19,32 @@ from storage.content import Allowance
 from storage.errors import StorageFailed, StorageFull, TooManyRequests
 from storage.interface import UpstreamRecords
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
-LIMIT_CACHED_SECONDS = 1.0
-"""Seconds for which what Records said is not asked for again."""
+RECORDS_CACHED_SECONDS = 1.0
+"""Time for which values read from Records are used without reading them again."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
-"""Seconds an upstream may keep us waiting; it may mean a day, but we ask again after this."""
+"""Longest pause that an upstream can impose. It may ask for a day; it is asked again after this."""
 MAX_DATE_LENGTH = 64
-"""Characters of a date in `Retry-After`."""
+"""Longest date, in characters, that is parsed in `Retry-After`."""
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
-"""Seconds without requests after a 429 that names no time."""
+"""Pause after a 429 without `Retry-After`."""
 
 
 class RequestKind(StrEnum):
-    """What a request is for, as far as limits tell requests apart."""
+    """Kinds of requests that upstreams limit separately."""
 
     MANIFEST = "manifest"
     HEAD = "head"
-    """Of a manifest."""
+    """HEAD of a manifest."""
     BLOB = "blob"
     LIST = "list"
     LOGIN = "login"
-    """An endpoint that is asked how to log in."""
+    """Asking an endpoint how to log in."""
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that `Retry-After` asks for (RFC 9110, 10.2.3: a count or a date); None: it does not."""
+    """Returns the seconds in `Retry-After` (RFC 9110, 10.2.3: a count or a date); None: there is none."""
     text = headers.get("retry-after", "").strip()
     if (count := parse_count(text)) is not None:
         return float(count)
@@ -59,28 +57,28 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 class RateLimitBackoff:
-    """One upstream's. `clock`: seconds since 1970."""
+    """The pauses of one upstream after 429 responses. `clock`: seconds since 1970."""
 
     def __init__(self, name: str, records: UpstreamRecords, clock: Callable[[], float]) -> None:
         self._name = name
         self._records = records
         self._clock = clock
-        self._known: dict[str, tuple[float, float]] = {}  # until when, as of when
+        self._known: dict[str, tuple[float, float]] = {}
+        """For each key, the end of its pause, and when Records was read."""
 
     async def raise_if_limited(self, url: str, kind: RequestKind) -> None:
-        """Raises TooManyRequests while whoever answers at `url` wants no requests of that kind. Nothing is sent for
-        that."""
+        """Raises TooManyRequests while the endpoint at `url` is paused for this kind of request. Sends nothing."""
         key, now = _key(self._name, url, kind), self._clock()
         until, looked = self._known.get(key, (0.0, -math.inf))
-        if not 0 <= now - looked < LIMIT_CACHED_SECONDS:
+        if not 0 <= now - looked < RECORDS_CACHED_SECONDS:
             kept = await self._records.allowance(key)
             until = _later(until, kept.until if kept else 0.0, now)
             self._known[key] = until, now
         if (wait := _wait(until, now)) > 0:
-            raise self.refusal(wait)
+            raise self.error(wait)
 
-    async def hold(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
-        """The error for a 429; until the time it names, `raise_if_limited` raises it too."""
+    async def record(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
+        """Records a 429 and returns its error. Until the named time, `raise_if_limited` raises it, too."""
         key, now = _key(self._name, url, kind), self._clock()
         wait = self._asked(headers, now)
         until = _later(self._known.get(key, (0.0, 0.0))[0], now + wait, now)
@@ -88,19 +86,19 @@ class RateLimitBackoff:
         try:
             await self._records.note_allowance(key, Allowance(now, until=until))
         except (StorageFailed, StorageFull) as error:
-            log.warning("that %s limits us could not be kept for the other workers: %s", self._name, error)
-        return self.refusal(wait)
+            log.warning("cannot record the rate limit of %s for the other workers: %s", self._name, error)
+        return self.error(wait)
 
     def unrecorded_error(self, headers: Mapping[str, str]) -> TooManyRequests:
-        """The error for a 429 of somebody who is not asked first, such as a redirect's target: it holds nothing."""
-        return self.refusal(self._asked(headers, self._clock()))
+        """Returns the error for a 429 that pauses nothing, such as that of a redirect's target."""
+        return self.error(self._asked(headers, self._clock()))
 
     def _asked(self, headers: Mapping[str, str], now: float) -> float:
         asked = parse_retry_after(headers, now)
         return min(DEFAULT_RETRY_AFTER_SECONDS if asked is None else asked, MAX_RETRY_AFTER_SECONDS)
 
-    def refusal(self, wait: float) -> TooManyRequests:
-        """The error while nothing may be asked for so many seconds."""
+    def error(self, wait: float) -> TooManyRequests:
+        """Returns the error for a pause of `wait` seconds."""
         seconds = max(1, math.ceil(wait))
         return TooManyRequests(
             f"the upstream registry {self._name} wants fewer requests; it may be asked again in {seconds} s",
@@ -109,7 +107,7 @@ class RateLimitBackoff:
 
 
 async def limited_until(records: UpstreamRecords, name: str, endpoints: Iterable[str], now: float) -> float | None:
-    """When manifests may be asked for again, in seconds since 1970; None: they may be now, at one of `endpoints`."""
+    """Returns when manifests may be requested again, in seconds since 1970; None: now, at one of `endpoints`."""
     ends = []
     for endpoint in endpoints:
         kept = await records.allowance(_key(name, endpoint, RequestKind.MANIFEST))
@@ -124,7 +122,8 @@ def _key(name: str, url: str, kind: RequestKind) -> str:
 
 
 def _wait(until: float, now: float) -> float:
-    """Seconds left. A time further away than any that is asked for is from before the clock was set back."""
+    """Returns the seconds left. A time further away than the longest pause was recorded before the clock was set
+    back."""
     return until - now if until - now <= MAX_RETRY_AFTER_SECONDS else 0.0
 
 
@@ -132,19 +131,18 @@ def _later(one: float, other: float, now: float) -> float:
     return max(until if _wait(until, now) > 0 else 0.0 for until in (one, other))
 
 
-REMAINING_CACHED_SECONDS = 1.0
-"""Seconds for which what Records said is not asked for again."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Seconds after which what remains is not believed any more: a HEAD, which is free, will tell."""
+"""Time after which a recorded number of remaining requests is ignored. A HEAD request, which costs nothing, then brings
+a new one."""
 
 
 def _first_count(text: str | None) -> int | None:
-    """`100` of `100;w=21600`."""
+    """Returns `100` of `100;w=21600`."""
     return parse_count((text or "").partition(";")[0].partition(",")[0])
 
 
 class RemainingRequests:
-    """One upstream's."""
+    """How many requests one upstream still allows."""
 
     def __init__(self, name: str, records: UpstreamRecords, clock: Callable[[], float]) -> None:
         self._name = name
@@ -153,35 +151,36 @@ class RemainingRequests:
         self._known: Allowance | None = None
         self._looked = -math.inf
 
-    async def look(self) -> None:
-        """Learns what the other processes were told."""
+    async def refresh(self) -> None:
+        """Reads what other processes have recorded."""
         now = self._clock()
-        if not 0 <= now - self._looked < REMAINING_CACHED_SECONDS:
+        if not 0 <= now - self._looked < RECORDS_CACHED_SECONDS:
             self._known = await self._records.allowance(self._name)
             self._looked = now
 
-    def exhausted(self) -> bool:
-        """A tenth of the limit is left, or less. As of what this process heard last; it looks with each request."""
+    def is_exhausted(self) -> bool:
+        """Returns whether at most a tenth of the limit is left, as far as this process knows. Every request refreshes
+        that."""
         known = self._known
         if known is None or known.remaining is None or not 0 <= self._clock() - known.at < REMAINING_VALID_SECONDS:
             return False
         return known.remaining <= (known.limit or 0) // 10
 
     async def note(self, headers: Mapping[str, str]) -> None:
-        """Takes what an answer says of it."""
+        """Records the numbers in a response's headers."""
         remaining = _first_count(headers.get("ratelimit-remaining"))
         if remaining is None:
             return
-        told = Allowance(self._clock(), remaining, _first_count(headers.get("ratelimit-limit")))
+        allowance = Allowance(self._clock(), remaining, _first_count(headers.get("ratelimit-limit")))
         known = self._known
         if (
             known
-            and (known.remaining, known.limit) == (remaining, told.limit)
-            and told.at - known.at < REMAINING_VALID_SECONDS / 60
+            and (known.remaining, known.limit) == (remaining, allowance.limit)
+            and allowance.at - known.at < REMAINING_VALID_SECONDS / 60
         ):
             return
-        self._known = told
+        self._known = allowance
         try:
-            await self._records.note_allowance(self._name, told)
+            await self._records.note_allowance(self._name, allowance)
         except (StorageFailed, StorageFull) as error:
-            log.warning("what %s allows could not be kept for the other workers: %s", self._name, error)
+            log.warning("cannot record the remaining requests of %s for the other workers: %s", self._name, error)

@@ -1,4 +1,4 @@
-"""Asking a far registry: the endpoints in their order, let in at each, and refusals turned into errors of ours."""
+"""Sends requests to one upstream: tries its endpoints in order, logs in where required, and maps refusals to errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from registry.mirror.upstream_client import (
     UnconfirmedManifestUnknown,
     UnconfirmedNameUnknown,
 )
-from registry.upstream.api_client import SMALL_ANSWER, ApiClient
+from registry.upstream.api_client import ApiClient
 from registry.upstream.authorizer import AuthorizationOffer, UpstreamAuthorizer
 from registry.upstream.destinations import loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint, UpstreamEndpoints
 from registry.upstream.quota import RateLimitBackoff, RemainingRequests, RequestKind
-from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, KeyedSemaphore, time_limit
+from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, SMALL_ANSWER, KeyedSemaphore, time_limit
 from registry.upstream.token_client import AnonymousRefused
 from registry.upstream.upstream_responses import UpstreamResponse, as_unconfirmed, error_of
 from storage.errors import (
@@ -37,7 +37,10 @@ from storage.names import RepositoryName
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Small requests at once for one repository: those that hang must leave connections to the other repositories."""
+"""Small requests at a time for one repository. If they hang, connections are left for other repositories."""
+
+MAX_RENEWALS = 3
+"""Times that one request is sent again with another token."""
 
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
@@ -49,11 +52,11 @@ _TRY_NEXT = (
     UnconfirmedBlobUnknown,
     UnconfirmedNameUnknown,
 )
-"""What says nothing of the thing asked for."""
+"""Errors that say nothing about the requested content: the next endpoint is tried."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Said by one endpoint, but another may have the same bytes."""
+"""One endpoint does not have or give the content; another one may."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""What a registry may say to hide from the anonymous what a login sees."""
+"""Statuses with which a registry may hide from anonymous clients what a login could see."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -67,136 +70,150 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobUnknown,
     NameUnknown,
 )
-"""What is told when no endpoint had it, each for its reason. "Unknown" is told only if all say so."""
+"""The error to report when no endpoint succeeded and the errors differ. "Unknown" is reported only if all endpoints
+agree."""
 
 
 class UpstreamRequester:
-    """One upstream's endpoints, and what is needed to be let in there."""
+    """Requests to the endpoints of one upstream, with limits, circuit breakers and logins."""
 
     def __init__(
         self,
         settings: Upstream,
-        exchange: ApiClient,
+        api: ApiClient,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         clock: Callable[[], float],
     ) -> None:
         self.allowances = RemainingRequests(settings.name, records, clock)
-        self._holds = RateLimitBackoff(settings.name, records, clock)
-        self._exchange = exchange
+        self._backoff = RateLimitBackoff(settings.name, records, clock)
+        self._api = api
         self._endpoints = UpstreamEndpoints(settings, clock)
         self._limit = KeyedSemaphore(REQUESTS_PER_REPOSITORY)
-        self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, exchange, self._holds, records, turns, clock)
+        self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
 
-    async def first(
+    async def try_endpoints(
         self,
-        attempt: EndpointOperation[T],
+        operation: EndpointOperation[T],
         repo: RepositoryName,
         kind: RequestKind,
         *,
-        anywhere: bool = False,
+        any_endpoint: bool = False,
         avoid: Collection[str] = (),
         seconds: float | None = ANSWER_TIMEOUT_SECONDS,
     ) -> T:
-        """The outcome at the first endpoint that answers. `anywhere`: what is asked for has a digest, so one endpoint's
-        "unknown" is not the last word. Of names and tags the first of the settings is the authority: its "unknown" is
-        final, and that of the others counts for nothing, since they are asked only when it says nothing. `seconds`: for
-        all of it, so that an endpoint that hangs leaves time for the next."""
-        await self.allowances.look()
-        order = self._endpoints.order(repo, avoid)
-        resting = self._endpoints.circuit_open_errors(order)
+        """Returns the result of the first endpoint that succeeds. `any_endpoint`: the content has a digest, so
+        "unknown" from one endpoint is not final. For names and tags the first endpoint of the settings is
+        authoritative: its "unknown" is final, and the "unknown" of others counts for nothing. `seconds`: the limit for
+        all endpoints together, shared so that a hanging endpoint leaves time for the next."""
+        await self.allowances.refresh()
+        order = self._endpoints.in_order(repo, avoid)
+        open_circuits = self._endpoints.circuit_open_errors(order)
         failures: list[RegistryError] = []
-        order = await self._unheld(order, kind, failures)
+        order = await self._without_limited(order, kind, failures)
         loop = asyncio.get_running_loop()
         ends = None if seconds is None else loop.time() + seconds
-        for place_in_line, endpoint in enumerate(order):
-            share = None if ends is None else (ends - loop.time()) / (len(order) - place_in_line)
+        for position, endpoint in enumerate(order):
+            share = None if ends is None else (ends - loop.time()) / (len(order) - position)
             try:
-                return await self._try(endpoint, attempt, repo, share)
+                return await self._try(endpoint, operation, repo, share)
             except _TRY_NEXT as error:
                 failures.append(_without_traceback(error))
             except _NOT_AT_THIS_ENDPOINT as error:
-                if not anywhere and endpoint is self._endpoints.all[0]:
+                if not any_endpoint and endpoint is self._endpoints.all[0]:
                     raise
                 failures.append(_without_traceback(error))
-        raise _error_to_report([*failures, *resting])
+        raise _error_to_report([*failures, *open_circuits])
 
-    async def _unheld(
+    async def _without_limited(
         self, order: list[UpstreamEndpoint], kind: RequestKind, failures: list[RegistryError]
     ) -> list[UpstreamEndpoint]:
-        """Those that let us ask for that; what the others said goes to `failures`."""
+        """Returns the endpoints that accept this kind of request now. Adds the errors of the others to `failures`."""
         found = []
         for endpoint in order:
             try:
-                await self._holds.raise_if_limited(endpoint.url, kind)
+                await self._backoff.raise_if_limited(endpoint.url, kind)
                 found.append(endpoint)
             except TooManyRequests as error:
                 failures.append(error)
         return found
 
     async def _try(
-        self, endpoint: UpstreamEndpoint, attempt: EndpointOperation[T], repo: RepositoryName, seconds: float | None
+        self, endpoint: UpstreamEndpoint, operation: EndpointOperation[T], repo: RepositoryName, seconds: float | None
     ) -> T:
-        with endpoint.trial(repo) as trial:
-            trial.seconds = seconds
+        with endpoint.attempt(repo) as attempt:
+            attempt.seconds = seconds
             if seconds is None:
-                return await attempt(endpoint, trial)
+                return await operation(endpoint, attempt)
             async with time_limit(seconds, loggable_origin(endpoint.url)):
-                return await attempt(endpoint, trial)
+                return await operation(endpoint, attempt)
 
     async def send_authorized(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         kind: RequestKind,
         send: SendAuthorized,
         unknown: RegistryError,
         accepted: Collection[int] = (),
     ) -> UpstreamResponse:
-        """The answer of `send`, called with the headers that let us in, again where a token has to be got first.
-        Raises what any answer means that is neither a success nor among `accepted`."""
-        await self._holds.raise_if_limited(endpoint.url, kind)
+        """Returns the response of `send`, which is called with the headers of the login, and again when a token has to
+        be obtained first. Raises the error for any response that is neither a success nor in `accepted`."""
+        await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
             unknown = as_unconfirmed(unknown)
         try:
-            answer, granted = await self._let_in(endpoint, trial, f"repository:{repo}:pull", send)
+            answer, granted = await self._send_with_login(endpoint, attempt, f"repository:{repo}:pull", send)
         except AnonymousRefused:
-            # The token service refuses a login, whatever it says of it; the registry was not asked.
+            # The token service refused; the registry itself was not asked.
             raise as_unconfirmed(unknown) from None
         if answer.status < 500:
-            trial.answered()
-        if answer.foreign and answer.status == 429:
-            raise self._holds.unrecorded_error(answer.headers)
+            attempt.on_alive()
+        if answer.is_foreign and answer.status == 429:
+            raise self._backoff.unrecorded_error(answer.headers)
         await self.allowances.note(answer.headers)
         if answer.status == 429:
-            raise await self._holds.hold(endpoint.url, kind, answer.headers)
+            raise await self._backoff.record(endpoint.url, kind, answer.headers)
         if answer.status in (200, 206) or answer.status in accepted:
             return answer
         raise error_of(answer, unknown, self._auth.configured, granted)
 
-    async def _let_in(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, scope: str, send: SendAuthorized
+    async def _send_with_login(
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
     ) -> tuple[UpstreamResponse, bool]:
-        """The last answer of `send`, and whether it was asked with a token."""
+        """Returns the last response of `send`, and whether the request carried a token."""
         url, auth = endpoint.url, self._auth
-        offer = await auth.offer(url, scope, trial)
+        offer = await auth.offer(url, scope, attempt)
         answer = await send(_headers(offer))
         if offer.authorization is None and _lacks_challenge(answer) and (other := auth.offer_unchallenged(url, scope)):
             offer, answer = other, await send(_headers(other))
         if _asks_for_login(answer):
-            if other := await auth.renew(url, scope, answer, offer):
-                offer, answer = other, await send(_headers(other))
+            offer, answer = await self._renew(url, scope, send, offer, answer)
         elif isinstance(offer.failure, RegistryError) and auth.configured and answer.status in _REFUSAL_STATUSES:
-            raise offer.failure  # what the login might see was not asked for
+            raise offer.failure  # the request was sent without the login, which might see more
         if answer.status in (200, 206):
-            auth.accepted(url, scope, offer)
+            auth.on_accepted(url, scope, offer)
         return answer, (offer.authorization or "").startswith("Bearer ")
 
-    async def ask(
+    async def _renew(
+        self, url: str, scope: str, send: SendAuthorized, offer: AuthorizationOffer, answer: UpstreamResponse
+    ) -> tuple[AuthorizationOffer, UpstreamResponse]:
+        """Sends the request again with another token. A token that another request or process got before may be refused
+        as well, so this is repeated until the token is new, MAX_RENEWALS times at most."""
+        for _ in range(MAX_RENEWALS):
+            other = await self._auth.renew(url, scope, answer, offer)
+            if other is None:
+                break
+            offer, answer = other, await send(_headers(other))
+            if offer.is_new or not _asks_for_login(answer):
+                break
+        return offer, answer
+
+    async def request(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         kind: RequestKind,
         method: str,
@@ -209,38 +226,39 @@ class UpstreamRequester:
         accepted: Collection[int] = (),
         after: UpstreamResponse | None = None,
     ) -> UpstreamResponse:
-        """A small request, `send_authorized`. `path` starts below `/v2/` and the repository's name, or is a whole
-        address there, which the answer `after` that it comes has named."""
+        """Sends a small request through `send_authorized`. `path` is relative to `/v2/` and the repository's name, or a
+        whole URL there that the response `after` named."""
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
-        reach = self._exchange.reach_from(after) if after is not None else None
+        reach = self._api.reach_from(after) if after is not None else None
 
         async def send(authorization: Mapping[str, str]) -> UpstreamResponse:
-            async with self._limit.hold(repo):
-                return await self._exchange.ask(
+            async with self._limit.acquire(repo):
+                return await self._api.ask(
                     method,
                     url,
                     {**(headers or {}), **authorization},
                     most=most,
                     content=content,
                     reach=reach,
-                    trial=trial,
+                    attempt=attempt,
                 )
 
-        return await self.send_authorized(endpoint, trial, repo, kind, send, unknown, accepted)
+        return await self.send_authorized(endpoint, attempt, repo, kind, send, unknown, accepted)
 
     async def aclose(self) -> None:
         await self._auth.aclose()
 
 
 def _without_traceback(error: RegistryError) -> RegistryError:
-    """The error without the frames it came through. They hold the answer, of up to 8 MiB, and one of them holds the
-    list of errors: such a circle would stay in memory until the garbage collector comes by."""
+    """Returns the error without the frames it passed through. They hold the response, up to 8 MiB, and one of them
+    holds the list of errors: this cycle would stay in memory until the garbage collector runs."""
     error.__traceback__ = error.__context__ = None
     return error
 
 
 def _error_to_report(failures: list[RegistryError]) -> RegistryError:
-    """Of several that weigh the same the first; of several "too many requests" the one that ends first."""
+    """Returns the most relevant error: of several of the same kind the first, of several TooManyRequests the one that
+    ends first."""
     found = [error for kind in _ERROR_PRECEDENCE for error in failures if type(error) is kind]
     waits = [error for error in failures if isinstance(error, TooManyRequests)]
     return min(waits, key=lambda error: error.retry_after) if found[0] in waits else found[0]
@@ -251,13 +269,14 @@ def _headers(offer: AuthorizationOffer) -> dict[str, str]:
 
 
 def _lacks_challenge(answer: UpstreamResponse) -> bool:
-    """It refuses, and does not say what would help."""
-    return answer.status in (401, 403, 404) and not answer.foreign and "www-authenticate" not in answer.headers
+    """Returns whether a refusal does not say how to log in."""
+    return answer.status in (401, 403, 404) and not answer.is_foreign and "www-authenticate" not in answer.headers
 
 
 def _asks_for_login(answer: UpstreamResponse) -> bool:
-    """It asks for a login or a token (RFC 9110, 15.5.2; RFC 6750, 3.1); a redirect's target cannot."""
-    if answer.foreign:
+    """Returns whether the response asks for a login or a token (RFC 9110, 15.5.2; RFC 6750, 3.1). The target of a
+    redirect cannot ask for one."""
+    if answer.is_foreign:
         return False
     return answer.status == 401 or (
         answer.status == 403 and "insufficient_scope" in answer.headers.get("www-authenticate", "")

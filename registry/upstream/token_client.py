@@ -1,7 +1,7 @@
-"""Tokens: asking a token service for one, and keeping it until shortly before it expires.
+"""Gets tokens from token services and caches them until shortly before they expire.
 
 Sources: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication"). Tokens
-are kept in memory and in Records, and one request for a token is under way at a time, over all processes.
+are cached in memory and in Records. For each token, one request runs at a time over all processes.
 """
 
 from __future__ import annotations
@@ -11,35 +11,44 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from registry.memory_budget import share_scope
-from registry.upstream.api_client import KIB, ApiClient
+from registry.single_flight import SingleFlight
+from registry.upstream.api_client import ApiClient
 from registry.upstream.configured_login import UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.quota import MAX_RETRY_AFTER_SECONDS, RateLimitBackoff
-from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, UpstreamSingleFlight, time_limit
+from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, KIB, time_limit
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.interface import Leases, UpstreamRecords
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 DEFAULT_LIFETIME_SECONDS = 60.0
-"""Seconds a token lives whose service does not say (the token specification's default)."""
+"""Lifetime of a token whose service names none (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""Seconds before its end from which on a token is not used, at most a fifth of its life."""
+"""A token is not used in this time before its end, at most a fifth of its lifetime."""
 MAX_CACHED_TOKENS = 1000
-"""Tokens in memory, the most; and requests for tokens that are held back."""
+"""Tokens in memory; also the requests for tokens that are paused after a 429."""
 MAX_TOKEN_ANSWER = 256 * KIB
-"""Bytes of a token service's answer."""
+"""Largest response of a token service, in bytes."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
 
 
 class AnonymousRefused(Exception):
-    """The token service gives nothing to somebody without a login."""
+    """The token service refuses clients without a login."""
+
+
+class ObtainedToken(NamedTuple):
+    """A token for a request. `is_new`: the token service issued it just now; otherwise this or another process got it
+    before, and the registry may refuse it by now."""
+
+    text: str
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +61,30 @@ class TokenEndpoint:
 
 
 class TokenClient:
-    """One upstream's. A key is of one endpoint, scope and login."""
+    """The tokens of one upstream. A key stands for one endpoint, scope and login."""
 
     def __init__(
         self,
         name: str,
-        exchange: ApiClient,
-        holds: RateLimitBackoff,
+        api: ApiClient,
+        backoff: RateLimitBackoff,
         records: UpstreamRecords,
-        turns: Leases,
+        leases: Leases,
         clock: Callable[[], float],
     ) -> None:
         self._name = name
-        self._exchange = exchange
-        self._holds = holds
+        self._api = api
+        self._backoff = backoff
         self._records = records
-        self._turns = turns
+        self._leases = leases
         self._clock = clock
         self._tokens: dict[str, tuple[str, float]] = {}
-        self._held: dict[str, float] = {}  # until when a request is not sent again
-        self._flights = UpstreamSingleFlight()
+        self._limited_until: dict[str, float] = {}
+        """For each token request that got a 429, when it may be sent again."""
+        self._flights: SingleFlight[ObtainedToken] = SingleFlight()
 
-    async def kept(self, key: str) -> str | None:
+    async def cached(self, key: str) -> str | None:
+        """Returns a cached token that has not expired; None: there is none."""
         now = self._clock()
         token, expires = self._tokens.get(key, ("", 0.0))
         if now < expires:
@@ -85,28 +96,28 @@ class TokenClient:
         return None
 
     async def drop(self, key: str, token: str) -> None:
-        """The endpoint has refused it."""
+        """Drops a token that the endpoint has refused."""
         if self._tokens.get(key, ("",))[0] == token:
             del self._tokens[key]
         try:
             await self._records.drop_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # it is refused once more, and another one got
-            log.warning("a token for %s could not be dropped for the other workers: %s", self._name, error)
+        except (StorageFailed, StorageFull) as error:  # it will be refused again, and another one obtained
+            log.warning("cannot drop a token for %s for the other workers: %s", self._name, error)
 
     async def obtain(
         self, key: str, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, refused: str | None
-    ) -> str:
-        """A token that is not `refused`. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
+    ) -> ObtainedToken:
+        """Returns a token other than `refused`. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
         UpstreamTimeout."""
-        # Whoever was sent to another service must not wait for what this one does.
+        # Separate flights for different services: a request must not wait for a service it does not use.
         flight = f"{key} {scope} {service.service} {service.realm}"
 
-        async def obtain() -> str:
+        async def obtain() -> ObtainedToken:
             return await self._obtain(flight, key, service, scope, login, refused)
 
-        token: str = await self._flights.share(flight, obtain)
-        if token == refused:  # the flight had begun before this token was refused
-            token = await self._flights.share(flight, obtain)
+        token = await self._flights.run(flight, obtain)
+        if token.text == refused:  # the flight started before this token was refused
+            token = await self._flights.run(flight, obtain)
         return token
 
     async def aclose(self) -> None:
@@ -120,30 +131,30 @@ class TokenClient:
         scope: str,
         login: UpstreamLogin | None,
         refused: str | None,
-    ) -> str:
-        """A token that is not `refused`: one that another process got meanwhile, or a new one."""
+    ) -> ObtainedToken:
+        """Returns a token other than `refused`: one that another process has obtained, or a new one."""
         where = f"the token service {loggable_origin(service.realm)}"
-        async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._turns.take(f"token {flight}"):
-            if (known := await self.kept(key)) and known != refused:
-                return known
+        async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._leases.take(f"token {flight}"):
+            if (known := await self.cached(key)) and known != refused:
+                return ObtainedToken(known, is_new=False)
             asked = self._clock()
-            if 0 < (wait := self._held.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
-                raise self._holds.refusal(wait)
-            async with share_scope():  # its own: whoever began this may be gone
+            if 0 < (wait := self._limited_until.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
+                raise self._backoff.error(wait)
+            async with share_scope():  # not the request's scope, which may have ended
                 answer = await self._ask(service, scope, login)
                 if answer.status == 429:
-                    raise self._hold(flight, answer)
+                    raise self._note_limit(flight, answer)
                 token, lifetime = _parse_token(answer, login)
             expires = asked + lifetime - min(EXPIRY_MARGIN_SECONDS, lifetime / 5)
             self._remember(key, token, expires)
             try:
                 await self._records.keep_token(key, token, expires)
             except (StorageFailed, StorageFull) as error:
-                log.warning("a token for %s could not be kept for the other workers: %s", self._name, error)
-            return token
+                log.warning("cannot store a token for %s for the other workers: %s", self._name, error)
+            return ObtainedToken(token, is_new=True)
 
     async def _ask(self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None) -> UpstreamResponse:
-        """GET with the password; where that is not done, and for an identity token, POST."""
+        """Sends a GET with the password; a POST for an identity token, or if the service does not support GET."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
             query = parse_qsl(parts.query, keep_blank_values=True)
@@ -152,7 +163,7 @@ class TokenClient:
             query += [("account", login.username)] if login else []
             url = parts._replace(query=urlencode(query), fragment="").geturl()
             headers = {"Authorization": login.basic()} if login else {}
-            answer = await self._exchange.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach)
+            answer = await self._api.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach)
             if login is None or answer.status not in (404, 405):
                 return answer
         form = {"client_id": "entrepot", "service": service.service, "scope": scope}
@@ -160,28 +171,26 @@ class TokenClient:
             form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
         else:
             form |= {"grant_type": "password", "username": login.username, "password": login.password}
-        return await self._exchange.ask(
-            "POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach
-        )
+        return await self._api.ask("POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach)
 
     def _remember(self, key: str, token: str, expires: float) -> None:
         if len(self._tokens) >= MAX_CACHED_TOKENS:
             del self._tokens[min(self._tokens, key=lambda each: self._tokens[each][1])]
         self._tokens[key] = (token, expires)
 
-    def _hold(self, flight: str, answer: UpstreamResponse) -> TooManyRequests:
-        """The error for a 429. It holds back the request that got it and no other: whoever answers for one repository
-        must not keep the others from logging in."""
-        error = self._holds.unrecorded_error(answer.headers)
-        if len(self._held) >= MAX_CACHED_TOKENS:
-            del self._held[min(self._held, key=lambda each: self._held[each])]
-        self._held[flight] = self._clock() + error.retry_after
+    def _note_limit(self, flight: str, answer: UpstreamResponse) -> TooManyRequests:
+        """Returns the error for a 429. It pauses this token request only: the answer for one repository must not keep
+        others from logging in."""
+        error = self._backoff.unrecorded_error(answer.headers)
+        if len(self._limited_until) >= MAX_CACHED_TOKENS:
+            del self._limited_until[min(self._limited_until, key=lambda each: self._limited_until[each])]
+        self._limited_until[flight] = self._clock() + error.retry_after
         return error
 
 
 def _token_fields(body: bytes) -> tuple[Any, Any]:
-    """What a token service's answer names as token and lifetime; no token: it is no JSON object. Errors are raised
-    elsewhere, since they would hold the whole document for as long as they are on their way."""
+    """Returns token and lifetime of a token service's response; None as the token: the response is no JSON object.
+    Errors are raised elsewhere, since their traceback would keep the whole document in memory."""
     try:
         document = json.loads(body)
         return document.get("token") or document.get("access_token") or "", document.get("expires_in")
@@ -190,7 +199,7 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
 
 
 def _parse_token(answer: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
-    """Token and lifetime in seconds."""
+    """Returns the token and its lifetime in seconds. Raises AnonymousRefused, Denied, UpstreamUnavailable."""
     where = f"the token service {loggable_origin(answer.url)}"
     if answer.status in (401, 403) or (answer.status == 400 and login and login.identity):
         raise login_denied(loggable_origin(answer.url)) if login else AnonymousRefused

@@ -1,12 +1,10 @@
-"""One span of a blob on its way to a sink, and the way to end it from outside its thread.
+"""One span of a blob on its way from a socket to a sink (`BlobTransfer`).
 
-A response's body read into memory that is there already, as it comes. On urllib3's connections and pools.
+`SocketBody` reads a response's body into existing memory as it arrives. urllib3's `readinto` waits until the memory is
+full, and `read1` allocates all of it for each TLS record, so the body is read one layer below, on urllib3's
+connections. `registry.upstream.transport` reports the socket, so that another thread can interrupt the read.
 
-urllib3's `readinto` waits until the memory is full, and `read1` allocates all of it for each record of TLS. So the body
-is read one layer below. `registry.upstream.transport` tells which socket that is, so that another thread can end the
-waiting.
-
-Parts of a blob: what to ask for, and whether an answer brings just that (RFC 9110, 14).
+`range_header` and `response_span` handle byte ranges (RFC 9110, 14).
 """
 
 from __future__ import annotations
@@ -31,12 +29,12 @@ from storage.content import Span
 from storage.errors import RangeInvalid, UpstreamUnavailable
 
 Connection = socket.socket | SSLTransport
-"""To an https endpoint by an https proxy, urllib3 puts TLS inside TLS: a SSLTransport, which cannot be shut down."""
+"""With an https proxy before an https endpoint, urllib3 wraps TLS in TLS: an SSLTransport, which has no `shutdown`."""
 CallOnLoop = Callable[..., Any]
 
 
 class SinkRaised(Exception):
-    """Carries what the sink raised past those who look for a network's errors."""
+    """Carries the sink's exception past the handlers of network errors."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -44,63 +42,67 @@ class SinkRaised(Exception):
 
 
 class TransferAbandoned(Exception):
-    """Nobody waits for this transfer any more."""
+    """The transfer was cancelled."""
 
 
 class BlobTransfer:
-    """One span on its way, and the way to end it from outside its thread."""
+    """One span on its way to the sink. Another thread can end it."""
 
-    def __init__(self, endpoint: str, span: Span, sink: BlobSink, trial: EndpointAttempt, tell: CallOnLoop) -> None:
-        """`tell` has something called on the event loop."""
+    def __init__(
+        self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
+    ) -> None:
+        """`call_on_loop` schedules a call on the event loop."""
         self.endpoint = endpoint
         self.span = span
         self.sending = False
-        """A thread is at it."""
+        """Whether a thread runs the transfer."""
         self.begun = False
-        """The sink was called."""
+        """Whether the sink was called."""
         self.received = 0
         self.in_sink = False
         self._sink = sink
-        self._trial = trial
-        self._tell = tell
+        self._attempt = attempt
+        self._call_on_loop = call_on_loop
         self._socket: Connection | None = None
         self._abandoned = False
         self._lock = threading.Lock()
 
     def abandon(self) -> None:
-        """Ends it: what waits for the other end wakes at once."""
+        """Ends the transfer. Interrupts a read that waits for the upstream."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
-                with suppress(OSError):  # it is closed already
+                with suppress(OSError):  # closed already
                     socket.socket.shutdown(_below_tls(self._socket), socket.SHUT_RDWR)
 
-    def hold(self, connection: Connection | None) -> None:
-        """The socket that is waited on from now on. Raises Abandoned."""
+    def on_socket(self, connection: Connection | None) -> None:
+        """Sets the socket that the thread reads from now on. Raises TransferAbandoned."""
         with self._lock:
             self._socket = connection
             if self._abandoned:
                 raise TransferAbandoned
 
-    def release(self) -> None:
-        """There is no socket to shut down any more: it may be another's from now on."""
+    def forget_socket(self) -> None:
+        """Forgets the socket, which another transfer may use from now on."""
         with self._lock:
             self._socket = None
 
-    # What the endpoint does, as its `EndpointAttempt` is told.
+    # The endpoint's state, passed on to the `EndpointAttempt`.
 
-    def sent(self) -> None:
-        self._trial.sent()
+    def on_sent(self) -> None:
+        """Called on the event loop when the request is sent."""
+        self._attempt.on_sent()
 
-    def headers(self, status: int) -> None:
-        """Called in the thread."""
-        self._tell(self._trial.headers, status)
+    def on_headers(self, status: int) -> None:
+        """Called in the thread when the endpoint has responded."""
+        self._call_on_loop(self._attempt.on_headers, status)
 
     def on_connection_failed(self) -> None:
-        """Called in the thread."""
-        self._tell(self._trial.on_connection_failed)
+        """Called in the thread when no connection could be made."""
+        self._call_on_loop(self._attempt.on_connection_failed)
 
     def begin(self, start: int, stop: int, size: int) -> None:
+        """Announces the span to the sink. Called in the thread. Raises TransferAbandoned, SinkRaised."""
         with self._lock:
             if self._abandoned:
                 raise TransferAbandoned
@@ -109,6 +111,7 @@ class BlobTransfer:
             self._sink.begin(self.endpoint, start, stop, size)
 
     def take(self, offset: int, data: memoryview) -> None:
+        """Passes bytes to the sink. Called in the thread. Raises TransferAbandoned, SinkRaised."""
         if self._abandoned:
             raise TransferAbandoned
         with self._calling_sink():
@@ -127,19 +130,20 @@ class BlobTransfer:
 
 
 def _below_tls(connection: Connection) -> socket.socket:
-    """The socket that the thread waits on. What lies above it, SSLSocket's own `shutdown` included, belongs to that
-    thread."""
+    """Returns the TCP socket that the thread waits on. The TLS layers above it, SSLSocket's own `shutdown` included,
+    belong to that thread."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
 
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""What follows the bytes of a chunked body: the end of its last chunk, and the chunk that says so (RFC 9112, 7.1)."""
+"""The end of a chunked body after its last data byte: the end of that chunk, and the zero-length chunk (RFC 9112,
+7.1)."""
 
 
 class SocketBody:
-    """What follows a response's headers, at most `length` bytes of it."""
+    """A response's body, of `length` bytes at most."""
 
     def __init__(self, response: HTTPResponse, length: int) -> None:
         self._response = response
@@ -147,7 +151,7 @@ class SocketBody:
         self._whole = response.length_remaining == length
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
-            raise TypeError("urllib3's response is built in another way than it was")
+            raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
         self._chunked = bool(raw.chunked)
         self._socket: socket.socket | None = response.connection.sock
@@ -156,26 +160,26 @@ class SocketBody:
             self._poll.register(self._socket, select.POLLIN)
 
     def read_into(self, memory: memoryview) -> int:
-        """Waits for bytes, then takes what has come, as far as it goes in; 0: there are no more. Raises what a socket
-        raises, http.client.HTTPException, and urllib3's HTTPError."""
+        """Waits for bytes, then reads what has arrived into `memory`. Returns the number of bytes; 0 at the end. Raises
+        OSError, http.client.HTTPException, and urllib3's HTTPError."""
         memory = memory[: self._left]
         file, want = self._raw.fp, len(memory)
         if self._chunked:
-            # Not urllib3's own: it takes a line of any length for a chunk's size.
+            # Not urllib3's reader, which accepts a chunk-size line of any length.
             data = self._raw.read1(want)
             count = len(data)
             memory[:count] = data
         elif file is None:
             return 0
         else:
-            # Under TLS this goes round for each 16 KiB.
+            # Under TLS, each read returns at most 16 KiB.
             read, ready = file.readinto1, self._poll.poll
             count = read(memory) or 0
             while 0 < count < want and ready(0):
                 try:
                     more = read(memory[count:])
                 except OSError:
-                    break  # told by the next read; what came before counts
+                    break  # the next read raises it; the bytes read before are valid
                 if not more:
                     break
                 count += more
@@ -183,32 +187,31 @@ class SocketBody:
         return count
 
     def finish(self) -> None:
-        """Gives the connection back for the next request when the body was read to its end; else closes it. Waits for
-        nothing."""
+        """Gives the connection back to the pool if the body was read to its end; else closes it. Does not wait."""
         ended = self._last_chunk_is_here() if self._chunked else self._whole
         if self._left or not ended:
             self.discard()
             return
-        self._raw.close()  # of a response: its connection stays open, if the server lets it
+        self._raw.close()  # closes the response; the connection stays open if the server keeps it
         self._response.release_conn()
 
     def _last_chunk_is_here(self) -> bool:
-        """Whether the end of a chunked body has come with its last bytes. It is not waited for: nobody could end that
-        waiting, and a new connection costs less."""
+        """Returns whether the end of a chunked body has arrived together with its last bytes. Does not wait for it:
+        that wait could not be interrupted, and a new connection costs less."""
         file, sock = self._raw.fp, self._socket
         if file is None or sock is None:
             return False
-        patience = sock.gettimeout()
+        timeout = sock.gettimeout()
         sock.settimeout(0)
         try:
             if not file.peek(len(_LAST_CHUNK)).startswith(_LAST_CHUNK):
                 return False
-            file.read(len(_LAST_CHUNK))  # of what was peeked at
+            file.read(len(_LAST_CHUNK))  # consumes the peeked bytes
             return True
         except (OSError, ValueError):
             return False
         finally:
-            sock.settimeout(patience)
+            sock.settimeout(timeout)
 
     def discard(self) -> None:
         """Closes the connection."""
@@ -223,7 +226,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 def range_header(span: Span) -> str | None:
-    """The `Range` to send (RFC 9110, 14.1.2); None: the whole blob is wanted."""
+    """Returns the `Range` header for a span (RFC 9110, 14.1.2); None: the whole blob."""
     if span.start < 0:
         return f"bytes={span.start}"
     if span.start == 0 and not span.stop:
@@ -232,16 +235,16 @@ def range_header(span: Span) -> str | None:
 
 
 def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, int, int]:
-    """Start and stop of what the response brings, and the blob's size. Raises RangesUnsupported, UpstreamUnavailable:
-    it is not what was asked for."""
+    """Returns start and stop of the response's bytes, and the blob's size. Raises RangesUnsupported, or
+    UpstreamUnavailable if the response is not what was requested."""
     where = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise UpstreamUnavailable(f"{where} compresses the blob, which was not asked for")
     if response.status == 206:
-        told = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
-        if told is None:
+        named = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+        if named is None:
             raise UpstreamUnavailable(f"{where} sends a part of the blob without saying which")
-        start, stop, size = int(told[1]), int(told[2]) + 1, int(told[3])
+        start, stop, size = int(named[1]), int(named[2]) + 1, int(named[3])
         length = parse_count(response.headers.get("content-length"))
     else:
         length = parse_count(response.headers.get("content-length"))

@@ -1,14 +1,11 @@
-"""Connections of both HTTP libraries, made to addresses that were checked.
+"""Connections of both HTTP libraries: addresses, DNS look-ups, TLS certificates and proxies.
 
-A name is resolved here, its addresses are checked, and the connection goes to one of those. So it does not matter what
-the name resolves to a moment later.
+A name is resolved here, its addresses are checked, and the connection is made to a checked address. What the name
+resolves to later does not matter.
 
-Which certificates are trusted: the system's, or those of `ca_file` instead.
-
-The proxy for an address, from the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, in either case.
-
-Both HTTP libraries are told here, so that they cannot differ. As in curl and Go, NO_PROXY lists hosts, domains and
-`host:port`, networks as `10.0.0.0/8`, or `*`; as in Go, and so in docker, loopback addresses never go to a proxy.
+The proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or lower case, and are chosen here for
+both libraries, so that these cannot differ. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks
+such as `10.0.0.0/8`, or `*`. As in Go, and so in docker, loopback addresses are never proxied.
 """
 
 from __future__ import annotations
@@ -33,27 +30,28 @@ from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from registry.upstream.challenges import registrable_domain
-from registry.upstream.destinations import AddressPolicy, Reach, origin
-from registry.upstream.request_limits import KeyedSemaphore, UpstreamSingleFlight
+from registry.single_flight import SingleFlight
+from registry.upstream.destinations import AddressPolicy, Reach, origin, registrable_domain
+from registry.upstream.request_limits import KeyedSemaphore
 from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
-RESOLVER_THREADS = 8
-"""Names that redirects and challenges lead to, resolved at once."""
+RESOLVER_THREADS = 64
+"""Look-ups at a time for one upstream; threads start as they are needed. One repository cannot use them all: it has 16
+requests at a time, each for at most 10 s, and a look-up of the operating system takes at most about 30 s."""
 RESOLVER_THREADS_PER_DOMAIN = 2
-"""Of these, names of one site."""
+"""Look-ups at a time for names of one registrable domain."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""A name waits for that: whoever wanted it has given up by then."""
+"""Longest wait of a look-up for its domain's threads. The request that needs it has timed out by then."""
 NEXT_ADDRESS_SECONDS = 1.0
-"""Seconds after which a host's next address is tried, while the one before does not answer."""
+"""Time until the next address of a host is tried, while the previous one does not respond."""
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 OnConnection = Callable[[Connection, str | None], None]
 
 
 class PeerStream(httpcore2.AsyncNetworkStream):
-    """A connection that knows whom it was made to, also once it is closed."""
+    """A connection that remembers the address of its peer, also after it is closed."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
         self._stream = stream
@@ -61,7 +59,7 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
     @classmethod
     def of(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
-        """Of a new connection, which from here on receives no more than is read."""
+        """Wraps a new connection, which then receives no more than is read."""
         _receive_in_portions(stream)
         return cls(stream, peer)
 
@@ -87,11 +85,12 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 
 def _receive_in_portions(stream: httpcore2.AsyncNetworkStream) -> None:
-    """Has the connection stop after each portion until the reader wants more. The event loop takes up to 32 portions of
-    256 KiB at once from a fast sender, before any reader can stop it: with 200 requests, that is all memory there is.
+    """Pauses the connection after each portion until the reader wants more. The event loop receives up to 32 portions
+    of 256 KiB at once from a fast sender before any reader can pause it: with 200 requests, that is all of the memory.
 
-    httpcore2 and anyio have no means for that, so this uses attributes of theirs that they do not promise. A change
-    there is an AttributeError in the first test."""
+    httpcore2 and anyio have no API for this, so it uses private attributes of theirs. If these change, the first test
+    fails with an AttributeError.
+    """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
     received = protocol.data_received
@@ -102,44 +101,43 @@ def _receive_in_portions(stream: httpcore2.AsyncNetworkStream) -> None:
             transport.pause_reading()
 
     protocol.data_received = data_received
-    transport.set_protocol(protocol)  # uvloop has looked up the method before
+    transport.set_protocol(protocol)  # uvloop caches the method it looked up before
 
 
 class Resolver:
-    """Looks up names that redirects and challenges lead to, in threads of its own. One look-up for all who want the
-    same, and a few at once for the names of one site: an upstream's repository can lead to any name, and one that
-    resolves slowly must leave threads for the others."""
+    """Resolves the names that one upstream's redirects and challenges lead to, in threads of its own. Concurrent
+    look-ups of a name share one thread. Few look-ups run at a time for one registrable domain: a repository can lead to
+    any name, and slow names must leave threads for others."""
 
     def __init__(self, name: str) -> None:
         self._threads = ThreadPoolExecutor(RESOLVER_THREADS, f"resolve-{name}")
         self._limit = KeyedSemaphore(RESOLVER_THREADS_PER_DOMAIN)
-        self._flights = UpstreamSingleFlight()
+        self._flights: SingleFlight[list[str]] = SingleFlight()
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """A host's addresses. Raises OSError. Cancelled: the look-up goes on for the others."""
-        found: list[str] = await self._flights.share(f"{host} {port}", lambda: self._look_up(host, port))
-        return found
+        """Returns a host's addresses. Raises OSError. When the caller is cancelled, the look-up goes on for others."""
+        return await self._flights.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(RESOLVER_WAIT_SECONDS):
-                    await stack.enter_async_context(self._limit.hold(registrable_domain(host)))
+                    await stack.enter_async_context(self._limit.acquire(registrable_domain(host)))
             except TimeoutError:
-                raise OSError("other names of its site resolve slowly") from None
+                raise OSError("other names of its domain resolve slowly") from None
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve_host, host, port)
 
     async def aclose(self) -> None:
-        """Waits for no thread. Idempotent."""
+        """Stops without waiting for threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._flights.aclose()
 
 
 class CheckedBackend(httpcore2.AnyIOBackend):
-    """What httpx2 connects with."""
+    """The network backend of httpx2: connects to checked addresses."""
 
-    def __init__(self, gate: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
-        self._gate = gate
+    def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
+        self._policy = policy
         self._reach = reach
         self._resolver = resolver
 
@@ -151,13 +149,13 @@ class CheckedBackend(httpcore2.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        if self._reach.anywhere(host, port):
+        if self._reach.is_unrestricted(host, port):
             stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
             return PeerStream.of(stream, stream.get_extra_info("server_addr"))
         try:
             async with asyncio.timeout(timeout):
                 found = await self._resolver.resolve(host, port)
-                addresses = self._gate.allowed(self._reach, host, port, found)
+                addresses = self._policy.allowed_addresses(self._reach, host, port, found)
                 return await self._first(addresses, port, local_address, socket_options)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
@@ -171,12 +169,12 @@ class CheckedBackend(httpcore2.AnyIOBackend):
         local_address: str | None,
         socket_options: Iterable[SocketOption] | None,
     ) -> httpcore2.AsyncNetworkStream:
-        """A connection to the first address that answers."""
+        """Returns a connection to the first address that responds."""
         for address in addresses:
             last = address == addresses[-1]
             try:
-                patience = None if last else NEXT_ADDRESS_SECONDS
-                stream = await super().connect_tcp(address, port, patience, local_address, socket_options)
+                wait = None if last else NEXT_ADDRESS_SECONDS
+                stream = await super().connect_tcp(address, port, wait, local_address, socket_options)
                 return PeerStream.of(stream, (address, port))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if last:
@@ -185,10 +183,10 @@ class CheckedBackend(httpcore2.AnyIOBackend):
 
 
 class CheckedTransport(httpx2.AsyncHTTPTransport):
-    """httpx2's own, without a proxy, but for how it connects."""
+    """The transport of httpx2 without a proxy, on a `CheckedBackend`."""
 
     def __init__(
-        self, gate: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
+        self, policy: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
     ) -> None:
         super().__init__(verify=context, trust_env=False, limits=limits)
         self._pool = httpcore2.AsyncConnectionPool(
@@ -196,33 +194,33 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=CheckedBackend(gate, reach, resolver),
+            network_backend=CheckedBackend(policy, reach, resolver),
         )
 
 
 def resolve_host(host: str, port: int) -> list[str]:
-    """A host's addresses. Blocking; raises OSError."""
+    """Returns a host's addresses. Blocking. Raises OSError."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except UnicodeError:
-        raise OSError("the name is none") from None
+        raise OSError("the name is not valid") from None
     return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 class _CheckedConnection(HTTPConnection):
-    """urllib3's connection, to checked addresses. `told` is called in the requesting thread with the socket on which an
-    answer is waited for, and the address at its other end (None: a proxy is between)."""
+    """A urllib3 connection to checked addresses. Calls `on_connection` in the requesting thread with the socket that
+    the response is read from, and the address of its peer (None: through a proxy)."""
 
-    gate: AddressPolicy
+    policy: AddressPolicy
     reach: Reach
-    told: OnConnection
+    on_connection: OnConnection
     peer: str | None = None
 
     def _new_conn(self) -> socket.socket:
         host, port = self._dns_host, self.port or 0
         if self.proxy is not None:
             return super()._new_conn()
-        made = super()._new_conn() if self.reach.anywhere(host, port) else self._to_checked(host, port)
+        made = super()._new_conn() if self.reach.is_unrestricted(host, port) else self._to_checked(host, port)
         self.peer = made.getpeername()[0]
         return made
 
@@ -233,7 +231,7 @@ class _CheckedConnection(HTTPConnection):
             raise NameResolutionError(host, self, error) from error
         except OSError as error:
             raise NewConnectionError(self, str(error)) from error
-        addresses = self.gate.allowed(self.reach, host, port, addresses)
+        addresses = self.policy.allowed_addresses(self.reach, host, port, addresses)
         try:
             for address in addresses:
                 self._dns_host = address
@@ -243,31 +241,34 @@ class _CheckedConnection(HTTPConnection):
                     if address == addresses[-1]:
                         raise
         finally:
-            self._dns_host = host  # the certificate is the name's
+            self._dns_host = host  # the certificate is checked against the name
         raise NewConnectionError(self, "the name has no address")
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]
         if self.sock is not None:
-            self.told(self.sock, self.peer)
+            self.on_connection(self.sock, self.peer)
         return super().getresponse()
 
 
-def pool_classes(gate: AddressPolicy, reach: Reach, told: OnConnection) -> dict[str, type[HTTPConnectionPool]]:
-    """For `PoolManager.pool_classes_by_scheme`. What `told` raises ends the request."""
-    means = {"gate": gate, "reach": reach, "told": staticmethod(told)}
-    plain = type("Plain", (_CheckedConnection,), means)
-    secure = type("Secure", (_CheckedConnection, HTTPSConnection), means)
+def pool_classes(
+    policy: AddressPolicy, reach: Reach, on_connection: OnConnection
+) -> dict[str, type[HTTPConnectionPool]]:
+    """Returns the value for `PoolManager.pool_classes_by_scheme`. An exception of `on_connection` ends the request."""
+    attributes = {"policy": policy, "reach": reach, "on_connection": staticmethod(on_connection)}
+    plain = type("Plain", (_CheckedConnection,), attributes)
+    secure = type("Secure", (_CheckedConnection, HTTPSConnection), attributes)
     return {
         "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
     }
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
-    """One context for both HTTP libraries, made when the first https address is asked. It always verifies."""
+    """One TLS context for both HTTP libraries: the system's certificates, or those in `ca_file` instead. Created at the
+    first https request. Always verifies."""
 
     def __init__(self, ca_file: Path | None) -> None:
         self._ca_file = ca_file
@@ -275,7 +276,8 @@ class TrustStore:
         self._lock = threading.Lock()
 
     def context(self) -> ssl.SSLContext:
-        """Raises UpstreamUnavailable when `ca_file` cannot be read; the log says why. Blocking, some 30 ms."""
+        """Returns the context. Raises UpstreamUnavailable if `ca_file` cannot be read; the log says why. Blocks for
+        about 30 ms at the first call."""
         with self._lock:
             if self._context is None:
                 self._context = self._read()
@@ -292,17 +294,18 @@ class TrustStore:
 
 
 class OutboundProxies:
-    """Reads the environment once, when made."""
+    """The proxies of the environment, read once."""
 
     def __init__(self) -> None:
         self._by_scheme = getproxies_environment()
-        self._spared = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
+        self._no_proxy = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
 
-    def of(self, url: str) -> str | None:
-        """The proxy's address; None: straight there. Raises UpstreamUnavailable for a proxy of a kind not known."""
+    def proxy_for(self, url: str) -> str | None:
+        """Returns the proxy's URL for a request; None: no proxy. Raises UpstreamUnavailable for an unsupported kind of
+        proxy."""
         scheme, host, port = origin(url)
         proxy = self._by_scheme.get(scheme) or self._by_scheme.get("all")
-        if not proxy or _is_loopback(host) or any(_matches_no_proxy(entry, host, port) for entry in self._spared):
+        if not proxy or _is_loopback(host) or any(_matches_no_proxy(entry, host, port) for entry in self._no_proxy):
             return None
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         if urlsplit(proxy).scheme not in ("http", "https"):
@@ -320,7 +323,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
-    """Whether an entry of NO_PROXY is about that host."""
+    """Returns whether an entry of NO_PROXY applies to the host."""
     if entry == "*":
         return True
     try:
@@ -335,4 +338,4 @@ def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
         return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
         shown = f"[{host}]" if ":" in host else host
-        return entry in (f"{shown}:{port}", shown)  # and what cannot be read is left out, as curl and Go do
+        return entry in (f"{shown}:{port}", shown)  # ignores entries that cannot be parsed, as curl and Go do

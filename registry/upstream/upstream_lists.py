@@ -1,13 +1,9 @@
-"""Lists of a far registry: tags, and referrers by the API or the fallback tag.
+"""Lists of an upstream: tags, and referrers by the API or by the fallback tag.
 
-Registries order and page their lists in their own ways (some by collation, some not at all). Ours are in byte order
-and lose nothing, so a list is read whole and cut here; a client that goes through its pages gets them from one reading.
-
-Lists in pages: `Link` (RFC 8288), and cutting our own page out of a whole list.
-
-Lists that are read whole: once for all who want the same one meanwhile, a few at a time, and kept for a moment.
-
-One request of a client can make hundreds of requests upstream, so no client can make it do that as often as it likes.
+Registries sort and page their lists in different ways (some by collation, some not at all). Ours are in byte order and
+complete, so a list is read whole and cut into pages here. `ListCache` reads a list once for all clients, a few lists at
+a time, and keeps it for a moment, so a client that pages through gets all pages from one reading. One client request
+can cause hundreds of upstream requests; the cache bounds how often.
 """
 
 from __future__ import annotations
@@ -26,11 +22,11 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from registry.memory_budget import MemoryBudget, share_scope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
-from registry.upstream.api_client import MIB
+from registry.single_flight import SingleFlight
 from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.quota import RequestKind
-from registry.upstream.request_limits import UpstreamSingleFlight, time_limit
+from registry.upstream.request_limits import MIB, time_limit
 from registry.upstream.requester import UpstreamRequester
 from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse
 from storage.content import OCI_INDEX, Descriptor, Page
@@ -39,52 +35,52 @@ from storage.json_bounds import Bounds, OutOfBounds, load_bounded
 from storage.names import Digest, RepositoryName, Tag
 
 TAGS_PER_PAGE = 1000
-"""Tags asked for at a time; CNCF Distribution refuses more."""
+"""Tags per requested page; CNCF Distribution refuses more."""
 MAX_PAGE_SIZE = 8 * MIB
-"""Bytes of one page."""
+"""Largest page, in bytes."""
 MAX_LIST_SIZE = 24 * MIB
-"""Bytes of memory of a whole list."""
+"""Largest list, in bytes of memory."""
 TAG_SIZE, DESCRIPTOR_SIZE = 128, 1024
-"""Bytes of memory that one takes beside its text."""
+"""Bytes of memory that a tag and a descriptor take beside their text."""
 SORTED_AT_ONCE = 10_000
-"""Tags that are sorted in one call, which lets no other thread run."""
+"""Tags sorted in one call, during which no other thread runs."""
 TAG_PAGE_BOUNDS = Bounds(values=300_000, escapes=100_000)
-"""Of a page of tags: some registries send all they have in one."""
+"""Bounds of a page of tags: some registries send all tags in one page."""
 
 _NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
-"""Answers of registries that have no referrers API."""
+"""Statuses of registries without a referrers API."""
 
 
 class UpstreamLists:
-    """One upstream's lists."""
+    """The lists of one upstream."""
 
-    def __init__(self, name: str, asking: UpstreamRequester, parser: DocumentParser, memory: MemoryBudget) -> None:
-        self._asking = asking
+    def __init__(self, name: str, requester: UpstreamRequester, parser: DocumentParser, memory: MemoryBudget) -> None:
+        self._requester = requester
         self._parser = parser
         self._memory = memory
         self._tags: ListCache[Tag] = ListCache(name)
         self._referrers: ListCache[Descriptor] = ListCache(name)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """As `UpstreamClient.tags`."""
+        """See `UpstreamClient.tags`."""
 
         async def read() -> CompleteList[Tag]:
-            return await self._asking.first(
-                lambda endpoint, trial: self._all_tags(endpoint, trial, repo),
+            return await self._requester.try_endpoints(
+                lambda endpoint, attempt: self._all_tags(endpoint, attempt, repo),
                 repo,
                 RequestKind.LIST,
                 seconds=LIST_TIMEOUT_SECONDS,
             )
 
-        return cut_page(await self._tags.items(repo, read, first=after is None), str, after, limit)
+        return cut_page(await self._tags.get(repo, read, first=after is None), str, after, limit)
 
     async def aclose(self) -> None:
-        """Ends what is being read."""
+        """Cancels running readings."""
         await self._tags.aclose()
         await self._referrers.aclose()
 
     async def _all_tags(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, repo: RepositoryName
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName
     ) -> CompleteList[Tag]:
         found: set[Tag] = set()
         path = f"tags/list?n={TAGS_PER_PAGE}"
@@ -92,11 +88,11 @@ class UpstreamLists:
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
                 async with share_scope():
-                    answer = await self._tags_page(endpoint, trial, repo, path, last)
+                    answer = await self._tags_page(endpoint, attempt, repo, path, last)
                     tags = await self._parser.run(len(answer.body), partial(_parse_tags, answer))
                     await room.take(answer, len(tags) * TAG_SIZE)
                 found.update(tags)
-                following = next_page(answer.headers, answer.url) if not answer.foreign else None
+                following = next_page(answer.headers, answer.url) if not answer.is_foreign else None
                 if following is None:
                     return CompleteList(await self._sorted(found), page + 1, room.taken)
                 path, last = following, replace(answer, body=b"")
@@ -105,22 +101,22 @@ class UpstreamLists:
     async def _tags_page(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
     ) -> UpstreamResponse:
-        answer = await self._asking.ask(
-            *(endpoint, trial, repo, RequestKind.LIST, "GET", path, NameUnknown()),
+        answer = await self._requester.request(
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
             most=MAX_PAGE_SIZE,
             accepted=(400,),
             after=last,
         )
         if answer.status != 400:
             return answer
-        # It does not like our `n`.
-        return await self._asking.ask(
-            endpoint, trial, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown(), most=MAX_PAGE_SIZE
+        # The registry does not accept our `n`.
+        return await self._requester.request(
+            endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown(), most=MAX_PAGE_SIZE
         )
 
     async def _sorted(self, found: set[Tag]) -> list[Tag]:
@@ -131,11 +127,11 @@ class UpstreamLists:
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """As `UpstreamClient.referrers`."""
+        """See `UpstreamClient.referrers`."""
 
         async def read() -> CompleteList[Descriptor]:
-            return await self._asking.first(
-                lambda endpoint, trial: self._all_referrers(endpoint, trial, repo, subject, artifact_type),
+            return await self._requester.try_endpoints(
+                lambda endpoint, attempt: self._all_referrers(endpoint, attempt, repo, subject, artifact_type),
                 repo,
                 RequestKind.LIST,
                 seconds=LIST_TIMEOUT_SECONDS,
@@ -143,9 +139,9 @@ class UpstreamLists:
 
         key = f"{repo} {subject} {artifact_type or ''}"
         try:
-            found = await self._referrers.items(key, read, first=after is None)
+            found = await self._referrers.get(key, read, first=after is None)
         except (UnconfirmedNameUnknown, UnconfirmedManifestUnknown):
-            raise UnconfirmedNameUnknown from None  # what is here may be more
+            raise UnconfirmedNameUnknown from None  # there may be cached referrers to list
         except (NameUnknown, ManifestUnknown):
             return Page([])
         return cut_page(found, lambda each: each.digest, after, limit)
@@ -153,7 +149,7 @@ class UpstreamLists:
     async def _all_referrers(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         subject: Digest,
         artifact_type: str | None,
@@ -165,18 +161,18 @@ class UpstreamLists:
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
                 async with share_scope():
-                    answer = await self._referrers_page(endpoint, trial, repo, path, last)
+                    answer = await self._referrers_page(endpoint, attempt, repo, path, last)
                     if answer.status in _NO_REFERRERS:
-                        held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+                        held = _of_type(await self._by_tag(endpoint, attempt, repo, subject), artifact_type)
                         return CompleteList(
                             held, 1, DESCRIPTOR_SIZE * len(held)
-                        )  # never more than one beside the first
+                        )  # falls back on the first page only, so at most one list is in memory
                     listed = await self._parser.descriptors(answer)
                     await room.take(answer, len(listed) * DESCRIPTOR_SIZE)
                 filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
                 for each in _of_type(listed, None if filtered else artifact_type):
                     found.setdefault(each.digest, each)
-                following = next_page(answer.headers, answer.url) if not answer.foreign else None
+                following = next_page(answer.headers, answer.url) if not answer.is_foreign else None
                 if following is None:
                     ordered = sorted(found.values(), key=lambda each: each.digest)
                     return CompleteList(ordered, page + 1, room.taken)
@@ -186,14 +182,14 @@ class UpstreamLists:
     async def _referrers_page(
         self,
         endpoint: UpstreamEndpoint,
-        trial: EndpointAttempt,
+        attempt: EndpointAttempt,
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
     ) -> UpstreamResponse:
-        return await self._asking.ask(
+        return await self._requester.request(
             endpoint,
-            trial,
+            attempt,
             repo,
             RequestKind.LIST,
             "GET",
@@ -206,13 +202,14 @@ class UpstreamLists:
         )
 
     async def _by_tag(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, repo: RepositoryName, subject: Digest
+        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, subject: Digest
     ) -> Sequence[Descriptor]:
-        """By the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index named after the digest."""
+        """Returns the referrers listed under the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index
+        named after the digest."""
         tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
-        answer = await self._asking.ask(
+        answer = await self._requester.request(
             endpoint,
-            trial,
+            attempt,
             repo,
             RequestKind.MANIFEST,
             "GET",
@@ -236,8 +233,7 @@ class _ListMemory:
         return self._share.size
 
     async def take(self, answer: UpstreamResponse, entries: int) -> None:
-        """Counts a page: its text, and `entries` bytes for what stands in it. Raises UpstreamUnavailable,
-        TooManyRequests."""
+        """Counts a page: its text, and `entries` bytes for its entries. Raises UpstreamUnavailable, TooManyRequests."""
         size = len(answer.body) + entries
         if self._share.size + size > MAX_LIST_SIZE:
             raise UpstreamUnavailable(
@@ -250,7 +246,7 @@ class _ListMemory:
 
 
 def _sorted_in_parts(tags: list[Tag]) -> list[Tag]:
-    """Sorted, without a call that takes long: other threads run between two of them."""
+    """Returns the tags sorted, in several short calls, so that other threads run in between."""
     parts = [sorted(tags[at : at + SORTED_AT_ONCE]) for at in range(0, len(tags), SORTED_AT_ONCE)]
     return list(heapq.merge(*parts))
 
@@ -278,22 +274,23 @@ def _parse_tags(answer: UpstreamResponse) -> list[Tag]:
         try:
             found.append(Tag(text))
         except (TagInvalid, TypeError):
-            continue  # nobody could ask for it by that name
+            continue  # not a valid tag, so no client could request it
     return found
 
 
 T = TypeVar("T")
 
 MAX_PAGES = 500
-"""Followed at the most, for one list."""
+"""Pages read for one list."""
 
 _LINK = re.compile(r"<([^<>]*)>((?:[^<\"]|\"[^\"]*\")*)")
 _REL = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
 
 
 def next_page(headers: Mapping[str, str], url: str) -> str | None:
-    """The address of the next page; None: that was the last. Always on the origin of `url`: a registry behind a proxy
-    may write another one, and the token must not follow it. Raises UpstreamUnavailable: the field is too long."""
+    """Returns the URL of the next page; None: that was the last one. The URL is always on the origin of `url`: a
+    registry behind a proxy may name another one, which must not get the token. Raises UpstreamUnavailable if the field
+    is too long."""
     if len(headers.get("link", "")) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(
             f"{loggable_origin(url)} answers with a Link of more than {MAX_URL_LENGTH} characters"
@@ -312,7 +309,7 @@ def next_page(headers: Mapping[str, str], url: str) -> str | None:
 
 
 def cut_page(items: Sequence[T], key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:
-    """The page strictly after `after` of what is sorted by `key`, in byte order."""
+    """Returns the page strictly after `after` of items sorted by `key`, in byte order."""
     start = 0
     if after is not None:
         start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: key(item).encode())
@@ -320,20 +317,21 @@ def cut_page(items: Sequence[T], key: Callable[[T], str], after: str | None, lim
 
 
 LIST_TIMEOUT_SECONDS = 25.0
-"""For all pages of a list, and the wait for its turn."""
+"""Time limit for all pages of a list, including the wait for a slot."""
 LISTS_AT_ONCE = 4
-"""Lists that are read at a time."""
+"""Lists read at a time."""
 LIST_CACHED_SECONDS = 30.0
-"""For how long a list serves the pages after the first; and first pages, where reading it took several requests."""
+"""Time for which a list serves the pages after the first; also first pages, if reading the list took several
+requests."""
 LIST_CACHE_SIZE = 16 << 20
-"""Bytes of memory for the lists that are kept, about. The last one is, whatever its size."""
+"""Bytes of memory for cached lists, about. The last list is cached whatever its size."""
 LIST_OVERHEAD = 1024
-"""What an empty list counts for."""
+"""Bytes that an empty list counts for."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompleteList(Generic[T]):
-    """A whole list: how many requests it took, and how many bytes of memory it takes, about."""
+    """A whole list: its items, the requests it took, and the bytes of memory it takes, about."""
 
     items: Sequence[T]
     requests: int
@@ -344,34 +342,35 @@ _NOT_CACHED = (0.0, None)
 
 
 class ListCache(Generic[T]):
-    """One upstream's lists of one sort."""
+    """The lists of one upstream and one kind."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._clock = clock
-        self._flights = UpstreamSingleFlight()
-        self._turns = asyncio.Semaphore(LISTS_AT_ONCE)
-        self._kept: dict[str, tuple[float, CompleteList[T]]] = {}  # the one read last is last
+        self._flights: SingleFlight[CompleteList[T]] = SingleFlight()
+        self._slots = asyncio.Semaphore(LISTS_AT_ONCE)
+        self._kept: dict[str, tuple[float, CompleteList[T]]] = {}
+        """Lists with the time they were read; the last one read is last."""
         self._size = 0
 
-    async def items(
+    async def get(
         self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, first: bool
     ) -> Sequence[T]:
-        """The list of that key. `first`: for a first page, which is asked for anew where that is one request, since
-        somebody may just have added to it. Raises what `read` raises, and UpstreamTimeout. Cancelled: the reading goes
-        on for the others."""
+        """Returns the list for `key`. `first`: for a first page, which is read again if that is one request, since the
+        list may have changed. Raises what `read` raises, and UpstreamTimeout. When the caller is cancelled, the reading
+        goes on for others."""
         read_at, kept = self._kept.get(key, _NOT_CACHED)
         if kept is not None and self._clock() - read_at <= LIST_CACHED_SECONDS and (not first or kept.requests > 1):
             return kept.items
-        reading: CompleteList[T] = await self._flights.share(key, lambda: self._read(key, read))
+        reading = await self._flights.run(key, lambda: self._read(key, read))
         return reading.items
 
     async def aclose(self) -> None:
-        """Ends what is being read."""
+        """Cancels running readings."""
         await self._flights.aclose()
 
     async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
-        async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._name}"), self._turns:
+        async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._name}"), self._slots:
             reading = await read()
         self._forget(key)
         self._kept[key] = self._clock(), reading

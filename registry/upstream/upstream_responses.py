@@ -1,7 +1,5 @@
-"""What a far registry answered, and which of our errors that is.
-
-What a far registry sends as JSON, read so that nobody waits for it: what is large in a thread, one at a time.
-"""
+"""Responses of upstream registries: the errors they map to (`error_of`), and the parsing of their JSON documents
+(`DocumentParser`)."""
 
 from __future__ import annotations
 
@@ -37,28 +35,30 @@ from storage.json_bounds import SMALL
 from storage.names import Digest, Reference
 
 ACCEPTED_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-"""Every manifest type but schema 1. Without it registries convert, and the digest is another."""
+"""All manifest types but schema 1. Without this header registries convert manifests, which changes the digest."""
 
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
 _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
-"""Codes of refusals: the OCI distribution spec's ("Error Codes"), and those that Docker's registry and Harbor add."""
+"""Error codes of refusals: those of the OCI distribution spec ("Error Codes"), and those that Docker's registry and
+Harbor add."""
 _MAX_ERROR_BODY = 64 << 10
-"""Bytes of an answer that may hold codes; what is larger is some page."""
+"""Largest body, in bytes, that is searched for error codes; a larger one is some other page."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
-    """A response. Header names are in lower case; fields sent more than once are joined with ", "."""
+    """A response. Header names are in lower case; repeated fields are joined with ", "."""
 
     status: int
     headers: Mapping[str, str]
     url: str
-    """Which address answered, after redirects."""
-    foreign: bool
-    """Another origin than the one asked answered."""
+    """The URL that responded, after redirects."""
+    is_foreign: bool
+    """Whether another origin than the requested one responded."""
     body: bytes = b""
     network: NetworkClass = NetworkClass.PUBLIC
-    """Where a redirect, a next page or a token service named by this answer may be, beside public addresses."""
+    """The network, beside public addresses, where a redirect, a next page or a token service named by this response may
+    be."""
 
     @property
     def length(self) -> int | None:
@@ -66,7 +66,7 @@ class UpstreamResponse:
 
     @property
     def digest(self) -> Digest | None:
-        """`Docker-Content-Digest`; None where there is none, or none of an algorithm known here."""
+        """`Docker-Content-Digest`; None if there is none, or none of a known algorithm."""
         try:
             return Digest(self.headers.get("docker-content-digest", "").strip())
         except DigestInvalid:
@@ -74,24 +74,24 @@ class UpstreamResponse:
 
     @property
     def media_type(self) -> str | None:
-        """The Content-Type, where it is a manifest's."""
+        """The Content-Type, if it is a manifest's."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         return kind if kind in MANIFESTS | INDEXES else None
 
 
 def parse_count(text: str | None) -> int | None:
-    """A count of bytes, as headers write it; None for anything else."""
+    """Parses a count of bytes in a header; None for anything else."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def error_of(answer: UpstreamResponse, unknown: RegistryError, login: bool, granted: bool = False) -> RegistryError:
-    """The error for an answer that is no success. `unknown`: what "there is no such thing" means here. `login`: we
-    are not anonymous there, so a refusal is one of the login configured. `granted`: the request carried a token that
-    the registry's token service gave for it."""
+    """Returns the error for an unsuccessful response. `unknown`: the error for "no such thing". `login`: the request
+    had a login, so a refusal is a refusal of that login. `granted`: the request carried a token that the registry's
+    token service issued for it."""
     status, where = answer.status, loggable_origin(answer.url)
-    if answer.foreign and status in (401, 403):
-        # A redirect's address carries its own authorisation, so this says nothing about who we are.
+    if answer.is_foreign and status in (401, 403):
+        # The URL of a redirect carries its own authorisation, so this says nothing about our login.
         return UpstreamUnavailable(f"the upstream sent us on to {where}, which refuses us ({status})")
     if status in (404, 410):
         return unknown if is_from_registry(answer) else as_unconfirmed(unknown)
@@ -105,9 +105,9 @@ def error_of(answer: UpstreamResponse, unknown: RegistryError, login: bool, gran
 
 
 def _is_final(answer: UpstreamResponse, granted: bool) -> bool:
-    """Whether a refusal of somebody anonymous says that there is no such thing for the anonymous: the registry has
-    taken our token and finds that it is not enough, or it forbids without asking for a login. A refusal of the login
-    itself (no token was got, the token is not accepted, or just UNAUTHORIZED) says nothing of the thing asked for."""
+    """Returns whether a refusal of an anonymous client means that there is nothing for anonymous clients: the registry
+    accepted our token and finds it insufficient, or it forbids without asking for a login. A failed login (no token
+    obtained, token not accepted, or only UNAUTHORIZED) says nothing about the content."""
     challenge = answer.headers.get("www-authenticate", "")
     about_it = bool(_error_codes(answer.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if granted:
@@ -116,13 +116,14 @@ def _is_final(answer: UpstreamResponse, granted: bool) -> bool:
 
 
 def is_from_registry(answer: UpstreamResponse) -> bool:
-    """Its body shows that a registry refuses, and not something before it. An answer to HEAD shows nothing."""
+    """Returns whether the body shows that a registry refuses, rather than something in front of it. A response to HEAD
+    shows nothing."""
     return bool(_error_codes(answer.body) & _REFUSAL_CODES)
 
 
 def as_unconfirmed(unknown: RegistryError) -> RegistryError:
-    """The same where it is not sure that the registry said so. What is here is dropped, or not listed, and "unknown"
-    is remembered, only when the upstream has it no more."""
+    """Returns the unconfirmed variant of an "unknown" error. Cached content is dropped or hidden, and "unknown" is
+    cached, only when the registry itself says so."""
     if isinstance(unknown, NameUnknown):
         return UnconfirmedNameUnknown()
     if isinstance(unknown, BlobUnknown):
@@ -131,11 +132,12 @@ def as_unconfirmed(unknown: RegistryError) -> RegistryError:
 
 
 def login_denied(where: str) -> Denied:
+    """Returns the error for a refused login."""
     return Denied(f"the upstream registry {where} refuses the login configured for it")
 
 
 def _error_codes(body: bytes) -> set[str]:
-    """The error codes in a body (OCI distribution spec, "Error Codes")."""
+    """Returns the error codes in a body (OCI distribution spec, "Error Codes")."""
     if len(body) > _MAX_ERROR_BODY:
         return set()
     try:
@@ -149,14 +151,15 @@ T = TypeVar("T")
 
 
 class DocumentParser:
-    """One upstream's. A document may take ten times its own size in memory while it is read."""
+    """Parses the documents of one upstream: small ones at once, large ones in a thread, one at a time. A document may
+    take ten times its size in memory while it is parsed."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Semaphore(1)
 
     async def run(self, size: int, read: Callable[[], T]) -> T:
-        """What `read` gives, which reads a document of `size` bytes. Cancelled: it is not begun, or its outcome is
-        dropped. Its turn ends with its thread."""
+        """Returns the result of `read`, which parses a document of `size` bytes. When cancelled, the parsing does not
+        start, or its result is dropped. The next document waits for the end of the thread."""
         if size <= SMALL:
             return read()
         await self._turn.acquire()
@@ -169,15 +172,15 @@ class DocumentParser:
         try:
             return await asyncio.shield(reading)
         finally:
-            del reading  # its error holds this frame: the circle would hold the document until the collector comes by
+            del reading  # breaks a cycle with its error's traceback, which would keep the document in memory
 
     def _done(self, reading: asyncio.Future[T]) -> None:
         self._turn.release()
         if not reading.cancelled():
-            reading.exception()  # is seen even where nobody waits any more
+            reading.exception()  # marks it as retrieved, so that asyncio logs nothing
 
     async def verified_manifest(self, answer: UpstreamResponse, reference: Reference) -> Manifest:
-        """The manifest, once its bytes have the digest asked for, or the one the answer names. Raises
+        """Returns the manifest if its bytes match the digest in `reference`, or the one the response names. Raises
         UpstreamUnavailable."""
         where = loggable_origin(answer.url)
         try:
@@ -188,7 +191,7 @@ class DocumentParser:
             raise UpstreamUnavailable(f"{where} sends a manifest that is not valid: {error.message}") from None
 
     async def descriptors(self, answer: UpstreamResponse) -> tuple[Descriptor, ...]:
-        """Those of an index; none where it is another manifest. Raises UpstreamUnavailable."""
+        """Returns the descriptors of an index; none if it is another manifest. Raises UpstreamUnavailable."""
         try:
             index = await self._parse(answer, answer.media_type or OCI_INDEX, None)
         except ManifestInvalid as error:

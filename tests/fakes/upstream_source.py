@@ -68,12 +68,12 @@ async def upstream_source(
     *endpoints: str,
     name: str = "far.test",
     clock: Callable[[], float] = time.time,
-    network_of: NetworkClassifier = classify_address,
+    classify: NetworkClassifier = classify_address,
     **more: Any,
 ) -> AsyncIterator[UpstreamClient]:
     """A source at these endpoints, closed at the end."""
     settings = Upstream.model_validate({"name": name, "endpoints": list(endpoints), **more})
-    source = make_upstream_client(settings, registry.records, registry.leases, clock, network_of)
+    source = make_upstream_client(settings, registry.records, registry.leases, clock, classify)
     try:
         yield source
     finally:

@@ -7,12 +7,12 @@ tokens whose keys are known are not held up, and whoever sends tokens with made-
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from registry.auth.external.identity_http import NoAnswer, send_request
+from registry.single_flight import SingleFlight
+from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -101,37 +103,30 @@ class FetchedKeySet:
         self._keys: tuple[VerificationKey, ...] = ()
         self._fetched = -STALE_SECONDS
         self._next = -STALE_SECONDS
-        self._flight: asyncio.Task[None] | None = None
+        self._flights: SingleFlight[None] = SingleFlight()
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
         """Cancelled: a fetch that has begun goes on for the others."""
         found = self._find(key_id, algorithm)
         if found is None:
-            await self._refresh()
+            if self._may_fetch():
+                await self._flights.settle((), self._renew)
             return self._find(key_id, algorithm)
-        if self._clock() - self._fetched > FRESH_SECONDS:
-            self._launch()
+        if self._clock() - self._fetched > FRESH_SECONDS and self._may_fetch():
+            with suppress(UpstreamUnavailable):  # the server is stopping
+                self._flights.start((), self._renew)
         return found
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.gather(self._flight, return_exceptions=True)
+        await self._flights.aclose()
 
     def _find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
         if self._clock() - self._fetched > STALE_SECONDS:
             return None
         return _choose(self._keys, key_id, algorithm)
 
-    async def _refresh(self) -> None:
-        self._launch()
-        if self._flight is not None:
-            # Raises nothing of the flight's, not even its cancellation, which is not that of who waits.
-            await asyncio.wait([self._flight])
-
-    def _launch(self) -> None:
-        if self._flight is None and self._clock() >= self._next:
-            self._flight = asyncio.create_task(self._renew())
+    def _may_fetch(self) -> bool:
+        return len(self._flights) > 0 or self._clock() >= self._next
 
     async def _renew(self) -> None:
         pause = RETRY_SECONDS
@@ -143,7 +138,6 @@ class FetchedKeySet:
             log.warning("the keys at %s cannot be used: %s", self._url, error)
         finally:
             self._next = self._clock() + pause
-            self._flight = None
 
 
 async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:

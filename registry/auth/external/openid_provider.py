@@ -8,7 +8,6 @@ The checks of an ID token (OpenID Connect Core 1.0, 3.1.3.7): whose it is, for w
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hmac
 import json
@@ -17,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote_plus
@@ -27,6 +26,7 @@ import jwt
 from registry.auth.external.identity_http import NoAnswer, send_request
 from registry.auth.external.jwks import FetchedKeySet, KeySet, fetch_key_set
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, OIDCSettings, check_identity_url
+from registry.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,6 @@ class _CachedMetadata:
     description: ProviderMetadata | None = None
     fetched: float = -METADATA_STALE_SECONDS
     next: float = -METADATA_STALE_SECONDS
-    flight: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
 class OpenIDProvider:
@@ -85,17 +84,16 @@ class OpenIDProvider:
         self._settings = settings
         self._clock = monotonic
         self._kept = _CachedMetadata()
+        self._flights: SingleFlight[None] = SingleFlight()
         self._keys: dict[str, FetchedKeySet] = {}
 
     async def describe(self) -> ProviderMetadata:
         """Raises ProviderUnavailable. Those who ask at the same time wait for one answer. Cancelled: it is fetched all
         the same."""
         kept = self._kept
-        if self._clock() - kept.fetched >= METADATA_FRESH_SECONDS:
-            if kept.flight is None and self._clock() >= kept.next:
-                kept.flight = asyncio.create_task(self._renew())
-            if kept.flight is not None:
-                await asyncio.wait([kept.flight])  # what came of it is kept, or is not
+        may_ask = len(self._flights) > 0 or self._clock() >= kept.next
+        if self._clock() - kept.fetched >= METADATA_FRESH_SECONDS and may_ask:
+            await self._flights.settle((), self._renew)  # what came of it is kept, or is not
         if kept.description is None or self._clock() - kept.fetched > METADATA_STALE_SECONDS:
             raise ProviderUnavailable("it does not say where it is to be asked")
         return kept.description
@@ -138,9 +136,7 @@ class OpenIDProvider:
 
     async def aclose(self) -> None:
         """Ends what is being asked."""
-        if self._kept.flight is not None:
-            self._kept.flight.cancel()
-            await asyncio.gather(self._kept.flight, return_exceptions=True)
+        await self._flights.aclose()
         for each in self._keys.values():
             await each.aclose()
 
@@ -162,7 +158,6 @@ class OpenIDProvider:
             log.warning("the OpenID provider %s cannot be used: %s", self.issuer, error)
         finally:
             kept.next = self._clock() + METADATA_RETRY_SECONDS
-            kept.flight = None
 
 
 def check_provider(settings: OIDCSettings) -> None:

@@ -50,7 +50,7 @@ async def _refresh_tag(stored: StoredRegistry, place: Destination, where: ImageR
     before = await _cached_digest(stored, place.repo, where)
     assert isinstance(place.registry, Mirror)
     try:
-        outdated = await place.registry.renew(place.repo, tag, force=True)
+        outdated = await place.registry.revalidate(place.repo, tag, force=True)
     except ManifestUnknown as error:
         if before is None:
             raise

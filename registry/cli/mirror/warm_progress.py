@@ -31,11 +31,11 @@ SHORT_DIGEST_LENGTH = len("sha256:") + 12
 class LineProgress(WarmObserver):
     """Says each reference when it is done with."""
 
-    def expect(self, where: ImageReference, blob: Descriptor) -> None: ...
+    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None: ...
 
-    def reach(self, blob: Digest, count: int) -> None: ...
+    def on_bytes(self, blob: Digest, count: int) -> None: ...
 
-    def end(self, where: ImageReference, warmed: WarmResult) -> None:
+    def on_reference_done(self, where: ImageReference, warmed: WarmResult) -> None:
         if warmed.error is None:
             typer.echo(f"{where}: {warmed_text(warmed)}")
         else:
@@ -52,7 +52,7 @@ class BarProgress(LineProgress):
         self._counts: dict[Digest, int] = {}
         self._total = 0
 
-    def expect(self, where: ImageReference, blob: Descriptor) -> None:
+    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None:
         if blob.digest in self._blobs:
             return
         text = f"{where.repository.rpartition('/')[2]} {blob.digest[:SHORT_DIGEST_LENGTH]}"
@@ -60,7 +60,7 @@ class BarProgress(LineProgress):
         self._total += blob.size
         self._progress.update(self._all, total=self._total)
 
-    def reach(self, blob: Digest, count: int) -> None:
+    def on_bytes(self, blob: Digest, count: int) -> None:
         count = max(count, self._counts.get(blob, 0))
         self._counts[blob] = count
         task = self._progress.tasks[self._progress.task_ids.index(self._blobs[blob])]
@@ -91,7 +91,7 @@ def warmed_text(warmed: WarmResult) -> str:
     """`2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`."""
     return (
         f"{plural(warmed.manifests, 'manifest')}, {plural(warmed.blobs, 'blob')}: "
-        f"{human_size(warmed.fetched)} fetched, {human_size(warmed.kept)} were here"
+        f"{human_size(warmed.fetched)} fetched, {human_size(warmed.already_stored)} were here"
     )
 
 
@@ -103,7 +103,7 @@ def plural(count: int, word: str) -> str:
 def total_text(outcomes: list[WarmResult], began: float) -> str:
     """The last line. `began` by the monotonic clock."""
     whole = [each for each in outcomes if each.error is None]
-    fetched, kept = sum(each.fetched for each in outcomes), sum(each.kept for each in outcomes)
+    fetched, kept = sum(each.fetched for each in outcomes), sum(each.already_stored for each in outcomes)
     seconds = time.monotonic() - began
     failed = f", {len(outcomes) - len(whole)} not" if len(whole) < len(outcomes) else ""
     return (

@@ -1,6 +1,6 @@
-"""A partial blob's missing bytes are fetched: over as many connections as help, for as long as it takes.
+"""Downloads the missing bytes of one partial blob, over as many connections as help, with retries.
 
-Where the bytes of one request go: into the partial blob, in the thread that fetches them.
+`PieceSink` and `WholeSink` write the bytes of one request into the partial blob, in the thread that reads them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.mirror")
 
 SINGLE_REQUEST_SIZE: Final = 8 * MIB
-"""What is smaller comes in one request."""
+"""Downloads with fewer missing bytes use one request."""
 PROGRESS_POLL_SECONDS: Final = 0.02
-"""Seconds between two looks at what is coming."""
+"""Time between two checks of the progress."""
 DEMAND_POLL_SECONDS: Final = 0.1
-"""Seconds between two looks whether somebody wants it, while nothing is coming and nobody does."""
+"""Time between two checks whether a client wants the blob, while nothing arrives and none does."""
 
 
 class NoReaders(Exception):
-    """It was begun for readers who did not come."""
+    """The download was started ahead of readers, and none came."""
 
 
 class _RunningRequest:
-    """One that is under way. `new`: its connection has brought nothing before. `scope` ends it."""
+    """A request in progress. `new`: its connection has delivered nothing before. `scope` cancels it."""
 
     def __init__(self, new: bool, scope: asyncio.Timeout) -> None:
         self.new = new
@@ -55,61 +55,62 @@ class _RunningRequest:
 
 
 class Download:
-    """One process's work on one partial blob that it owns. `answered` is called, on the event loop, when the upstream
-    has begun to send. `endpoints` are those that sent bytes. `begun`: somebody has been given bytes by an owner before
-    this one; then it goes on for `persistence` seconds without any, else only for moments."""
+    """The download of a partial blob that this process owns. `repo` is the upstream's name of the repository.
+    `on_begun` is called on the event loop when the upstream starts to send. `has_begun`: readers got bytes from a
+    previous owner; the download is then retried until `stall_timeout` seconds pass without new bytes, otherwise for
+    moments only. `endpoints` collects the endpoints that sent bytes."""
 
     def __init__(
         self,
-        source: UpstreamClient,
+        upstream: UpstreamClient,
         slots: ConnectionSlots,
         repo: RepositoryName,
         partial: Partial,
         demand: Demand,
         choice: EndpointChoice,
-        answered: Callable[[], None],
+        on_begun: Callable[[], None],
         *,
-        begun: bool = False,
-        persistence: float = STALL_TIMEOUT_SECONDS,
+        has_begun: bool = False,
+        stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
-        self._source = source
+        self._upstream = upstream
         self._slots = slots
         self._repo = repo
         self._partial = partial
         self._demand = demand
         self._choice = choice
         self._failing: set[str] = set()
-        self._answered = answered
+        self._on_begun = on_begun
         self._loop = asyncio.get_running_loop()
         gaps = partial.missing()
         self._plan = PiecePlan(gaps)
         self._small = sum(stop - start for start, stop in gaps) < SINGLE_REQUEST_SIZE
-        self._pace = AdaptiveConcurrency(slots.most, self._loop.time())
-        self._breaks = RetryPolicy(persistence)
+        self._concurrency = AdaptiveConcurrency(slots.most, self._loop.time())
+        self._retry = RetryPolicy(stall_timeout)
         self._stragglers: StragglerDetector[PieceSink | WholeSink] = StragglerDetector()
         self._running: set[asyncio.Task[None]] = set()
         self._requests: dict[PieceSink | WholeSink, _RunningRequest] = {}
         self._changed = asyncio.Event()
         self._done = 0
-        self._begun = begun
+        self._begun = has_begun
         self._ranged = False
         self._whole = False
         self._fatal: BaseException | None = None
         self.endpoints: set[str] = set()
 
     async def run(self) -> None:
-        """Returns when nothing is missing. Raises Unread; PartialLost; StorageFull, StorageFailed; BlobUnknown, Denied,
-        UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Whatever is raised, what came stays."""
+        """Returns when no byte is missing. Raises NoReaders; PartialLost; StorageFull, StorageFailed; BlobUnknown,
+        Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. The stored bytes are kept in any case."""
         try:
             while self._reap_and_check():
-                if not self._demand.asked.is_set() and self._partial.wanted:
-                    self._demand.ask()
-                if not self._running and not self._demand.alive():
+                if not self._demand.requested.is_set() and self._partial.wanted:
+                    self._demand.request()
+                if not self._running and not self._demand.is_alive():
                     raise NoReaders
                 self._start_connections()
                 await self._wait()
                 waiting = any(request.new and sink.endpoint is None for sink, request in self._requests.items())
-                self._pace.observe(self._loop.time(), self._received, len(self._running), waiting)
+                self._concurrency.observe(self._loop.time(), self._received, len(self._running), waiting)
                 self._cut_stragglers()
             if self._fatal is not None:
                 raise self._fatal
@@ -117,7 +118,8 @@ class Download:
             await cancel_and_wait(self._running)
 
     def _reap_and_check(self) -> bool:
-        """Whether there is more to do, after a look at what has ended. What changes from here on is told."""
+        """Collects ended connections and returns whether the download continues. Changes after this call set
+        `_changed`."""
         self._changed.clear()
         ended = {task for task in self._running if task.done()}
         self._running -= ended
@@ -134,10 +136,10 @@ class Download:
         return self._done + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
-        """As many connections as there should be now."""
-        if self._loop.time() < self._breaks.resume_at or not self._demand.alive():
+        """Starts connections up to the current limit."""
+        if self._loop.time() < self._retry.resume_at or not self._demand.is_alive():
             return
-        want = 1 if self._small or self._whole or not self._begun else self._pace.width
+        want = 1 if self._small or self._whole or not self._begun else self._concurrency.width
         while len(self._running) < want and self._left():
             if self._whole and self._running:
                 return
@@ -148,42 +150,45 @@ class Download:
                 return
 
     async def _wait(self) -> None:
-        """Until a connection begins or ends, or it is time to look."""
+        """Waits until a connection starts to receive or ends, or until the next check is due."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience()):
+            async with asyncio.timeout(self._wait_seconds()):
                 await self._changed.wait()
 
-    def _patience(self) -> float | None:
+    def _wait_seconds(self) -> float | None:
+        """Returns the seconds until the next check; None: nothing is due."""
         if self._requests:
             return PROGRESS_POLL_SECONDS
-        pause = self._breaks.resume_at - self._loop.time()
-        if not self._demand.asked.is_set():
+        pause = self._retry.resume_at - self._loop.time()
+        if not self._demand.requested.is_set():
             return min(pause, DEMAND_POLL_SECONDS) if pause > 0 else DEMAND_POLL_SECONDS
         return max(pause, 0.001) if pause > 0 or not self._running else None
 
     async def _run_connection(self, *, first: bool) -> None:
-        """A connection: piece after piece, each in a slot of its own, so that others come to their turn between."""
+        """Runs one connection: piece after piece. Each piece takes a connection slot of its own, so that other fills
+        get their turn in between."""
         new = True
         while self._may_continue(first):
-            slot = self._slots.first(self._demand, new=new) if first else self._slots.additional(self._demand)
+            slot = self._slots.primary(self._demand, new=new) if first else self._slots.additional(self._demand)
             async with slot as free:
                 if not free:
-                    # Others have them all, or nobody waits for this one any more.
-                    self._pace.note_unavailable(self._loop.time(), len(self._running) - 1)
+                    # Other fills use all slots, or no client waits for this blob any more.
+                    self._concurrency.note_unavailable(self._loop.time(), len(self._running) - 1)
                     return
                 if self._may_continue(first) and not await self._fetch(new):
                     return
             new = False
 
     def _may_continue(self, first: bool) -> bool:
-        if self._fatal is not None or not self._left() or not self._demand.alive():
+        """Returns whether this connection may start another request."""
+        if self._fatal is not None or not self._left() or not self._demand.is_alive():
             return False
-        if self._loop.time() < self._breaks.resume_at or (self._whole and len(self._running) > 1):
+        if self._loop.time() < self._retry.resume_at or (self._whole and len(self._running) > 1):
             return False
-        return first or len(self._running) <= self._pace.width
+        return first or len(self._running) <= self._concurrency.width
 
     async def _fetch(self, new: bool) -> bool:
-        """One request. False: this connection is to end."""
+        """Sends one request. Returns whether the connection goes on."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -196,13 +201,13 @@ class Download:
         try:
             self._partial.begin()
             async with scope:
-                await self._source.fetch_blob(
+                await self._upstream.fetch_blob(
                     self._repo, self._partial.digest, span, sink, self._choice.last | self._failing
                 )
         except TimeoutError:
             if not scope.expired():
                 raise
-            return True  # it was cut; what was left of its piece is for whoever takes it
+            return True  # cut as a straggler; the rest of its piece is free for any connection
         except RegistryError as error:
             self._on_error(sink, error, ranged=span != Span(0))
             return False
@@ -214,7 +219,7 @@ class Download:
         if isinstance(sink, PieceSink):
             self._ranged = self._ranged or span.stop is not None
             seconds = time.monotonic() - sink.begun_at
-            self._pace.note_piece(sink.new_bytes, seconds, sink.begun_at - sink.asked_at)
+            self._concurrency.note_piece(sink.new_bytes, seconds, sink.begun_at - sink.asked_at)
             self._stragglers.note_piece(self._loop.time(), sink.new_bytes, seconds)
         return True
 
@@ -222,12 +227,12 @@ class Download:
         if self._whole:
             return WholeSink(self._partial, self._partial.missing(), self._begin, self._choice.refused)
         left = self._plan.remaining
-        length = left if self._small else self._pace.next_length(left)
+        length = left if self._small else self._concurrency.next_length(left)
         piece = self._plan.take(length, self._demand.offsets)
         return PieceSink(self._partial, piece, self._begin, self._choice.refused) if piece else None
 
     def _cut_stragglers(self) -> None:
-        """Once nothing is left to be asked for, what is left of the slowest pieces is asked for anew."""
+        """Cuts the slowest connections once every byte was requested. The rest of their pieces is requested again."""
         now = self._loop.time()
         pieces = {sink: sink.piece for sink in self._requests if isinstance(sink, PieceSink) and sink.endpoint}
         self._stragglers.observe(now, {sink: piece.at - piece.start for sink, piece in pieces.items()})
@@ -238,20 +243,20 @@ class Download:
             self._requests[sink].scope.reschedule(now)
 
     def _begin(self) -> None:
-        """In the thread that fetches."""
+        """Called in the thread that reads, when the upstream starts to send."""
         self._loop.call_soon_threadsafe(self._on_begin)
 
     def _on_begin(self) -> None:
         self.endpoints.update(sink.endpoint for sink in self._requests if sink.endpoint)
         self._begun = True
         self._changed.set()
-        self._answered()
+        self._on_begun()
 
     def _on_error(self, sink: PieceSink | WholeSink, error: RegistryError, *, ranged: bool) -> None:
-        """What now: go on, pause, or give up."""
+        """Decides whether to retry, to pause, or to give up."""
         if sink.endpoint is not None:
             self.endpoints.add(sink.endpoint)
-            self._begun = True  # its call to the loop may still be on its way
+            self._begun = True  # the call of `_on_begin` may still be pending
         final = isinstance(error, PartialLost | StorageFull | StorageFailed | Denied)
         if final or (isinstance(error, BlobUnknown) and not self._begun):
             self._fatal = self._fatal or error
@@ -264,38 +269,41 @@ class Download:
         now = self._loop.time()
         if sink.endpoint is not None:
             self._failing = {sink.endpoint}
-        if now < self._breaks.resume_at:
-            return  # it broke together with another
-        if not self._breaks.should_retry(error, now, self._received, begun=self._begun):
+        if now < self._retry.resume_at:
+            return  # broke together with another connection, which was counted
+        if not self._retry.should_retry(error, now, self._received, has_begun=self._begun):
             if not self._may_want_whole(error, ranged):
                 self._fatal = self._fatal or error
                 return
             self._whole = True
-            self._breaks.resume_soon(now)
-        if isinstance(error, RangesUnsupported) and self._breaks.failures_in_row > 1:
+            self._retry.resume_soon(now)
+        if isinstance(error, RangesUnsupported) and self._retry.failures_in_row > 1:
             self._whole = True
-        pause = self._breaks.resume_at - now
-        log.info("%s of %s broke off: %s; going on in %.1f s", self._partial.digest, self._repo, error.message, pause)
-        self._pace.fail(now)
+        pause = self._retry.resume_at - now
+        log.info(
+            "%s of %s was interrupted: %s; retry in %.1f s", self._partial.digest, self._repo, error.message, pause
+        )
+        self._concurrency.fail(now)
 
     def _may_want_whole(self, error: RegistryError, ranged: bool) -> bool:
-        """Some refuse a Range with an error where they should leave it alone: asked whole, they may answer."""
+        """Returns whether to request the blob without a range. Some upstreams answer a Range with an error instead of
+        ignoring it."""
         if self._begun or self._whole or not ranged:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)
 
 
 RefusedEndpoints = Mapping[str, RegistryError]
-"""The endpoints that nothing is taken from, and what is raised instead."""
+"""Endpoints whose bytes are refused, with the error to raise for each."""
 
 
 class PieceSink:
-    """Takes exactly the piece that was asked for. `begun` is called, in that thread, once the upstream answers."""
+    """Takes exactly the requested piece. `on_begin` is called, in the same thread, when the upstream starts to send."""
 
-    def __init__(self, partial: Partial, piece: Piece, begun: Callable[[], None], refused: RefusedEndpoints) -> None:
+    def __init__(self, partial: Partial, piece: Piece, on_begin: Callable[[], None], refused: RefusedEndpoints) -> None:
         self._partial = partial
         self._refused = refused
-        self._begun = begun
+        self._on_begin = on_begin
         self.piece = piece
         self.endpoint: str | None = None
         self.asked_at = self.begun_at = time.monotonic()
@@ -310,7 +318,7 @@ class PieceSink:
             raise RangesUnsupported
         self.endpoint = endpoint
         self.begun_at = time.monotonic()
-        self._begun()
+        self._on_begin()
 
     def take(self, offset: int, data: memoryview) -> None:
         if offset != self.piece.at or offset + len(data) > self.piece.stop:
@@ -320,16 +328,16 @@ class PieceSink:
 
 
 class WholeSink:
-    """Takes a blob from its first byte on, and keeps what is missing of it: a byte once there is not written again,
-    since somebody may be reading it."""
+    """Takes a blob from its first byte and stores the missing bytes only. A stored byte is not written again, since a
+    client may be reading it."""
 
     def __init__(
-        self, partial: Partial, gaps: Sequence[tuple[int, int]], begun: Callable[[], None], refused: RefusedEndpoints
+        self, partial: Partial, gaps: Sequence[tuple[int, int]], on_begin: Callable[[], None], refused: RefusedEndpoints
     ) -> None:
         self._partial = partial
         self._refused = refused
         self._gaps = gaps
-        self._begun = begun
+        self._on_begin = on_begin
         self.endpoint: str | None = None
         self.new_bytes = 0
         self.at = 0
@@ -339,7 +347,7 @@ class WholeSink:
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
         self.endpoint = endpoint
-        self._begun()
+        self._on_begin()
 
     def take(self, offset: int, data: memoryview) -> None:
         if offset != self.at or offset + len(data) > self._partial.size:
@@ -353,8 +361,8 @@ class WholeSink:
 
 
 def _check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected: int) -> None:
-    """Raises UpstreamUnavailable: nothing is taken from there, or it may be a page that tells of an error, or the
-    manifest is wrong."""
+    """Raises UpstreamUnavailable when the endpoint is refused, or when the size is not the expected one: the response
+    may be an error page, or the manifest is wrong."""
     if endpoint in refused:
         raise refused[endpoint]
     if size != expected:

@@ -1,14 +1,12 @@
-"""Which bytes of a blob are asked for next (`PiecePlan`), how many at once, and over how many connections
-(`AdaptiveConcurrency`).
+"""Splits a blob into pieces (`PiecePlan`), chooses their length and the number of connections (`AdaptiveConcurrency`),
+and finds slow connections (`StragglerDetector`).
 
-Pieces never overlap and are asked for with both ends: a response that is broken off wastes what its sender has sent
-already. They are handed out from the blob's start on, so that readers can follow.
+Pieces never overlap. Each request names both ends of its range: if an open range is cut, the bytes that the sender has
+already sent are wasted. Pieces are assigned from the start of the blob, so that readers can follow.
 
-Connections that hold a blob up once all its bytes have been asked for: much slower than the others.
-
-What is left of their pieces comes sooner over others. Where all are slow it does not, so they are compared with each
-other and with those that ended lately, never with a rate that somebody has in mind; and once some were cut, only with
-what was seen since.
+Stragglers are searched once all bytes were requested; the rest of their pieces arrives sooner over other connections.
+If all connections are slow, cutting does not help. So rates are compared with each other and with pieces that ended a
+short time ago, never with a fixed rate; after a cut, only with rates measured since.
 """
 
 from __future__ import annotations
@@ -23,21 +21,22 @@ SMALLEST_PIECE: Final = MIB
 LARGEST_PIECE: Final = 64 * MIB
 FIRST_PIECE: Final = 2 * MIB
 RATE_WINDOW_SECONDS: Final = 0.1
-"""Seconds over which a rate is measured."""
+"""Time over which the total rate is measured."""
 MIN_SPEEDUP: Final = 1.25
-"""What twice the connections must bring, to be kept."""
+"""Factor by which the rate must grow when connections are doubled; otherwise the doubling is undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""Windows in a row in which they may fail to: many an upstream sends in bursts."""
+"""Windows in a row without that growth until the doubling is undone. Many upstreams send in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
-"""Bytes a second: a connection that brings more is not what holds a blob up."""
+"""Bytes per second. Connections that are faster than this are not the bottleneck."""
 REST_SECONDS: Final = 2.0
 LONGEST_REST_SECONDS: Final = 16.0
 FIRST_BYTES_SECONDS: Final = 1.0
-"""Seconds in which new connections should bring their first bytes."""
+"""Time in which new connections should deliver their first bytes."""
 
 
 class Piece:
-    """What one request is for: bytes `start` to `stop`. Those before `at` have come; who fetches moves it."""
+    """The range of one request, bytes `start` to `stop`. Bytes before `at` are stored; the reading thread moves
+    `at`."""
 
     __slots__ = ("at", "start", "stop")
 
@@ -47,7 +46,7 @@ class Piece:
 
 
 class PiecePlan:
-    """The bytes nobody has asked for yet."""
+    """The bytes that no connection has requested yet."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
         self._gaps = sorted(gap for gap in gaps if gap[0] < gap[1])
@@ -57,20 +56,20 @@ class PiecePlan:
         return sum(stop - start for start, stop in self._gaps)
 
     def take(self, length: int, wanted: Iterable[int] = ()) -> Piece | None:
-        """The next piece, of about `length` bytes: at one of the offsets `wanted` if it is to be had there, else the
-        first; None: no byte is left."""
+        """Returns the next piece, of about `length` bytes: at the first of the offsets `wanted` that is still free,
+        else at the first free byte; None: no byte is left."""
         if not self._gaps:
             return None
         at = min((at for at in wanted if self._place(at) is not None), default=self._gaps[0][0])
         place = self._place(at)
         assert place is not None
         start, stop = self._gaps[place]
-        end = at + length if stop - at - length > SMALLEST_PIECE // 2 else stop  # no crumbs
+        end = at + length if stop - at - length > SMALLEST_PIECE // 2 else stop  # leaves no tiny rest
         self._gaps[place : place + 1] = [gap for gap in ((start, at), (end, stop)) if gap[0] < gap[1]]
         return Piece(at, end)
 
     def give_back(self, piece: Piece) -> None:
-        """What of it has not come is to be asked for again."""
+        """Frees the part of the piece that was not stored."""
         if piece.at >= piece.stop:
             return
         merged: list[tuple[int, int]] = []
@@ -89,38 +88,40 @@ class PiecePlan:
 
 
 class AdaptiveConcurrency:
-    """Learns from what comes: connections are doubled while that brings more, and given up where it does not."""
+    """Adapts the number of connections (`width`) and the piece length (`length`) to the measured rate. Doubles the
+    connections while that makes the download faster, and undoes a doubling that does not."""
 
     def __init__(self, most: int, now: float) -> None:
-        """`most` connections at the most; `now` in seconds of any clock that runs on."""
+        """`most`: limit of connections. `now`: seconds of any monotonic clock."""
         self.width = 1
         self.length = FIRST_PIECE
         self._most = most
         self._mark = (now, 0)
         self._grown = now
-        self._narrower = 1
-        self._before: float | None = None  # the rate with `_narrower` connections
-        self._disappointed = 0
+        self._previous_width = 1
+        self._previous_rate: float | None = None  # the rate with `_previous_width` connections
+        self._windows_without_speedup = 0
         self._resting = False
         self._rest_until = 0.0
-        self._calm = 0.0
-        self._patience = REST_SECONDS
+        self._rate_at_rest = 0.0
+        self._rest_seconds = REST_SECONDS
 
     def next_length(self, remaining: int) -> int:
-        """Bytes for the next piece; fewer near the end, so that all connections end together."""
+        """Returns the bytes of the next piece; fewer near the end, so that all connections end together."""
         if self.width == 1:
             return self.length
         return min(self.length, max(SMALLEST_PIECE, self.length // 4, remaining // (2 * self.width)))
 
     def note_piece(self, length: int, seconds: float, latency: float) -> None:
-        """A piece came in `seconds` from its first byte on, which took `latency` to come."""
+        """Records a piece whose bytes took `seconds` to arrive after the first one, which took `latency` seconds."""
         goal = min(2.0, max(0.75, 8 * latency))
         wish = length / max(seconds, 0.001) * goal
         wish = min(max(wish, self.length / 2), self.length * 2)
         self.length = int(min(max(wish, SMALLEST_PIECE), LARGEST_PIECE))
 
     def observe(self, now: float, received: int, running: int, waiting: bool) -> None:
-        """`received` bytes in all so far, `running` connections now. `waiting`: a new one has brought nothing yet."""
+        """Records the state at `now`: `received` bytes in total, `running` connections. `waiting`: a new connection has
+        delivered nothing yet."""
         since, had = self._mark
         if waiting and now - self._grown < FIRST_BYTES_SECONDS:
             self._mark = (now, received)
@@ -133,33 +134,33 @@ class AdaptiveConcurrency:
             self.width = min(self.width, max(running, 1))
             self._rest(now, rate)
         elif self._resting:
-            if now >= self._rest_until or rate < self._calm / 2:
+            if now >= self._rest_until or rate < self._rate_at_rest / 2:
                 self._grow(now, rate)
-        elif self._before is not None and rate < MIN_SPEEDUP * self._before:
-            self._disappointed += 1
-            if self._disappointed < WINDOWS_WITHOUT_SPEEDUP:
+        elif self._previous_rate is not None and rate < MIN_SPEEDUP * self._previous_rate:
+            self._windows_without_speedup += 1
+            if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if running <= self._narrower:  # others had the connections, so nothing was learnt
+            if running <= self._previous_width:  # other fills held the connections, so the measurement says nothing
                 self.note_unavailable(now, running)
                 return
-            self.width = self._narrower
-            self._rest(now, self._before)
-            self._patience = min(2 * self._patience, LONGEST_REST_SECONDS)
+            self.width = self._previous_width
+            self._rest(now, self._previous_rate)
+            self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
         elif self.width < self._most:
-            if self._before is not None:
-                self._patience = REST_SECONDS
+            if self._previous_rate is not None:
+                self._rest_seconds = REST_SECONDS
             self._grow(now, rate)
         else:
             self._rest(now, rate)
 
     def note_unavailable(self, now: float, have: int) -> None:
-        """No more than `have` connections can be had now: others use them."""
+        """Records that no more than `have` connections are available now, since other fills use them."""
         self.width = max(1, min(self.width, have))
         self._rest(now, 0.0)
         self._rest_until = now + 2 * RATE_WINDOW_SECONDS
 
     def fail(self, now: float) -> None:
-        """A connection broke: fewer may hold."""
+        """Halves the connections after one broke."""
         self.width = max(1, self.width // 2)
         self._rest(now, 0.0)
 
@@ -167,33 +168,34 @@ class AdaptiveConcurrency:
         if self.width >= self._most:
             self._rest(now, rate)
             return
-        self._narrower, self._before = self.width, rate
+        self._previous_width, self._previous_rate = self.width, rate
         self.width = min(2 * self.width, self._most)
-        self._disappointed = 0
+        self._windows_without_speedup = 0
         self._resting = False
         self._grown = now
 
     def _rest(self, now: float, rate: float) -> None:
         self._resting = True
-        self._calm = rate
-        self._rest_until = now + self._patience
+        self._rate_at_rest = rate
+        self._rest_until = now + self._rest_seconds
 
 
 K = TypeVar("K")
 
 STRAGGLER_WINDOW_SECONDS: Final = 2.0
-"""Seconds over which a connection's rate is measured, from its first byte on."""
+"""Time over which a connection's rate is measured, from its first byte on."""
 RECENT_SECONDS: Final = 30.0
-"""Seconds for which an ended piece is compared with."""
+"""Time for which an ended piece is used for comparison."""
 RATES_KEPT: Final = 16
 SLOWNESS_FACTOR: Final = 4.0
-"""How many times slower than the others."""
+"""How many times slower than the others a straggler is."""
 MIN_SAVED_SECONDS: Final = 2.0
-"""Seconds that must be won, beyond what the others would take."""
+"""Smallest gain in time for which a connection is cut."""
 
 
 class StragglerDetector(Generic[K]):
-    """Connections are known by any key. Times are in seconds of any clock that runs on."""
+    """Finds connections that are much slower than the others. Keys identify connections. Times are seconds of any
+    monotonic clock."""
 
     def __init__(self) -> None:
         self._ended: deque[tuple[float, float]] = deque(maxlen=RATES_KEPT)
@@ -201,11 +203,11 @@ class StragglerDetector(Generic[K]):
         self._rates: dict[K, float] = {}
 
     def note_piece(self, now: float, length: int, seconds: float) -> None:
-        """A piece came in `seconds` from its first byte on."""
+        """Records a piece whose bytes took `seconds` to arrive after the first one."""
         self._ended.append((now, length / max(seconds, 0.001)))
 
     def observe(self, now: float, running: Mapping[K, int]) -> None:
-        """`running`: how many bytes each connection has brought of its piece."""
+        """Records how many bytes of its piece each running connection has delivered."""
         for gone in self._marks.keys() - running.keys():
             del self._marks[gone]
             self._rates.pop(gone, None)
@@ -216,7 +218,7 @@ class StragglerDetector(Generic[K]):
                 self._marks[key] = (now, received)
 
     def find(self, now: float, left: Mapping[K, int]) -> list[K]:
-        """Those that should be cut, of those that `left` names with the bytes they have still to bring."""
+        """Returns the connections to cut, of those in `left`, which has the bytes each has still to deliver."""
         ended = [rate for at, rate in self._ended if now - at <= RECENT_SECONDS]
         found = []
         for key, count in left.items():

@@ -1,8 +1,7 @@
-"""What follows when a connection to the upstream breaks: for how long it is waited, when a blob is given up, and how
-that is told to the processes that follow the fill.
+"""Retries of failed fetches: how long to wait, when to give up (`RetryPolicy`), and which endpoint to avoid
+(`BadSenders`).
 
-Which endpoints sent wrong bytes for a blob, remembered by all processes: others are asked first, and where there is
-none, nobody is asked for a moment that grows with each fetch that brings wrong bytes.
+Also encodes the failure of a fill for the processes that follow it.
 """
 
 from __future__ import annotations
@@ -28,42 +27,44 @@ from storage.interface import UpstreamRecords
 from storage.names import Digest, RepositoryName
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
-"""Seconds without progress after which a blob that somebody is in the middle of is given up: an upstream may be started
-anew meanwhile, and one that did not answer is asked again only after a moment."""
+"""Seconds without progress after which a blob that has readers is given up. Longer than the restart of an upstream and
+the first pauses of its circuit breaker."""
 MIN_PROGRESS: Final = 64 * 1024
-"""Bytes worth counting."""
+"""Bytes that count as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
 LONGEST_RETRY_SECONDS: Final = 2.0
 ATTEMPTS_WITHOUT_BYTES: Final = 2
-"""In a row, before anything has come: whoever waits can still go elsewhere, and must learn of it soon."""
+"""Attempts in a row before the first byte. The waiting client can still go to another registry and must get the error
+soon."""
 
 
 class RetryPolicy:
-    """Of one blob. Times are in seconds of any clock that runs on."""
+    """The back-off of one blob's download. Times are seconds of any monotonic clock."""
 
-    def __init__(self, persistence: float = STALL_TIMEOUT_SECONDS) -> None:
+    def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
         self.resume_at = 0.0
-        """When connections may be made again."""
-        self._persistence = persistence
+        """When connections may be opened again."""
+        self._stall_timeout = stall_timeout
         self._in_row = 0
         self._since = 0.0
         self._received = 0
 
-    def should_retry(self, error: RegistryError, now: float, received: int, *, begun: bool) -> bool:
-        """Whether it is gone on with, from `resume_at` on. `received` bytes have come in all; `begun`: somebody has
-        been given some. What does not even send a request, since it would be in vain now, counts like any other."""
+    def should_retry(self, error: RegistryError, now: float, received: int, *, has_begun: bool) -> bool:
+        """Returns whether the download continues, starting at `resume_at`. `received`: bytes received in total.
+        `has_begun`: readers got some of them. A request that was not even sent, because of a rate limit or an open
+        circuit breaker, counts like a failed one."""
         if received - self._received >= MIN_PROGRESS or not self._in_row:
             self._in_row, self._since = 0, now
         self._received = received
         pause = FIRST_RETRY_SECONDS * 2 ** min(self._in_row, 10)
         self._in_row += 1
-        if begun:
-            pause = min(pause, LONGEST_RETRY_SECONDS, max(self._persistence / 20, FIRST_RETRY_SECONDS))
+        if has_begun:
+            pause = min(pause, LONGEST_RETRY_SECONDS, max(self._stall_timeout / 20, FIRST_RETRY_SECONDS))
         if isinstance(error, TooManyRequests):
             pause = max(pause, float(error.retry_after))
         self.resume_at = now + pause
-        if begun:
-            return self.resume_at <= self._since + self._persistence
+        if has_begun:
+            return self.resume_at <= self._since + self._stall_timeout
         return (
             self._in_row < (1 if isinstance(error, UpstreamTimeout) else ATTEMPTS_WITHOUT_BYTES)
             and pause <= LONGEST_RETRY_SECONDS
@@ -71,17 +72,17 @@ class RetryPolicy:
 
     @property
     def failures_in_row(self) -> int:
-        """Breaks since something came."""
+        """Failures since the last progress."""
         return self._in_row
 
     def resume_soon(self, now: float) -> None:
-        """It is tried in another way."""
+        """Allows another attempt soon, made in a different way."""
         self.resume_at = now + FIRST_RETRY_SECONDS
 
 
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
-    """Why a fill for `repo` was given up, for those who follow it in other processes. None: that says nothing of what
-    they would get."""
+    """Returns the failure of a fill for `repo`, as text for its followers in other processes; None: the failure says
+    nothing about what they would get."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
     kind = "late" if isinstance(error, UpstreamTimeout) else error.code
@@ -89,13 +90,13 @@ def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
 
 
 def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
-    """What a reason comes to for a fill for `repo`. None: nothing, since it is about another repository, or cannot be
-    read."""
+    """Returns the error that a fill for `repo` derives from a recorded failure; None: the record is about another
+    repository, or cannot be read."""
     try:
-        told = json.loads(reason)
-        if told["repository"] != repo:
+        record = json.loads(reason)
+        if record["repository"] != repo:
             return None
-        kind, message, wait = told["kind"], str(told["message"]), told["wait"]
+        kind, message, wait = record["kind"], str(record["message"]), record["wait"]
     except (ValueError, TypeError, LookupError):
         return None
     if kind == TooManyRequests.code:
@@ -107,41 +108,42 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
 log = logging.getLogger("registry.mirror")
 
 LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
-"""Seconds."""
+"""Longest pause of an endpoint for one blob."""
 FORGET_SENDER_SECONDS: Final = 600.0
-"""Seconds after the last wrong bytes until they are forgotten."""
+"""Time after the last corrupt bytes until they are forgotten."""
 
 
 def sender_pause(times: int) -> float:
-    """Seconds for which an endpoint is not asked for a blob that it sent wrong so many times in a row: none after the
-    first, since bytes can be damaged on their way; then 2, 4, 8 and so on."""
+    """Returns the seconds an endpoint is not asked for a blob after it sent corrupt bytes `times` times in a row: none
+    after the first time, since bytes can be damaged in transit; then 2, 4, 8 and so on."""
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_SENDER_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointChoice:
-    """Of the endpoints for one fetch. `last`: to be asked only when no other has the blob. `refused`: not to be taken
-    from at all now, and what is said instead."""
+    """The endpoints for one fetch. `last`: asked only when no other has the blob. `refused`: not used now, with the
+    error to raise for each."""
 
     last: frozenset[str] = frozenset()
     refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
 
 
 class BadSenders:
-    """At one upstream. `clock`: seconds since 1970."""
+    """Remembers, across processes, which endpoints of one upstream sent corrupt bytes for a blob. `clock`: seconds
+    since 1970."""
 
-    def __init__(self, records: UpstreamRecords, source: UpstreamClient, clock: Callable[[], float]) -> None:
+    def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
         self._records = records
-        self._source = source
+        self._upstream = upstream
         self._clock = clock
 
     async def choose(self, repo: RepositoryName, digest: Digest) -> EndpointChoice:
-        """Those that sent the blob wrong more often than others come last. Raises UpstreamUnavailable, which says who
-        sent wrong bytes and when to come again, while all of them are left alone."""
-        wrong = await self._records.bad_senders(self._source.name, digest, FORGET_SENDER_SECONDS)
+        """Returns which endpoints to use; those that sent corrupt bytes more often than others come last. Raises
+        UpstreamUnavailable, with the names and the time to retry, while all of them are paused."""
+        wrong = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         if not wrong:
             return EndpointChoice()
-        waits = {each: self._wait(wrong[each]) if each in wrong else 0.0 for each in self._source.endpoints}
+        waits = {each: self._wait(wrong[each]) if each in wrong else 0.0 for each in self._upstream.endpoints}
         free = [each for each, wait in waits.items() if wait <= 0]
         if not free:
             raise self._refusal(repo, digest, ", ".join(waits), min(waits.values()))
@@ -153,26 +155,26 @@ class BadSenders:
 
     def _wait(self, seen: BadSender) -> float:
         pause = sender_pause(seen.times)
-        return min(seen.at + pause - self._clock(), pause)  # no longer, where the clock was set back
+        return min(seen.at + pause - self._clock(), pause)  # bounded, in case the clock was set back
 
     def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
         return UpstreamUnavailable(
-            f"the upstream {self._source.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
+            f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
             f"{ceil(wait)} s, or at once after: entrepot mirror refresh {repo}@{digest}",
             {"digest": digest},
             retry_after=ceil(wait),
         )
 
     async def note(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
-        """One fetch brought wrong bytes: called once for each, by the process that made it. Raises nothing: where it
-        cannot be kept, the same may be asked again."""
+        """Records corrupt bytes. Called once per fetch, by the process that made it. Raises nothing: if the record
+        fails, the same endpoint may be asked again."""
         log.error(
-            "%s of %s came with other bytes than its digest says, from %s; nothing of it is kept",
+            "%s of %s does not match its digest, received from %s; the bytes are dropped",
             digest,
             repo,
-            ", ".join(sorted(endpoints)) or "whom another process asked",
+            ", ".join(sorted(endpoints)) or "an endpoint asked by another process",
         )
         try:
-            await self._records.note_bad_senders(self._source.name, digest, endpoints, FORGET_SENDER_SECONDS)
+            await self._records.note_bad_senders(self._upstream.name, digest, endpoints, FORGET_SENDER_SECONDS)
         except (StorageFull, StorageFailed) as error:
-            log.warning("that %s sent wrong bytes could not be kept: %s", self._source.name, error.message)
+            log.warning("cannot record that %s sent corrupt bytes: %s", self._upstream.name, error.message)

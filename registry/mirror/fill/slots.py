@@ -1,6 +1,7 @@
-"""The connections to one upstream: as many as are set, over all processes, and who comes first.
+"""Connection slots: the limit of connections to one upstream, over all processes, and who gets one first.
 
-Who wants a blob that is on its way in: its readers, where they wait, and the pulls it was begun for.
+`Demand` tells who wants a blob whose fill runs: its readers, the offsets they wait at, and the pulls it was started
+for.
 """
 
 from __future__ import annotations
@@ -15,67 +16,67 @@ from registry.mirror.upstream_client import UpstreamClient
 from storage.interface import Leases
 
 SPARE_CONNECTIONS: Final = 2
-"""Connections that a fetch nobody waits for leaves to others."""
+"""Connections that a fill without waiting clients leaves to others."""
 YIELD_SECONDS: Final = 0.015
-"""Seconds in which whoever waits for a slot has looked again."""
+"""Time in which a waiting fill checks for a free slot again."""
 SPARE_POLL_SECONDS: Final = 0.04
-"""Seconds between two looks of what nobody waits for."""
+"""Time between two checks for a free slot by a fill without waiting clients."""
 
 
 class ConnectionSlots:
-    """Only what fetches for somebody waits in line."""
+    """The slots of one upstream. Only fills that a client waits for queue for a slot; others poll."""
 
-    def __init__(self, turns: Leases, source: UpstreamClient) -> None:
-        self._turns = turns
-        self._source = source
-        self._name = f"upstream-{source.name}"
+    def __init__(self, leases: Leases, upstream: UpstreamClient) -> None:
+        self._leases = leases
+        self._upstream = upstream
+        self._name = f"upstream-{upstream.name}"
 
     @property
     def most(self) -> int:
-        return self._source.connections
+        return self._upstream.connections
 
     @property
     def _spared(self) -> int:
         return min(SPARE_CONNECTIONS, self.most - 1)
 
-    async def room(self) -> None:
-        """Waits until there is one for what nobody waits for, in the order of asking."""
-        async with self._turns.slot(self._name, self.most, self._spared):
+    async def wait_for_spare(self) -> None:
+        """Waits, in order of arrival, until a slot is free beyond the spare ones."""
+        async with self._leases.slot(self._name, self.most, self._spared):
             return
 
     @asynccontextmanager
-    async def first(self, demand: Demand, *, new: bool) -> AsyncIterator[bool]:
-        """For a fetch's only connection: waits for a slot, and for its next piece (not `new`) behind those who wait
-        already. While nobody waits for the blob, a few slots stay free for those somebody waits for. False: it is not
-        wanted any more."""
-        while not demand.asked.is_set() and demand.alive():
-            async with self._turns.try_slot(self._name, self.most, self._spared) as free:
+    async def primary(self, demand: Demand, *, new: bool) -> AsyncIterator[bool]:
+        """Holds a slot for a fill's only connection. A `new` fill queues; one that continues with its next piece lets
+        waiting fills go first. While no client waits for the blob, some slots stay free for blobs with waiting clients.
+        Yields False when the blob is not wanted any more."""
+        while not demand.requested.is_set() and demand.is_alive():
+            async with self._leases.try_slot(self._name, self.most, self._spared) as free:
                 if free:
                     yield True
                     return
             try:
                 async with asyncio.timeout(SPARE_POLL_SECONDS):
-                    await demand.asked.wait()
+                    await demand.requested.wait()
             except TimeoutError:
                 continue
-        if not demand.asked.is_set():
+        if not demand.requested.is_set():
             yield False
             return
         if not new:
-            async with self._turns.try_slot(self._name, self.most, 1) as free:
+            async with self._leases.try_slot(self._name, self.most, 1) as free:
                 if free:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._turns.slot(self._name, self.most):
+        async with self._leases.slot(self._name, self.most):
             yield True
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:
-        """For one more: takes what others leave, and the last one only when nobody else takes it for a moment; whether
-        there was one."""
-        asked = demand.asked.is_set()
-        async with self._turns.try_slot(
+        """Holds a slot for one more connection. Takes slots that others leave free; takes the last one only if it stays
+        free for a moment. Yields whether there was a slot."""
+        asked = demand.requested.is_set()
+        async with self._leases.try_slot(
             self._name, self.most, min(1 if asked else SPARE_CONNECTIONS + 1, self.most - 1)
         ) as free:
             if free:
@@ -85,16 +86,16 @@ class ConnectionSlots:
             yield False
             return
         await asyncio.sleep(YIELD_SECONDS)
-        async with self._turns.try_slot(self._name, self.most) as free:
+        async with self._leases.try_slot(self._name, self.most) as free:
             yield free
 
 
 PULL_LINGER_SECONDS: Final = 60.0
-"""Seconds for which a blob that nobody asked for is fetched on, after the last sign of the pull it belongs to."""
+"""Time for which prefetching continues after the last sign of the pull it belongs to."""
 
 
 class ImagePull:
-    """An image that is being pulled. `clock` runs on, in seconds."""
+    """An image that a client is pulling. `clock`: monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -102,42 +103,48 @@ class ImagePull:
         self._last = clock()
 
     def enter(self) -> None:
+        """Called when a reader of one of the image's blobs starts."""
         self._readers += 1
 
     def leave(self) -> None:
+        """Called when such a reader ends."""
         self._readers -= 1
         self._last = self._clock()
 
     def touch(self) -> None:
+        """Called at every other sign of the pull."""
         self._last = self._clock()
 
-    def active(self) -> bool:
+    def is_active(self) -> bool:
+        """Returns whether readers are left or the last sign is recent."""
         return self._readers > 0 or self._clock() - self._last < PULL_LINGER_SECONDS
 
 
 class Demand:
-    """`asked`: a client wants it, or did, of whichever process: it is fetched to its end, whoever leaves. Without that
-    it was begun ahead of its readers, for the sake of `pulls`."""
+    """Who wants a blob. `requested`: a client of any process has asked for it, so it is fetched to its end. Otherwise
+    it is fetched as long as one of `pulls` is active."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.pulls: set[ImagePull] = set()
         self._offsets: Counter[int] = Counter()
 
-    def ask(self) -> None:
-        self.asked.set()
+    def request(self) -> None:
+        """Records that a client asks for the blob."""
+        self.requested.set()
 
-    def alive(self) -> bool:
-        """Whether it is to be fetched on."""
-        return self.asked.is_set() or any(pull.active() for pull in self.pulls)
+    def is_alive(self) -> bool:
+        """Returns whether the fill should go on."""
+        return self.requested.is_set() or any(pull.is_active() for pull in self.pulls)
 
     @property
     def offsets(self) -> list[int]:
-        """Where readers wait."""
+        """The offsets at which readers wait."""
         return list(self._offsets)
 
     @contextmanager
     def waiting(self, at: int) -> Iterator[None]:
+        """Registers a reader that waits at an offset, during the block."""
         self._offsets[at] += 1
         try:
             yield

@@ -1,1 +1,1 @@
-"""Images that are fetched before anybody asks for them."""
+"""Warming: fetching images before a client asks for them."""

@@ -1,6 +1,7 @@
-"""Which manifests of an index are for a platform (OCI image spec, "Image Index", `platform`).
+"""What to warm: the references, from the command line, settings and files, and the platforms.
 
-Files of references: one a line, `#` begins a comment.
+A file has one reference per line; `#` starts a comment. Platforms are matched as in the OCI image spec, "Image Index",
+`platform`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from registry.config.mirror_settings import ALL_PLATFORMS
 from storage.content import Descriptor
 from storage.errors import RegistryError
 from storage.names import ImageReference, parse_reference
 
-ANY_PLATFORM = "all"
 _ARCHITECTURES = {
     "x86_64": "amd64",
     "amd64": "amd64",
@@ -27,15 +28,15 @@ _ARCHITECTURES = {
     "armv7l": "arm/v7",
     "armv6l": "arm/v6",
 }
-"""What the kernel calls a machine, and Go, whose names images use; the others have the same name in both."""
+"""Go's names of architectures, which images use, by the kernel's names. Other names are the same in both."""
 _FORM = re.compile(r"[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 _USUAL_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
-"""What is meant where no variant is given."""
+"""The variant that is meant where none is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """`linux/amd64`, `linux/arm/v7`."""
+    """A platform such as `linux/amd64` or `linux/arm/v7`."""
 
     os: str
     architecture: str
@@ -43,14 +44,14 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """As docker's `--platform` takes it. Raises ValueError."""
+        """Parses a platform as docker's `--platform` writes it. Raises ValueError."""
         if not _FORM.fullmatch(text):
             raise ValueError(f"{text!r} is not a platform like linux/amd64 or linux/arm/v7")
         return cls(*text.split("/"))
 
     @classmethod
     def of_machine(cls) -> Self:
-        """What this machine runs: Linux on its processor."""
+        """Returns Linux on this machine's processor."""
         machine = platform.machine().lower()
         return cls(*f"linux/{_ARCHITECTURES.get(machine, machine)}".split("/"))
 
@@ -58,25 +59,26 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
     def fits(self, entry: Descriptor) -> bool:
-        """Whether an index's entry is for this platform, its variant left out of account."""
+        """Returns whether an index entry is for this platform, regardless of the variant."""
         about = entry.platform or {}
         return about.get("os") == self.os and about.get("architecture") == self.architecture
 
     def is_variant_of(self, entry: Descriptor) -> bool:
-        """Whether the entry's variant is this one; where one of the two says none, the usual one is meant."""
+        """Returns whether the entry has this platform's variant. A missing variant means the usual one."""
         usual = _USUAL_VARIANTS.get(self.architecture, "")
         return ((entry.platform or {}).get("variant") or usual) == (self.variant or usual)
 
 
 def parse_platforms(texts: Sequence[str]) -> list[Platform] | None:
-    """As settings and flags give them: `all` means all (None), nothing this machine's. Raises ValueError."""
-    if ANY_PLATFORM in texts:
+    """Parses the platforms of settings and flags. `all` returns None; an empty list returns this machine's platform.
+    Raises ValueError."""
+    if ALL_PLATFORMS in texts:
         return None
     return [Platform.parse(text) for text in texts] or [Platform.of_machine()]
 
 
 def platform_name(entry: Descriptor) -> str:
-    """The entry's platform as text; empty where it names none."""
+    """Returns the entry's platform as text; empty if it names none."""
     about = entry.platform or {}
     parts = [about.get(key) for key in ("os", "architecture", "variant")]
     return "/".join(part for part in parts if isinstance(part, str) and part not in ("", "unknown"))
@@ -85,8 +87,8 @@ def platform_name(entry: Descriptor) -> str:
 def choose_manifests(
     entries: Sequence[Descriptor], platforms: Sequence[Platform]
 ) -> tuple[list[Descriptor], list[Platform]]:
-    """The entries for `platforms`, in the index's order, and the platforms it has none for. A platform without a
-    variant takes the usual one; where the index has others only, all of them."""
+    """Returns the entries for `platforms`, in the index's order, and the platforms without an entry. A platform without
+    a variant matches the usual variant, or all variants if the index lacks that one."""
     chosen: set[int] = set()
     missing: list[Platform] = []
     for wanted in platforms:
@@ -100,11 +102,11 @@ def choose_manifests(
 
 
 class ReferencesError(Exception):
-    """The references cannot be used; the text is one line for a person."""
+    """The references cannot be used. The text is one line for the user."""
 
 
 def read_references(file: Path) -> list[str]:
-    """What stands in it, in order. Raises ReferencesError."""
+    """Returns the references in `file`, in order. Raises ReferencesError."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -121,7 +123,7 @@ def read_references(file: Path) -> list[str]:
 
 
 def parse_references(texts: Iterable[str]) -> list[ImageReference]:
-    """Each once, in order. Raises ReferencesError that names the wrong one."""
+    """Returns each reference once, in order. Raises ReferencesError, which names the invalid one."""
     found: dict[ImageReference, None] = {}
     for text in texts:
         try:

@@ -1,7 +1,7 @@
-"""Brings images into the cache before anybody asks for them.
+"""Warming: brings images into the cache before a client asks for them.
 
-It reads through the registry as a client would, and waits until each blob is there: the mirror's own fills fetch the
-bytes, so nothing is fetched twice that somebody else fetches just now, and none of it passes through here.
+The warmer reads through the registry as a client would and waits for each blob. The mirror's own fills fetch the bytes,
+so a blob that a client is pulling is not fetched twice.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
 FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
-"""Those of some blobs that are here, whole."""
+"""Returns those of the given blobs that are stored as a whole."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
-"""Where a name leads: the registry that has it, its name there, and the upstream it is from (None: none)."""
+"""Returns where a repository is: its registry, its stored name, and its upstream (None: it is hosted here)."""
 
 REFERENCES_AT_ONCE, BLOBS_AT_ONCE = 4, 8
-"""How many are brought in at once. The mirror has its own limit to the connections it makes."""
+"""References and blobs warmed at a time. The mirror limits its connections itself."""
 MAX_INDEX_DEPTH = 4
-"""Indexes inside indexes that are followed."""
+"""Levels of nested indexes that are followed."""
 
 
 class WarmObserver(Protocol):
-    """Who is told how far it is. Calls come from one event loop; none may wait."""
+    """Receives the progress. Called on one event loop; methods must not block."""
 
-    def expect(self, where: ImageReference, blob: Descriptor) -> None:
-        """A blob is wanted."""
+    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None:
+        """Called when a blob of `where` is about to be fetched."""
         ...
 
-    def reach(self, blob: Digest, count: int) -> None:
-        """So many of its bytes are here, without a gap from the start."""
+    def on_bytes(self, blob: Digest, count: int) -> None:
+        """Called when the first `count` bytes of the blob are stored."""
         ...
 
-    def end(self, where: ImageReference, warmed: WarmResult) -> None:
-        """A reference is done with."""
+    def on_reference_done(self, where: ImageReference, warmed: WarmResult) -> None:
+        """Called when the work for a reference has ended."""
         ...
 
 
 @dataclass(slots=True)
 class WarmResult:
-    """What came of a reference. Bytes are those of configs and layers; `kept` were here before. `error` is one line
-    for a person: some of it, or all, is not here."""
+    """The result for one reference. Bytes count configs and layers; `already_stored` bytes were stored before. `error`:
+    one line for the user; part or all of the image is missing."""
 
     manifests: int = 0
     blobs: int = 0
     fetched: int = 0
-    kept: int = 0
+    already_stored: int = 0
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _WantedBlob:
     blob: Descriptor
-    here: bool
-    """Before anything was fetched."""
+    stored: bool
+    """Before the warmer fetched anything."""
 
 
 class Warmer:
-    """One run over some references. `platforms` None: all of them."""
+    """One run over a list of references. `platforms` None: all platforms."""
 
     def __init__(
         self,
         locate: Locate,
-        here: FindStored,
+        find_stored: FindStored,
         platforms: Sequence[Platform] | None,
-        watcher: WarmObserver,
+        observer: WarmObserver,
     ) -> None:
         self._locate = locate
-        self._here = here
+        self._find_stored = find_stored
         self._platforms = platforms
-        self._watcher = watcher
+        self._observer = observer
         self._references = asyncio.Semaphore(REFERENCES_AT_ONCE)
         self._slots = asyncio.Semaphore(BLOBS_AT_ONCE)
         self._begun: dict[tuple[RepositoryName, Digest], asyncio.Task[None]] = {}
 
     async def warm(self, places: Sequence[ImageReference]) -> list[WarmResult]:
-        """What came of each, in their order; one that fails stops no other. Cancelled: what has come stays, partial
-        blobs too."""
+        """Returns one result per reference, in order. A failed reference does not stop the others. When cancelled, the
+        bytes fetched so far are kept, also those of partial blobs."""
         try:
             return await asyncio.gather(*map(self._one, places))
         finally:
@@ -100,7 +100,7 @@ class Warmer:
                 await self._bring(where, warmed)
             except RegistryError as error:
                 warmed.error = error.message
-        self._watcher.end(where, warmed)
+        self._observer.on_reference_done(where, warmed)
         return warmed
 
     async def _bring(self, where: ImageReference, warmed: WarmResult) -> None:
@@ -109,7 +109,7 @@ class Warmer:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
         assert isinstance(registry, Mirror)
         wanted: dict[Digest, _WantedBlob] = {}
-        outdated = await registry.renew(repo, where.reference) if isinstance(where.reference, Tag) else None
+        outdated = await registry.revalidate(repo, where.reference) if isinstance(where.reference, Tag) else None
         problem = await self._gather_manifests(
             registry, ImageReference(repo, where.reference), wanted, warmed, MAX_INDEX_DEPTH
         )
@@ -122,8 +122,8 @@ class Warmer:
             error = task.exception()
             if error is None:
                 warmed.blobs += 1
-                if wanted[digest].here:
-                    warmed.kept += wanted[digest].blob.size
+                if wanted[digest].stored:
+                    warmed.already_stored += wanted[digest].blob.size
                 else:
                     warmed.fetched += wanted[digest].blob.size
             elif isinstance(error, RegistryError):
@@ -136,8 +136,8 @@ class Warmer:
     async def _gather_manifests(
         self, registry: Reader, at: ImageReference, wanted: dict[Digest, _WantedBlob], warmed: WarmResult, depth: int
     ) -> RegistryError | None:
-        """Adds to `wanted` what the manifest and those below it refer to. Returns what is wanting of them, so that the
-        rest is brought all the same; raises what stands in the way of the manifest itself."""
+        """Adds the blobs of the manifest, and of all manifests below it, to `wanted`. Returns the first error of the
+        manifests below, so that the rest is still warmed. Raises the error of the manifest itself."""
         manifest = await registry.get_manifest(at.repository, at.reference)
         warmed.manifests += 1
         if manifest.media_type not in INDEXES:
@@ -151,7 +151,7 @@ class Warmer:
                 try:
                     place = ImageReference(at.repository, child.digest)
                     below = await self._gather_manifests(registry, place, wanted, warmed, depth - 1)
-                except ManifestUnknown as unknown:  # an index may list what its registry does not have
+                except ManifestUnknown as unknown:  # an index may list manifests that its registry does not have
                     below = unknown
                 problem = problem or below
         return problem
@@ -159,11 +159,12 @@ class Warmer:
     async def _want(
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], wanted: dict[Digest, _WantedBlob]
     ) -> None:
-        """Looks at once which are here: what is prefetched from now on counts as fetched."""
-        here = await self._here([blob.digest for blob in blobs])
+        """Adds blobs to `wanted`. Looks up at once which are stored: a blob that is prefetched later counts as
+        fetched."""
+        stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
-                wanted.setdefault(blob.digest, _WantedBlob(blob, blob.digest in here))
+                wanted.setdefault(blob.digest, _WantedBlob(blob, blob.digest in stored))
 
     def _chosen(self, index: Manifest) -> tuple[Sequence[Descriptor], RegistryError | None]:
         entries = index.manifests
@@ -179,19 +180,19 @@ class Warmer:
     def _begin(
         self, registry: Reader, repo: RepositoryName, where: ImageReference, blob: Descriptor
     ) -> asyncio.Task[None]:
-        """The one task for that blob of that repository; images share layers."""
+        """Returns the task for a blob of a repository, started if there is none; images share layers."""
         key = (repo, blob.digest)
         if key not in self._begun:
-            self._watcher.expect(where, blob)
+            self._observer.on_blob_wanted(where, blob)
             self._begun[key] = asyncio.create_task(self._fetch(registry, repo, blob))
         return self._begun[key]
 
     async def _fetch(self, registry: Reader, repo: RepositoryName, blob: Descriptor) -> None:
-        """Returns when the blob is here, whole and checked."""
+        """Returns when the blob is stored and verified."""
         async with self._slots:
             try:
                 await self._follow(registry, repo, blob.digest)
-            except DigestInvalid:  # nothing of it was kept; another endpoint may have the right bytes
+            except DigestInvalid:  # the bytes were dropped; another endpoint may have the right ones
                 await self._follow(registry, repo, blob.digest)
 
     async def _follow(self, registry: Reader, repo: RepositoryName, digest: Digest) -> None:
@@ -200,6 +201,6 @@ class Warmer:
             at, stop = reader.span
             while at < stop:
                 at = await reader.ready(at)
-                self._watcher.reach(digest, at)
+                self._observer.on_bytes(digest, at)
         finally:
             await reader.aclose()

@@ -1,6 +1,6 @@
-"""The stand-in's process, and what the test may ask of it on a port of its own.
+"""The fake Hub's process, and the port on which a test controls it.
 
-Started by `hub.py` with its set-up on stdin's first line; it ends when stdin does, so it never outlives the test.
+Started by `hub.py` with its set-up on the first line of stdin. It ends with stdin, so it never outlives the test.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTROL_LIMIT = 64 << 20
 
 
 class Control:
-    """What the test may ask for: a line of JSON `[name, arguments]` gets a line of JSON."""
+    """The calls of the test: a line of JSON `[name, arguments]` is answered with a line of JSON."""
 
     def __init__(self, front: HubServer) -> None:
         self._front = front
@@ -75,7 +75,7 @@ class Control:
         self._front.registry.shelf.repositories[repo].tags[tag] = digest
 
     def _remove(self, repo: str, reference: str) -> None:
-        """A tag, a manifest with the tags on it, or a blob."""
+        """Removes a tag, a manifest with its tags, or a blob."""
         room = self._front.registry.shelf.repositories[repo]
         room.blobs.discard(reference)
         room.manifests.pop(reference, None)

@@ -1,4 +1,4 @@
-"""A stand-in for Docker Hub's front, in a process of its own, that can go wrong in every way a test wants.
+"""A fake of Docker Hub's front end, in a process of its own, that can fail in every way a test needs.
 
     content = Content()
     held = content.add("library/app", noise_image("a", 1000, 5 * MIB), "1", "latest")
@@ -11,23 +11,22 @@
         assert repeated(upstream.sent(digest)) == []             # no byte was sent twice
         assert union(upstream.sent(digest)) == [(0, 5 * MIB)]    # and every byte was
 
-- What stands is a switch (`switches.Switches`: tokens, redirects, ranges, rate limit, latency, rate, gzip, ...): given
-  to `hub(...)` or `set(...)`. What happens to some requests is a fault (`switches.Fault`: status, hangup, stall,
-  stall_after, drop_after, corrupt, ...): `fault(...)`; one request, if `times` says nothing else. `clear()` drops the
-  faults that are left.
-- `fault(stall=True)` and `fault(stall_after=N)` hold an answer until `release()`: to see what happens meanwhile, no
-  test needs to sleep. `wait(...)` blocks until so many requests have come; where what sends them runs on the test's own
-  event loop, it is `await upstream.arrival(...)`.
-- `requests(...)`, `count(...)`, `sent(digest)` say what was asked for and handed to the socket so far; `forget()`
-  empties that record. What was handed to the socket of a client that breaks off may not all have arrived; with
-  `send_buffer=65536` little is under way. A `drop_after` waits for the arrival of what was sent.
-- `refuse()` stops listening (connections are refused) and `listen()` begins again on the same ports; `cut()` resets
-  all connections. `put(content)`, `tag(...)`, `remove(...)` change what it holds; `revoke()` makes all tokens bad.
-- Blobs by `redirects=True` come from a second port, which answers 400 to whoever sends Authorization there.
-  `auth_url` is a third, on another host (127.0.0.2), that has /token too: `set(realm=upstream.auth_url + "/token")`.
+- Permanent behaviour is a switch (`switches.Switches`: tokens, redirects, ranges, rate limit, latency, gzip, ...),
+  passed to `hub(...)` or `set(...)`. A fault (`switches.Fault`: status, hangup, stall, stall_after, drop_after, ...)
+  applies to some requests: `fault(...)`; to one unless `times` is given. `clear()` drops the faults that are left.
+- `fault(stall=True)` and `fault(stall_after=N)` hold a response until `release()`, so no test sleeps. `wait(...)`
+  blocks until so many requests have arrived; if they are sent on the test's own event loop, use
+  `await upstream.arrival(...)`.
+- `requests(...)`, `count(...)`, `sent(digest)` return what was requested and handed to the socket so far; `forget()`
+  empties that record. If a client disconnects, not all bytes handed to the socket may have arrived; `send_buffer=65536`
+  keeps the difference small. A `drop_after` waits until the sent bytes have arrived.
+- `refuse()` stops listening (connections are refused) and `listen()` starts again on the same ports; `cut()` resets
+  all connections. `put(content)`, `tag(...)`, `remove(...)` change the content; `revoke()` revokes all tokens.
+- With `redirects=True`, blobs come from a second port, which answers 400 to requests with Authorization. `auth_url` is
+  a third port, on another host (127.0.0.2), with /token as well: `set(realm=upstream.auth_url + "/token")`.
 
-The calls block for less than a millisecond, start no thread and may be made from a coroutine. A bug of the stand-in
-shows itself as a StandInFailed when the block ends.
+The calls block for less than a millisecond, start no thread and may be made from a coroutine. A failure of the
+fake itself raises HubFailed when the block ends.
 """
 
 from __future__ import annotations
@@ -61,12 +60,12 @@ WAIT_TIMEOUT = 60.0
 
 
 class HubFailed(AssertionError):
-    """The stand-in itself does not work, or was asked for something that there is not."""
+    """The fake Hub does not work, or was asked for something that it does not have."""
 
 
 @dataclass
 class Hub:
-    """A running stand-in."""
+    """A running fake Hub."""
 
     url: str
     cdn_url: str
@@ -82,13 +81,13 @@ class Hub:
         return urlsplit(self.url).netloc
 
     def set(self, **switches: Any) -> None:
-        """Changes switches. A new `limit` begins to count anew."""
+        """Changes switches. A new `limit` starts counting at zero."""
         if unknown := set(switches) - SWITCHES:
             raise HubFailed(f"there is no switch {', '.join(sorted(unknown))}")
         self._call("set", **switches)
 
     def fault(self, **what: Any) -> None:
-        """Adds a `switches.Fault` behind those that are there."""
+        """Adds a `switches.Fault` behind the existing ones."""
         self._call("fault", fault=Fault(**what).as_json())
 
     def clear(self) -> None:
@@ -96,17 +95,17 @@ class Hub:
         self._call("clear")
 
     def release(self) -> None:
-        """Lets go on what is stalled now."""
+        """Continues the responses that are stalled now."""
         self._call("release")
 
     def refuse(self, *, cut: bool = True) -> None:
-        """Refuses connections, and resets those there are unless told otherwise."""
+        """Refuses connections, and resets existing ones unless told otherwise."""
         self._call("refuse")
         if cut:
             self.cut()
 
     def listen(self) -> None:
-        """Takes connections again."""
+        """Accepts connections again."""
         self._call("listen")
 
     def cut(self) -> None:
@@ -114,11 +113,11 @@ class Hub:
         self._call("cut")
 
     def put(self, content: UpstreamContent) -> None:
-        """Adds repositories, blobs, manifests and tags; a tag that is there moves."""
+        """Adds repositories, blobs, manifests and tags. An existing tag moves."""
         self._call("put", saved=content.save(self._folder))
 
     def tag(self, repo: str, tag: str, digest: str) -> None:
-        """Moves a tag, or makes it."""
+        """Sets a tag."""
         self._call("tag", repo=repo, tag=tag, digest=digest)
 
     def remove(self, repo: str, reference: str) -> None:
@@ -126,14 +125,14 @@ class Hub:
         self._call("remove", repo=repo, reference=reference)
 
     def revoke(self) -> None:
-        """Makes every token bad that was given so far."""
+        """Revokes all tokens issued so far."""
         self._call("revoke")
 
     def requests(
         self, kind: HubRequestKind | None = None, method: str | None = None, digest: str | None = None, match: str = ""
     ) -> list[SeenRequest]:
-        """What was asked for, in the order of its arrival. `match`: text in the path. A HEAD or GET of a manifest has
-        the digest that was answered."""
+        """Returns the requests in order of arrival. `match`: text in the path. A HEAD or GET of a manifest has the
+        digest of the response."""
         return [
             seen
             for seen in (SeenRequest(**each) for each in self._call("seen"))
@@ -144,40 +143,40 @@ class Hub:
     def count(
         self, kind: HubRequestKind | None = None, method: str | None = None, digest: str | None = None, match: str = ""
     ) -> int:
-        """How many `requests` there were."""
+        """Returns the number of matching requests."""
         return len(self.requests(kind, method, digest, match))
 
     def sent(self, digest: str) -> list[Interval]:
-        """Which bytes of a blob or manifest were handed to sockets: one interval per answer with any."""
+        """Returns which bytes of a blob or manifest were handed to sockets: one interval per response with any."""
         found = [seen.interval for seen in self.requests(digest=digest) if seen.status in (200, 206)]
         return [interval for interval in found if interval[0] < interval[1]]
 
     def forget(self) -> None:
-        """Empties the record of requests. Those under way are in it no more."""
+        """Empties the record of requests, running ones included."""
         self._call("forget")
 
     @property
     def open(self) -> int:
-        """Connections from clients now, on all three ports."""
+        """Open connections from clients, on all three ports."""
         return int(self._call("state")["open"])
 
     @property
     def opened(self) -> int:
-        """Connections from clients so far."""
+        """Connections accepted from clients so far."""
         return int(self._call("state")["opened"])
 
     @property
     def faults(self) -> int:
-        """How many faults are not used up."""
+        """Returns the number of faults that are not used up."""
         return int(self._call("state")["faults"])
 
     def wait(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
-        """Returns when so many of these `requests` have come, which need not be answered yet. Blocks."""
+        """Blocks until so many matching requests have arrived; they need not be answered yet."""
         self.until(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
     def until(self, true: Callable[[], bool], timeout: float = WAIT_TIMEOUT) -> None:
-        """Asks again and again, and blocks meanwhile. Raises StandInFailed when time is up."""
+        """Blocks and polls until the condition holds. Raises HubFailed at the timeout."""
         deadline = time.monotonic() + timeout
         while not true():
             if time.monotonic() > deadline:
@@ -185,12 +184,12 @@ class Hub:
             time.sleep(0.005)
 
     async def arrival(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
-        """As `wait`, and the event loop goes on meanwhile."""
+        """Like `wait`, without blocking the event loop."""
         await self.until_async(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
 
     async def until_async(self, true: Callable[[], bool]) -> None:
-        """As `until`, and the event loop goes on meanwhile."""
+        """Like `until`, without blocking the event loop."""
         deadline = time.monotonic() + WAIT_TIMEOUT
         while not true():
             if time.monotonic() > deadline:
@@ -204,7 +203,7 @@ class Hub:
             while not answer.endswith(b"\n"):
                 piece = self._socket.recv(1 << 20)
                 if not piece:
-                    raise HubFailed("the stand-in has ended")
+                    raise HubFailed("the fake Hub has ended")
                 answer += piece
         said = json.loads(answer)
         if "error" in said:
@@ -217,7 +216,7 @@ class Hub:
 
 @contextlib.contextmanager
 def hub(tmp_path: Path, content: UpstreamContent | None = None, **switches: Any) -> Iterator[Hub]:
-    """Runs a stand-in with this content for the length of the block. Several may use the same folder."""
+    """Runs a fake Hub with this content during the block. Several can use the same folder."""
     folder = Path(tempfile.mkdtemp(prefix="hub-", dir=tmp_path))
     setup = {"content": (content or UpstreamContent()).save(folder), "switches": _json(Switches(**switches))}
     with (folder / "log").open("ab") as log:
@@ -237,7 +236,7 @@ def hub(tmp_path: Path, content: UpstreamContent | None = None, **switches: Any)
             process.stdin.flush()
             said = process.stdout.readline()
             if not said:
-                raise HubFailed(f"the stand-in did not start:\n{(folder / 'log').read_text()}")
+                raise HubFailed(f"the fake Hub did not start:\n{(folder / 'log').read_text()}")
             ports = json.loads(said)
             with socket.create_connection(("127.0.0.1", ports["control"]), START_TIMEOUT) as control:
                 started = Hub(ports["registry"], ports["cdn"], ports["auth"], process.pid, folder, control)

@@ -1,4 +1,4 @@
-"""Answers, and what can be wrong with them."""
+"""Responses of the fake Hub, and what can be wrong with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CODES = {400: "UNSUPPORTED", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNK
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """A status with headers, and the bytes from `start` to `stop` of a body."""
+    """A status with headers, and bytes `start` to `stop` of a body."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -30,7 +30,8 @@ class HubAnswer:
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None, code: str = "") -> HubAnswer:
-    """An error as the specification has it; one that it does not know is a page of HTML, as from a load balancer."""
+    """Returns an error in the specification's form. A status that it does not define gets an HTML page, as from a load
+    balancer."""
     code = code or _CODES.get(status, "")
     if not code:
         return page(status, message, headers)
@@ -39,7 +40,7 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None, c
 
 
 def page(status: int, message: str, headers: Mapping[str, str] | None = None) -> HubAnswer:
-    """An error as a load balancer has it."""
+    """Returns an error page, as from a load balancer."""
     return text(status, f"<html><body><h1>{status} {message}</h1></body></html>\n", "text/html", headers)
 
 
@@ -50,7 +51,7 @@ def text(status: int, body: str, media_type: str, headers: Mapping[str, str] | N
 
 
 def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int, stop: int) -> HubAnswer:
-    """The bytes from `start` to `stop` of a body, with the headers that say so."""
+    """Returns bytes `start` to `stop` of a body, with the matching headers."""
     described = {**headers, "Content-Length": str(stop - start)}
     if status == 206:
         described["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
@@ -58,20 +59,20 @@ def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int
 
 
 def without_length(answer: HubAnswer) -> HubAnswer:
-    """Without a Content-Length: whoever reads it does not know where it ends."""
+    """Returns the response without a Content-Length: the client does not know where it ends."""
     headers = {name: value for name, value in answer.headers.items() if name != "Content-Length"}
     return HubAnswer(answer.status, headers, answer.body, answer.start, answer.stop)
 
 
 def shifted(answer: HubAnswer, by: int) -> HubAnswer:
-    """A range that begins later than it was asked for."""
+    """Returns a range that starts later than requested."""
     if answer.status != 206 or answer.start + by >= answer.stop:
         return answer
     return part(206, answer.headers, answer.body, answer.start + by, answer.stop)
 
 
 def corrupted(answer: HubAnswer, offset: int) -> HubAnswer:
-    """The same with another byte at `offset` of the body."""
+    """Returns the response with another byte at `offset` of the body."""
     return HubAnswer(answer.status, answer.headers, _CorruptBody(answer.body, offset), answer.start, answer.stop)
 
 

@@ -1,4 +1,4 @@
-"""What the stand-in answers: the paths of the distribution API, read only, as Hub's front does."""
+"""The fake Hub's responses: the paths of the distribution API, read-only, like Docker Hub's front end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @dataclass(frozen=True)
 class HubTarget:
-    """What a path means."""
+    """The meaning of a path."""
 
     kind: HubRequestKind
     repo: str = ""
@@ -46,7 +46,7 @@ def target_of(path: str, *, redirects: bool) -> HubTarget:
 
 @dataclass
 class HubApi:
-    """The content with its rules. What it counts besides requests: manifests for the rate limit, uses of links."""
+    """The content and its rules. Beside requests it counts manifests (for the rate limit) and uses of links."""
 
     shelf: HubContent
     switches: Switches
@@ -55,7 +55,7 @@ class HubApi:
     links: dict[str, int] = field(default_factory=dict)
 
     def challenge(self, request: HubRequest, target: HubTarget, realm: str) -> HubAnswer | None:
-        """401, unless the request may come in."""
+        """Returns a 401 unless the request is authorized."""
         repo = target.repo
         refusal = self.tokens.refuse(request, repo, self.switches)
         hidden = self.switches.hide_unknown and repo and repo not in self.shelf.repositories
@@ -79,7 +79,7 @@ class HubApi:
         return text(200, json.dumps(given), "application/json")
 
     def answer(self, request: HubRequest, target: HubTarget, seen: SeenRequest, cdn: str) -> HubAnswer:
-        """The answer to one that was let in, without faults."""
+        """Returns the response to an authorized request, without faults."""
         if target.kind == "ping":
             return text(200, "{}", "application/json", {"Docker-Distribution-Api-Version": "registry/2.0"})
         if request.method not in ("GET", "HEAD"):
@@ -121,7 +121,7 @@ class HubApi:
         return HubAnswer(200, described, MappedBody(manifest.body), 0, size)
 
     def _quota(self, *, counts: bool) -> dict[str, str] | None:
-        """The headers of the rate limit; None when it is used up."""
+        """Returns the headers of the rate limit; None when it is used up."""
         limit = self.switches.limit
         if limit is not None and counts:
             if self.manifests_given >= limit:
@@ -158,7 +158,7 @@ class HubApi:
         return text(200, json.dumps(document), INDEX, headers)
 
     def _page(self, request: HubRequest, entries: list[Any], path: str, key: Any) -> tuple[list[Any], dict[str, str]]:
-        """The entries after `last`, `n` at most, and a Link to the next page where there is one."""
+        """Returns at most `n` entries after `last`, and a Link to the next page if there is one."""
         query = request.query
         wanted = int(query["n"]) if query.get("n", "").isdecimal() else self.switches.page
         size, last = min(wanted, self.switches.page), query.get("last", "")
@@ -182,7 +182,7 @@ class HubApi:
         return self.bytes_of(request, digest, {"Docker-Content-Digest": digest})
 
     def stored(self, request: HubRequest, digest: str, seen: SeenRequest) -> HubAnswer:
-        """The second port's answer."""
+        """Returns the response of the second port."""
         seen.digest = digest
         if "authorization" in request.headers:
             return text(400, "<Error><Code>InvalidRequest</Code></Error>", "application/xml")
@@ -196,7 +196,7 @@ class HubApi:
         return self.bytes_of(request, digest, {})
 
     def bytes_of(self, request: HubRequest, digest: str, headers: Mapping[str, str]) -> HubAnswer:
-        """A blob, or the range of it that was asked for (RFC 9110 section 14)."""
+        """Returns a blob, or the requested range of it (RFC 9110, 14)."""
         body = self.shelf.bodies[digest]
         etag = f'"{digest}"'
         described = {"Content-Type": "application/octet-stream", **headers, "ETag": etag}

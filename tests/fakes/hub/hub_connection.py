@@ -1,7 +1,7 @@
-"""HTTP/1.1 by hand: one connection, which knows how many bytes it has handed to its socket and can break in many ways.
+"""HTTP/1.1 by hand: a connection that knows how many bytes it has handed to its socket, and can break in many ways.
 
-No HTTP library does these things, since a server should not. Only what the stand-in needs is understood: a request
-with a Content-Length or no body at all.
+HTTP libraries do none of this, since a server should not. Supports only what the tests need: requests with a
+Content-Length or without a body.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PeerGone(Exception):
 
 
 class ConnectionDropped(Exception):
-    """The answer is over before its end, because a fault says so."""
+    """A fault ends the response early."""
 
     def __init__(self, *, reset: bool) -> None:
         self.reset = reset
@@ -51,7 +51,7 @@ class HubRequest:
 
     @property
     def query(self) -> dict[str, str]:
-        """Of a repeated parameter the last."""
+        """Returns the query's parameters; of a repeated one, the last value."""
         return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
 
     @property
@@ -75,7 +75,7 @@ class HubConnection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     async def request(self) -> HubRequest | None:
-        """The next request; None when the client is done. Raises Gone."""
+        """Returns the next request; None when the client is done. Raises PeerGone."""
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MAX_HEAD:
                 raise PeerGone
@@ -109,7 +109,7 @@ class HubConnection:
         return bool(data)
 
     async def send(self, data: bytes | memoryview, seen: SeenRequest | None = None, rate: float = 0.0) -> None:
-        """Hands all of it to the socket; `seen.sent` grows with what the socket has taken. Raises Gone."""
+        """Hands all bytes to the socket; `seen.sent` grows with what the socket has taken. Raises PeerGone."""
         view = memoryview(data)
         while view:
             piece = view[:SLICE]
@@ -155,7 +155,7 @@ class HubConnection:
             self._loop.remove_writer(self._sock)
 
     async def wait(self, release: asyncio.Event) -> None:
-        """Sends nothing until released. Raises Gone when the client closes meanwhile."""
+        """Sends nothing until released. Raises PeerGone if the client closes meanwhile."""
         while not release.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 async with asyncio.timeout(TICK):
@@ -169,7 +169,7 @@ class HubConnection:
                 raise PeerGone from error
 
     async def arrived(self) -> None:
-        """Returns when the client's kernel has all that was sent, so that a reset destroys none of it."""
+        """Returns when the client's kernel has all sent bytes, so that a reset destroys none of them."""
         deadline = time.monotonic() + ARRIVAL_TIMEOUT
         while time.monotonic() < deadline:
             waiting = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")

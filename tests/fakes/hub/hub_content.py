@@ -1,4 +1,4 @@
-"""The stand-in's own view of its content, as `Content.save` left it: bytes come from mapped files or from noise."""
+"""The fake Hub's content, as `UpstreamContent.save` wrote it. Bytes come from mapped files or from noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIECE = 1 << 20
 
 
 class ReadableBody(Protocol):
-    """Bytes that can be read at any place."""
+    """Bytes that can be read at any offset."""
 
     @property
     def size(self) -> int: ...
@@ -60,7 +60,7 @@ class HubRepository:
         return self.manifests.get(self.tags.get(reference, reference))
 
     def referrers(self, subject: str, artifact_type: str) -> list[dict[str, Any]]:
-        """Descriptors of the manifests with this subject, by digest."""
+        """Returns descriptors of the manifests with this subject, by digest."""
         found = []
         for manifest in sorted(self.manifests.values(), key=lambda each: each.digest):
             if json.loads(manifest.body).get("subject", {}).get("digest") == subject:
@@ -76,7 +76,7 @@ class HubContent:
         self.bodies: dict[str, ReadableBody] = {}
 
     def put(self, saved: dict[str, Any]) -> None:
-        """Adds what `Content.save` wrote; what is here already stays."""
+        """Adds what `UpstreamContent.save` wrote. Existing content stays."""
         folder = Path(saved["folder"])
         for digest, where in saved["blobs"].items():
             if digest not in self.bodies:

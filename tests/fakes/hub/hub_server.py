@@ -1,4 +1,4 @@
-"""The stand-in's three ports for clients: every request is answered on record, with the faults it meets."""
+"""The fake Hub's three ports for clients. Records every request, and applies faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PendingFault:
     left: int | None
 
     def take(self, seen: SeenRequest, answer: HubAnswer) -> bool:
-        """Whether it hits this request; it is used up by that."""
+        """Returns whether the fault applies to this request, which uses it up once."""
         fault = self.fault
         if self.left == 0 or fault.on not in ("any", seen.kind) or fault.match not in seen.path:
             return False
@@ -50,7 +50,7 @@ class PendingFault:
 
 
 class HubServer:
-    """Everything that listens, and what it has seen."""
+    """All ports, and the record of requests."""
 
     def __init__(self, registry: HubApi) -> None:
         self.registry = registry
@@ -74,11 +74,11 @@ class HubServer:
 
     @property
     def open(self) -> int:
-        """Connections now."""
+        """The number of open connections."""
         return len(self._lines)
 
     def listen(self) -> None:
-        """Takes connections, on the same ports as ever."""
+        """Accepts connections, on the same ports as before."""
         if self._listening:
             return
         for role, held in self._held.items():
@@ -87,7 +87,7 @@ class HubServer:
             self._listening[asyncio.ensure_future(self._accept(listener, role))] = listener
 
     async def refuse(self) -> None:
-        """Connections are refused from now on; those there are go on."""
+        """Refuses connections from now on. Existing ones go on."""
         for task, listener in self._listening.items():
             task.cancel()
             await asyncio.wait([task])
@@ -103,7 +103,7 @@ class HubServer:
             await asyncio.wait(lines)
 
     def release(self) -> None:
-        """Whoever is stalled goes on; whoever stalls later waits for the next release."""
+        """Continues the stalled responses. Responses that stall later wait for the next release."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -135,7 +135,7 @@ class HubServer:
             line.close(reset=reset)
 
     async def _one(self, line: HubConnection, role: Role, request: HubRequest) -> bool:
-        """Answers one request, on record. False: close the connection."""
+        """Answers one request and records it. Returns False if the connection must be closed."""
         target = target_of(request.path, redirects=self.switches.redirects)
         if role == "cdn":
             target = HubTarget("blob")
@@ -187,7 +187,7 @@ class HubServer:
         return not close
 
     def _plan(self, role: Role, request: HubRequest, target: HubTarget, seen: SeenRequest) -> tuple[HubAnswer, bool]:
-        """The answer as it would be without faults, and whether the request was let in."""
+        """Returns the response without faults, and whether the request was authorized."""
         if role == "cdn":
             _, _, _, algorithm, encoded, _ = (request.path + "//////").split("/", 5)
             answer = self.registry.stored(request, f"{algorithm}:{encoded}", seen)
@@ -203,7 +203,7 @@ class HubServer:
         return self.registry.answer(request, target, seen, self.url("cdn")), True
 
     async def _send(self, line: HubConnection, answer: HubAnswer, fault: Fault, seen: SeenRequest) -> None:
-        """The body, with what goes wrong in it."""
+        """Sends the body, with its faults."""
         stalls = sorted({answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None})
         at = answer.start
         for stop in [*(each for each in stalls if each < answer.stop), answer.stop]:
@@ -234,7 +234,7 @@ def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that holds its port without listening. Two may hold it, and one of them may listen."""
+    """Returns a socket that holds its port without listening. Two sockets may hold it, and one of them may listen."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))

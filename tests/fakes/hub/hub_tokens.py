@@ -1,4 +1,5 @@
-"""The stand-in's token service and what the registry asks of a request's Authorization (distribution's auth spec)."""
+"""The fake Hub's token service, and the check of a request's Authorization (CNCF Distribution's token
+specification)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class HubToken:
 
 @dataclass(frozen=True)
 class TokenRefusal:
-    """Why a request is not let in."""
+    """Why a request is not authorized."""
 
     error: str = ""
     """The challenge's `error`; empty when there was no token at all."""
@@ -30,12 +31,12 @@ class TokenRefusal:
 
 @dataclass
 class HubTokens:
-    """Tokens by their text."""
+    """Issued tokens by their text."""
 
     issued: dict[str, HubToken] = field(default_factory=dict)
 
     def issue(self, request: HubRequest, switches: Switches) -> dict[str, object] | None:
-        """The answer of the token service; None: the login is wrong."""
+        """Returns the token service's response; None: the login is wrong."""
         asked = request.form if request.method == "POST" else request.query
         login = basic(request.headers.get("authorization", ""))
         if request.method == "POST":
@@ -54,7 +55,7 @@ class HubTokens:
         return {"token": text, "access_token": text, "expires_in": seconds, "issued_at": issued_at}
 
     def refuse(self, request: HubRequest, repo: str, switches: Switches) -> TokenRefusal | None:
-        """None: let it in. `repo` is empty for what belongs to none."""
+        """Returns why a request is refused; None: it is authorized. `repo` is empty for paths outside repositories."""
         authorization = request.headers.get("authorization", "")
         scope = f"repository:{repo}:pull" if repo else ""
         if switches.auth == "off":

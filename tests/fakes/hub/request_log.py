@@ -1,4 +1,4 @@
-"""What the stand-in has seen: one record per request, with the bytes of body it handed to the socket."""
+"""The record of requests to the fake Hub, with the bytes of body it handed to the socket for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Interval = tuple[int, int]
 
 @dataclass
 class SeenRequest:
-    """A request and how its answer went."""
+    """A request and the progress of its response."""
 
     kind: HubRequestKind
     method: str
@@ -54,7 +54,7 @@ class SeenRequest:
 
 
 def repeated(intervals: Iterable[Interval]) -> list[Interval]:
-    """What is in more than one of the intervals."""
+    """Returns what is in more than one of the intervals."""
     found: list[Interval] = []
     reach = 0
     for start, stop in sorted(intervals):
@@ -65,7 +65,7 @@ def repeated(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """What is in at least one of the intervals, in as few as will do."""
+    """Returns what is in at least one of the intervals, in as few intervals as possible."""
     found: list[Interval] = []
     for start, stop in sorted(intervals):
         if start == stop:

@@ -1,4 +1,4 @@
-"""How the stand-in for Hub behaves: `Switches` stand until they are changed, a `Fault` hits some requests."""
+"""The fake Hub's behaviour: `Switches` apply until they are changed, a `Fault` applies to some requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ says where they are."""
 
 @dataclass(frozen=True, kw_only=True)
 class Switches:
-    """The standing behaviour. Each can be given at the start (`hub(…, rate=…)`) and later (`hub.set(rate=…)`)."""
+    """The permanent behaviour. Each field can be set at the start (`hub(…, rate=…)`) and later (`hub.set(rate=…)`)."""
 
     auth: Literal["off", "bearer", "basic"] = "off"
     realm: str = ""
@@ -79,8 +79,8 @@ SWITCHES = frozenset(each.name for each in fields(Switches))
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What goes wrong, and for whom. A request that was let in (so it had a token) meets the first fault that it
-    matches and that is not used up. Answers that end before the place of a stall or a drop are no match."""
+    """What goes wrong, and for which requests. An authorized request meets the first fault that matches and is not used
+    up. A response that ends before the offset of a stall or a drop does not match."""
 
     on: HubRequestKind | Literal["any"] = "blob"
     method: str = "GET"

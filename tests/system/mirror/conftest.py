@@ -11,6 +11,6 @@ from tests.fakes.mirror_site import MirrorSite
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[MirrorSite]:
-    """Nothing runs before `start`."""
+    """A mirror to be started with `start`."""
     with ExitStack() as stack:
         yield MirrorSite(tmp_path, stack)

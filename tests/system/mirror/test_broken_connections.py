@@ -1,4 +1,4 @@
-"""Connections to the upstream that break, stall or never come about."""
+"""Connections to the upstream that break, stall or cannot be made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUICK = 'prefetch = "off"\nidle_timeout = "400ms"'
 
 @pytest.mark.parametrize(("size", "reset"), [(SIZE, False), (SIZE, True), (12 * MIB, True)])
 def test_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
-    """They are resumed where they broke: the client sees nothing of it, and no byte is sent twice."""
+    """A broken connection is resumed where it stopped: the client notices nothing, and no byte is sent twice."""
     site.start(1000, size, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, drop_after=300_000, reset=reset, times=3)
@@ -27,8 +27,7 @@ def test_dropped_connections(site: MirrorSite, size: int, reset: bool) -> None:
 
 
 def test_an_answer_that_stalls(site: MirrorSite) -> None:
-    """An upstream that says nothing any more in the middle of a blob is left after the idle timeout, and the rest is
-    asked for anew."""
+    """A response that stalls in the middle of a blob is cut after the idle timeout, and the rest is requested again."""
     site.start(settings=QUICK)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -38,7 +37,8 @@ def test_an_answer_that_stalls(site: MirrorSite) -> None:
 
 
 def test_an_upstream_without_ranges(site: MirrorSite) -> None:
-    """Blobs come whole, ranges are served from them, and a broken connection costs what had come, but not the pull."""
+    """Blobs are fetched whole, ranges are served from them, and a broken connection costs its bytes but not the
+    pull."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"', ranges=False)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, drop_after=5 * MIB)
@@ -49,7 +49,7 @@ def test_an_upstream_without_ranges(site: MirrorSite) -> None:
 
 
 def test_an_upstream_without_lengths(site: MirrorSite) -> None:
-    """Neither manifests nor blobs say how long they are, and end with the connection."""
+    """Manifests and blobs without a length, which end with the connection, can be pulled."""
     site.start(lengths=False)
     assert site.inspect().content == site.image.body
     for digest, blob in site.image.blobs.items():
@@ -58,7 +58,7 @@ def test_an_upstream_without_lengths(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_an_upstream_that_fails(site: MirrorSite, status: int) -> None:
-    """502 for what is not here, within 10 s."""
+    """Content that is not cached is answered with 502 within 10 s."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="any", method="", status=status, times=None)
@@ -71,7 +71,7 @@ def test_an_upstream_that_fails(site: MirrorSite, status: int) -> None:
 
 
 def test_a_failure_that_passes(site: MirrorSite) -> None:
-    """One bad answer to a blob's request costs the client nothing."""
+    """One bad response to a blob's request costs the client nothing."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="redirect", match=site.encoded, status=503)
@@ -79,8 +79,8 @@ def test_a_failure_that_passes(site: MirrorSite) -> None:
 
 
 def test_an_upstream_that_says_nothing(site: MirrorSite) -> None:
-    """504 within 12 s, whatever the idle timeout, for all that has to be asked for first: docker waits 15 s before it
-    goes elsewhere."""
+    """504 within 12 s, whatever the idle timeout, for all that must be asked first: docker waits 15 s before it goes
+    elsewhere."""
     site.start(settings='prefetch = "off"\nidle_timeout = "1h"')
     site.hub.fault(on="any", method="", stall=True, times=None)
     begun = time.monotonic()
@@ -92,7 +92,7 @@ def test_an_upstream_that_says_nothing(site: MirrorSite) -> None:
 
 
 def test_a_blob_that_does_not_begin(site: MirrorSite) -> None:
-    """504 when the idle timeout is over, at both workers; the next request may have more luck."""
+    """504 after the idle timeout, at both workers; the next request can succeed."""
     site.start(settings=QUICK)
     site.inspect()
     site.hub.fault(on="any", method="", stall=True, times=None)
@@ -106,8 +106,8 @@ def test_a_blob_that_does_not_begin(site: MirrorSite) -> None:
 
 
 def test_an_upstream_that_is_started_anew(site: MirrorSite) -> None:
-    """Its only endpoint refuses connections for so long that it is left alone for a moment: who is in the middle of a
-    blob, at whichever worker, waits and has it whole once it answers again."""
+    """The only endpoint refuses connections until its breaker opens: readers in the middle of a blob, at every worker,
+    wait and get the whole blob once it is back."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -121,7 +121,8 @@ def test_an_upstream_that_is_started_anew(site: MirrorSite) -> None:
 
 
 def test_one_connection_that_stalls(site: MirrorSite) -> None:
-    """Whatever the idle timeout: once all else is here, what it had left comes over another, and no byte twice."""
+    """Whatever the idle timeout: when all other bytes are stored, the rest of a stalled connection's piece is fetched
+    over another, and no byte twice."""
     site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -139,7 +140,7 @@ def test_ranges_that_are_refused(site: MirrorSite) -> None:
 
 
 def test_an_endpoint_that_is_gone(site: MirrorSite) -> None:
-    """The next one answers, also in the middle of a blob."""
+    """The next endpoint is used, also in the middle of a blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"\nconnections = 1', endpoints=2)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)

@@ -1,4 +1,4 @@
-"""What clients do to a fill, and what a fill does for them: nothing bad, either way."""
+"""Readers do not disturb a fill, and a fill serves all its readers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALONE = 'prefetch = "off"\nconnections = 1'
 
 
 def test_a_slow_reader_slows_nobody(site: MirrorSite) -> None:
-    """While it takes nothing, the fill comes to its end and others have read all; then it gets all as well."""
+    """While one client reads nothing, the fill completes and other clients have read all; then it gets all as well."""
     site.start(1000, 16 * MIB, settings='prefetch = "off"')
     site.inspect()
     hold = threading.Event()
@@ -29,7 +29,7 @@ def test_a_slow_reader_slows_nobody(site: MirrorSite) -> None:
 
 
 def test_a_reader_that_leaves_takes_nothing_along(site: MirrorSite) -> None:
-    """The fill goes on for the others, at its own worker and the next."""
+    """The fill goes on for the others, at its own worker and at the other one."""
     site.start(settings=ALONE)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -43,7 +43,7 @@ def test_a_reader_that_leaves_takes_nothing_along(site: MirrorSite) -> None:
 
 
 def test_a_blob_whose_only_reader_leaves(site: MirrorSite) -> None:
-    """It is fetched to its end and kept."""
+    """The blob is fetched to its end and stored."""
     site.start(settings=ALONE)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -56,8 +56,8 @@ def test_a_blob_whose_only_reader_leaves(site: MirrorSite) -> None:
 
 
 def test_headers_of_a_huge_blob_come_at_once(site: MirrorSite) -> None:
-    """Those of a cold 1 GiB blob are there when the upstream has sent next to nothing of it, and so are the first
-    bytes; HEAD fetches nothing at all."""
+    """The headers and first bytes of a cold 1 GiB blob arrive when the upstream has sent next to nothing of it. HEAD
+    fetches nothing."""
     site.start(1000, GIB, settings='prefetch = "off"', rate=MIB)
     site.inspect()
     head = site.http.head(site.path)
@@ -79,7 +79,7 @@ SPANS = ["0-0", "1000000-1999999", f"{SIZE - 10}-", "-1000", f"0-{SIZE - 1}"]
 
 
 def test_ranges_of_what_is_not_here(site: MirrorSite) -> None:
-    """206 with the right bytes; the whole blob, asked for next, costs no byte twice."""
+    """A range of a cold blob gets 206 with the right bytes. The whole blob, requested next, costs no byte twice."""
     site.start(*(SIZE - place for place in range(len(SPANS))), settings='prefetch = "off"')
     site.inspect()
     for layer, span in zip(site.image.layers, SPANS, strict=True):
@@ -100,8 +100,8 @@ def bounds(span: str, size: int) -> tuple[int, int]:
 
 
 def test_ranges_of_what_is_on_its_way(site: MirrorSite) -> None:
-    """What is here is sent while the upstream holds back the rest; what is not is sent once it comes. Both at both
-    workers."""
+    """At both workers, stored bytes are sent while the upstream holds back the rest; the rest is sent once it
+    arrives."""
     site.start(settings=ALONE)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)

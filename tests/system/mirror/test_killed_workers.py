@@ -1,4 +1,4 @@
-"""Processes that are killed while a blob comes in: nobody gets wrong bytes, and what is here is not fetched again."""
+"""Processes killed during a fill: no client gets wrong bytes, and stored bytes are not fetched again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLOW = 2 * MIB
 
 
 def begun(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
-    """Two readers at each worker, in the middle of the blob."""
+    """Starts two readers at each worker, in the middle of the blob."""
     site.start(1000, BIG, settings='prefetch = "off"', rate=SLOW)
     site.inspect()
     readers = {pid: [site.get(worker=pid) for _ in range(2)] for pid in site.server.worker_pids()}
@@ -27,8 +27,8 @@ def begun(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
 
 
 def test_the_owner_is_killed(site: MirrorSite) -> None:
-    """The readers of the other worker do not notice; those of the killed one go on by Range; no byte that was here is
-    asked for again."""
+    """The readers of the other worker notice nothing. Those of the killed one continue by Range. No stored byte is
+    requested again."""
     readers = begun(site)
     owner = site.owner()
     here, before = site.extents(), time.monotonic()
@@ -46,8 +46,8 @@ def test_the_owner_is_killed(site: MirrorSite) -> None:
 
 
 def test_one_owner_after_another_is_killed(site: MirrorSite) -> None:
-    """Worker after worker is killed as soon as it owns the fill; every reader has the right bytes in the end, and no
-    death costs a byte that was here."""
+    """Each worker is killed as soon as it owns the fill: every reader has the right bytes in the end, and no stored
+    byte is lost."""
     readers = begun(site)
     for _ in range(3):
         at = site.extents()[0][1]
@@ -66,7 +66,7 @@ def test_one_owner_after_another_is_killed(site: MirrorSite) -> None:
 
 
 def test_a_worker_that_only_follows_is_killed(site: MirrorSite) -> None:
-    """The fill goes on, and no byte is sent twice for it."""
+    """The fill goes on, and no byte is sent twice."""
     readers = begun(site)
     owner = site.owner()
     (follower,) = set(readers) - {owner}
@@ -82,7 +82,7 @@ def test_a_worker_that_only_follows_is_killed(site: MirrorSite) -> None:
 
 
 def test_the_server_is_killed(site: MirrorSite) -> None:
-    """Started again, it goes on from what is here."""
+    """After a restart the fill continues from the stored bytes."""
     readers = begun(site)
     here, before = site.extents(), time.monotonic()
     site.server.kill()
@@ -96,8 +96,8 @@ def test_the_server_is_killed(site: MirrorSite) -> None:
 
 
 def test_the_server_is_stopped(site: MirrorSite) -> None:
-    """SIGTERM in the middle of a fill does not wait for the fill; started again, it goes on from what is here, though
-    nobody has asked for the manifest anew."""
+    """SIGTERM does not wait for a fill. After a restart it continues from the stored bytes, without another request for
+    the manifest."""
     readers = begun(site)
     for reader in (each for pair in readers.values() for each in pair):
         reader.leave()

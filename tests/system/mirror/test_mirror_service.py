@@ -1,4 +1,4 @@
-"""The whole service before an upstream: real processes on both sides, plain HTTP between a client and them."""
+"""The whole service in front of an upstream: real processes on both sides, and plain HTTP between client and server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT = 60.0
 
 
 class HubAndServer:
-    """A server with docker.io as its default upstream, the stand-in behind it, and an HTTP client."""
+    """A server with docker.io as its default upstream, the fake Hub behind it, and an HTTP client."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class HubAndServer:
         self.http: httpx2.Client
 
     def serve(self, *args: str, upstream: str = "", more: str = "") -> HubAndServer:
-        """`upstream`: settings of the upstream; `more`: others, in front of it."""
+        """Starts the server. `upstream`: settings of the upstream; `more`: further settings before it."""
         (self.folder / "entrepot.toml").write_text(
             f'{more}\n[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{self.hub.url}"]\n{upstream}\n'
         )
@@ -49,16 +49,16 @@ class HubAndServer:
 
     @property
     def encoded(self) -> str:
-        """The layer's hash, as it stands in the path that the stand-in redirects to."""
+        """The layer's hash, as in the path that the fake Hub redirects to."""
         return self.layer.partition(":")[2]
 
     @property
     def content(self) -> bytes:
-        """The layer's."""
+        """The bytes of the layer."""
         return self.image.layers[1].read()
 
     def push(self, repo: str, tag: str) -> tuple[int, bytes]:
-        """A push of an image without layers; the last status, and the manifest."""
+        """Pushes an image without layers. Returns the last status and the manifest."""
         config = b"{}"
         digest = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
         answer = self.http.post(f"/v2/{repo}/blobs/uploads/", params={"digest": digest}, content=config)
@@ -93,7 +93,7 @@ FORMS = [
 
 
 def test_one_image_by_all_its_names(site: HubAndServer) -> None:
-    """Every form of the name gives the same manifest from one upstream request; it is stored once."""
+    """Every form of the name returns the same manifest from one upstream request; it is stored once."""
     site.serve()
     for path in FORMS:
         answer = site.http.get(path)
@@ -105,7 +105,8 @@ def test_one_image_by_all_its_names(site: HubAndServer) -> None:
 
 
 def test_hosting_beside_it(site: HubAndServer) -> None:
-    """A name nobody pushed yet is the upstream's; from its push on it is ours on every worker, also once deleted."""
+    """A name without a push belongs to the upstream; after its first push it is hosted, on every worker, also after
+    deletion."""
     site.serve()
     assert site.http.get("/v2/team/app/manifests/1").content == site.theirs.body
     status, ours = site.push("team/app", "1")
@@ -123,7 +124,7 @@ def test_hosting_beside_it(site: HubAndServer) -> None:
 
 
 def test_hosted_prefixes_are_never_asked_for(site: HubAndServer) -> None:
-    """Not for manifests, not for the blobs a push looks for."""
+    """The upstream is not asked for hosted names: neither for manifests nor for the blobs a push looks for."""
     site.serve(more='[hosted]\nprefixes = ["team/**"]')
     assert site.http.get("/v2/team/app/manifests/1").status_code == 404
     assert site.http.head(f"/v2/team/app/blobs/{site.theirs.config.digest}").status_code == 404
@@ -133,7 +134,7 @@ def test_hosted_prefixes_are_never_asked_for(site: HubAndServer) -> None:
 
 @pytest.mark.parametrize("repo", ["library/app", "docker.io/app", "docker.io/team/app"])
 def test_pushes_to_mirrored_names(site: HubAndServer, repo: str) -> None:
-    """403 DENIED and what to do instead."""
+    """Pushes to mirrored names get 403 DENIED, with what to do instead."""
     site.serve()
     answer = site.http.post(f"/v2/{repo}/blobs/uploads/")
     assert answer.status_code == 403
@@ -143,8 +144,8 @@ def test_pushes_to_mirrored_names(site: HubAndServer, repo: str) -> None:
 
 
 def test_a_push_of_what_the_upstream_has(site: HubAndServer) -> None:
-    """Where something was pulled by that name, blobs the client was told were there need no upload, cold or not; the
-    hosted image is whole."""
+    """Blobs that the client was told exist under a pulled name need no upload, stored or not; the hosted image is
+    complete."""
     site.serve(upstream='prefetch = "off"')
     repo = "/v2/team/app"
     site.http.get(f"{repo}/manifests/1")
@@ -159,7 +160,7 @@ def test_a_push_of_what_the_upstream_has(site: HubAndServer) -> None:
 
 
 def test_mount_from_a_mirrored_name(site: HubAndServer) -> None:
-    """What is here of it is mounted; what is not becomes an upload."""
+    """Stored blobs are mounted; for others the mount becomes an upload."""
     site.serve(upstream='prefetch = "off"')
     config, layer = site.image.config.digest, site.image.layers[0].digest
     site.http.get("/v2/app/manifests/1")
@@ -170,7 +171,7 @@ def test_mount_from_a_mirrored_name(site: HubAndServer) -> None:
 
 
 def test_a_cold_blob_leaves_as_it_comes(site: HubAndServer) -> None:
-    """Status and first bytes are there while the upstream holds back the rest; the rest follows, and is right."""
+    """Status and first bytes are sent while the upstream holds back the rest; the rest follows, unchanged."""
     site.serve(upstream='prefetch = "off"\nconnections = 1')
     site.http.get("/v2/app/manifests/1")
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
@@ -185,7 +186,7 @@ def test_a_cold_blob_leaves_as_it_comes(site: HubAndServer) -> None:
 
 
 def test_ranges_of_a_cold_blob(site: HubAndServer) -> None:
-    """One and many, on a miss and afterwards."""
+    """One range and several, before and after the blob is stored."""
     site.serve(upstream='prefetch = "off"')
     site.http.get("/v2/app/manifests/1")
     path = f"/v2/app/blobs/{site.layer}"
@@ -202,7 +203,7 @@ def test_ranges_of_a_cold_blob(site: HubAndServer) -> None:
 
 
 def test_a_blob_with_wrong_bytes_is_never_whole(site: HubAndServer) -> None:
-    """The connection is cut before the last byte; the next time it may come right."""
+    """The connection is cut before the last byte; the next request can succeed."""
     site.serve(upstream='prefetch = "off"')
     site.http.get("/v2/app/manifests/1")
     site.hub.fault(on="blob", match=site.encoded, corrupt=SIZE // 2, times=None)
@@ -213,7 +214,7 @@ def test_a_blob_with_wrong_bytes_is_never_whole(site: HubAndServer) -> None:
 
 
 def test_a_stale_tag_is_said_to_be_stale(site: HubAndServer) -> None:
-    """While the upstream is down what is here is served, with a Warning; a digest needs none."""
+    """While the upstream is down, a cached tag is served with a Warning; a digest needs none."""
     site.serve(upstream='tag_ttl = "0s"')
     fresh = site.http.get("/v2/app/manifests/1")
     assert "warning" not in fresh.headers
@@ -226,7 +227,7 @@ def test_a_stale_tag_is_said_to_be_stale(site: HubAndServer) -> None:
 
 
 def test_what_cannot_be_had(site: HubAndServer) -> None:
-    """Unknown is 404; an upstream that is down is 502 for what is not here."""
+    """Unknown content is 404; while the upstream is down, content that is not cached is 502."""
     site.serve(upstream='miss_ttl = "0s"')
     answer = site.http.get("/v2/app/manifests/none")
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
@@ -238,7 +239,7 @@ def test_what_cannot_be_had(site: HubAndServer) -> None:
 
 
 def test_an_upstream_that_says_nothing(site: HubAndServer) -> None:
-    """504, soon."""
+    """A silent upstream is answered with 504, soon."""
     site.serve(upstream='idle_timeout = "300ms"')
     site.hub.fault(on="any", method="", stall=True, times=None)
     answer = site.http.get("/v2/app/manifests/1")
@@ -246,7 +247,7 @@ def test_an_upstream_that_says_nothing(site: HubAndServer) -> None:
 
 
 def test_an_upstream_that_limits_us(site: HubAndServer) -> None:
-    """429 passes with Retry-After where nothing is here to be served."""
+    """429 is passed on with Retry-After if there is no cached copy."""
     site.serve()
     site.hub.set(limit=0, retry_after=7)
     answer = site.http.get("/v2/app/manifests/1")
@@ -254,7 +255,7 @@ def test_an_upstream_that_limits_us(site: HubAndServer) -> None:
 
 
 def test_a_read_only_server_goes_on_mirroring(site: HubAndServer) -> None:
-    """Clients can change nothing; what they pull through is fetched and kept."""
+    """Clients can change nothing; what they pull is fetched and stored."""
     site.serve("--read-only")
     assert site.http.get("/v2/app/manifests/1").content == site.image.body
     assert site.http.get(f"/v2/app/blobs/{site.layer}").content == site.content
@@ -265,7 +266,7 @@ def test_a_read_only_server_goes_on_mirroring(site: HubAndServer) -> None:
 
 
 def test_delete_drops_the_cached_copy(site: HubAndServer) -> None:
-    """It is asked for anew the next time."""
+    """After a delete the upstream is asked again."""
     site.serve()
     site.http.get("/v2/app/manifests/1")
     assert site.http.delete(f"/v2/app/manifests/{site.image.digest}").status_code == 202
@@ -275,7 +276,7 @@ def test_delete_drops_the_cached_copy(site: HubAndServer) -> None:
 
 
 def test_lists_of_an_upstream(site: HubAndServer) -> None:
-    """Its tags under the name that was asked for, page by page."""
+    """The upstream's tags are listed page by page under the requested name."""
     site.serve()
     answer = site.http.get("/v2/app/tags/list?n=1")
     assert answer.json() == {"name": "app", "tags": ["1"]}
@@ -285,7 +286,7 @@ def test_lists_of_an_upstream(site: HubAndServer) -> None:
 
 
 def test_stray_credentials_of_clients_do_no_harm(site: HubAndServer) -> None:
-    """docker sends its Hub login to a mirror: it is neither needed nor handed on."""
+    """docker sends its Hub login to a mirror: it is neither required nor passed on."""
     site.serve()
     answer = site.http.get("/v2/app/manifests/1", headers={"Authorization": "Basic c3RyYXk6bG9naW4="})
     assert answer.status_code == 200
@@ -293,7 +294,7 @@ def test_stray_credentials_of_clients_do_no_harm(site: HubAndServer) -> None:
 
 
 def test_an_upstream_is_not_contacted_at_the_start(site: HubAndServer) -> None:
-    """Nor does it have to be there: what is hosted can be pushed and pulled, blobs looked for first."""
+    """The upstream may be down at the start: hosted images can be pushed and pulled."""
     site.hub.refuse()
     site.serve()
     assert site.http.head(f"/v2/mine/app/blobs/{site.layer}").status_code == 404

@@ -1,4 +1,4 @@
-"""Of a private upstream a repository gets a blob only when the upstream says that this repository has it."""
+"""A repository of a private upstream gets a blob only if the upstream confirms it for this repository."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LAYER = noise_blob("secret", SIZE)
 
 
 def image(name: str) -> ImageTree:
-    """One that has the secret layer in its manifest, after one of its own."""
+    """Returns an image with the secret layer in its manifest, after a layer of its own."""
     return manifest_of(UpstreamBlob(json.dumps({"name": name}).encode(), CONFIG), noise_blob(name, 1000), LAYER)
 
 
 def start(site: MirrorSite, prefetch: str = "off", **switches: Any) -> None:
-    """An upstream with a login, where the secret layer is in private/y and partner/z. The manifest of attacker/x names
+    """Starts an upstream with a login. The secret layer is in private/y and partner/z. The manifest of attacker/x names
     it as well, but that repository does not have it."""
     (site.folder / "password").write_text(PASSWORD)
     names = (SECRET, ATTACKER, PARTNER)
@@ -52,14 +52,14 @@ def blob(repo: str) -> str:
 
 
 def pull(site: MirrorSite, repo: str, login: dict[str, str]) -> BackgroundGet:
-    """The manifest, then the layer."""
+    """Pulls the manifest, then the layer."""
     answer = site.http.get(f"/v2/docker.io/{repo}/manifests/1", headers=login)
     assert answer.status_code == 200, answer.text
     return site.get(blob(repo), headers=login).ended()
 
 
 def everything(site: MirrorSite, repo: str, login: dict[str, str]) -> list[httpx2.Response]:
-    """All ways to ask for the layer."""
+    """Requests the layer in all ways."""
     found = []
     for name in (f"docker.io/{repo}", repo):
         path = f"/v2/{name}/blobs/{LAYER.digest}"
@@ -71,14 +71,14 @@ def everything(site: MirrorSite, repo: str, login: dict[str, str]) -> list[httpx
 
 
 def heads(site: MirrorSite, repo: str) -> int:
-    """How often the upstream was asked whether the repository has the layer, and let us in."""
+    """Returns how many authorized requests asked whether the repository has the layer."""
     asked = [*site.hub.requests(method="HEAD", match=f"{repo}/blobs/{LAYER.digest}")]
     return sum(seen.status != 401 for seen in asked)
 
 
 def test_a_known_digest_opens_no_blob_of_another_repository(site: MirrorSite) -> None:
-    """An account whose own repository names a cached layer of another gets the upstream's answer: 404, for HEAD, GET
-    and ranges, by every name. The upstream was asked for that repository, once for all of them."""
+    """An account whose own repository names a cached layer of another one gets the upstream's answer: 404, for HEAD,
+    GET and ranges, by every name, from one upstream request."""
     start(site)
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -94,7 +94,7 @@ def test_a_known_digest_opens_no_blob_of_another_repository(site: MirrorSite) ->
 
 
 def test_a_known_digest_opens_no_blob_that_is_on_its_way_in(site: MirrorSite) -> None:
-    """Nor is a layer that comes in for somebody else read along, at either worker."""
+    """Nor can it follow a running fill of that layer, at either worker."""
     start(site, send_buffer=65536)
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -110,8 +110,8 @@ def test_a_known_digest_opens_no_blob_that_is_on_its_way_in(site: MirrorSite) ->
 
 
 def test_an_entitled_repository_is_asked_for_once_and_nothing_is_fetched_again(site: MirrorSite) -> None:
-    """A repository that has the layer gets it after one HEAD: no byte is sent twice. From then on it is served while
-    the upstream is down; one that was never asked for is not."""
+    """A repository with the layer gets it after one HEAD, without fetching a byte again. From then on it is served
+    while the upstream is down; a repository that was never asked about is not."""
     start(site)
     reader = account(site, "reader", "docker.io/**")
     assert pull(site, SECRET, reader).body == LAYER.read()
@@ -130,8 +130,8 @@ def test_an_entitled_repository_is_asked_for_once_and_nothing_is_fetched_again(s
 
 
 def test_links_that_nobody_has_confirmed_are_asked_for(site: MirrorSite) -> None:
-    """A store in which repositories were given blobs without the upstream's word: none is served, mounted or brought
-    over before the upstream has given it."""
+    """In a store with links that the upstream has not confirmed, no such link is served, mounted or copied before the
+    upstream confirms it."""
     start(site)
     reader = account(site, "reader", "docker.io/**")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -161,7 +161,7 @@ def test_links_that_nobody_has_confirmed_are_asked_for(site: MirrorSite) -> None
 
 
 def test_what_is_fetched_ahead_is_entitled_as_well(site: MirrorSite) -> None:
-    """A layer that a manifest names and its repository does not have is not fetched ahead from what others have."""
+    """A layer that a manifest names and its repository does not have is not prefetched from stored content."""
     start(site, prefetch="layers")
     reader = account(site, "reader", f"docker.io/{SECRET}")
     attacker = account(site, "attacker", "docker.io/attacker/**")
@@ -176,7 +176,7 @@ def test_what_is_fetched_ahead_is_entitled_as_well(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("size", [SIZE + 1, 10, 0])
 def test_a_manifest_cannot_choose_a_blobs_size(site: MirrorSite, size: int) -> None:
-    """What the headers say of a blob that is not here is what the upstream says, whatever a manifest claims."""
+    """The headers of a blob that is not stored state the upstream's size, whatever a manifest claims."""
     start(site)
     document = json.loads(image(PARTNER).body)
     document["layers"][1]["size"] = size
@@ -190,8 +190,7 @@ def test_a_manifest_cannot_choose_a_blobs_size(site: MirrorSite, size: int) -> N
 
 
 def test_a_public_upstream_shares(site: MirrorSite) -> None:
-    """Where nobody logs in and no grant is wanted, a manifest's word is enough: nobody is asked, nothing fetched
-    twice."""
+    """Without a login and a required grant, a manifest is enough: no request is sent, and nothing is fetched twice."""
     for name in (SECRET, PARTNER):
         site.content.add(name, image(name), "1")
     site.start(settings='prefetch = "off"')
@@ -203,7 +202,7 @@ def test_a_public_upstream_shares(site: MirrorSite) -> None:
 
 
 def give_without_asking(site: MirrorSite, repo: str) -> None:
-    """As this program did it before it asked."""
+    """Links a blob as earlier versions did, without asking the upstream."""
     db = apsw.Connection(str(Layout(site.server.data).metadata))
     name = f"docker.io/{repo}"
     db.execute("INSERT OR IGNORE INTO repository (name, created) VALUES (?, 1.0)", (name,))

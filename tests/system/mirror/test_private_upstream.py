@@ -1,4 +1,4 @@
-"""A private upstream stays private: what was fetched with our login is for those who have a grant on it."""
+"""Content fetched with a login requires a grant for the private upstream."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def _account(site: MirrorSite, name: str, *patterns: str) -> str:
 
 
 def account(site: MirrorSite, name: str, *patterns: str) -> dict[str, str]:
-    """A new account that may pull what the patterns match; its login as headers."""
+    """Creates an account that may pull names matching the patterns. Returns its login as headers."""
     return {"authorization": asyncio.run(_account(site, name, *patterns))}
 
 
 def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -> None:
-    """Nor is there one while the registry has no accounts; a pattern that begins with its name is. Being here already
-    opens nothing, by no name."""
+    """A grant on everything does not include a private upstream, nor does a registry without accounts; a pattern that
+    starts with its name does. Cached content is not opened by any name."""
     (site.folder / "password").write_text(PASSWORD)
     site.start(
         settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',
@@ -64,7 +64,8 @@ def test_a_grant_on_everything_is_none_on_a_private_upstream(site: MirrorSite) -
 
 
 def test_what_a_private_upstream_has_cannot_be_mounted_or_brought_over(site: MirrorSite) -> None:
-    """Into a name one may push to, by whoever may not pull there; also where that name would lead to the upstream."""
+    """An account without a grant cannot mount or copy content of the upstream into a name it may push to, also if that
+    name would lead to the upstream."""
     (site.folder / "password").write_text(PASSWORD)
     site.start(
         settings=f'username = "me"\npassword_file = "{site.folder / "password"}"',

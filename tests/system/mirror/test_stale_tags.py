@@ -1,4 +1,4 @@
-"""Tags while the upstream limits us or is not there: what is here goes on being served, and is said to be old."""
+"""Tags while the upstream limits requests or is away: cached content is served and marked as stale."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NO_TTL = 'tag_ttl = "0s"\nmiss_ttl = "0s"'
 
 
 def moved(site: MirrorSite) -> None:
-    """The tag `1` points elsewhere at the upstream."""
+    """Moves the tag `1` at the upstream."""
     site.content.add(REPO, noise_image("moved", 2000), "1")
     site.hub.put(site.content)
 
 
 def test_too_many_requests(site: MirrorSite) -> None:
-    """A tag that is here is served as it was, with a Warning; what is not here gets the upstream's 429 and its
-    Retry-After; digests and blobs that are here need neither."""
+    """A cached tag is served with a Warning. Other content gets the upstream's 429 and Retry-After. Cached digests and
+    blobs need neither."""
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(settings=NO_TTL)
     pulled(site)
@@ -38,7 +38,7 @@ def test_too_many_requests(site: MirrorSite) -> None:
 
 
 def test_requests_that_run_out(site: MirrorSite) -> None:
-    """After the last one that the upstream grants, what is here is served without asking for more."""
+    """After the last request that the upstream allows, cached content is served without asking."""
     site.start(settings=NO_TTL, limit=1)
     pulled(site)
     moved(site)
@@ -50,8 +50,7 @@ def test_requests_that_run_out(site: MirrorSite) -> None:
 
 
 def test_a_limit_reached_while_a_blob_comes(site: MirrorSite) -> None:
-    """A client that asks for another image and gets the 429 for it takes nothing from those who read a blob: its next
-    pieces are asked for all the same."""
+    """A 429 for one client's image does not disturb readers of a blob: its next pieces are requested."""
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
     site.inspect()
@@ -64,8 +63,8 @@ def test_a_limit_reached_while_a_blob_comes(site: MirrorSite) -> None:
 
 
 def test_a_fallback_that_has_less(site: MirrorSite) -> None:
-    """While the first endpoint is off, the second one's "there is no such tag" takes away no tag that is here, and is
-    not told of one that is not."""
+    """While the first endpoint is off, "not found" from the second drops no cached tag, and is not reported for an
+    unknown one."""
     site.start(settings=NO_TTL, endpoints=2)
     pulled(site)
     for tag in ("1", "latest"):
@@ -80,7 +79,7 @@ def test_a_fallback_that_has_less(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("status", [404, 403])
 def test_a_page_that_is_no_registry_s(site: MirrorSite, status: int) -> None:
-    """A firewall or proxy that refuses in the upstream's place takes nothing away; the upstream itself does."""
+    """A firewall or proxy that refuses instead of the upstream drops nothing; the upstream itself does."""
     site.start(settings=NO_TTL, auth="off")
     pulled(site)
     site.hub.fault(on="manifest", method="", status=status, page=True, times=None)
@@ -94,8 +93,8 @@ def test_a_page_that_is_no_registry_s(site: MirrorSite, status: int) -> None:
 
 
 def test_the_upstream_is_off(site: MirrorSite) -> None:
-    """All that was pulled can be pulled again: by tag with a Warning, by digest as ever, all its blobs; also after a
-    restart. What was not is 502."""
+    """All that was pulled can be pulled again: by tag with a Warning, by digest without, with all blobs; also after a
+    restart. Anything else is 502."""
     site.start(settings=NO_TTL)
     pulled(site)
     site.hub.refuse()
@@ -117,8 +116,7 @@ def test_the_upstream_is_off(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("how", ["status", "stall"])
 def test_the_upstream_is_ill(site: MirrorSite, how: str) -> None:
-    """The same when it answers with errors, or not at all: a client that can be given something old waits 3 s at the
-    most."""
+    """The same if it answers with errors or not at all: a client that can get a stale copy waits 3 s at most."""
     site.start(settings=NO_TTL)
     pulled(site)
     wrong = {"status": 503} if how == "status" else {"stall": True}

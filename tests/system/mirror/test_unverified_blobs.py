@@ -1,4 +1,4 @@
-"""Until a blob's digest is checked nothing of it may be kept by a cache: no validator, no-store."""
+"""Until a blob's digest is checked, caches must not store any of it: no validator, and no-store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMMUTABLE = "max-age=31536000, immutable"
 
 
 def held(site: MirrorSite, **fault: int) -> None:
-    """The blob has come in up to its first MiB, for a client that reads it."""
+    """Fetches the blob up to its first MiB, for a client that reads it."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, **fault)
@@ -21,7 +21,7 @@ def held(site: MirrorSite, **fault: int) -> None:
 
 
 def unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
-    """Whether the headers say so; they name the content all the same."""
+    """Returns whether the headers mark the blob as unverified; they name its digest all the same."""
     assert headers["docker-content-digest"] == site.digest
     assert headers["accept-ranges"] == "bytes"
     if headers["cache-control"] == "no-store":
@@ -33,8 +33,8 @@ def unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
 
 @pytest.mark.parametrize("span", ["", "0-9", "0-1,5-9", "100-", "1000-1000"])
 def test_a_cold_answer_is_kept_by_no_cache(site: MirrorSite, span: str) -> None:
-    """Whole or in ranges, at either worker: also of a range that ends long before the blob does, which is complete
-    before anybody knows whether its bytes are right. Once they are, the same answer may be kept for ever."""
+    """Whole or in ranges, at either worker: also a range that ends long before the blob, which is complete before the
+    digest is checked. After the check, the same response may be cached for ever."""
     held(site)
     for worker in site.server.worker_pids():
         cold = site.get(span=span, worker=worker).answered()
@@ -47,7 +47,7 @@ def test_a_cold_answer_is_kept_by_no_cache(site: MirrorSite, span: str) -> None:
 
 
 def test_a_head_of_what_is_not_here(site: MirrorSite) -> None:
-    """It says what the upstream or a manifest says, which nobody has checked."""
+    """HEAD states what the upstream or a manifest says, unverified."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     answer = site.http.head(site.path)
@@ -58,7 +58,7 @@ def test_a_head_of_what_is_not_here(site: MirrorSite) -> None:
 
 
 def test_conditions_do_not_hold_for_what_is_not_checked(site: MirrorSite) -> None:
-    """There is no validator to compare with: If-Range brings the whole, If-None-Match a 200, and If-Match fails (RFC
+    """There is no validator to compare with: If-Range returns the whole, If-None-Match a 200, and If-Match fails (RFC
     9110, 13.1 and 13.2)."""
     held(site)
     tag = f'"{site.digest}"'
@@ -80,7 +80,7 @@ def test_conditions_do_not_hold_for_what_is_not_checked(site: MirrorSite) -> Non
 
 
 def test_bytes_of_a_bad_blob_are_not_sent_again(site: MirrorSite) -> None:
-    """A range of wrong bytes that was sent before anybody knew is not what the same range brings afterwards."""
+    """After a range of corrupt bytes was sent, the same range later returns the right ones."""
     held(site, corrupt=5)
     early = site.get(span="0-9").ended()
     assert early.whole
@@ -92,7 +92,7 @@ def test_bytes_of_a_bad_blob_are_not_sent_again(site: MirrorSite) -> None:
 
 
 def test_small_blobs_are_checked_first(site: MirrorSite) -> None:
-    """They are given to nobody before, so each answer may be kept."""
+    """Small blobs are verified before they are served, so each response may be cached."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     small = site.image.layers[0]

@@ -1,4 +1,4 @@
-"""Being let in: tokens, redirects, logins, and what clients send of their own."""
+"""Logins through the whole service: tokens, redirects, logins, and credentials of clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSWORD = "correct-horse-battery"
 
 
 def pull(site: MirrorSite, headers: Mapping[str, str] | None = None) -> None:
-    """All of the image, by anybody's client; the bytes are right."""
+    """Pulls the whole image and checks its bytes."""
     manifest = site.get(f"/v2/{REPO}/manifests/1", headers=headers).ended()
     assert (manifest.status, bytes(manifest.body)) == (200, site.image.body)
     for digest, blob in site.image.blobs.items():
@@ -25,7 +25,7 @@ def pull(site: MirrorSite, headers: Mapping[str, str] | None = None) -> None:
 
 
 def test_tokens_that_end_in_the_middle_of_a_pull(site: MirrorSite) -> None:
-    """A token that is good for two requests, whatever it said of its time, lets a pull of many requests through."""
+    """With tokens that are good for two requests, whatever lifetime they state, a pull of many requests succeeds."""
     site.start(1000, MIB, 12 * MIB, settings='prefetch = "off"\nconnections = 1', token_uses=2)
     pull(site)
     assert site.hub.count("token") > 2
@@ -33,7 +33,7 @@ def test_tokens_that_end_in_the_middle_of_a_pull(site: MirrorSite) -> None:
 
 
 def test_a_token_that_ends_in_the_middle_of_a_blob(site: MirrorSite) -> None:
-    """A blob whose connection breaks when all tokens have become bad goes on with a new one."""
+    """A blob whose connection breaks when all tokens were revoked continues with a new token."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, drop_after=2 * MIB)
@@ -47,7 +47,7 @@ def test_a_token_that_ends_in_the_middle_of_a_blob(site: MirrorSite) -> None:
 
 
 def test_redirects_are_followed_without_credentials(site: MirrorSite) -> None:
-    """The host that holds the bytes refuses requests with Authorization, and gets none, though we have logged in."""
+    """The host with the bytes refuses requests with Authorization, and gets none although we have logged in."""
     folder = site.folder / "password"
     folder.write_text(PASSWORD + "\n")
     settings = f'username = "me"\npassword_file = "{folder}"\nrequire_grant = false'
@@ -60,14 +60,14 @@ def test_redirects_are_followed_without_credentials(site: MirrorSite) -> None:
 
 
 def test_links_that_are_good_once(site: MirrorSite) -> None:
-    """Each piece of a large blob asks for a link of its own, or gets a new one when the old one is refused."""
+    """Each piece of a large blob requests a redirect of its own, or a new one when the old one is refused."""
     site.start(1000, 12 * MIB, link_uses=1)
     pull(site)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["404", "401"])
 def test_what_is_unknown(site: MirrorSite, hidden: bool) -> None:
-    """404, whether the upstream says so or answers 401 to everybody."""
+    """404, whether the upstream says so or answers everybody with 401."""
     site.start(hide_unknown=hidden)
     for path in ("team/none/manifests/1", "team/none/blobs/" + site.digest, "app/manifests/none"):
         answer = site.get(f"/v2/{path}").ended()
@@ -76,7 +76,7 @@ def test_what_is_unknown(site: MirrorSite, hidden: bool) -> None:
 
 
 def test_what_is_private(site: MirrorSite) -> None:
-    """To us, who have no login there, it does not exist."""
+    """Without a login private content does not exist."""
     site.content.add("team/secret", noise_image("secret", 1000), "1")
     site.start(private=("team/secret",))
     assert site.get("/v2/team/secret/manifests/1").ended().status == 404
@@ -86,7 +86,7 @@ def test_what_is_private(site: MirrorSite) -> None:
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
 def test_a_login_that_is_refused(site: MirrorSite, auth: str) -> None:
-    """403 DENIED: who runs this server is to find out. The password is in no log."""
+    """403 DENIED, so that the administrator notices. No log contains the password."""
     wrong = "wrong-pony-capacitor"
     (site.folder / "password").write_text(wrong)
     settings = f'username = "me"\npassword_file = "{site.folder / "password"}"\nrequire_grant = false'
@@ -99,7 +99,7 @@ def test_a_login_that_is_refused(site: MirrorSite, auth: str) -> None:
 
 @pytest.mark.parametrize("auth", ["off", "bearer"])
 def test_what_clients_send_of_their_own(site: MirrorSite, auth: str) -> None:
-    """A login or token that a client brings along is passed on to nobody, fails no pull, and is in no log."""
+    """A client's login or token is passed on to nobody, fails no pull, and is in no log."""
     login, token = encoded("stray", "login-of-a-client"), "stray-token-of-a-client"
     site.start(more='log_level = "debug"', auth=auth)
     for own in (f"Bearer {token}", f"Basic {login}", "Negotiate"):
@@ -123,8 +123,8 @@ def not_in_log(site: MirrorSite, *secrets: str) -> bool:
 
 
 def test_clients_that_have_it_already(site: MirrorSite) -> None:
-    """If-None-Match with the digest of what is there is answered with 304: of a manifest that comes for it, of a blob
-    once it is here and checked. With another digest the content follows, and so does a tag that has moved on."""
+    """If-None-Match with the current digest gets 304: for a manifest that is fetched for it, and for a blob once it is
+    stored and verified. With another digest the content follows, also of a tag that has moved."""
     site.start(settings='tag_ttl = "0s"\nprefetch = "off"')
     manifest, blob = f"/v2/{REPO}/manifests/1", site.path
     etag, stale = f'"{site.image.digest}"', f'"{site.digest}"'
@@ -150,7 +150,7 @@ def test_clients_that_have_it_already(site: MirrorSite) -> None:
 
 
 def test_a_condition_on_what_is_not_there(site: MirrorSite) -> None:
-    """It changes nothing: 404."""
+    """A condition changes nothing: 404."""
     site.start()
     digest = "sha256:" + "0" * 64
     for path in (f"/v2/{REPO}/manifests/none", f"/v2/{REPO}/manifests/{digest}", f"/v2/{REPO}/blobs/{digest}"):

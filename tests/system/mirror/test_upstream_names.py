@@ -1,4 +1,4 @@
-"""Names, through the whole server: two upstreams and what is hosted here, side by side."""
+"""Names through the whole server: two upstreams and hosted repositories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ NAME = "org/app"
 
 
 class TwoUpstreams:
-    """Docker Hub's stand-in as the default, another's as ghcr.io; both have another image under the same name."""
+    """A fake Docker Hub as the default upstream, and another one as ghcr.io; both have different images under the same
+    name."""
 
     def __init__(self, site: MirrorSite, far: Hub, hubs: ImageTree, ghcrs: ImageTree) -> None:
         self.site = site
@@ -34,7 +35,7 @@ def pair(site: MirrorSite) -> TwoUpstreams:
 
 
 def pull(site: MirrorSite, name: str, query: str = "", headers: Mapping[str, str] | None = None) -> list[bytes]:
-    """Manifest by tag and by digest, then the blobs, each asked for in the same way."""
+    """Pulls the manifest by tag and by digest, then the blobs, all requested in the same way."""
     first = site.get(f"/v2/{name}/manifests/1{query}", headers=headers).ended()
     assert first.status == 200, (name, query, first.body)
     assert first.headers.get("oci-namespace") == (query.partition("=")[2] or None)
@@ -59,7 +60,8 @@ def all_of(image: ImageTree) -> list[bytes]:
 
 
 def test_one_name_at_two_upstreams(pair: TwoUpstreams) -> None:
-    """The host in the path, `ns=` and the Host header tell which is meant; each image comes once, from where it is."""
+    """The host in the path, `ns=` and the Host header select the upstream; each image is fetched once, from its own
+    upstream."""
     site = pair.site
     for _ in range(2):
         assert pull(site, NAME) == all_of(pair.hubs)
@@ -78,7 +80,7 @@ def test_one_name_at_two_upstreams(pair: TwoUpstreams) -> None:
 
 
 def test_a_host_nobody_mirrors(pair: TwoUpstreams) -> None:
-    """`ns` and hosts are keys in a closed list: nothing else is dialled."""
+    """`ns` and hosts select from a closed list: no other host is contacted."""
     site = pair.site
     assert site.get(f"/v2/{NAME}/manifests/1?ns=quay.io").ended().status in (400, 404)
     assert site.get(f"/v2/{NAME}/manifests/1?ns={pair.far.address}").ended().status in (400, 404)
@@ -88,8 +90,8 @@ def test_a_host_nobody_mirrors(pair: TwoUpstreams) -> None:
 
 
 def test_pushes_to_what_is_mirrored(pair: TwoUpstreams) -> None:
-    """Each step of a push that docker may begin with gets 403 DENIED in the form that docker prints; the image stays
-    what it is."""
+    """Each step with which docker may start a push gets 403 DENIED in the form that docker prints; the image does not
+    change."""
     for name in (REPO, "docker.io/team/app", f"ghcr.io/{NAME}"):
         check_refusals(pair, f"/v2/{name}")
     assert pair.site.inspect().content == pair.site.image.body
@@ -115,8 +117,8 @@ def check_refusals(pair: TwoUpstreams, base: str) -> None:
 
 
 def test_what_is_hosted_beside_it(pair: TwoUpstreams) -> None:
-    """A push of team/app goes through while the upstreams are off, is whole on both workers, and is never asked for
-    upstream; what is mirrored comes as ever afterwards."""
+    """A push of team/app succeeds while the upstreams are off, is complete on both workers, and is never requested
+    upstream; mirrored content still works afterwards."""
     site, ours = pair.site, noise_image("ours", 1000, 200_000)
     site.hub.refuse()
     pair.far.refuse()

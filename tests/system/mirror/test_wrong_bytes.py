@@ -1,4 +1,4 @@
-"""Bytes that are not what the digest says: no answer that holds a blob's last byte carries them, and none are kept."""
+"""Corrupt bytes: no response with a blob's last byte contains them, and none are stored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PLACES = pytest.mark.parametrize("place", [0, SIZE // 2, SIZE - 1], ids=["first"
 
 @PLACES
 def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
-    """Whoever wants the last byte is cut off before it, at both workers, whole or by range; nothing is kept, and the
-    next request gets what is right."""
+    """Clients are cut off before the last byte, at both workers, for the whole blob and for ranges. Nothing is stored,
+    and the next request gets the right bytes."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=place, stall_after=MIB)
@@ -31,7 +31,7 @@ def test_a_wrong_byte(site: MirrorSite, place: int) -> None:
 
 
 def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
-    """The same of a blob that comes over several connections."""
+    """The same for a blob that is fetched over several connections."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=7 * MIB)
@@ -41,7 +41,7 @@ def test_a_wrong_byte_in_one_of_many_pieces(site: MirrorSite) -> None:
 
 
 def test_the_next_endpoint_is_tried(site: MirrorSite) -> None:
-    """Where one endpoint has wrong bytes, a client that comes again gets those of the next, at whichever worker."""
+    """After corrupt bytes from one endpoint, a retry gets those of the next, at every worker."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=0, times=None)
@@ -53,7 +53,7 @@ def test_the_next_endpoint_is_tried(site: MirrorSite) -> None:
 
 
 def test_a_small_blob_comes_right_at_once(site: MirrorSite) -> None:
-    """It is checked before anybody gets it: the client does not see that there were wrong bytes."""
+    """A small blob is verified before it is served: the client does not see the corrupt bytes."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.inspect()
     digest = site.image.layers[0].digest
@@ -62,7 +62,7 @@ def test_a_small_blob_comes_right_at_once(site: MirrorSite) -> None:
 
 
 def test_a_wrong_manifest(site: MirrorSite) -> None:
-    """It is given to nobody, by tag or by digest; the next one may be right."""
+    """A corrupt manifest is served to nobody, by tag or by digest; the next one can be right."""
     site.start(settings='prefetch = "off"')
     for reference in (site.image.digest, "1"):
         site.hub.fault(on="manifest", corrupt=20)
@@ -73,7 +73,7 @@ def test_a_wrong_manifest(site: MirrorSite) -> None:
 
 
 def test_a_wrong_manifest_with_another_endpoint(site: MirrorSite) -> None:
-    """Nobody notices."""
+    """With another endpoint, clients notice nothing."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.hub.fault(on="manifest", corrupt=20, times=None)
     assert site.inspect().content == site.image.body
@@ -81,13 +81,13 @@ def test_a_wrong_manifest_with_another_endpoint(site: MirrorSite) -> None:
 
 
 def errors(site: MirrorSite) -> list[str]:
-    """The error lines of the server's log."""
+    """Returns the error lines of the server's log."""
     return [line for line in site.server.log_text().splitlines() if " ERROR " in line]
 
 
 def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
-    """However many clients are cut off at both workers: it names the upstream's endpoint, the repository and the
-    digest. No client's end is a crash of the application."""
+    """However many clients are cut off at both workers, one line names the endpoint, the repository and the digest. No
+    cut connection is logged as a crash."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
@@ -102,8 +102,8 @@ def test_wrong_bytes_are_one_line_in_the_log(site: MirrorSite) -> None:
 
 
 def test_a_client_that_comes_again_at_once(site: MirrorSite) -> None:
-    """It is told which upstream sent wrong bytes for what, and when to come again; the upstream is not asked meanwhile.
-    Once that is repaired, the blob is to be had within seconds."""
+    """The client is told which upstream sent corrupt bytes for what, and when to retry; the upstream is not asked
+    meanwhile. After a repair the blob can be pulled within seconds."""
     site.start(settings='prefetch = "off"')
     site.inspect()
     site.hub.fault(on="blob", match=site.encoded, corrupt=5, times=None)

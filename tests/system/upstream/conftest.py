@@ -1,4 +1,4 @@
-"""A registry's own records and turns, and the stand-in for Hub with one image."""
+"""The records and leases of a real registry, and a fake Hub with one image."""
 
 from __future__ import annotations
 

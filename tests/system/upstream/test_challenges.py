@@ -1,4 +1,4 @@
-"""`WWW-Authenticate` is read as RFC 9110 writes it, and as registries do."""
+"""`WWW-Authenticate` is parsed as RFC 9110 defines it, and as registries write it."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",
     ],
 )
 def test_challenges(text: str, found: list[tuple[str, dict[str, str]]]) -> None:
-    """Schemes, parameters with and without quotes, several in one field."""
+    """Schemes, parameters with and without quotes, and several challenges in one field are parsed."""
     assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == found
 
 
 @given(st.text(max_size=200))
 def test_any_text_is_read(text: str) -> None:
-    """Nothing an upstream writes breaks the reading or keeps it busy."""
+    """No text of an upstream breaks the parser or keeps it busy."""
     parse_challenges(text)
 
 
@@ -68,20 +68,20 @@ LONG_FIELDS = {
 
 @pytest.mark.parametrize("field", LONG_FIELDS)
 def test_a_long_field_is_not_read(field: str) -> None:
-    """One of 95 KB took 200 ms of the event loop. What is longer than 16 KiB names no challenge."""
+    """A field above 16 KiB names no challenge: parsing 95 KB took 200 ms of the event loop."""
     assert parse_challenges(LONG_FIELDS[field]) == []
 
 
 @pytest.mark.parametrize("field", LONG_FIELDS)
 def test_a_field_of_the_greatest_length(field: str) -> None:
-    """It is read in a moment, and no more than 16 challenges of it."""
+    """A field of the greatest length is parsed quickly, up to 16 challenges."""
     started = time.thread_time()
     assert len(parse_challenges(LONG_FIELDS[field][: 16 << 10])) <= 16
     assert time.thread_time() - started < 0.1
 
 
 def test_bearer_is_chosen() -> None:
-    """Before Basic; Basic only where there is a password; Bearer without a realm is none."""
+    """Bearer is chosen before Basic; Basic only with a password; Bearer without a realm is ignored."""
     basic, bearer = LoginChallenge("basic"), LoginChallenge("bearer", {"realm": "x"})
     assert choose_challenge([basic, bearer], True) is bearer
     assert choose_challenge([basic], True) is basic

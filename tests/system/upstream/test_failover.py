@@ -1,4 +1,4 @@
-"""Upstreams that fail: what is told, who is asked next, and who is left alone for a while."""
+"""Upstreams that fail: the error reported, the next endpoint asked, and the circuit breaker."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TAG = Tag("1")
     ],
 )
 async def test_what_a_status_means(registry: StoredRegistry, status: int, error: type[RegistryError]) -> None:
-    """For manifests by GET and HEAD, and for blobs, to somebody without a login."""
+    """The error for each status, for manifests by GET and HEAD and for blobs, without a login."""
     async with scripted_server(lambda head: answer(status)) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(error) as raised:
             await source.get_manifest(REPO, TAG)
@@ -95,9 +95,9 @@ PAGE = "<html>not for you</html>"
     ],
 )
 async def test_whose_refusal_it_is(registry: StoredRegistry, status: int, body: str, sure: bool, method: str) -> None:
-    """One with a registry's error code is the registry's. What stands before it (a firewall, a proxy while the registry
-    is restarted) refuses in words of its own: that is doubtful. So is the registry's own refusal to let us in, which
-    says nothing of the manifest. An answer to HEAD has no words, so a GET follows."""
+    """A refusal with a registry's error code comes from the registry. A firewall, or a proxy before a restarting
+    registry, refuses in other words: that is unconfirmed. So is the registry's refusal of our login, which says nothing
+    about the manifest. A response to HEAD has no body, so a GET follows."""
 
     def reply(head: str) -> bytes:
         return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
@@ -110,7 +110,7 @@ async def test_whose_refusal_it_is(registry: StoredRegistry, status: int, body: 
 
 
 async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """Whoever demands a token and refuses the one it got is the registry, also where it says no word (HEAD)."""
+    """A server that asks for a token and refuses the one it issued is the registry, also for HEAD, without a body."""
     upstream.set(auth="bearer", private=[REPO], username="ann", password="x")
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(ManifestUnknown) as raised:
@@ -121,7 +121,7 @@ async def test_a_refusal_after_a_token_was_got(registry: StoredRegistry, upstrea
 
 @pytest.mark.parametrize("body", [CODE, PAGE, ""])
 async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, body: str) -> None:
-    """It refuses to let the anonymous in, in whatever words; the registry was not asked for the manifest."""
+    """A token service that refuses anonymous clients says nothing about the manifest: the answer is unconfirmed."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
@@ -152,9 +152,9 @@ async def test_a_token_service_s_refusal_is_doubtful(registry: StoredRegistry, b
 async def test_a_token_that_is_not_enough(
     registry: StoredRegistry, status: int, error: str, body: str, sure: bool
 ) -> None:
-    """The registry knows the token and finds that it opens no such thing: there is none for the anonymous. A token that
-    it does not accept is a login that failed, and so is UNAUTHORIZED without a reason: registries that have lost their
-    keys, or whose clock is wrong, say that of every token."""
+    """The registry accepts the token and finds it insufficient: there is nothing for anonymous clients. A token that it
+    does not accept is a failed login, and so is UNAUTHORIZED without a reason: registries that lost their keys, or
+    whose clock is wrong, answer that for every token."""
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:
@@ -172,7 +172,7 @@ async def test_a_token_that_is_not_enough(
 
 
 async def test_a_head_that_is_wrong(registry: StoredRegistry, held: ImageTree) -> None:
-    """Where HEAD says that there is none and GET gives one, there is one."""
+    """If HEAD says "not found" and GET returns a manifest, the manifest exists."""
 
     def reply(head: str) -> bytes:
         return answer(404) if head.startswith("HEAD") else answer(200, held.body, content_type=held.media_type)
@@ -182,7 +182,7 @@ async def test_a_head_that_is_wrong(registry: StoredRegistry, held: ImageTree) -
 
 
 async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The next endpoint is asked, for a tag as well; but its word is not the last one."""
+    """After an unconfirmed answer the next endpoint is asked, also for a tag, but its "not found" is not final."""
     async with (
         scripted_server(lambda head: answer(404, PAGE)) as first,
         upstream_source(registry, first.url, upstream.url) as source,
@@ -193,7 +193,7 @@ async def test_a_doubtful_answer_is_none(registry: StoredRegistry, upstream: Hub
 
 
 async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -> None:
-    """They are refusals of the login; not found stays not found."""
+    """With a login, refusals are refusals of the login; "not found" stays "not found"."""
     file = tmp_path / "password"
     file.write_text("x")
     for status, error in ((401, Denied), (403, Denied), (404, ManifestUnknown)):
@@ -206,7 +206,7 @@ async def test_refusals_with_a_login(registry: StoredRegistry, tmp_path: Path) -
 
 
 async def test_codes_in_a_400(registry: StoredRegistry) -> None:
-    """A registry that says 400 for a name it would not have had says that there is none."""
+    """A registry that answers 400 for a name it would never store says that there is none."""
     body = '{"errors": [{"code": "NAME_INVALID"}]}'
     async with (
         scripted_server(lambda head: answer(400, body)) as server,
@@ -217,7 +217,7 @@ async def test_codes_in_a_400(registry: StoredRegistry) -> None:
 
 
 async def test_a_redirect_s_target_that_refuses_us(registry: StoredRegistry) -> None:
-    """A link that is not good any more says nothing about who may see the blob: it is a failure, to be tried again."""
+    """A redirect whose URL has expired says nothing about access to the blob: it is a failure that can be retried."""
     async with (
         scripted_server(lambda head: answer(403)) as cdn,
         scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
@@ -228,7 +228,7 @@ async def test_a_redirect_s_target_that_refuses_us(registry: StoredRegistry) -> 
 
 
 async def test_nobody_listens(registry: StoredRegistry, upstream: Hub) -> None:
-    """A refused connection is told at once."""
+    """A refused connection is reported at once."""
     upstream.refuse()
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(UpstreamUnavailable) as raised:
@@ -240,7 +240,7 @@ async def test_nobody_listens(registry: StoredRegistry, upstream: Hub) -> None:
 
 
 async def test_connections_that_do_not_come_about(registry: StoredRegistry) -> None:
-    """They are a timeout after connect_timeout."""
+    """A connection that is not established is a timeout after connect_timeout."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -268,7 +268,7 @@ async def _connecting(host: str, port: int) -> socket.socket:
 
 
 async def test_names_that_do_not_resolve(registry: StoredRegistry) -> None:
-    """The name is told, and that nobody is there."""
+    """A name that does not resolve is reported, with the name."""
     async with upstream_source(registry, "http://absent.invalid") as source:
         with pytest.raises(UpstreamUnavailable, match=r"absent\.invalid"):
             await source.get_manifest(REPO, TAG)
@@ -280,7 +280,7 @@ async def test_names_that_do_not_resolve(registry: StoredRegistry) -> None:
 async def test_the_next_endpoint_is_asked(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, fault: dict[str, Any]
 ) -> None:
-    """When the first fails, whatever is asked for."""
+    """When the first endpoint fails, the next is asked, for every kind of request."""
     with hub(tmp_path, UpstreamContent()) as first:
         async with upstream_source(registry, first.url, upstream.url, idle_timeout=2) as source:
             for request in (
@@ -296,7 +296,8 @@ async def test_the_next_endpoint_is_asked(
 
 
 async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
-    """After failures in a row nobody asks for a moment; then one does, and the others wait for what it finds out."""
+    """After failures in a row the endpoint is not asked for a moment. Then one request tries it, and the others wait
+    for its result."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=None)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -329,7 +330,7 @@ async def test_the_breaker(registry: StoredRegistry, upstream: Hub) -> None:
 
 
 async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub) -> None:
-    """The next request is the probe then."""
+    """If the request that tries the endpoint is cancelled, the next one tries it."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=FAILURES_TO_OPEN)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -348,8 +349,8 @@ async def test_a_probe_that_is_cancelled(registry: StoredRegistry, upstream: Hub
 
 
 async def test_a_probe_that_takes_long(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A blob may be the request that tries an endpoint: once its headers are here the others are let through, and a
-    failure after that is counted from nought."""
+    """A blob may be the request that tries an endpoint. Once its headers arrive, other requests are let through, and
+    later failures are counted from zero."""
     clock = UpstreamClock()
     upstream.fault(on="any", status=503, times=FAILURES_TO_OPEN)
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -379,7 +380,7 @@ async def test_many_failures_at_once_are_one(registry: StoredRegistry, upstream:
 
 
 async def test_one_bad_thing_is_no_bad_endpoint(registry: StoredRegistry, upstream: Hub) -> None:
-    """A manifest for which it always says 500, a blob that breaks off: the rest of it is still asked for."""
+    """A manifest that always gets 500, or a blob that breaks off, does not stop other requests."""
     upstream.fault(on="manifest", match="bad", status=500, times=None)
     async with upstream_source(registry, upstream.url) as source:
         for _ in range(2 * FAILURES_TO_OPEN):
@@ -391,7 +392,7 @@ async def test_one_bad_thing_is_no_bad_endpoint(registry: StoredRegistry, upstre
 async def test_the_one_that_failed_comes_later(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
 ) -> None:
-    """After a failure the others are asked before it."""
+    """After a failure, the other endpoints are asked first."""
     content = UpstreamContent()
     content.add(REPO, held, "1")
     with hub(tmp_path, content) as first:
@@ -407,8 +408,8 @@ async def test_the_one_that_failed_comes_later(
 async def test_only_the_first_says_what_tags_there_are(
     registry: StoredRegistry, upstream: Hub, trouble: str, says: int
 ) -> None:
-    """While the first endpoint fails or is left alone, another's "there is none" is no answer to what has no digest:
-    nothing is known then. It is again when the first one answers."""
+    """While the first endpoint fails, another endpoint's "not found" is no answer for content without a digest. It is
+    again when the first one answers."""
     body = '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
     clock = UpstreamClock()
     async with (
@@ -439,7 +440,7 @@ async def test_only_the_first_says_what_tags_there_are(
 
 
 async def test_too_many_requests(tmp_path: Path, upstream: Hub) -> None:
-    """A 429 is told with its Retry-After, and until then no manifest is asked for, by no process."""
+    """A 429 is reported with its Retry-After. Until then, no process requests a manifest."""
     clock = UpstreamClock()
     upstream.set(limit=1, retry_after=30)
     async with (
@@ -465,7 +466,7 @@ async def test_too_many_requests(tmp_path: Path, upstream: Hub) -> None:
 
 
 async def test_a_limit_holds_what_it_limits(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Hub limits the manifests it gives and nothing else: HEADs, lists and blobs are asked for all the while."""
+    """Hub limits manifests only: HEADs, lists and blobs are requested all the while."""
     upstream.set(limit=0, retry_after=3600)
     layer = held.layers[0]
     async with upstream_source(registry, upstream.url) as source:
@@ -483,7 +484,7 @@ async def test_a_limit_holds_what_it_limits(registry: StoredRegistry, upstream: 
 async def test_the_next_is_asked_where_one_limits(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, kind: str
 ) -> None:
-    """Another endpoint may have room, whatever is asked for; the one that has none is not asked meanwhile."""
+    """When one endpoint limits requests, the next is asked, and the limited one is left out."""
     async with (
         scripted_server(always(answer(429, retry_after="60"))) as full,
         upstream_source(registry, full.url, upstream.url) as source,
@@ -503,7 +504,7 @@ async def test_the_next_is_asked_where_one_limits(
 
 
 async def test_a_limit_elsewhere_holds_nothing(registry: StoredRegistry, held: ImageTree) -> None:
-    """A redirect's target that wants fewer requests is told with its Retry-After; the registry has not said so."""
+    """A 429 of a redirect's target is reported with its Retry-After, and pauses nothing at the registry."""
     layer = held.layers[0]
     given = [answer(429, retry_after="60"), answer(200, layer.read())]
     async with (
@@ -518,7 +519,7 @@ async def test_a_limit_elsewhere_holds_nothing(registry: StoredRegistry, held: I
 
 
 async def test_a_token_service_s_limit_is_its_own(registry: StoredRegistry, upstream: Hub) -> None:
-    """While it gives no tokens, the requests that have one go out."""
+    """While a token service limits requests, requests that have a token are sent."""
     upstream.set(auth="bearer")
     async with upstream_source(registry, upstream.url) as source:
         await source.get_manifest(REPO, TAG)
@@ -532,7 +533,7 @@ async def test_a_token_service_s_limit_is_its_own(registry: StoredRegistry, upst
 
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7), ("", 5), ("soon", 5), ("99999999", 3600), ("0", 1)])
 async def test_retry_after(registry: StoredRegistry, text: str, seconds: int) -> None:
-    """Seconds, at most an hour; five without it."""
+    """Retry-After in seconds is used up to an hour; five seconds without it."""
     fields = {"retry_after": text} if text else {}
     async with (
         scripted_server(lambda head: answer(429, **fields)) as server,
@@ -544,7 +545,7 @@ async def test_retry_after(registry: StoredRegistry, text: str, seconds: int) ->
 
 
 async def test_retry_after_a_date(registry: StoredRegistry) -> None:
-    """It may be a date as well."""
+    """Retry-After may be a date."""
     clock = UpstreamClock()
     date = formatdate(clock.now + 42, usegmt=True)
     async with (
@@ -558,12 +559,12 @@ async def test_retry_after_a_date(registry: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("text", ["1" * 60000, "Fri, " * 12000, "(" * 60000, "1 " * 30000, "a, b, c"])
 def test_a_retry_after_that_is_none(text: str) -> None:
-    """Any text, of any length, is no time."""
+    """Other text, of any length, is ignored."""
     assert parse_retry_after({"retry-after": text}, 0.0) is None
 
 
 async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
-    """`exhausted` says so from a tenth of the limit on, in every process; an hour later nobody believes it."""
+    """`is_exhausted` holds from a tenth of the limit on, in every process, and expires after an hour."""
     clock = UpstreamClock()
     upstream.set(limit=20)
     async with (
@@ -573,10 +574,10 @@ async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
         upstream_source(two, upstream.url, clock=clock) as there,
     ):
         for number in range(1, 19):
-            assert not here.exhausted()
+            assert not here.is_exhausted()
             await here.get_manifest(REPO, TAG)
-            assert here.exhausted() is (number == 18)
+            assert here.is_exhausted() is (number == 18)
         await there.resolve_manifest(REPO, TAG)
-        assert there.exhausted()
+        assert there.is_exhausted()
         clock.now += 3601
-        assert not there.exhausted()
+        assert not there.is_exhausted()

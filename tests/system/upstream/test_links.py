@@ -1,4 +1,4 @@
-"""Links to next pages, redirects, and proxies: where the next request goes."""
+"""Next pages, redirects and proxies: where the next request goes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ URL = "https://far.test/v2/a/tags/list?n=5"
     ],
 )
 def test_next_pages(link: str, found: str | None) -> None:
-    """As RFC 8288 writes them, and always at home."""
+    """`Link` is parsed as in RFC 8288, and the next page is always on the same origin."""
     assert next_page({"link": link}, URL) == found
 
 
 @pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
 def test_hosts_that_are_none(url: str) -> None:
-    """A host without a name, one longer than a name may be, and one that has no form in the DNS."""
+    """Refused: a missing host, one that is too long, and one that has no form in the DNS."""
     with pytest.raises(ValueError, match=r"name|label"):
         origin(url)
 
 
 def test_a_trailing_dot_names_the_same_host() -> None:
-    """`far.test.` is `far.test`: in an address, and in the settings."""
+    """`far.test.` is `far.test`, in a URL and in the settings."""
     assert origin("https://FAR.test.:444/x") == ("https", "far.test", 444)
     settings = Upstream.model_validate(
         {"name": "far.test", "redirects": ["cdn.test.:9"], "realms": ["https://a.test./t"]}
@@ -50,14 +50,14 @@ def test_a_trailing_dot_names_the_same_host() -> None:
 
 
 def test_a_redirect_to_another_origin_loses_authorization() -> None:
-    """Another host, port or scheme is another origin; once lost, it does not come back."""
+    """Another host, port or scheme is another origin. Once dropped, the header does not come back."""
     for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
         assert route.follow(307, target)
-        assert route.foreign
+        assert route.is_foreign
         assert route.headers == {"Range": "bytes=1-"}
         assert route.follow(307, "https://far.test/v2/")
-        assert not route.foreign
+        assert not route.is_foreign
         assert "Authorization" not in route.headers
     for target in ("/x", "https://far.test:443/x", "https://user:pw@FAR.test/x"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x"})
@@ -67,7 +67,7 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
 
 
 def test_a_redirect_to_a_long_address_is_refused() -> None:
-    """It would hold the event loop while it is read."""
+    """A long URL would block the event loop while it is parsed."""
     route = RedirectChain("https://far.test/", {})
     with pytest.raises(UpstreamUnavailable, match="address of more than 8192 characters"):
         route.follow(307, "/" + "x/../" * 12000)
@@ -75,13 +75,13 @@ def test_a_redirect_to_a_long_address_is_refused() -> None:
 
 
 def test_a_long_link_is_refused() -> None:
-    """The list would be cut off there without a word."""
+    """A long `Link` is an error, since the list would otherwise end there unnoticed."""
     with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
         next_page({"link": f"</{'x' * 60000}>; rel=next"}, URL)
 
 
 def test_a_redirect_from_https_to_http_is_refused() -> None:
-    """What was asked for in private is not fetched in the open."""
+    """A request over https is not continued over http."""
     with pytest.raises(UpstreamUnavailable, match="from https to http"):
         RedirectChain("https://far.test/", {}).follow(307, "http://far.test/")
     assert not RedirectChain("https://far.test/", {}).follow(200, "http://far.test/")
@@ -109,18 +109,18 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
     ],
 )
 def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, spared: str, found: str | None) -> None:
-    """By scheme, unless NO_PROXY names the host; loopback addresses never."""
+    """The proxy is chosen by scheme, unless NO_PROXY names the host; never for loopback addresses."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", "plain.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://secure.test:3129")
     monkeypatch.setenv("NO_PROXY", spared)
-    assert OutboundProxies().of(url) == found
+    assert OutboundProxies().proxy_for(url) == found
 
 
 def test_proxies_of_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are refused, not passed by."""
+    """A proxy of an unsupported kind is refused, not ignored."""
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.setenv("HTTP_PROXY", "socks5://proxy.test:1080")
     with pytest.raises(UpstreamUnavailable, match="socks5"):
-        OutboundProxies().of("http://far.test/")
+        OutboundProxies().proxy_for("http://far.test/")

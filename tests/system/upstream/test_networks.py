@@ -1,4 +1,4 @@
-"""Redirects, next pages and token services lead to no address that only this server can reach."""
+"""Redirects, next pages and token services never lead to addresses that only this server can reach."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OUTSIDE = "127.0.0.2"
 
 
 def outside(address: str) -> NetworkClass:
-    """Of real addresses, but that OUTSIDE is public: nothing here leaves the machine."""
+    """Classifies real addresses, but treats OUTSIDE as public: no test leaves this machine."""
     return NetworkClass.PUBLIC if address == OUTSIDE else classify_address(address)
 
 
@@ -74,26 +74,28 @@ def outside(address: str) -> NetworkClass:
     ],
 )
 def test_networks(address: str, network: NetworkClass) -> None:
-    """Of an address, and of the IPv4 address that an IPv6 one carries."""
+    """The network class of an address, and of the IPv4 address embedded in an IPv6 address."""
     assert classify_address(address) is network
 
 
 def test_where_a_redirect_may_lead() -> None:
-    """To public addresses, and to the network of the first host as long as no redirect has left that."""
+    """A redirect may lead to public addresses, and to the first host's network until a redirect leaves it."""
     first = Reach(None, frozenset({("storage.corp", 9000)}))
     inside = first.after(NetworkClass.PRIVATE)
-    assert [network for network in NetworkClass if inside.allows(network)] == [
+    assert [network for network in NetworkClass if inside.is_allowed(network)] == [
         NetworkClass.PUBLIC,
         NetworkClass.PRIVATE,
     ]
     assert inside.after(NetworkClass.PRIVATE) == inside
     left = inside.after(NetworkClass.PUBLIC)
-    assert [network for network in NetworkClass if left.allows(network)] == [NetworkClass.PUBLIC]
+    assert [network for network in NetworkClass if left.is_allowed(network)] == [NetworkClass.PUBLIC]
     assert left.after(NetworkClass.PRIVATE) == left
-    assert left.anywhere("Storage.corp.", 9000)
-    assert not left.anywhere("storage.corp", 9001)
+    assert left.is_unrestricted("Storage.corp.", 9000)
+    assert not left.is_unrestricted("storage.corp", 9001)
     assert not any(
-        first.after(NetworkClass.SPECIAL).allows(network) for network in NetworkClass if network is NetworkClass.SPECIAL
+        first.after(NetworkClass.SPECIAL).is_allowed(network)
+        for network in NetworkClass
+        if network is NetworkClass.SPECIAL
     )
 
 
@@ -112,12 +114,12 @@ def test_where_a_redirect_may_lead() -> None:
     ],
 )
 def test_addresses_in_urls(host: str, found: str | None) -> None:
-    """In every spelling that resolvers take."""
+    """Addresses are recognised in every spelling that resolvers accept."""
     assert literal_address(host) == found
 
 
 def test_settings() -> None:
-    """`redirects` lists hosts with their ports; without one it is that of http and that of https."""
+    """`redirects` lists hosts with ports; without a port, those of http and https are meant."""
     settings = Upstream.model_validate(
         {"name": "x.test", "redirects": ["Storage.corp:9000", "cdn.corp", "[fd00::1]:1"]}
     )
@@ -145,7 +147,7 @@ REQUESTS: dict[str, Request] = {
 
 @pytest.fixture
 async def inside() -> Any:
-    """A service on loopback, that nobody outside may reach."""
+    """A service on loopback that nothing outside may reach."""
     async with scripted_server(lambda head: answer(200, json.dumps({"name": "secret", "tags": ["secret"]}))) as server:
         yield server
 
@@ -153,12 +155,12 @@ async def inside() -> Any:
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "127.1", "0x7f.1", "0.0.0.0", "[::ffff:127.0.0.1]"])
 async def test_a_redirect_inside(registry: StoredRegistry, inside: ScriptedServer, request_: str, name: str) -> None:
-    """However its address is written, whatever was asked for: it is not connected to."""
+    """A redirect to an internal address, in any spelling and for any kind of request, makes no connection."""
     location = inside.url.replace("127.0.0.1", name)
 
     async with (
         scripted_server(lambda head: answer(307, location=f"{location}/x"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as source,
+        upstream_source(registry, server.url, classify=outside) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await REQUESTS[request_](source)
@@ -168,11 +170,11 @@ async def test_a_redirect_inside(registry: StoredRegistry, inside: ScriptedServe
 
 @pytest.mark.parametrize("request_", ["GET of a manifest", "blob"])
 async def test_a_second_redirect_inside(registry: StoredRegistry, inside: ScriptedServer, request_: str) -> None:
-    """By way of another public host."""
+    """The same through another public host."""
     async with (
         scripted_server(lambda head: answer(302, location=f"{inside.url}/x"), OUTSIDE) as other,
         scripted_server(lambda head: answer(307, location=f"{other.url}/x"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as source,
+        upstream_source(registry, server.url, classify=outside) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await REQUESTS[request_](source)
@@ -195,7 +197,7 @@ async def test_a_second_redirect_inside(registry: StoredRegistry, inside: Script
     ],
 )
 async def test_an_endpoint_on_this_machine(registry: StoredRegistry, request_: str, location: str) -> None:
-    """It may send us on to others on this machine, not to other networks; its connections are real ones here."""
+    """An endpoint on this machine may redirect to this machine, not to other networks. The connections are real."""
     async with (
         scripted_server(lambda head: answer(307, location=location)) as server,
         upstream_source(registry, server.url) as source,
@@ -205,7 +207,7 @@ async def test_an_endpoint_on_this_machine(registry: StoredRegistry, request_: s
 
 
 async def test_the_same_network(registry: StoredRegistry, inside: ScriptedServer) -> None:
-    """An endpoint on loopback may send us on to another port there."""
+    """An endpoint on loopback may redirect to another port there."""
     async with (
         scripted_server(lambda head: answer(307, location=f"{inside.url}/x")) as server,
         upstream_source(registry, server.url) as source,
@@ -216,17 +218,17 @@ async def test_the_same_network(registry: StoredRegistry, inside: ScriptedServer
 async def test_a_target_that_is_listed(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, inside: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The settings may name what redirects may lead to; the log says how. Another port of it stays closed."""
+    """The settings may list targets of redirects, as the log suggests. Another port of the target stays closed."""
     upstream.set(redirects=True, cdn=upstream.cdn_url)
     host = f"http://{OUTSIDE}"
     async with (
         scripted_server(lambda head: answer(307, location=f"{upstream.url}{head.split()[1]}"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as closed,
-        upstream_source(registry, server.url, network_of=outside, redirects=[upstream.address]) as half,
+        upstream_source(registry, server.url, classify=outside) as closed,
+        upstream_source(registry, server.url, classify=outside, redirects=[upstream.address]) as half,
         upstream_source(
             registry,
             server.url,
-            network_of=outside,
+            classify=outside,
             redirects=[upstream.address, upstream.cdn_url.removeprefix("http://")],
         ) as source,
     ):
@@ -245,7 +247,8 @@ async def test_a_target_that_is_listed(
 
 
 async def test_a_connection_that_is_open_already(registry: StoredRegistry, inside: ScriptedServer) -> None:
-    """Two endpoints of one upstream: one outside may not send us on to the one inside over the connection we have."""
+    """With two endpoints of one upstream, the one outside cannot redirect to the one inside over an existing
+    connection."""
 
     def reply(head: str) -> bytes:
         return answer(503) if away else answer(307, location=f"{inside.url}/secret")
@@ -253,7 +256,7 @@ async def test_a_connection_that_is_open_already(registry: StoredRegistry, insid
     away = True
     async with (
         scripted_server(reply, OUTSIDE) as server,
-        upstream_source(registry, server.url, inside.url, network_of=outside) as source,
+        upstream_source(registry, server.url, inside.url, classify=outside) as source,
     ):
         assert (await source.tags(REPO, None, 5)).items == ["secret"]
         with pytest.raises(RegistryError):
@@ -271,8 +274,8 @@ async def test_a_connection_that_is_open_already(registry: StoredRegistry, insid
 async def test_a_name_that_moves(
     registry: StoredRegistry, inside: ScriptedServer, monkeypatch: pytest.MonkeyPatch, request_: str
 ) -> None:
-    """A name that is outside when it is checked, and inside when it is asked for once more: the address that was
-    checked is connected to. One with addresses of both kinds is asked at those outside."""
+    """A name resolves to an outside address when it is checked and to an inside one later: the checked address is used.
+    A name with addresses of both kinds is contacted outside."""
     port = int(inside.url.rpartition(":")[2])
     resolve, given = socket.getaddrinfo, []
 
@@ -286,7 +289,7 @@ async def test_a_name_that_moves(
     monkeypatch.setattr(socket, "getaddrinfo", moving)
     async with (
         scripted_server(lambda head: answer(307, location=f"http://moves.test:{port}/x"), OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=outside) as source,
+        upstream_source(registry, server.url, classify=outside) as source,
     ):
         for _ in range(2):
             with pytest.raises(UpstreamUnavailable):
@@ -297,7 +300,8 @@ async def test_a_name_that_moves(
 
 @pytest.mark.parametrize("what", ["next page", "token service"])
 async def test_an_endpoint_that_moves(registry: StoredRegistry, what: str) -> None:
-    """The next page, and the token service, of an endpoint that was outside when it named them, and is inside now."""
+    """The next page and the token service of an endpoint that was outside when it named them, and is inside now, are
+    refused."""
     looked: list[str] = []
 
     def network(address: str) -> NetworkClass:
@@ -311,7 +315,7 @@ async def test_an_endpoint_that_moves(registry: StoredRegistry, what: str) -> No
 
     async with (
         scripted_server(reply, OUTSIDE) as server,
-        upstream_source(registry, server.url, network_of=network) as source,
+        upstream_source(registry, server.url, classify=network) as source,
     ):
         with pytest.raises(UpstreamUnavailable, match="not public"):
             await source.tags(REPO, None, 5)
@@ -319,7 +323,7 @@ async def test_an_endpoint_that_moves(registry: StoredRegistry, what: str) -> No
 
 
 async def test_a_token_service_inside(registry: StoredRegistry, inside: ScriptedServer, tmp_path: Path) -> None:
-    """It is not asked because it redirects there, nor because a challenge names it, unless `realms` does."""
+    """A token service inside is not used because of a redirect or a challenge, unless `realms` lists it."""
     file = tmp_path / "password"
     file.write_text("secret")
     login: dict[str, Any] = {"username": "ann", "password_file": file}
@@ -335,15 +339,15 @@ async def test_a_token_service_inside(registry: StoredRegistry, inside: Scripted
     async with scripted_server(reply, OUTSIDE) as server:
         realm = f"{server.url}/token"
         for more in (dict[str, Any](), login):
-            async with upstream_source(registry, server.url, network_of=outside, **more) as source:
+            async with upstream_source(registry, server.url, classify=outside, **more) as source:
                 with pytest.raises(UpstreamUnavailable, match="not public"):
                     await source.tags(REPO, None, 5)
         realm = f"{inside.url}/token"
-        async with upstream_source(registry, server.url, network_of=outside) as source:
+        async with upstream_source(registry, server.url, classify=outside) as source:
             with pytest.raises(UpstreamUnavailable, match="realms"):
                 await source.tags(REPO, None, 5)
         assert inside.connections == 0
-        async with upstream_source(registry, server.url, network_of=outside, realms=[realm]) as source:
+        async with upstream_source(registry, server.url, classify=outside, realms=[realm]) as source:
             assert (await source.tags(REPO, None, 5)).items == ["1"]
             assert inside.connections == 1
 
@@ -351,7 +355,7 @@ async def test_a_token_service_inside(registry: StoredRegistry, inside: Scripted
 async def test_a_token_service_on_another_port(
     registry: StoredRegistry, inside: ScriptedServer, tmp_path: Path
 ) -> None:
-    """It gets no password unless `realms` lists it."""
+    """A token service on another port gets no password unless `realms` lists it."""
     file = tmp_path / "password"
     file.write_text("secret")
     inside.reply = lambda head: answer(200, '{"token": "t"}')
@@ -376,7 +380,8 @@ async def test_a_token_service_on_another_port(
 async def test_by_a_proxy(
     registry: StoredRegistry, inside: ScriptedServer, monkeypatch: pytest.MonkeyPatch, request_: str
 ) -> None:
-    """A proxy resolves names, so it has to refuse those; addresses are refused here, however they are written."""
+    """Through a proxy, addresses in any spelling are refused here; names are resolved by the proxy, which must refuse
+    them."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ALL_PROXY", "NO_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     locations = ["http://10.0.0.1/x", "http://127.1/x", "http://0x7f000001/x", "http://x.localhost/x"]
@@ -394,9 +399,9 @@ async def test_by_a_proxy(
 
 
 def test_what_is_logged_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """An upstream can send us on to any number of names."""
+    """Log lines about refused targets are bounded, since an upstream can name any number of them."""
     gate = AddressPolicy("x.test")
     for port in range(1000):
         with pytest.raises(UpstreamUnavailable):
-            gate.allowed(Reach(NetworkClass.PUBLIC), "x", port, ["10.0.0.1"])
+            gate.allowed_addresses(Reach(NetworkClass.PUBLIC), "x", port, ["10.0.0.1"])
     assert 10 < len(caplog.records) <= 100

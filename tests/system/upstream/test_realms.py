@@ -1,11 +1,12 @@
-"""A challenge cannot have the password sent where it does not belong."""
+"""A challenge cannot send the password to a foreign service."""
 
 from __future__ import annotations
 
 import pytest
 
 from registry.config import Upstream
-from registry.upstream.challenges import RealmPolicy, registrable_domain
+from registry.upstream.challenges import RealmPolicy
+from registry.upstream.destinations import registrable_domain
 from storage.errors import UpstreamUnavailable
 
 
@@ -24,12 +25,12 @@ from storage.errors import UpstreamUnavailable
     ],
 )
 def test_sites(host: str, own: str) -> None:
-    """What of a name has one owner."""
+    """The part of a host name that has one owner."""
     assert registrable_domain(host) == own
 
 
 def test_a_long_host_has_no_site() -> None:
-    """Names end at 253 characters; the owner of a longer one is not looked for among its labels."""
+    """A host longer than 253 characters has no registrable domain."""
     host = "a." * 2000 + "example.com"
     assert registrable_domain(host) == host
 
@@ -62,7 +63,7 @@ def test_a_long_host_has_no_site() -> None:
     ],
 )
 def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
-    """https on the upstream's own site or listed; http only from an http endpoint to its own host."""
+    """Allowed: https on the upstream's domain or listed; http only from an http endpoint to its own host."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",
@@ -99,8 +100,8 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     ],
 )
 def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None:
-    """Another port may be another service: without a word in `realms` only the endpoint's own port gets a password, and
-    https's own port of another host of the site. Without a login there is none to get."""
+    """Another port may be another service. Unless `realms` says otherwise, only the endpoint's own port gets a
+    password, and port 443 of other hosts of the domain. Without a login there is no password to protect."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",

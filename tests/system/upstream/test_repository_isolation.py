@@ -1,4 +1,4 @@
-"""What one repository's answers do to the others of its upstream: nothing."""
+"""Responses for one repository do not affect other repositories of the upstream."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def good(number: int = 0) -> RepositoryName:
 
 
 def repository(head: str) -> str:
-    """Whose request it is, a token's included."""
+    """Returns the repository of a request, also of a request for a token."""
     found = re.search(r"library(?:/|%2F)(\w+)", head.split()[1])
     return found[1] if found else ""
 
@@ -44,7 +44,7 @@ def target(head: str) -> str:
 
 
 def listed(head: str) -> bytes:
-    """A list of one tag, for whoever has a token."""
+    """Answers a list of one tag to requests with a token."""
     return answer(200, json.dumps({"name": "x", "tags": ["1"]}))
 
 
@@ -70,8 +70,8 @@ LOGIN_FAILURES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("order", ["bad first", "good first"])
 @pytest.mark.parametrize("failure", LOGIN_FAILURES)
 async def test_a_login_that_fails(registry: StoredRegistry, failure: str, order: str) -> None:
-    """Whatever one repository's challenge leads to: its tags are in doubt, not gone, and all others are let in, those
-    that were asked for before and those that were not."""
+    """Whatever one repository's challenge leads to, its tags are unconfirmed, not gone, and all others can log in,
+    known and new ones."""
 
     def reply(head: str) -> bytes:
         where = target(head)
@@ -101,7 +101,7 @@ async def test_a_login_that_fails(registry: StoredRegistry, failure: str, order:
 
 
 async def test_a_token_service_that_hangs(registry: StoredRegistry) -> None:
-    """Who waits for it is its repository alone, also where it is the service that worked before."""
+    """A hanging token service delays its repository only, also if it is the service that worked before."""
     hang = asyncio.Event()
 
     async def reply(head: str) -> bytes:
@@ -127,8 +127,8 @@ async def test_a_token_service_that_hangs(registry: StoredRegistry) -> None:
 
 
 async def test_a_remembered_challenge_that_became_wrong(registry: StoredRegistry, held: ImageTree) -> None:
-    """The repository's own token service worked once and hangs since, while the registry names another one now: the
-    next request is sent without a token, and learns of it. The endpoint is not blamed."""
+    """The repository's cached token service hangs, and the registry names another one now: the request is sent without
+    a token and learns of the new service. The endpoint is not blamed."""
     hang, name, clock = asyncio.Event(), "first", UpstreamClock()
 
     async def reply(head: str) -> bytes:
@@ -153,8 +153,8 @@ async def test_a_remembered_challenge_that_became_wrong(registry: StoredRegistry
 async def test_an_endpoint_that_is_asked_how_to_log_in(
     registry: StoredRegistry, held: ImageTree, tmp_path: Path, how: str
 ) -> None:
-    """Where it does not say so at `/v2/`, or its token service does not answer, the repositories are asked without a
-    login, and say themselves what they want. A refusal of the anonymous is not believed then."""
+    """When `/v2/` names no login, or its token service does not answer, requests are sent without a login, and the
+    response says what is required. An anonymous refusal is not believed then."""
     hang = asyncio.Event()
     file = tmp_path / "password"
     file.write_text("secret")
@@ -186,7 +186,7 @@ async def test_an_endpoint_that_is_asked_how_to_log_in(
 
 
 async def test_a_guess_that_became_wrong(registry: StoredRegistry) -> None:
-    """The first repository's token service worked once and hangs since: the others find their own."""
+    """The first repository's token service hangs after it worked once: the others find their own."""
     hang, hangs = asyncio.Event(), False
 
     async def reply(head: str) -> bytes:
@@ -210,7 +210,7 @@ async def test_a_guess_that_became_wrong(registry: StoredRegistry) -> None:
 
 
 async def test_a_new_repository_costs_no_401(registry: StoredRegistry) -> None:
-    """Once a token service has worked at an endpoint, the next repository's token is got first."""
+    """Once a token service has worked at an endpoint, the next repository's token is obtained first."""
 
     def reply(head: str) -> bytes:
         if target(head) == "/token":
@@ -227,7 +227,7 @@ async def test_a_new_repository_costs_no_401(registry: StoredRegistry) -> None:
 
 
 async def test_a_password_is_not_sent_for_others(registry: StoredRegistry, tmp_path: Path) -> None:
-    """One repository asks for Basic: the others, which did not, are not asked for with the password."""
+    """One repository asks for Basic: requests for others do not carry the password."""
     file = tmp_path / "password"
     file.write_text("secret")
 
@@ -254,7 +254,7 @@ async def test_a_password_is_not_sent_for_others(registry: StoredRegistry, tmp_p
 
 
 async def test_a_limit_on_one_token(registry: StoredRegistry) -> None:
-    """A token service that wants no more requests for one repository gets none for it, and goes on for the others."""
+    """A 429 of the token service for one repository pauses that token only."""
     clock = UpstreamClock()
 
     def reply(head: str) -> bytes:
@@ -277,8 +277,8 @@ async def test_a_limit_on_one_token(registry: StoredRegistry) -> None:
 
 
 async def test_a_login_that_fails_is_no_unknown(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A registry may hide private content from the anonymous with 404: while no token is to be had for the login, that
-    says nothing."""
+    """A registry may hide private content from anonymous clients with 404: while no token can be obtained for the
+    login, that says nothing."""
     file = tmp_path / "password"
     file.write_text("secret")
 
@@ -302,7 +302,7 @@ async def test_a_login_that_fails_is_no_unknown(registry: StoredRegistry, tmp_pa
 
 
 async def test_a_login_that_is_gone(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Who logs out in a docker config that is set makes nothing unknown."""
+    """After a logout in a configured docker config, nothing becomes unknown."""
     file = tmp_path / "config.json"
     file.write_text('{"auths": {}}')
     gone = answer(404, '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}')
@@ -339,11 +339,11 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("names", ["one", "many of one domain"])
+@pytest.mark.parametrize("names", ["one", "many of one domain", "many domains"])
 async def test_a_name_that_resolves_slowly(
     registry: StoredRegistry, held: ImageTree, monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
-    """Whatever names one repository's redirects lead to: those of the others are resolved meanwhile."""
+    """Slow look-ups of any names that one repository's redirects lead to do not delay the look-ups of others."""
     resolve, go, asked = socket.getaddrinfo, threading.Event(), asyncio.Event()
 
     def resolving(host: Any, port: Any, *more: Any, **named: Any) -> Any:
@@ -362,7 +362,8 @@ async def test_a_name_that_resolves_slowly(
             led.append(head)
             if len(led) == REQUESTS_PER_REPOSITORY:
                 asked.set()
-            name = "slow.test" if names == "one" else f"n{len(led)}.slow.test"
+            many = f"n{len(led)}.slow.test" if names == "many of one domain" else f"n.{len(led)}slow.test"
+            name = "slow.test" if names == "one" else many
             return answer(307, location=f"http://{name}:{port}/there")
         return answer(307, location=f"http://fast.test:{port}/there")
 
@@ -380,7 +381,7 @@ async def test_a_name_that_resolves_slowly(
 
 @pytest.mark.parametrize("bad", BAD_ANSWERS)
 async def test_a_bad_answer_is_no_bad_endpoint(registry: StoredRegistry, held: ImageTree, bad: str) -> None:
-    """However often it comes, and alone: the endpoint answers, so nobody leaves it alone, not even for what is bad."""
+    """Bad responses, however often, do not open the endpoint's breaker, not even for their own repository."""
 
     def reply(head: str) -> bytes:
         if repository(head) == "bad":
@@ -407,7 +408,7 @@ async def test_a_bad_answer_is_no_bad_endpoint(registry: StoredRegistry, held: I
 
 @pytest.mark.parametrize("how", ["status", "hang up", "hang"])
 async def test_an_ill_repository(registry: StoredRegistry, held: ImageTree, how: str) -> None:
-    """A repository whose requests get no answer, or 503: it is left alone, and the others are asked for."""
+    """A repository whose requests get no response, or 503, is left alone; requests for others go on."""
     hang = asyncio.Event()
 
     async def reply(head: str) -> bytes:
@@ -433,7 +434,7 @@ async def test_an_ill_repository(registry: StoredRegistry, held: ImageTree, how:
 
 
 async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> None:
-    """It is about its request: among failures it does not make the endpoint well again, and alone it is no failure."""
+    """500 is about its request: it neither ends a row of failures nor counts as one."""
     clock, status = UpstreamClock(), 503
     async with (
         scripted_server(lambda head: answer(status)) as server,
@@ -453,7 +454,7 @@ async def test_500_says_nothing_of_the_endpoint(registry: StoredRegistry) -> Non
 
 
 async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
-    """When so many repositories get no good answer it is the endpoint, and it is left alone for all."""
+    """When so many repositories get no good response, the endpoint's breaker opens for all."""
     clock = UpstreamClock()
     async with (
         scripted_server(lambda head: answer(503)) as server,
@@ -469,7 +470,7 @@ async def test_an_ill_endpoint(registry: StoredRegistry) -> None:
 
 
 async def test_an_endpoint_that_is_away(registry: StoredRegistry) -> None:
-    """Where no connection comes about, one repository's failures are enough."""
+    """If no connection can be made, one repository's failures open the breaker."""
     clock = UpstreamClock()
     async with upstream_source(registry, "http://127.0.0.1:1", clock=clock) as source:
         for _ in range(FAILURES_TO_OPEN):
@@ -482,7 +483,7 @@ async def test_an_endpoint_that_is_away(registry: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("where", ["endpoint", "redirect"])
 async def test_requests_that_hang(registry: StoredRegistry, held: ImageTree, where: str) -> None:
-    """Hundreds of requests of one repository that hang leave the others their connections."""
+    """Hundreds of hanging requests of one repository leave connections for the others."""
     hang = asyncio.Event()
 
     async def reply(head: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Answers that never end, or end a byte at a time: they hold no thread and no connection for ever."""
+"""Responses that never end, or send a byte at a time, hold no thread and no connection for ever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNKED = (
 
 @contextlib.asynccontextmanager
 async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterator[str]:
-    """A server that answers with `head`, and then with `drop` again and again."""
+    """A server that sends `head`, and then `drop` again and again."""
     tasks: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -49,7 +49,7 @@ async def dripping(head: bytes, drop: bytes, pause: float = 0.02) -> AsyncIterat
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n0", b"\r\n0\r\n", b"\r\n0\r\nTrailer: x\r\n"])
 async def test_a_chunked_body_whose_end_does_not_come(registry: StoredRegistry, end: bytes) -> None:
-    """All bytes of the blob are here: nobody waits for the chunk that says so, and the connection is not used again."""
+    """When all bytes of the blob have arrived, the last chunk is not waited for, and the connection is not reused."""
 
     async def reply(head: str) -> bytes:
         return CHUNKED + end
@@ -62,7 +62,7 @@ async def test_a_chunked_body_whose_end_does_not_come(registry: StoredRegistry, 
 
 
 async def test_a_chunked_body_that_ends(registry: StoredRegistry) -> None:
-    """Its connection is used again."""
+    """The connection of a complete chunked body is reused."""
     async with (
         scripted_server(lambda head: CHUNKED + b"\r\n0\r\n\r\n") as server,
         upstream_source(registry, server.url) as source,
@@ -73,7 +73,7 @@ async def test_a_chunked_body_that_ends(registry: StoredRegistry) -> None:
 
 
 async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
-    """Some bytes a second are as good as none."""
+    """A blob that sends some bytes a second is cut."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
     async with dripping(head, b"x") as url, upstream_source(registry, url, idle_timeout=0.2) as source:
         async with asyncio.timeout(15):
@@ -94,7 +94,7 @@ async def test_a_blob_that_drips(registry: StoredRegistry) -> None:
     ],
 )
 async def test_what_comes_before_a_blob_drips(registry: StoredRegistry, head: bytes, drop: bytes) -> None:
-    """Headers, the body of an error or of a redirect, a chunk's size, trailers."""
+    """Slow headers, error bodies, redirect bodies, chunk sizes and trailers are cut."""
     async with (
         dripping(head, drop) as url,
         upstream_source(registry, url, idle_timeout=0.2, connect_timeout=0.2) as source,
@@ -105,7 +105,7 @@ async def test_what_comes_before_a_blob_drips(registry: StoredRegistry, head: by
 
 
 async def test_a_chunk_size_that_does_not_end(registry: StoredRegistry) -> None:
-    """It is not held in memory."""
+    """An endless chunk size is not kept in memory."""
     head = b"HTTP/1.1 206 OK\r\nTransfer-Encoding: chunked\r\nContent-Range: bytes 0-9/10\r\n\r\n"
     async with dripping(head, b"0" * 65536, 0) as url, upstream_source(registry, url) as source:
         async with asyncio.timeout(15):
@@ -114,7 +114,7 @@ async def test_a_chunk_size_that_does_not_end(registry: StoredRegistry) -> None:
 
 
 async def test_a_token_service_that_drips(registry: StoredRegistry) -> None:
-    """Its repository is told in time."""
+    """A slow token service is reported in time to its repository."""
     async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b" ") as url:
 
         def reply(head: str) -> bytes:

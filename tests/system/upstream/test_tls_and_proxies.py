@@ -1,4 +1,4 @@
-"""The way there: TLS with an authority of one's own, proxies, and real registries at its end."""
+"""TLS with a private authority, proxies, and real registries as upstreams."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> CertificateBundle:
 
 
 async def everything(registry: StoredRegistry, held: ImageTree, url: str, **settings: Any) -> None:
-    """Manifest and blobs come through, whole and in parts."""
+    """Fetches the manifest and the blobs, whole and in parts."""
     layer = held.layers[1]
     async with upstream_source(registry, url, **settings) as source:
         assert (await source.get_manifest(REPO, TAG)).body == held.body
@@ -49,7 +49,7 @@ async def everything(registry: StoredRegistry, held: ImageTree, url: str, **sett
 async def test_docker_registry(
     registry: StoredRegistry, content: UpstreamContent, held: ImageTree, tmp_path: Path
 ) -> None:
-    """Debian's docker-registry, which has no referrers API."""
+    """Debian's docker-registry works as an upstream. It has no referrers API."""
     with docker_registry(tmp_path, content) as upstream:
         await everything(registry, held, upstream.url)
 
@@ -57,7 +57,7 @@ async def test_docker_registry(
 async def test_this_project(
     registry: StoredRegistry, content: UpstreamContent, held: ImageTree, tmp_path: Path
 ) -> None:
-    """Entrepot as upstream of Entrepot."""
+    """Entrepot works as an upstream of Entrepot."""
     with entrepot(tmp_path, content) as url:
         await everything(registry, held, url)
 
@@ -65,7 +65,7 @@ async def test_this_project(
 async def test_an_authority_of_one_s_own(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
-    """With `ca_file` its certificates are trusted, by both clients; connections are used again."""
+    """With `ca_file`, both clients trust its certificates and reuse connections."""
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
         for host in ("127.0.0.1", "localhost"):
             await everything(registry, held, link.url.replace("127.0.0.1", host), ca_file=trusted.authority)
@@ -74,7 +74,7 @@ async def test_an_authority_of_one_s_own(
 async def test_certificates_nobody_vouches_for(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
-    """Without `ca_file` nothing is asked of them."""
+    """Without `ca_file`, no request is sent to an untrusted server."""
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
         async with upstream_source(registry, link.url) as source:
             with pytest.raises(UpstreamUnavailable):
@@ -85,7 +85,7 @@ async def test_certificates_nobody_vouches_for(
 
 
 async def test_a_ca_file_that_cannot_be_read(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """It is told when it is needed, and nothing is asked without it."""
+    """An unreadable `ca_file` is reported when it is needed, and no request is sent without it."""
     bad = tmp_path / "bad.pem"
     bad.write_text("no certificate")
     for file in (bad, tmp_path / "absent.pem"):
@@ -100,7 +100,7 @@ async def test_a_ca_file_that_cannot_be_read(registry: StoredRegistry, upstream:
 async def test_cancelled_under_tls(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, trusted: CertificateBundle, tmp_path: Path
 ) -> None:
-    """A body that stalls under TLS lets go as fast."""
+    """Cancelling a stalled body under TLS is as fast as without."""
     upstream.fault(stall_after=100_000)
     sink = CollectingSink()
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
@@ -119,8 +119,7 @@ async def test_cancelled_under_tls(
 async def test_closed_while_a_thread_reads_certificates(
     registry: StoredRegistry, held: ImageTree, tmp_path: Path
 ) -> None:
-    """Closing the source waits for no thread, and holds up nobody else: the file of certificates may be on a disk that
-    does not answer."""
+    """Closing waits for no thread and blocks nothing else, also if the disk with the certificates does not answer."""
     os.mkfifo(tmp_path / "ca.pem")
     async with upstream_source(registry, "https://127.0.0.1:9", ca_file=tmp_path / "ca.pem") as source:
         task = asyncio.create_task(fetch(source, held.layers[0].digest))
@@ -135,7 +134,7 @@ async def test_closed_while_a_thread_reads_certificates(
 
 
 def _end_of_file(writer: int, wanted: threading.Event) -> bool:
-    """Ends what is read from the named pipe, once that is wanted; False: it was not wanted in time."""
+    """Ends the data of the named pipe once it is opened. Returns False if it was not opened in time."""
     try:
         return wanted.wait(10)
     finally:
@@ -212,7 +211,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 async def http_proxy(
     target: str, login: str = "", certificates: CertificateBundle | None = None
 ) -> AsyncIterator[tuple[HttpProxy, str]]:
-    """With certificates it is an https proxy."""
+    """Runs a proxy; with certificates, an https proxy."""
     made, context = HttpProxy(target, login), None
     if certificates is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -228,7 +227,7 @@ async def http_proxy(
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment without proxies."""
+    """Removes proxies from the environment."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -238,7 +237,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 async def test_a_proxy(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, environment: pytest.MonkeyPatch
 ) -> None:
-    """Small requests and blobs go by it, with its own login, and a name only it can resolve."""
+    """Small requests and blobs go through the proxy, with its login, to a name that only the proxy can resolve."""
     async with http_proxy(upstream.url, "guest:let me") as (between, address):
         environment.setenv("HTTP_PROXY", f"http://guest:let%20me@{address}")
         await everything(registry, held, "http://registry.test:8080")
@@ -250,7 +249,7 @@ async def test_a_proxy(
 async def test_a_proxy_that_refuses(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, environment: pytest.MonkeyPatch
 ) -> None:
-    """That is the upstream's failure, and no password is in the message."""
+    """A refusal of the proxy is an upstream failure. The message has no password."""
     async with http_proxy(upstream.url, "guest:other") as (_, address):
         environment.setenv("ALL_PROXY", f"http://guest:sesame@{address}")
         for url in ("http://registry.test", "https://registry.test"):
@@ -270,7 +269,7 @@ async def test_a_proxy_before_tls(
     environment: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """It passes the encrypted connection on (CONNECT), and the upstream's certificate is checked all the same."""
+    """The proxy forwards the encrypted connection (CONNECT), and the upstream's certificate is checked."""
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
         async with http_proxy(link.url, "guest:pw") as (between, address):
             environment.setenv("HTTPS_PROXY", f"http://guest:pw@{address}")
@@ -286,7 +285,7 @@ async def test_a_proxy_before_tls(
 async def test_cancelled_under_tls_inside_tls(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By an https proxy to an https upstream, a body that stalls lets go as well."""
+    """A stalled body through an https proxy from an https upstream can be cancelled as well."""
     authority = CertificateAuthority(tmp_path)
     pair = authority.sign("both", also="192.0.2.1")
     both = CertificateBundle(authority.certificate, pair.certificate, pair.key)

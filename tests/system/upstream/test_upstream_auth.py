@@ -1,4 +1,5 @@
-"""Being let in: tokens got once for all, renewed in time, and never sent where they do not belong."""
+"""Logins at upstreams: tokens are obtained once for all requests, renewed in time, and never sent to the wrong
+place."""
 
 from __future__ import annotations
 
@@ -44,14 +45,14 @@ TAG = Tag("1")
 
 
 def logged_in(folder: Path, password: str = LOGIN["password"]) -> dict[str, Any]:
-    """Settings of somebody with a password file."""
+    """Returns settings with a password file."""
     file = folder / "password"
     file.write_text(f"{password}\n")
     return {"username": LOGIN["username"], "password_file": file}
 
 
 async def test_one_token_for_all_who_ask(tmp_path: Path, upstream: Hub, held: ImageTree) -> None:
-    """Twenty requests at once in two processes get one token, and later ones use it."""
+    """Twenty concurrent requests in two processes obtain one token, and later requests use it."""
     upstream.set(auth="bearer", latency=0.02)
     async with (
         opened_registry(tmp_path / "data") as one,
@@ -70,7 +71,7 @@ async def test_one_token_for_all_who_ask(tmp_path: Path, upstream: Hub, held: Im
 
 
 async def test_a_token_is_kept_over_a_restart(tmp_path: Path, upstream: Hub) -> None:
-    """The next process begins with it, without a 401."""
+    """The next process starts with the token, without a 401."""
     upstream.set(auth="bearer")
     for _ in range(2):
         async with opened_registry(tmp_path / "data") as registry, upstream_source(registry, upstream.url) as source:
@@ -80,7 +81,7 @@ async def test_a_token_is_kept_over_a_restart(tmp_path: Path, upstream: Hub) -> 
 
 
 async def test_a_token_is_renewed_before_it_expires(registry: StoredRegistry, upstream: Hub) -> None:
-    """Ten seconds before, so that no request carries one that dies on its way."""
+    """A token is renewed ten seconds early, so that none expires on its way."""
     upstream.set(auth="bearer", token_seconds=300)
     clock = UpstreamClock()
     async with upstream_source(registry, upstream.url, clock=clock) as source:
@@ -95,7 +96,7 @@ async def test_a_token_is_renewed_before_it_expires(registry: StoredRegistry, up
 
 
 async def test_a_token_that_is_refused_is_dropped(registry: StoredRegistry, upstream: Hub) -> None:
-    """Whatever it says of its own life: a new one is got, once, and the request goes out again."""
+    """A refused token is replaced once, whatever its lifetime, and the request is sent again."""
     upstream.set(auth="bearer")
     async with upstream_source(registry, upstream.url) as source:
         await source.get_manifest(REPO, TAG)
@@ -104,8 +105,55 @@ async def test_a_token_that_is_refused_is_dropped(registry: StoredRegistry, upst
     assert upstream.count("token") == 2
 
 
+async def test_a_token_of_another_process_that_is_refused(tmp_path: Path, held: ImageTree) -> None:
+    """A process whose token is refused finds a token that another process got since. When the registry refuses that
+    one, too, the process gets a new one: the pull goes on."""
+    accepted: set[str] = set()
+    issued: list[str] = []
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            issued.append(f"t{len(issued) + 1}")
+            accepted.clear()
+            accepted.add(issued[-1])
+            return answer(200, json.dumps({"token": issued[-1], "expires_in": 600}))
+        if any(f"authorization: bearer {token}\r\n" in head.lower() for token in accepted):
+            return answer(200, held.body, content_type=held.media_type)
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token",service="here"')
+
+    async with (
+        opened_registry(tmp_path / "data") as registry,
+        opened_registry(tmp_path / "data") as other,
+        scripted_server(reply) as server,
+        upstream_source(registry, server.url) as one,
+        upstream_source(other, server.url) as two,
+    ):
+        await one.get_manifest(REPO, TAG)
+        accepted.clear()
+        await two.get_manifest(REPO, TAG)
+        accepted.clear()
+        assert (await one.get_manifest(REPO, TAG)).digest == held.digest
+    assert issued == ["t1", "t2", "t3"]
+
+
+async def test_a_registry_that_refuses_every_token(registry: StoredRegistry) -> None:
+    """A new token that the registry refuses is not followed by another one."""
+    issued: list[str] = []
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            issued.append(head)
+            return answer(200, json.dumps({"token": f"t{len(issued)}"}))
+        return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        with pytest.raises(ManifestUnknown):
+            await source.get_manifest(REPO, TAG)
+    assert len(issued) == 1
+
+
 async def test_one_who_leaves_takes_no_token_from_others(registry: StoredRegistry, upstream: Hub) -> None:
-    """Cancelling the request that asked for a token leaves those that wait for it with one."""
+    """Cancelling the request that started to obtain a token leaves the token to the waiting requests."""
     upstream.set(auth="bearer")
     upstream.fault(on="token", stall=True)
     async with upstream_source(registry, upstream.url) as source:
@@ -123,16 +171,16 @@ async def test_one_who_leaves_takes_no_token_from_others(registry: StoredRegistr
 async def test_nothing_is_contacted_before_it_is_needed(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path
 ) -> None:
-    """Making a source asks nobody and reads no file."""
+    """Creating a client contacts nobody and reads no file."""
     absent = tmp_path / "absent"
     async with upstream_source(registry, upstream.url, username="ann", password_file=absent, ca_file=absent) as source:
-        assert (source.name, source.connections, source.exhausted()) == ("far.test", 8, False)
+        assert (source.name, source.connections, source.is_exhausted()) == ("far.test", 8, False)
     assert upstream.opened == 0
 
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
 async def test_a_login(registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, auth: str) -> None:
-    """With it private content is seen, by Bearer and by Basic."""
+    """With a login private content can be pulled, by Bearer and by Basic."""
     upstream.set(auth=auth, private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path)) as source:
         assert (await source.get_manifest(REPO, TAG)).body == held.body
@@ -143,7 +191,7 @@ async def test_a_login(registry: StoredRegistry, upstream: Hub, held: ImageTree,
 async def test_a_login_that_is_refused(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, auth: str
 ) -> None:
-    """That is told as DENIED, of whatever was asked for, and the message holds no password."""
+    """A refused login raises DENIED for every kind of request. The message has no password."""
     upstream.set(auth=auth, **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path, "wrong")) as source:
         for request in (
@@ -160,7 +208,7 @@ async def test_a_login_that_is_refused(
 
 @pytest.mark.parametrize("auth", ["bearer", "basic"])
 async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, held: ImageTree, auth: str) -> None:
-    """Private content cannot be told from none: it is unknown."""
+    """Private content looks like missing content: it is unknown."""
     upstream.set(auth=auth, private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(ManifestUnknown):
@@ -181,7 +229,8 @@ async def test_anonymous_and_refused(registry: StoredRegistry, upstream: Hub, he
 
 
 async def test_a_token_service_that_refuses_the_anonymous(registry: StoredRegistry) -> None:
-    """Some answer 401 or 403 there, instead of giving a token without rights; that is unknown too."""
+    """A token service may answer anonymous clients with 401 or 403 instead of a token without rights; the content is
+    then unknown."""
     for status in (401, 403):
 
         def reply(head: str, status: int = status) -> bytes:
@@ -195,8 +244,8 @@ async def test_a_token_service_that_refuses_the_anonymous(registry: StoredRegist
 
 
 async def test_a_login_may_see_what_others_are_told_is_not_there(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A registry with public content may answer 404, not 401, for private content: with a login, `/v2/` is asked
-    first how to log in."""
+    """A registry with public content may answer 404, not 401, for private content: with a login, `/v2/` is asked first
+    how to log in."""
     expected = "Basic " + base64.b64encode(b"ann:correct horse").decode()
     body = json.dumps({"name": REPO, "tags": ["1"]})
 
@@ -218,8 +267,8 @@ async def test_a_login_may_see_what_others_are_told_is_not_there(registry: Store
 async def test_an_endpoint_that_does_not_say_how_to_log_in(
     registry: StoredRegistry, tmp_path: Path, status: int
 ) -> None:
-    """`/v2/` may refuse without a word, as behind a proxy that hands on repositories alone, and what is private be a
-    404: then the login is tried as it is, once something is refused; from then on it is sent at once."""
+    """`/v2/` may refuse without a challenge, as behind a proxy that forwards repositories only, and private content may
+    be 404. Then Basic is tried after a refusal, and sent at once from then on."""
     expected = "Basic " + base64.b64encode(b"ann:correct horse").decode()
 
     def reply(head: str) -> bytes:
@@ -235,7 +284,7 @@ async def test_an_endpoint_that_does_not_say_how_to_log_in(
 
 
 async def test_a_login_nobody_asked_for(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A registry that answers it with a challenge gets what it asks for then, by its realm's rules."""
+    """A registry that answers Basic with a challenge gets what it asks for, by the rules for realms."""
 
     def reply(head: str) -> bytes:
         target, lower = head.split()[1], head.lower()
@@ -259,7 +308,8 @@ async def test_a_login_nobody_asked_for(registry: StoredRegistry, tmp_path: Path
 
 
 async def test_an_endpoint_that_wants_no_login(registry: StoredRegistry, tmp_path: Path) -> None:
-    """One whose `/v2/` says 200 to everybody is not told the password, and is asked again after a while."""
+    """An endpoint whose `/v2/` answers everybody with 200 does not get the password, and is asked again after a
+    while."""
     clock = UpstreamClock()
     shut = False
 
@@ -286,7 +336,7 @@ async def test_an_endpoint_that_wants_no_login(registry: StoredRegistry, tmp_pat
 
 
 async def test_a_limit_on_asking_how_to_log_in(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Nothing is asked as somebody else then, who may see less: the limit is told, and its end waited for."""
+    """A 429 at `/v2/` is reported and waited out. No anonymous request is sent instead, which might see less."""
     clock = UpstreamClock()
     limited = True
 
@@ -311,7 +361,7 @@ async def test_a_limit_on_asking_how_to_log_in(registry: StoredRegistry, tmp_pat
 
 
 async def test_passwords_that_change(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """The file is read again when it has changed, without a restart."""
+    """A changed password file is read again without a restart."""
     upstream.set(auth="basic", **LOGIN)
     settings = logged_in(tmp_path, "wrong")
     async with upstream_source(registry, upstream.url, **settings) as source:
@@ -324,7 +374,7 @@ async def test_passwords_that_change(registry: StoredRegistry, upstream: Hub, tm
 async def test_a_password_in_the_environment(
     registry: StoredRegistry, upstream: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is taken from the variable; a variable that is not set is told in the log."""
+    """The password is read from the variable; a missing variable is logged."""
     upstream.set(auth="bearer", private=[REPO], **LOGIN)
     async with upstream_source(registry, upstream.url, username="ann", password_env="FAR_PASSWORD") as source:
         with pytest.raises(UpstreamUnavailable, match="login"):
@@ -336,7 +386,7 @@ async def test_a_password_in_the_environment(
 
 @pytest.mark.parametrize("entry", ["auth", "fields"])
 async def test_a_docker_config(registry: StoredRegistry, upstream: Hub, tmp_path: Path, entry: str) -> None:
-    """The login that `docker login` left for the upstream's name."""
+    """The login that `docker login` stored for the upstream's name is used."""
     upstream.set(auth="bearer", private=[REPO], **LOGIN)
     encoded = base64.b64encode(b"ann:correct horse").decode()
     login = {"auth": encoded} if entry == "auth" else LOGIN
@@ -349,7 +399,7 @@ async def test_a_docker_config(registry: StoredRegistry, upstream: Hub, tmp_path
 async def test_a_docker_config_without_the_name(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Then nobody logs in, and the log says so once."""
+    """Without a login for the name, requests are anonymous, and the log says so once."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"auths": {}, "credsStore": "desktop"}))
     async with upstream_source(registry, upstream.url, docker_config=file) as source:
@@ -359,7 +409,7 @@ async def test_a_docker_config_without_the_name(
 
 
 async def test_an_identity_token(registry: StoredRegistry, tmp_path: Path) -> None:
-    """It goes to the token service by POST, as a refresh token."""
+    """An identity token is sent to the token service by POST, as a refresh token."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"auths": {"far.test": {"auth": "PHRva2VuPjo=", "identitytoken": "id-1"}}}))
 
@@ -379,7 +429,7 @@ async def test_an_identity_token(registry: StoredRegistry, tmp_path: Path) -> No
 
 
 async def test_a_token_service_that_knows_post_alone(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Where GET is not allowed, the password goes by POST."""
+    """If GET is not allowed, the password is sent by POST."""
 
     def reply(head: str) -> bytes:
         method, target, _ = head.split(maxsplit=2)
@@ -397,7 +447,7 @@ async def test_a_token_service_that_knows_post_alone(registry: StoredRegistry, t
 async def test_a_realm_elsewhere_is_not_asked(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not with the password and not without, whatever the challenge says; the log says how to allow it."""
+    """A foreign realm is not contacted, with or without the password. The log says how to allow it."""
     upstream.set(auth="bearer", realm=f"{upstream.auth_url}/token", **LOGIN)
     for login in ({}, logged_in(tmp_path)):
         async with upstream_source(registry, upstream.url, **login) as source:
@@ -426,7 +476,7 @@ async def test_a_realm_elsewhere_is_not_asked(
 async def test_a_token_service_that_fails(
     registry: StoredRegistry, upstream: Hub, fault: dict[str, Any], error: type[Exception]
 ) -> None:
-    """Its failure is the upstream's."""
+    """A failing token service is a failure of the upstream."""
     upstream.set(auth="bearer")
     upstream.fault(on="token", **fault)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
@@ -435,7 +485,7 @@ async def test_a_token_service_that_fails(
 
 
 async def test_tokens_that_are_none(registry: StoredRegistry) -> None:
-    """What cannot stand in a header, or is no text, is no token."""
+    """Text that cannot be a header value, or no text, is not accepted as a token."""
     for body in ("{}", "[]", "nonsense", '{"token": 5}', '{"token": "a b"}', '{"token": "a\\r\\nHost: x"}'):
 
         def reply(head: str, body: str = body) -> bytes:
@@ -449,7 +499,7 @@ async def test_tokens_that_are_none(registry: StoredRegistry) -> None:
 
 
 async def test_the_scope_is_the_repository_s(registry: StoredRegistry, tmp_path: Path) -> None:
-    """Each repository has its token, and only to pull."""
+    """Each repository has its own token, for pull only."""
     content = UpstreamContent()
     other = RepositoryName("library/other")
     with hub(tmp_path, content, auth="bearer") as empty:
@@ -462,7 +512,7 @@ async def test_the_scope_is_the_repository_s(registry: StoredRegistry, tmp_path:
 
 
 async def test_a_redirect_keeps_authorization_at_home(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A login goes to nobody a redirect names: not to another port, and not back home after that."""
+    """No redirect target gets the login: not another port, and not the endpoint after a redirect back."""
     seen: list[str] = []
 
     def away(head: str) -> bytes:
@@ -492,7 +542,7 @@ async def test_a_redirect_keeps_authorization_at_home(registry: StoredRegistry, 
 async def test_nothing_secret_is_logged(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither password nor token is in any line of ours."""
+    """No log line contains the password or a token."""
     caplog.set_level(logging.DEBUG, "registry")
     upstream.set(auth="bearer", redirects=True, **LOGIN)
     async with upstream_source(registry, upstream.url, **logged_in(tmp_path)) as source:
@@ -505,7 +555,7 @@ async def test_nothing_secret_is_logged(
 
 
 def test_the_libraries_log_no_addresses() -> None:
-    """A redirect's address can be a key to what it leads to, and httpx2 logs each at level info."""
+    """The URL of a redirect can grant access, and httpx2 would log it at level info."""
     program = (
         "import logging, sys; from registry.log_output import log_to_stderr; log_to_stderr('debug');"
         "names = ('httpx2', 'httpcore2.http11', 'urllib3.connectionpool');"

@@ -1,4 +1,4 @@
-"""Blobs come whole, in parts, and through everything that can go wrong with a connection."""
+"""Blobs from upstreams: whole, in parts, and with every fault of a connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ABSENT = Digest("sha256:" + "0" * 64)
 
 
 async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Without Range, and the sink is told endpoint and size first."""
+    """A whole blob is requested without Range. The sink first gets endpoint and size."""
     layer = held.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest)
@@ -54,7 +54,7 @@ async def test_a_blob_comes_whole_and_in_order(registry: StoredRegistry, upstrea
 async def test_a_part_of_a_blob(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, span: Span, sent: str
 ) -> None:
-    """Exactly the bytes of the span come, by Range."""
+    """A span is requested by Range, and exactly its bytes arrive."""
     layer = held.layers[1]
     start, stop = span.within(layer.size)
     async with upstream_source(registry, upstream.url) as source:
@@ -65,7 +65,7 @@ async def test_a_part_of_a_blob(
 
 
 async def test_an_empty_blob(registry: StoredRegistry) -> None:
-    """It has no byte to ask for; the sink is begun and gets none."""
+    """For an empty blob the sink is begun and gets no bytes."""
     async with scripted_server(lambda head: answer(200)) as server, upstream_source(registry, server.url) as source:
         for span in (Span(0), Span(0, 0)):
             sink = await fetch(source, ABSENT, span)
@@ -75,7 +75,7 @@ async def test_an_empty_blob(registry: StoredRegistry) -> None:
 
 
 async def test_connections_are_used_again(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Pieces that are read to their end leave the connection for the next, also behind a redirect."""
+    """A piece that is read to its end leaves the connection for the next, also behind a redirect."""
     upstream.set(redirects=True)
     layer = held.layers[1]
     async with upstream_source(registry, upstream.url) as source:
@@ -87,7 +87,7 @@ async def test_connections_are_used_again(registry: StoredRegistry, upstream: Hu
 
 
 async def test_redirects_get_no_authorization(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The token stays with the registry; what a redirect leads to would refuse it."""
+    """The token is sent to the registry only; the target of the redirect would refuse it."""
     upstream.set(auth="bearer", redirects=True)
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, held.layers[1].digest)
@@ -99,7 +99,7 @@ async def test_redirects_get_no_authorization(registry: StoredRegistry, upstream
 async def test_a_token_that_expires_between_two_pieces(
     registry: StoredRegistry, upstream: Hub, held: ImageTree
 ) -> None:
-    """A 401 means a new token and the same request once more; the sink sees nothing of it."""
+    """After a 401 a new token is obtained and the request is sent again, unnoticed by the sink."""
     upstream.set(auth="bearer", token_uses=1)
     layer, body = held.layers[1], b""
     async with upstream_source(registry, upstream.url) as source:
@@ -111,7 +111,7 @@ async def test_a_token_that_expires_between_two_pieces(
 
 
 async def test_a_registry_without_ranges(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A part is refused before anything is handed on; the whole comes."""
+    """A registry without ranges raises RangesUnsupported for a span before any byte; the whole blob works."""
     upstream.set(ranges=False)
     async with upstream_source(registry, upstream.url) as source:
         for span in (Span(5), Span(5, 10), Span(0, 10)):
@@ -124,7 +124,7 @@ async def test_a_registry_without_ranges(registry: StoredRegistry, upstream: Hub
 
 
 async def test_a_blob_of_unknown_length(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A registry that does not say how long a blob is says so when it is asked for all of it by Range."""
+    """A registry that does not state a blob's length states it in the response to a range of the whole."""
     upstream.set(lengths=False)
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, held.layers[1].digest)
@@ -136,7 +136,7 @@ async def test_a_blob_of_unknown_length(registry: StoredRegistry, upstream: Hub,
 
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_connection_that_breaks(registry: StoredRegistry, upstream: Hub, held: ImageTree, reset: bool) -> None:
-    """What came before is with the sink, the rest can be asked for, and no byte twice."""
+    """After a break, the sink has the bytes so far, and the rest can be requested without repeating any."""
     layer = held.layers[1]
     upstream.fault(drop_after=1_000_000, reset=reset)
     async with upstream_source(registry, upstream.url) as source:
@@ -149,7 +149,7 @@ async def test_a_connection_that_breaks(registry: StoredRegistry, upstream: Hub,
 
 
 async def test_an_upstream_that_stalls_in_a_body(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Nothing for idle_timeout is a timeout; what came stays."""
+    """No bytes for idle_timeout is a timeout. The sink keeps its bytes."""
     upstream.fault(stall_after=500_000)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
         sink = CollectingSink()
@@ -161,7 +161,7 @@ async def test_an_upstream_that_stalls_in_a_body(registry: StoredRegistry, upstr
 async def test_an_upstream_that_stalls_before_it_answers(
     registry: StoredRegistry, upstream: Hub, held: ImageTree
 ) -> None:
-    """That is a timeout too, and the sink is not begun."""
+    """A stall before the response is a timeout, and the sink is not begun."""
     upstream.fault(stall=True)
     async with upstream_source(registry, upstream.url, idle_timeout=0.3) as source:
         sink = CollectingSink()
@@ -171,8 +171,8 @@ async def test_an_upstream_that_stalls_before_it_answers(
 
 
 async def test_a_slow_upstream_is_no_silent_one(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """There is no limit on the whole: a body may take longer than idle_timeout, and its first bytes are handed on when
-    they are there."""
+    """The whole transfer has no time limit: a body may take longer than idle_timeout, and its first bytes are passed on
+    at once."""
     upstream.set(rate=1 << 20)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
         sink = await fetch(source, held.layers[1].digest)
@@ -181,7 +181,7 @@ async def test_a_slow_upstream_is_no_silent_one(registry: StoredRegistry, upstre
 
 
 async def test_a_wrong_part_is_refused(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A Content-Range that is not the one asked for is believed, so none of its bytes are."""
+    """A response with another Content-Range than requested is refused before any byte."""
     upstream.fault(shift=3)
     async with upstream_source(registry, upstream.url) as source:
         sink = CollectingSink()
@@ -206,7 +206,7 @@ async def test_a_wrong_part_is_refused(registry: StoredRegistry, upstream: Hub, 
     ],
 )
 async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes, says: str) -> None:
-    """They are refused, and the sink is not begun."""
+    """Invalid responses are refused, and the sink is not begun."""
     broken = b"\r\n\r\n" not in given or not given.startswith(b"HTTP")
 
     async def once() -> bytes:
@@ -223,7 +223,7 @@ async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes
 
 
 async def test_a_chunked_body(registry: StoredRegistry) -> None:
-    """A part may come in chunks; the connection is used again."""
+    """A part may be sent in chunks, and the connection is reused."""
     given = (
         b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 2-9/10\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\ncde\r\n5\r\nfghij\r\n0\r\n\r\n"
@@ -235,7 +235,7 @@ async def test_a_chunked_body(registry: StoredRegistry) -> None:
 
 
 async def test_a_kept_connection_that_was_closed(registry: StoredRegistry) -> None:
-    """The other end may close a connection just when it is used again: the request goes out once more."""
+    """If the server closes a kept connection just as it is reused, the request is sent again."""
     async with (
         scripted_server(lambda head: answer(200, b"12345")) as server,
         upstream_source(registry, server.url) as source,
@@ -254,7 +254,7 @@ async def test_a_kept_connection_that_was_closed(registry: StoredRegistry) -> No
 
 
 async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
-    """404 means that there is none."""
+    """404 means that there is no such blob."""
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(BlobUnknown):
             await source.resolve_blob(REPO, ABSENT)
@@ -263,7 +263,7 @@ async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
 
 
 async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """By HEAD; by a GET of one byte where HEAD does not do."""
+    """The size comes from HEAD, or from a GET of one byte if HEAD has none."""
     layer = held.layers[1]
     async with upstream_source(registry, upstream.url) as source:
         for switches in ({}, {"redirects": True}, {"lengths": False}):
@@ -282,7 +282,7 @@ async def test_the_size_of_a_blob(registry: StoredRegistry, upstream: Hub, held:
 
 @pytest.mark.parametrize("head", [200, 405])
 async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> None:
-    """An answer that names another digest is about something else, whatever length it tells."""
+    """A response that names another digest is refused, whatever its length."""
     other = "sha256:" + "1" * 64
 
     def reply(request: str) -> bytes:
@@ -307,7 +307,8 @@ async def test_the_size_of_another_blob(registry: StoredRegistry, head: int) -> 
     ],
 )
 async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: int, body: str, sure: bool) -> None:
-    """Without a registry's word it is doubtful, as for manifests. An answer to HEAD has no words, so a GET follows."""
+    """Without a registry's error code a refusal is unconfirmed, as for manifests. A response to HEAD has no body, so a
+    GET follows."""
 
     def reply(head: str) -> bytes:
         return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
@@ -320,7 +321,7 @@ async def test_whose_refusal_of_a_blob_it_is(registry: StoredRegistry, status: i
 
 
 async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
-    """One endpoint has no such blob, and before the other stands a firewall: that is no "unknown"."""
+    """ "Unknown" from one endpoint and a firewall's page from the other are together unconfirmed."""
     gone = answer(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
     async with (
         scripted_server(always(gone)) as one,
@@ -334,13 +335,13 @@ async def test_a_doubtful_no_of_one_endpoint(registry: StoredRegistry) -> None:
 async def test_a_connection_that_was_given_back_is_left_alone(
     registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transfer that is abandoned at its very end does not shut down a connection that may be another's already."""
+    """Abandoning a transfer at its very end does not shut down a connection that another transfer may use."""
     finish = SocketBody.finish
 
     def abandoned(body: SocketBody) -> None:
         finish(body)
         assert isinstance(source, HttpUpstreamClient)
-        for transfer in list(source._bodies._running):
+        for transfer in list(source._blobs._running):
             transfer.abandon()
 
     monkeypatch.setattr(SocketBody, "finish", abandoned)
@@ -354,7 +355,7 @@ async def test_a_connection_that_was_given_back_is_left_alone(
 
 
 async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """It ends the fetch and is raised by it, whatever it is; no other endpoint is asked."""
+    """An exception of the sink ends the fetch, which raises it; no other endpoint is asked."""
     boom: list[BaseException] = [StorageFull(), OSError("no"), UpstreamUnavailable("mine"), KeyError("x")]
     async with upstream_source(registry, upstream.url, upstream.url.replace("127.0.0.1", "localhost")) as source:
         for error in boom:
@@ -371,7 +372,7 @@ async def test_what_the_sink_raises(registry: StoredRegistry, upstream: Hub, hel
 
 
 async def test_cancelled_in_a_body(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The connection is closed and the sink is not called again, even where nothing was coming any more."""
+    """Cancelling closes the connection, and the sink is not called again, also if no bytes were arriving."""
     upstream.fault(stall_after=100_000)
     arrived = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -388,7 +389,7 @@ async def test_cancelled_in_a_body(registry: StoredRegistry, upstream: Hub, held
 
 
 async def test_cancelled_while_the_sink_is_at_it(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The fetch ends when the sink has, and not before."""
+    """A cancelled fetch ends when the running call of the sink has ended, not before."""
     entered, leave = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -411,7 +412,7 @@ async def test_cancelled_while_the_sink_is_at_it(registry: StoredRegistry, upstr
 
 
 async def test_cancelled_before_the_answer(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """The connection is closed at once, and the sink is never begun."""
+    """Cancelling before the response closes the connection at once; the sink is never begun."""
     upstream.fault(stall=True)
     sink = CollectingSink()
     async with upstream_source(registry, upstream.url) as source:
@@ -428,7 +429,7 @@ async def test_cancelled_before_the_answer(registry: StoredRegistry, upstream: H
 async def test_cancelled_asks_no_more(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, fault: dict[str, Any]
 ) -> None:
-    """What was cancelled makes no other connection."""
+    """A cancelled fetch makes no other connection."""
     upstream.fault(**fault)
     sink = CollectingSink()
     async with upstream_source(registry, upstream.url) as source:
@@ -451,7 +452,7 @@ def _ended_threads() -> bool:
 
 
 async def test_closed_in_a_body(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Closing the source ends what it fetches."""
+    """Closing the client ends its running fetches."""
     upstream.fault(stall_after=100_000)
     async with upstream_source(registry, upstream.url) as source:
         task = asyncio.create_task(fetch(source, held.layers[1].digest))
@@ -464,7 +465,7 @@ async def test_closed_in_a_body(registry: StoredRegistry, upstream: Hub, held: I
 async def test_another_endpoint_has_it(
     registry: StoredRegistry, tmp_path: Path, upstream: Hub, held: ImageTree
 ) -> None:
-    """Whatever the first one says of a digest, the next is asked; `avoid` comes last."""
+    """Whatever the first endpoint answers for a digest, the next is asked; those in `avoid` come last."""
     layer = held.layers[1]
     async with upstream_source(registry) as nobody:
         assert nobody.connections == 8
@@ -485,7 +486,7 @@ async def test_another_endpoint_has_it(
 
 
 async def test_endpoints_that_differ_in_their_failure(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """Unknown is told only when all say so: one that is down might have it."""
+    """ "Unknown" is reported only if all endpoints say so: one that is down might have the blob."""
     with hub(tmp_path, UpstreamContent()) as down:
         down.refuse()
         for order in ((down.url, upstream.url), (upstream.url, down.url)):
@@ -495,7 +496,7 @@ async def test_endpoints_that_differ_in_their_failure(registry: StoredRegistry, 
 
 
 async def test_many_at_once(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """As many pieces come at a time as there are connections, each with its own bytes."""
+    """As many pieces as there are connections are fetched at a time, each with its own bytes."""
     layer = held.layers[1]
     step = layer.size // 24 + 1
     async with upstream_source(registry, upstream.url, connections=6) as source:
@@ -506,7 +507,7 @@ async def test_many_at_once(registry: StoredRegistry, upstream: Hub, held: Image
 
 
 async def test_errors_say_nothing_of_signed_addresses(registry: StoredRegistry) -> None:
-    """A redirect's address can be a key to the blob; it is in no message."""
+    """No message contains the URL of a redirect, which can grant access to the blob."""
 
     def reply(head: str) -> bytes:
         if "/v2/" in head.split()[1]:

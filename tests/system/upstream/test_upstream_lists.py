@@ -1,4 +1,4 @@
-"""Lists: tags and referrers, whole and in byte order, however the upstream pages them."""
+"""Lists of tags and referrers: complete and in byte order, however the upstream pages them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedNameUnknown
-from registry.upstream.api_client import MIB
+from registry.upstream.request_limits import MIB
 from registry.upstream.upstream_lists import (
     LIST_CACHE_SIZE,
     LIST_CACHED_SECONDS,
@@ -45,7 +45,7 @@ async def all_tags(source: Any, limit: int) -> list[str]:
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 async def test_tags(registry: StoredRegistry, upstream: Hub, held: ImageTree, limit: int) -> None:
-    """All of them, page by page, from an upstream with pages of its own size; read once for a walk through them."""
+    """All tags are listed page by page, from an upstream with another page size, in one reading."""
     content = UpstreamContent()
     names = [f"v{number}" for number in range(50)] + ["Zed", "a_", "latest", "1"]
     content.add(REPO, held, *names)
@@ -58,7 +58,7 @@ async def test_tags(registry: StoredRegistry, upstream: Hub, held: ImageTree, li
 
 
 async def test_tags_that_are_not_in_byte_order(registry: StoredRegistry) -> None:
-    """Some registries sort by collation or not at all, repeat, and hold names that are no tags; none gets lost."""
+    """Registries may sort by collation or not at all, repeat tags, and list invalid ones; no valid tag is lost."""
     pages = {"1": ["b", "B", "a"], "2": ["a", "not a tag", 7, "Z"], "3": None}
 
     def reply(head: str) -> bytes:
@@ -71,7 +71,7 @@ async def test_tags_that_are_not_in_byte_order(registry: StoredRegistry) -> None
 
 
 async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """A first page is always asked for."""
+    """A first page is always requested again."""
     async with upstream_source(registry, upstream.url) as source:
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
         upstream.tag(REPO, "0", held.digest)
@@ -79,8 +79,7 @@ async def test_a_new_tag_is_seen(registry: StoredRegistry, upstream: Hub, held: 
 
 
 async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub, held: ImageTree) -> None:
-    """Where one request of a client would be many upstream, those who ask at the same time share them, and those who
-    ask soon after get what was read."""
+    """If a list takes many upstream requests, concurrent and later clients share one reading."""
     content = UpstreamContent()
     content.add(REPO, held, *(f"v{number}" for number in range(50)))
     upstream.put(content)
@@ -99,7 +98,7 @@ async def test_a_long_list_is_read_once(registry: StoredRegistry, upstream: Hub,
 
 
 async def test_lists_are_kept_for_a_moment() -> None:
-    """As long as they are young and there is room; the last one is kept, however large."""
+    """Lists are cached for a short time and within a memory limit; the last one always."""
     now, read = 1000.0, 0
 
     async def reading() -> CompleteList[str]:
@@ -110,7 +109,7 @@ async def test_lists_are_kept_for_a_moment() -> None:
     readings: ListCache[str] = ListCache("far.test", lambda: now)
 
     async def count(key: str) -> str:
-        return (await readings.items(key, reading, first=True))[0]
+        return (await readings.get(key, reading, first=True))[0]
 
     size = LIST_CACHE_SIZE // 2 - LIST_OVERHEAD
     assert [await count(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
@@ -122,7 +121,7 @@ async def test_lists_are_kept_for_a_moment() -> None:
 
 
 async def test_few_lists_are_read_at_a_time(registry: StoredRegistry, upstream: Hub) -> None:
-    """Whoever asks for many different ones does not hold memory and connections for all of them."""
+    """Requests for many different lists do not use memory and connections for all of them at once."""
     upstream.fault(on="tags", stall=True, times=LISTS_AT_ONCE)
     async with upstream_source(registry, upstream.url) as source:
         names = [type(REPO)(f"library/x{number}") for number in range(3 * LISTS_AT_ONCE)]
@@ -137,7 +136,7 @@ async def test_few_lists_are_read_at_a_time(registry: StoredRegistry, upstream: 
 
 
 async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) -> None:
-    """Then it chooses its own."""
+    """If the upstream refuses our page size, it chooses its own."""
 
     def reply(head: str) -> bytes:
         return answer(400) if "n=" in head.split()[1] else answer(200, json.dumps({"tags": ["x"]}))
@@ -147,7 +146,7 @@ async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) 
 
 
 async def test_the_next_page_is_asked_at_home(registry: StoredRegistry) -> None:
-    """A Link that names another host, as behind a proxy, is followed on the one that was asked."""
+    """A Link that names another host, as behind a proxy, is followed on the requested origin."""
 
     def reply(head: str) -> bytes:
         if "last=" in head.split()[1]:
@@ -159,7 +158,7 @@ async def test_the_next_page_is_asked_at_home(registry: StoredRegistry) -> None:
 
 
 async def test_lists_that_are_none(registry: StoredRegistry, upstream: Hub) -> None:
-    """No repository: NameUnknown. No list: the upstream's failure."""
+    """A missing repository raises NameUnknown; an invalid list is an upstream failure."""
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(NameUnknown):
             await source.tags(type(REPO)("library/absent"), None, 10)
@@ -189,7 +188,7 @@ def signatures(held: ImageTree) -> list[ImageTree]:
 
 @pytest.mark.parametrize("api", [True, False])
 async def test_referrers(registry: StoredRegistry, upstream: Hub, held: ImageTree, api: bool) -> None:
-    """By the API in pages, or by the fallback tag; filtered and in the order of their digests."""
+    """Referrers come from the API in pages, or from the fallback tag; filtered and sorted by digest."""
     content = UpstreamContent()
     made = signatures(held)
     for each in made:
@@ -214,8 +213,8 @@ async def test_referrers(registry: StoredRegistry, upstream: Hub, held: ImageTre
 
 @pytest.mark.parametrize("api", [200, 404])
 async def test_referrers_that_are_in_doubt(registry: StoredRegistry, api: int) -> None:
-    """The fallback tag, or the list itself, is refused by something that is not the registry: that is no empty list,
-    so what is here can be listed. Refused by the registry, it is one."""
+    """If something other than the registry refuses the list or the fallback tag, cached referrers can be listed. A
+    refusal by the registry is an empty list."""
     body = "<html>not for you</html>"
 
     def reply(head: str) -> bytes:
@@ -232,7 +231,7 @@ async def test_referrers_that_are_in_doubt(registry: StoredRegistry, api: int) -
 
 
 async def test_referrers_that_were_filtered_there(registry: StoredRegistry) -> None:
-    """`OCI-Filters-Applied` says so; descriptors without an artifact type are believed then."""
+    """`OCI-Filters-Applied` marks a filtered list; descriptors without an artifact type are accepted then."""
     entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(b"x"), "size": 1}
     index = json.dumps(
         {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
@@ -250,7 +249,7 @@ async def test_referrers_that_were_filtered_there(registry: StoredRegistry) -> N
 
 
 async def test_a_list_without_end(registry: StoredRegistry) -> None:
-    """An upstream whose pages go round is left after a while."""
+    """Reading an endless list stops after a while."""
     body = json.dumps({"tags": ["x"]})
     round_about = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
@@ -262,7 +261,7 @@ async def test_a_list_without_end(registry: StoredRegistry) -> None:
 
 
 async def test_a_list_that_is_too_long(registry: StoredRegistry) -> None:
-    """A list whose pages add up to more than memory should be spent on is left, long before its pages end."""
+    """Reading stops when a list exceeds its memory limit."""
     body = json.dumps({"tags": ["x"]}) + " " * (7 * MIB)
     following = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
@@ -275,7 +274,7 @@ async def test_a_list_that_is_too_long(registry: StoredRegistry) -> None:
 
 
 async def test_a_page_of_too_many_tags(registry: StoredRegistry) -> None:
-    """A page that would hold up a worker while it is read is refused, with the bound."""
+    """A page that would take too long to parse is refused, and the message names the limit."""
     page = b'{"name":"a","tags":[' + b'"a",' * 400_000 + b'"b"]}'
     async with scripted_server(always(answer(200, page))) as script, upstream_source(registry, script.url) as source:
         with pytest.raises(UpstreamUnavailable, match="a list that is too large: it holds more than 300000 values"):
@@ -283,7 +282,7 @@ async def test_a_page_of_too_many_tags(registry: StoredRegistry) -> None:
 
 
 async def test_a_list_that_takes_too_much_memory(registry: StoredRegistry) -> None:
-    """What stands in a list counts, not only its text: pages of short tags end as well."""
+    """Entries count against the memory limit beside their text: pages of short tags are bounded, too."""
     number = 0
 
     def reply(head: str) -> bytes:
@@ -299,7 +298,7 @@ async def test_a_list_that_takes_too_much_memory(registry: StoredRegistry) -> No
 
 
 async def test_many_tags_come_in_order(registry: StoredRegistry) -> None:
-    """More than are sorted at once."""
+    """More tags than are sorted in one call are in order."""
     tags = [f"{n * 7919 % 35_000:05}" for n in range(35_000)]
     async with (
         scripted_server(always(answer(200, json.dumps({"tags": tags})))) as script,

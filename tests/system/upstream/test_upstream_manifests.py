@@ -1,4 +1,4 @@
-"""Manifests: the exact bytes, checked, by tag and by digest."""
+"""Manifests from upstreams: the exact bytes, verified, by tag and by digest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, keep_share, share_scope
-from registry.upstream.api_client import MIB, ApiClient
+from registry.single_flight import SingleFlight
+from registry.upstream.api_client import ApiClient
 from registry.upstream.client import HttpUpstreamClient
 from registry.upstream.destinations import AddressPolicy
-from registry.upstream.request_limits import UpstreamSingleFlight
+from registry.upstream.request_limits import MIB
 from registry.upstream.transport import OutboundProxies, TrustStore
 from registry.upstream.upstream_responses import DocumentParser
 from storage.content import OCI_MANIFEST, Manifest
@@ -33,7 +34,7 @@ TAG = Tag("1")
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
 async def test_a_manifest(registry: StoredRegistry, upstream: Hub, held: ImageTree, by: str) -> None:
-    """It comes as it was pushed, with one GET; resolving it is one HEAD."""
+    """A manifest arrives as it was pushed, with one GET; its descriptor takes one HEAD."""
     reference: Reference = TAG if by == "tag" else Digest(held.digest)
     async with upstream_source(registry, upstream.url) as source:
         found = await source.get_manifest(REPO, reference)
@@ -44,7 +45,7 @@ async def test_a_manifest(registry: StoredRegistry, upstream: Hub, held: ImageTr
 
 
 async def test_every_kind_of_manifest_is_accepted(registry: StoredRegistry, upstream: Hub) -> None:
-    """Registries that look at Accept show lists and manifests, of docker and of OCI, and schema 1 is not asked for."""
+    """`Accept` lists docker's and OCI's manifests and indexes, and not schema 1."""
     content = UpstreamContent()
     real = content.add(REPO, ubuntu(), "18.04")
     upstream.put(content)
@@ -61,7 +62,7 @@ async def test_every_kind_of_manifest_is_accepted(registry: StoredRegistry, upst
 async def test_an_answer_to_head_that_says_too_little(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, switches: dict[str, Any]
 ) -> None:
-    """Then the manifest itself is fetched for its descriptor."""
+    """If HEAD lacks a header, the manifest is fetched for its descriptor."""
     upstream.set(**switches)
     async with upstream_source(registry, upstream.url) as source:
         told = await source.resolve_manifest(REPO, TAG)
@@ -70,7 +71,7 @@ async def test_an_answer_to_head_that_says_too_little(
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
 async def test_wrong_bytes(registry: StoredRegistry, upstream: Hub, held: ImageTree, by: str) -> None:
-    """A manifest whose bytes have another digest than the one asked for, or the one the answer names, is refused."""
+    """A manifest that does not match the requested digest, or the one the response names, is refused."""
     upstream.fault(on="manifest", corrupt=7)
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(UpstreamUnavailable, match="another digest"):
@@ -80,7 +81,7 @@ async def test_wrong_bytes(registry: StoredRegistry, upstream: Hub, held: ImageT
 async def test_wrong_bytes_at_one_endpoint(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
 ) -> None:
-    """The next one is asked."""
+    """After wrong bytes, the next endpoint is asked."""
     content = UpstreamContent()
     content.add(REPO, held, "1")
     upstream.fault(on="manifest", corrupt=7)
@@ -91,7 +92,7 @@ async def test_wrong_bytes_at_one_endpoint(
 
 
 async def test_a_large_manifest(registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of some MiB is parsed and hashed beside the event loop, on which all the others wait."""
+    """A manifest of some MiB is parsed and hashed off the event loop."""
     parsed: list[threading.Thread] = []
     parse = Manifest.parse
 
@@ -109,7 +110,7 @@ async def test_a_large_manifest(registry: StoredRegistry, monkeypatch: pytest.Mo
 
 
 async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> None:
-    """404 means that there is none."""
+    """404 means that there is no such manifest."""
     async with upstream_source(registry, upstream.url) as source:
         for reference in (Tag("absent"), Digest("sha256:" + "0" * 64)):
             with pytest.raises(ManifestUnknown):
@@ -121,7 +122,7 @@ async def test_unknown_manifests(registry: StoredRegistry, upstream: Hub) -> Non
 async def test_a_tag_has_one_authority(
     registry: StoredRegistry, upstream: Hub, held: ImageTree, tmp_path: Path
 ) -> None:
-    """What the first endpoint says of a tag is so; a digest may be found at any."""
+    """The first endpoint decides about a tag; a digest may be found at any endpoint."""
     with hub(tmp_path, UpstreamContent()) as first:
         async with upstream_source(registry, first.url, upstream.url) as source:
             with pytest.raises(ManifestUnknown):
@@ -148,14 +149,14 @@ async def test_a_tag_has_one_authority(
     ],
 )
 async def test_answers_that_make_no_sense(registry: StoredRegistry, given: bytes, says: str) -> None:
-    """They are the upstream's failure."""
+    """Invalid responses are upstream failures."""
     async with scripted_server(lambda head: given) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(UpstreamUnavailable, match=says):
             await source.get_manifest(REPO, TAG)
 
 
 async def test_a_type_that_is_none(registry: StoredRegistry, held: ImageTree) -> None:
-    """A plain file server says application/json or nothing; then the manifest's own word counts."""
+    """A plain file server sends application/json or no type; the manifest's own media type counts then."""
     for kind in ({"content_type": "application/json"}, {"content_type": f"{held.media_type}; charset=utf-8"}, {}):
         given = answer(200, held.body, **kind)
         async with scripted_server(always(given)) as server, upstream_source(registry, server.url) as source:
@@ -163,7 +164,7 @@ async def test_a_type_that_is_none(registry: StoredRegistry, held: ImageTree) ->
 
 
 async def test_a_digest_of_another_algorithm(registry: StoredRegistry, held: ImageTree) -> None:
-    """Whatever algorithm the answer names its digest by, that digest is checked and told."""
+    """The digest in the response is verified and returned, whatever its algorithm."""
     named = "sha512:" + hashlib.sha512(held.body).hexdigest()
     fields = {"content_type": OCI_MANIFEST, "docker_content_digest": named}
 
@@ -179,7 +180,7 @@ async def test_a_digest_of_another_algorithm(registry: StoredRegistry, held: Ima
 
 
 async def test_head_that_names_another_digest(registry: StoredRegistry, upstream: Hub) -> None:
-    """Asked for one digest, an answer about another is a failure."""
+    """A response about another digest than the requested one is a failure."""
     named = {"docker_content_digest": "sha256:" + "1" * 64, "content_type": OCI_MANIFEST, "content_length": "5"}
     async with (
         scripted_server(lambda head: answer(200, **named)) as server,
@@ -190,7 +191,7 @@ async def test_head_that_names_another_digest(registry: StoredRegistry, upstream
 
 
 async def test_redirected_manifests(registry: StoredRegistry, held: ImageTree) -> None:
-    """Five redirects are followed, relative ones too; a sixth is not."""
+    """Five redirects are followed, relative ones too; a sixth is an error."""
     hops = 5
 
     def reply(head: str) -> bytes:
@@ -208,7 +209,7 @@ async def test_redirected_manifests(registry: StoredRegistry, held: ImageTree) -
 
 
 async def test_an_upstream_that_is_silent(registry: StoredRegistry, upstream: Hub) -> None:
-    """It times out, and the next request may go well."""
+    """A silent upstream is a timeout, and the next request can succeed."""
     upstream.fault(on="manifest", stall=True)
     async with upstream_source(registry, upstream.url, idle_timeout=2) as source:
         with pytest.raises(UpstreamTimeout):
@@ -217,7 +218,7 @@ async def test_an_upstream_that_is_silent(registry: StoredRegistry, upstream: Hu
 
 
 async def test_no_cookies(registry: StoredRegistry) -> None:
-    """A registry's cookies are not sent back: requests say nothing of the ones before."""
+    """Cookies are not sent back."""
     body = json.dumps({"name": REPO, "tags": ["1"]})
     async with (
         scripted_server(lambda head: answer(200, body, set_cookie="a=b; Path=/")) as server,
@@ -250,7 +251,8 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("why", TOO_LARGE)
 async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) -> None:
-    """It is refused with the bound that it breaks; others of that upstream come as before."""
+    """A manifest that exceeds a limit is refused, and the message names the limit; others of that upstream still
+    work."""
     good = json.dumps(
         {"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": f"sha256:{'0' * 64}", "size": 1}}
     ).encode()
@@ -267,7 +269,8 @@ async def test_a_manifest_beyond_the_bounds(registry: StoredRegistry, why: str) 
 
 
 async def test_a_reading_that_nobody_waits_for_keeps_its_turn() -> None:
-    """Its thread goes on, and takes memory as before: the next document waits for it. Who left does not wait."""
+    """A cancelled parse goes on in its thread, and the next document waits for it. The cancelled caller does not
+    wait."""
     parser, begun, go, other = DocumentParser(), threading.Event(), threading.Event(), threading.Event()
 
     def read() -> None:
@@ -289,9 +292,9 @@ async def test_a_reading_that_nobody_waits_for_keeps_its_turn() -> None:
 
 
 async def test_memory_of_work_that_outlives_its_block() -> None:
-    """Work that is shared, and so goes on when the block has ended in which it was begun, keeps no memory of it."""
+    """A shared task that outlives the block that started it does not hold memory in that block's scope."""
     memory = MemoryBudget(MIB, "answers")
-    go, flights = asyncio.Event(), UpstreamSingleFlight()
+    go, flights = asyncio.Event(), SingleFlight[None]()
 
     async def work() -> None:
         await go.wait()
@@ -301,7 +304,7 @@ async def test_memory_of_work_that_outlives_its_block() -> None:
 
     async def begin() -> None:
         async with share_scope():
-            await flights.share("it", work)
+            await flights.run("it", work)
 
     first = asyncio.create_task(begin())
     await asyncio.sleep(0)
@@ -309,12 +312,12 @@ async def test_memory_of_work_that_outlives_its_block() -> None:
     with suppress(asyncio.CancelledError):
         await first
     go.set()
-    await flights.share("it", work)
+    await flights.run("it", work)
     assert memory.used == 0
 
 
 async def test_memory_of_a_token(registry: StoredRegistry) -> None:
-    """A token service's answer that is large is counted until it is read, and no longer."""
+    """A large response of a token service counts against memory only until it is parsed."""
     ask, go = asyncio.Event(), asyncio.Event()
 
     async def reply(head: str) -> bytes:
@@ -333,17 +336,17 @@ async def test_memory_of_a_token(registry: StoredRegistry) -> None:
             async with share_scope():
                 with pytest.raises(ManifestUnknown):
                     await source.get_manifest(REPO, Tag("1"))
-                assert source._exchange._memory.used == 0, "of the token, which is read"
+                assert source._api._memory.used == 0, "of the token, which is read"
 
         one = asyncio.create_task(get())
         await ask.wait()
         go.set()
         await one
-        assert source._exchange._memory.used == 0
+        assert source._api._memory.used == 0
 
 
 async def test_large_answers_wait_for_memory() -> None:
-    """They are read one after another, as far as memory goes, and each is held as long as its block lasts."""
+    """Large responses wait for memory, and each holds its share until its block ends."""
     body = b"x" * (100 << 10)
     memory = MemoryBudget(300 << 10, "answers")
     settings = Upstream.model_validate({"name": "far.test"})
@@ -364,7 +367,7 @@ async def test_large_answers_wait_for_memory() -> None:
 
 
 async def test_an_answer_that_breaks_off_holds_nothing() -> None:
-    """Its block may go on for long: to ask another endpoint, say."""
+    """A broken response holds no memory while its block goes on."""
     body = b"x" * (100 << 10)
     memory = MemoryBudget(300 << 10, "answers")
     settings = Upstream.model_validate({"name": "far.test"})

@@ -1,4 +1,4 @@
-"""Mirrors over a real store, before a far registry in memory."""
+"""Mirrors over a real store, in front of an upstream in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW = 1_750_000_000.0
 
 
 async def wait_until(holds: Callable[[], bool]) -> None:
-    """Waits for what another task or thread is about to do."""
+    """Waits for a condition that another task or thread brings about."""
     async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110  the other side knows nothing of who waits
             await asyncio.sleep(0.001)
@@ -40,7 +40,7 @@ class MirrorClock:
 
 
 class SlowDisk(System):
-    """The machine's, but that it can be full for metadata, or slow: `pause` in seconds."""
+    """The real disk, but it can be full for metadata, or slow: each commit takes `pause` seconds longer."""
 
     full = False
     pause = 0.0
@@ -61,17 +61,17 @@ class MirrorWorker:
 
 
 class MirrorStore:
-    """A data directory, the upstream before it, and what it is told of time."""
+    """A data directory, its upstream, the clocks, and the settings of mirrors over them."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
         self.far = FakeSource()
         self.clock = MirrorClock()
         self.disk = SlowDisk()
-        self.steady = MirrorClock()
-        self.patience = 60.0
-        self.beginning = 60.0
-        self.persistence = 60.0
+        self.monotonic = MirrorClock()
+        self.stale_wait = 60.0
+        self.start_timeout = 60.0
+        self.stall_timeout = 60.0
         self.settings = Upstream(name="docker.io", prefetch="off")
         prepare_data_dir(data)
 
@@ -80,7 +80,7 @@ class MirrorStore:
 
     @asynccontextmanager
     async def worker(self, far: FakeSource | None = None) -> AsyncIterator[MirrorWorker]:
-        """`far` stays the upstream of the others after this one has stopped, so each may have its own."""
+        """Runs a mirror over the data directory, as one process does. `far`: an upstream of its own."""
         async with open_registry(self.data, clock=self.clock, system=self.disk) as store:
             mirror = Mirror(
                 store,
@@ -90,10 +90,10 @@ class MirrorStore:
                 store.leases,
                 self.settings,
                 self.clock,
-                self.steady,
-                self.patience,
-                self.beginning,
-                self.persistence,
+                self.monotonic,
+                self.stale_wait,
+                self.start_timeout,
+                self.stall_timeout,
             )
             try:
                 yield MirrorWorker(mirror, store)
@@ -102,7 +102,7 @@ class MirrorStore:
 
 
 def source_of_another_worker(site: MirrorStore) -> FakeSource:
-    """The same upstream, as another worker reaches it."""
+    """Returns the same upstream, as another worker reaches it."""
     far = FakeSource(site.far.connections, site.far.endpoints)
     far.blobs, far.manifests, far.sent, far.faults = site.far.blobs, site.far.manifests, site.far.sent, site.far.faults
     return far

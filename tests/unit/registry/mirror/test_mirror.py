@@ -25,7 +25,7 @@ async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
 
 
 async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Nothing can be pushed to a mirrored name; the message says what it is and what to do."""
+    """Pushes to a mirrored name are denied. The message says why, and what to do instead."""
     image = site.far.add_image(UPSTREAM_REPO, b"layer")
     upload = UploadID.random()
     for attempt in (
@@ -40,7 +40,7 @@ async def test_writes_are_denied(site: MirrorStore, worker: MirrorWorker) -> Non
 
 
 async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A mirrored blob is dropped also while manifests here refer to it: the next client gets what upstream has."""
+    """A mirrored blob can be deleted while cached manifests refer to it. The next client gets it from the upstream."""
     site.far.add_image(UPSTREAM_REPO, b"layer")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"layer")) == b"layer"
@@ -51,7 +51,8 @@ async def test_a_delete_drops_a_blob_in_use(site: MirrorStore, worker: MirrorWor
 
 
 async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Deleting a mirrored tag, manifest or blob drops what is here; the next client gets what upstream has now."""
+    """Deleting a mirrored tag, manifest or blob drops the cached copy. The next client gets what the upstream has
+    now."""
     old = site.far.add_image(UPSTREAM_REPO, b"old")
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"old")) == b"old"
@@ -70,7 +71,7 @@ async def test_a_delete_drops_the_copy(site: MirrorStore, worker: MirrorWorker) 
 
 
 async def test_a_delete_forgets_what_was_unknown(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A delete of what is not here makes the mirror ask again at once."""
+    """Deleting something that is not cached clears its cached "not found"."""
     with pytest.raises(ManifestUnknown):
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     site.far.add_image(UPSTREAM_REPO, b"layer")
@@ -80,7 +81,7 @@ async def test_a_delete_forgets_what_was_unknown(site: MirrorStore, worker: Mirr
 
 
 async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Upstream's tags are listed; while it is down those that were pulled, and the client is told so."""
+    """The upstream's tags are listed. While it is down, the cached tags are listed, with a notice."""
     site.far.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
     page = await worker.mirror.tags(MIRRORED_REPO, "1", 1)
@@ -94,7 +95,7 @@ async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
 
 
 async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Upstream's referrers are listed; while it is down those that were pulled."""
+    """The upstream's referrers are listed. While it is down, the cached ones are listed."""
     image = site.far.add_image(UPSTREAM_REPO, b"layer")
     signatures = [
         site.far.add_manifest(UPSTREAM_REPO, image_of(site.far.add_blob(UPSTREAM_REPO, text), subject=image.digest))
@@ -110,7 +111,7 @@ async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
 
 
 async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The mirror lists its own repositories that were pulled from, and no hosted ones."""
+    """The mirror lists its repositories with cached content, and no hosted ones."""
     for name in ("a/hosted", "docker.io", "docker.iox/y", "team/app"):
         await push_image(worker.store, RepositoryName(name), "seed", "1")
     for name in ("one", "two"):
@@ -125,13 +126,13 @@ async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:
 
 
 async def test_a_name_of_another_upstream(worker: MirrorWorker) -> None:
-    """A name that is not the upstream's is never asked for there."""
+    """A name outside the upstream is never requested there."""
     with pytest.raises(NameUnknown):
         await worker.mirror.get_manifest(RepositoryName("team/app"), TAG)
 
 
 def test_it_is_a_registry(site: MirrorStore) -> None:
-    """The mirror is a `Registry` in full."""
+    """The mirror implements all of `Registry`."""
     from registry.mirror.mirror import Mirror
 
     assert issubclass(Mirror, Registry)

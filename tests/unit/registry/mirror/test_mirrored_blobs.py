@@ -1,4 +1,4 @@
-"""Blobs through the mirror: one fill for all who read, over all workers."""
+"""Blobs through the mirror: one fill for all readers, over all workers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def read(reader: BlobReader) -> bytes:
 
 
 def sent_once(site: MirrorStore, digest: Digest, size: int) -> None:
-    """Every byte was sent, and none twice."""
+    """Checks that the upstream sent every byte once."""
     spans = sorted(site.far.sent[digest])
     assert spans[0][0] == 0
     assert spans[-1][1] == size
@@ -69,7 +69,7 @@ def sent_once(site: MirrorStore, digest: Digest, size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 1000, 65536, 65537, 3 * MIB, 12 * MIB])
 async def test_sizes(site: MirrorStore, worker: MirrorWorker, size: int) -> None:
-    """A blob of any size comes right, is kept, and is sent once by upstream."""
+    """A blob of any size arrives intact, is stored, and is sent once by the upstream."""
     data = BIG[:size]
     await begun(site, worker, data)
     digest = digest_of(data)
@@ -80,7 +80,7 @@ async def test_sizes(site: MirrorStore, worker: MirrorWorker, size: int) -> None
 
 
 async def test_many_readers_of_two_workers(site: MirrorStore) -> None:
-    """Thirty-two clients of two workers that read one new blob get the right bytes, and upstream sends each once."""
+    """32 clients of two workers read one cold blob. All get the right bytes, and the upstream sends each byte once."""
     site.far.add_image(UPSTREAM_REPO, BIG)
     async with site.worker() as one, site.worker() as two:
         await one.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
@@ -92,7 +92,7 @@ async def test_many_readers_of_two_workers(site: MirrorStore) -> None:
 
 
 async def test_ranges_of_a_blob_on_its_way(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Any range of a new blob can be read at once, and together they cost each byte once."""
+    """Any range of a cold blob can be read at once. Together the ranges cost each byte once."""
     await begun(site, worker)
     size = len(BIG)
     spans = [Span(0, 10), Span(-5), Span(size - 1), Span(7 * MIB, 7 * MIB + 100), Span(MIB, 9 * MIB), Span(11 * MIB)]
@@ -106,7 +106,7 @@ async def test_ranges_of_a_blob_on_its_way(site: MirrorStore, worker: MirrorWork
 
 
 async def test_a_range_ahead_is_fetched_early(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Who reads at the end of a large blob does not wait for all that lies before it."""
+    """A reader at the end of a large blob does not wait for all bytes before it."""
     await begun(site, worker)
     gate = site.far.faults.gates[0] = threading.Event()  # the first connection brings nothing
     first = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, Span(0, 10)))
@@ -118,7 +118,7 @@ async def test_a_range_ahead_is_fetched_early(site: MirrorStore, worker: MirrorW
 
 
 async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A new blob is opened as soon as upstream begins to send, and read as far as it has come."""
+    """A cold blob is opened as soon as the upstream starts to send, and can be read up to the stored bytes."""
     await begun(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -133,7 +133,7 @@ async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: Mirro
 
 
 async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Nobody is given a blob's last byte before its digest is checked, also one who asks just for that."""
+    """No reader gets a blob's last byte before the digest is checked, not even one that requests only that byte."""
     await begun(site, worker)
     gate = site.far.faults.gates[len(BIG) - 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -152,7 +152,7 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: Mir
 
 
 async def test_a_departed_client_ends_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that a client asked for is fetched to its end, whoever leaves."""
+    """A blob that a client requested is fetched to its end, also after the client has disconnected."""
     await begun(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -164,7 +164,7 @@ async def test_a_departed_client_ends_nothing(site: MirrorStore, worker: MirrorW
 
 
 async def stored(worker: MirrorWorker, digest: Digest, repo: RepositoryName = MIRRORED_REPO) -> None:
-    """Until it is in the store."""
+    """Waits until the blob is in the store."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -176,7 +176,7 @@ async def stored(worker: MirrorWorker, digest: Digest, repo: RepositoryName = MI
 
 
 async def test_no_ranges(site: MirrorStore, worker: MirrorWorker) -> None:
-    """An upstream that sends blobs only whole is asked once, over one connection."""
+    """An upstream that ignores ranges is asked once, over one connection."""
     await begun(site, worker)
     site.far.faults.ranges = False
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
@@ -186,7 +186,7 @@ async def test_no_ranges(site: MirrorStore, worker: MirrorWorker) -> None:
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
 async def test_ranges_that_are_refused(site: MirrorStore, worker: MirrorWorker, size: int) -> None:
-    """An upstream that answers a Range with an error, instead of leaving it alone, is asked for the whole."""
+    """An upstream that answers a Range with an error is asked for the whole blob."""
     data = BIG[:size]
     await begun(site, worker, data)
     site.far.faults.refuses_ranges = True
@@ -197,8 +197,8 @@ async def test_ranges_that_are_refused(site: MirrorStore, worker: MirrorWorker, 
 async def test_one_slow_connection_does_not_hold_a_blob_up(
     site: MirrorStore, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once all else is here, what is left of a piece whose connection brings next to nothing comes over another; no
-    byte that came is fetched again."""
+    """When all other bytes are stored, the rest of a piece on a nearly stalled connection is fetched over another one.
+    No stored byte is fetched again."""
     monkeypatch.setattr(pieces, "STRAGGLER_WINDOW_SECONDS", 0.2)
     await begun(site, worker)
     gate = site.far.faults.gates[MIB] = threading.Event()
@@ -214,7 +214,7 @@ async def test_one_slow_connection_does_not_hold_a_blob_up(
 
 
 async def test_connections_are_bounded(site: MirrorStore, worker: MirrorWorker) -> None:
-    """However many blobs are fetched at once, no more connections are used than are set, and each blob comes."""
+    """Any number of blobs at a time use no more connections than the settings allow, and all of them arrive."""
     site.far.connections = 3
     layers = [BIG[start : start + 9 * MIB] for start in range(0, 6000, 1000)]
     await begun(site, worker, *layers)
@@ -224,7 +224,7 @@ async def test_connections_are_bounded(site: MirrorStore, worker: MirrorWorker) 
 
 
 async def test_one_blob_does_not_keep_the_connections(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A large blob may use all connections; another that somebody asks for gets one as soon as a piece has come."""
+    """A large blob may use all connections. A second blob that a client requests gets one after the next piece."""
     site.far.connections = 2
     small = BIG[1 : 3 * MIB]
     await begun(site, worker, BIG, small)
@@ -240,7 +240,8 @@ async def test_one_blob_does_not_keep_the_connections(site: MirrorStore, worker:
 
 
 async def test_head_fetches_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
-    """HEAD of a blob that a manifest names asks nobody; of another, it asks upstream whether the repository has it."""
+    """HEAD of a blob that a manifest names sends no request upstream. For any other blob it asks whether the repository
+    has it."""
     await begun(site, worker)
     assert (await worker.mirror.resolve_blob(MIRRORED_REPO, DIGEST)).size == len(BIG)
     assert site.far.calls == {"get manifest": 1}
@@ -250,7 +251,7 @@ async def test_head_fetches_nothing(site: MirrorStore, worker: MirrorWorker) -> 
 
 
 async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
-    """What upstream does not have is unknown, and is not asked for again for a short while, by no worker."""
+    """A blob that the upstream does not have is unknown. No worker asks for it again for a short time."""
     async with site.worker() as other:
         for _ in range(2):
             for mirror in (worker.mirror, other.mirror):
@@ -266,7 +267,7 @@ async def test_unknown_blobs(site: MirrorStore, worker: MirrorWorker) -> None:
 
 
 async def test_a_manifest_names_what_is_not_there(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that a manifest names and upstream does not have is unknown before any header is sent."""
+    """A blob that a manifest names and the upstream does not have is reported as unknown before any header is sent."""
     await begun(site, worker)
     del site.far.blobs[UPSTREAM_REPO, DIGEST]
     for _ in range(2):
@@ -276,8 +277,7 @@ async def test_a_manifest_names_what_is_not_there(site: MirrorStore, worker: Mir
 
 
 async def test_no_manifest_hides_a_blob(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Whatever tags and digests a client asks for as manifests, and however often they are not there, the blobs of the
-    repository can be pulled."""
+    """Unknown manifests, by tag or digest, never make a blob of the repository unknown."""
     await begun(site, worker)
     names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
     references: list[Reference] = [DIGEST, *names]
@@ -288,8 +288,8 @@ async def test_no_manifest_hides_a_blob(site: MirrorStore, worker: MirrorWorker)
 
 
 async def test_what_is_hosted_here_is_not_given_out(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that is stored here for a hosted repository, or another upstream's, is not read through a mirrored one:
-    not even where a manifest of that names it. What upstream has, it sends itself."""
+    """A blob of a hosted repository or of another upstream cannot be read through a mirrored repository, even if a
+    manifest there names its digest. If the upstream has the blob, it sends it itself."""
     await push_blob(worker.store, RepositoryName("team/secret"), BIG)
     await push_blob(worker.store, RepositoryName("docker.io.example/secret"), BIG)
     with pytest.raises(BlobUnknown):
@@ -307,8 +307,8 @@ async def test_what_is_hosted_here_is_not_given_out(site: MirrorStore, worker: M
 
 
 async def test_repositories_of_one_upstream_share_what_is_stored(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob that came for one repository is given to another whose manifest names it, without being fetched again;
-    not to one that upstream does not say has it."""
+    """A stored blob is served from another repository of the upstream whose manifest names it, without fetching it
+    again; but not from one that does not have it, as the upstream says."""
     await begun(site, worker)
     assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
     await stored(worker, DIGEST, MIRRORED_REPO)
@@ -322,7 +322,7 @@ async def test_repositories_of_one_upstream_share_what_is_stored(site: MirrorSto
 
 @pytest.mark.parametrize("private", [False, True])
 async def test_what_is_stored_is_shared_on_a_full_disk(site: MirrorStore, private: bool) -> None:
-    """A repository that may have a blob which is here reads it, though nothing can be noted of that."""
+    """A repository can read a stored blob it is entitled to although the link cannot be recorded."""
     site.configure(require_grant=private)
     site.far.add_image(UPSTREAM_REPO, BIG)
     site.far.add_image("library/other", BIG)
@@ -337,7 +337,8 @@ async def test_what_is_stored_is_shared_on_a_full_disk(site: MirrorStore, privat
 
 
 async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore) -> None:
-    """Once for all who read there, at whichever worker, and before anything is joined that comes in for another."""
+    """The upstream is asked once for each repository, over all readers and workers, before a reader joins a fill of
+    another repository."""
     site.configure(require_grant=True)
     site.far.add_image(UPSTREAM_REPO, BIG)
     site.far.add_image("library/other", BIG)
@@ -372,8 +373,8 @@ async def test_a_private_upstream_is_asked_for_each_repository(site: MirrorStore
 
 @pytest.mark.parametrize("stored", [True, False])
 async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, stored: bool) -> None:
-    """A repository that may not have the blob, where the upstream leads to a login page: 200, with the page's length.
-    That opens neither what is here nor what comes in for another repository."""
+    """For a repository that may not have the blob, the upstream redirects to a login page: 200, with that page's
+    length. This opens neither the stored blob nor a running fill of another repository."""
     site.configure(require_grant=True)
     site.far.add_image(UPSTREAM_REPO, BIG)
     page = b"<html>log in</html>"
@@ -404,8 +405,8 @@ async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, 
 
 
 async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A firewall's page instead of an answer: the client gets "unknown", and the next one asks again, whether the size
-    was asked for or the blob."""
+    """When a firewall answers for the upstream, the client gets "unknown" and the next request asks again, for the size
+    and for the blob."""
     site.far.faults.down = UnconfirmedBlobUnknown()
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     with pytest.raises(UnconfirmedBlobUnknown):
@@ -421,7 +422,7 @@ async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: Mirror
 
 
 async def test_two_repositories_share_a_fill(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A layer that two repositories have, asked for in both at once, is fetched once and then stored for both."""
+    """A layer requested in two repositories at once is fetched once and stored for both."""
     await begun(site, worker)
     site.far.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
@@ -433,7 +434,7 @@ async def test_two_repositories_share_a_fill(site: MirrorStore, worker: MirrorWo
 
 
 async def test_a_stop_keeps_what_came(site: MirrorStore) -> None:
-    """A server that stops mid-fill cuts its readers; after the next start only what is missing is fetched."""
+    """A server that stops during a fill cuts its readers. After the next start only the missing bytes are fetched."""
     async with site.worker() as worker:
         await begun(site, worker)
         site.far.faults.gates[MIB] = threading.Event()
@@ -456,7 +457,7 @@ async def test_a_stop_keeps_what_came(site: MirrorStore) -> None:
 
 
 async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
-    """A fill that comes in many pieces lets another worker's have the connection in between."""
+    """A fill of many pieces lets a fill of another worker use the connection in between."""
     site.far.connections = 1
     small = BIG[: 3 * MIB]
     site.far.add_image(UPSTREAM_REPO, BIG, small)
@@ -476,8 +477,9 @@ async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
 
 
 async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
-    """A blob that only waits for a connection is answered at once, and comes when there is one."""
-    site.far.connections, site.beginning = 1, 0.05
+    """A request for a blob that waits for a connection is answered in time. The blob follows when there is a
+    connection."""
+    site.far.connections, site.start_timeout = 1, 0.05
     small = BIG[: 3 * MIB]
     site.far.add_image(UPSTREAM_REPO, BIG, small)
     gate = site.far.faults.gates[0] = threading.Event()
@@ -489,8 +491,8 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) 
 
 
 async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
-    """A client is told in time as well where the blob's size has to be asked for first."""
-    site.beginning = 0.05
+    """The client gets an error in time also if the upstream does not answer the question for the size."""
+    site.start_timeout = 0.05
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     hold = site.far.faults.hold = asyncio.Event()
     async with site.worker() as worker:
@@ -504,8 +506,8 @@ async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
 
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
 async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> None:
-    """A client is told in time, before it gives up; what comes later is kept for it."""
-    site.beginning = 0.05
+    """The client gets an error before it gives up. Bytes that arrive later are kept."""
+    site.start_timeout = 0.05
     data = BIG[:size]
     stall = site.far.faults.stall = asyncio.Event()
     async with site.worker() as worker:

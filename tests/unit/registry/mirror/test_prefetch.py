@@ -1,4 +1,4 @@
-"""What is fetched before it is asked for, and what is not."""
+"""What is prefetched, and what is not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.fill.slots import PULL_LINGER_SECONDS
-from registry.mirror.manifests import MIRROR_ACTOR
 from storage.content import Manifest, Span, digest_of
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag
@@ -35,12 +35,12 @@ def image(site: MirrorStore) -> Manifest:
 
 
 async def idle(worker: MirrorWorker) -> None:
-    """Until nothing is fetched any more."""
+    """Waits until nothing is fetched any more."""
     await wait_until(lambda: not worker.mirror.busy)
 
 
 async def test_a_manifest_brings_its_config(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Who gets an image's manifest will want its config: it is fetched at once, and nothing else is."""
+    """Pulling an image's manifest fetches its config at once, and nothing else."""
     image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await stored(worker, digest_of(CONFIG))
@@ -53,7 +53,7 @@ async def test_a_manifest_brings_its_config(site: MirrorStore, worker: MirrorWor
 
 
 async def test_a_layer_brings_the_others(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Who asks for a layer pulls the image: its other layers are fetched too, each once."""
+    """Requesting a layer fetches the image's other layers, each once."""
     image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[1])) == LAYERS[1]
@@ -64,7 +64,7 @@ async def test_a_layer_brings_the_others(site: MirrorStore, worker: MirrorWorker
 
 
 async def test_looking_starts_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
-    """HEADs, an index, and the config start no layer."""
+    """HEAD requests, an index and the config start no layer."""
     made = image(site)
     site.far.add_manifest(UPSTREAM_REPO, index_of([made.descriptor]), "list")
     await worker.mirror.resolve_manifest(MIRRORED_REPO, TAG)
@@ -79,7 +79,7 @@ async def test_looking_starts_nothing(site: MirrorStore, worker: MirrorWorker) -
 
 @pytest.mark.parametrize(("mode", "brought"), [("off", set()), ("config", {digest_of(CONFIG)})])
 async def test_modes(site: MirrorStore, mode: str, brought: set[str]) -> None:
-    """`prefetch` says how much is fetched ahead."""
+    """`prefetch` sets how much is prefetched."""
     site.configure(prefetch=mode)
     async with site.worker() as worker:
         image(site)
@@ -90,7 +90,7 @@ async def test_modes(site: MirrorStore, mode: str, brought: set[str]) -> None:
 
 
 async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
-    """When few requests are left at the upstream, nothing is fetched ahead."""
+    """Nothing is prefetched when few requests are left at the upstream."""
     site.far.faults.few_left = True
     image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -100,7 +100,7 @@ async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> Non
 
 
 async def test_foreign_layers_are_left_alone(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Layers that are held elsewhere are not asked for."""
+    """Foreign layers, which are stored elsewhere, are not requested."""
     foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar"
     first, second = (site.far.add_blob(UPSTREAM_REPO, layer) for layer in LAYERS[:2])
     made = image_of(
@@ -115,7 +115,7 @@ async def test_foreign_layers_are_left_alone(site: MirrorStore, worker: MirrorWo
 
 
 async def test_of_many_images_the_one_being_pulled(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A base layer that many images share brings the layers of the one that is pulled, not of all."""
+    """A base layer of many images starts the layers of the image that is pulled, not of all."""
     for number in range(3):
         site.far.add_image(UPSTREAM_REPO, LAYERS[0], b"top %d" % number, tags=(str(number),))
         await worker.mirror.resolve_manifest(MIRRORED_REPO, Tag(str(number)))
@@ -127,7 +127,7 @@ async def test_of_many_images_the_one_being_pulled(site: MirrorStore, worker: Mi
 
 
 async def test_a_layer_that_is_here_brings_the_others(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A client that begins with the layers that are here already gets the others fetched meanwhile."""
+    """A client that starts with stored layers gets the missing ones fetched meanwhile."""
     site.far.add_image("library/base", LAYERS[0], tags=("1",))
     base = type(MIRRORED_REPO)("docker.io/library/base")
     await worker.mirror.get_manifest(base, TAG)
@@ -144,7 +144,7 @@ async def test_a_layer_that_is_here_brings_the_others(site: MirrorStore, worker:
 
 
 async def test_an_image_that_is_here_is_looked_at_once(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Who pulls what is all here makes nothing start; neither does one who reads a layer without the manifest, or long
+    """Pulling an image that is completely stored starts nothing. Neither does a layer without the manifest, or long
     after it."""
     image(site)
     for _ in range(3):
@@ -155,21 +155,21 @@ async def test_an_image_that_is_here_is_looked_at_once(site: MirrorStore, worker
         assert site.far.calls == {"get manifest": 1, "get blob": 4}
     site.far.add_image(UPSTREAM_REPO, LAYERS[0], b"another", config=CONFIG, tags=("2",))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
-    site.steady.now += PULL_LINGER_SECONDS + 1
+    site.monotonic.now += PULL_LINGER_SECONDS + 1
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
     await idle(worker)
     assert digest_of(b"another") not in site.far.sent
 
 
 async def test_what_nobody_reads_stops(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A layer fetched ahead that nobody asks for is not fetched to its end once the pull is over; what came is kept,
-    and a later client costs only the rest."""
+    """A prefetched layer without readers is not fetched further once the pull is over. The stored bytes are kept: a
+    later client costs only the rest."""
     site.far.add_image(UPSTREAM_REPO, LAYERS[0], BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     gate = site.far.faults.gates[MIB] = threading.Event()
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
     await wait_until(lambda: site.far.bytes_sent(DIGEST) >= MIB)
-    site.steady.now += PULL_LINGER_SECONDS + 1
+    site.monotonic.now += PULL_LINGER_SECONDS + 1
     gate.set()
     await idle(worker)
     assert MIB < site.far.bytes_sent(DIGEST) < len(BIG)
@@ -180,21 +180,21 @@ async def test_what_nobody_reads_stops(site: MirrorStore, worker: MirrorWorker) 
 
 
 async def test_a_reader_keeps_the_pull_alive(site: MirrorStore, worker: MirrorWorker) -> None:
-    """While somebody reads a blob of the image, however slowly, its other layers are fetched on."""
+    """While a client reads a blob of the image, however slowly, its other layers are fetched."""
     site.far.connections = 8
     slow = BIG[: 9 * MIB]
     site.far.add_image(UPSTREAM_REPO, slow, BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     gate = site.far.faults.gates[9 * MIB + 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(slow))
-    site.steady.now += PULL_LINGER_SECONDS + 1
+    site.monotonic.now += PULL_LINGER_SECONDS + 1
     gate.set()
     await stored(worker, DIGEST)
     await reader.aclose()
 
 
 async def test_what_somebody_waits_for_goes_first(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Fetching ahead never takes the last connections: a blob somebody asks for begins at once."""
+    """Prefetching never takes the last connections: a blob that a client requests starts at once."""
     site.far.connections = 3
     layers = [BIG[start : start + 100_000] for start in range(10)]
     site.far.add_image(UPSTREAM_REPO, *layers)
@@ -214,7 +214,7 @@ async def test_what_somebody_waits_for_goes_first(site: MirrorStore, worker: Mir
 
 
 async def test_a_shutdown_ends_it(site: MirrorStore) -> None:
-    """A server that stops does not wait for what it fetches ahead, and the connection is closed in order."""
+    """A server that stops does not wait for prefetched blobs, and closes the connections properly."""
     site.configure(prefetch="layers")
     far: FakeSource = site.far
     async with site.worker() as worker:

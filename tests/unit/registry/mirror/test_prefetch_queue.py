@@ -1,4 +1,4 @@
-"""What waits to be fetched ahead."""
+"""The queue of blobs to prefetch."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def layers(count: int, of: str = "layer") -> list[bytes]:
 
 
 async def take(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
-    """Connections that others have."""
+    """Takes connections as other fills would."""
     for _ in range(count):
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
 
 def fetched(site: MirrorStore) -> list[Digest]:
-    """In which order."""
+    """Returns the blobs in the order in which they were fetched."""
     order: list[Digest] = []
     site.far.on_fetch = order.append
     return order
 
 
 async def test_what_waits_costs_nothing(site: MirrorStore) -> None:
-    """While others have the connections, no file is open for what is to be fetched ahead, and no fill has begun; then
-    it comes, a few at once and in the image's order."""
+    """While other fills hold the connections, queued blobs have no open file and no fill. Then they are fetched a few
+    at a time, in the image's order."""
     site.configure(prefetch="layers")
     made = site.far.add_image(UPSTREAM_REPO, FIRST, *layers(40))
     site.far.connections = 8
@@ -65,7 +65,7 @@ async def test_what_waits_costs_nothing(site: MirrorStore) -> None:
 
 
 async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> None:
-    """Images that share layers, in one repository or two, bring each once."""
+    """Images that share layers, in one repository or two, fetch each layer once."""
     site.configure(prefetch="layers")
     other = RepositoryName("docker.io/library/other")
     shared = layers(6)
@@ -85,8 +85,7 @@ async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> 
 
 
 async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
-    """Of an image whose pull is over nothing is fetched any more that was still waiting; a newer pull of it keeps what
-    waits."""
+    """Queued blobs of an image whose pull is over are dropped. A newer pull of the image keeps them."""
     site.configure(prefetch="layers")
     site.far.add_image(UPSTREAM_REPO, FIRST, *layers(10, "old"), tags=("1",))
     site.far.add_image(UPSTREAM_REPO, FIRST, *layers(10, "new"), tags=("2",))
@@ -96,9 +95,9 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
         await wait_until(lambda: not worker.mirror.busy)
         await take(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
-        site.steady.now += PULL_LINGER_SECONDS - 1
+        site.monotonic.now += PULL_LINGER_SECONDS - 1
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
-        site.steady.now += 2
+        site.monotonic.now += 2
         await stack.aclose()
         await wait_until(lambda: not worker.mirror.busy)
         assert not any(digest_of(layer) in site.far.sent for layer in layers(10, "old"))
@@ -106,8 +105,7 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
 
 
 async def test_a_monstrous_image(site: MirrorStore) -> None:
-    """A manifest with tens of thousands of layers takes no more room ahead than an image may, and what waits has an
-    end."""
+    """A manifest with tens of thousands of layers queues no more blobs than an image may, and the queue is bounded."""
     site.configure(prefetch="layers")
     assert MAX_IMAGE_BLOBS < MAX_QUEUED_BLOBS
     many = [b"%d" % number for number in range(2 * MAX_IMAGE_BLOBS)]

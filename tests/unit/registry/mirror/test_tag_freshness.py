@@ -1,4 +1,5 @@
-"""Tags and manifests through the mirror: how long they are trusted, and what clients get when upstream does not say."""
+"""Tags and manifests through the mirror: how long they are fresh, and what clients get when the upstream does not
+answer."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ async def worker(site: MirrorStore) -> AsyncIterator[MirrorWorker]:
 
 
 async def test_a_new_tag_costs_one_get(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The first HEAD of a tag, and the GETs by tag and digest after it, cost one request upstream."""
+    """The first HEAD of a tag, and the GETs by tag and digest after it, cost one upstream request."""
     image = site.far.add_image(UPSTREAM_REPO, b"layer")
     assert (await worker.mirror.resolve_manifest(MIRRORED_REPO, TAG)).digest == image.digest
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).body == image.body
@@ -35,7 +36,8 @@ async def test_a_new_tag_costs_one_get(site: MirrorStore, worker: MirrorWorker) 
 
 
 async def test_many_ask_once(site: MirrorStore) -> None:
-    """Many clients of two workers that ask for one new tag at once cost one request, and all get the manifest."""
+    """Many clients of two workers that request a new tag at once cost one upstream request, and all get the
+    manifest."""
     image = site.far.add_image(UPSTREAM_REPO, b"layer")
     site.far.faults.hold = asyncio.Event()
     async with site.worker() as one, site.worker() as two:
@@ -47,7 +49,7 @@ async def test_many_ask_once(site: MirrorStore) -> None:
 
 
 async def test_a_waiter_that_leaves_ends_nothing(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A client that hangs up while upstream is asked takes nothing from the others who wait."""
+    """A client that disconnects while the upstream is asked does not end the request for others."""
     site.far.add_image(UPSTREAM_REPO, b"layer")
     site.far.faults.hold = asyncio.Event()
     first = asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG))
@@ -62,7 +64,7 @@ async def test_a_waiter_that_leaves_ends_nothing(site: MirrorStore, worker: Mirr
 
 
 async def test_a_fresh_tag_asks_nobody(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Within its time to live a tag is served from here, also while upstream is down."""
+    """A fresh tag is served from the store, also while the upstream is down."""
     await pulled(site, worker)
     site.clock.now += 299
     site.far.faults.down = UpstreamUnavailable()
@@ -78,7 +80,7 @@ async def pulled(site: MirrorStore, worker: MirrorWorker) -> Manifest:
 
 
 async def test_an_expired_tag_is_served_and_asked_for(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A tag that expired a moment ago is served at once, and asked for meanwhile: the next client gets the new one."""
+    """A stale tag is served at once while the upstream is asked. The next client gets the new manifest."""
     image = await pulled(site, worker)
     newer = site.far.add_image(UPSTREAM_REPO, b"a newer layer")
     site.clock.now += 400
@@ -90,7 +92,7 @@ async def test_an_expired_tag_is_served_and_asked_for(site: MirrorStore, worker:
 
 
 async def test_a_long_expired_tag_is_asked_for_first(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A tag that expired long ago is asked for before it is served: one HEAD where it has not changed."""
+    """For a tag that expired long ago, the upstream is asked first: one HEAD if the tag has not changed."""
     image = await pulled(site, worker)
     site.clock.now += 601
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
@@ -103,7 +105,7 @@ async def test_a_long_expired_tag_is_asked_for_first(site: MirrorStore, worker: 
 
 
 async def test_patterns(site: MirrorStore) -> None:
-    """The first pattern that fits a tag says how long it is trusted."""
+    """The first pattern that matches a tag sets its time to live."""
     site.configure(tag_ttls={"v*": 3600, "*": 10})
     site.far.add_image(UPSTREAM_REPO, b"layer", tags=("v1", "nightly"))
     async with site.worker() as worker:
@@ -127,8 +129,8 @@ async def test_patterns(site: MirrorStore) -> None:
     ids=lambda error: type(error).__name__,
 )
 async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Exception) -> None:
-    """While upstream does not answer, does not let us in, or something that may not be the upstream says that there is
-    no such tag, a tag of any age is served as it was, and the client is told so. It stays."""
+    """While the upstream fails, refuses our login, or an unconfirmed answer says that there is no such tag, a tag of
+    any age is served with a notice. It is not dropped."""
     image = await pulled(site, worker)
     site.clock.now += 30 * 86400
     site.far.faults.down = error  # type: ignore[assignment]
@@ -144,9 +146,22 @@ async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Ex
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
 
 
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_an_unconfirmed_unknown_is_not_cached(site: MirrorStore, worker: MirrorWorker, by: str) -> None:
+    """An "unknown" that the upstream registry itself may not have sent says nothing about the manifest: the next
+    request asks again."""
+    image = site.far.add_image(UPSTREAM_REPO, b"layer")
+    reference = TAG if by == "tag" else image.digest
+    site.far.faults.down = UnconfirmedManifestUnknown()
+    with pytest.raises(ManifestUnknown):
+        await worker.mirror.get_manifest(MIRRORED_REPO, reference)
+    site.far.faults.down = None
+    assert (await worker.mirror.get_manifest(MIRRORED_REPO, reference)).digest == image.digest
+
+
 async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
-    """A client that can be given something older does not wait long for an upstream that stalls."""
-    site.patience = 0.02
+    """A client that can get a stale copy does not wait long for a stalled upstream."""
+    site.stale_wait = 0.02
     async with site.worker() as worker:
         image = await pulled(site, worker)
         site.clock.now += 3600
@@ -158,7 +173,7 @@ async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
 
 
 async def test_errors_without_anything_older(site: MirrorStore, worker: MirrorWorker) -> None:
-    """With nothing to serve instead, the upstream's trouble is told as it is, and is not remembered as "unknown"."""
+    """Without a cached copy the upstream's error is raised, and it is not cached as "unknown"."""
     site.far.add_image(UPSTREAM_REPO, b"layer")
     for error in (UpstreamUnavailable(), UpstreamTimeout(), TooManyRequests(retry_after=7), Denied()):
         site.far.faults.down = error
@@ -169,7 +184,7 @@ async def test_errors_without_anything_older(site: MirrorStore, worker: MirrorWo
 
 
 async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
-    """When few requests are left, an expired tag is served as it was; one that is not here is still asked for."""
+    """When few requests are left, an expired tag is served as it was. A tag that is not cached is still requested."""
     await pulled(site, worker)
     other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
     site.far.faults.few_left = True
@@ -185,7 +200,7 @@ async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> Non
 async def test_unknown_is_remembered_for_a_moment(
     site: MirrorStore, worker: MirrorWorker, reference: Tag | Digest
 ) -> None:
-    """What upstream does not have is not asked for again for a short while, by no worker."""
+    """No worker asks again for a short time for a manifest that the upstream does not have."""
     async with site.worker() as other:
         for mirror in (worker.mirror, other.mirror, worker.mirror):
             with pytest.raises(ManifestUnknown):
@@ -198,7 +213,7 @@ async def test_unknown_is_remembered_for_a_moment(
 
 
 async def test_a_tag_that_is_gone(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A tag that upstream dropped is dropped here once it is asked for; its manifest stays to be had by digest."""
+    """A tag that the upstream has deleted is dropped at its next check. Its manifest can still be pulled by digest."""
     image = await pulled(site, worker)
     del site.far.manifests[UPSTREAM_REPO, TAG]
     site.clock.now += 3600
@@ -209,7 +224,7 @@ async def test_a_tag_that_is_gone(site: MirrorStore, worker: MirrorWorker) -> No
 
 
 async def test_a_digest_never_expires(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A manifest that is here is served by digest for ever, without asking."""
+    """A cached manifest is served by digest for ever without asking the upstream."""
     image = await pulled(site, worker)
     site.clock.now += 10 * 365 * 86400
     site.far.faults.down = UpstreamUnavailable()
@@ -218,7 +233,7 @@ async def test_a_digest_never_expires(site: MirrorStore, worker: MirrorWorker) -
 
 
 async def test_an_index_brings_only_itself(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Of an index only what is asked for is fetched."""
+    """Pulling an index fetches only the manifests that are requested."""
     one, two = (site.far.add_image(UPSTREAM_REPO, text, tags=()) for text in (b"amd64", b"arm64"))
     index = site.far.add_manifest(UPSTREAM_REPO, index_of([one.descriptor, two.descriptor]), "1")
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == index.digest
@@ -228,7 +243,7 @@ async def test_an_index_brings_only_itself(site: MirrorStore, worker: MirrorWork
 
 
 async def test_it_survives_a_restart(site: MirrorStore) -> None:
-    """What was pulled is served after a restart, with upstream switched off, which is not even contacted."""
+    """After a restart, cached content is served while the upstream is off, and the upstream is not contacted."""
     async with site.worker() as worker:
         image = await pulled(site, worker)
     site.far.closed = False
@@ -239,7 +254,7 @@ async def test_it_survives_a_restart(site: MirrorStore) -> None:
 
 
 async def test_a_clock_set_back(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A clock that was set back does not make a tag fresh for years."""
+    """After the clock is set back, a tag does not stay fresh for years."""
     await pulled(site, worker)
     site.clock.now -= 10 * 86400
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -247,31 +262,31 @@ async def test_a_clock_set_back(site: MirrorStore, worker: MirrorWorker) -> None
 
 
 async def test_a_forced_renewal(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A tag can be asked for while it is fresh; who asked learns whether upstream could say."""
+    """A fresh tag can be checked with `force`, which returns whether the upstream answered."""
     await pulled(site, worker)
     newer = site.far.add_image(UPSTREAM_REPO, b"a newer layer")
-    assert await worker.mirror.renew(MIRRORED_REPO, TAG) is None
+    assert await worker.mirror.revalidate(MIRRORED_REPO, TAG) is None
     assert site.far.calls == {"get manifest": 1}
     site.far.faults.few_left = True
-    assert await worker.mirror.renew(MIRRORED_REPO, TAG, force=True) is None
+    assert await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True) is None
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == newer.digest
     site.far.faults.down = UpstreamUnavailable("it refuses connections")
-    assert "it refuses connections" in str(await worker.mirror.renew(MIRRORED_REPO, TAG, force=True))
+    assert "it refuses connections" in str(await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True))
     site.far.faults.down = None
     del site.far.manifests[UPSTREAM_REPO, TAG]
     with pytest.raises(ManifestUnknown):
-        await worker.mirror.renew(MIRRORED_REPO, TAG, force=True)
+        await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
 
 
 async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> None:
-    """When one worker waited long for an upstream that then failed, those who waited for their turn fail with it."""
-    site.patience = 0.02
+    """When one worker waited long for an upstream that then failed, workers that waited for the lease fail as well."""
+    site.stale_wait = 0.02
     site.far.faults.hold = asyncio.Event()
     site.far.faults.down = UpstreamTimeout()
     async with site.worker() as one, site.worker() as two:
         asking = [asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for worker in (one, two)]
         await wait_until(lambda: site.far.calls["get manifest"] == 1)
-        late = asyncio.get_running_loop().time() + 2 * site.patience
+        late = asyncio.get_running_loop().time() + 2 * site.stale_wait
         await wait_until(lambda: asyncio.get_running_loop().time() > late)
         site.far.faults.hold.set()
         for outcome in await asyncio.gather(*asking, return_exceptions=True):
@@ -280,8 +295,8 @@ async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> Non
 
 
 async def test_a_full_disk_takes_nothing_away(site: MirrorStore, worker: MirrorWorker) -> None:
-    """While nothing can be written, a tag that is here is served, outdated where upstream has a newer one, and unknown
-    ones are unknown."""
+    """While nothing can be written, a cached tag is served, stale if the upstream has a newer one; unknown tags are
+    unknown."""
     image = await pulled(site, worker)
     site.disk.full = True
     for newer in (False, True):

@@ -1,4 +1,4 @@
-"""Upstreams that break off, lie, or are not there; and processes that die in the middle."""
+"""Fills when upstreams break connections, send corrupt bytes or are away, and when processes die."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def begun(site: MirrorStore, worker: MirrorWorker, layer: bytes) -> None:
 
 @pytest.mark.parametrize("data", [SMALL, BIG])
 async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker, data: bytes) -> None:
-    """Connections that break are resumed where they broke: no byte is asked for twice, and the reader sees nothing."""
+    """A broken connection is resumed where it stopped: no byte is requested twice, and readers notice nothing."""
     site.far.faults.drops = [MIB, 100_000, 70_000, 500_000]
     await begun(site, worker, data)
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data
@@ -54,9 +54,8 @@ async def test_broken_connections_resume(site: MirrorStore, worker: MirrorWorker
 
 
 async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
-    """An upstream that brings nothing any more is given up after a while: readers are cut, and what came is kept for
-    the next try."""
-    site.persistence = 0.5
+    """A fill without new bytes is given up after the stall timeout: readers are cut, and the stored bytes are kept."""
+    site.stall_timeout = 0.5
     async with site.worker() as worker:
         await begun(site, worker, SMALL)
         site.far.faults.drops = [MIB, *[0] * 1000]
@@ -71,9 +70,8 @@ async def test_an_upstream_that_keeps_breaking(site: MirrorStore) -> None:
 
 @pytest.mark.parametrize("error", [UpstreamUnavailable(), TooManyRequests(retry_after=1)], ids=lambda e: e.code)
 async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: RegistryError) -> None:
-    """However often it cannot be asked meanwhile: a blob that somebody is in the middle of is gone on with once it
-    can."""
-    site.persistence = 2.0  # a tenth of a second between two attempts
+    """A blob with readers continues once a restarting upstream is back, however many attempts fail meanwhile."""
+    site.stall_timeout = 2.0  # a tenth of a second between two attempts
     async with site.worker() as worker:
         await begun(site, worker, SMALL)
         gate = site.far.faults.gates[MIB] = threading.Event()
@@ -91,9 +89,8 @@ async def test_an_upstream_that_is_started_anew(site: MirrorStore, error: Regist
 
 
 async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
-    """The worker that fetches a blob goes while the upstream cannot be asked: a reader of another waits as long as it
-    would have with the first."""
-    site.persistence = 2.0
+    """A worker that takes over a fill while the upstream is away waits for the whole stall timeout."""
+    site.stall_timeout = 2.0
     gone = FakeSource()
     gone.blobs, gone.manifests, gone.sent = site.far.blobs, site.far.manifests, site.far.sent
     gone.faults.gates[MIB] = threading.Event()
@@ -118,8 +115,7 @@ async def test_whoever_takes_over_is_as_patient(site: MirrorStore) -> None:
     "error", [UpstreamUnavailable(), Denied(), TooManyRequests(retry_after=60), BlobUnknown()], ids=lambda e: e.code
 )
 async def test_errors_before_headers(site: MirrorStore, worker: MirrorWorker, error: RegistryError) -> None:
-    """What upstream answers instead of a blob is told before any header; it is not remembered unless it is
-    "unknown"."""
+    """An upstream error in place of a blob is raised before any header is sent. Only "unknown" is cached."""
     await begun(site, worker, SMALL)
     site.far.faults.down = error
     with pytest.raises(type(error)):
@@ -131,7 +127,7 @@ async def test_errors_before_headers(site: MirrorStore, worker: MirrorWorker, er
 
 
 async def test_wrong_bytes_are_kept_nowhere(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A blob whose bytes are wrong never ends for its readers and is not kept; the next try asks another endpoint."""
+    """A corrupt blob never ends for its readers and is not stored. The next attempt asks another endpoint."""
     site.far.endpoints = ("https://one", "https://two")
     site.far.faults.corrupt = {"https://one"}
     await begun(site, worker, SMALL)
@@ -148,7 +144,7 @@ async def test_wrong_bytes_are_kept_nowhere(site: MirrorStore, worker: MirrorWor
 
 
 async def test_wrong_bytes_of_a_small_blob(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A small blob is checked before anybody gets it, so the client does not even notice the endpoint that lies."""
+    """A small blob is verified before it is served, so the client does not notice corrupt bytes."""
     site.far.endpoints = ("https://one", "https://two")
     site.far.faults.corrupt = {"https://one"}
     await begun(site, worker, b"a small layer")
@@ -156,9 +152,8 @@ async def test_wrong_bytes_of_a_small_blob(site: MirrorStore, worker: MirrorWork
 
 
 async def test_only_wrong_bytes(site: MirrorStore) -> None:
-    """An upstream that has only wrong bytes is asked once more, and then left alone for a moment that grows with each
-    fetch, however many clients come again meanwhile, at whichever worker. They are told who sent wrong bytes for what,
-    and when to come again."""
+    """An upstream that sends only corrupt bytes is asked once more, and then paused for longer after each such fetch,
+    over all clients and workers. Clients are told who sent corrupt bytes for which blob, and when to retry."""
     site.far.faults.corrupt = {"https://one"}
     digest = digest_of(b"a small layer")
     async with site.worker() as worker, site.worker() as other:
@@ -175,7 +170,7 @@ async def test_only_wrong_bytes(site: MirrorStore) -> None:
 
 
 async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorStore, worker: MirrorWorker) -> None:
-    """The endpoint that is left alone is not taken from instead: nobody gets its bytes before its pause is over."""
+    """A paused endpoint is not used as a substitute: no bytes are taken from it before the pause is over."""
     site.far.endpoints, site.far.faults.away = ("https://one", "https://two"), {"https://two"}
     site.far.faults.corrupt = {"https://one"}
     await begun(site, worker, SMALL)
@@ -193,7 +188,7 @@ async def test_only_wrong_bytes_while_the_other_endpoint_is_away(site: MirrorSto
 
 
 async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker) -> None:
-    """Long after the last of them, or when somebody says so."""
+    """Corrupt bytes are forgotten after some time, or on request."""
     site.far.faults.corrupt = {"https://one"}
     layers = [b"a small layer", b"another"]
     site.far.add_image(UPSTREAM_REPO, *layers)
@@ -213,8 +208,8 @@ async def test_wrong_bytes_are_forgotten(site: MirrorStore, worker: MirrorWorker
 
 @pytest.mark.parametrize("follows", [False, True])
 async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worker: MirrorWorker, follows: bool) -> None:
-    """As soon as a reader learns of them, at the worker that fetched them or another, the fill that brought them is
-    over there: the next open begins anew."""
+    """Once a reader of any worker learns of corrupt bytes, that fill has ended there: the next open starts a new
+    one."""
     await begun(site, worker, SMALL)
     site.far.faults.corrupt = {"https://one"}
     gate = site.far.faults.gates[len(SMALL) - 1] = threading.Event()
@@ -238,7 +233,7 @@ async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worke
 
 
 async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: MirrorWorker) -> None:
-    """A manifest with a wrong size for a blob gets an error, and spoils it for nobody else."""
+    """A manifest with a wrong size for a blob gets an error and does not affect readers of the blob."""
     real = site.far.add_blob(UPSTREAM_REPO, BIG)
     for size in (9 * MIB, len(BIG) + 1, 100):
         wrong = image_of(site.far.add_blob(UPSTREAM_REPO, b"{}"), [replace(real, size=size)])
@@ -253,8 +248,8 @@ async def test_a_manifest_that_names_another_size(site: MirrorStore, worker: Mir
 
 
 async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorWorker) -> None:
-    """An image that names a blob with another size loses nobody what came of it, and keeps nobody waiting, also while
-    upstream does not answer for it."""
+    """An image that names a blob with a wrong size destroys no stored bytes and delays no one, also while the upstream
+    does not answer."""
     await begun(site, worker, BIG)
     gate = site.far.faults.gates[5 * MIB] = threading.Event()
     async with site.worker() as other:
@@ -279,8 +274,8 @@ async def test_a_wrong_size_is_in_nobodys_way(site: MirrorStore, worker: MirrorW
 
 
 async def test_another_worker_takes_over(site: MirrorStore) -> None:
-    """When the worker that fetches a blob goes, a reader of another goes on without noticing, and no byte that came is
-    fetched again."""
+    """When the worker that owns a fill ends, a reader of another worker continues, and no stored byte is fetched
+    again."""
     gone = FakeSource()
     gone.blobs, gone.manifests = site.far.blobs, site.far.manifests
     gone.sent = site.far.sent

@@ -1,4 +1,4 @@
-"""What the workers of one server know of each other's fills."""
+"""What the workers of one server know about each other's fills."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ TAG = Tag("1")
 
 
 async def take(worker: MirrorWorker, stack: AsyncExitStack, count: int) -> None:
-    """Connections that others have."""
+    """Takes connections as other fills would."""
     for _ in range(count):
         assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 4))
 
 
 async def prefetched(site: MirrorStore, worker: MirrorWorker) -> threading.Event:
-    """A layer is being fetched that nobody has asked for; its second MiB comes once that is set."""
+    """Prefetches a layer that no client has requested. Its second MiB arrives once the event is set."""
     site.far.add_image(UPSTREAM_REPO, FIRST, BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     gate = site.far.faults.gates[MIB] = threading.Event()
@@ -52,8 +52,8 @@ async def prefetched(site: MirrorStore, worker: MirrorWorker) -> threading.Event
 
 
 async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(site: MirrorStore) -> None:
-    """A layer one worker fetches ahead of its readers is asked for at another: the first fetches it as what somebody
-    waits for, also where few connections are left."""
+    """When a client of another worker requests a layer that is being prefetched, the prefetching worker treats it as
+    requested, also when few connections are left."""
     site.configure(prefetch="layers")
     async with site.worker() as one, site.worker(source_of_another_worker(site)) as two, AsyncExitStack() as stack:
         gate = await prefetched(site, one)
@@ -66,14 +66,13 @@ async def test_what_is_fetched_ahead_is_urgent_once_somebody_reads_it_elsewhere(
 
 
 async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) -> None:
-    """A layer fetched ahead is fetched to its end by the worker that began it, though only clients of another read
-    it."""
+    """A prefetched layer is fetched to its end although only clients of another worker read it."""
     site.configure(prefetch="layers")
     other = source_of_another_worker(site)
     async with site.worker() as one, site.worker(other) as two:
         gate = await prefetched(site, one)
         reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        site.steady.now += PULL_LINGER_SECONDS + 1
+        site.monotonic.now += PULL_LINGER_SECONDS + 1
         gate.set()
         assert await read(reader) == BIG
         assert other.calls["get blob"] == 0
@@ -81,8 +80,9 @@ async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) ->
 
 
 async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: MirrorStore) -> None:
-    """A blob whose fill has no connection yet is answered in time at every worker, and comes when there is one."""
-    site.beginning = 0.2
+    """While a fill waits for a connection, clients of every worker are answered in time. The blob follows when there is
+    a connection."""
+    site.start_timeout = 0.2
     site.far.add_image(UPSTREAM_REPO, BIG)
     async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
         await one.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -94,8 +94,8 @@ async def test_a_follower_of_what_waits_for_a_connection_waits_as_well(site: Mir
 
 
 async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> None:
-    """Where the upstream was asked and says nothing, clients of all workers are told in time."""
-    site.beginning = 0.2
+    """When the upstream does not answer a request, clients of all workers get an error in time."""
+    site.start_timeout = 0.2
     site.far.add_image(UPSTREAM_REPO, BIG)
     stall = site.far.faults.stall = asyncio.Event()
     async with site.worker() as one, site.worker(source_of_another_worker(site)) as two:
@@ -108,9 +108,9 @@ async def test_a_follower_of_what_does_not_begin_is_told(site: MirrorStore) -> N
 
 
 async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> None:
-    """When the upstream brings nothing any more, the readers of all workers are told once the worker that fetches has
-    lost its patience: the others do not try for as long, one after the other. Who asks from then on is a new try."""
-    site.persistence = 1.0
+    """When the owner gives up, readers of all workers fail at once instead of trying for as long themselves. A later
+    request is a new attempt."""
+    site.stall_timeout = 1.0
     site.far.add_image(UPSTREAM_REPO, BIG)
     others = [source_of_another_worker(site) for _ in range(3)]
     async with AsyncExitStack() as stack:
@@ -130,8 +130,8 @@ async def test_an_owner_that_gives_up_tells_its_followers(site: MirrorStore) -> 
 
 
 async def test_what_is_said_of_one_repository_is_said_of_no_other(site: MirrorStore) -> None:
-    """An owner that fails for its own repository leaves the blob to followers that ask for another."""
-    site.persistence = 0.5
+    """When the owner fails for its repository, followers for another repository take over."""
+    site.stall_timeout = 0.5
     site.far.add_image(UPSTREAM_REPO, BIG)
     site.far.add_image("library/other", BIG)
     other = source_of_another_worker(site)
@@ -150,7 +150,7 @@ async def test_what_is_said_of_one_repository_is_said_of_no_other(site: MirrorSt
 
 
 async def test_wrong_bytes_are_fetched_once(site: MirrorStore) -> None:
-    """Who sent them is known to all workers, before their readers come again: nobody asks there any more."""
+    """All workers know who sent corrupt bytes before their readers retry: no worker asks that endpoint again."""
     site.far.endpoints = ("https://one", "https://two")
     site.far.faults.corrupt = {"https://one"}
     site.far.add_image(UPSTREAM_REPO, BIG)
@@ -173,8 +173,8 @@ async def test_wrong_bytes_are_fetched_once(site: MirrorStore) -> None:
 async def test_a_start_on_a_full_disk_warms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    """A service that could not open its database for changes is replaced as soon as there is room. Until it ends it
-    would keep the turn to warm from the one that replaces it."""
+    """A service that opened its database read-only is replaced once there is room. It must not hold the lease for
+    warming, which its replacement needs."""
 
     def without_room(*args: Any, frozen: Any = None) -> Any:
         if full and frozen is None:

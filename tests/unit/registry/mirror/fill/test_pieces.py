@@ -1,4 +1,4 @@
-"""How a blob is cut into requests, and over how many connections they go."""
+"""How a blob is split into requests, and over how many connections they run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from registry.mirror.fill.pieces import (
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.lists(st.integers(0, 5000), max_size=3)), max_size=60),
 )
 def test_every_byte_is_asked_for_once(gaps: list[tuple[int, int]], takes: list[tuple[int, int, list[int]]]) -> None:
-    """Whatever is taken in whatever order, and whatever is given back, no byte is handed out while another has it, and
-    in the end all of them were."""
+    """Whatever is taken and given back in any order, no byte is assigned twice at a time, and in the end every byte was
+    assigned."""
     at, holes = 0, []
     for space, length in gaps:
         holes.append(((at + space) * MIB, (at + space + length) * MIB))
@@ -53,7 +53,7 @@ def test_every_byte_is_asked_for_once(gaps: list[tuple[int, int]], takes: list[t
 
 
 def test_where_somebody_waits_comes_first() -> None:
-    """A piece begins where a reader waits, if nobody has asked for that yet; else at the first byte that is missing."""
+    """A piece starts where a reader waits, if that byte is free; else at the first missing byte."""
     plan = PiecePlan([(0, 100 * MIB)])
     first = plan.take(2 * MIB, [0])
     ahead = plan.take(2 * MIB, [0, 50 * MIB])
@@ -66,7 +66,7 @@ def test_where_somebody_waits_comes_first() -> None:
 
 
 def run(rate: Callable[[int], float], seconds: float, most: int = 8) -> list[int]:
-    """The connections at each moment, on a link where so many bring `rate` bytes a second together."""
+    """Returns the connections at each moment, on a link where n connections deliver `rate(n)` bytes per second."""
     now, received = 0.0, 0.0
     pace = AdaptiveConcurrency(most, now)
     widths = []
@@ -79,26 +79,26 @@ def run(rate: Callable[[int], float], seconds: float, most: int = 8) -> list[int
 
 
 def test_more_connections_where_they_help() -> None:
-    """On a link that is slow per connection, all are in use within half a second."""
+    """On a link that limits each connection, all connections are in use within half a second."""
     widths = run(lambda width: width * 8 * MIB, 10)
     assert widths[int(0.6 / 0.025)] == 8
     assert widths[-1] == 8
 
 
 def test_few_connections_where_they_do_not_help() -> None:
-    """On a link that one connection fills, others are tried now and then and given up again."""
+    """On a link that one connection saturates, others are tried now and then and given up again."""
     widths = run(lambda width: 40 * MIB, 20)
     assert sum(widths) / len(widths) < 1.2
     assert max(widths) == 2
 
 
 def test_one_connection_where_it_is_fast() -> None:
-    """Where one connection brings more than 64 MiB a second, no other is tried."""
+    """No second connection is tried if one delivers more than 64 MiB per second."""
     assert set(run(lambda width: 100 * MIB, 5)) == {1}
 
 
 def test_connections_that_others_have_teach_nothing() -> None:
-    """Where no second connection was to be had, its missing gain does not count: it is tried again soon."""
+    """If no second connection was available, the missing speedup does not count: it is tried again soon."""
     now, received, pace = 0.0, 0, AdaptiveConcurrency(8, 0.0)
     while now < 3:
         now += 0.025
@@ -109,7 +109,7 @@ def test_connections_that_others_have_teach_nothing() -> None:
 
 
 def test_a_link_that_slows_down_is_tried_anew() -> None:
-    """When the rate falls, more connections are tried at once, not only after a while."""
+    """When the rate falls, more connections are tried at once."""
     now, received, pace = 0.0, 0, AdaptiveConcurrency(8, 0.0)
     for step in range(200):
         now += 0.025
@@ -120,7 +120,7 @@ def test_a_link_that_slows_down_is_tried_anew() -> None:
 
 
 def test_new_connections_get_time_to_begin() -> None:
-    """Connections whose first bytes take their time are not given up before they came."""
+    """Connections with late first bytes are not given up before these arrive."""
     pace, now, received = AdaptiveConcurrency(8, 0.0), 0.0, 0
     begun, grown, width = 0, 0.0, 1
     for _ in range(200):
@@ -135,8 +135,7 @@ def test_new_connections_get_time_to_begin() -> None:
 
 
 def test_pieces_fit_the_rate() -> None:
-    """A piece takes about three quarters of a second; near the end they get small, so that all connections end
-    together."""
+    """A piece takes about 0.75 s. Near the end pieces get small, so that all connections end together."""
     pace = AdaptiveConcurrency(8, 0.0)
     for _ in range(10):
         pace.note_piece(pace.length, pace.length / (8 * MIB), 0.02)
@@ -153,7 +152,7 @@ def test_pieces_fit_the_rate() -> None:
 
 
 def test_a_denied_connection_is_asked_for_again_later() -> None:
-    """When others have the connections, no more are asked for, until a moment later."""
+    """While other fills hold the connections, no more are requested until a moment later."""
     pace = AdaptiveConcurrency(8, 0.0)
     pace.observe(RATE_WINDOW_SECONDS, MIB, 1, waiting=False)
     assert pace.width == 2

@@ -1,4 +1,4 @@
-"""Which connections are cut once nothing is left to be asked for."""
+"""Which connections are cut once every byte was requested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ KIB = 1024
 
 
 def cut(rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] = (), seconds: float = 30.0) -> float:
-    """When the first connection is cut, if so many bring these bytes a second, and `ended` pieces came at theirs."""
+    """Returns when the first connection is cut, with these rates of the connections, after pieces that `ended` at
+    theirs."""
     stragglers: StragglerDetector[str] = StragglerDetector()
     for rate in ended:
         stragglers.note_piece(0.0, int(rate), 1.0)
@@ -24,36 +25,36 @@ def cut(rates: dict[str, float], left: dict[str, int], ended: tuple[float, ...] 
 
 
 def test_one_that_is_much_slower_than_the_others_is_cut() -> None:
-    """Within some seconds, whether the others are still at work or have ended."""
+    """A straggler is cut within some seconds, whether the others still run or have ended."""
     others = {f"other {number}": 8.0 * MIB for number in range(7)}
     assert cut({"slow": 20.0 * KIB, **others}, {"slow": 60 * MIB, **dict.fromkeys(others, 300 * MIB)}) < 3
     assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}, ended=(8.0 * MIB,) * 7) < 3
 
 
 def test_one_that_brings_nothing_is_cut() -> None:
-    """Though it has begun."""
+    """A connection that stalls after its first bytes is cut."""
     assert cut({"slow": 0.0}, {"slow": MIB}, ended=(MIB,)) < 3
 
 
 def test_where_all_are_slow_none_is_cut() -> None:
-    """Others would be no quicker."""
+    """If all connections are slow, none is cut: others would not be faster."""
     rates = {f"{number}": 20.0 * KIB for number in range(8)}
     assert cut(rates, dict.fromkeys(rates, 60 * MIB), ended=(20.0 * KIB,) * 3) == 30
     assert cut({"slow": 20.0 * KIB}, {"slow": 60 * MIB}) == 30, "nothing to compare with"
 
 
 def test_one_that_is_nearly_done_is_left() -> None:
-    """What it has left is not worth another request."""
+    """A connection with little left is not cut: the rest is not worth another request."""
     assert cut({"slow": 100.0 * KIB}, {"slow": 300 * KIB}, ended=(8.0 * MIB,) * 7, seconds=2.5) == 2.5
 
 
 def test_one_that_is_half_as_fast_is_left() -> None:
-    """That may be chance."""
+    """A connection with half the others' rate is not cut: that may be chance."""
     assert cut({"slow": 4.0 * MIB}, {"slow": 500 * MIB}, ended=(8.0 * MIB,) * 7) == 30
 
 
 def test_a_link_that_became_slow_costs_one_request() -> None:
-    """Once a connection was cut, what came before tells nothing: those that follow are compared with each other."""
+    """After a cut, earlier rates are dropped, and connections are compared with rates measured since."""
     stragglers: StragglerDetector[int] = StragglerDetector()
     stragglers.note_piece(0.0, 8 * MIB, 1.0)
     now, cuts, name, begun = 0.0, 0, 0, 0.0

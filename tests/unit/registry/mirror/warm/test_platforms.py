@@ -1,4 +1,4 @@
-"""Which entries of an index are for a platform."""
+"""Which entries of an index match a platform."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ HUB = [
     ],
 )
 def test_the_entries_of_a_platform(wanted: str, found: list[str]) -> None:
-    """Without a variant the usual one is meant, and one that an index leaves out is the usual one too."""
+    """A missing variant, in the platform or in the index, means the usual one."""
     chosen, missing = choose_manifests(HUB, [Platform.parse(wanted)])
     assert [platform_name(each) for each in chosen] == found
     assert [str(each) for each in missing] == ([] if found else [wanted])
 
 
 def test_only_unusual_variants() -> None:
-    """Where an index has a platform only in unusual variants, all of them are taken."""
+    """If an index has only unusual variants of a platform, all of them match."""
     chosen, missing = choose_manifests([entry("linux/arm/v5"), entry("linux/arm/v6")], [Platform.parse("linux/arm")])
     assert [platform_name(each) for each in chosen] == ["linux/arm/v5", "linux/arm/v6"]
     assert not missing
 
 
 def test_several_platforms_keep_the_order_of_the_index() -> None:
-    """Each entry comes once, in the index's order."""
+    """Each entry is returned once, in the index's order."""
     wanted = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
     assert [platform_name(each) for each in choose_manifests(HUB, wanted)[0]] == ["linux/amd64", "linux/arm64/v8"]
 
 
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "Linux/amd64", "linux/arm/v7/x", "linux amd64"])
 def test_what_is_no_platform(text: str) -> None:
-    """A text that names none is refused, and the message says what one looks like."""
+    """A text that is no platform is refused. The message shows what one looks like."""
     with pytest.raises(ValueError, match="is not a platform like linux/amd64"):
         Platform.parse(text)
 
 
 def test_this_machine() -> None:
-    """The machine's own platform can be written and read."""
+    """This machine's platform can be written as text and parsed again."""
     assert Platform.parse(str(Platform.of_machine())) == Platform.of_machine()

@@ -1,0 +1,116 @@
+"""Single flight: one task per key, independent of its callers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+
+import pytest
+
+from registry.single_flight import SingleFlight
+from storage.errors import UpstreamUnavailable
+
+CALLER: ContextVar[str] = ContextVar("caller", default="none")
+
+
+class GatedWork:
+    """Work that counts its runs, sets `begun`, and ends when `gate` is set."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+        self.runs = 0
+        self._error = error
+
+    async def __call__(self) -> int:
+        self.runs += 1
+        self.begun.set()
+        await self.gate.wait()
+        if self._error is not None:
+            raise self._error
+        return self.runs
+
+
+async def test_callers_with_one_key_share_a_task() -> None:
+    """Concurrent callers get the result of one run; a caller after its end starts another run."""
+    flights, work = SingleFlight[int](), GatedWork()
+    callers = [asyncio.create_task(flights.run("a", work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert len(flights) == 1
+    work.gate.set()
+    assert await asyncio.gather(*callers) == [1, 1, 1]
+    assert await flights.run("a", work) == 2
+    assert len(flights) == 0
+
+
+async def test_keys_are_independent() -> None:
+    """Different keys run at the same time."""
+    flights, one, two = SingleFlight[int](), GatedWork(), GatedWork()
+    callers = [asyncio.create_task(flights.run(key, work)) for key, work in (("a", one), ("b", two))]
+    await asyncio.sleep(0)
+    assert len(flights) == 2
+    one.gate.set()
+    two.gate.set()
+    assert await asyncio.gather(*callers) == [1, 1]
+
+
+async def test_an_error_reaches_every_caller() -> None:
+    """All callers get the error, and `settle` raises nothing."""
+    flights, work = SingleFlight[int](), GatedWork(ValueError("no"))
+    callers = [asyncio.create_task(flights.run("a", work)) for _ in range(2)]
+    settled = asyncio.create_task(flights.settle("a", work))
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert [str(error) for error in await asyncio.gather(*callers, return_exceptions=True)] == ["no", "no"]
+    await settled
+    assert work.runs == 1
+
+
+async def test_a_cancelled_caller_leaves_the_task_running() -> None:
+    """The caller that starts the task may be cancelled: the others get the result."""
+    flights, work = SingleFlight[int](), GatedWork()
+    first = asyncio.create_task(flights.run("a", work))
+    second = asyncio.create_task(flights.run("a", work))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    work.gate.set()
+    assert await second == 1
+
+
+async def test_closing_ends_tasks_and_starts_no_more() -> None:
+    """Waiting callers, and later ones, get the error for a server that stops. `settle` just returns."""
+    flights, work = SingleFlight[int](), GatedWork()
+    caller = asyncio.create_task(flights.run("a", work))
+    settled = asyncio.create_task(flights.settle("a", work))
+    await work.begun.wait()
+    await flights.aclose()
+    with pytest.raises(UpstreamUnavailable, match="the server is stopping"):
+        await caller
+    await settled
+    with pytest.raises(UpstreamUnavailable):
+        flights.start("b", work)
+    await flights.aclose()
+    assert work.runs == 1
+
+
+async def test_the_error_after_closing_can_be_chosen() -> None:
+    """Callers outside the mirror may raise an error of their own."""
+    flights, work = SingleFlight[int](lambda: LookupError("closed")), GatedWork()
+    caller = asyncio.create_task(flights.run("a", work))
+    await asyncio.sleep(0)
+    await flights.aclose()
+    with pytest.raises(LookupError, match="closed"):
+        await caller
+    with pytest.raises(LookupError, match="closed"):
+        await flights.run("a", work)
+
+
+async def test_a_task_does_not_see_its_caller_s_context() -> None:
+    """What the request that starts the task has set in its context is not visible in the task."""
+
+    async def work() -> str:
+        return CALLER.get()
+
+    CALLER.set("ann")
+    assert await SingleFlight[str]().run("a", work) == "none"
