@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.slots import ImagePull
-from registry.single_flight import cancel_and_wait
+from registry.single_flight import cancel_and_wait, start_detached
 from storage.content import MANIFESTS, Descriptor, Manifest
 from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
@@ -180,7 +180,7 @@ class PrefetchQueue:
         if self._closed:
             return
         for _ in range(min(FILLS_AT_ONCE - len(self._runners), len(self._waiting))):
-            runner = asyncio.create_task(self._run())
+            runner = start_detached(self._run())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
 

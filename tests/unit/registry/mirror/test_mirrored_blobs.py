@@ -479,7 +479,7 @@ async def test_workers_take_turns_at_the_connections(site: MirrorStore) -> None:
 async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) -> None:
     """A request for a blob that waits for a connection is answered in time. The blob follows when there is a
     connection."""
-    site.far.connections, site.start_timeout = 1, 0.05
+    site.far.connections, site.start_timeout = 1, 1.0
     small = BIG[: 3 * MIB]
     site.far.add_image(UPSTREAM_REPO, BIG, small)
     gate = site.far.faults.gates[0] = threading.Event()
@@ -492,7 +492,7 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorStore) 
 
 async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
     """The client gets an error in time also if the upstream does not answer the question for the size."""
-    site.start_timeout = 0.05
+    site.start_timeout = 1.0
     loose = site.far.add_blob(UPSTREAM_REPO, b"named by no manifest here")
     hold = site.far.faults.hold = asyncio.Event()
     async with site.worker() as worker:
@@ -507,7 +507,7 @@ async def test_an_upstream_that_does_not_tell_a_size(site: MirrorStore) -> None:
 @pytest.mark.parametrize("size", [1000, 12 * MIB])
 async def test_an_upstream_that_says_nothing(site: MirrorStore, size: int) -> None:
     """The client gets an error before it gives up. Bytes that arrive later are kept."""
-    site.start_timeout = 0.05
+    site.start_timeout = 0.5
     data = BIG[:size]
     stall = site.far.faults.stall = asyncio.Event()
     async with site.worker() as worker:
