@@ -25,7 +25,7 @@ REPO = "team/large"
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RegistryServer]:
     """A server whose workers have all served pushes and pulls, so that what comes first only once is behind them."""
-    with running_server(tmp_path) as running:
+    with running_server(tmp_path, own_interpreter=True) as running:
         wire = RegistryClient(running.address)
         made = image("warm", layer({"warm": noise("warm", 4 * MIB)}))
         for number in range(8):
