@@ -1,13 +1,90 @@
-"""What every suite shares: a running server."""
+"""What every suite shares: where temporary files are, what runs together in a parallel run, and a running server.
+
+`make test` runs several pytest-xdist workers. A worker takes whole groups of tests, so that what a module's or a
+folder's fixtures start is started once. Tests with the marker `alone` measure times that a busy machine would spoil;
+while one runs, the other workers wait.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.server_process import ROOT, RegistryServer, running_server
+from tests.fakes.temporary_files import disk_folder, memory_root
+
+TOGETHER = ("tests/system/clients/replay", "tests/system/clients", "tests/system/admin", "tests/conformance")
+"""Folders whose tests share fixtures of the session: a group each. Elsewhere each module is one."""
+LONG = ("tests/system/clients", "tests/system/hostile", "tests/system/crash", "tests/system/cli", "tests/system/mirror")
+"""Folders with the groups that take longest. They begin first, so that none of them is left over for the end."""
+
+
+def pytest_configure() -> None:
+    """Puts temporary files into memory where there is room and nobody asked for another place."""
+    if (root := memory_root()) is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(root))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker of a parallel run: gives each test its group, and puts the groups in the order of their start."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=_rank)
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("alone"):
+        return "alone"
+    path = item.path.relative_to(ROOT).as_posix()
+    return next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
+
+
+def _rank(item: pytest.Item) -> int:
+    if item.get_closest_marker("alone"):
+        return len(LONG) + 1
+    path = item.path.relative_to(ROOT).as_posix()
+    return next((rank for rank, folder in enumerate(LONG) if path.startswith(f"{folder}/")), len(LONG))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """In a worker of a parallel run: lets tests that are to run alone do so. Outside of each test's time limit."""
+    run: dict[str, str] | None = getattr(item.config, "workerinput", None)
+    if run is None:
+        return (yield)
+    with _turn(run["testrunuid"], alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def _turn(run: str, *, alone: bool) -> Iterator[None]:
+    """Holds this run's lock, alone or with others. The second lock is a door that a waiting `alone` keeps shut, so that
+    others cannot keep it out for ever."""
+    name = Path(tempfile.gettempdir()) / f"entrepot-tests-{run}"
+    with ExitStack() as stack:
+        room = stack.enter_context(name.with_suffix(".room").open("a"))
+        with name.with_suffix(".door").open("a") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """pytest's, which is in memory in most cases, or a folder on a disk for a test with the marker `real_disk`."""
+    if request.node.get_closest_marker("real_disk") is None:
+        yield tmp_path
+        return
+    with disk_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

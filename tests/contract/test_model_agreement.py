@@ -26,6 +26,7 @@ from storage.patterns import ALL_NAMES, NO_NAMES, NameSet
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collector import Collector
 from tests.fakes.registry_content import descriptor_of, image_of, index_of
+from tests.fakes.temporary_files import memory_root
 
 from .registry_pair import Raised, RegistryPair, UploadPair, read_blob
 
@@ -64,7 +65,7 @@ class Agreement(RuleBasedStateMachine):
         self.now = 1_000_000.0
         self.known: set[Digest] = {UNKNOWN, *BLOB_DIGESTS}
         self.loop = asyncio.new_event_loop()
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = tempfile.TemporaryDirectory(dir=memory_root())
         self.data = Path(self.directory.name) / "data"
         prepare_data_dir(self.data)
         self.model = MemoryRegistry(self.clock)

@@ -20,6 +20,7 @@ import pytest
 from registry.cli.data_owner import become_owner
 from tests.fakes.commands import entrepot_program
 from tests.fakes.server_process import running_server
+from tests.fakes.temporary_files import memory_root
 
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
@@ -27,7 +28,7 @@ OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """With a data directory in it. The owner can reach it; pytest's own lie where only their maker can look."""
-    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-"))
+    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
     made.chmod(0o755)
     (made / "data").mkdir(mode=0o700)
     os.chown(made / "data", OWNER, -1)

@@ -17,6 +17,8 @@ from tests.fakes.clients.registry_client import PIECE, RegistryClient, noise_str
 from tests.fakes.process_resources import MemoryPeak
 from tests.fakes.server_process import RegistryServer, running_server
 
+pytestmark = pytest.mark.real_disk
+
 SIZE = 2048 * MIB
 LIMIT = 32 * MIB
 REPO = "team/large"
