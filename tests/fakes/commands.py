@@ -43,7 +43,7 @@ def has_received_signals(process: subprocess.Popen[Any] | ForkedProcess) -> bool
     return "ShdPnd:\t0000000000000000" in status and "SigPnd:\t0000000000000000" in status
 
 
-def is_waiting_for_lock(process: subprocess.Popen[str]) -> bool:
+def is_waiting_for_lock(process: subprocess.Popen[str] | ForkedProcess) -> bool:
     """Whether a thread of the process waits for a lock on a file (proc(5), locks)."""
     lines = Path("/proc/locks").read_text().splitlines()
     return any(line.split()[1] == "->" and line.split()[5] == str(process.pid) for line in lines)

@@ -47,7 +47,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
     """A server that waits half a second for a client to take something."""
-    running = AppProcess({"limits": {"send_idle_seconds": 0.5, "pulse_seconds": 0.05}}, request.param)
+    running = AppProcess({"limits": {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}}, request.param)
     try:
         yield running.until_ready()
     finally:
