@@ -21,7 +21,7 @@ KEPT = 100 << 20
 KILL_ABOVE = 2 * BOUND
 """Bytes of growth from which nothing more needs to be known."""
 EVERY = 0.05
-STEADY = 20
+STEADY = 12
 """Looks without a new peak after which no more is expected."""
 MAX_SECONDS = 40.0
 """Seconds that clients stay at the most, and that shrinking may take."""
