@@ -18,6 +18,7 @@ import pytest
 
 from tests.fakes.client_images import DOCKER_LIST, MIB
 from tests.fakes.hub.hub import Hub, HubFailed, hub, repeated, union
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import ROOT
 from tests.fakes.upstream_content import (
     ImageTree,
@@ -54,7 +55,7 @@ def upstream(tmp_path: Path, content: UpstreamContent) -> Iterator[Hub]:
 
 @pytest.fixture
 def client() -> Iterator[httpx2.Client]:
-    with httpx2.Client(trust_env=False, timeout=30, headers={"Accept-Encoding": "identity"}) as made:
+    with plain_client(timeout=30, headers={"Accept-Encoding": "identity"}) as made:
         yield made
 
 
