@@ -6,7 +6,8 @@ stdout and stderr and a socket for its state. The child becomes `python -m MODUL
 gets the child's pid with its pidfd, and later its exit code as `subprocess` counts it. The process ends when DESCRIPTOR
 is closed.
 
-It has one thread, so that a fork copies all of it. See `forked_process` for the other end.
+It has one thread, so that a fork copies all of it. The kernel kills the children when this process ends, so that tests
+that are killed leave nothing behind. See `forked_process` for the other end.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
+
+from registry.server.kernel import die_with_parent
 
 MESSAGE_LIMIT = 1 << 17
 _LIBRARIES = ("registry", "storage")
@@ -72,8 +75,10 @@ def serve(control: socket.socket) -> ForkRequest | None:
             if not message:
                 return None
             request, state = ForkRequest(**json.loads(message)), socket.socket(fileno=files.pop())
+            parent = os.getpid()
             pid = os.fork()
             if pid == 0:
+                die_with_parent(parent)
                 _take_over(request, files)
                 return request
             for file in files:

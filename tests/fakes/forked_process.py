@@ -152,7 +152,7 @@ class ForkServer:
         return ours
 
     def close(self) -> None:
-        """Ends it. Its children are not touched."""
+        """Ends it, and with it the children that are left."""
         self._control.close()
         self._process.wait()
 
