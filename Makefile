@@ -11,11 +11,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
-# Tests wait a third of their time, so one process more than there are processors keeps all of them busy. Each process
-# takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight.
+# System tests wait a third of their time, so one process more than there are processors keeps all of them busy. Each
+# process takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight.
 SEED := $(or $(SEED),$(shell echo $$((RANDOM * 32768 + RANDOM))))
 PROCESSES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
-SIDE_BY_SIDE := --numprocesses=$(PROCESSES) --dist=loadgroup --no-loadscope-reorder --randomly-seed=$(SEED)
+SIDE_BY_SIDE := --dist=loadgroup --no-loadscope-reorder --randomly-seed=$(SEED)
 CHECKED := tests/architecture tests/unit tests/contract
 
 # The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the
@@ -35,12 +35,12 @@ serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.
 
 check: lint ## Check style, types and layers, and run the unit and contract tests: the daily loop, a minute or so
 	@echo "SEED=$(SEED) repeats this order"
-	@exec $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
+	@exec $(BIN)/python -m pytest -q --numprocesses=auto $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
 
 test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/system/cli -k config" for some
 ifeq ($(strip $(ARGS)),)
 	@echo "SEED=$(SEED) repeats this order"
-	@exec $(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 --durations-min=1
+	@exec $(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(SIDE_BY_SIDE) --durations=20 --durations-min=1
 else
 	@exec $(BIN)/python -m pytest $(ARGS)
 endif

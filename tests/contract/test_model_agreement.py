@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
@@ -469,6 +470,7 @@ class Agreement(RuleBasedStateMachine):
         self.changed = True
 
 
+pytestmark = pytest.mark.slow
 RUNS = int(os.environ.get("ENTREPOT_MODEL_RUNS", "50"))
 NIGHT = "ENTREPOT_MODEL_RUNS" in os.environ
 
