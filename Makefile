@@ -15,7 +15,7 @@ ARGS ?=
 # process takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight.
 SEED := $(or $(SEED),$(shell echo $$((RANDOM * 32768 + RANDOM))))
 PROCESSES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
-SIDE_BY_SIDE := --dist=loadgroup --no-loadscope-reorder --randomly-seed=$(SEED)
+SIDE_BY_SIDE := --dist=loadscope --no-loadscope-reorder --randomly-seed=$(SEED)
 CHECKED := tests/architecture tests/unit tests/contract
 
 # The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.fakes.server_process import ROOT, RegistryServer, running_server
 from tests.fakes.temporary_files import disk_folder, memory_root
 
-TOGETHER = ("tests/system/clients/replay", "tests/system/clients", "tests/system/admin", "tests/conformance")
-"""Folders whose tests share fixtures of the session: a group each. Elsewhere each module is one."""
+TOGETHER = (
+    "tests/system/clients/replay/",
+    "tests/system/clients/",
+    "tests/system/admin/",
+    "tests/system/hostile/test_memory_bound.py",
+    "tests/system/hostile/",
+    "tests/conformance/",
+)
+"""Where tests share fixtures of the session: a group each, the first that fits. Elsewhere each module is one."""
 LONG = ("tests/system/clients", "tests/system/hostile", "tests/system/crash", "tests/system/cli", "tests/system/mirror")
 """Folders with the groups that take longest. They begin first, so that none of them is left over for the end."""
 
@@ -31,20 +39,23 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(root))
 
 
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands whole groups to the processes of a parallel run, in the order in which the tests were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return next((group for group in TOGETHER if path.startswith(group)), path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a worker of a parallel run: gives each test its group, and puts the groups in the order of their start."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=_rank)
-
-
-def _group(item: pytest.Item) -> str:
-    if item.get_closest_marker("alone"):
-        return "alone"
-    path = item.path.relative_to(ROOT).as_posix()
-    return next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
+    """In a worker of a parallel run: puts the groups in the order of their start."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_rank)
 
 
 def _rank(item: pytest.Item) -> int:
@@ -57,21 +68,19 @@ def _rank(item: pytest.Item) -> int:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """In a worker of a parallel run: lets tests that are to run alone do so. Outside of each test's time limit."""
-    run: dict[str, str] | None = getattr(item.config, "workerinput", None)
-    if run is None:
+    if not hasattr(item.config, "workerinput"):
         return (yield)
-    with _turn(run["testrunuid"], alone=item.get_closest_marker("alone") is not None):
+    folder_of_run = Path(item.config.option.basetemp).parent
+    with _turn(folder_of_run, alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 
 @contextmanager
-def _turn(run: str, *, alone: bool) -> Iterator[None]:
-    """Holds this run's lock, alone or with others. The second lock is a door that a waiting `alone` keeps shut, so that
-    others cannot keep it out for ever."""
-    name = Path(tempfile.gettempdir()) / f"entrepot-tests-{run}"
-    with ExitStack() as stack:
-        room = stack.enter_context(name.with_suffix(".room").open("a"))
-        with name.with_suffix(".door").open("a") as door:
+def _turn(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Holds a lock on `room`, alone or with others. A waiting `alone` keeps the `door` shut, so that others cannot keep
+    it out for ever."""
+    with (folder / "room").open("a") as room:
+        with (folder / "door").open("a") as door:
             fcntl.flock(door, fcntl.LOCK_EX)
             fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
