@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import-untyped]
 
@@ -34,7 +35,12 @@ LONG = ("tests/system/clients", "tests/system/hostile", "tests/system/crash", "t
 
 
 def pytest_configure() -> None:
-    """Puts temporary files into memory where there is room and nobody asked for another place."""
+    """Puts temporary files into memory where there is room and nobody asked for another place. Hypothesis measures no
+    times: on a busy machine they say nothing."""
+    hypothesis.settings.register_profile(
+        "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy machine")
     if (root := memory_root()) is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(root))
 
