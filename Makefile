@@ -11,6 +11,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
+# System tests wait a third of their time, so one process more than there are processors keeps all of them busy. Each
+# process takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight.
+SEED := $(or $(SEED),$(shell echo $$((RANDOM * 32768 + RANDOM))))
+PROCESSES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
+SIDE_BY_SIDE := --dist=loadscope --no-loadscope-reorder --randomly-seed=$(SEED)
+CHECKED := tests/architecture tests/unit tests/contract
+
 # The tests run real clients and look at the server with these. A name is a Debian package; after the colon, the
 # program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client.
 PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
@@ -18,7 +25,7 @@ PACKAGES := docker.io:dockerd containerd:ctr runc:runc podman:podman buildah:bui
 # Of these, Debian runs as services what would take ports from others, such as 5000. The tests start their own.
 UNWANTED := docker-registry nginx
 
-.PHONY: help serve test bench bench-mirror bench-growth lint format docs lock clean packages
+.PHONY: help serve check test bench bench-mirror bench-growth lint format docs lock clean packages
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +33,17 @@ help: ## Show this
 serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.0.1:5000; ARGS="--listen …" for more
 	@exec $(BIN)/entrepot serve $(ARGS)
 
+check: lint ## Check style, types and layers, and run the unit and contract tests: the daily loop, a minute or so
+	@echo "SEED=$(SEED) repeats this order"
+	@exec $(BIN)/python -m pytest -q --numprocesses=auto $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
+
 test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/system/cli -k config" for some
+ifeq ($(strip $(ARGS)),)
+	@echo "SEED=$(SEED) repeats this order"
+	@exec $(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(SIDE_BY_SIDE) --durations=20 --durations-min=1
+else
 	@exec $(BIN)/python -m pytest $(ARGS)
+endif
 
 bench: $(VENV)/.runtime ## Measure beside Debian's docker-registry; ARGS="--quick", "--only v2,tag-put" for less
 	@exec $(BIN)/python -m bench registries $(ARGS)

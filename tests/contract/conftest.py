@@ -117,7 +117,13 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
 }
 
 
-@pytest.fixture(params=sorted(KINDS))
+DAILY = ("guarded", "memory", "stored")
+"""The kinds of `make check`: the others wrap these or hand calls on to them."""
+
+
+@pytest.fixture(
+    params=[kind if kind in DAILY else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(KINDS)]
+)
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
     async with KINDS[request.param](tmp_path / "data") as opened:
         yield opened

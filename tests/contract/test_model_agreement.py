@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
@@ -26,6 +27,7 @@ from storage.patterns import ALL_NAMES, NO_NAMES, NameSet
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collector import Collector
 from tests.fakes.registry_content import descriptor_of, image_of, index_of
+from tests.fakes.temporary_files import memory_root
 
 from .registry_pair import Raised, RegistryPair, UploadPair, read_blob
 
@@ -64,7 +66,7 @@ class Agreement(RuleBasedStateMachine):
         self.now = 1_000_000.0
         self.known: set[Digest] = {UNKNOWN, *BLOB_DIGESTS}
         self.loop = asyncio.new_event_loop()
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = tempfile.TemporaryDirectory(dir=memory_root())
         self.data = Path(self.directory.name) / "data"
         prepare_data_dir(self.data)
         self.model = MemoryRegistry(self.clock)
@@ -468,6 +470,7 @@ class Agreement(RuleBasedStateMachine):
         self.changed = True
 
 
+pytestmark = pytest.mark.slow
 RUNS = int(os.environ.get("ENTREPOT_MODEL_RUNS", "50"))
 NIGHT = "ENTREPOT_MODEL_RUNS" in os.environ
 

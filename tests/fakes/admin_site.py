@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from tests.fakes.commands import entrepot_output
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer
 
 ADMIN, PASSWORD = "root", "correct horse battery"
@@ -38,7 +39,7 @@ class AdminSite:
         **query: Any,
     ) -> httpx2.Response:
         """One request on a connection of its own, so it comes to any of the workers."""
-        with httpx2.Client(base_url=f"{self.server.url}/api/v1", timeout=60) as client:
+        with plain_client(f"{self.server.url}/api/v1", timeout=60) as client:
             return client.request(method, path, json=body, auth=auth, headers=headers, params=query or None)
 
     def done(

@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.server_process import ROOT
+from tests.fakes.forked_process import ROOT, ForkedProcess
 
 STACK_DUMP = str(ROOT / "tests" / "fakes" / "stack_dump")
 """To be the first of a command's PYTHONPATH, so that `wait_for_output` can show its stacks."""
 
 
 def wait_for_output(
-    process: subprocess.Popen[str], timeout: float = 100.0, given: str | None = None
+    process: subprocess.Popen[str] | ForkedProcess, timeout: float = 100.0, given: str | None = None
 ) -> tuple[str, str]:
     """What the command wrote to its two outputs, once it has ended. Raises AssertionError with the stacks of its tasks
     and threads when it does not, and ends it."""
@@ -36,14 +36,14 @@ def wait_for_output(
         raise AssertionError(f"{process.args!r} did not end within {timeout:.0f} s\n{status}{out}\n{err}") from None
 
 
-def has_received_signals(process: subprocess.Popen[Any]) -> bool:
+def has_received_signals(process: subprocess.Popen[Any] | ForkedProcess) -> bool:
     """Whether the kernel has handed the process all signals that were sent to it (proc(5)). Two of the same number that
     wait together are one."""
     status = _status(process.pid)
     return "ShdPnd:\t0000000000000000" in status and "SigPnd:\t0000000000000000" in status
 
 
-def is_waiting_for_lock(process: subprocess.Popen[str]) -> bool:
+def is_waiting_for_lock(process: subprocess.Popen[str] | ForkedProcess) -> bool:
     """Whether a thread of the process waits for a lock on a file (proc(5), locks)."""
     lines = Path("/proc/locks").read_text().splitlines()
     return any(line.split()[1] == "->" and line.split()[5] == str(process.pid) for line in lines)
@@ -63,19 +63,38 @@ def entrepot(
     *args: str | Path, folder: Path, given: str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `entrepot` in `folder` with no ENTREPOT_* variables but these, and waits for its end. `given` is its stdin;
-    None: it has none."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
+    None: it has none. The process is a fork of one that has the program imported (`forked_process`)."""
+    with ForkedProcess(
+        "registry",
+        *map(str, args),
+        cwd=folder,
+        env=command_environment(**variables),
+        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        site=f"{STACK_DUMP}/sitecustomize.py",
+    ) as process:
+        out, err = wait_for_output(process, TIMEOUT, given)
+    return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
+
+
+def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `entrepot` as a person does: by an interpreter of its own, with no stdin."""
     with subprocess.Popen(
         [sys.executable, "-m", "registry", *map(str, args)],
         cwd=folder,
-        env={**inherited, "PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200", **variables},
-        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        env=command_environment(**variables),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        out, err = wait_for_output(process, TIMEOUT, given)
+        out, err = wait_for_output(process, TIMEOUT)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def command_environment(**variables: str) -> dict[str, str]:
+    """This process's environment with no ENTREPOT_* variables but these; the command can show its stacks."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
+    return {**inherited, "PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200", **variables}
 
 
 def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:

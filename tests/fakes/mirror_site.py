@@ -23,6 +23,7 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.hub.request_log import Interval
 from tests.fakes.hub.switches import HubRequestKind
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
@@ -140,7 +141,7 @@ class MirrorSite:
         """Starts the server, again on the same data if need be."""
         config = str(self.folder / "entrepot.toml")
         self.server = self._stack.enter_context(running_server(self.folder, "--config", config))
-        self.http = self._stack.enter_context(httpx2.Client(base_url=self.server.url, timeout=TIMEOUT))
+        self.http = self._stack.enter_context(plain_client(self.server.url, timeout=TIMEOUT))
 
     def inspect(self, reference: str = "1") -> httpx2.Response:
         """The manifest, as a pull begins with."""

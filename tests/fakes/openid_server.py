@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import secrets
@@ -30,6 +31,12 @@ class CodeGrant:
     nonce: str
 
 
+@functools.cache
+def _provider_key() -> IssuerKey:
+    """One for all providers of a test process: RSA keys take long to make."""
+    return IssuerKey("sso-1", "RS256")
+
+
 @dataclass
 class FakeOpenIDProvider:
     """Logs in whoever comes as `person`, at once. `altered` changes an ID token's claims, `signed` signs them; `error`
@@ -39,7 +46,7 @@ class FakeOpenIDProvider:
     secret: str | None = SECRET
     post: bool = False
     url: str = ""
-    key: IssuerKey = field(default_factory=lambda: IssuerKey("sso-1", "RS256"))
+    key: IssuerKey = field(default_factory=_provider_key)
     person: dict[str, Any] = field(default_factory=lambda: {"preferred_username": "alice"})
     altered: Callable[[dict[str, Any]], dict[str, Any]] = dict
     signed: Callable[[dict[str, Any]], str] | None = None

@@ -1,7 +1,4 @@
-"""How much memory a process tree has: its proportional set size, sampled while something runs.
-
-What a process tree holds: memory and open files, as the kernel counts them.
-"""
+"""What a process tree holds: memory and open files, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -13,17 +10,21 @@ from pathlib import Path
 from types import TracebackType
 
 KIB = 1024
+_OWN_MEMORY = ("Pss_Anon:", "Pss_Shmem:")
 
 
-def pss_of_living(pids: Sequence[int]) -> int:
-    """The sum of PSS in bytes. Pages that processes share count once; a process that has ended counts nothing."""
+def pss_of(pids: Iterable[int]) -> int:
+    """Bytes of memory that processes have of their own (proc(5), smaps_rollup): anonymous and shared-memory pages.
+
+    Pages that several of them share count once. Pages of files are left out: their share changes when any other process
+    comes or goes that maps the same library. A process that has ended counts nothing."""
     total = 0
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except ProcessLookupError:
             continue
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * KIB
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(_OWN_MEMORY)) * KIB
     return total
 
 
@@ -42,7 +43,7 @@ class MemoryPeak:
         return self.highest - self.before
 
     def __enter__(self) -> MemoryPeak:
-        self.before = self.highest = pss_of_living(self._pids())
+        self.before = self.highest = pss_of(self._pids())
         self._thread.start()
         return self
 
@@ -52,21 +53,11 @@ class MemoryPeak:
 
     def _sample(self) -> None:
         while not self._done.wait(self._every):
-            self.highest = max(self.highest, pss_of_living(self._pids()))
+            self.highest = max(self.highest, pss_of(self._pids()))
             self.samples += 1
 
 
 TIMEOUT_SECONDS = 20.0
-
-
-def pss_of(pids: Iterable[int]) -> int:
-    """Bytes of memory, shared pages counted once (PSS)."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 def open_files(pids: Iterable[int]) -> dict[int, int]:

@@ -203,7 +203,7 @@ def _program(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[
     env = {**environment(folder / "home"), "PYTHONPATH": str(ROOT)}
     with (folder / "log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.die_with_parent", str(os.getpid()), *command],
+            [sys.executable, "-m", "tests.fakes.die_with_parent", str(os.getpid()), *command],
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fakes.forked_process import ROOT as ROOT
+from tests.fakes.forked_process import ForkedProcess
+
 READY = re.compile(r"listens on (https?://\S+)")
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
@@ -33,7 +35,7 @@ class ServerFailed(AssertionError):
 class RegistryServer:
     """A running `entrepot serve` and the ways to end it."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProcess
     data: Path
     log: Path
     url: str = ""
@@ -127,31 +129,26 @@ def start_server(
     env: Mapping[str, str] | None = None,
     descriptors: int | None = None,
     soft_descriptors: int | None = None,
+    own_interpreter: bool = False,
 ) -> RegistryServer:
     """Starts `entrepot serve` with its data and log below `folder` and waits until it listens; the caller ends it.
 
     `args` are further flags and come last, so they win. `descriptors`: how many files each process may have open,
     `soft_descriptors` at the start. A second start on the same folder finds the same data and appends to the same log.
-    Raises ServerFailed when the process ends or stays silent.
+    `own_interpreter` and `descriptors` start the program as a person would; otherwise it is a `ForkedProcess`, which
+    starts sooner. Raises ServerFailed when the process ends or stays silent.
     """
     data, log = folder / "data", folder / "server.log"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "registry", "serve"]
-    command += ["--data", str(data), "--listen", listen, "--workers", str(workers), *args]
+    command = ["serve", "--data", str(data), "--listen", listen, "--workers", str(workers), *args]
     if descriptors is not None:
         limits = f"ulimit -Sn {soft_descriptors or descriptors} && ulimit -Hn {descriptors}"
-        command = ["sh", "-c", f'{limits} && exec "$@"', "sh", *command]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=_environment(env or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+        process = _start_program(folder, command, env or {}, "sh", "-c", f'{limits} && exec "$@"', "sh")
+    elif own_interpreter:
+        process = _start_program(folder, command, env or {})
+    else:
+        variables = _environment(env or {})
+        process = ForkedProcess("registry", *command, cwd=folder, env=variables, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     server = RegistryServer(process, data, log)
     server._reader = threading.Thread(target=server._follow, args=(process.stdout,), daemon=True)
@@ -163,6 +160,23 @@ def start_server(
     return server
 
 
+def _start_program(
+    folder: Path, args: list[str], env: Mapping[str, str], *before: str
+) -> subprocess.Popen[str] | ForkedProcess:
+    """Starts `entrepot` by its interpreter, with `before` in front of the command."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "registry", *args],
+        cwd=folder,
+        env=_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
 @contextlib.contextmanager
 def running_server(
     tmp_path: Path,
@@ -172,6 +186,7 @@ def running_server(
     env: Mapping[str, str] | None = None,
     descriptors: int | None = None,
     soft_descriptors: int | None = None,
+    own_interpreter: bool = False,
 ) -> Iterator[RegistryServer]:
     """`start_server` for the length of a `with` block; ends by SIGTERM and demands exit code 0.
 
@@ -185,6 +200,7 @@ def running_server(
         env=env,
         descriptors=descriptors,
         soft_descriptors=soft_descriptors,
+        own_interpreter=own_interpreter,
     )
     try:
         yield server

@@ -37,7 +37,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -47,7 +46,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.fakes.server_process import ROOT
+from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.upstream_content import UpstreamContent
 
 from .request_log import Interval, SeenRequest, repeated, union
@@ -220,19 +219,14 @@ def hub(tmp_path: Path, content: UpstreamContent | None = None, **switches: Any)
     folder = Path(tempfile.mkdtemp(prefix="hub-", dir=tmp_path))
     setup = {"content": (content or UpstreamContent()).save(folder), "switches": _json(Switches(**switches))}
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.control"],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
+        process = ForkedProcess(
+            f"{__package__}.control", cwd=folder, env=os.environ, stdin=subprocess.PIPE, stderr=log.fileno()
         )
     assert process.stdin is not None
     assert process.stdout is not None
-    with process.stdin, process.stdout:
+    with process:
         try:
-            process.stdin.write(json.dumps(setup).encode() + b"\n")
+            process.stdin.write(json.dumps(setup) + "\n")
             process.stdin.flush()
             said = process.stdout.readline()
             if not said:
@@ -245,7 +239,6 @@ def hub(tmp_path: Path, content: UpstreamContent | None = None, **switches: Any)
                     raise HubFailed("\n".join(errors))
         finally:
             process.kill()
-            process.wait()
 
 
 def _json(switches: Switches) -> dict[str, Any]:

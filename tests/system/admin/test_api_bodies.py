@@ -9,13 +9,14 @@ import httpx2
 import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, code_of
+from tests.fakes.plain_client import plain_client
 
 MARK = "hunter2-was-here"
 
 
 @pytest.fixture
 def client(site: AdminSite) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as made:
+    with plain_client(f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as made:
         yield made
 
 

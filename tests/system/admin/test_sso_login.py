@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
 from tests.fakes.commands import entrepot_output
 from tests.fakes.openid_server import CLIENT, DAY, SECRET, FakeOpenIDProvider, openid_provider
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import running_server
 from tests.fakes.token_issuer import IssuerKey
 
@@ -90,14 +91,14 @@ def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def browser(site: AdminSite) -> Iterator[Browser]:
-    with httpx2.Client(timeout=60) as client:
+    with plain_client(timeout=60) as client:
         yield Browser(site, client)
 
 
 @pytest.fixture
 def other(site: AdminSite) -> Iterator[Browser]:
     """Somebody else's."""
-    with httpx2.Client(timeout=60) as client:
+    with plain_client(timeout=60) as client:
         yield Browser(site, client)
 
 
@@ -119,7 +120,7 @@ def test_a_login(browser: Browser, sso: FakeOpenIDProvider) -> None:
     assert browser.get("/api/docs").status_code == 200
     assert browser.client.cookies.get(ATTEMPT) is None
     for _ in range(4):
-        with httpx2.Client(cookies={SESSION: browser.session or ""}) as again:
+        with plain_client(cookies={SESSION: browser.session or ""}) as again:
             me = again.get(f"{browser.own}/api/v1/me")
             assert (me.status_code, me.json()["name"], me.json()["admin"]) == (200, "alice", False)
     assert browser.call("GET", "/users").status_code == 403
@@ -173,7 +174,7 @@ def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
     sso.person = {"preferred_username": ADMIN}
     entrepot_output("user", "add", ADMIN, "--admin", "--generate", folder=tmp_path)
     env = {**variables(sso, tmp_path), "ENTREPOT_PUBLIC_URL": public}
-    with running_server(tmp_path, workers=1, env=env) as server, httpx2.Client() as client:
+    with running_server(tmp_path, workers=1, env=env) as server, plain_client() as client:
         begun = client.get(f"{server.url}/login")
         assert f"__Host-{ATTEMPT}=" in begun.headers["set-cookie"]
         assert "; Secure" in begun.headers["set-cookie"]
@@ -440,7 +441,7 @@ def test_first_login(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
     """With `create`, who the provider knows has an account, which is no admin. A registry with a provider is closed."""
     with running_server(tmp_path, workers=1, env=variables(sso, tmp_path, CREATE="true")) as server:
         assert httpx2.get(f"{server.url}/v2/").status_code == 401
-        with httpx2.Client(follow_redirects=True) as client:
+        with plain_client(follow_redirects=True) as client:
             assert client.get(f"{server.url}/login?next=/api/v1/me").json()["name"] == "alice"
             assert client.get(f"{server.url}/api/v1/me").json()["account"]["admin"] is False
             assert client.get(f"{server.url}/api/v1/users").status_code == 403

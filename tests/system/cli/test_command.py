@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from registry import __version__
 from registry.cli.command import app
-from tests.fakes.commands import entrepot
+from tests.fakes.commands import entrepot, entrepot_program
 from tests.fakes.server_process import ROOT
 
 
 def test_version(tmp_path: Path) -> None:
     """`--version` prints the package's version."""
-    assert entrepot("--version", folder=tmp_path).stdout == f"entrepot {__version__}\n"
+    assert entrepot_program("--version", folder=tmp_path).stdout == f"entrepot {__version__}\n"
 
 
 def test_help_lists_the_commands(tmp_path: Path) -> None:
@@ -72,21 +72,23 @@ def test_neighbours_take_the_same_options(name: str) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(tmp_path: Path, shell: str) -> None:
     """The command prints its completion for a shell."""
-    done = entrepot("--show-completion", shell, folder=tmp_path)
+    done = entrepot_program("--show-completion", shell, folder=tmp_path)
     assert done.returncode == 0
     assert "_ENTREPOT_COMPLETE" in done.stdout
 
 
 def test_completion_of_a_command(tmp_path: Path) -> None:
     """Completing `entrepot ins` gives `inspect`."""
-    done = entrepot(folder=tmp_path, _ENTREPOT_COMPLETE="complete_bash", COMP_WORDS="entrepot ins", COMP_CWORD="1")
+    done = entrepot_program(
+        folder=tmp_path, _ENTREPOT_COMPLETE="complete_bash", COMP_WORDS="entrepot ins", COMP_CWORD="1"
+    )
     assert done.stdout.split() == ["inspect"]
 
 
 @pytest.mark.parametrize("args", [["--no-such"], ["no-such"], ["serve", "extra"], ["inspect"]])
 def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
     """Bad usage exits with 2 and says on stderr what is wrong, without a traceback."""
-    done = entrepot(*args, folder=tmp_path)
+    done = entrepot_program(*args, folder=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Error: " in done.stderr

@@ -18,8 +18,9 @@ import httpx2
 import pytest
 
 from registry.cli.data_owner import become_owner
-from tests.fakes.commands import entrepot
+from tests.fakes.commands import entrepot_program
 from tests.fakes.server_process import running_server
+from tests.fakes.temporary_files import memory_root
 
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
@@ -27,7 +28,7 @@ OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """With a data directory in it. The owner can reach it; pytest's own lie where only their maker can look."""
-    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-"))
+    made = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
     made.chmod(0o755)
     (made / "data").mkdir(mode=0o700)
     os.chown(made / "data", OWNER, -1)
@@ -56,26 +57,26 @@ def push(url: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_serve_and_inspect_make_the_owners_files(folder: Path, workers: int) -> None:
     """After a start, a push, an inspection of the running registry and a stop, all files are the owner's."""
-    with running_server(folder, workers=workers) as server:
+    with running_server(folder, workers=workers, own_interpreter=True) as server:
         push(server.url)
         assert {os.stat(f"/proc/{pid}").st_uid for pid in server.worker_pids()} == {OWNER}
-        done = entrepot("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
+        done = entrepot_program("inspect", "team/app:1", "--json", "--data", folder / "data", folder=folder)
         assert json.loads(done.stdout)["tags"] == ["1"]
-    assert entrepot("inspect", "team/app:1", "--data", folder / "data", folder=folder).returncode == 0
+    assert entrepot_program("inspect", "team/app:1", "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
 
 
 def test_accounts_are_the_owners_files(folder: Path) -> None:
     """A command that makes the database, and one that changes it, leave all of it to the owner."""
     for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
-        assert entrepot(*args, "--data", folder / "data", folder=folder).returncode == 0
+        assert entrepot_program(*args, "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
 
 
 def test_served_again_after_root(folder: Path) -> None:
     """A second start on what the first one made works, and still all is the owner's."""
     for _ in range(2):
-        with running_server(folder, workers=1) as server:
+        with running_server(folder, workers=1, own_interpreter=True) as server:
             push(server.url)
     assert owners(folder / "data") == {OWNER}
 

@@ -17,9 +17,16 @@ from pathlib import Path
 import pytest
 
 from storage.composition import prepare_data_dir
-from tests.fakes.commands import STACK_DUMP, entrepot_output, has_received_signals, is_waiting_for_lock, wait_for_output
+from tests.fakes.commands import (
+    STACK_DUMP,
+    command_environment,
+    entrepot_output,
+    has_received_signals,
+    is_waiting_for_lock,
+    wait_for_output,
+)
+from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.hub.hub import Hub, hub
-from tests.fakes.server_process import ROOT
 from tests.fakes.upstream_content import UpstreamContent, noise_image
 
 MIB = 1 << 20
@@ -52,28 +59,35 @@ STALLS = {
     "body of a blob": {"on": "blob", "stall_after": MIB},
 }
 ANSWERED = "entrepot: interrupted"
+Command = subprocess.Popen[str] | ForkedProcess
 
 
 @contextmanager
-def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
-    """The command, while it runs."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
-    with subprocess.Popen(
-        [*before, sys.executable, "-m", "registry", *args],
-        cwd=folder,
-        env={**inherited, "PYTHONPATH": f"{STACK_DUMP}:{ROOT}"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[Command]:
+    """The command, while it runs. With something `before` it, it is started as a person does, else as a fork."""
+    with _start(folder, list(args), before) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
+    if not before:
+        site = f"{STACK_DUMP}/sitecustomize.py"
+        return ForkedProcess("registry", *args, cwd=folder, env=command_environment(), site=site)
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "registry", *args],
+        cwd=folder,
+        env=command_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(true: Callable[[], bool], process: Command) -> None:
     """Waits until it is true while the process runs."""
     deadline = time.monotonic() + PATIENCE
     while not true():
@@ -82,7 +96,7 @@ def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def interrupted(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
+def interrupted(process: Command, number: int = signal.SIGINT) -> None:
     """Sends the signal; the command must end with one line that says so."""
     process.send_signal(number)
     out, err = wait_for_output(process)
@@ -175,7 +189,7 @@ def test_a_thread_that_nothing_wakes(tmp_path: Path) -> None:
 
 
 @contextmanager
-def feeding(pipe: Path, process: subprocess.Popen[str]) -> Iterator[None]:
+def feeding(pipe: Path, process: Command) -> Iterator[None]:
     """From the moment on that the process has opened the named pipe to read, which will not come to its end."""
     writers: list[int] = []
 

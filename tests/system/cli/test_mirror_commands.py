@@ -23,6 +23,7 @@ from storage.blobs.files.partial_files import list_partials
 from tests.fakes.client_images import MIB
 from tests.fakes.commands import STACK_DUMP, entrepot, error_line, wait_for_output
 from tests.fakes.hub.hub import Hub, hub, repeated, union
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import ROOT, RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, index_of, noise_image
 
@@ -119,7 +120,7 @@ def test_warmed_images_are_served_without_upstream(tmp_path: Path, upstream: Hub
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         done(tmp_path, "warm", "app:1", *FOR_AMD64)
         upstream.refuse()
-        with httpx2.Client(base_url=server.url) as client:
+        with plain_client(server.url) as client:
             assert client.get("/v2/app/manifests/1").content == images["index"].body
             assert client.get(f"/v2/app/manifests/{images['amd64'].digest}").content == images["amd64"].body
             for digest, blob in images["amd64"].blobs.items():
@@ -132,7 +133,7 @@ def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB)
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server,
-        httpx2.Client(base_url=server.url) as client,
+        plain_client(server.url) as client,
         ThreadPoolExecutor() as threads,
     ):
         client.get(f"/v2/app/manifests/{images['amd64'].digest}").raise_for_status()
@@ -385,7 +386,7 @@ def test_refresh_after_wrong_bytes(
     upstream.fault(on="blob", match=layer, corrupt=5, times=None)
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server,
-        httpx2.Client(base_url=server.url) as client,
+        plain_client(server.url) as client,
     ):
         client.get("/v2/app/manifests/1").raise_for_status()
         client.get(f"/v2/app/manifests/{images['amd64'].digest}").raise_for_status()
@@ -479,7 +480,7 @@ def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, 
     layer = images["amd64"].layers[1]
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server,
-        httpx2.Client(base_url=server.url) as client,
+        plain_client(server.url) as client,
     ):
         done(tmp_path, "warm", "app:1", *FOR_AMD64)
         upstream.forget()

@@ -38,7 +38,7 @@ def test_start_says_what_a_person_needs(server: RegistryServer) -> None:
 
 def test_start_of_a_read_only_registry(tmp_path: Path) -> None:
     """A read-only registry offers a pull to try, and refuses an upload."""
-    with running_server(tmp_path, "--read-only", workers=1) as server:
+    with running_server(tmp_path, "--read-only", workers=1, own_interpreter=True) as server:
         assert httpx2.post(server.url + "/v2/a/blobs/uploads/").status_code == 405
     assert f"docker pull {server.address}/team/busybox" in server.log_text()
     assert "docker push" not in server.log_text()

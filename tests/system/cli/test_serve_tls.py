@@ -90,7 +90,7 @@ def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAut
     os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
     assert pair.key.stat().st_mode & 0o077 == 0
     context = ssl.create_default_context(cafile=authority.certificate)
-    with running_server(tmp_path, env=variables(pair)) as server:
+    with running_server(tmp_path, env=variables(pair), own_interpreter=True) as server:
         status = Path(f"/proc/{server.worker_pids()[0]}/status").read_text()
         assert "Uid:" + f"\t{owner}" * 4 + "\n" in status
         assert httpx2.get(server.url + "/v2/", verify=context).status_code == 200

@@ -152,11 +152,12 @@ def log_beside(folder: Path) -> None:
     images = stored(folder)
     output = data / "server.log"
     for workers in (1, 2):
-        with output.open("ab", buffering=0) as log, socket.socket() as taken:
+        with output.open("ab", buffering=0) as log, socket.socket() as held:
             fill(data)
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
-            taken.close()
+            # Held, but not listened on, the port is the server's alone.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+            port = held.getsockname()[1]
             flags = ["--data", str(data), "--listen", f"127.0.0.1:{port}", "--workers", str(workers)]
             process = subprocess.Popen(
                 [sys.executable, "-m", "registry", "serve", *flags], cwd=ROOT, stdout=log, stderr=log, text=True

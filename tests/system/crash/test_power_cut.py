@@ -10,7 +10,7 @@ from storage.composition import open_registry, prepare_data_dir
 from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
 from tests.system.crash.workload import StateCheck, StepLog, Workload, files_below, referred_files, sweep
 
-MIXTURES = 4
+MIXTURES = 2
 
 
 async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:

@@ -12,6 +12,6 @@ from tests.system.fuzz.fuzz_runner import prepare
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with running_server(tmp_path_factory.mktemp("fuzz"), workers=2) as server:
+    with running_server(tmp_path_factory.mktemp("fuzz"), workers=2, own_interpreter=True) as server:
         prepare(server)
         yield server

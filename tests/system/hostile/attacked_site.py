@@ -60,5 +60,5 @@ def running_site(folder: Path, logins: Mapping[str, str]) -> Iterator[AttackedSi
     with bad_upstreams(folder) as upstreams:
         settings = folder / "entrepot.toml"
         settings.write_text(upstreams.settings())
-        with running_server(folder, "--config", str(settings), env=ENVIRONMENT) as server:
+        with running_server(folder, "--config", str(settings), env=ENVIRONMENT, own_interpreter=True) as server:
             yield AttackedSite(server, logins, upstreams)

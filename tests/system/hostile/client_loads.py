@@ -89,7 +89,6 @@ def _catalog(number: int) -> str:
 LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     "manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects)),
     "manifests with many annotations": lambda site: ClientLoad(_put(costly_bodies.many_annotations)),
-    "manifests with one annotation": lambda site: ClientLoad(_put(costly_bodies.one_annotation)),
     "manifests with a long artifact type": lambda site: ClientLoad(_put(costly_bodies.long_media_type)),
     "manifests with many layers": lambda site: ClientLoad(_put(costly_bodies.same_layers)),
     "manifests whose last byte never comes": lambda site: ClientLoad(
@@ -110,7 +109,6 @@ LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
         _get(lambda number: f"{_LISTED}?last=sha256:{number:02x}"), reads=False
     ),
     "catalogs": lambda site: ClientLoad(_get(_catalog, site.logins["admin"])),
-    "catalogs that nobody reads": lambda site: ClientLoad(_get(_catalog, site.logins["admin"]), reads=False),
     "tags that nobody reads": lambda site: ClientLoad(
         _get(lambda number: f"/v2/large/tags/tags/list?last=t{number:03d}"), reads=False
     ),
@@ -128,7 +126,6 @@ LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
         _posted("/token", "application/x-www-form-urlencoded", b"a=%61&" * (10 * KIB), site)
     ),
     "upstream manifests of empty objects": partial(_far, "empty-objects", "manifests/a"),
-    "upstream manifests with many annotations": partial(_far, "annotations", "manifests/a"),
     "upstream manifests without end": partial(_far, "endless", "manifests/a"),
     "upstream tags": partial(_far, "tags-large-pages", "tags/list"),
     "upstream referrers": partial(_far, "referrers-annotated", f"referrers/{costly_bodies.EMPTY}"),

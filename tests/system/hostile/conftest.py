@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.temporary_files import disk_folder
 from tests.system.hostile import attacks_manifests, large_store
 from tests.system.hostile.attacked_site import AttackedSite, running_site
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
+def store() -> Iterator[tuple[Path, Mapping[str, str]]]:
     """The folder of a large store, and who may log in there."""
-    folder = tmp_path_factory.mktemp("store")
-    return folder, large_store.build(folder / "data")
+    with disk_folder() as folder:
+        yield folder, large_store.build(folder / "data")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from tests.fakes.process_resources import pss_of
 from tests.fakes.server_process import RegistryServer
 from tests.system.hostile import attack_requests
 
@@ -21,20 +21,10 @@ KEPT = 100 << 20
 KILL_ABOVE = 2 * BOUND
 """Bytes of growth from which nothing more needs to be known."""
 EVERY = 0.05
-STEADY = 20
+STEADY = 12
 """Looks without a new peak after which no more is expected."""
 MAX_SECONDS = 40.0
 """Seconds that clients stay at the most, and that shrinking may take."""
-
-
-def pss(pids: Sequence[int]) -> int:
-    """Bytes of memory that processes take together, shared pages counted once (proc(5), smaps_rollup)."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 @dataclass(frozen=True)
@@ -105,18 +95,18 @@ def grow(server: RegistryServer, crowd: ClientLoad, before: int, clients: int = 
     try:
         peak = _watch(pids, before, running)
     finally:
-        if pss(pids) - before > KILL_ABOVE:
+        if pss_of(pids) - before > KILL_ABOVE:
             server.kill()
         for client in running:
             client.leave()
     if server.ended:
         return Growth(peak - before, peak - before)
     until = time.monotonic() + MAX_SECONDS
-    kept = pss(pids)
+    kept = pss_of(pids)
     while kept - before > KEPT and time.monotonic() < until:
         peak = max(peak, kept)
         threading.Event().wait(EVERY)
-        kept = pss(pids)
+        kept = pss_of(pids)
     return Growth(max(peak, kept) - before, kept - before)
 
 
@@ -125,7 +115,7 @@ def _watch(pids: Sequence[int], before: int, running: Sequence[_Client]) -> int:
     none."""
     peak, since, until = 0, 0, time.monotonic() + MAX_SECONDS
     while time.monotonic() < until:
-        now = pss(pids)
+        now = pss_of(pids)
         since = 0 if now > peak else since + 1
         peak = max(peak, now)
         if peak - before > KILL_ABOVE or all(client.done(since >= STEADY) for client in running):

@@ -17,6 +17,8 @@ from tests.system.hostile import large_store
 from tests.system.hostile.ping_watcher import PingWatcher, Stall
 from tests.system.hostile.stalls import BOUND, SETTLE_SECONDS, TRIES
 
+pytestmark = [pytest.mark.alone, pytest.mark.real_disk]
+
 COLLECTING = {"ENTREPOT_GC__GRACE": "1s", "ENTREPOT_GC__INTERVAL": "1s", "ENTREPOT_UPLOADS__EXPIRE": "1h"}
 PATIENCE = 60.0
 DONE = 100

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.hostile import client_loads, memory_growth
+from tests.fakes.process_resources import pss_of
+from tests.system.hostile import client_loads
 from tests.system.hostile.attacked_site import AttackedSite, running_site
 from tests.system.hostile.client_loads import LOADS
 from tests.system.hostile.memory_growth import BOUND, KEPT, Growth, grow
@@ -33,7 +34,7 @@ class SharedSite:
                 self._site.ask("GET", "/v2/_catalog?n=100", login="admin")
                 self._site.ask("GET", "/v2/large/tags/tags/list")
                 self._site.ask("GET", "/api/v1/audit", login="admin")
-        return self._site, memory_growth.pss(self._site.server.worker_pids())
+        return self._site, pss_of(self._site.server.worker_pids())
 
 
 @pytest.fixture(scope="module")

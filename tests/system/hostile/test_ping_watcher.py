@@ -20,6 +20,8 @@ from tests.system.hostile.stalls import BOUND
 WORKER = """
 import asyncio, hashlib, json, os, threading, time
 
+pytestmark = pytest.mark.alone
+
 async def serve(reader, writer):
     while line := await reader.readline():
         while (await reader.readline()).strip():

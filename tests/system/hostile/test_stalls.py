@@ -10,6 +10,8 @@ from tests.system.hostile.attacked_site import AttackedSite
 from tests.system.hostile.ping_watcher import PingWatcher
 from tests.system.hostile.stalls import BOUND, StallResult, all_attacks, measure, summary, table
 
+pytestmark = pytest.mark.alone
+
 KINDS = all_attacks()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub, hub, union
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
@@ -40,7 +41,7 @@ class HubAndServer:
         )
         config = str(self.folder / "entrepot.toml")
         self.server = self._stack.enter_context(running_server(self.folder, "--config", config, *args))
-        self.http = self._stack.enter_context(httpx2.Client(base_url=self.server.url, timeout=TIMEOUT))
+        self.http = self._stack.enter_context(plain_client(self.server.url, timeout=TIMEOUT))
         return self
 
     @property

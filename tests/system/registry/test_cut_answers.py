@@ -11,6 +11,7 @@ import pytest
 
 from storage.content import digest_of
 from storage.data_dir.layout import Layout
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 
 DATA = os.urandom(12 * 1024 * 1024)
@@ -21,7 +22,7 @@ PATH = f"/v2/team/app/blobs/{DIGEST}"
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RegistryServer]:
     with running_server(tmp_path) as running:
-        with httpx2.Client(base_url=running.url) as client:
+        with plain_client(running.url) as client:
             pushed = client.post(f"/v2/team/app/blobs/uploads/?digest={DIGEST}", content=DATA)
         assert pushed.status_code == 201
         yield running
@@ -37,7 +38,7 @@ def problems(server: RegistryServer) -> list[str]:
 def test_a_file_that_lost_its_end(server: RegistryServer) -> None:
     """The connection is cut where the file ends; one line says which request and why."""
     os.truncate(Layout(server.data).blob(DIGEST), 5_000_000)
-    with httpx2.Client(base_url=server.url) as client, pytest.raises(httpx2.TransportError):
+    with plain_client(server.url) as client, pytest.raises(httpx2.TransportError):
         client.get(PATH)
     (line,) = problems(server)
     assert PATH in line
@@ -54,7 +55,7 @@ def test_a_file_that_is_gone(server: RegistryServer) -> None:
 
 def test_a_client_that_leaves(server: RegistryServer) -> None:
     """Nothing is wrong with that."""
-    with httpx2.Client(base_url=server.url) as client:
+    with plain_client(server.url) as client:
         for _ in range(3):
             with client.stream("GET", PATH) as answer:
                 next(answer.iter_raw())

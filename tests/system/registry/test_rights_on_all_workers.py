@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from registry.auth.token import api_tokens
 from storage.access import AccountName
 from storage.accounts import Accounts
 from storage.composition import open_accounts
+from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.store_accounts import BY, add_account, add_grant
 
@@ -67,14 +67,14 @@ def codes(server: RegistryServer, login: str | None) -> set[tuple[int, str]]:
     """The answers of many connections."""
     found = set()
     for _ in range(ROUNDS):
-        with httpx2.Client(base_url=server.url, trust_env=False) as client:
+        with plain_client(server.url) as client:
             answer = client.get(PATH, headers={"authorization": login} if login else {})
             found.add((answer.status_code, answer.json()["errors"][0]["message"]))
     return found
 
 
 def bearer(server: RegistryServer, login: str) -> str:
-    with httpx2.Client(base_url=server.url, trust_env=False) as client:
+    with plain_client(server.url) as client:
         where = "/token?service=entrepot&scope=repository:team/app:pull"
         return f"Bearer {client.get(where, headers={'authorization': login}).json()['token']}"
 
@@ -157,7 +157,7 @@ def test_a_push_that_is_refused_is_told_so_while_it_sends(server: RegistryServer
         ("PUT", "/v2/team/app/manifests/1"),
         ("POST", "/v2/team/app/blobs/uploads/?digest=sha256:" + "0" * 64),
     ):
-        with httpx2.Client(base_url=server.url, trust_env=False) as client:
+        with plain_client(server.url) as client:
             answer = client.request(method, path, content=body)
         assert answer.status_code == 401
         assert json.loads(answer.content)["errors"][0]["code"] == "UNAUTHORIZED"

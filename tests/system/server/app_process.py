@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.fakes.forked_process import ROOT, ForkedProcess
+
 TIMEOUT_SECONDS = 60.0
 
 
@@ -23,19 +24,11 @@ class AppProcess:
     """A server process. `lines` of its stdout, and its `errors`, can be waited for."""
 
     def __init__(self, options: dict[str, Any], env: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.system.server.echo_app", json.dumps(options)],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
+        self.process = _start_app(json.dumps(options), {**os.environ, **(env or {})})
         self.pid = self.process.pid
         self.address = ("", 0)
         self._lines: queue.Queue[str] = queue.Queue()
-        self._errors = bytearray()
+        self._errors = ""
         self._threads = [threading.Thread(target=self._read_lines), threading.Thread(target=self._read_errors)]
         for thread in self._threads:
             thread.start()
@@ -43,7 +36,7 @@ class AppProcess:
     def _read_lines(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._lines.put(line.decode().strip())
+            self._lines.put(line.strip())
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
@@ -52,7 +45,7 @@ class AppProcess:
 
     @property
     def errors(self) -> str:
-        return self._errors.decode()
+        return self._errors
 
     def said(self, text: str) -> str:
         """Waits for a line of stdout that starts with `text`."""
@@ -103,6 +96,23 @@ class AppProcess:
         assert self.process.stderr is not None
         self.process.stdout.close()
         self.process.stderr.close()
+
+
+def _start_app(options: str, env: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
+    """The loop is chosen when the server is imported: without uvloop it needs an interpreter of its own."""
+    module = "tests.system.server.echo_app"
+    if "NO_UVLOOP" not in env:
+        return ForkedProcess(module, options, cwd=ROOT, env=env)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, options],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def read_all(sock: socket.socket) -> bytes:

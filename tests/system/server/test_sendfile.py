@@ -24,6 +24,7 @@ from registry.server.connection.file_sender import FileSender, FileTruncated, is
 from registry.server.connection.page_cache import MappedFile
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.server_limits import ServerLimits
+from tests.fakes.temporary_files import disk_folder
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response, wait_for
 from tests.system.server.echo_app import answer
 
@@ -46,7 +47,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
     """A server that waits half a second for a client to take something."""
-    running = AppProcess({"limits": {"send_idle_seconds": 0.5, "pulse_seconds": 0.05}}, request.param)
+    running = AppProcess({"limits": {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}}, request.param)
     try:
         yield running.until_ready()
     finally:
@@ -59,19 +60,21 @@ def data() -> bytes:
 
 
 @pytest.fixture(scope="session")
-def path(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Path:
-    made = tmp_path_factory.mktemp("sending") / "file"
-    made.write_bytes(data)
-    return made
+def path(data: bytes) -> Iterator[Path]:
+    with disk_folder() as folder:
+        made = folder / "file"
+        made.write_bytes(data)
+        yield made
 
 
 @pytest.fixture(scope="session")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large() -> Iterator[Path]:
     """A GiB of zeros that takes no room."""
-    made = tmp_path_factory.mktemp("sending") / "large"
-    with made.open("wb") as file:
-        file.truncate(1024 * MIB)
-    return made
+    with disk_folder() as folder:
+        made = folder / "large"
+        with made.open("wb") as file:
+            file.truncate(1024 * MIB)
+        yield made
 
 
 def ignore(count: int) -> None:
@@ -264,6 +267,7 @@ def test_small_requests_beside_large_files(sender: AppProcess, large: Path) -> N
 
 @pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
+@pytest.mark.real_disk
 def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, near: bool) -> None:
     """To this machine or another: what is in memory leaves at once; what is not is left to a thread, and the loop turns
     meanwhile."""

@@ -24,7 +24,7 @@ from tests.system.server.tls_client import GET, ask, client_context, tls_connect
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
-LIMITS = {"handshake_seconds": 0.5, "linger_seconds": 0.3, "pulse_seconds": 0.05}
+LIMITS = {"handshake_seconds": 1.5, "linger_seconds": 0.3, "pulse_seconds": 0.05}
 
 
 @pytest.fixture(scope="module")

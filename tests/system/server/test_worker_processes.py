@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.commands import has_received_signals
+from tests.fakes.forked_process import ROOT
 from tests.system.server.app_process import (
-    ROOT,
     TIMEOUT_SECONDS,
     AppProcess,
     Start,

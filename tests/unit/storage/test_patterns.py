@@ -204,11 +204,13 @@ def _large(seed: str) -> frozenset[NamePattern]:
     return frozenset(NamePattern(f"team/*{seed}-{number}-{'x' * 230}") for number in range(128))
 
 
+@pytest.mark.slow
 def test_equal_sets_share_what_matches_them() -> None:
     """Each of a thousand tokens may have many patterns, mostly the same ones; what matches them exists once."""
     assert _kept_by(lambda _: NameSet(_large("a"), limits=_large("b"))) < 12
 
 
+@pytest.mark.slow
 def test_what_matches_large_sets_is_bounded() -> None:
     """However many different sets there are, what matches them is kept for some of them only."""
     patterns = [_large(str(number)) for number in range(100)]

@@ -152,6 +152,7 @@ async def test_many_at_once_are_hashed_once(worker: AuthWorker, hashed: list[byt
     assert len(hashed) == 2
 
 
+@pytest.mark.slow
 async def test_crowd(worker: AuthWorker) -> None:
     """Different passwords from everywhere fill the queue; the rest is told to come back, and then it is as before."""
     verify = worker.access.credentials.verify_basic

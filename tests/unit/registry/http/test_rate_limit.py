@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from registry.app import create_app, rate_limit_of
 from registry.config import Settings
@@ -133,6 +134,7 @@ def test_what_the_settings_say() -> None:
     assert [take("a") == 0.0 for _ in range(4)] == [True] * 3 + [False]
 
 
+@pytest.mark.slow
 def test_two_workers_have_one_limit(tmp_path: Path) -> None:
     """However the requests fall to the workers, as many get through as the limit says."""
     env = {"ENTREPOT_LIMITS__REQUESTS_PER_SECOND": "0.001", "ENTREPOT_LIMITS__BURST": "20"}

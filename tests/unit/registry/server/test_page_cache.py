@@ -11,6 +11,8 @@ import pytest
 
 from registry.server.connection.page_cache import MappedFile
 
+pytestmark = pytest.mark.real_disk
+
 PAGES = 600
 SIZE = PAGES * PAGESIZE - 100
 

@@ -25,6 +25,8 @@ from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
 
+pytestmark = pytest.mark.real_disk
+
 MIB = 1024 * 1024
 APP = RepositoryName("team/app")
 

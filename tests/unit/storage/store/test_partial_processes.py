@@ -15,6 +15,8 @@ from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import UBUNTU, content, digest, partial_peer
 from tests.system.crash.workload import files_below, read
 
+pytestmark = pytest.mark.slow
+
 SIZE = 2 * 1024 * 1024 + 5
 SEED = 7
 BODY, DIGEST = content(SEED, SIZE), digest(SEED, SIZE)

@@ -44,6 +44,7 @@ def _read(pids: list[int]) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_a_closing_put_without_a_body_does_not_read_the_blob_again(tmp_path: Path) -> None:
     """After a chunk of 64 MiB, the PUT that closes the session reads less than a MiB, whichever worker takes it."""
     body = random.Random(1).randbytes(64 * MIB)

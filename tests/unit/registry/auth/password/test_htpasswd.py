@@ -103,7 +103,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "problem"), BAD)
+@pytest.mark.parametrize(("text", "problem"), BAD, ids=[problem for _, problem in BAD])
 def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
     """The start refuses it in one line; while the server runs it is left out with a warning, and the others count. Both
     name the line and show nothing of it."""

@@ -20,6 +20,8 @@ from tests.fakes.asgi_client import AsgiAnswer
 from tests.fakes.loop_hold import MAX_SECONDS, watch_loop
 from tests.fakes.store_accounts import add_grant, limit
 
+pytestmark = pytest.mark.slow
+
 TEAMS, EACH = 250, 200
 NAMES = sorted(f"team{team:03}/app{number:03}" for team in range(TEAMS) for number in range(EACH))
 HUNDREDS = limit("*/*7", "pull")

@@ -238,6 +238,7 @@ async def test_bad_credentials(
             assert "refresh_token" not in answer.json()
 
 
+@pytest.mark.slow
 async def test_stray_credentials_of_many(worker: AuthWorker, client: httpx2.AsyncClient, hashed: list[bytes]) -> None:
     """An office full of machines that show their logins at another registry all day, while accounts change, keeps
     nobody in it from logging in, and each of those is hashed once."""

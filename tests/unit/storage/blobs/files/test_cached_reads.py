@@ -12,6 +12,8 @@ import pytest
 
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 
+pytestmark = pytest.mark.real_disk
+
 DATA = os.urandom(100_000)
 
 

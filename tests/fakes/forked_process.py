@@ -1,0 +1,197 @@
+"""Python programs as processes of their own that need no start of an interpreter: forks of `fork_server`.
+
+`ForkedProcess` is what `subprocess.Popen` is for `python -m MODULE …`, as far as tests use it. Each has its own process
+tree, session, environment and files; what it shares with others is memory that was written before the fork, and the
+secret of `hash`. A test that measures a process's memory, sets its limits or looks at how a command starts needs a
+process started by `subprocess` instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from tests.fakes.fork_server import ForkRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+_UMASK = re.compile(r"^Umask:\t(\d+)$", re.MULTILINE)
+
+
+class ForkedProcess:
+    """`python -m module *args`, running. Its output and input are text. `stdin`, `stdout`, `stderr` as for Popen:
+    a file's number, PIPE, DEVNULL, and for `stderr` STDOUT. `env` is the whole environment."""
+
+    def __init__(
+        self,
+        module: str,
+        *args: str,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        site: str = "",
+    ) -> None:
+        self.args = ["python", "-m", module, *args]
+        self.returncode: int | None = None
+        self.stdin: IO[str] | None = None
+        self.stdout: IO[str] | None = None
+        self.stderr: IO[str] | None = None
+        self._readers: list[tuple[threading.Thread, list[str]]] = []
+        self._lock = threading.Lock()
+        theirs: list[int] = []
+        try:
+            child_in, self.stdin = _open_end(stdin, theirs, writing=True)
+            child_out, self.stdout = _open_end(stdout, theirs)
+            child_err, self.stderr = (child_out, None) if stderr == subprocess.STDOUT else _open_end(stderr, theirs)
+            request = ForkRequest(module, list(args), str(cwd.resolve()), dict(env), _current_umask(), site)
+            self._state = _fork_server().fork(request, [child_in, child_out, child_err])
+        finally:
+            for file in theirs:
+                os.close(file)
+        message, (self._pidfd,), _, _ = socket.recv_fds(self._state, 100, 1)
+        self.pid = int(message)
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        with self._lock:
+            if self.returncode is None:
+                self._state.settimeout(0)
+                self._receive_code()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, after the end. Raises subprocess.TimeoutExpired."""
+        with self._lock:
+            if self.returncode is None:
+                self._state.settimeout(timeout)
+                self._receive_code()
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends nothing to a process that has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, given: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        """Writes `given`, reads both outputs to their ends, and waits for the end. Raises subprocess.TimeoutExpired;
+        a further call then goes on."""
+        if not self._readers:
+            self._readers = [_read_in_thread(self.stdout), _read_in_thread(self.stderr)]
+            if self.stdin is not None:
+                try:
+                    with self.stdin:
+                        self.stdin.write(given or "")
+                except BrokenPipeError:
+                    pass  # it ended without reading
+        for thread, _ in self._readers:
+            thread.join(timeout)
+            if thread.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(timeout)
+        (_, (out,)), (_, (err,)) = self._readers
+        return out, err
+
+    def __enter__(self) -> ForkedProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        self.wait()
+
+    def _receive_code(self) -> None:
+        try:
+            message = self._state.recv(100)
+        except (TimeoutError, BlockingIOError):
+            return
+        assert message, "the fork server has ended"
+        self.returncode = int(message)
+        self._state.close()
+        os.close(self._pidfd)
+
+
+class ForkServer:
+    """A running `fork_server`, which ends with this process."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fakes.fork_server", str(theirs.fileno())],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def fork(self, request: ForkRequest, files: list[int]) -> socket.socket:
+        """Asks for a child with these three files; returns the socket that tells its state."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(self._control, [request.to_message()], [*files, theirs.fileno()])
+        return ours
+
+    def close(self) -> None:
+        """Ends it, and with it the children that are left."""
+        self._control.close()
+        self._process.wait()
+
+
+@functools.cache
+def _fork_server() -> ForkServer:
+    """One for this process, started when the first program is."""
+    made = ForkServer()
+    atexit.register(made.close)
+    return made
+
+
+def _open_end(kind: int, theirs: list[int], *, writing: bool = False) -> tuple[int, IO[str] | None]:
+    """The child's end, and ours for a pipe. What is to be closed once the child has it goes into `theirs`."""
+    if kind == subprocess.PIPE:
+        reader, writer = os.pipe()
+        child, own = (reader, writer) if writing else (writer, reader)
+        theirs.append(child)
+        return child, open(own, "w" if writing else "r", encoding="utf-8", errors="replace")
+    if kind == subprocess.DEVNULL:
+        child = os.open(os.devnull, os.O_RDWR)
+        theirs.append(child)
+        return child, None
+    return kind, None
+
+
+def _current_umask() -> int:
+    found = _UMASK.search(Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found.group(1), 8)
+
+
+def _read_in_thread(stream: IO[str] | None) -> tuple[threading.Thread, list[str]]:
+    """The thread that reads, and where the text is when it has ended."""
+    text: list[str] = []
+
+    def read() -> None:
+        text.append(stream.read() if stream is not None else "")
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread, text

@@ -1,0 +1,12 @@
+"""An HTTP client for servers that speak no TLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+
+def plain_client(base_url: str = "", **options: Any) -> httpx2.Client:
+    """As `httpx2.Client`, without loading the certificate authorities, which takes longer than many a test."""
+    return httpx2.Client(base_url=base_url, verify=False, trust_env=False, **options)

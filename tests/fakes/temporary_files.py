@@ -1,0 +1,30 @@
+"""Where tests put their files: in memory, or on a disk where that matters.
+
+Most tests make a data directory, which syncs and reserves room on the disk; on a disk that takes longer than the test.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_MEMORY_DISK = Path("/dev/shm")
+_ROOM = 4 << 30
+"""Free bytes in memory that the tests may need together."""
+
+
+def memory_root() -> Path | None:
+    """A file system in memory with enough room, or None."""
+    roomy = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free > _ROOM
+    return _MEMORY_DISK if roomy else None
+
+
+@contextmanager
+def disk_folder() -> Iterator[Path]:
+    """An empty folder on the system's disk, for the length of the block: for what a page cache holds, or for more than
+    memory should."""
+    with tempfile.TemporaryDirectory(prefix="entrepot-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
