@@ -27,8 +27,7 @@ from registry.cli.options import (
 from registry.config import DOCKER_HUB, Settings
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
-
+    from registry.server.asgi import AsgiApp
     from registry.server.gate.listener import ListenerOptions
 
 HELP = "Run the registry until SIGTERM or Ctrl-C."
@@ -104,7 +103,7 @@ def run_server(settings: Settings) -> int:
         text = startup_banner(settings, address_of(bound), bound, closed=closed)
         pace = rate_limit_of(settings)
         return serve_app(
-            lambda: cast("ASGI3Application", create_app(settings, pace=pace)),  # ASGI, typed otherwise by starlette
+            lambda: cast("AsgiApp", create_app(settings, pace=pace)),
             sockets=[bound],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,

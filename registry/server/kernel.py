@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
+import socket
+import struct
 import sys
+import termios
 from typing import cast
 
 _PR_SET_PDEATHSIG = 1
@@ -16,6 +20,8 @@ _LARGE_BLOCK = (
     2 * 1024 * 1024
 )  # twice what is received at once; what is larger goes back to the system when it is freed
 _MOST_FILES = 1 << 20
+_BYTES_ACKED = struct.Struct("@120xQ")  # tcpi_bytes_acked in struct tcp_info
+_INT = struct.Struct("@i")
 _BYTEARRAY_OF_SIZE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
 )
@@ -40,23 +46,6 @@ def tune_malloc() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
         mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE_BLOCK)
-
-
-def resident_bytes() -> int:
-    """Bytes of memory this process has; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
-def trim_memory() -> None:
-    """Gives free memory back to the system. Takes some milliseconds; to be called in a thread. See malloc_trim(3)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
 
 
 def uninitialized_bytearray(size: int) -> bytearray:
@@ -88,3 +77,21 @@ def count_open_files() -> int:
         return len(os.listdir("/proc/self/fd")) - 1  # without the one for the look itself
     except OSError:
         return 0
+
+
+def unacknowledged_bytes(sock: socket.socket) -> int:
+    """Returns how many sent bytes the other side has not acknowledged yet. See tcp(7), SIOCOUTQ. Raises OSError."""
+    (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    return int(count)
+
+
+def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
+    """Returns how many sent bytes the other side has acknowledged, and how many it has not; (0, 0) if unknown. See
+    tcp(7), TCP_INFO."""
+    if sys.platform != "linux" or sock is None:
+        return 0, 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        return _BYTES_ACKED.unpack(info)[0], unacknowledged_bytes(sock)
+    except (OSError, struct.error):  # gone already
+        return 0, 0

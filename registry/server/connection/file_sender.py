@@ -18,37 +18,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
-import struct
-import sys
-import termios
 from collections.abc import Callable
-from functools import partial
 
-from uvicorn.protocols.utils import ClientDisconnected
-
-from registry.server.connection.page_cache import MappedFile
+from registry.server.connection.flow_control import ClientDisconnected
+from registry.server.connection.page_cache import MappedFile, ReadAhead
+from registry.server.kernel import unacknowledged_bytes
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
 """Bytes a connection may send in one turn of the loop, about 0.5 ms: so long the others wait for each that sends."""
-READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Bytes a thread reads in for one sender before other senders get their turn with it."""
-READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""How far threads read ahead of the sender, at the most."""
 _MAPPED_BYTES = 2 * 1024 * 1024
 """Bytes of a mapping that are sent before their pages are let go."""
-_READ_BUFFER_BYTES = 64 * 1024
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
-
-
-def sendfile_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
-    """The socket that a file can be sent to beside the transport; None where there is none: TLS, or not Linux."""
-    if sys.platform != "linux" or transport.get_extra_info("sslcontext") is not None:
-        return None
-    sock: socket.socket | None = transport.get_extra_info("socket")
-    return sock
 
 
 def is_local_peer(sock: socket.socket) -> bool:
@@ -95,9 +77,8 @@ class FileSender:
         self.is_blocked = False
 
     def unacknowledged(self) -> int:
-        """Bytes the client's side has not acknowledged yet. See tcp(7), SIOCOUTQ."""
-        (count,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))
-        return int(count)
+        """Returns how many bytes the client's kernel has not acknowledged yet."""
+        return unacknowledged_bytes(self._sock)
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
         """Sends `head` and then `count` bytes of the file from `offset` on; returns when the kernel has them all.
@@ -222,69 +203,6 @@ class FileSender:
         elif self.is_blocked and not wait:
             self._loop.remove_writer(self._sock)
         self.is_blocked = wait
-
-
-class ReadAhead:
-    """Has threads read a file into the kernel's memory, one piece at a time, no further ahead than need be."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, file: int, stop: int, then: Callable[[BaseException | None], None]
-    ) -> None:
-        """Up to `stop`. `then` is called after each piece, with what went wrong."""
-        self._loop = loop
-        self._file = _reopen(file)
-        self._stop = stop
-        self._then = then
-        self._reads = False
-        self._closed = False
-        self.to = 0  # read in so far: up to here
-
-    def read(self, at: int) -> None:
-        """Reads a piece from `at`; where a thread is at work already, that piece comes first."""
-        if not self._reads:
-            self._start(at)
-
-    def follow(self, at: int) -> None:
-        """Reads on, for a sender that has come to `at`."""
-        if not self._reads and self.to < min(self._stop, at + READ_AHEAD_BYTES):
-            self._start(self.to)
-
-    def close(self) -> None:
-        """`then` is not called any more. To be called once."""
-        self._closed = True
-        if not self._reads:
-            os.close(self._file)
-
-    def _start(self, at: int) -> None:
-        stop = min(at + READ_PIECE_BYTES, self._stop)
-        future = self._loop.run_in_executor(None, _read_in, self._file, at, stop)
-        self._reads = True
-        future.add_done_callback(partial(self._on_end, stop))
-
-    def _on_end(self, stop: int, future: asyncio.Future[None]) -> None:
-        self._reads = False
-        error = None if future.cancelled() else future.exception()
-        if self._closed:
-            os.close(self._file)
-        elif not future.cancelled():
-            self.to = stop
-            self._then(error)
-
-
-def _read_in(file: int, at: int, stop: int) -> None:
-    """Reads that part of the file, for nothing but the kernel to have it in memory."""
-    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - at))
-    buffers = [buffer] * -(-(stop - at) // len(buffer))  # over and over into the same: one call, little memory
-    while at < stop and (count := os.preadv(file, buffers, at)):
-        at += count
-
-
-def _reopen(file: int) -> int:
-    """The same file, opened anew: the kernel tells from what each opening reads what it should read ahead."""
-    try:
-        return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return os.dup(file)
 
 
 def _duplicate(sock: socket.socket) -> socket.socket:

@@ -7,13 +7,20 @@ still for up to 0.4 s. cachestat(2) takes a sixth of mincore's time, but counts 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from mmap import MAP_SHARED, PAGESIZE
 from typing import NamedTuple
+
+READ_PIECE_BYTES = 2 * 1024 * 1024
+"""Bytes a thread reads in for one sender before other senders get their turn with it."""
+READ_AHEAD_BYTES = 8 * 1024 * 1024
+"""How far threads read ahead of the sender, at the most."""
+_READ_BUFFER_BYTES = 64 * 1024
 
 _PROT_READ = 1
 _MADV_DONTNEED = 4
@@ -96,3 +103,66 @@ def _calls() -> _Calls | None:
     library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return _Calls(library.mmap, library.munmap, library.mincore, library.madvise)
+
+
+class ReadAhead:
+    """Has threads read a file into the kernel's memory, one piece at a time, no further ahead than need be."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, file: int, stop: int, then: Callable[[BaseException | None], None]
+    ) -> None:
+        """Up to `stop`. `then` is called after each piece, with what went wrong."""
+        self._loop = loop
+        self._file = _reopen(file)
+        self._stop = stop
+        self._then = then
+        self._reads = False
+        self._closed = False
+        self.to = 0  # read in so far: up to here
+
+    def read(self, at: int) -> None:
+        """Reads a piece from `at`; where a thread is at work already, that piece comes first."""
+        if not self._reads:
+            self._start(at)
+
+    def follow(self, at: int) -> None:
+        """Reads on, for a sender that has come to `at`."""
+        if not self._reads and self.to < min(self._stop, at + READ_AHEAD_BYTES):
+            self._start(self.to)
+
+    def close(self) -> None:
+        """`then` is not called any more. To be called once."""
+        self._closed = True
+        if not self._reads:
+            os.close(self._file)
+
+    def _start(self, at: int) -> None:
+        stop = min(at + READ_PIECE_BYTES, self._stop)
+        future = self._loop.run_in_executor(None, _read_in, self._file, at, stop)
+        self._reads = True
+        future.add_done_callback(partial(self._on_end, stop))
+
+    def _on_end(self, stop: int, future: asyncio.Future[None]) -> None:
+        self._reads = False
+        error = None if future.cancelled() else future.exception()
+        if self._closed:
+            os.close(self._file)
+        elif not future.cancelled():
+            self.to = stop
+            self._then(error)
+
+
+def _read_in(file: int, at: int, stop: int) -> None:
+    """Reads that part of the file, for nothing but the kernel to have it in memory."""
+    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - at))
+    buffers = [buffer] * -(-(stop - at) // len(buffer))  # over and over into the same: one call, little memory
+    while at < stop and (count := os.preadv(file, buffers, at)):
+        at += count
+
+
+def _reopen(file: int) -> int:
+    """The same file, opened anew: the kernel tells from what each opening reads what it should read ahead."""
+    try:
+        return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(file)

@@ -123,7 +123,7 @@ class ConnectionLimit:
         self._say_busy()
         return _BUSY_SECONDS
 
-    def begin(self) -> None:
+    def on_request(self) -> None:
         """A request begins: its files may need the room of silent connections."""
         free = self._free()
         if free < 0:

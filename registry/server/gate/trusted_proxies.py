@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 
 from registry.client_addresses import plain_address
-from registry.server.http1.error_responses import Headers
 from registry.server.http1.request_head import is_host
+from registry.server.http1.response_head import Headers
 
 IpNetwork = IPv4Network | IPv6Network
 

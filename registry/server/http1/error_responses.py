@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
-Headers = list[tuple[bytes, bytes]]
+from registry.server.http1.response_head import STATUS_LINES, Headers, header_lines
 
 
 class RefusedRequest(Exception):
@@ -49,6 +49,4 @@ def error_body(message: str, *, code: str = "UNSUPPORTED") -> bytes:
 def error_response(refused: RefusedRequest, date: Headers) -> bytes:
     """A whole HTTP/1.1 response."""
     body = error_body(refused.message)
-    lines = [b"HTTP/1.1 %d %s\r\n" % (refused.status, refused.status.phrase.encode())]
-    lines += [b"%s: %s\r\n" % header for header in date + error_headers(body)]
-    return b"".join([*lines, b"\r\n", body])
+    return b"".join([STATUS_LINES[refused.status], *header_lines(date + error_headers(body)), b"\r\n", body])

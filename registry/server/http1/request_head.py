@@ -1,5 +1,5 @@
 """Where a request's head ends, and what it says of the request itself: its version and method, and how its body is
-framed. And whether the headers of a response may be sent.
+framed.
 
 The request target (RFC 9112, section 3.2): which path and query a client means, in each of the four forms.
 """
@@ -11,14 +11,11 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from uvicorn._types import HTTPScope
-
-from registry.server.http1.error_responses import Headers, RefusedRequest
+from registry.server.asgi import Scope
+from registry.server.http1.error_responses import RefusedRequest
+from registry.server.http1.response_head import Headers
 
 _END = b"\r\n\r\n"
-_CONTROLS = bytes({*range(32), 127})
-_IN_NO_NAME = _CONTROLS + b' ()<>@,;:[]={}\\"'
-_IN_NO_VALUE = _CONTROLS.replace(b"\t", b"")
 
 
 def find_head_end(tail: bytes, data: bytes, at: int) -> int:
@@ -32,7 +29,7 @@ def find_head_end(tail: bytes, data: bytes, at: int) -> int:
     return len(data) if found < 0 else found + len(_END)
 
 
-def fill_scope(scope: HTTPScope, headers: Headers, url: bytes, version: str, method: str) -> None:
+def fill_scope(scope: Scope, headers: Headers, url: bytes, version: str, method: str) -> None:
     """Puts what the head says into `scope`; a host in the target takes the place of the one in `headers`. Raises
     Refused with 400."""
     check_head(headers, version, method)
@@ -66,14 +63,6 @@ def body_length(headers: Headers) -> int | None:
         if name == b"transfer-encoding":
             return None
     return 0
-
-
-def check_response_headers(headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises RuntimeError for a name or value that could end its line or is no token (RFC 9110, 5.1 and 5.5). Looked at
-    together: a look at each costs as much as all that goes into the head."""
-    names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
-    if len(names.translate(None, _IN_NO_NAME)) < len(names) or len(values.translate(None, _IN_NO_VALUE)) < len(values):
-        raise RuntimeError(f"not all of these are valid headers: {headers!r}")
 
 
 _VISIBLE = re.compile(rb"[!-~]+")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn._types import ASGI3Application
+from registry.server.asgi import AsgiApp
 
 
 class StartFailed(Exception):
@@ -22,7 +22,7 @@ class StartFailed(Exception):
 class Lifespan:
     """Runs the application's lifespan in a task of its own: `start`, then, once, `stop`."""
 
-    def __init__(self, app: ASGI3Application) -> None:
+    def __init__(self, app: AsgiApp) -> None:
         self.state: dict[str, Any] = {}
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
@@ -58,7 +58,7 @@ class Lifespan:
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        await self._app(scope, self._events.get, self._send)  # type: ignore[arg-type]
+        await self._app(scope, self._events.get, self._send)
 
     async def _send(self, message: Any) -> None:
         if self._answer is not None and not self._answer.done():

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from uvicorn._types import ASGI3Application
-
 from registry.log_output import end_output, flush_output
+from registry.server.asgi import AsgiApp
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import raise_file_limit
 from registry.server.process.supervisor import Supervisor
@@ -27,7 +26,7 @@ _THREAD_JOIN_SECONDS = 2.0
 
 
 def serve(
-    make_app: Callable[[], ASGI3Application],
+    make_app: Callable[[], AsgiApp],
     *,
     sockets: Sequence[socket.socket],
     workers: int,

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from uvicorn._types import ASGI3Application
-
 from registry.log_output import flush_output
+from registry.server.asgi import AsgiApp
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import die_with_parent
 from registry.server.process.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker
@@ -55,7 +54,7 @@ class Supervisor:
 
     def __init__(
         self,
-        make_app: Callable[[], ASGI3Application],
+        make_app: Callable[[], AsgiApp],
         sockets: Sequence[socket.socket],
         workers: int,
         grace: float,

@@ -8,22 +8,21 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.utils import formatdate
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
-import uvicorn
-from uvicorn._types import ASGI3Application
-from uvicorn.server import ServerState
-
+from registry.server.asgi import AsgiApp
+from registry.server.connection.context import WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
-from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, BufferedReceiver, IncomingBodies
+from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.gate.acceptor import Acceptor, Handshake, OnLost
 from registry.server.gate.connection_limit import ConnectionLimit
 from registry.server.gate.listener import ListenerOptions
-from registry.server.kernel import resident_bytes, trim_memory, tune_malloc
+from registry.server.kernel import tune_malloc
+from registry.server.process.free_memory import FreeMemory
 from registry.server.process.lifespan import Lifespan
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import LoopErrors, log
@@ -39,18 +38,13 @@ else:
 CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 
-# Free memory goes back to the system after this much growth, and again after growing pauses while that does not help.
-TRIM_BYTES = 32 * 1024 * 1024
-TRIM_PAUSES = (5.0, 600.0)
-FEW_CONNECTIONS = 256
-
 
 class Worker:
     """Serves in this process and thread. `run` returns the exit code and, for a failed start, the reason in a line."""
 
     def __init__(
         self,
-        make_app: Callable[[], ASGI3Application],
+        make_app: Callable[[], AsgiApp],
         sockets: Sequence[socket.socket],
         grace: float,
         limits: ServerLimits,
@@ -67,7 +61,7 @@ class Worker:
         self._on_ready = on_ready
         self._listener_options = door or ListenerOptions()
         self._alive = alive
-        self._state = ServerState()
+        self._state = WorkerState()
         self._handshakes: set[Handshake] = set()
         self._stop = asyncio.Event()
         self._interrupted = False
@@ -139,33 +133,24 @@ class Worker:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def _connection_limit(self, loop: asyncio.AbstractEventLoop) -> ConnectionLimit:
-        return ConnectionLimit(
-            cast(set[RegistryProtocol], self._state.connections), self._handshakes, self._state.tasks, loop.time
-        )
+        return ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
 
     def _listen(
-        self, loop: asyncio.AbstractEventLoop, app: ASGI3Application, state: dict[str, Any], limit: ConnectionLimit
+        self, loop: asyncio.AbstractEventLoop, app: AsgiApp, lifespan_state: dict[str, Any], limit: ConnectionLimit
     ) -> list[Acceptor]:
-        config = uvicorn.Config(
+        worker = WorkerContext(
             app,
-            http=RegistryProtocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
+            loop,
+            self._limits,
+            UnsentBudget(self._limits.unsent_bytes, loop.time),
+            self._state,
+            lifespan_state,
+            self._listener_options.proxies,
+            limit,
         )
-        config.load()
 
-        heads, receiving = memoryview(bytearray(HEAD_BUFFER_BYTES)), IncomingBodies()
-
-        def connection(leave: OnLost | None) -> BufferedReceiver:
-            protocol = RegistryProtocol(
-                config, self._state, state, loop, self._limits, self._listener_options.proxies, limit, receiving
-            )
-            return BufferedReceiver(protocol, heads, leave)
+        def connection(on_lost: OnLost | None) -> RegistryProtocol:
+            return RegistryProtocol(worker, on_lost)
 
         return [
             Acceptor(loop, sock, connection, self._listener_options, self._limits, limit, self._handshakes)
@@ -180,10 +165,10 @@ class Worker:
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
-            for connection in self._connections():
+            for connection in list(self._state.connections):
                 connection.check(now)
             limit.measure()
-            memory.look(now)
+            memory.check(now)
             if now - looked >= self._limits.certificate_seconds:
                 looked = now
                 self._refresh()
@@ -195,20 +180,17 @@ class Worker:
             acceptor.close()
         until = time.monotonic() + self._grace
         while (self._state.connections or self._state.tasks) and time.monotonic() < until:
-            for connection in self._connections():  # each time: one may have been accepted just before
+            for connection in list(self._state.connections):  # each time: one may have been accepted just before
                 connection.shutdown()
             await asyncio.sleep(0.02)
-        for connection in self._connections():
-            connection.transport.abort()
+        for connection in list(self._state.connections):
+            connection.abort()
         tasks = set(self._state.tasks)
         if tasks:
             log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
-
-    def _connections(self) -> list[RegistryProtocol]:
-        return cast(list[RegistryProtocol], list(self._state.connections))
 
 
 async def _close(lifespan: Lifespan) -> None:
@@ -220,37 +202,6 @@ async def _close(lifespan: Lifespan) -> None:
         log.warning("the application did not close within %g s", CLOSE_SECONDS)
     elif not closing.cancelled() and (error := closing.exception()) is not None:
         log.error("the application failed while closing", exc_info=error)
-
-
-class FreeMemory:
-    """Gives memory back to the system that was needed once: malloc by itself keeps what lies between blocks in use."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Sized) -> None:
-        self._loop = loop
-        self._connections = connections
-        self._least = self._size = resident_bytes()
-        self._pause = TRIM_PAUSES[0]
-        self._due = 0.0
-
-    def look(self, now: float) -> None:
-        """To be called once a second."""
-        before, self._size = self._size, resident_bytes()
-        self._least = min(self._least, self._size)
-        if abs(self._size - before) > TRIM_BYTES // 4:  # memory comes and goes, so there may be some to give back
-            self._pause = TRIM_PAUSES[0]
-            self._due = min(self._due, now + self._pause)
-        if self._size <= self._least + TRIM_BYTES:
-            self._pause = TRIM_PAUSES[0]
-        elif now >= self._due:
-            self._collect()
-            self._loop.run_in_executor(None, trim_memory)
-            self._due = now + self._pause
-            self._pause = min(2 * self._pause, TRIM_PAUSES[1])
-
-    def _collect(self) -> None:
-        """Connections over TLS are cycles. A full collection takes some milliseconds, since what the start made is
-        frozen, but 100 where thousands of connections are open: then only what is new is looked at."""
-        gc.collect(2 if len(self._connections) <= FEW_CONNECTIONS else 1)
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:

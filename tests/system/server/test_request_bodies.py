@@ -253,10 +253,10 @@ def test_many_bodies_have_small_buffers() -> None:
     assert len(bodies[-1].room()) == MIN_BUFFER_BYTES
     del body
     bodies.pop()
-    assert receiving.bodies == MAX_LARGE_BODIES
+    assert receiving.count == MAX_LARGE_BODIES
     short = BodyBuffer(LengthFraming(1), receiving)
     short.take(memoryview(b"x"))
-    assert receiving.bodies == MAX_LARGE_BODIES
+    assert receiving.count == MAX_LARGE_BODIES
     for _ in range(4):
         bodies[0].filled(len(bodies[0].room()))
     assert len(bodies[0].room()) > MIN_BUFFER_BYTES

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
+from registry.server.connection.context import WorkerContext
 from registry.server.connection.file_sender import FileSender, FileTruncated, is_local_peer
 from registry.server.connection.page_cache import MappedFile
 from registry.server.connection.protocol import RegistryProtocol
+from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.server_limits import ServerLimits
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response, wait_for
 from tests.system.server.echo_app import answer
@@ -400,12 +400,11 @@ def test_no_files_through_tls(make_loop: MakeLoop) -> None:
             offered.extend(scope.get("extensions", ()))
             await answer(send, 200, b"plain bytes")
 
-        config = uvicorn.Config(app, http=RegistryProtocol, ws="none", lifespan="off", log_config=None)
-        config.load()
         loop = asyncio.get_running_loop()
-        state = ServerState()
+        limits = ServerLimits()
+        worker = WorkerContext(app, loop, limits, UnsentBudget(limits.unsent_bytes, loop.time))
         server = await loop.create_server(
-            lambda: RegistryProtocol(config, state, {}, loop, ServerLimits()),
+            lambda: RegistryProtocol(worker),
             "127.0.0.1",
             0,
             ssl=anonymous(ssl.PROTOCOL_TLS_SERVER),

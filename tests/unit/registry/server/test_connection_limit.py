@@ -112,7 +112,7 @@ def test_a_request_makes_room_for_its_files() -> None:
     site = LimitedWorker()
     peers = site.add(site.limit.most, "idle", address=None)
     site.requests.add(object())
-    site.limit.begin()
+    site.limit.on_request()
     assert site.closed(peers) == [FILES_PER_REQUEST]
 
 
