@@ -81,7 +81,7 @@ def run_server(settings: Settings) -> int:
     log_to_stderr(settings.log_level)
     with bound:
         try:
-            door = build_gate(settings)
+            listener_options = build_listener_options(settings)
         except CertificateError as error:
             fail(str(error))
         preload_mirrors(settings)
@@ -108,7 +108,7 @@ def run_server(settings: Settings) -> int:
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
             on_ready=lambda: _print_banner(text),
-            door=door,
+            listener_options=listener_options,
         )
 
 
@@ -117,7 +117,7 @@ def _print_banner(text: str) -> None:
         typer.echo(text)
 
 
-def build_gate(settings: Settings) -> ListenerOptions:
+def build_listener_options(settings: Settings) -> ListenerOptions:
     """What stands before the requests. To be made as root, who may be the only one to read the key. Raises
     CertificateError."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates

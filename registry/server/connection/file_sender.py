@@ -56,22 +56,22 @@ class FileSender:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         file: int,
-        moved: Callable[[int], None],
+        on_sent: Callable[[int], None],
         *,
-        near: bool | None = None,
+        is_local: bool | None = None,
     ) -> None:
-        """`sock` is a connection's, `file` open for reading; neither is closed. `moved` is told each count of bytes.
-        `near`: the other end is on this machine (None: to be found out)."""
+        """`sock` is a connection's, `file` open for reading; neither is closed. `on_sent` is told each count of bytes.
+        `is_local`: the other end is on this machine (None: to be found out)."""
         self._loop = loop
         self._sock = sock
         self._file = file
-        self._moved = moved
+        self._on_sent = on_sent
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
         self._head = b""
         self._at = self._stop = 0
         self._ahead: ReadAhead | None = None
         self._mapped_file: MappedFile | None = None
-        self._near = is_local_peer(sock) if near is None else near
+        self._is_local = is_local_peer(sock) if is_local is None else is_local
         self._mapped = 0  # sent from the mapping up to here, and its pages not let go yet
         self._just_read_to = 0  # just read in, up to here: whatever the kernel says of it, nothing more can be done
         self.is_blocked = False
@@ -90,10 +90,10 @@ class FileSender:
         self._at, self._stop = offset, offset + count
         self._sock = _duplicate(self._sock)
         try:
-            self._mapped_file = MappedFile.of(self._file, offset, offset + count)
+            self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
             self._mapped = offset
             # A mapping has zeros between a file's end and the page's.
-            self._near = self._near and os.fstat(self._file).st_size >= self._stop
+            self._is_local = self._is_local and os.fstat(self._file).st_size >= self._stop
             self._step()
             error = await self._ended
         finally:
@@ -131,7 +131,7 @@ class FileSender:
         if self._head:
             # MSG_MORE: it leaves in one packet with the file's first bytes.
             sent = self._sock.send(self._head, socket.MSG_MORE)
-            self._moved(sent)
+            self._on_sent(sent)
             self._head = self._head[sent:]
 
     def _send_slice(self) -> bool:
@@ -146,27 +146,27 @@ class FileSender:
         if sent == 0:
             raise FileTruncated(f"the file ends at byte {self._at}; {self._stop - self._at} more were promised")
         self._at += sent
-        self._moved(sent)
+        self._on_sent(sent)
         if self._ahead is not None:
             self._ahead.follow(self._at)
         return True
 
     def _send(self, count: int) -> int:
-        if self._near and self._mapped_file is not None:
+        if self._is_local and self._mapped_file is not None:
             try:
                 return self._send_mapped(self._mapped_file, count)
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                self._near = False  # the file was cut, or cannot be read; sendfile says which
+                self._is_local = False  # the file was cut, or cannot be read; sendfile says which
         return os.sendfile(self._sock.fileno(), self._file, self._at, count)
 
-    def _send_mapped(self, residence: MappedFile, count: int) -> int:
-        with residence.view(self._at, self._at + count) as view:
+    def _send_mapped(self, mapped: MappedFile, count: int) -> int:
+        with mapped.view(self._at, self._at + count) as view:
             sent = self._sock.send(view)
         if self._at + sent - self._mapped >= _MAPPED_BYTES:
             self._mapped = self._at + sent
-            residence.release(self._mapped)
+            mapped.release(self._mapped)
         return sent
 
     def _count_in_memory(self, stop: int) -> int:
@@ -178,7 +178,7 @@ class FileSender:
         if self._at >= stop:
             return 0
         if self._mapped_file is not None:
-            return self._mapped_file.count(self._at, stop)
+            return self._mapped_file.count_resident(self._at, stop)
         return stop - self._at if self._ahead is not None else 0
 
     def _read_in(self) -> None:

@@ -50,7 +50,7 @@ class MappedFile:
         self._released = base
 
     @classmethod
-    def of(cls, fd: int, start: int, stop: int) -> MappedFile | None:
+    def try_map(cls, fd: int, start: int, stop: int) -> MappedFile | None:
         """None where nobody can tell: not Linux, a file system without mappings, or a file of another owner, for whom
         the kernel says that all of it is in memory."""
         calls = _calls()
@@ -62,7 +62,7 @@ class MappedFile:
             return None
         return cls(calls, address, base, stop - base)
 
-    def count(self, at: int, stop: int) -> int:
+    def count_resident(self, at: int, stop: int) -> int:
         """How many bytes from `at` on, up to `stop`, are in memory without a gap."""
         first = (at - self._base) // PAGESIZE
         pages = -(-(stop - self._base) // PAGESIZE) - first

@@ -96,20 +96,20 @@ class ConnectionLimit:
         self._set_budget(self._fixed)
 
     @property
-    def most(self) -> int:
+    def capacity(self) -> int:
         """How many connections there may be while none has a request in progress."""
         return min(self._budget, MAX_CONNECTIONS)
 
     def warn_if_low(self) -> None:
         """One line in the log where a busy registry could come to that limit."""
-        if self.most < _LOW:
+        if self.capacity < _LOW:
             log.warning(
                 "at most %d open files leave room for %d connections in this process: see docs/network.md",
                 self._limit,
-                self.most,
+                self.capacity,
             )
 
-    def wait(self) -> float:
+    def accept_delay(self) -> float:
         """Before a connection is accepted. 0.0: there is room for it, perhaps made just now; else how many seconds to
         take none."""
         if self._free() > 0:
@@ -187,9 +187,9 @@ class ConnectionLimit:
         start = self._place if self._place < count else 0
         self._place = start + MAX_EXAMINED
         for each in tuple(islice(chain(self._connections, self._handshakes), start, self._place)):
-            silence = each.eviction_candidate(now)
-            if silence is not None:
-                found[silence.kind].append((each, silence))
+            candidate = each.eviction_candidate(now)
+            if candidate is not None:
+                found[candidate.kind].append((each, candidate))
         if len(found["new"]) >= len(found["idle"]):
             chosen = found["lingering"] or found["new"] or found["stalled"]
         else:
@@ -204,7 +204,7 @@ class ConnectionLimit:
                 "connections in this process; docs/network.md says how to raise that",
                 self._closed,
                 self._limit,
-                self.most,
+                self.capacity,
             )
             self._said, self._closed = now, 0
 
@@ -228,8 +228,8 @@ def _ordered(
     silent.sort(key=lambda each: -each[1].since)
     seen: Counter[str] = Counter()
     excess: dict[int, int] = {}
-    for connection, silence in silent:
-        if silence.address is not None:
-            excess[id(connection)] = max(0, seen[silence.address] + 1 - FAIR_SHARE)
-            seen[silence.address] += 1
+    for connection, candidate in silent:
+        if candidate.address is not None:
+            excess[id(connection)] = max(0, seen[candidate.address] + 1 - FAIR_SHARE)
+            seen[candidate.address] += 1
     return sorted(silent, key=lambda each: (excess.get(id(each[0]), 0), -each[1].since))

@@ -100,4 +100,4 @@ class ListenerOptions:
 
     certificates: Certificates | None = None
     proxies: TrustedProxies | None = None
-    crowd: PerAddressLimit | None = None
+    per_address_limit: PerAddressLimit | None = None

@@ -26,17 +26,17 @@ class TooManyConnections(Exception):
 class CountedConnection:
     """One connection that is counted, until `leave`."""
 
-    __slots__ = ("_crowd", "_key")
+    __slots__ = ("_key", "_limit")
 
-    def __init__(self, crowd: PerAddressLimit, key: str) -> None:
-        self._crowd: PerAddressLimit | None = crowd
+    def __init__(self, limit: PerAddressLimit, key: str) -> None:
+        self._limit: PerAddressLimit | None = limit
         self._key = key
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """May come again."""
-        if self._crowd is not None:
-            self._crowd.left(self._key)
-            self._crowd = None
+        if self._limit is not None:
+            self._limit.remove(self._key)
+            self._limit = None
 
 
 class PerAddressLimit:
@@ -54,7 +54,7 @@ class PerAddressLimit:
 
     # In the parent
 
-    def claim(self) -> int | None:
+    def claim_column(self) -> int | None:
         """A column for a process that is to be started. None: so many are still there that none is left, and that
         process lets everybody in."""
         if not self._free:
@@ -63,7 +63,7 @@ class PerAddressLimit:
         self._counts.clear(column)
         return column
 
-    def give_back(self, column: int | None) -> None:
+    def release_column(self, column: int | None) -> None:
         """The process that counted there has ended, however it did: its connections are gone."""
         if column is not None:
             self._counts.clear(column)
@@ -71,11 +71,11 @@ class PerAddressLimit:
 
     # In a worker
 
-    def use(self, column: int | None) -> None:
+    def use_column(self, column: int | None) -> None:
         """This process counts in that column."""
         self._column = column
 
-    def enter(self, address: str) -> CountedConnection:
+    def admit(self, address: str) -> CountedConnection:
         """Counts a connection. Raises Crowded."""
         key = network_of(plain_address(address))
         if self._column is None:
@@ -86,7 +86,7 @@ class PerAddressLimit:
             raise TooManyConnections
         return CountedConnection(self, key)
 
-    def left(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         if self._column is not None:
             self._counts.remove(self._column, key)
 

@@ -60,7 +60,7 @@ class Supervisor:
         grace: float,
         limits: ServerLimits,
         on_ready: Callable[[], None] | None,
-        door: ListenerOptions,
+        listener_options: ListenerOptions,
     ) -> None:
         self._make_app = make_app
         self._sockets = sockets
@@ -68,7 +68,7 @@ class Supervisor:
         self._grace = grace
         self._limits = limits
         self._on_ready = on_ready
-        self._listener_options = door
+        self._listener_options = listener_options
         self._children: dict[int, _WorkerProcess] = {}
         self._due: dict[int, float] = {}  # slot → when to start its worker
         self._pauses: dict[int, float] = {}  # slot → the pause before its next start
@@ -139,8 +139,8 @@ class Supervisor:
             self._fork(slot)
 
     def _fork(self, slot: int) -> _WorkerProcess:
-        crowd = self._listener_options.crowd
-        column = None if crowd is None else crowd.claim()
+        limit = self._listener_options.per_address_limit
+        column = None if limit is None else limit.claim_column()
         status, status_writer = os.pipe()
         flush_output()  # or the child would write it once more
         # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
@@ -173,15 +173,15 @@ class Supervisor:
             ends = [child.status for child in self._children.values()]
             for end in (self._wake, self._waker, self._alive_writer, status, *ends):
                 os.close(end)
-            if self._listener_options.crowd is not None:
-                self._listener_options.crowd.use(column)
+            if self._listener_options.per_address_limit is not None:
+                self._listener_options.per_address_limit.use_column(column)
             worker = Worker(
                 self._make_app,
                 self._sockets,
                 self._grace,
                 self._limits,
                 lambda: _write_line(status_writer, "ready"),
-                door=self._listener_options,
+                listener_options=self._listener_options,
                 alive=self._alive,
             )
             code, failure = worker.run()
@@ -232,8 +232,8 @@ class Supervisor:
                 self._selector.unregister(child.status)
             os.close(child.status)
             del self._children[pid]
-            if self._listener_options.crowd is not None:
-                self._listener_options.crowd.give_back(child.column)
+            if self._listener_options.per_address_limit is not None:
+                self._listener_options.per_address_limit.release_column(child.column)
             self._lost(child, os.waitstatus_to_exitcode(status))
 
     def _drain_status(self, child: _WorkerProcess) -> None:

@@ -50,7 +50,7 @@ class Worker:
         limits: ServerLimits,
         on_ready: Callable[[], None],
         *,
-        door: ListenerOptions | None = None,
+        listener_options: ListenerOptions | None = None,
         alive: int | None = None,
     ) -> None:
         """`alive` is a pipe's reading end whose writer is the parent: it is readable when the parent is gone."""
@@ -59,7 +59,7 @@ class Worker:
         self._grace = grace
         self._limits = limits
         self._on_ready = on_ready
-        self._listener_options = door or ListenerOptions()
+        self._listener_options = listener_options or ListenerOptions()
         self._alive = alive
         self._state = WorkerState()
         self._handshakes: set[Handshake] = set()
@@ -98,12 +98,12 @@ class Worker:
         gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
         limit = self._connection_limit(loop)
         limit.warn_if_low()
-        pulse = asyncio.create_task(self._pulse(loop, limit))
+        ticks = asyncio.create_task(self._tick(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
         await stopping
         await self._drain(acceptors)
-        pulse.cancel()
+        ticks.cancel()
         await _close(lifespan)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -157,7 +157,7 @@ class Worker:
             for sock in self._sockets
         ]
 
-    async def _pulse(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
+    async def _tick(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
         """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
         timer. Now and then: whether the certificate was renewed."""
         looked = loop.time()

@@ -262,11 +262,11 @@ def main() -> int:
         shutdown_grace=options.get("grace", 5.0),
         limits=ServerLimits(**options.get("limits", {})),
         on_ready=lambda: print_line(f"ready {address}"),
-        door=gate_of(options),
+        listener_options=listener_options_of(options),
     )
 
 
-def gate_of(options: dict[str, Any]) -> ListenerOptions:
+def listener_options_of(options: dict[str, Any]) -> ListenerOptions:
     """`tls`: certificate, key, and perhaps the authority for clients and what it is for; `proxies`: networks;
     `connections`: of an address."""
     tls, workers = options.get("tls"), options.get("workers", 1)

@@ -262,38 +262,38 @@ def test_small_requests_beside_large_files(sender: AppProcess, large: Path) -> N
         sender.said("cut ClientDisconnected")
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
-def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, near: bool) -> None:
+def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, is_local: bool) -> None:
     """To this machine or another: what is in memory leaves at once; what is not is left to a thread, and the loop turns
     meanwhile."""
     path = tmp_path / "file"
     path.write_bytes(data)
     with path.open("rb") as file, asyncio.Runner(loop_factory=make_loop) as runner:
         os.fsync(file.fileno())
-        assert runner.run(first_turn(file.fileno(), data, near)) > len(b"head")
+        assert runner.run(first_turn(file.fileno(), data, is_local)) > len(b"head")
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data, near)) == len(b"head"))
+        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data, is_local)) == len(b"head"))
 
 
 def is_cold(fd: int) -> bool:
     """Where the file system lives in memory, nothing is."""
-    residence = MappedFile.of(fd, 0, SIZE)
-    assert residence is not None
+    mapped = MappedFile.try_map(fd, 0, SIZE)
+    assert mapped is not None
     try:
-        return residence.count(0, SIZE) == 0
+        return mapped.count_resident(0, SIZE) == 0
     finally:
-        residence.close()
+        mapped.close()
 
 
-async def first_turn(file: int, data: bytes, near: bool) -> int:
+async def first_turn(file: int, data: bytes, is_local: bool) -> int:
     """Sends a whole file, and says how many bytes left in the first turn of the loop."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()  # of a kind that holds nothing back to fill a packet
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        sending = FileSender(loop, ours, file, ignore, near=near)
+        sending = FileSender(loop, ours, file, ignore, is_local=is_local)
         task = asyncio.create_task(sending.run(b"head", 0, SIZE))
         await asyncio.sleep(0)
         got = bytearray(theirs.recv(2 * MIB))
@@ -305,9 +305,9 @@ async def first_turn(file: int, data: bytes, near: bool) -> int:
     return first
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("offset", [0, 77])
-def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> None:
+def test_parts_of_a_file(path: Path, data: bytes, is_local: bool, offset: int) -> None:
     """To this machine or another: any part of a file arrives as it is, also one longer than a slice."""
 
     async def send(count: int) -> bytes:
@@ -317,7 +317,7 @@ def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> No
             ours.setblocking(False)
             theirs.setblocking(False)
             task = asyncio.create_task(
-                FileSender(loop, ours, file.fileno(), ignore, near=near).run(b"head", offset, count)
+                FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"head", offset, count)
             )
             got = bytearray()
             while len(got) < count + 4:
@@ -329,8 +329,8 @@ def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> No
         assert asyncio.run(send(count)) == b"head" + data[offset : offset + count]
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> None:
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_file_ends_before_what_was_promised(tmp_path: Path, is_local: bool) -> None:
     """To this machine or another: nothing but the file's own bytes is sent, and that it ended is told."""
     path = tmp_path / "short"
     path.write_bytes(b"x" * 5000)
@@ -343,7 +343,7 @@ def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> N
                 ours.setblocking(False)
                 theirs.setblocking(False)
                 with pytest.raises(FileTruncated):
-                    await FileSender(loop, ours, file.fileno(), ignore, near=near).run(b"", 0, 6000)
+                    await FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"", 0, 6000)
             return await loop.sock_recv(theirs, MIB)
 
     assert asyncio.run(send()) == b"x" * 5000
@@ -351,7 +351,7 @@ def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> N
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
 def test_who_is_near(address: str) -> None:
-    """A client on this machine is near, whichever of its addresses it has; one that has left is not."""
+    """A client on this machine is is_local, whichever of its addresses it has; one that has left is not."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname(), source_address=(address, 0)),

@@ -130,33 +130,33 @@ def test_processes_share_counts() -> None:
 
 def test_no_more_columns() -> None:
     """A process for which no column is left lets everybody in; a column given back is empty and taken again."""
-    crowd = PerAddressLimit(1, workers=1)
-    columns = [crowd.claim() for _ in range(5)]
+    limit = PerAddressLimit(1, workers=1)
+    columns = [limit.claim_column() for _ in range(5)]
     assert columns[-1] is None
-    crowd.use(None)
+    limit.use_column(None)
     for _ in range(3):
-        crowd.enter("192.0.2.1").leave()
-    crowd.use(columns[2])
-    crowd.enter("192.0.2.1")
+        limit.admit("192.0.2.1").release()
+    limit.use_column(columns[2])
+    limit.admit("192.0.2.1")
     with pytest.raises(TooManyConnections):
-        crowd.enter("::ffff:192.0.2.1")
-    crowd.give_back(columns[2])
-    crowd.use(crowd.claim())
-    crowd.enter("192.0.2.1")
+        limit.admit("::ffff:192.0.2.1")
+    limit.release_column(columns[2])
+    limit.use_column(limit.claim_column())
+    limit.admit("192.0.2.1")
 
 
 def test_a_seat_is_left_once() -> None:
     """Leaving twice frees one seat."""
-    crowd = PerAddressLimit(2, workers=1)
-    crowd.use(crowd.claim())
-    first, _ = crowd.enter("2001:db8::1"), crowd.enter("2001:db8::2")
+    limit = PerAddressLimit(2, workers=1)
+    limit.use_column(limit.claim_column())
+    first, _ = limit.admit("2001:db8::1"), limit.admit("2001:db8::2")
     with pytest.raises(TooManyConnections):
-        crowd.enter("2001:db8::3")
-    first.leave()
-    first.leave()
-    crowd.enter("2001:db8::3")
+        limit.admit("2001:db8::3")
+    first.release()
+    first.release()
+    limit.admit("2001:db8::3")
     with pytest.raises(TooManyConnections):
-        crowd.enter("2001:db8::4")
+        limit.admit("2001:db8::4")
 
 
 # Connections of an address, in a real server

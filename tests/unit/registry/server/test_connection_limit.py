@@ -110,7 +110,7 @@ def test_who_is_at_work_stays() -> None:
 def test_a_request_makes_room_for_its_files() -> None:
     """A request that begins closes as many silent connections as its files need."""
     site = LimitedWorker()
-    peers = site.add(site.limit.most, "idle", address=None)
+    peers = site.add(site.limit.capacity, "idle", address=None)
     site.requests.add(object())
     site.limit.on_request()
     assert site.closed(peers) == [FILES_PER_REQUEST]
@@ -119,16 +119,16 @@ def test_a_request_makes_room_for_its_files() -> None:
 def test_a_full_worker_stands_back_first() -> None:
     """It lets another worker take what waits, then closes silent ones for a batch; with none of them it waits."""
     site = LimitedWorker()
-    assert site.limit.wait() == 0.0
-    silent = site.add(site.limit.most, "new", address=None)
-    assert site.limit.wait() > 0
-    assert site.limit.wait() == 0.0
+    assert site.limit.accept_delay() == 0.0
+    silent = site.add(site.limit.capacity, "new", address=None)
+    assert site.limit.accept_delay() > 0
+    assert site.limit.accept_delay() == 0.0
     assert site.closed(silent) == [1]
     for peer in silent:
         site.there.discard(peer)
-    site.add(site.limit.most, None)
-    assert site.limit.wait() > 0
-    assert site.limit.wait() > 0
+    site.add(site.limit.capacity, None)
+    assert site.limit.accept_delay() > 0
+    assert site.limit.accept_delay() > 0
 
 
 def test_a_choice_looks_at_a_bounded_number() -> None:

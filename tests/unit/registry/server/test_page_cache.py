@@ -25,12 +25,12 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 def counts(fd: int, start: int, at: int, stop: int) -> int:
-    residence = MappedFile.of(fd, start, max(stop, SIZE))
-    assert residence is not None
+    mapped = MappedFile.try_map(fd, start, max(stop, SIZE))
+    assert mapped is not None
     try:
-        return residence.count(at, stop)
+        return mapped.count_resident(at, stop)
     finally:
-        residence.close()
+        mapped.close()
 
 
 @pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
@@ -64,28 +64,28 @@ def test_what_is_viewed(fd: int) -> None:
     """A view holds the file's bytes, from any byte to any byte, and again after its pages were let go."""
     data = os.pread(fd, SIZE, 0)
     for start in (0, 5, 3 * PAGESIZE + 7):
-        residence = MappedFile.of(fd, start, SIZE)
-        assert residence is not None
+        mapped = MappedFile.try_map(fd, start, SIZE)
+        assert mapped is not None
         for at, stop in ((start, SIZE), (start + 1, start + PAGESIZE), (SIZE - 1, SIZE)):
-            with residence.view(at, stop) as view:
+            with mapped.view(at, stop) as view:
                 assert view.readonly
                 assert view == data[at:stop]
-            residence.release(stop)
-        with residence.view(start, SIZE) as view:
+            mapped.release(stop)
+        with mapped.view(start, SIZE) as view:
             assert view == data[start:]
-        residence.close()
+        mapped.close()
 
 
 def test_what_is_let_go(fd: int) -> None:
     """Pages that were viewed count as this process's memory until they are let go."""
-    residence = MappedFile.of(fd, 0, SIZE)
-    assert residence is not None
-    with residence.view(0, SIZE) as view:
+    file = MappedFile.try_map(fd, 0, SIZE)
+    assert file is not None
+    with file.view(0, SIZE) as view:
         assert len(bytes(view)) == SIZE
     assert mapped(fd) >= SIZE // 1024
-    residence.release(SIZE)
+    file.release(SIZE)
     assert mapped(fd) <= PAGESIZE // 1024
-    residence.close()
+    file.close()
 
 
 def mapped(fd: int) -> int:
@@ -102,4 +102,4 @@ def mapped(fd: int) -> int:
 def test_nobody_can_tell() -> None:
     """None for what cannot be mapped."""
     with open("/proc/version", "rb") as file:
-        assert MappedFile.of(file.fileno(), 0, 10) is None
+        assert MappedFile.try_map(file.fileno(), 0, 10) is None

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from uvicorn import Config
 
 
-def uvicorn_class(limits: ServerLimits | None = None, proxies: TrustedProxies | None = None) -> type[asyncio.Protocol]:
-    """Returns a class to give to `uvicorn.Config` as `http=`, for one server in one event loop.
+def uvicorn_protocol_class(
+    limits: ServerLimits | None = None, proxies: TrustedProxies | None = None
+) -> type[asyncio.Protocol]:
+    """Returns the class to give to `uvicorn.Config` as `http=`, for one server in one event loop.
 
-    uvicorn makes each connection with its configuration, its server's state and the application's lifespan state. The
-    limits of connections and the counting of file descriptors belong to our own acceptor, so they do not apply.
+    uvicorn calls it with its configuration, its server's state and the application's lifespan state for each
+    connection. Connections are not limited: our own worker's acceptor does that. `root_path` has no effect.
     """
     workers: list[WorkerContext] = []
 

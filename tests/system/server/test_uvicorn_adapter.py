@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 import pytest
 import uvicorn
 
-from registry.server.connection.uvicorn_class import uvicorn_class
+from registry.server.connection.uvicorn_adapter import uvicorn_protocol_class
 from registry.server.server_limits import ServerLimits
 from tests.system.server.app_process import read_all, read_response
 from tests.system.server.echo_app import EchoApp
@@ -23,7 +23,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """A server in a thread of its own; its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(
-            EchoApp(""), http=uvicorn_class(LIMITS), loop=request.param, log_config=None, lifespan="off"
+            EchoApp(""), http=uvicorn_protocol_class(LIMITS), loop=request.param, log_config=None, lifespan="off"
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
