@@ -1,8 +1,8 @@
-"""A file mapped into memory: which parts of it the kernel has there, and those parts to be sent from.
+"""The kernel's page cache: which parts of a file are in it, and reading files into it ahead of time.
 
-mincore(2) tells without touching anything. preadv2's RWF_NOWAIT would tell as well, but where a page is missing it
-starts a read-ahead, of megabytes perhaps, and handing that to a busy disk takes as long as a read: event loops stood
-still for up to 0.4 s. cachestat(2) takes a sixth of mincore's time, but counts pages that are still being read.
+mincore(2), on a mapping, tells which pages are in memory without side effects. preadv2 with RWF_NOWAIT would tell as
+well, but starts a read-ahead for a missing page, and passing that to a busy disk blocked event loops for up to 0.4 s.
+cachestat(2) takes a sixth of mincore's time, but counts pages that are still being read.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mmap import MAP_SHARED, PAGESIZE
 from typing import NamedTuple
 
 READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Bytes a thread reads in for one sender before other senders get their turn with it."""
+"""Bytes that a thread reads for one sender before other senders get their turn."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""How far threads read ahead of the sender, at the most."""
+"""How many bytes threads read ahead of the sender at most."""
 _READ_BUFFER_BYTES = 64 * 1024
 
 _PROT_READ = 1
@@ -39,7 +39,7 @@ class _Calls(NamedTuple):
 
 
 class MappedFile:
-    """Of the part of a file from `start` to `stop`. Made only where the system tells: see `of`."""
+    """A memory mapping of a part of a file. To be made by `try_map`."""
 
     def __init__(self, calls: _Calls, address: int, base: int, length: int) -> None:
         self._calls = calls
@@ -51,8 +51,8 @@ class MappedFile:
 
     @classmethod
     def try_map(cls, fd: int, start: int, stop: int) -> MappedFile | None:
-        """None where nobody can tell: not Linux, a file system without mappings, or a file of another owner, for whom
-        the kernel says that all of it is in memory."""
+        """Maps the bytes from `start` to `stop`. Returns None where mincore does not tell what is in memory: not Linux,
+        a file system without mappings, or a file of another owner, which is always reported as in memory."""
         calls = _calls()
         if calls is None or os.geteuid() not in (0, os.fstat(fd).st_uid):
             return None
@@ -63,7 +63,7 @@ class MappedFile:
         return cls(calls, address, base, stop - base)
 
     def count_resident(self, at: int, stop: int) -> int:
-        """How many bytes from `at` on, up to `stop`, are in memory without a gap."""
+        """Returns how many bytes from `at` on, up to `stop`, are in memory without a gap."""
         first = (at - self._base) // PAGESIZE
         pages = -(-(stop - self._base) // PAGESIZE) - first
         found = ctypes.create_string_buffer(pages)
@@ -73,12 +73,16 @@ class MappedFile:
         return stop - at if missing < 0 else max((first + missing) * PAGESIZE + self._base - at, 0)
 
     def view(self, at: int, stop: int) -> memoryview:
-        """Those bytes, for a system call to read and for nothing else: a page that cannot be had fails the call with
-        EFAULT, but kills a process that touches it. To be released before `close`."""
+        """Returns a view of the bytes from `at` to `stop`, to pass to a system call. To be released before `close`.
+
+        Must not be read by this process: a page that cannot be read makes a system call fail with EFAULT, but kills a
+        process that touches it.
+        """
         return self._view[at - self._base : stop - self._base]
 
     def release(self, at: int) -> None:
-        """What lies before `at` will not be viewed again: its pages count as this process's memory no more."""
+        """Releases the pages before `at`, which will not be viewed again: they no longer count as this process's
+        memory."""
         stop = at // PAGESIZE * PAGESIZE
         if stop > self._released:
             start = self._released - self._base
@@ -86,7 +90,7 @@ class MappedFile:
             self._released = stop
 
     def close(self) -> None:
-        """To be called once."""
+        """Unmaps the file. To be called once."""
         self._view.release()
         self._calls.munmap(self._address, self._length)
 
@@ -95,7 +99,7 @@ class MappedFile:
 def _calls() -> _Calls | None:
     if sys.platform != "linux":
         return None
-    # PyDLL: none of them waits, so the interpreter's lock need not be let go and fought for.
+    # PyDLL keeps the interpreter's lock: none of these calls blocks.
     library = ctypes.PyDLL(None)
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     library.mmap.restype = ctypes.c_void_p
@@ -106,32 +110,33 @@ def _calls() -> _Calls | None:
 
 
 class ReadAhead:
-    """Has threads read a file into the kernel's memory, one piece at a time, no further ahead than need be."""
+    """Has threads read a file into the page cache, one piece at a time, a bounded distance ahead of its sender."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, file: int, stop: int, then: Callable[[BaseException | None], None]
     ) -> None:
-        """Up to `stop`. `then` is called after each piece, with what went wrong."""
+        """Reads up to `stop`. `then` is called after each piece, with the error if there was one."""
         self._loop = loop
         self._file = _reopen(file)
         self._stop = stop
         self._then = then
         self._reads = False
         self._closed = False
-        self.to = 0  # read in so far: up to here
+        self.to = 0
+        """The file was read up to here."""
 
     def read(self, at: int) -> None:
-        """Reads a piece from `at`; where a thread is at work already, that piece comes first."""
+        """Starts to read a piece from `at`, unless a thread is reading one already."""
         if not self._reads:
             self._start(at)
 
     def follow(self, at: int) -> None:
-        """Reads on, for a sender that has come to `at`."""
+        """Reads on for a sender that has reached `at`."""
         if not self._reads and self.to < min(self._stop, at + READ_AHEAD_BYTES):
             self._start(self.to)
 
     def close(self) -> None:
-        """`then` is not called any more. To be called once."""
+        """Ends the reading; `then` is not called any more. To be called once."""
         self._closed = True
         if not self._reads:
             os.close(self._file)
@@ -153,15 +158,15 @@ class ReadAhead:
 
 
 def _read_in(file: int, at: int, stop: int) -> None:
-    """Reads that part of the file, for nothing but the kernel to have it in memory."""
+    """Reads a part of the file, so that it is in the page cache."""
     buffer = bytearray(min(_READ_BUFFER_BYTES, stop - at))
-    buffers = [buffer] * -(-(stop - at) // len(buffer))  # over and over into the same: one call, little memory
+    buffers = [buffer] * -(-(stop - at) // len(buffer))  # the same one again and again: one call, little memory
     while at < stop and (count := os.preadv(file, buffers, at)):
         at += count
 
 
 def _reopen(file: int) -> int:
-    """The same file, opened anew: the kernel tells from what each opening reads what it should read ahead."""
+    """Opens the same file anew. The kernel decides for each open file by itself how far to read ahead."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

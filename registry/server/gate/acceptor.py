@@ -166,7 +166,7 @@ class Acceptor:
             raise
 
     async def _set_up_tls(self, sock: socket.socket, on_lost: OnLost | None, certificates: Certificates) -> None:
-        """Performs the TLS handshake. Raises OSError if it fails or takes too long, or the client does not speak TLS."""
+        """Performs the TLS handshake. Raises OSError if it fails or times out, or the client does not speak TLS."""
         seconds = self._limits.handshake_seconds
         async with asyncio.timeout(seconds):
             first = await self._first_byte(sock)

@@ -1,4 +1,4 @@
-"""The parent of the workers: forks them, starts one again that died, and stops them all within a bounded time."""
+"""The parent of the workers: forks them, restarts those that die, and stops them all within a bounded time."""
 
 from __future__ import annotations
 
@@ -23,21 +23,30 @@ from registry.server.server_log import log
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
-_KILL_MARGIN = 2 * CANCEL_SECONDS + CLOSE_SECONDS + 2.0  # over the grace; then SIGKILL
-_REAP_SECONDS = 5.0  # a process stuck in the kernel does not die of SIGKILL; we do not wait for it for ever
-_REPLACE_SECONDS = 60.0  # for a worker's start while SIGHUP renews them
-_BACK_OFF = (0.1, 10.0)  # first and longest pause before a worker that died is started again
-_ORDERLY_EXIT_SECONDS = 0.5  # a worker that ended in order had a SIGTERM: sent to the whole group, ours is on its way
-_STABLE_SECONDS = 10.0  # a worker that lived this long did not die of its start
+_KILL_MARGIN = 2 * CANCEL_SECONDS + CLOSE_SECONDS + 2.0
+"""Seconds after the grace period until a worker gets SIGKILL."""
+_REAP_SECONDS = 5.0
+"""For killed workers to end. A process that is stuck in the kernel does not."""
+_REPLACE_SECONDS = 60.0
+"""For a new worker to start while SIGHUP renews the workers."""
+_BACK_OFF = (0.1, 10.0)
+"""First and longest pause before a dead worker is restarted."""
+_ORDERLY_EXIT_SECONDS = 0.5
+"""Pause before a worker that ended in order is restarted. It got a SIGTERM. If that went to the whole process group,
+the parent gets it within this time."""
+_STABLE_SECONDS = 10.0
+"""A worker that lived this long did not fail to start."""
 
 
 @dataclass(slots=True)
 class _WorkerProcess:
     pid: int
     slot: int
-    status: int  # our end of the pipe on which it says "ready", or why it failed
+    status: int
+    """Reading end of the pipe on which the worker writes "ready", or why it failed."""
     started: float
-    column: int | None  # where it counts its connections
+    column: int | None
+    """The column of the per-address limit in which it counts its connections."""
     said: bytearray = field(default_factory=bytearray)
     ready: bool = False
     retiring: bool = False
@@ -45,11 +54,8 @@ class _WorkerProcess:
 
 
 class Supervisor:
-    """`run` returns when all workers are gone: the exit code and, for a failed start, one line that says why.
-
-    Signals: SIGTERM and SIGINT stop (a second SIGINT at once), SIGHUP renews the workers one after another, each old
-    one draining once its successor serves. All processes share the parent's process group. To be run in the main
-    thread: the kernel ends the workers with the *thread* that forked them.
+    """Handles signals: SIGTERM and SIGINT stop the server, a second SIGINT at once. SIGHUP renews the workers one after
+    another; each old one drains once its successor serves. All processes share the parent's process group.
     """
 
     def __init__(
@@ -70,11 +76,11 @@ class Supervisor:
         self._on_ready = on_ready
         self._listener_options = listener_options
         self._children: dict[int, _WorkerProcess] = {}
-        self._due: dict[int, float] = {}  # slot → when to start its worker
-        self._pauses: dict[int, float] = {}  # slot → the pause before its next start
-        self._exit_reasons: dict[int, str] = {}  # slot → what became of the worker that is to be started again
-        self._renew: list[_WorkerProcess] = []  # workers SIGHUP has yet to replace
-        self._successor: _WorkerProcess | None = None
+        self._due: dict[int, float] = {}  # slot -> when to start its worker
+        self._pauses: dict[int, float] = {}  # slot -> pause before its last restart
+        self._exit_reasons: dict[int, str] = {}  # slot -> how its worker ended, until it is restarted
+        self._renew: list[_WorkerProcess] = []  # workers that SIGHUP has yet to replace
+        self._successor: _WorkerProcess | None = None  # of the first of them
         self._served = False  # all workers were ready once
         self._stopping = False
         self._interrupted = False
@@ -83,12 +89,16 @@ class Supervisor:
         self._failure: str | None = None
 
     def run(self) -> tuple[int, str | None]:
+        """Returns when all workers are gone: the exit code and, after a failed start, the reason in one line.
+
+        To be called in the main thread: the kernel ends the workers with the thread that forked them.
+        """
         self._parent = os.getpid()
         self._wake, self._waker = os.pipe()
         self._alive, self._alive_writer = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
-        # poll, not epoll: a child must not share an epoll set with us.
+        # poll, not epoll: a child would share an epoll set with its parent.
         self._selector = selectors.PollSelector()
         self._selector.register(self._wake, selectors.EVENT_READ)
         before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
@@ -142,8 +152,8 @@ class Supervisor:
         limit = self._listener_options.per_address_limit
         column = None if limit is None else limit.claim_column()
         status, status_writer = os.pipe()
-        flush_output()  # or the child would write it once more
-        # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
+        flush_output()  # or the child would write it again
+        # Signals wait until the child has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
@@ -162,7 +172,7 @@ class Supervisor:
         return child
 
     def _run_worker(self, status: int, status_writer: int, column: int | None) -> int:
-        """All a child does, from fork to exit code. Nothing of the parent's own may run on in it."""
+        """Runs the worker in the child; returns the exit code. Nothing of the parent's state may be used in it."""
         code = 1
         try:
             if not die_with_parent(self._parent):
@@ -204,8 +214,8 @@ class Supervisor:
                 self._renew = list(self._children.values())
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        """Called by the interpreter, even while the loop waits for something else, such as whoever reads the log. All
-        else is the loop's, which finds the number in the pipe."""
+        """Ends everything at a second SIGINT. The interpreter calls it, even while a write to the log blocks the loop.
+        The loop handles the other signals, which it reads from the pipe."""
         if number != signal.SIGINT:
             return
         if self._interrupted or self._stopping:
@@ -241,7 +251,7 @@ class Supervisor:
             while text := os.read(child.status, 65536):
                 child.said += text
         except BlockingIOError:
-            pass  # a process of the worker's still holds the other end
+            pass  # a process that the worker started still holds the other end
 
     def _lost(self, child: _WorkerProcess, code: int) -> None:
         replaced = self._successor is not None and child is self._renew[0]
@@ -250,7 +260,7 @@ class Supervisor:
         if self._stopping or child.retiring:
             return
         if replaced:
-            self._successor = None  # it takes this one's place, now as any other worker
+            self._successor = None  # it has replaced this one, and is a worker like any other now
             return
         if child is self._successor:
             self._abandon_renewal(f"the new worker {_describe_exit(child, code)}")
@@ -273,7 +283,7 @@ class Supervisor:
         )
 
     def _step(self) -> None:
-        """What follows from who is ready now."""
+        """Continues a start or a renewal when workers have become ready."""
         if self._stopping:
             return
         if not self._served and len(self._children) == self._workers and all(c.ready for c in self._children.values()):
@@ -311,7 +321,7 @@ class Supervisor:
             self._renew.clear()
             self._successor = None
             for sock in self._sockets:
-                sock.close()  # with the workers' copies closed too, new clients are refused instead of left waiting
+                sock.close()  # once the workers close theirs too, new connections are refused instead of left waiting
             for child in self._children.values():
                 self._retire(child)
             self._give_up = time.monotonic() + self._grace + _KILL_MARGIN + _REAP_SECONDS
@@ -320,10 +330,10 @@ class Supervisor:
         for child in self._children.values():
             if child.kill_at <= now:
                 child.kill_at = float("inf")
-                os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is still this child's
+                os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is still the child's
 
     def _kill_all(self) -> None:
-        """Leaves nothing behind, also when something unforeseen was raised here."""
+        """Kills all workers that are left, also after an unexpected error here."""
         until = time.monotonic() + _REAP_SECONDS
         for child in self._children.values():
             os.kill(child.pid, signal.SIGKILL)
@@ -333,7 +343,7 @@ class Supervisor:
             time.sleep(0.005)
 
     def _end_workers(self) -> None:
-        """Returns when the workers are gone. It may interrupt any other step here, and touches nothing of theirs."""
+        """Kills the workers, and waits for a bounded time. May interrupt any other method, so it changes no state."""
         left = [pid for pid in self._children if not _reaped(pid)]
         for pid in left:
             os.kill(pid, signal.SIGKILL)
@@ -344,7 +354,7 @@ class Supervisor:
 
 
 def _reaped(pid: int) -> bool:
-    """Whether this child has ended. Until it is reaped, nobody else can have its pid."""
+    """Returns whether this child has ended. Until it is reaped, no other process can get its pid."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:

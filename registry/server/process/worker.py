@@ -1,4 +1,4 @@
-"""One worker: an event loop, the application, and the connections it has accepted."""
+"""A worker: one event loop, the application, and the connections that this process has accepted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.utils import formatdate
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -34,13 +35,15 @@ except ImportError:  # no wheel for this platform
 else:
     new_event_loop = uvloop.new_event_loop
 
-# What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
+"""For requests that were cancelled after the grace period."""
 CLOSE_SECONDS = 5.0
+"""For the application's shutdown after that."""
+_DRAIN_STEP_SECONDS = 0.02
 
 
 class Worker:
-    """Serves in this process and thread. `run` returns the exit code and, for a failed start, the reason in a line."""
+    """Serves in this process and thread."""
 
     def __init__(
         self,
@@ -53,7 +56,9 @@ class Worker:
         listener_options: ListenerOptions | None = None,
         alive: int | None = None,
     ) -> None:
-        """`alive` is a pipe's reading end whose writer is the parent: it is readable when the parent is gone."""
+        """`grace` is how many seconds requests in progress may go on after a stop. `on_ready` is called when the worker
+        accepts connections. `alive` is the reading end of a pipe that only the parent can write to: it becomes readable
+        when the parent is gone; None: there is no parent."""
         self._make_app = make_app
         self._sockets = sockets
         self._grace = grace
@@ -67,8 +72,9 @@ class Worker:
         self._interrupted = False
 
     def run(self) -> tuple[int, str | None]:
+        """Serves until it is told to stop. Returns the exit code and, after a failed start, the reason in one line."""
         tune_malloc()
-        loop = self._loop = new_event_loop()
+        loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
         asyncio.set_event_loop(loop)
         try:
@@ -82,21 +88,21 @@ class Worker:
         return 0, None
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._watch(loop)
-        self._refresh(settled=True)
+        self._handle_signals(loop)
+        self._refresh_certificates(settled=True)
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            await asyncio.wait({starting}, timeout=self._grace)  # told to stop during the start: let it end in order
+            await asyncio.wait({starting}, timeout=self._grace)  # a stop during the start: let it end in order
         if not starting.done():
             return
         starting.result()
         gc.collect()
-        gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
-        limit = self._connection_limit(loop)
+        gc.freeze()  # later collections skip the objects made so far, which would take them 50 ms
+        limit = ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
         limit.warn_if_low()
         ticks = asyncio.create_task(self._tick(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
@@ -106,34 +112,32 @@ class Worker:
         ticks.cancel()
         await _close(lifespan)
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         if self._alive is None:
-            signal.signal(signal.SIGINT, self._on_interrupt)
+            signal.signal(signal.SIGINT, partial(self._on_interrupt, loop))
         else:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-            loop.add_reader(self._alive, os._exit, 1)  # only the parent's end can make it readable
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+            loop.add_reader(self._alive, os._exit, 1)  # it becomes readable only when the parent ends
         if self._alive is None and self._listener_options.certificates is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._refresh, True)
+            loop.add_signal_handler(signal.SIGHUP, self._refresh_certificates, True)
         else:
-            # Sent to the whole group when a terminal closes; only a parent has workers to renew.
+            # A terminal that closes sends it to the whole process group. Only a parent has workers to renew.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
-    def _refresh(self, settled: bool = False) -> None:
+    def _refresh_certificates(self, settled: bool = False) -> None:
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
-    def _on_interrupt(self, number: int, _: FrameType | None) -> None:
-        """Called by the interpreter, not by the loop, which one of its callbacks may hold up."""
+    def _on_interrupt(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
+        """Stops; exits at once the second time. The interpreter calls it, so it works while a callback blocks the
+        event loop."""
         if self._interrupted or self._stop.is_set():
-            os._exit(128 + number)  # asked twice: at once
+            os._exit(128 + number)
         self._interrupted = True
         with suppress(RuntimeError):  # the loop is closed: the process is about to end
-            self._loop.call_soon_threadsafe(self._stop.set)
-
-    def _connection_limit(self, loop: asyncio.AbstractEventLoop) -> ConnectionLimit:
-        return ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
+            loop.call_soon_threadsafe(self._stop.set)
 
     def _listen(
         self, loop: asyncio.AbstractEventLoop, app: AsgiApp, lifespan_state: dict[str, Any], limit: ConnectionLimit
@@ -143,10 +147,10 @@ class Worker:
             loop,
             self._limits,
             UnsentBudget(self._limits.unsent_bytes, loop.time),
-            self._state,
-            lifespan_state,
-            self._listener_options.proxies,
-            limit,
+            state=self._state,
+            lifespan_state=lifespan_state,
+            proxies=self._listener_options.proxies,
+            connection_limit=limit,
         )
 
         def connection(on_lost: OnLost | None) -> RegistryProtocol:
@@ -158,9 +162,9 @@ class Worker:
         ]
 
     async def _tick(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
-        """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
-        timer. Now and then: whether the certificate was renewed."""
-        looked = loop.time()
+        """Once a second renews the Date header, checks each connection's timeouts, counts open files, and returns free
+        memory. Every few seconds checks whether the certificate was renewed."""
+        checked = loop.time()
         memory = FreeMemory(loop, self._state.connections)
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
@@ -169,20 +173,20 @@ class Worker:
                 connection.check(now)
             limit.measure()
             memory.check(now)
-            if now - looked >= self._limits.certificate_seconds:
-                looked = now
-                self._refresh()
+            if now - checked >= self._limits.certificate_seconds:
+                checked = now
+                self._refresh_certificates()
             await asyncio.sleep(self._limits.pulse_seconds)
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
-        """Takes no more connections, lets the requests in flight end within the grace, then cuts what is left."""
+        """Accepts no more connections, lets requests in progress end within the grace period, then cancels the rest."""
         for acceptor in acceptors:
             acceptor.close()
         until = time.monotonic() + self._grace
         while (self._state.connections or self._state.tasks) and time.monotonic() < until:
-            for connection in list(self._state.connections):  # each time: one may have been accepted just before
+            for connection in list(self._state.connections):  # anew: one may have been accepted just before
                 connection.shutdown()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_DRAIN_STEP_SECONDS)
         for connection in list(self._state.connections):
             connection.abort()
         tasks = set(self._state.tasks)
@@ -194,8 +198,7 @@ class Worker:
 
 
 async def _close(lifespan: Lifespan) -> None:
-    """Ends the application in order, if that takes no longer than it may. What goes on then is cancelled with the rest
-    of the loop."""
+    """Waits for the application's shutdown for a bounded time. If it takes longer, it is cancelled with the loop."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():
@@ -205,7 +208,7 @@ async def _close(lifespan: Lifespan) -> None:
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Ends what is still going on in the loop; not what refuses to."""
+    """Cancels all tasks, and waits for them for a bounded time."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -214,7 +217,8 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def describe_failure(error: BaseException) -> str:
-    """One line for a person. What is no plain fault of the surroundings is a bug: its traceback goes to the log."""
+    """Returns one line that says why the start failed. Anything but a reported problem or an OSError is a bug: its
+    traceback goes to the log."""
     message = getattr(error, "message", None)
     if isinstance(message, str) and message:
         return " ".join(message.split())
