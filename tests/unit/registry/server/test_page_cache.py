@@ -1,4 +1,4 @@
-"""Which parts of a file are in memory is told to the byte, and asking changes nothing."""
+"""Which parts of a file are in memory is known to the byte, and asking has no side effects."""
 
 from __future__ import annotations
 
@@ -35,20 +35,21 @@ def counts(fd: int, start: int, at: int, stop: int) -> int:
 
 @pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
 def test_what_was_just_written(fd: int, start: int) -> None:
-    """All of it is there, from whatever byte to whatever byte."""
+    """A file that was just written is in memory, from any byte to any byte."""
     for at in (start, start + 1, start + PAGESIZE):
         for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
             assert counts(fd, start, at, stop) == stop - at
 
 
 def test_beyond_the_end(fd: int) -> None:
-    """What a file does not have is not in memory."""
+    """Bytes after the end of the file are not in memory."""
     assert counts(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
     assert counts(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
 
 
 def test_what_the_kernel_has_dropped(fd: int) -> None:
-    """A file dropped from memory is cold until it is read, however often one asks; then up to where it was read."""
+    """A file dropped from memory stays cold however often one asks; after a read, the part that was read is in
+    memory."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     if counts(fd, 0, 0, SIZE) == SIZE:
         return  # the file system lives in memory
@@ -61,7 +62,7 @@ def test_what_the_kernel_has_dropped(fd: int) -> None:
 
 
 def test_what_is_viewed(fd: int) -> None:
-    """A view holds the file's bytes, from any byte to any byte, and again after its pages were let go."""
+    """A view has the file's bytes, from any byte to any byte, also after its pages were released."""
     data = os.pread(fd, SIZE, 0)
     for start in (0, 5, 3 * PAGESIZE + 7):
         mapped = MappedFile.try_map(fd, start, SIZE)
@@ -77,7 +78,7 @@ def test_what_is_viewed(fd: int) -> None:
 
 
 def test_what_is_let_go(fd: int) -> None:
-    """Pages that were viewed count as this process's memory until they are let go."""
+    """Viewed pages count as this process's memory until they are released."""
     file = MappedFile.try_map(fd, 0, SIZE)
     assert file is not None
     with file.view(0, SIZE) as view:
@@ -89,7 +90,7 @@ def test_what_is_let_go(fd: int) -> None:
 
 
 def mapped(fd: int) -> int:
-    """KiB of the file that this process has in its memory."""
+    """Returns how many KiB of the file this process has in its memory."""
     path = os.readlink(f"/proc/self/fd/{fd}")
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     found = 0
@@ -100,6 +101,6 @@ def mapped(fd: int) -> int:
 
 
 def test_nobody_can_tell() -> None:
-    """None for what cannot be mapped."""
+    """A file that cannot be mapped gives None."""
     with open("/proc/version", "rb") as file:
         assert MappedFile.try_map(file.fileno(), 0, 10) is None
