@@ -109,9 +109,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # Nothing refers back to this object now, so it is freed at once, not by the garbage collector.
+        # Nothing refers back to this object any more, so it is freed at once, without the garbage collector.
         self._active = self._latest = None
-        del self._reader
 
     # Called by the reader
 
@@ -137,7 +136,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         else:
             extensions[BODY_EXTENSION] = exchange.body.extension()
         if self._active is None:
-            self._answer(exchange)
+            self._start(exchange)
         else:
             self._queue.append(exchange)
             self._queued_bytes += head.size
@@ -184,7 +183,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._transport.write(response)
         return True
 
-    def _answer(self, exchange: AsgiExchange) -> None:
+    def _start(self, exchange: AsgiExchange) -> None:
         worker = self._worker
         self._active = exchange
         if worker.connection_limit is not None:
@@ -201,7 +200,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not done.keep_alive:
             self._finish(linger=done.body.more or self._reader.dropped_bytes > 0)
         elif self._queue:
-            self._answer(self._queue.popleft())
+            self._start(self._queue.popleft())
             if not self._queue:
                 self._queued_bytes = 0
                 self._flow.resume_reading()

@@ -88,6 +88,7 @@ class RequestReader:
         self.is_finished = True
         self._body = self._body_buffer = self._read_into = None
         self._head_parser.close()
+        del self._handler  # it refers to this object, and is not called any more
 
     def _parse(self, data: bytes) -> None:
         self.reads += 1

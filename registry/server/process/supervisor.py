@@ -87,12 +87,6 @@ class Supervisor:
         self._give_up = float("inf")
         self._code = 0
         self._failure: str | None = None
-
-    def run(self) -> tuple[int, str | None]:
-        """Returns when all workers are gone: the exit code and, after a failed start, the reason in one line.
-
-        To be called in the main thread: the kernel ends the workers with the thread that forked them.
-        """
         self._parent = os.getpid()
         self._wake, self._waker = os.pipe()
         self._alive, self._alive_writer = os.pipe()
@@ -100,6 +94,12 @@ class Supervisor:
         os.set_blocking(self._waker, False)
         # poll, not epoll: a child would share an epoll set with its parent.
         self._selector = selectors.PollSelector()
+
+    def run(self) -> tuple[int, str | None]:
+        """Returns when all workers are gone: the exit code and, after a failed start, the reason in one line.
+
+        To be called in the main thread: the kernel ends the workers with the thread that forked them.
+        """
         self._selector.register(self._wake, selectors.EVENT_READ)
         before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         wakeup = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
