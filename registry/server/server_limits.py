@@ -32,7 +32,7 @@ class ServerLimits:
     """For a client to take 256 KiB of a response held in memory, such as a large manifest, after what is in the
     kernel's buffers. Above: the connection is aborted."""
     half_close_seconds: float = 5.0
-    """For a response to a client that shut its sending side after a whole request. Above: it counts as gone."""
+    """For a response to a client that shut its sending side after a whole request. Later it counts as gone."""
     linger_seconds: float = 2.0
     """After an early response or a server's own error: how long the client may read it before the connection ends."""
     linger_bytes: int = 256 * 1024

@@ -1,6 +1,6 @@
 """One client's connection: has its requests answered in their order, and ends when it must.
 
-ADR 5 says why uvicorn's own protocol class does not do.
+See ADR 5 for why it does not use uvicorn's protocol class.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ class ConnectionLimit:
         """Counts what else is open, such as files being filled and connections to upstreams. To be called once a
         second."""
         if self._limit <= _MEASURED:
-            ours = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
-            self._set_budget(max(self._fixed, count_open_files() - ours))
+            own = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
+            self._set_budget(max(self._fixed, count_open_files() - own))
             if (free := self._free()) < 0:
                 self.shed(-free)
 

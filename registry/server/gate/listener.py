@@ -46,7 +46,7 @@ def bind(listen: str) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ListenError(_say(error, listen, host, port)) from error
+        raise ListenError(_explain(error, listen, host, port)) from error
     return sock
 
 
@@ -74,7 +74,7 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
     return found[0][0], found[0][4]
 
 
-def _say(error: OSError, listen: str, host: str, port: int) -> str:
+def _explain(error: OSError, listen: str, host: str, port: int) -> str:
     shown = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return (

@@ -47,7 +47,8 @@ class _WorkerProcess:
     started: float
     column: int | None
     """The column of the per-address limit in which it counts its connections."""
-    said: bytearray = field(default_factory=bytearray)
+    output: bytearray = field(default_factory=bytearray)
+    """What the worker has written to the pipe."""
     ready: bool = False
     retiring: bool = False
     kill_at: float = float("inf")
@@ -124,15 +125,15 @@ class Supervisor:
                 return
             self._start_due(now)
             self._kill_overdue(now)
-            for key, _ in self._selector.select(self._sleep(now)):
+            for key, _ in self._selector.select(self._select_timeout(now)):
                 if key.fd == self._wake:
                     self._take_signals()
                 else:
                     self._read_status(key.data)
             self._reap()
-            self._step()
+            self._advance()
 
-    def _sleep(self, now: float) -> float | None:
+    def _select_timeout(self, now: float) -> float | None:
         times = [*self._due.values(), *(child.kill_at for child in self._children.values()), self._give_up]
         if self._successor is not None:
             times.append(self._successor.started + _REPLACE_SECONDS)
@@ -225,12 +226,12 @@ class Supervisor:
 
     def _read_status(self, child: _WorkerProcess) -> None:
         text = os.read(child.status, 65536)
-        child.said += text
+        child.output += text
         if not text:
             self._selector.unregister(child.status)
-        if not child.ready and child.said.startswith(b"ready\n"):
+        if not child.ready and child.output.startswith(b"ready\n"):
             child.ready = True
-            del child.said[: len(b"ready\n")]
+            del child.output[: len(b"ready\n")]
 
     def _reap(self) -> None:
         for child in list(self._children.values()):
@@ -244,16 +245,16 @@ class Supervisor:
             del self._children[pid]
             if self._listener_options.per_address_limit is not None:
                 self._listener_options.per_address_limit.release_column(child.column)
-            self._lost(child, os.waitstatus_to_exitcode(status))
+            self._on_exit(child, os.waitstatus_to_exitcode(status))
 
     def _drain_status(self, child: _WorkerProcess) -> None:
         try:
             while text := os.read(child.status, 65536):
-                child.said += text
+                child.output += text
         except BlockingIOError:
             pass  # a process that the worker started still holds the other end
 
-    def _lost(self, child: _WorkerProcess, code: int) -> None:
+    def _on_exit(self, child: _WorkerProcess, code: int) -> None:
         replaced = self._successor is not None and child is self._renew[0]
         if child in self._renew:
             self._renew.remove(child)
@@ -267,7 +268,7 @@ class Supervisor:
             return
         if not self._served:
             self._code = 1
-            self._failure = child.said.decode(errors="replace").strip() or f"a worker {_describe_exit(child, code)}"
+            self._failure = child.output.decode(errors="replace").strip() or f"a worker {_describe_exit(child, code)}"
             self._stop()
             return
         now = time.monotonic()
@@ -282,7 +283,7 @@ class Supervisor:
             f"the worker {child.pid} {_describe_exit(child, code)}; starting it again after {pause:g} s"
         )
 
-    def _step(self) -> None:
+    def _advance(self) -> None:
         """Continues a start or a renewal when workers have become ready."""
         if self._stopping:
             return
@@ -368,5 +369,5 @@ def _write_line(pipe: int, text: str) -> None:
 def _describe_exit(child: _WorkerProcess, code: int) -> str:
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
-    said = child.said.decode(errors="replace").strip()
-    return f"ended with exit code {code}" + (f" ({said})" if said else "")
+    reason = child.output.decode(errors="replace").strip()
+    return f"ended with exit code {code}" + (f" ({reason})" if reason else "")
