@@ -45,8 +45,8 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
-    """A server that cuts off clients that take nothing for half a second."""
-    running = AppProcess({"limits": {"send_idle_seconds": 0.5, "pulse_seconds": 0.05}}, request.param)
+    """A server that cuts off clients that take nothing for a second."""
+    running = AppProcess({"limits": {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}}, request.param)
     try:
         yield running.until_ready()
     finally:
@@ -211,7 +211,7 @@ def test_a_client_that_takes_nothing(hasty: AppProcess, large: Path) -> None:
 def test_a_slow_client(hasty: AppProcess, large: Path) -> None:
     """A client that takes a little again and again is not cut off, however long its kernel takes no more of the
     file."""
-    until = time.monotonic() + 2
+    until = time.monotonic() + 3
     with asking(hasty, asks(large, length=1024 * MIB), buffer=256 * 1024) as sock:
         while time.monotonic() < until:
             assert sock.recv(32 * 1024)
