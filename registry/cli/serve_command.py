@@ -27,8 +27,7 @@ from registry.cli.options import (
 from registry.config import DOCKER_HUB, Settings
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
-
+    from registry.server.asgi import AsgiApp
     from registry.server.gate.listener import ListenerOptions
 
 HELP = "Run the registry until SIGTERM or Ctrl-C."
@@ -82,7 +81,7 @@ def run_server(settings: Settings) -> int:
     log_to_stderr(settings.log_level)
     with bound:
         try:
-            door = build_gate(settings)
+            listener_options = build_listener_options(settings)
         except CertificateError as error:
             fail(str(error))
         preload_mirrors(settings)
@@ -104,12 +103,12 @@ def run_server(settings: Settings) -> int:
         text = startup_banner(settings, address_of(bound), bound, closed=closed)
         pace = rate_limit_of(settings)
         return serve_app(
-            lambda: cast("ASGI3Application", create_app(settings, pace=pace)),  # ASGI, typed otherwise by starlette
+            lambda: cast("AsgiApp", create_app(settings, pace=pace)),
             sockets=[bound],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
             on_ready=lambda: _print_banner(text),
-            door=door,
+            listener_options=listener_options,
         )
 
 
@@ -118,7 +117,7 @@ def _print_banner(text: str) -> None:
         typer.echo(text)
 
 
-def build_gate(settings: Settings) -> ListenerOptions:
+def build_listener_options(settings: Settings) -> ListenerOptions:
     """What stands before the requests. To be made as root, who may be the only one to read the key. Raises
     CertificateError."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates

@@ -1,31 +1,37 @@
-"""The few things we ask of Linux and its C library that Python has no name for. Elsewhere each is a quiet no-op."""
+"""Calls to Linux and its C library that Python does not offer. On other systems they do nothing."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
+import socket
+import struct
 import sys
+import termios
 from typing import cast
 
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK = (
-    2 * 1024 * 1024
-)  # twice what is received at once; what is larger goes back to the system when it is freed
+_LARGE_BLOCK = 2 * 1024 * 1024
+"""Twice what is received at once. Larger blocks of memory go back to the system when they are freed."""
 _MOST_FILES = 1 << 20
+_BYTES_ACKED = struct.Struct("@120xQ")  # tcpi_bytes_acked in struct tcp_info
+_INT = struct.Struct("@i")
 _BYTEARRAY_OF_SIZE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
 )
 
 
 def die_with_parent(parent: int) -> bool:
-    """Asks the kernel to kill this process when the thread that forked it ends. False: `parent` is gone already.
+    """Asks the kernel to kill this process when the thread that forked it ends. Returns False if `parent`, the pid of
+    the parent before the fork, is gone already.
 
-    To be called in a child right after the fork, with the pid of the parent taken before it. The signal is SIGKILL: a
-    worker whose loop is stuck must go as well, and what was acknowledged survives that. See prctl(2).
+    To be called in the child right after the fork. The signal is SIGKILL, which ends a worker with a blocked event loop
+    too; what was acknowledged survives it. See prctl(2).
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -33,7 +39,7 @@ def die_with_parent(parent: int) -> bool:
 
 
 def tune_malloc() -> None:
-    """Lets malloc keep blocks of a read's size instead of mapping and unmapping each one. See mallopt(3)."""
+    """Makes malloc reuse blocks of the size of a read instead of mapping and unmapping each. See mallopt(3)."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
@@ -42,49 +48,50 @@ def tune_malloc() -> None:
         mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE_BLOCK)
 
 
-def resident_bytes() -> int:
-    """Bytes of memory this process has; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
-def trim_memory() -> None:
-    """Gives free memory back to the system. Takes some milliseconds; to be called in a thread. See malloc_trim(3)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
-
-
 def uninitialized_bytearray(size: int) -> bytearray:
-    """`bytearray(size)` without the zeros: for memory that is filled before anybody sees it."""
+    """Returns a bytearray without setting its bytes to 0, for memory that is filled before it is read."""
     return cast(bytearray, _BYTEARRAY_OF_SIZE(None, size))
 
 
 def raise_file_limit() -> None:
-    """Raises the soft limit of open files to the hard one: each connection and each open blob needs one. A hard limit
-    of a billion, as some containers have it, is not taken: the kernel's tables would grow with the strangers."""
+    """Raises the soft limit of open files to the hard one, but not above a million: some containers have a hard limit
+    of a billion, and the kernel's tables would grow with the number of clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (ValueError, OSError):
-            return  # some systems promise more than they give; what we have is enough to run
+            return  # some systems refuse their own hard limit; the soft one suffices to run
 
 
 def file_limit() -> int:
-    """How many files this process may have open."""
+    """Returns how many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
 
 
 def count_open_files() -> int:
-    """How many it has open; 0 where the system does not tell."""
+    """Returns how many files this process has open; 0 where the system does not tell."""
     try:
-        return len(os.listdir("/proc/self/fd")) - 1  # without the one for the look itself
+        return len(os.listdir("/proc/self/fd")) - 1  # without the one that lists them
     except OSError:
         return 0
+
+
+def unacknowledged_bytes(sock: socket.socket) -> int:
+    """Returns how many sent bytes the other side has not acknowledged yet. See tcp(7), SIOCOUTQ. Raises OSError."""
+    (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    return int(count)
+
+
+def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
+    """Returns how many sent bytes the other side has acknowledged, and how many it has not; (0, 0) if unknown. See
+    tcp(7), TCP_INFO."""
+    if sys.platform != "linux" or sock is None:
+        return 0, 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        return _BYTES_ACKED.unpack(info)[0], unacknowledged_bytes(sock)
+    except (OSError, struct.error):  # gone already
+        return 0, 0

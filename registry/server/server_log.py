@@ -1,4 +1,4 @@
-"""The server's own log lines: few, without colour, to stderr. One line per call is `registry.observe`'s business."""
+"""Logging of the server itself. `registry.observe` logs the calls on the registry."""
 
 from __future__ import annotations
 
@@ -10,38 +10,34 @@ from registry.log_output import LineFormatter
 
 log = logging.getLogger("registry.server")
 
-_OURS = ("registry.server", "uvicorn", "asyncio")
+_LOGGERS = ("registry.server", "asyncio")
 
 
 def set_up_server_logging() -> None:
-    """Sends what uvicorn, asyncio and we have to say to the root's handlers, or to stderr where it has none.
-
-    uvicorn's start and stop lines are information about itself, not for the operator: only its warnings pass.
-    """
+    """Sends the log lines of the server and of asyncio to the root logger's handlers, or to stderr if it has none."""
     handler: logging.Handler | None = None
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(LineFormatter())
-    for name in _OURS:
+    for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler] if handler else []
         logger.propagate = handler is None
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
 
 
 class LoopErrors:
-    """An event loop's exception handler that says each thing once: a fault in a callback may come back per packet."""
+    """An exception handler for event loops that logs each error once: a failing callback may be called per packet."""
 
     def __init__(self, most: int = 256) -> None:
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._most = most
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         message = str(context.get("message", "an error in the event loop"))
         key = f"{message} {error!r}"
-        if key in self._said or len(self._said) >= self._most:
+        if key in self._logged or len(self._logged) >= self._most:
             return
-        self._said.add(key)
+        self._logged.add(key)
         log.error("%s (said once)", message, exc_info=error)

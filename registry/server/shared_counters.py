@@ -1,12 +1,11 @@
-"""Counts and paces that all workers share: a few anonymous pages, mapped before the fork. No locks.
+"""Counters and rate limits that all workers share, without locks, in anonymous memory mapped before the fork.
 
-Both tables are sketches. A key has one cell in each of two rows, by its hash, and of what the two say the smaller
-counts: other keys can only have added to it, and hardly ever to both. So there are no keys to store, nothing to claim,
-to evict or to clean up. `hash` of a string is keyed with a secret of this process and its forks (unless PYTHONHASHSEED
-says otherwise), so nobody outside can aim at another's cells.
+Both tables are count-min sketches. A key has one cell in each of two rows, chosen by its hash, and the smaller of the
+two values counts: other keys can only have increased it, and rarely in both rows. So no keys are stored, claimed,
+evicted or cleaned up. Python's `hash` of a string is keyed with a secret of this process and its forks (unless
+PYTHONHASHSEED is set), so a client cannot choose a key that collides with another one's.
 
-Cells have 4 or 8 bytes at addresses divisible by that, which the processors in use read and write as one: what is read
-was written by somebody, never half of it.
+Cells are aligned and have 4 or 8 bytes, which processors read and write at once: no reader sees half a value.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mmap import mmap
 _SLOTS = 8192
 _MASK = _SLOTS - 1
 _APART = 24
-"""Bits between the two parts of a hash that name a key's cells."""
+"""Distance in bits between the two parts of a hash that choose a key's cells."""
 
 
 def _cells_of(key: str) -> tuple[int, int]:
@@ -27,27 +26,27 @@ def _cells_of(key: str) -> tuple[int, int]:
 
 
 class SharedCounters:
-    """How often each key is there now, in all processes together. Each process counts in a column of its own, which
-    nobody else writes to, so no count is ever lost; a look adds the columns up.
+    """Counts keys over all processes. Each process counts in its own column, which no other writes to, so no count is
+    lost; the sum of the columns is the result.
 
-    A process that looks while others count may see a moment that never was. That is harmless: `enter` counts first and
-    looks then, so of those that come at the same time none is let in above the limit; at worst one too many is refused.
+    A sum that is read while other processes count may be of different moments. That is harmless: `add` counts before it
+    reads, so of several callers at the same time none gets a sum below its place; at worst a sum is too high.
     """
 
     def __init__(self, columns: int) -> None:
-        """To be made before the fork. `columns`: for that many processes at the same time."""
+        """To be made before the fork. `columns` is the most processes at the same time."""
         self.columns = columns
         self._height = 2 * _SLOTS
         self._memory = mmap(-1, 4 * self._height * columns)
         self._cells = memoryview(self._memory).cast("I")
 
     def clear(self, column: int) -> None:
-        """Whoever counted there is gone."""
+        """Sets all counts of a column to 0."""
         size = 4 * self._height
         self._memory[column * size : (column + 1) * size] = bytes(size)
 
     def add(self, column: int, key: str) -> int:
-        """Counts one more in that column; how many there are now, in all of them."""
+        """Counts one more in a column. Returns the sum of all columns."""
         base = column * self._height
         most = []
         for cell in _cells_of(key):
@@ -56,23 +55,23 @@ class SharedCounters:
         return min(most)
 
     def remove(self, column: int, key: str) -> None:
-        """One that was added there is gone."""
+        """Counts one less in a column."""
         base = column * self._height
         for cell in _cells_of(key):
             self._cells[base + cell] -= 1
 
 
 class SharedRateLimiter:
-    """How fast each of many may go on, over all workers: `per_second`, and `burst` at once (GCRA, the leaky bucket as a
-    meter: ITU-T I.371). A cell holds when its keys' requests so far will have been paid for.
+    """Limits the rate of each key over all workers to `per_second`, with bursts of `burst` (GCRA, the leaky bucket as a
+    meter: ITU-T I.371). A cell holds the time from which its keys' requests so far are within the rate.
 
-    Two workers that take for the same key at the same moment may both read what stood there before, and the later
-    write hides the earlier: a request is had for nothing, at most one for each further worker, and nobody is refused
-    who should not be. A worker that dies leaves nothing behind but the time it last wrote.
+    If two workers take for the same key at the same moment, both may read the same value, and the later write hides the
+    earlier: at most one request for each further worker is not counted, and none is refused wrongly. A worker that dies
+    leaves nothing to clean up.
     """
 
     def __init__(self, per_second: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """To be made before the fork. `clock` is in seconds and the same for all processes of the machine."""
+        """To be made before the fork. `clock` is in seconds, and the same in all processes."""
         if per_second <= 0 or burst < 1:
             raise ValueError("a pace needs a rate above 0 and a burst of 1 at least")
         self._step = 1 / per_second
@@ -81,7 +80,8 @@ class SharedRateLimiter:
         self._cells = memoryview(mmap(-1, 8 * 2 * _SLOTS)).cast("d")
 
     def take(self, key: str) -> float:
-        """Takes one request of `key`. 0.0: it may go on; else how many seconds to wait, and nothing was taken."""
+        """Counts one request of `key` and returns 0.0; if it is beyond the rate, counts nothing and returns how many
+        seconds to wait."""
         now = self._clock()
         number = hash(key)  # as in `_cells_of`: this is called for every request
         one, other = number & _MASK, _SLOTS + ((number >> _APART) & _MASK)

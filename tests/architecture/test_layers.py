@@ -46,6 +46,17 @@ def test_http_imports_the_vocabulary_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_what_uvicorn_documents_is_imported(path: Path) -> None:
+    """Of uvicorn, product code imports `Config` and `Server` from the package itself, and none of its modules."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(name.name.startswith("uvicorn.") for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "uvicorn":
+            assert node.module == "uvicorn"
+            assert {name.name for name in node.names} <= {"Config", "Server"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_small(path: Path) -> None:
     """No module is longer than 400 lines; above 300, think about its one idea."""
     assert len(path.read_text().splitlines()) <= LINES

@@ -1,94 +1,104 @@
-"""One request and its response: what ASGI's `receive` and `send` do, on top of uvicorn's cycle."""
+"""One request and its response: calls the application, and does what ASGI's `receive` and `send` ask for."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
-
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-from uvicorn.protocols.utils import ClientDisconnected
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from registry.log_output import mark_logged, was_logged
+from registry.server.asgi import AsgiApp, Message
+from registry.server.connection.context import ConnectionContext
 from registry.server.connection.file_sender import FileSender, FileTruncated
+from registry.server.connection.flow_control import ClientDisconnected
+from registry.server.connection.head_parser import RequestHead
 from registry.server.connection.request_body import RequestBody
-from registry.server.connection.timeouts import make_room_for_response
 from registry.server.http1.error_responses import error_body, error_headers
-from registry.server.http1.request_head import check_response_headers
+from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers
 from registry.server.server_log import log
-
-if TYPE_CHECKING:
-    from registry.server.connection.protocol import RegistryProtocol
 
 _BODYLESS = (204, 304)
 _LARGE = 64 * 1024
 RESPONSE_SLICE_BYTES = 256 * 1024
-"""Bytes of a large body that are written at once. They may be encrypted: so long the other connections wait for each
-that sends."""
+"""Bytes of a large body that are written at once. Over TLS they are encrypted at once, and the worker's other
+connections wait for that."""
 
 
-class AsgiExchange(RequestBody):
-    """Differs from uvicorn's cycle in what a registry cannot do without:
+class AsgiExchange:
+    """Sends a response as ASGI 2.4 has it, with these choices:
 
-    - `send` raises ClientDisconnected (an OSError) once the client is gone, as ASGI 2.4 has it: nobody reads a 40 GiB
-      blob from the disk for a client that left;
-    - the body is handed over in the memory it was received into, to whoever asks for it that way;
-    - a response that starts before the request's body was read decides what becomes of the rest, and says so;
-    - errors of ours have the spec's shape; HEAD, 204 and 304 may declare a length; HTTP/1.0 gets no chunks.
-
-    `send` takes files too (ASGI's zero-copy extension), which the kernel sends: see
-    `registry.server.connection.file_sender`. It and `take_body` count in `moved`, which is all the time limits look at.
+    - `send` raises ClientDisconnected (an OSError) once the client is gone: nobody reads a 40 GiB blob from the disk
+      for a client that left.
+    - `send` takes files (ASGI's zero-copy extension), which the kernel sends: see
+      `registry.server.connection.file_sender`.
+    - A response that starts before the request's body was received decides what becomes of the rest of the body.
+    - The server's own errors have the shape of the distribution spec.
+    - Responses to HEAD, and 204 and 304, may declare a length. HTTP/1.0 clients get no chunks.
     """
 
-    def __init__(self, protocol: RegistryProtocol, scope: Any, *, keep_alive: bool, length: int | None) -> None:
-        super().__init__(
-            scope=scope,
-            transport=protocol.transport,
-            flow=protocol.flow,
-            logger=log,
-            access_logger=log,
-            access_log=False,
-            default_headers=protocol.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=protocol.expect_100_continue and scope["http_version"] == "1.1",
-            keep_alive=keep_alive,
-            on_response=protocol.on_response_complete,
-        )
-        self.protocol = protocol
-        self.rest = length
-        self.pieces = []
-        self.sent_headers = False
-        self._head = b""  # of the response, until its first body message
+    def __init__(self, context: ConnectionContext, head: RequestHead, on_complete: Callable[[], None]) -> None:
+        """`on_complete` is called once the response is complete."""
+        self.scope = head.scope
+        self.keep_alive = head.keep_alive
+        """The connection stays open for another request."""
+        self.body = RequestBody(context, head.length, expects_continue=head.expects_continue)
+        self.response_started = False
+        self.response_complete = False
+        self.sent_bytes = 0
+        self.file_sender: FileSender | None = None
+        """Sends a file now."""
+        self._context = context
+        self._transport = context.transport
+        self._flow = context.flow
+        self._on_complete = on_complete
+        self._is_chunked: bool | None = None
+        """None: nothing decided yet, or the response has no body."""
+        self._remaining_length = 0
+        """Bytes that the declared length still asks for; negative: no length was declared."""
+        self._head = b""
+        """The response's head, until it is written with the first part of the body."""
+        self._has_written = False
 
-    async def run_asgi(self, app: ASGI3Application) -> None:
+    @property
+    def moved_bytes(self) -> int:
+        """A count that grows with each byte received or sent: the connection's progress."""
+        return self.body.received_bytes + self.sent_bytes
+
+    async def run(self, app: AsgiApp) -> None:
+        """Calls the application. Logs what it raises, and answers with an error if nothing was sent yet."""
         try:
-            await app(self.scope, self.receive, self.send)
-        except BaseException as error:  # the request's task ends here: nobody above could act on it
+            await app(self.scope, self.body.receive, self.send)
+        except BaseException as error:  # the request's task ends here: nothing above could handle it
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                self.transport.abort()  # the grace of a shutdown is over
+                self._transport.abort()  # the grace period of a shutdown is over
             elif isinstance(error, ClientDisconnected):
-                log.debug("%s: the client left", self._asked())
-                self.transport.abort()  # who sends a file may learn of it before the transport does
+                log.debug("%s: the client left", self._request_line())
+                self._transport.abort()  # a file sender may notice it before the transport does
             else:
-                self._failed("the application failed", error)
+                self._fail("the application failed", error)
         else:
-            if not self.response_complete and not self.disconnected:
-                self._failed("the application returned without a complete response", None)
+            if not self.response_complete and not self.body.is_disconnected:
+                self._fail("the application returned without a complete response", None)
 
-    def _failed(self, what: str, error: BaseException | None) -> None:
+    def disconnect(self) -> None:
+        """Tells the application that the client is gone: `receive` returns `http.disconnect`, `send` raises."""
+        self.body.disconnect()
+        if self.file_sender is not None:
+            self.file_sender.end(ClientDisconnected())
+
+    def _fail(self, what: str, error: BaseException | None) -> None:
         no_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         if no_files:
-            log.error("%s: %s", self._asked(), error)
+            log.error("%s: %s", self._request_line(), error)
         elif not was_logged(error):
-            log.error("%s: %s", self._asked(), what, exc_info=error)
-        if self.disconnected or self.response_complete:
+            log.error("%s: %s", self._request_line(), what, exc_info=error)
+        if self.body.is_disconnected or self.response_complete:
             return
-        if self.sent_headers:
-            self.transport.abort()  # a body that breaks off is the only way left to tell
+        if self._has_written:
+            self._transport.abort()  # a body that breaks off is the only way left to tell the client
             return
         if no_files:
             body = self._start_error(503, "the registry has as many files open as it may; try again", "UNAVAILABLE")
@@ -97,65 +107,47 @@ class AsgiExchange(RequestBody):
         self._write_part(body, more=False)
 
     def _start_error(self, status: int, message: str, code: str) -> bytes:
-        """Starts an answer of ours in place of one of which nothing was sent; its body."""
+        """Starts an error response in place of one of which nothing was written. Returns its body."""
         body = error_body(message, code=code)
-        self.chunked_encoding = None
-        self.expected_content_length = 0
+        self._is_chunked = None
+        self._remaining_length = 0
         self.keep_alive = False
         self._start(status, error_headers(body) + ([(b"retry-after", b"1")] if status == 503 else []))
         return body
 
-    def _within_memory(self, body: bytes, *, more: bool) -> bytes:
-        """The body to be sent: another one in place of a large whole body, where too many wait for their clients."""
-        protocol = self.protocol
-        if len(body) <= _LARGE:
-            if protocol.held_unsent_bytes and not self.transport.get_write_buffer_size():
-                protocol.held_unsent_bytes = 0
-            return body
-        if more or not self._head:  # it streams: a piece at a time, and whoever sends it waits for the client
-            protocol.held_unsent_bytes = 0
-            return body
-        held = min(
-            len(body), RESPONSE_SLICE_BYTES
-        )  # the rest is the application's to count: it may give the same to many
-        connections = cast("set[RegistryProtocol]", protocol.connections)
-        if not make_room_for_response(connections, held, protocol.limits.unsent_bytes, protocol.loop.time()):
-            log.warning("%s: answered 503, since too many answers wait for their clients", self._asked())
-            return self._start_error(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
-        protocol.held_unsent_bytes = held
-        return body
-
-    def _asked(self) -> str:
+    def _request_line(self) -> str:
         return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # as sent: no line breaks in the log
 
-    # Going out
+    # What the application sends
 
-    async def send(self, message: Any) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
+    async def send(self, message: Message) -> None:
+        """Sends one ASGI message; returns when the connection takes more.
+
+        Raises ClientDisconnected once the client is gone, and RuntimeError for a message that does not fit.
+        """
+        if self._flow.write_paused and not self.body.is_disconnected:
+            await self._flow.drain()
+        if self.body.is_disconnected:
             raise ClientDisconnected
         if not self.response_started:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
-            if self.more_body:
-                await self._pass_over_a_short_rest()
+            if self.body.more:
+                await self._receive_short_rest()
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
-            if self.transport.is_closing():
-                # A write that failed is told in a later turn of the loop, which who sends on never lets come.
-                self.hang_up()
+            if self._transport.is_closing():
+                # asyncio reports a failed write in a later turn of the loop, which busy senders never let come.
+                self.disconnect()
                 raise ClientDisconnected
             kind = message["type"]
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
-                body = self._within_memory(body, more=more)
-                whole = bool(self._head) and not more
-                if len(body) > RESPONSE_SLICE_BYTES and whole:
-                    await self._write_whole(memoryview(body))
-                elif self.protocol.secret and len(body) > _LARGE:
-                    await self._write_slices(memoryview(body), more=more)
+                if len(body) > _LARGE:
+                    await self._write_large(body, more=more)
                 else:
+                    if self._context.unsent.size:
+                        self._context.unsent.release_if_taken()
                     self._write_part(body, more=more)
             elif kind == "http.response.zerocopysend":
                 await self._write_file(message)
@@ -164,119 +156,143 @@ class AsgiExchange(RequestBody):
         else:
             raise RuntimeError(f"{message['type']} after the response was complete")
 
-    async def _pass_over_a_short_rest(self) -> None:
-        """What is short, announced, and comes without being asked for is taken in before an early answer, as servers
-        written in Go do it: containerd 1.6 waits for ever where the answer comes before it has sent a manifest."""
-        short = self.rest is not None and self.rest <= self.protocol.limits.drain_bytes
-        if not short or self.waiting_for_100_continue:
+    async def _receive_short_rest(self) -> None:
+        """Receives the rest of a short body before an early response, as servers written in Go do: containerd 1.6 hangs
+        if the response comes before it has sent a whole manifest."""
+        limits = self._context.worker.limits
+        rest = self.body.remaining_bytes
+        if rest is None or rest > limits.drain_bytes or self.body.expects_continue:
             return
         try:
-            async with asyncio.timeout(self.protocol.limits.linger_seconds):
-                while self.more_body:
-                    if await self.receive_pieces() is None:
+            async with asyncio.timeout(limits.linger_seconds):
+                while self.body.more:
+                    if await self.body.receive_pieces() is None:
                         raise ClientDisconnected
         except TimeoutError:
-            self.keep_alive = False  # it drips; the answer need not wait for that
+            self.keep_alive = False  # the rest comes too slowly; the response need not wait for it
 
-    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _start(self, status: int, headers: Headers) -> None:
         self.response_started = True
-        self._decide_on_the_rest()
-        lines = [STATUS_LINE[status]]
+        if self.body.more:
+            self._decide_on_rest()
+        lines = [STATUS_LINES[status]]
         closes = False
         check_response_headers(headers)
-        for name, value in self.protocol.server_state.default_headers + headers:
+        for name, value in self._context.worker.state.default_headers + headers:
             lowered = name.lower()
             if lowered == b"content-length":
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
+                self._remaining_length = int(value)
+                self._is_chunked = False
             elif lowered == b"transfer-encoding":
-                continue  # framing is decided here
+                continue  # the framing is decided here
             elif lowered == b"connection":
                 closes = b"close" in value.lower()
                 self.keep_alive = self.keep_alive and not closes
             lines += (name, b": ", value, b"\r\n")
         if self.scope["method"] == "HEAD" or status in _BODYLESS:
-            self.chunked_encoding = None  # neither frames nor bytes: see _give
-        elif self.chunked_encoding is None:
-            self.chunked_encoding = self.scope["http_version"] == "1.1"
-            if self.chunked_encoding:
+            self._is_chunked = None  # no frames and no bytes: see _write_part
+        elif self._is_chunked is None:
+            self._is_chunked = self.scope["http_version"] == "1.1"
+            if self._is_chunked:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False
-                self.expected_content_length = -1  # until the connection closes
+                self._remaining_length = -1  # the body ends with the connection
         if not self.keep_alive and not closes:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)
 
-    def _decide_on_the_rest(self) -> None:
-        """An answer before the request's end: a short rest is worth a connection, any other is not.
+    def _decide_on_rest(self) -> None:
+        """Decides, for a response before the request's end, whether the rest of the body is received to keep the
+        connection: only a short one is.
 
-        After `Expect` without a 100 the client may or may not send its body, so what comes next could be either.
+        After `Expect` without a 100 the client may send its body or not, so what comes next could be either.
         """
-        if not self.more_body:
-            return
-        if self.waiting_for_100_continue or self.rest is None or self.rest > self.protocol.limits.drain_bytes:
+        rest = self.body.remaining_bytes
+        if self.body.expects_continue or rest is None or rest > self._context.worker.limits.drain_bytes:
             self.keep_alive = False
-        self.waiting_for_100_continue = False
+        self.body.expects_continue = False
+
+    # Writing a body from memory
+
+    async def _write_large(self, body: bytes, *, more: bool) -> None:
+        if self._head and not more:  # a whole body; the rest is the application's to count
+            if not self._context.unsent.hold(min(len(body), RESPONSE_SLICE_BYTES)):
+                log.warning("%s: answered 503, since too many answers wait for their clients", self._request_line())
+                body = self._start_error(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
+        else:  # a stream: one piece at a time, and its sender waits for the client
+            self._context.unsent.release()
+        if len(body) > RESPONSE_SLICE_BYTES and self._head and not more:
+            await self._write_whole(memoryview(body))
+        elif self._context.is_tls and len(body) > _LARGE:
+            await self._write_slices(memoryview(body), more=more)
+        else:
+            self._write_part(body, more=more)
 
     async def _write_whole(self, body: memoryview) -> None:
-        """All of a body that is held in memory for it."""
+        """Writes a large response that came in one message."""
         try:
-            await self._write_slices(body, more=False, within=self.protocol.limits.slice_seconds)
+            await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.slice_seconds)
         finally:
-            if not self.protocol.secret:  # where nothing is left to be taken; TLS may keep the last slice
-                self.protocol.held_unsent_bytes = 0
+            if not self._context.is_tls:  # all was taken; over TLS the transport may hold the last slice
+                self._context.unsent.release()
 
-    async def _write_slices(self, body: memoryview, *, more: bool, within: float | None = None) -> None:
-        """A large body, slice by slice, so that whoever holds it for us does so until the client has taken it. `within`
-        so many seconds it has to take each: of an answer that is whole in memory, other than of a blob that streams.
+    async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
+        """Writes a large body in slices, so that the application keeps it in memory until the client has taken it.
+
+        `slice_seconds` is how long the client may take for each slice; None, for streams: any time.
 
         Over TLS all that is written at once is encrypted at once, and kept until the client takes it. A turn of the
-        loop for each slice lets others have theirs, and this connection learn that the client is gone: what is written
-        then is dropped without a word."""
+        loop for each slice lets other connections work, and lets this one notice that the client is gone: what is
+        written after that is dropped silently.
+        """
         for start in range(0, len(body), RESPONSE_SLICE_BYTES):
-            if self.flow.write_paused:
-                await self._taken(self.flow.drain(), within)
+            if self._flow.write_paused:
+                await self._cut_off_after(self._flow.drain(), slice_seconds)
             else:
                 await asyncio.sleep(0)
-            if self.disconnected:
+            if self.body.is_disconnected:
                 raise ClientDisconnected
             self._write_part(body[start : start + RESPONSE_SLICE_BYTES], more=True)
-        if not self.protocol.secret:
-            await self._taken(self._flush(), within)  # the transport would keep a view of all of it
-        if self.disconnected:
+        if not self._context.is_tls:
+            await self._cut_off_after(self._flush(), slice_seconds)  # the transport would keep a view of all of it
+        if self.body.is_disconnected:
             raise ClientDisconnected
         self._write_part(b"", more=more)
 
-    async def _taken(self, drained: Coroutine[Any, Any, None], within: float | None) -> None:
-        """Waits until the client has taken a slice. One that takes too long is cut off: each holds memory of ours."""
+    async def _cut_off_after(self, drained: Coroutine[Any, Any, None], seconds: float | None) -> None:
+        """Waits until the client has taken a slice. Cuts it off after `seconds`: each slice holds memory."""
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(seconds):
                 await drained
         except TimeoutError:
-            log.info("%s: cut off, since the client takes its answer too slowly", self._asked())
-            self.transport.abort()
-            self.hang_up()
+            log.info("%s: cut off, since the client takes its answer too slowly", self._request_line())
+            self._transport.abort()
+            self.disconnect()
             raise ClientDisconnected from None
 
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
-        if self.chunked_encoding is None:
+        if self._is_chunked is None:
             body = b""
         self._count(len(body))
         before, after = self._frame(len(body), more=more)
-        if len(body) > _LARGE:  # not worth a copy
+        if len(body) > _LARGE:  # a copy would cost more than two more writes
             self._write(before)
             self._write(body)
             self._write(after)
         else:
             self._write(b"".join((before, body, after)))
-        self._go_on(more=more)
+        if not more:
+            self._complete()
 
-    async def _write_file(self, message: Any) -> None:
-        """ASGI's zero-copy extension: `count` bytes of an open `file` from `offset` on, which the kernel sends.
+    # Sending a file
 
-        Without an offset from where the file stands, without a count to its end. The application closes the file."""
+    async def _write_file(self, message: Message) -> None:
+        """Sends `count` bytes of an open `file` from `offset` on (ASGI's zero-copy extension).
+
+        Without an offset, from the file's position; without a count, to its end. The application closes the file.
+        """
         file = message["file"] if isinstance(message["file"], int) else message["file"].fileno()
         offset, count, more = message.get("offset"), message.get("count"), message.get("more_body", False)
         start = os.lseek(file, 0, os.SEEK_CUR) if offset is None else offset
@@ -284,75 +300,77 @@ class AsgiExchange(RequestBody):
             count = max(os.fstat(file).st_size - start, 0)
         self._count(count)
         before, after = self._frame(count, more=more)
-        if count == 0 or self.chunked_encoding is None:
+        if count == 0 or self._is_chunked is None:
             self._write(before + after)
         else:
             await self._send_file(before, file, start, count)
             self._write(after)
         if offset is None:
             os.lseek(file, start + count, os.SEEK_SET)
-        self._go_on(more=more)
+        if not more:
+            self._complete()
 
     async def _send_file(self, before: bytes, file: int, start: int, count: int) -> None:
-        if self.protocol.socket is None:
+        sock = self._context.sendfile_socket
+        if sock is None:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
         await self._flush()
-        if self.transport.is_closing():
-            self.hang_up()
+        if self._transport.is_closing():
+            self.disconnect()
             raise ClientDisconnected
-        self.sending = FileSender(self.protocol.loop, self.protocol.socket, file, self._progress)
+        self.file_sender = FileSender(self._context.worker.loop, sock, file, self._on_sent)
         try:
-            await self.sending.run(before, start, count)
+            await self.file_sender.run(before, start, count)
         except (OSError, FileTruncated) as error:
             if not isinstance(error, ClientDisconnected):
-                log.error("%s: a file cannot be sent: %s", self._asked(), error)
+                log.error("%s: a file cannot be sent: %s", self._request_line(), error)
                 mark_logged(error)
             raise
         finally:
-            self.sending = None
+            self.file_sender = None
 
     async def _flush(self) -> None:
-        """Waits until the transport has handed all it was given to the kernel."""
-        if self.transport.is_closing() or not self.transport.get_write_buffer_size():
+        """Waits until the transport has passed all that was written to the kernel."""
+        if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
-        self.transport.set_write_buffer_limits(0)
+        self._transport.set_write_buffer_limits(0)
         try:
-            await self.flow.drain()
+            await self._flow.drain()
         finally:
-            if not self.transport.is_closing():
-                self.transport.set_write_buffer_limits()
+            if not self._transport.is_closing():
+                self._transport.set_write_buffer_limits()
 
-    def _progress(self, count: int) -> None:
-        self.sent_headers = True
-        self.moved += count
+    def _on_sent(self, count: int) -> None:
+        self._has_written = True
+        self.sent_bytes += count
+
+    # Framing
 
     def _count(self, size: int) -> None:
-        """Raises RuntimeError for more than the declared length."""
-        self.moved += 1
-        if self.chunked_encoding is False and self.expected_content_length >= 0:
-            self.expected_content_length -= size
-            if self.expected_content_length < 0:
+        """Counts bytes of the body. Raises RuntimeError for more than the declared length."""
+        self.sent_bytes += 1
+        if self._is_chunked is False and self._remaining_length >= 0:
+            self._remaining_length -= size
+            if self._remaining_length < 0:
                 raise RuntimeError("the response is longer than its content-length")
 
     def _frame(self, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """What goes before and after that much of the body: the head with the first of it, a chunk's frame."""
+        """Returns what goes before and after `size` bytes of the body: the head, and a chunk's frame."""
         head, self._head = self._head, b""
-        if not self.chunked_encoding:
+        if not self._is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")
         return before, after if more else after + b"0\r\n\r\n"
 
     def _write(self, data: bytes | memoryview) -> None:
         if data:
-            self.sent_headers = True
-            self.moved += len(data)
-            self.transport.write(data)
+            self._has_written = True
+            self.sent_bytes += len(data)
+            self._transport.write(data)
 
-    def _go_on(self, *, more: bool) -> None:
-        if more:
-            return
-        if self.chunked_encoding is False and self.expected_content_length > 0:
+    def _complete(self) -> None:
+        if self._is_chunked is False and self._remaining_length > 0:
             raise RuntimeError("the response is shorter than its content-length")
         self.response_complete = True
-        self.message_event.set()
-        self.on_response()
+        self.body.close()
+        self._on_complete()

@@ -1,58 +1,39 @@
-"""A file's way to a socket: the kernel copies it, and the event loop never waits for the disk.
+"""Sends files to sockets: the kernel copies them, and the event loop never waits for the disk.
 
-To another machine it goes by sendfile(2), which hands the file's own pages to the network card. To a client on this
-machine (or a proxy before us) it is sent from a mapping of the file: a copy more, yet sendfile gives the receiver
-single pages, 16 at a time. He copies them out more slowly, falls asleep between them, and waking him costs more than
-the copy: 0.46 CPU seconds a GiB here and 0.24 there, against 0.27 and 0.14.
+To other machines files are sent by sendfile(2), which passes the pages of the page cache to the network card. To a
+client on this machine, such as a reverse proxy, they are sent from a memory mapping. That is one copy more, but
+sendfile gives a local receiver single pages, 16 at a time: it copies them more slowly, sleeps in between, and waking it
+costs more than the copy. Measured per GiB: 0.46 CPU seconds here and 0.24 at the client, against 0.27 and 0.14.
 
-sendfile on a non-blocking socket still sleeps for a page that is not in memory, and the whole worker with it. So before
-each slice the kernel is asked what of it is in memory. Once something is missing, threads read the rest of the file in,
-ahead of the sender, and only what they have passed is sent: what they pass carries no mark any more that would make
-sendfile start the next read-ahead itself.
+sendfile on a non-blocking socket still blocks the worker for a page that is not in memory. So before each slice the
+kernel is asked which pages are. Once some are missing, threads read the rest of the file ahead of the sender, and only
+what they have read is sent. Reading also clears the marks on pages that would make sendfile start a read-ahead itself.
 
-The socket is a copy (dup) of the connection's: uvloop refuses `add_writer` on a descriptor that a transport owns, and
-the copy stays valid whatever becomes of the transport meanwhile.
+The sender uses a duplicate (dup) of the connection's socket: uvloop refuses `add_writer` on a descriptor that a
+transport owns, and the duplicate stays valid when the transport is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
-import struct
-import sys
-import termios
 from collections.abc import Callable
-from functools import partial
 
-from uvicorn.protocols.utils import ClientDisconnected
-
-from registry.server.connection.page_cache import MappedFile
+from registry.server.connection.flow_control import ClientDisconnected
+from registry.server.connection.page_cache import MappedFile, ReadAhead
+from registry.server.kernel import unacknowledged_bytes
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
-"""Bytes a connection may send in one turn of the loop, about 0.5 ms: so long the others wait for each that sends."""
-READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Bytes a thread reads in for one sender before other senders get their turn with it."""
-READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""How far threads read ahead of the sender, at the most."""
+"""Bytes that are sent in one turn of the loop. They take about 0.5 ms, for which other connections wait."""
 _MAPPED_BYTES = 2 * 1024 * 1024
-"""Bytes of a mapping that are sent before their pages are let go."""
-_READ_BUFFER_BYTES = 64 * 1024
+"""Bytes of a mapping that are sent before their pages are released."""
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 
 
-def sendfile_socket(transport: asyncio.BaseTransport) -> socket.socket | None:
-    """The socket that a file can be sent to beside the transport; None where there is none: TLS, or not Linux."""
-    if sys.platform != "linux" or transport.get_extra_info("sslcontext") is not None:
-        return None
-    sock: socket.socket | None = transport.get_extra_info("socket")
-    return sock
-
-
 def is_local_peer(sock: socket.socket) -> bool:
-    """Whether the other end is on this machine."""
+    """Returns whether the peer is on this machine."""
     if sock.family == socket.AF_UNIX:
         return True
     try:
@@ -67,52 +48,51 @@ class FileTruncated(Exception):
 
 
 class FileSender:
-    """One file, or a part of one, on its way to one client. `is_blocked`: it waits for the client to take something."""
+    """Sends a file, or a part of one, to one client. `is_blocked`: it waits until the client takes something."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         file: int,
-        moved: Callable[[int], None],
+        on_sent: Callable[[int], None],
         *,
-        near: bool | None = None,
+        is_local: bool | None = None,
     ) -> None:
-        """`sock` is a connection's, `file` open for reading; neither is closed. `moved` is told each count of bytes.
-        `near`: the other end is on this machine (None: to be found out)."""
+        """`sock` is the connection's, `file` a descriptor open for reading; neither is closed. `on_sent` is called with
+        each number of bytes sent. `is_local`: the client is on this machine; None: find out."""
         self._loop = loop
         self._sock = sock
         self._file = file
-        self._moved = moved
+        self._on_sent = on_sent
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
         self._head = b""
         self._at = self._stop = 0
         self._ahead: ReadAhead | None = None
         self._mapped_file: MappedFile | None = None
-        self._near = is_local_peer(sock) if near is None else near
-        self._mapped = 0  # sent from the mapping up to here, and its pages not let go yet
-        self._just_read_to = 0  # just read in, up to here: whatever the kernel says of it, nothing more can be done
+        self._is_local = is_local_peer(sock) if is_local is None else is_local
+        self._mapped = 0  # the mapping's pages up to here are released
+        self._just_read_to = 0  # a thread has just read up to here, so this is sent whatever the kernel says
         self.is_blocked = False
 
     def unacknowledged(self) -> int:
-        """Bytes the client's side has not acknowledged yet. See tcp(7), SIOCOUTQ."""
-        (count,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))
-        return int(count)
+        """Returns how many bytes the client's kernel has not acknowledged yet."""
+        return unacknowledged_bytes(self._sock)
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
-        """Sends `head` and then `count` bytes of the file from `offset` on; returns when the kernel has them all.
+        """Sends `head` and then `count` bytes of the file from `offset` on. Returns when the kernel has them all.
 
-        Raises ClientDisconnected (the client left, or `end`), FileEnded, and OSError when the file cannot be read.
-        Whatever is raised, a cancellation too, leaves the client with a response that can only be broken off.
+        Raises ClientDisconnected, FileTruncated, OSError if the file cannot be read, and what `end` was given. After an
+        error or a cancellation the response is incomplete, so the connection has to be closed.
         """
         self._head = head
         self._at, self._stop = offset, offset + count
         self._sock = _duplicate(self._sock)
         try:
-            self._mapped_file = MappedFile.of(self._file, offset, offset + count)
+            self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
             self._mapped = offset
-            # A mapping has zeros between a file's end and the page's.
-            self._near = self._near and os.fstat(self._file).st_size >= self._stop
+            # Between the file's end and the end of its last page a mapping has zeros.
+            self._is_local = self._is_local and os.fstat(self._file).st_size >= self._stop
             self._step()
             error = await self._ended
         finally:
@@ -126,13 +106,13 @@ class FileSender:
             raise error
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends it now, with `error`; does nothing once it has ended."""
+        """Ends `run` now, which raises `error`. Does nothing once it has ended."""
         self._wait_for_client(False)
         if not self._ended.done():
             self._ended.set_result(error)
 
     def _step(self) -> None:
-        """One turn: a slice at the most. The loop calls it again once the client takes more."""
+        """Sends one slice at most. The event loop calls it again once the client takes more."""
         try:
             self._send_head()
             in_memory = self._send_slice()
@@ -148,48 +128,48 @@ class FileSender:
 
     def _send_head(self) -> None:
         if self._head:
-            # MSG_MORE: it leaves in one packet with the file's first bytes.
+            # MSG_MORE: the head is sent in one packet with the file's first bytes.
             sent = self._sock.send(self._head, socket.MSG_MORE)
-            self._moved(sent)
+            self._on_sent(sent)
             self._head = self._head[sent:]
 
     def _send_slice(self) -> bool:
-        """False when the next byte must come from the disk: a thread has been asked for it."""
+        """Sends what is in memory. Returns False if the next byte has to be read from the disk, which a thread does."""
         if self._head:
             return True
         count = self._count_in_memory(min(self._stop, self._at + SEND_SLICE_BYTES))
         if count == 0:
-            self._read_in()
+            self._read_ahead()
             return False
         sent = self._send(count)
         if sent == 0:
             raise FileTruncated(f"the file ends at byte {self._at}; {self._stop - self._at} more were promised")
         self._at += sent
-        self._moved(sent)
+        self._on_sent(sent)
         if self._ahead is not None:
             self._ahead.follow(self._at)
         return True
 
     def _send(self, count: int) -> int:
-        if self._near and self._mapped_file is not None:
+        if self._is_local and self._mapped_file is not None:
             try:
                 return self._send_mapped(self._mapped_file, count)
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                self._near = False  # the file was cut, or cannot be read; sendfile says which
+                self._is_local = False  # the file was truncated, or cannot be read; sendfile tells which
         return os.sendfile(self._sock.fileno(), self._file, self._at, count)
 
-    def _send_mapped(self, residence: MappedFile, count: int) -> int:
-        with residence.view(self._at, self._at + count) as view:
+    def _send_mapped(self, mapped: MappedFile, count: int) -> int:
+        with mapped.view(self._at, self._at + count) as view:
             sent = self._sock.send(view)
         if self._at + sent - self._mapped >= _MAPPED_BYTES:
             self._mapped = self._at + sent
-            residence.release(self._mapped)
+            mapped.release(self._mapped)
         return sent
 
     def _count_in_memory(self, stop: int) -> int:
-        """How many of the bytes up to `stop` can be sent without waiting for the disk."""
+        """Returns how many of the bytes up to `stop` can be sent without waiting for the disk."""
         if self._at < self._just_read_to:
             return min(stop, self._just_read_to) - self._at
         if self._ahead is not None:
@@ -197,10 +177,10 @@ class FileSender:
         if self._at >= stop:
             return 0
         if self._mapped_file is not None:
-            return self._mapped_file.count(self._at, stop)
+            return self._mapped_file.count_resident(self._at, stop)
         return stop - self._at if self._ahead is not None else 0
 
-    def _read_in(self) -> None:
+    def _read_ahead(self) -> None:
         if self._ahead is None:
             self._ahead = ReadAhead(self._loop, self._file, self._stop, self._on_read)
         self._ahead.read(self._at)
@@ -224,76 +204,13 @@ class FileSender:
         self.is_blocked = wait
 
 
-class ReadAhead:
-    """Has threads read a file into the kernel's memory, one piece at a time, no further ahead than need be."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, file: int, stop: int, then: Callable[[BaseException | None], None]
-    ) -> None:
-        """Up to `stop`. `then` is called after each piece, with what went wrong."""
-        self._loop = loop
-        self._file = _reopen(file)
-        self._stop = stop
-        self._then = then
-        self._reads = False
-        self._closed = False
-        self.to = 0  # read in so far: up to here
-
-    def read(self, at: int) -> None:
-        """Reads a piece from `at`; where a thread is at work already, that piece comes first."""
-        if not self._reads:
-            self._start(at)
-
-    def follow(self, at: int) -> None:
-        """Reads on, for a sender that has come to `at`."""
-        if not self._reads and self.to < min(self._stop, at + READ_AHEAD_BYTES):
-            self._start(self.to)
-
-    def close(self) -> None:
-        """`then` is not called any more. To be called once."""
-        self._closed = True
-        if not self._reads:
-            os.close(self._file)
-
-    def _start(self, at: int) -> None:
-        stop = min(at + READ_PIECE_BYTES, self._stop)
-        future = self._loop.run_in_executor(None, _read_in, self._file, at, stop)
-        self._reads = True
-        future.add_done_callback(partial(self._on_end, stop))
-
-    def _on_end(self, stop: int, future: asyncio.Future[None]) -> None:
-        self._reads = False
-        error = None if future.cancelled() else future.exception()
-        if self._closed:
-            os.close(self._file)
-        elif not future.cancelled():
-            self.to = stop
-            self._then(error)
-
-
-def _read_in(file: int, at: int, stop: int) -> None:
-    """Reads that part of the file, for nothing but the kernel to have it in memory."""
-    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - at))
-    buffers = [buffer] * -(-(stop - at) // len(buffer))  # over and over into the same: one call, little memory
-    while at < stop and (count := os.preadv(file, buffers, at)):
-        at += count
-
-
-def _reopen(file: int) -> int:
-    """The same file, opened anew: the kernel tells from what each opening reads what it should read ahead."""
-    try:
-        return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return os.dup(file)
-
-
 def _duplicate(sock: socket.socket) -> socket.socket:
     fd = os.dup(sock.fileno())
     return socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Whether it is about the connection, not about the file."""
+    """Returns whether the error is about the connection, not about the file."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in _UNREACHABLE

@@ -1,399 +1,325 @@
-"""One connection: uvicorn's httptools protocol with limits, time-outs, and an orderly end for all that can go wrong.
-ADR 5 says what it adds to uvicorn's class, and why."""
+"""One client's connection: has its requests answered in their order, and ends when it must.
+
+See ADR 5 for why it does not use uvicorn's protocol class.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import cast
 
-import httptools
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
-
-from registry.client_addresses import plain_address
+from registry.server.asgi import Scope
 from registry.server.connection.asgi_exchange import AsgiExchange
 from registry.server.connection.cached_answers import CachedAnswers
-from registry.server.connection.file_sender import sendfile_socket
-from registry.server.connection.receive_buffers import BODY_EXTENSION, BodyBuffer, IncomingBodies
-from registry.server.connection.timeouts import ConnectionTimeouts
-from registry.server.gate.connection_limit import ConnectionLimit, EvictionCandidate
-from registry.server.gate.trusted_proxies import TrustedProxies
-from registry.server.http1.body_framing import ChunkedFraming, Framing, LengthFraming
-from registry.server.http1.error_responses import RefusedRequest, RequestAfterLast, error_response, head_too_large
-from registry.server.http1.request_head import body_length, fill_scope, find_head_end
-from registry.server.server_limits import HEADER_COST, ServerLimits
+from registry.server.connection.context import ConnectionContext, WorkerContext
+from registry.server.connection.head_parser import RequestAfterLast, RequestHead
+from registry.server.connection.receive_buffers import BODY_EXTENSION
+from registry.server.connection.request_body import RequestBody
+from registry.server.connection.request_reader import RequestReader
+from registry.server.connection.timeouts import ConnectionTimeouts, Wait, WaitReason
+from registry.server.gate.connection_limit import EvictionCandidate
+from registry.server.http1.error_responses import RefusedRequest, error_response
+from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
 TLS_BUFFER_BYTES = 64 * 1024
-"""Bytes encrypted and not taken by the transport yet, from which on the application waits."""
+"""High-water mark of a TLS transport: encrypted bytes wait in a second buffer, below it."""
 
 
-class RegistryProtocol(HttpToolsProtocol):
-    """Requests are parsed as they come and answered in their order, one at a time.
+class RegistryProtocol(asyncio.BufferedProtocol):
+    """Answers one request at a time.
 
-    The parser sees heads only. Bodies are framed here (`registry.server.http1.body_framing`), so that they need not
-    pass through it; what follows one goes to a new parser.
-
-    `active` is being answered, `queue` holds those sent ahead, `latest` is the one parsed last. Once `last` is set
-    nothing more is parsed: what still comes is thrown away.
+    `_active` is the request being answered; `_queue` has those that the client sent ahead; `_latest` is the one whose
+    head came last, unless its response was cached.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        loop: asyncio.AbstractEventLoop,
-        limits: ServerLimits,
-        proxies: TrustedProxies | None = None,
-        connection_limit: ConnectionLimit | None = None,
-        receiving: IncomingBodies | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, loop)
-        self.limits = limits
-        self.secret = False  # over TLS
-        self.proxies = proxies  # once connected: None where the peer is none of them
-        self._connection_limit, self._dropped = connection_limit, False
-        self.socket: socket.socket | None = None  # where files can be sent to it
-        self.active: AsgiExchange | None = None
-        self.queue: deque[AsgiExchange] = deque()
-        self._queued_bytes = self.held_unsent_bytes = 0  # of the heads in it; of the large body that is being sent
-        self.latest: AsgiExchange | None = None
-        self.last = False
-        self._refused: RefusedRequest | None = None  # to be said after the answers before it
-        self.begun = 0  # requests whose first byte has come
-        self.is_in_head, self._head_bytes = False, 0  # of the head being parsed
-        self._head_tail = b""  # its last bytes: where it ends may be cut in two
-        self._steps = self.unfinished = 0  # heads and parts of bodies that have come; bytes since the last of them
-        self.receiving = receiving or IncomingBodies()  # the worker's
-        self.body: BodyBuffer | None = None  # the one that is coming
-        self._parsed_head = False
-        self.half_closed = self.is_lingering = False
-        self._discarded_bytes = 0
-        self._patience = ConnectionTimeouts(loop.time())
-        self._at_once = CachedAnswers(self.app)
-        # Strict; uvicorn's leniency (data after `Connection: close`) would run requests nobody answers.
-        self.parser = httptools.HttpRequestParser(self)
+    _transport: asyncio.Transport
+    _context: ConnectionContext
+    _reader: RequestReader
+    _timeouts: ConnectionTimeouts
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.socket = sendfile_socket(transport)
-        self.secret = transport.get_extra_info("sslcontext") is not None
-        if self.secret:
-            transport.set_write_buffer_limits(TLS_BUFFER_BYTES)  # what is encrypted waits in a second buffer, below
-        if self.client is not None:
-            peer, port = self.client
-            self.client = (plain_address(peer), port)
-            if self.proxies is not None and not self.proxies.trusts(peer):
-                self.proxies = None
+    def __init__(self, worker: WorkerContext, on_lost: Callable[[], None] | None = None) -> None:
+        """`on_lost` is called once when the connection is lost."""
+        self._worker = worker
+        self._on_lost = on_lost
+        self._limits = worker.limits
+        self._cached_answers = CachedAnswers(worker.app)
+        self._cached_read = 0
+        """The last read of which a request had a cached response: at most one in each has."""
+        self._active: AsgiExchange | None = None
+        self._queue: deque[AsgiExchange] = deque()
+        self._queued_bytes = 0
+        """Bytes of the heads in the queue."""
+        self._latest: AsgiExchange | None = None
+        self._requests_begun = 0
+        self._refused: RefusedRequest | None = None
+        """An error to answer with after the responses before it."""
+        self._is_half_closed = False
+        """The client has shut its sending side."""
+        self._is_lingering = False
+        """All was sent; what still comes is dropped for a while, then the connection is closed."""
+        self._is_dropped = False
 
-    # Bytes
+    # Called by the transport
 
-    def body_to_receive(self) -> BodyBuffer | None:
-        """The body to receive into; None where what comes next is a head, or not looked at."""
-        if self.last or self.latest is None or self.latest.response_complete:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._context = context = ConnectionContext.of(self._worker, self._transport, self)
+        self._flow = context.flow
+        if context.is_tls:
+            self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
+        self._reader = RequestReader(context, self)
+        first = Wait("first_byte", (0, 0), self._limits.header_seconds)
+        self._timeouts = ConnectionTimeouts(first, self._worker.loop.time())
+        self._worker.state.connections.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.received(nbytes)
+
+    def pause_writing(self) -> None:
+        self._flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._flow.resume_writing()
+
+    def eof_received(self) -> bool | None:
+        """A client that shuts its sending side after a whole request gets its response; any other is gone."""
+        if self._is_lingering:
             return None
-        return self.body
-
-    def data_received(self, data: bytes) -> None:
-        steps, self._at_once.given = self._steps, False
-        self._read(data)
-        if self._steps != steps:
-            self.unfinished = 0
-            return
-        self.unfinished += len(data)
-        if self.unfinished > self.limits.header_bytes and not self.last:
-            self.refuse(self._too_large())
-
-    def body_received(self, body: BodyBuffer, count: int) -> None:
-        """`count` bytes have come into the body's room."""
-        try:
-            pieces, rest = body.filled(count)
-        except RefusedRequest as refused:
-            self.refuse(refused)
-            return
-        self._take(body, pieces)
-        if rest:
-            self.data_received(bytes(rest))
-
-    def _read(self, data: bytes) -> None:
-        at = 0
-        while at < len(data) and not self.last:
-            if self.body is None:
-                at = self._read_head(data, at)
-                continue
-            try:
-                pieces, rest = self.body.take(memoryview(data)[at:])
-            except RefusedRequest as refused:
-                self.refuse(refused)
-                break
-            at = len(data) - len(rest)
-            self._take(self.body, pieces)
-        if at < len(data):
-            self._discard(len(data) - at)
-
-    def _take(self, body: BodyBuffer, pieces: list[memoryview]) -> None:
-        self._steps += 1
-        if self.latest is None:
-            return
-        self.latest.take_body(pieces)
-        if body.waiting:
-            self.flow.pause_reading()
-            self.loop.call_soon(self._take_waiting, body)
-        elif body.is_fragmented and self.latest.held:
-            self.flow.pause_reading()
-        if body.ended:
-            self.body = None
-            self.latest.end_body()
-            self.last = self.last or not self.latest.keep_alive
-
-    def _take_waiting(self, body: BodyBuffer) -> None:
-        if body is self.body and body.waiting and not self.last:
-            self.body_received(body, 0)
-            if not body.waiting and self.latest is not None and not self.latest.held:
-                self.flow.resume_reading()
-
-    def _read_head(self, data: bytes, at: int) -> int:
-        """Shows the parser what may be the rest of one head, and no byte more. Returns where that ends."""
-        stop = find_head_end(self._head_tail, data, at)
-        part = data if stop - at == len(data) else data[at:stop]
-        self._head_tail = (self._head_tail + part[-3:])[-3:]
-        try:
-            self.parser.feed_data(part)
-        except httptools.HttpParserUpgrade:
-            pass  # served as the HTTP/1.1 it is (RFC 9110, section 7.8)
-        except httptools.HttpParserError as error:
-            self._parser_failed(error)
-            return at if self.last else stop
-        if self._parsed_head:
-            self._parsed_head = False
-            self._head_tail = b""
-            if self.body is not None or self.parser.should_upgrade():
-                self.parser = httptools.HttpRequestParser(self)
-        return stop
-
-    def _parser_failed(self, error: httptools.HttpParserError) -> None:
-        cause = error.__context__
-        if isinstance(cause, RefusedRequest):
-            self.refuse(cause)
-        elif isinstance(cause, RequestAfterLast) or self.last:
-            self.last = True
-        elif isinstance(error, httptools.HttpParserCallbackError):
-            log.error("the parser's callbacks failed", exc_info=cause)
-            self.last = True
-            self.transport.abort()
-        else:
-            self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}"))
-
-    def _discard(self, count: int) -> None:
-        self._discarded_bytes += count
-        if self._discarded_bytes > self.limits.linger_bytes:
-            self.flow.pause_reading()
-
-    def eof_received(self) -> bool | None:  # type: ignore[override]
-        """A client that shut its sending side after a whole request gets its answer; any other is gone."""
-        if self.is_lingering:
-            return None
-        if not self.last and (self.is_in_head or self.unfinished or (self.latest and self.latest.more_body)):
+        is_whole = not self._reader.is_in_head and not (self._latest and self._latest.body.more)
+        if not self._reader.is_finished and not is_whole:
             self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the request ended early"))
-        self.last = self.half_closed = True
-        # TLS has no half-closed connections here: neither event loop keeps one open.
-        return self.active is not None and not self.transport.is_closing() and not self.secret
+        self._reader.is_finished = self._is_half_closed = True
+        # Over TLS neither event loop keeps a half-closed connection open.
+        return self._active is not None and not self._transport.is_closing() and not self._context.is_tls
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.connections.discard(self)
-        if self.active is not None:
-            self.active.hang_up()
-        self.queue.clear()
-        self.flow.resume_writing()
-        self.last, self.body = True, None
-        self.parser = None  # type: ignore[assignment]
+        if self._on_lost is not None:
+            self._on_lost()
+        self._worker.state.connections.discard(self)
+        if self._active is not None:
+            self._active.disconnect()
+        self._queue.clear()
+        self._flow.resume_writing()
+        self._reader.close()
+        self._context.unsent.close()
+        # Nothing refers back to this object any more, so it is freed at once, without the garbage collector.
+        self._active = self._latest = None
 
-    # What the parser finds
+    # Called by the reader
 
-    def on_message_begin(self) -> None:
-        full = len(self.queue) >= self.limits.pipelined or self._queued_bytes > 2 * self.limits.header_bytes
-        if self.latest is not None and full:
-            self.latest.keep_alive = False
-            self.last = True
-        if self.last:
+    def on_request_begin(self) -> None:
+        full = len(self._queue) >= self._limits.pipelined or self._queued_bytes > 2 * self._limits.header_bytes
+        if full and self._latest is not None:
+            self._latest.keep_alive = False
             raise RequestAfterLast
-        super().on_message_begin()
-        self.begun += 1
-        self.is_in_head, self._head_bytes = True, 0
+        self._requests_begun += 1
 
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-        self._head_bytes = len(self.url)
-        if self._head_bytes > self.limits.header_bytes:
-            raise self._too_large()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += max(len(name) + len(value) + 4, HEADER_COST)
-        if self._head_bytes > self.limits.header_bytes:
-            raise self._too_large()
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        version = self.parser.get_http_version()
-        method = self.parser.get_method().decode("ascii")
-        fill_scope(self.scope, self.headers, self.url, version, method)
-        self.scope["asgi"]["spec_version"] = "2.4"  # `send` raises once the client is gone
-        self.scope["extensions"] = self._at_once.offer()
-        if self.socket is not None:
-            self.scope["extensions"]["http.response.zerocopysend"] = {}
-        if self.proxies is not None:
-            self.proxies.apply(self.scope, self.headers)
-        keep_alive = version == "1.1" and self.parser.should_keep_alive()
-        head_bytes, self.is_in_head, self._head_bytes = self._head_bytes, False, 0
-        self._steps += 1
-        self._parsed_head = True
-        length = body_length(self.headers)
-        if length == 0 and keep_alive and self._answered_at_once():
-            return
-        self.latest = AsgiExchange(self, self.scope, keep_alive=keep_alive, length=length)
-        if length == 0:
-            self.latest.end_body()
-            self.last = not keep_alive
+    def on_request(self, head: RequestHead) -> RequestBody | None:
+        scope = head.scope
+        extensions = scope["extensions"] = self._cached_answers.extensions()
+        if self._context.sendfile_socket is not None:
+            extensions["http.response.zerocopysend"] = {}
+        if self._context.proxies is not None:
+            self._context.proxies.apply(scope, scope["headers"])
+        if head.length == 0 and head.keep_alive and self._answer_from_cache(scope):
+            return None
+        self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
+        if head.length == 0:
+            self._reader.is_finished = not head.keep_alive
         else:
-            framing: Framing = ChunkedFraming(self.limits.header_bytes) if length is None else LengthFraming(length)
-            self.body = BodyBuffer(framing, self.receiving)
-            self.scope["extensions"][BODY_EXTENSION] = {"receive": self.latest.receive_pieces, "left": self.latest.left}
-        if self.active is None:
-            self._answer(self.latest)
+            extensions[BODY_EXTENSION] = exchange.body.extension()
+        if self._active is None:
+            self._start(exchange)
         else:
-            self.queue.append(self.latest)
-            self._queued_bytes += head_bytes
-            self.flow.pause_reading()
+            self._queue.append(exchange)
+            self._queued_bytes += head.size
+            self._flow.pause_reading()
+        return exchange.body if head.length != 0 else None
 
-    def on_body(self, body: bytes) -> None:
-        # Were it ever to happen, parser and we would see different requests.
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")
-
-    def on_message_complete(self) -> None:
-        pass  # of a head: what follows it is for `_read` to tell
-
-    # Answers
-
-    def _answered_at_once(self) -> bool:
-        """Writes the answer that the application has ready, if it has one and nothing is on its way to the client."""
-        busy = self.active is not None or self.flow.write_paused or self.transport.is_closing()
-        found = None if busy else self._at_once.answer(self.scope, self.server_state.default_headers)
-        if found is None:
-            return False
-        self.server_state.total_requests += 1
-        self.transport.write(found)
-        return True
-
-    def _answer(self, exchange: AsgiExchange) -> None:
-        self.active = exchange
-        if self._connection_limit is not None:
-            self._connection_limit.begin()
-        task = self.loop.create_task(exchange.run_asgi(self.app))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def on_response_complete(self) -> None:
-        done, self.active = self.active, None
-        self.server_state.total_requests += 1
-        if done is None or self.transport.is_closing():
-            return
-        if not done.keep_alive:
-            self._finish(linger=done.more_body or self._discarded_bytes > 0)
-        elif self.queue:
-            self._answer(self.queue.popleft())
-            if not self.queue:
-                self._queued_bytes = 0
-                self.flow.resume_reading()
-        elif self._refused is not None:
-            self._say(self._refused)
-        elif self.last:
-            self._finish(linger=not self.half_closed)
-        else:
-            self.flow.resume_reading()
+    def on_body_end(self) -> None:
+        if self._latest is not None and not self._latest.keep_alive:
+            self._reader.is_finished = True
 
     def refuse(self, refused: RefusedRequest) -> None:
-        """Answers the request being received with an error of ours, after the answers to those before it, and ends."""
-        self.last = True
-        broken = self.latest if self.latest is not None and self.latest.more_body else None
-        if broken is None and self.active is None:
-            self._say(refused)
+        """Answers the request being received with an error, after the responses before it, and ends the connection."""
+        self._reader.is_finished = True
+        broken = self._latest if self._latest is not None and self._latest.body.more else None
+        if broken is None and self._active is None:
+            self._write_error(refused)
         elif broken is None:
             self._refused = refused
-        elif broken in self.queue:
-            self.queue.remove(broken)
+        elif broken in self._queue:
+            self._queue.remove(broken)
             self._refused = refused
-        elif broken is not self.active:
-            self.transport.close()  # answered already: it was the rest of its body that broke
+        elif broken is not self._active:
+            self._transport.close()  # its response is complete: the rest of its body broke
         else:
-            broken.hang_up()
-            self.active = None
+            broken.disconnect()
+            self._active = None
             if broken.response_started:
-                self.transport.abort()
+                self._transport.abort()
             else:
-                self._say(refused)
+                self._write_error(refused)
 
-    def _too_large(self) -> RefusedRequest:
-        most = self.limits.header_bytes
-        return head_too_large(most, by_target=self.is_in_head and not self.headers and len(self.url) * 2 > most)
+    # Responses
 
-    def _say(self, refused: RefusedRequest) -> None:
+    def _answer_from_cache(self, scope: Scope) -> bool:
+        """Writes the response that the application has cached. False: it has none, or the connection is busy."""
+        is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
+        if is_busy or self._cached_read == self._reader.reads:
+            return False
+        response = self._cached_answers.response(scope, self._worker.state.default_headers)
+        if response is None:
+            return False
+        self._cached_read = self._reader.reads
+        self._worker.state.total_requests += 1
+        self._transport.write(response)
+        return True
+
+    def _start(self, exchange: AsgiExchange) -> None:
+        worker = self._worker
+        self._active = exchange
+        if worker.connection_limit is not None:
+            worker.connection_limit.on_request()
+        task = worker.loop.create_task(exchange.run(worker.app))
+        worker.state.tasks.add(task)
+        task.add_done_callback(worker.state.tasks.discard)
+
+    def _on_response_complete(self) -> None:
+        done, self._active = self._active, None
+        self._worker.state.total_requests += 1
+        if done is None or self._transport.is_closing():
+            return
+        if not done.keep_alive:
+            self._finish(linger=done.body.more or self._reader.dropped_bytes > 0)
+        elif self._queue:
+            self._start(self._queue.popleft())
+            if not self._queue:
+                self._queued_bytes = 0
+                self._flow.resume_reading()
+        elif self._refused is not None:
+            self._write_error(self._refused)
+        elif self._reader.is_finished:
+            self._finish(linger=not self._is_half_closed)
+        else:
+            self._flow.resume_reading()
+
+    def _write_error(self, refused: RefusedRequest) -> None:
         log.debug("refused with %d: %s", refused.status, refused.message)
-        if not self.transport.is_closing():
-            self.transport.write(error_response(refused, self.server_state.default_headers))
+        if not self._transport.is_closing():
+            self._transport.write(error_response(refused, self._worker.state.default_headers))
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
         """Ends the connection after what was written.
 
-        Closing a socket with unread data resets the connection, and the reset can overtake the answer in the client's
+        Closing a socket with unread data resets the connection, and the reset can overtake the response in the client's
         kernel. So where the client may still be sending: end our side, read on a little, then close (RFC 9112, 9.6).
         """
-        self.last = True
         if not linger:
-            self.transport.close()
+            self._close()
             return
-        self.is_lingering = True
-        self._discarded_bytes = 0
-        self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        self._is_lingering = True
+        self._reader.drop_input()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def shutdown(self) -> None:
-        """Ends the connection after the requests received so far; at once where there is none. May come again."""
-        if self.is_lingering:
+        """Ends the connection after the requests received so far. May be called repeatedly."""
+        if self._is_lingering:
             return
-        if self.active is None:
-            if self.secret and self.transport.is_closing() and not self.transport.get_write_buffer_size():
-                self.transport.abort()  # the client was told, and need not be waited for
-            self.close()
+        if self._active is None:
+            if self._context.is_tls and self._transport.is_closing() and not self._transport.get_write_buffer_size():
+                self._transport.abort()  # close_notify was sent; nothing waits for the client's
+            self._close()
             return
-        final = self.queue[-1] if self.queue else self.active
+        final = self._queue[-1] if self._queue else self._active
         final.keep_alive = False
-        self.last = self.last or not final.more_body
+        self._reader.is_finished = self._reader.is_finished or not final.body.more
 
-    def close(self) -> None:
-        """Ends the connection after what was written. May come again."""
-        self.last = True
-        if not self.transport.is_closing():
-            self.transport.close()
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self._transport.abort()
+
+    def drop(self) -> None:
+        """Closes the connection at once, to make room for another one."""
+        self._reader.is_finished = self._is_dropped = True
+        self._transport.abort()
+
+    def _close(self) -> None:
+        """Ends the connection after what was written. May be called repeatedly."""
+        self._reader.is_finished = True
+        if not self._transport.is_closing():
+            self._transport.close()
+
+    # Timeouts
 
     def check(self, now: float) -> None:
-        """Ends a connection that has waited too long for one thing. Called once a second."""
-        self._patience.check(self, now)
+        """Ends the connection if it has waited too long for one thing. To be called once a second."""
+        reason = self._timeouts.check(self._current_wait(), now)
+        if reason is not None:
+            self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """See `registry.server.gate.connection_limit`."""
-        return None if self._dropped else self._patience.eviction_candidate(self, now)
+        if self._is_dropped or self not in self._worker.state.connections:
+            return None
+        if self._transport.is_closing() and not self._context.is_tls:
+            return None
+        is_proxy, address = self._context.proxies is not None, self._context.client
+        client = None if is_proxy or address is None else address[0]
+        return self._timeouts.eviction_candidate(
+            self._current_wait(), now, requests_begun=self._requests_begun, client=client
+        )
 
-    def drop(self) -> None:
-        """Closes the connection at once, for another one."""
-        self.last = self._dropped = True
-        self.transport.abort()
+    def _current_wait(self) -> Wait:
+        limits, active, begun = self._limits, self._active, self._requests_begun
+        unsent = self._transport.get_write_buffer_size()
+        if self._context.is_tls and (unsent or self._is_lingering or self._transport.is_closing()):
+            return self._current_tls_wait(unsent)
+        if unsent:
+            return Wait("send", (active.moved_bytes if active is not None else 0, unsent), limits.send_idle_seconds)
+        if active is not None and active.file_sender is not None and active.file_sender.is_blocked:
+            return Wait("send", (active.moved_bytes, active.file_sender.unacknowledged()), limits.send_idle_seconds)
+        if self._is_lingering:
+            return Wait("linger", (0, 0), limits.linger_seconds)
+        if active is not None:
+            if active.body.is_awaited:
+                return Wait("body", (begun, active.moved_bytes), limits.body_idle_seconds)
+            if self._is_half_closed:
+                return Wait("half_closed", (begun, active.moved_bytes), limits.half_close_seconds)
+            return Wait("application", (0, 0), float("inf"))
+        if self._latest is not None and self._latest.body.more:
+            return Wait("drain", (begun, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)
+        if self._reader.is_in_head:
+            return Wait("head", (begun, 0), limits.header_seconds)
+        if not begun:
+            return Wait("first_byte", (0, 0), limits.header_seconds)
+        return Wait("idle", (begun, 0), limits.keep_alive_seconds)
+
+    def _current_tls_wait(self, unsent: int) -> Wait:
+        """The same over TLS, while something is to be sent or the connection ends. The event loop does not tell how
+        much encrypted data it buffers, so what counts is how much of it the client's kernel has acknowledged."""
+        acknowledged, left = tcp_progress(self._transport.get_extra_info("socket"))
+        if unsent or left:
+            return Wait("send", (acknowledged, left), self._limits.send_idle_seconds)
+        return Wait("linger", (acknowledged, 0), self._limits.linger_seconds)
+
+    def _on_timeout(self, reason: WaitReason) -> None:
+        if reason == "head":
+            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come in time"))
+        elif reason == "body":
+            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
+        elif reason == "linger" and self._context.is_tls and not self._transport.is_closing():
+            self._close()  # sends close_notify; the client has the same time again
+        elif reason in ("send", "linger"):
+            self._transport.abort()
+        else:
+            self._close()

@@ -1,99 +1,140 @@
-"""The body of a request, from the connection to the application: the part of an exchange that receives."""
+"""The body of one request, on its way from the connection to the application."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import Any
 
-from uvicorn._types import ASGIReceiveEvent
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.protocols.utils import ClientDisconnected
-
-from registry.server.connection.file_sender import FileSender
-from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES
-
-if TYPE_CHECKING:
-    from registry.server.connection.protocol import RegistryProtocol
+from registry.server.asgi import Message
+from registry.server.connection.context import ConnectionContext
+from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuffer
+from registry.server.http1.body_framing import ChunkedFraming, LengthFraming
 
 _MAX_PIECES = 512
-"""Pieces that are kept as they are. A view of one byte takes a hundred bytes of memory."""
+"""The most pieces that are kept as they are; more are joined. A view of one byte takes a hundred bytes of memory."""
 
 
-class RequestBody(RequestResponseCycle):
-    """The connection calls `take_body` and `end_body`; the application awaits `receive`."""
+class RequestBody:
+    """Receives a body from the connection, which calls `take` and `end`, for the application, which awaits `receive`.
 
-    protocol: RegistryProtocol
-    rest: int | None
-    """Bytes of the body that are still to come. None: only its end will tell."""
-    pieces: list[memoryview]
-    """Bytes that the application has not taken yet."""
-    held: int = 0
-    """Bytes in `pieces`."""
-    moved: int = 0
-    """Bytes of the body that were received, and of the response that were sent."""
-    receiving: bool = False
-    """The application waits for the body."""
-    sending: FileSender | None = None
+    Pauses reading while the application is too slow.
+    """
 
-    def take_body(self, pieces: list[memoryview]) -> None:
+    __slots__ = (
+        "_context",
+        "_event",
+        "_pieces",
+        "buffer",
+        "expects_continue",
+        "held_bytes",
+        "is_awaited",
+        "is_closed",
+        "is_disconnected",
+        "more",
+        "received_bytes",
+        "remaining_bytes",
+    )
+
+    def __init__(self, context: ConnectionContext, length: int | None, *, expects_continue: bool) -> None:
+        """`length` is in bytes; None for a chunked body."""
+        self._context = context
+        self._event = asyncio.Event()
+        self.is_closed = False
+        """The application receives nothing more: the response is complete, or the client is gone."""
+        self._pieces: list[memoryview] = []
+        self.buffer: BodyBuffer | None = None
+        """What the body is received into, until it has ended or the client is gone."""
+        if length != 0:
+            worker = context.worker
+            framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
+            self.buffer = BodyBuffer(framing, worker.incoming_bodies)
+        self.expects_continue = expects_continue
+        """The client waits for a 100 (Continue) before it sends the body."""
+        self.held_bytes = 0
+        """Bytes received that the application has not taken yet."""
+        self.is_awaited = False
+        """The application waits for the body."""
+        self.is_disconnected = False
+        """The client is gone."""
+        self.more = length != 0
+        """Not all of the body was received."""
+        self.received_bytes = 0
+        self.remaining_bytes = length
+        """Bytes not received yet; None: only the body's end will tell."""
+        if not self.more:
+            self._event.set()
+
+    def take(self, pieces: list[memoryview]) -> None:
+        """Adds received parts of the body."""
         size = sum(map(len, pieces))
-        if self.rest is not None:
-            self.rest -= size
-        if self.response_complete or self.disconnected or not size:
+        if self.remaining_bytes is not None:
+            self.remaining_bytes -= size
+        if self.is_closed or not size:
             return
-        self.moved += size
-        self.held += size
-        self.pieces += pieces
-        if len(self.pieces) > _MAX_PIECES:
-            self.pieces = [memoryview(b"".join(self.pieces))]
-        most = MIN_BUFFER_BYTES if self.protocol.receiving.crowded else self.protocol.limits.buffer_bytes
-        if self.held >= most:
-            self.flow.pause_reading()
-        self.message_event.set()
+        self.received_bytes += size
+        self.held_bytes += size
+        self._pieces += pieces
+        if len(self._pieces) > _MAX_PIECES:
+            self._pieces = [memoryview(b"".join(self._pieces))]
+        worker = self._context.worker
+        most = MIN_BUFFER_BYTES if worker.incoming_bodies.has_many else worker.limits.buffer_bytes
+        if self.held_bytes >= most:
+            self._context.flow.pause_reading()
+        self._event.set()
 
-    def end_body(self) -> None:
-        self.more_body = False
-        self.rest = 0
-        self.message_event.set()
+    def end(self) -> None:
+        """Marks the body as received to its end."""
+        self.more = False
+        self.remaining_bytes = 0
+        self.buffer = None
+        self._event.set()
 
-    def left(self) -> bool:
-        """Whether the client is known to be gone."""
-        return self.disconnected
+    def close(self) -> None:
+        """Ends `receive` since the response is complete: what still comes of the body is dropped."""
+        self.is_closed = True
+        self._pieces = []
+        self.held_bytes = 0
+        self._event.set()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Tells the application that the client is gone."""
-        self.disconnected = True
-        self.message_event.set()
-        if self.sending is not None:
-            self.sending.end(ClientDisconnected())
+        self.is_disconnected = True
+        self.buffer = None
+        self.close()
 
-    async def receive(self) -> ASGIReceiveEvent:
-        came = await self.receive_pieces()
-        if came is None:
+    def extension(self) -> dict[str, Any]:
+        """Returns what the application finds in its scope under `BODY_EXTENSION`."""
+        return {"receive": self.receive_pieces, "left": lambda: self.is_disconnected}
+
+    async def receive(self) -> Message:
+        """Returns the next ASGI message: `http.request`, or `http.disconnect`."""
+        received = await self.receive_pieces()
+        if received is None:
             return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": b"".join(came[0]), "more_body": came[1]}
+        return {"type": "http.request", "body": b"".join(received[0]), "more_body": received[1]}
 
     async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
-        """`receive` without a copy: what has come of the body, and whether there is more; None is the disconnect.
+        """Returns what `receive` returns, without copying it: the received parts of the body and whether there is more;
+        None once the client has disconnected or the response is complete.
 
-        The application finds it in `scope["extensions"]`. Nobody writes to this memory again: it stays as it is for as
-        long as a view of it is held.
+        The application finds it in `scope["extensions"]`. The memory is never written again.
         """
-        if self.waiting_for_100_continue:
-            self.waiting_for_100_continue = False
-            if self.more_body and not self.held and not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self.disconnected and not self.response_complete:
-            body = self.protocol.body
-            if self.more_body and (body is None or not body.waiting):
-                self.flow.resume_reading()
-            self.receiving = self.more_body
+        if self.expects_continue:
+            self.expects_continue = False
+            transport = self._context.transport
+            if self.more and not self.held_bytes and not transport.is_closing():
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self.is_closed:
+            if self.more and (self.buffer is None or not self.buffer.waiting):
+                self._context.flow.resume_reading()
+            self.is_awaited = self.more
             try:
-                await self.message_event.wait()
+                await self._event.wait()
             finally:
-                self.receiving = False
-            self.message_event.clear()
-        if self.disconnected or self.response_complete:
+                self.is_awaited = False
+            self._event.clear()
+        if self.is_closed:
             return None
-        pieces, self.pieces = self.pieces, []
-        self.held = 0
-        return pieces, self.more_body
+        pieces, self._pieces = self._pieces, []
+        self.held_bytes = 0
+        return pieces, self.more

@@ -1,11 +1,11 @@
-"""Taking connections from the one listening socket that all workers share.
+"""Accepts connections from the listening socket that all workers share.
 
-One connection per turn of the loop: asyncio and libuv take all that wait, so the first worker to wake would get a whole
-burst, and a client's sixteen connections would be served by one core. A worker that is busy comes back later and so
-takes fewer. The socket stays with every worker, so nothing that waits in it is lost when one of them dies.
+Accepts one connection per turn of the loop. asyncio and libuv accept all that wait, so the first worker to wake would
+get a whole burst, and one core would serve all sixteen connections of a client. A busy worker comes back later and so
+accepts fewer. Every worker holds the socket, so connections that wait in it survive the death of a worker.
 
-Handshakes begin one a turn as well: the first step of each takes a millisecond or two, and those of hundreds of clients
-that come at once would hold the loop for that much longer.
+TLS handshakes start one per turn as well: the first step of each takes a millisecond or two, and a burst of hundreds
+would hold up the loop.
 """
 
 from __future__ import annotations
@@ -28,35 +28,40 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
 
-# How long to take no connections when the system has no descriptors or memory left for them.
 _PAUSE_SECONDS = 0.5
+"""How long to accept nothing when the system has no descriptors or memory left."""
 _SHED_COUNT = 16
-"""Silent connections that are closed then."""
+"""How many silent connections to close then."""
 _QUIET_SECONDS = 60.0
+"""The shortest time between two log lines about it."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _TRANSIENT = (
     *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 )
-"""Another worker was quicker, the client left, or its network failed: see accept(2), "Error handling"."""
-# Ending a TLS connection takes as long as the client takes what was written; `registry.server.connection.timeouts`
-# bounds that.
+"""Errors of one connection: another worker was quicker, the client left, or its network failed. See accept(2), "Error
+handling"."""
 _SHUTDOWN_SECONDS = 600.0
-_TLS_FIRST_BYTE = b"\x16"  # a TLS record's first byte (RFC 8446, 5.1)
+"""For the event loop to end a TLS connection. `registry.server.connection.timeouts` sets the limit that matters."""
+_TLS_FIRST_BYTE = b"\x16"
+"""First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
 
 
 class Handshake:
-    """A connection that was accepted and has no protocol yet. `address`: None where it is a trusted proxy's."""
+    """An accepted connection that has no protocol yet."""
 
     def __init__(self, address: str | None, since: float) -> None:
-        self._silence = EvictionCandidate("new", since, address)
+        """`address` is None for a trusted proxy; `since` is the event loop's time."""
+        self._candidate = EvictionCandidate("new", since, address)
         self.task: asyncio.Task[None] | None = None
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        return None if self.task is None or self.task.cancelling() else self._silence
+        """Returns this as a new connection; None if it ends already."""
+        return None if self.task is None or self.task.cancelling() else self._candidate
 
     def drop(self) -> None:
+        """Gives up the handshake and closes the connection."""
         if self.task is not None:
             self.task.cancel()
 
@@ -69,28 +74,28 @@ class Acceptor:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         connection: ProtocolFactory,
-        door: ListenerOptions,
+        listener_options: ListenerOptions,
         limits: ServerLimits,
         connection_limit: ConnectionLimit,
         handshakes: set[Handshake],
     ) -> None:
-        """`connection` is given what to call once when it is lost; None: nothing. `handshakes` is where
-        `connection_limit` finds them."""
+        """`connection` makes a protocol; its argument is what to call once when the connection is lost. `handshakes` is
+        the set that `connection_limit` counts."""
         self._loop = loop
         self._sock = sock
         self._connection = connection
-        self._listener_options = door
+        self._listener_options = listener_options
         self._limits = limits
         self._connection_limit = connection_limit
         self._handshakes = handshakes
-        self._start = asyncio.Lock()  # of a handshake
-        self._said = -_QUIET_SECONDS
+        self._handshake_start = asyncio.Lock()
+        self._logged_at = -_QUIET_SECONDS
         self._timer: asyncio.TimerHandle | None = None
         self._resume()
 
     def close(self) -> None:
-        """Takes no more connections; closes this process's copy of the socket. Handshakes are given up: as on any other
-        connection without a request, there is nothing to wait for."""
+        """Accepts no more connections, closes this process's copy of the socket, and gives up handshakes in progress:
+        no request is waiting on them."""
         if self._timer is not None:
             self._timer.cancel()
         if self._sock.fileno() >= 0:
@@ -109,25 +114,25 @@ class Acceptor:
         self._timer = self._loop.call_later(seconds, self._resume)
 
     def _accept(self) -> None:
-        if wait := self._connection_limit.wait():
-            self._pause(wait)
+        if delay := self._connection_limit.accept_delay():
+            self._pause(delay)
             return
         try:
             sock, peer = self._sock.accept()
         except OSError as error:
             self._on_error(error)
             return
-        trusted = self._listener_options.proxies is not None and self._listener_options.proxies.trusts(peer[0])
+        options = self._listener_options
+        trusted = options.proxies is not None and options.proxies.trusts(peer[0])
         try:
-            seat = (
-                None if self._listener_options.crowd is None or trusted else self._listener_options.crowd.enter(peer[0])
-            )
+            limit = None if trusted else options.per_address_limit
+            counted = None if limit is None else limit.admit(peer[0])
         except TooManyConnections:
             sock.close()
             return
         sock.setblocking(False)
         handshake = Handshake(None if trusted else network_of(plain_address(peer[0])), self._loop.time())
-        handshake.task = self._loop.create_task(self._greet(sock, seat))
+        handshake.task = self._loop.create_task(self._set_up(sock, counted))
         self._handshakes.add(handshake)
         handshake.task.add_done_callback(lambda _: self._handshakes.discard(handshake))
 
@@ -137,51 +142,51 @@ class Acceptor:
         if error.errno in _EXHAUSTED:
             self._connection_limit.shed(_SHED_COUNT)
         now = self._loop.time()
-        if now - self._said >= _QUIET_SECONDS:
-            self._said = now
+        if now - self._logged_at >= _QUIET_SECONDS:
+            self._logged_at = now
             log.error("cannot take connections: %s; tries again each %g s", error.strerror or error, _PAUSE_SECONDS)
         self._pause(_PAUSE_SECONDS)
 
-    async def _greet(self, sock: socket.socket, seat: CountedConnection | None) -> None:
-        leave = None if seat is None else seat.leave
+    async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
+        on_lost = None if counted is None else counted.release
         try:
             if self._listener_options.certificates is None:
-                await self._loop.connect_accepted_socket(lambda: self._connection(leave), sock)
+                await self._loop.connect_accepted_socket(lambda: self._connection(on_lost), sock)
             else:
-                await self._set_up_tls(sock, leave, self._listener_options.certificates)
+                await self._set_up_tls(sock, on_lost, self._listener_options.certificates)
         except OSError as error:
             log.debug("no connection came about: %s", error)
-            sock.close()  # gone before we could say anything
-            if leave is not None:
-                leave()
-        except BaseException:  # a cancellation too must leave neither the socket open nor the seat taken
             sock.close()
-            if leave is not None:
-                leave()
+            if on_lost is not None:
+                on_lost()
+        except BaseException:  # a cancellation too must close the socket and give back its count
+            sock.close()
+            if on_lost is not None:
+                on_lost()
             raise
 
-    async def _set_up_tls(self, sock: socket.socket, leave: OnLost | None, certificates: Certificates) -> None:
-        """Raises OSError: the handshake failed, took too long, or is none."""
+    async def _set_up_tls(self, sock: socket.socket, on_lost: OnLost | None, certificates: Certificates) -> None:
+        """Performs the TLS handshake. Raises OSError if it fails or times out, or the client does not speak TLS."""
         seconds = self._limits.handshake_seconds
         async with asyncio.timeout(seconds):
             first = await self._first_byte(sock)
         if first != _TLS_FIRST_BYTE:
             _answer_plain_http(sock, first)
             raise ConnectionAbortedError("it did not begin with a TLS handshake")
-        async with self._start:
+        async with self._handshake_start:
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
-            lambda: self._connection(leave),
+            lambda: self._connection(on_lost),
             sock,
             ssl=certificates.context,
             ssl_handshake_timeout=seconds,
             ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
         )
-        if transport.is_closing() and leave is not None:
-            leave()  # the client went during the handshake: asyncio may not have told the connection that it began
+        if transport.is_closing() and on_lost is not None:
+            on_lost()  # the client left during the handshake: asyncio may never have called connection_made
 
     async def _first_byte(self, sock: socket.socket) -> bytes:
-        """The client's first, left where it is; none if it sends nothing more."""
+        """Returns the client's first byte without consuming it; empty if the client sends nothing."""
         while True:
             try:
                 return sock.recv(1, socket.MSG_PEEK)
@@ -200,10 +205,8 @@ def _set_result(future: asyncio.Future[None]) -> None:
 
 
 def _answer_plain_http(sock: socket.socket, first: bytes) -> None:
-    """To who speaks HTTP here, without TLS. Raises OSError."""
+    """Answers a client that speaks HTTP without TLS with an error. Raises OSError."""
     if first.isalpha():
-        sock.recv(
-            64 * 1024
-        )  # what is left unread when a socket is closed resets the connection, and our answer with it
+        sock.recv(64 * 1024)  # closing a socket with unread data resets the connection, and the response could be lost
         sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
         sock.shutdown(socket.SHUT_WR)

@@ -1,8 +1,8 @@
-"""The server's own certificate: read at the start, and again when its files have changed, without a restart.
+"""The server's TLS certificate, reloaded without a restart when its files change.
 
-What is new is read into a context of its own, and takes the old one's place only when all of it is in order. A
-connection keeps the context it began with. The files are looked at by their stamps alone, twice the same before they
-are read: whoever renews them writes one after the other.
+A new certificate is loaded into a new context, which replaces the old one only if it is valid. A connection keeps the
+context it began with. Changes are noticed by the files' times, and loaded once these were the same twice in a row:
+programs that renew certificates write one file after the other.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from registry.server.server_log import log
 ClientAuth = Literal["off", "optional", "required"]
 FileStamp = tuple[int, int, int] | None
 
-# TLS 1.2 with what is fit for use of it: fresh keys for each connection, and ciphers that authenticate.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""For TLS 1.2: forward secrecy, and authenticated encryption."""
 _VERIFY = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 class CertificateError(Exception):
-    """The files cannot be used. `message` is one line for a person."""
+    """The files cannot be used. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -36,33 +36,39 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """PEM files: `certificate` with the chain, its `key` (None: it is in the certificate's file), and `client_ca`, the
-    authorities whose certificates clients may or must show."""
+    """PEM files."""
 
     certificate: Path
+    """The certificate with its chain."""
     key: Path | None = None
+    """Its key; None: in the certificate's file."""
     client_ca: Path | None = None
+    """The authorities whose certificates clients may or must show."""
     client_auth: ClientAuth = "off"
 
     @property
     def paths(self) -> list[Path]:
+        """The files that are given."""
         return [path for path in (self.certificate, self.key, self.client_ca) if path is not None]
 
 
 class Certificates:
-    """`context` is for connections that begin now."""
+    """Loads the files, and reloads them when they change. `context` is for new connections."""
 
     def __init__(self, files: CertificateFiles, *, clock: Callable[[], float] = time.time) -> None:
-        """`clock`: seconds since 1970. Raises CertificateError."""
+        """`clock` returns seconds since 1970. Raises CertificateError."""
         self.files = files
         self._clock = clock
-        self._tried = self._seen = self._look()
+        self._tried = self._seen = self._stamps()
         self.context = make_context(files, clock())
 
     def refresh(self, *, settled: bool = False) -> None:
-        """Reads the files again if they have changed; keeps what it has, and says why, if they cannot be used. Blocks,
-        for microseconds where nothing has changed. `settled`: without waiting for them to look the same twice."""
-        stamps = self._look()
+        """Reloads the files if they have changed. If they cannot be used, logs why and keeps the old context.
+
+        Blocks, for microseconds if nothing has changed. `settled`: does not wait until the files' times were the same
+        twice.
+        """
+        stamps = self._stamps()
         waits = stamps != self._seen and not settled
         self._seen = stamps
         if waits or stamps == self._tried:
@@ -75,13 +81,13 @@ class Certificates:
         else:
             log.info("new connections use the certificate now in %s", self.files.certificate)
 
-    def _look(self) -> list[FileStamp]:
+    def _stamps(self) -> list[FileStamp]:
         return [_stamp(path) for path in self.files.paths]
 
 
 def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
-    """A server's context: TLS 1.2 and 1.3, HTTP/1.1. Raises CertificateError, also for a certificate that has expired
-    by `now` (seconds since 1970)."""
+    """Returns a server's context for TLS 1.2 and 1.3 and HTTP/1.1. Raises CertificateError, also if the certificate has
+    expired by `now` (seconds since 1970)."""
     _check_times(files.certificate, now)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -103,7 +109,7 @@ def _load_pair(context: ssl.SSLContext, files: CertificateFiles) -> None:
     key = files.key or files.certificate
     _read(key, "key of the certificate")
 
-    def ask() -> NoReturn:  # else openssl would ask on the terminal
+    def ask() -> NoReturn:  # otherwise OpenSSL would ask on the terminal
         raise CertificateError(f"the key in {key} is protected by a password; write it without one")
 
     try:
@@ -120,7 +126,7 @@ def _load_pair(context: ssl.SSLContext, files: CertificateFiles) -> None:
 
 
 def _check_times(path: Path, now: float) -> None:
-    from cryptography import x509  # only where TLS is wanted: it is large
+    from cryptography import x509  # it is large: loaded only for TLS
 
     text = _read(path, "certificate")
     try:

@@ -1,10 +1,10 @@
-"""How many connections a worker keeps, so that file descriptors are left for files and upstreams.
+"""Limits the connections of a worker, so that file descriptors are left for files and for upstreams.
 
-Every connection takes a descriptor, and a request in progress up to three more: the file it sends, a copy of its
-socket, and the file again for reading ahead. What is beyond the limit less a reserve is not given to connections. When
-it is used up, the worker closes silent connections to take new ones: those that have not sent a complete request, or
-that are kept open between requests. A connection with a request in progress is closed only if its client has neither
-sent nor taken a byte for a while, and no other is silent.
+Each connection takes a descriptor, and a request in progress up to three more: the file it sends, a copy of its socket,
+and the file again to read it ahead. Connections may use the descriptors of the process less a reserve. When these are
+used up, the worker closes silent connections to accept new ones: those that have not sent a complete request, and those
+that are idle between requests. It closes a connection with a request in progress only if the client has neither sent
+nor taken a byte for a while, and no other connection is silent.
 """
 
 from __future__ import annotations
@@ -19,53 +19,61 @@ from registry.server.kernel import count_open_files, file_limit
 from registry.server.server_log import log
 
 FILES_PER_REQUEST = 3
+"""Descriptors that a request in progress may take beside its connection's."""
 MAX_CONNECTIONS = 16384
-"""The most connections of a worker, however many descriptors there are: each takes memory, too."""
+"""The most connections of a worker, however many descriptors there are: each takes memory too."""
 FAIR_SHARE = 16
-"""Silent connections that an address may have before it loses its own first."""
+"""Silent connections that an address may have before its own are closed first."""
 STALLED_SECONDS = 10.0
-"""Without a byte either way, after which a connection with a request in progress counts as stalled."""
+"""A connection with a request in progress counts as stalled after this time without a byte in either direction."""
+MAX_EXAMINED = 2000
+"""Connections that are examined to choose some to close."""
 _LEAST_MARGIN = 32
+"""The smallest reserve of descriptors."""
 _MEASURED = 8192
-"""Up to this limit the open descriptors are counted once a second. With more of them the reserve is large enough."""
+"""With at most so many descriptors, those that are open are counted once a second. With more, the reserve suffices."""
 _LEAST_BUDGET = 8
 _LOW = 256
-MAX_EXAMINED = 2000
-"""Connections that one choice looks at."""
+"""A capacity below this is worth a warning."""
 _BATCH = 32
+"""Connections that are chosen at once, and closed before another worker gets a chance again."""
 _NONE_SECONDS = 0.25
-"""For how long it is remembered that none was silent."""
+"""For how long the result is cached that no connection was silent."""
 _STAND_BACK_SECONDS = 0.01
+"""How long a full worker leaves new connections to the others before it closes silent ones."""
 _BUSY_SECONDS = 0.1
+"""How long a worker accepts nothing when it is full and no connection is silent."""
 _QUIET_SECONDS = 60.0
+"""The shortest time between two log lines about the same thing."""
 
 EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """A connection that may be closed for another one. `since` is when it fell silent; `address` is None where the
-    peer is a trusted proxy, which has all its clients' connections."""
+    """Why and since when a connection may be closed to make room for another one."""
 
     kind: EvictionKind
     since: float
+    """When it fell silent."""
     address: str | None
+    """The client's; None for a trusted proxy, which has the connections of many clients."""
 
 
 class EvictableConnection(Protocol):
-    """What is counted: a connection, or one that is still in its TLS handshake."""
+    """A connection, or one that is still in its TLS handshake."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """None: it is not silent, or ends already."""
+        """Returns None if the connection is not silent, or ends already."""
         ...
 
     def drop(self) -> None:
-        """Closes it at once."""
+        """Closes the connection at once."""
         ...
 
 
 class ConnectionLimit:
-    """Limits the connections of one worker. Make it once the application has started: files open then stay open."""
+    """The limit of one worker. To be made once the application has started: files open by then count as used."""
 
     def __init__(
         self,
@@ -76,7 +84,8 @@ class ConnectionLimit:
         *,
         limit: int | None = None,
     ) -> None:
-        """The collections are the worker's own; `requests` are those in progress. `limit`: of descriptors."""
+        """The collections are the worker's own; `requests` are those in progress. `limit` is the number of descriptors;
+        None: the process's own limit."""
         self._connections = connections
         self._handshakes = handshakes
         self._requests = requests
@@ -86,32 +95,32 @@ class ConnectionLimit:
         self._fixed = count_open_files()
         self._budget = self._limit
         self._victims: list[tuple[EvictableConnection, EvictionCandidate]] = []
-        self._leaving: set[EvictableConnection] = set()  # closed, and perhaps not gone yet
-        self._place = 0  # where the next choice goes on
+        self._leaving: set[EvictableConnection] = set()  # closed, but perhaps still in the collections
+        self._place = 0  # where the next choice starts to examine
         self._no_candidate_until = -_NONE_SECONDS
         self._credit = 0
         self._closed = 0
-        self._said = -_QUIET_SECONDS
-        self._said_busy = -_QUIET_SECONDS
+        self._logged_at = -_QUIET_SECONDS
+        self._logged_busy_at = -_QUIET_SECONDS
         self._set_budget(self._fixed)
 
     @property
-    def most(self) -> int:
-        """How many connections there may be while none has a request in progress."""
+    def capacity(self) -> int:
+        """The most connections while none has a request in progress."""
         return min(self._budget, MAX_CONNECTIONS)
 
     def warn_if_low(self) -> None:
-        """One line in the log where a busy registry could come to that limit."""
-        if self.most < _LOW:
+        """Logs a warning if a busy registry could reach the limit."""
+        if self.capacity < _LOW:
             log.warning(
                 "at most %d open files leave room for %d connections in this process: see docs/network.md",
                 self._limit,
-                self.most,
+                self.capacity,
             )
 
-    def wait(self) -> float:
-        """Before a connection is accepted. 0.0: there is room for it, perhaps made just now; else how many seconds to
-        take none."""
+    def accept_delay(self) -> float:
+        """Returns how many seconds to accept no connection; 0.0: there is room for one. Closes silent connections to
+        make room. To be called before a connection is accepted."""
         if self._free() > 0:
             return 0.0
         if not self._credit:
@@ -120,32 +129,32 @@ class ConnectionLimit:
         if self.shed(1 - self._free()):
             self._credit -= 1
             return 0.0
-        self._say_busy()
+        self._log_busy()
         return _BUSY_SECONDS
 
-    def begin(self) -> None:
-        """A request begins: its files may need the room of silent connections."""
+    def on_request(self) -> None:
+        """Closes silent connections if the files of a request that starts now need their descriptors."""
         free = self._free()
         if free < 0:
             self.shed(-free)
 
     def shed(self, count: int) -> bool:
-        """Closes up to `count` silent connections; whether there was one."""
+        """Closes up to `count` silent connections. Returns whether it closed any."""
         now, done = self._clock(), 0
         while done < count and (victim := self._next(now)) is not None:
             victim.drop()
             self._leaving.add(victim)
             done += 1
         if done:
-            self._say(done, now)
+            self._log_closed(done, now)
         return done > 0
 
     def measure(self) -> None:
-        """Once a second: takes into account what else is open, such as the files of fills and connections to
-        upstreams."""
+        """Counts what else is open, such as files being filled and connections to upstreams. To be called once a
+        second."""
         if self._limit <= _MEASURED:
-            ours = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
-            self._set_budget(max(self._fixed, count_open_files() - ours))
+            own = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
+            self._set_budget(max(self._fixed, count_open_files() - own))
             if (free := self._free()) < 0:
                 self.shed(-free)
 
@@ -160,7 +169,7 @@ class ConnectionLimit:
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), MAX_CONNECTIONS - count)
 
     def _next(self, now: float) -> EvictableConnection | None:
-        """The silent connection to be closed next."""
+        """Returns the silent connection to close next; None if there is none."""
         for fresh in (False, True):
             if fresh:
                 if now < self._no_candidate_until:
@@ -175,8 +184,8 @@ class ConnectionLimit:
         return None
 
     def _choose(self, now: float) -> list[tuple[EvictableConnection, EvictionCandidate]]:
-        """Some connections to be closed, the last of them first. Made for several closings at once: a look at each
-        takes up to ten microseconds. Of many only some are looked at, and others the next time."""
+        """Returns some connections to close, the last of them first. Examining one takes up to ten microseconds, so the
+        choice serves for several closings, and examines at most `MAX_EXAMINED`, others each time."""
         found: dict[EvictionKind, list[tuple[EvictableConnection, EvictionCandidate]]] = {
             "lingering": [],
             "new": [],
@@ -187,49 +196,49 @@ class ConnectionLimit:
         start = self._place if self._place < count else 0
         self._place = start + MAX_EXAMINED
         for each in tuple(islice(chain(self._connections, self._handshakes), start, self._place)):
-            silence = each.eviction_candidate(now)
-            if silence is not None:
-                found[silence.kind].append((each, silence))
+            candidate = each.eviction_candidate(now)
+            if candidate is not None:
+                found[candidate.kind].append((each, candidate))
         if len(found["new"]) >= len(found["idle"]):
             chosen = found["lingering"] or found["new"] or found["stalled"]
         else:
             chosen = found["lingering"] or found["idle"]
         return _ordered(chosen)[-max(_BATCH, len(chosen) // 8) :]
 
-    def _say(self, count: int, now: float) -> None:
+    def _log_closed(self, count: int, now: float) -> None:
         self._closed += count
-        if now - self._said >= _QUIET_SECONDS:
+        if now - self._logged_at >= _QUIET_SECONDS:
             log.warning(
                 "closed %d silent connections to make room for others: with at most %d open files there is room for %d "
                 "connections in this process; docs/network.md says how to raise that",
                 self._closed,
                 self._limit,
-                self.most,
+                self.capacity,
             )
-            self._said, self._closed = now, 0
+            self._logged_at, self._closed = now, 0
 
-    def _say_busy(self) -> None:
+    def _log_busy(self) -> None:
         now = self._clock()
-        if now - self._said_busy >= _QUIET_SECONDS:
+        if now - self._logged_busy_at >= _QUIET_SECONDS:
             log.warning(
                 "new connections have to wait: all %d have requests in progress, and this process may have at most %d "
                 "open files; docs/network.md says how to raise that",
                 len(self._connections),
                 self._limit,
             )
-            self._said_busy = now
+            self._logged_busy_at = now
 
 
 def _ordered(
     silent: list[tuple[EvictableConnection, EvictionCandidate]],
 ) -> list[tuple[EvictableConnection, EvictionCandidate]]:
-    """In the order in which they are kept: first those that fell silent last. An address that has more than its share
-    has its older ones at the end."""
+    """Returns them with those to close first at the end: those that fell silent first, and before them the older ones
+    of an address that has more than its share."""
     silent.sort(key=lambda each: -each[1].since)
     seen: Counter[str] = Counter()
     excess: dict[int, int] = {}
-    for connection, silence in silent:
-        if silence.address is not None:
-            excess[id(connection)] = max(0, seen[silence.address] + 1 - FAIR_SHARE)
-            seen[silence.address] += 1
+    for connection, candidate in silent:
+        if candidate.address is not None:
+            excess[id(connection)] = max(0, seen[candidate.address] + 1 - FAIR_SHARE)
+            seen[candidate.address] += 1
     return sorted(silent, key=lambda each: (excess.get(id(each[0]), 0), -each[1].since))

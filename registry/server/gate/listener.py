@@ -1,7 +1,4 @@
-"""The listening socket: made once, before any worker is forked: a bad address is told at once, in one line.
-
-What stands between the network and the requests: TLS, proxies that are trusted, a limit of connections.
-"""
+"""The listening socket and its options. Both are made once, before any worker is forked."""
 
 from __future__ import annotations
 
@@ -14,15 +11,15 @@ from registry.server.gate.certificates import Certificates
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
 
-# Connections the kernel keeps for us while all workers are busy (it caps this at net.core.somaxconn).
 BACKLOG = 2048
+"""Connections that the kernel queues while all workers are busy. It caps this at net.core.somaxconn."""
 
 _BRACKETED = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
 _PLAIN = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
 
 
 class ListenError(Exception):
-    """The address cannot be listened on. `message` is one line for a person and says what to do."""
+    """The address cannot be listened on. `message` says in one line why, and what to do."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -30,11 +27,11 @@ class ListenError(Exception):
 
 
 def bind(listen: str) -> socket.socket:
-    """A listening TCP socket for `HOST:PORT` (`[::1]:5000`, `:5000` for all IPv4 addresses, port 0 for any free one).
+    """Returns a listening TCP socket for `HOST:PORT` (`[::1]:5000`; `:5000` for all IPv4 addresses; port 0 for any free
+    port). Clients that connect before the workers are ready wait in the backlog. Raises ListenError.
 
-    It listens already: on Linux two sockets may *bind* one port with SO_REUSEADDR, and only `listen` tells that the
-    port is taken. Clients that connect before the workers are ready wait in the backlog.
-    Raises ListenError.
+    It listens already, since on Linux two sockets may bind one port with SO_REUSEADDR, and only `listen` fails for the
+    second.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -42,19 +39,19 @@ def bind(listen: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # `[::]` means every address, the IPv4 ones too, whatever the system's default is.
+            # `[::]` is to include IPv4 addresses, whatever the system's default is.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ListenError(_say(error, listen, host, port)) from error
+        raise ListenError(_explain(error, listen, host, port)) from error
     return sock
 
 
 def address_of(sock: socket.socket) -> str:
-    """Where a socket listens, as one types it: `127.0.0.1:5000` or `[::1]:5000`."""
+    """Returns the address a socket listens on: `127.0.0.1:5000` or `[::1]:5000`."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -72,12 +69,12 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"cannot listen on {listen}: no address is known for the host {host!r}") from error
-    # `localhost` has two; docker and the others try 127.0.0.1 first.
+    # `localhost` has an IPv4 and an IPv6 address; clients such as docker try the IPv4 one first.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][0], found[0][4]
 
 
-def _say(error: OSError, listen: str, host: str, port: int) -> str:
+def _explain(error: OSError, listen: str, host: str, port: int) -> str:
     shown = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return (
@@ -96,8 +93,8 @@ def _say(error: OSError, listen: str, host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """All of it made before the fork. What is None is not wanted, and costs nothing."""
+    """What applies to the connections of a listening socket; None: nothing of that kind. To be made before the fork."""
 
     certificates: Certificates | None = None
     proxies: TrustedProxies | None = None
-    crowd: PerAddressLimit | None = None
+    per_address_limit: PerAddressLimit | None = None

@@ -1,8 +1,7 @@
-"""How many connections one address may have, over all workers.
+"""Limits the connections of each client address, over all workers.
 
-Those beyond are accepted and closed at once, without a word. A word would have to be a 429 on a connection whose
-request has not come yet, over TLS after a handshake: the very work that the limit is there to spare. What leaves a
-trace is a line in the log.
+Connections beyond the limit are accepted and closed at once, without a response: a 429 would need the request, and over
+TLS the handshake, which is the work that the limit is there to spare. A log line tells of them.
 """
 
 from __future__ import annotations
@@ -15,85 +14,87 @@ from registry.server.server_log import log
 from registry.server.shared_counters import SharedCounters
 
 _QUIET_SECONDS = 10.0
+"""The shortest time between two log lines."""
 _GENERATIONS = 4
-"""Columns for each worker: those that SIGHUP replaced go on counting until their last connection ends."""
+"""Columns for each worker: a worker that SIGHUP replaced goes on counting until its last connection ends."""
 
 
 class TooManyConnections(Exception):
-    """The address has as many connections as it may have."""
+    """The address already has as many connections as it may."""
 
 
 class CountedConnection:
-    """One connection that is counted, until `leave`."""
+    """A connection that is counted until `release`."""
 
-    __slots__ = ("_crowd", "_key")
+    __slots__ = ("_key", "_limit")
 
-    def __init__(self, crowd: PerAddressLimit, key: str) -> None:
-        self._crowd: PerAddressLimit | None = crowd
+    def __init__(self, limit: PerAddressLimit, key: str) -> None:
+        self._limit: PerAddressLimit | None = limit
         self._key = key
 
-    def leave(self) -> None:
-        """May come again."""
-        if self._crowd is not None:
-            self._crowd.left(self._key)
-            self._crowd = None
+    def release(self) -> None:
+        """Counts the connection no longer. May be called repeatedly."""
+        if self._limit is not None:
+            self._limit.remove(self._key)
+            self._limit = None
 
 
 class PerAddressLimit:
-    """The connections of each address: at most `most` at the same time. Of IPv6, a network of 64 bits is an address."""
+    """Allows each address `most` connections at the same time. An IPv6 network of 64 bits counts as one address."""
 
     def __init__(self, most: int, workers: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """To be made before the fork."""
+        """To be made before the fork. `clock` is in seconds."""
         self._most = most
         self._counts = SharedCounters(_GENERATIONS * workers)
         self._free = list(range(self._counts.columns))
         self._column: int | None = None
         self._clock = clock
-        self._said = -_QUIET_SECONDS
+        self._logged_at = -_QUIET_SECONDS
         self._closed = 0
 
-    # In the parent
+    # Called in the parent
 
-    def claim(self) -> int | None:
-        """A column for a process that is to be started. None: so many are still there that none is left, and that
-        process lets everybody in."""
+    def claim_column(self) -> int | None:
+        """Reserves a column for a process to be started. None: no column is free since many processes are left; the new
+        one admits every connection."""
         if not self._free:
             return None
         column = self._free.pop(0)
         self._counts.clear(column)
         return column
 
-    def give_back(self, column: int | None) -> None:
-        """The process that counted there has ended, however it did: its connections are gone."""
+    def release_column(self, column: int | None) -> None:
+        """Clears the column of a process that has ended: its connections are gone."""
         if column is not None:
             self._counts.clear(column)
             self._free.append(column)
 
-    # In a worker
+    # Called in a worker
 
-    def use(self, column: int | None) -> None:
-        """This process counts in that column."""
+    def use_column(self, column: int | None) -> None:
+        """Makes this process count in that column."""
         self._column = column
 
-    def enter(self, address: str) -> CountedConnection:
-        """Counts a connection. Raises Crowded."""
+    def admit(self, address: str) -> CountedConnection:
+        """Counts a connection. Raises TooManyConnections."""
         key = network_of(plain_address(address))
         if self._column is None:
             return CountedConnection(self, key)
         if self._counts.add(self._column, key) > self._most:
             self._counts.remove(self._column, key)
-            self._say(key)
+            self._log_closed(key)
             raise TooManyConnections
         return CountedConnection(self, key)
 
-    def left(self, key: str) -> None:
+    def remove(self, key: str) -> None:
+        """Counts one connection less."""
         if self._column is not None:
             self._counts.remove(self._column, key)
 
-    def _say(self, key: str) -> None:
-        """Not a line for each: that would be a way to fill the log."""
+    def _log_closed(self, key: str) -> None:
+        """Logs a line now and then: one for each connection would let a client fill the log."""
         self._closed += 1
         now = self._clock()
-        if now - self._said >= _QUIET_SECONDS:
+        if now - self._logged_at >= _QUIET_SECONDS:
             log.warning("closed %d connections beyond the limit of %d, the last from %s", self._closed, self._most, key)
-            self._said, self._closed = now, 0
+            self._logged_at, self._closed = now, 0

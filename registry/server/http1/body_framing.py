@@ -1,6 +1,6 @@
-"""Where a request's body ends, and which of the bytes that come are it (RFC 9112, sections 6.2 and 7.1).
+"""Cuts a request's body out of the bytes that are received (RFC 9112, sections 6.2 and 7.1).
 
-The HTTP parser is shown heads only; bodies are cut here, out of the buffer they were received into, without a copy.
+Bodies do not pass through the HTTP parser: their parts are views of the buffer they were received into, not copies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 from registry.server.http1.error_responses import RefusedRequest
 
 MAX_CHUNK_BYTES = 2**63 - 1
-"""Bytes a chunk may have."""
+"""The largest size of a chunk, in bytes."""
 _BETWEEN = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _SIZE_BEGINS = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
@@ -20,25 +20,27 @@ _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\
 _NO_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
 CHUNKS_PER_TURN = 1024
-"""Chunks that are looked at in one turn of the loop. Each takes a microsecond or two, however small it is."""
+"""Chunks that are parsed in one turn of the loop. Each takes a microsecond or two, however small it is."""
 
 
 class Framing(Protocol):
+    """How one body is framed."""
+
     ended: bool
-    """All of the body has come."""
+    """All of the body was received."""
 
     def room(self, free: int) -> int:
-        """How many bytes to receive next, of the `free` ones there is space for."""
+        """Returns how many bytes to receive next, of `free` ones."""
         ...
 
     def take(self, data: memoryview, pieces: list[memoryview]) -> int:
-        """Adds the parts of `data` that are the body to `pieces`. Returns how many bytes it has looked at: all, unless
-        the body ended before, or there are too many chunks for one turn. Raises Refused."""
+        """Adds the parts of `data` that are the body to `pieces`. Returns how many bytes it has parsed: all, unless the
+        body ended before, or there are too many chunks for one turn of the loop. Raises RefusedRequest."""
         ...
 
 
 class LengthFraming:
-    """A body of a declared length. Nothing behind its end is ever received along with it."""
+    """A body of a declared length. What follows its end is not received along with it."""
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -56,13 +58,17 @@ class LengthFraming:
 
 
 class ChunkedFraming:
-    """A body in chunks. Strict: what two readers could take for different things is refused, such as a line that ends
-    with a bare LF or a size with spaces around it. `limit` bytes bound each line, and the trailers together."""
+    """A body in chunks.
+
+    Strict: refuses what two parsers could read differently, such as a line that ends with a bare LF, or a size with
+    spaces around it.
+    """
 
     def __init__(self, limit: int) -> None:
+        """`limit` is the most bytes of each line, and of all trailers together."""
         self._limit = limit
-        self._left = 0  # of the chunk
-        self._line = b""  # as far as it has come
+        self._left = 0  # bytes of the current chunk
+        self._line = b""  # the part of a line received so far
         self._read = self._read_size
         self._trailers = 0
         self.ended = False
@@ -106,7 +112,7 @@ class ChunkedFraming:
         return stop
 
     def _may_become_one(self, line: bytes) -> bool:
-        """Whether a line's beginning can still become what is due: nonsense is not waited for."""
+        """Returns whether the beginning of a line can become valid. If it cannot, nothing more is waited for."""
         if self._read == self._read_end:
             return line == b"\r"
         return self._read != self._read_size or _SIZE_BEGINS.fullmatch(line) is not None

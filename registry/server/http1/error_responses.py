@@ -1,15 +1,18 @@
-"""Answers the server gives itself, without the application: always the spec's error shape, always the last answer."""
+"""Error responses of the server itself, without the application.
+
+They have the error format of the distribution spec, and are the last response on their connection.
+"""
 
 from __future__ import annotations
 
 import json
 from http import HTTPStatus
 
-Headers = list[tuple[bytes, bytes]]
+from registry.server.http1.response_head import STATUS_LINES, Headers, header_lines
 
 
 class RefusedRequest(Exception):
-    """This request is answered with `status` and `message`, and the connection ends. Raised inside parser callbacks."""
+    """The request is answered with `status` and `message`, and the connection ends."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         self.status = status
@@ -18,7 +21,7 @@ class RefusedRequest(Exception):
 
 
 def head_too_large(most: int, *, by_target: bool) -> RefusedRequest:
-    """For a head of more than `most` bytes; `by_target`: it is the request's target that is too long."""
+    """Returns the error for a head of more than `most` bytes. `by_target`: the request's target is too long."""
     if by_target:
         return RefusedRequest(
             HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {most} bytes"
@@ -28,11 +31,8 @@ def head_too_large(most: int, *, by_target: bool) -> RefusedRequest:
     )
 
 
-class RequestAfterLast(Exception):
-    """The client sent more although the answer before is the last one: it is not looked at, and nobody is told."""
-
-
 def error_headers(body: bytes) -> Headers:
+    """Returns the headers of an error response."""
     return [
         (b"docker-distribution-api-version", b"registry/2.0"),
         (b"content-type", b"application/json"),
@@ -42,13 +42,11 @@ def error_headers(body: bytes) -> Headers:
 
 
 def error_body(message: str, *, code: str = "UNSUPPORTED") -> bytes:
-    """See the distribution spec, "Error Codes"."""
+    """Returns the body of an error response: see the distribution spec, "Error Codes"."""
     return json.dumps({"errors": [{"code": code, "message": message}]}, separators=(",", ":")).encode()
 
 
-def error_response(refused: RefusedRequest, date: Headers) -> bytes:
-    """A whole HTTP/1.1 response."""
+def error_response(refused: RefusedRequest, default_headers: Headers) -> bytes:
+    """Returns a whole HTTP/1.1 response. `default_headers` are the headers that every response starts with."""
     body = error_body(refused.message)
-    lines = [b"HTTP/1.1 %d %s\r\n" % (refused.status, refused.status.phrase.encode())]
-    lines += [b"%s: %s\r\n" % header for header in date + error_headers(body)]
-    return b"".join([*lines, b"\r\n", body])
+    return b"".join([STATUS_LINES[refused.status], *header_lines(default_headers + error_headers(body)), b"\r\n", body])

@@ -1,8 +1,4 @@
-"""Where a request's head ends, and what it says of the request itself: its version and method, and how its body is
-framed. And whether the headers of a response may be sent.
-
-The request target (RFC 9112, section 3.2): which path and query a client means, in each of the four forms.
-"""
+"""The head of a request: where it ends, whether it is valid, its target (RFC 9112, 3.2), and its body's length."""
 
 from __future__ import annotations
 
@@ -11,19 +7,16 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from uvicorn._types import HTTPScope
-
-from registry.server.http1.error_responses import Headers, RefusedRequest
+from registry.server.asgi import Scope
+from registry.server.http1.error_responses import RefusedRequest
+from registry.server.http1.response_head import Headers
 
 _END = b"\r\n\r\n"
-_CONTROLS = bytes({*range(32), 127})
-_IN_NO_NAME = _CONTROLS + b' ()<>@,;:[]={}\\"'
-_IN_NO_VALUE = _CONTROLS.replace(b"\t", b"")
 
 
 def find_head_end(tail: bytes, data: bytes, at: int) -> int:
-    """Where the head that begins or goes on at `at` ends in `data`: after its last byte, or with the data. `tail`: the
-    last bytes of the head that came before `data`, since its end may be cut in two."""
+    """Returns where the head that begins or continues at `at` ends in `data`: after its last byte, or with the data.
+    `tail` are the last three bytes of the head before `data`, since its end may be cut in two."""
     if at == 0 and tail:
         found = (tail + data[:3]).find(_END)
         if found >= 0:
@@ -32,9 +25,9 @@ def find_head_end(tail: bytes, data: bytes, at: int) -> int:
     return len(data) if found < 0 else found + len(_END)
 
 
-def fill_scope(scope: HTTPScope, headers: Headers, url: bytes, version: str, method: str) -> None:
-    """Puts what the head says into `scope`; a host in the target takes the place of the one in `headers`. Raises
-    Refused with 400."""
+def fill_scope(scope: Scope, headers: Headers, url: bytes, version: str, method: str) -> None:
+    """Adds method, version, path and query to `scope`. A host in the target replaces the one in `headers`. Raises
+    RefusedRequest with 400."""
     check_head(headers, version, method)
     target = parse_target(url, method)
     check_host(headers, version)
@@ -48,7 +41,8 @@ def fill_scope(scope: HTTPScope, headers: Headers, url: bytes, version: str, met
 
 
 def check_head(headers: Headers, version: str, method: str) -> None:
-    """Raises Refused with 400 for what is not served here (RFC 9112, 6.1 and 7)."""
+    """Raises RefusedRequest with 400 for versions, methods and transfer codings that are not supported (RFC 9112, 6.1
+    and 7)."""
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if version not in ("1.1", "1.0"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
@@ -59,7 +53,7 @@ def check_head(headers: Headers, version: str, method: str) -> None:
 
 
 def body_length(headers: Headers) -> int | None:
-    """The body's length in bytes; None: it comes in chunks, and only its end will tell."""
+    """Returns the body's length in bytes; None if it comes in chunks."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)
@@ -68,27 +62,22 @@ def body_length(headers: Headers) -> int | None:
     return 0
 
 
-def check_response_headers(headers: list[tuple[bytes, bytes]]) -> None:
-    """Raises RuntimeError for a name or value that could end its line or is no token (RFC 9110, 5.1 and 5.5). Looked at
-    together: a look at each costs as much as all that goes into the head."""
-    names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
-    if len(names.translate(None, _IN_NO_NAME)) < len(names) or len(values.translate(None, _IN_NO_VALUE)) < len(values):
-        raise RuntimeError(f"not all of these are valid headers: {headers!r}")
-
-
 _VISIBLE = re.compile(rb"[!-~]+")
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
 
 class ParsedTarget(NamedTuple):
-    path: bytes  # as sent, percent-encoding and doubled slashes included
+    """A request target, with percent-encoding and doubled slashes as sent."""
+
+    path: bytes
     query: bytes
-    host: bytes | None = None  # of an absolute form; it replaces the Host header
+    host: bytes | None = None
+    """Of a target in absolute form; it replaces the Host header."""
 
 
 def parse_target(target: bytes, method: str) -> ParsedTarget:
-    """Raises Refused with 400."""
+    """Parses a request target in any form that is served. Raises RefusedRequest with 400."""
     if _VISIBLE.fullmatch(target) is None or b"#" in target:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target holds characters that must be percent-encoded")
     if target.startswith(b"/"):
@@ -103,18 +92,18 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
 
 
 def unquoted(path: bytes) -> str:
-    """A path's text: what ASGI calls its `path`."""
+    """Returns the decoded path: what ASGI calls `path`."""
     text = path.decode("ascii")
     return unquote(text) if "%" in text else text
 
 
 def is_host(value: bytes) -> bool:
-    """Whether it has the form of a Host header's value."""
+    """Returns whether `value` has the form of a Host header's value."""
     return _HOST.fullmatch(value) is not None
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Exactly one valid Host in HTTP/1.1, at most one before (RFC 9112, section 3.2). Raises Refused with 400."""
+    """Raises RefusedRequest with 400 unless there is one valid Host, or at most one in HTTP/1.0 (RFC 9112, 3.2)."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")

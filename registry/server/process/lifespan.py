@@ -1,6 +1,6 @@
-"""The application's lifespan (ASGI lifespan protocol, version 2.0), with the exception kept that ended a start-up.
+"""Starts and stops the application (ASGI lifespan protocol, version 2.0).
 
-uvicorn's own logs a traceback and forgets the exception; a person who starts the server wants one line.
+Unlike uvicorn's, raises the exception that made the start fail, so that one line can say why.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn._types import ASGI3Application
+from registry.server.asgi import AsgiApp
 
 
 class StartFailed(Exception):
-    """The application refused to start. `message` is one line for a person."""
+    """The application refused to start. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -20,9 +20,9 @@ class StartFailed(Exception):
 
 
 class Lifespan:
-    """Runs the application's lifespan in a task of its own: `start`, then, once, `stop`."""
+    """Runs the application's lifespan in its own task. Call `start`, then, once, `stop`."""
 
-    def __init__(self, app: ASGI3Application) -> None:
+    def __init__(self, app: AsgiApp) -> None:
         self.state: dict[str, Any] = {}
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
@@ -38,14 +38,15 @@ class Lifespan:
             raise StartFailed(failure.strip().rpartition("\n")[2] or "the application refused to start")
 
     async def stop(self) -> None:
-        """Tells the application to close. Raises what its shutdown raised."""
+        """Tells the application to close, and waits for it. Raises what its shutdown raised."""
         if self._task is None or self._task.done():
             return
         await self._ask("lifespan.shutdown")
         await self._task
 
     async def _ask(self, event: str) -> str | None:
-        """Sends one event and waits for its answer or the end of the task; the text of a `failed`, None for success."""
+        """Sends one event, and waits for its answer or the end of the task. Returns the text of a `failed` answer, None
+        after success. Raises what the application raised."""
         assert self._task is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._events.put_nowait({"type": event})
@@ -53,12 +54,12 @@ class Lifespan:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if self._answer.done():
             return self._answer.result()
-        self._task.result()  # raises, where the application did
+        self._task.result()
         return None
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        await self._app(scope, self._events.get, self._send)  # type: ignore[arg-type]
+        await self._app(scope, self._events.get, self._send)
 
     async def _send(self, message: Any) -> None:
         if self._answer is not None and not self._answer.done():

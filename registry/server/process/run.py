@@ -1,4 +1,4 @@
-"""`serve`: the one call the command makes to run an application on its sockets until it is told to stop."""
+"""Runs an application on listening sockets until the process is told to stop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from uvicorn._types import ASGI3Application
-
 from registry.log_output import end_output, flush_output
+from registry.server.asgi import AsgiApp
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import raise_file_limit
 from registry.server.process.supervisor import Supervisor
@@ -22,43 +21,44 @@ from registry.server.process.worker import Worker
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log, set_up_server_logging
 
-# How long threads of the application may take to end once the loop has; they hold nothing that was acknowledged.
 _THREAD_JOIN_SECONDS = 2.0
+"""How long the application's threads may take to end after the event loop has. They hold nothing acknowledged."""
 
 
 def serve(
-    make_app: Callable[[], ASGI3Application],
+    make_app: Callable[[], AsgiApp],
     *,
     sockets: Sequence[socket.socket],
     workers: int,
     shutdown_grace: float,
     limits: ServerLimits | None = None,
     on_ready: Callable[[], None] | None = None,
-    door: ListenerOptions | None = None,
+    listener_options: ListenerOptions | None = None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT; the exit code for the command (0 after an orderly stop, 1 after a failed start).
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 after a failed start.
 
-    `make_app` is called in each worker, after the fork; databases belong into the application's lifespan. What it needs
-    should be imported before, once, in the parent: the workers share those pages. `on_ready` is called once, in the
-    parent, when all workers take requests. `shutdown_grace` is in seconds: how long requests in flight may go on.
+    Calls `make_app` in each worker, after the fork; databases are to be opened in the application's lifespan. Modules
+    it needs should be imported before, in the parent: the workers share their pages. Calls `on_ready` once, in the
+    parent, when all workers accept requests. `shutdown_grace` is how many seconds requests in progress may go on.
 
-    One worker runs in this very process: nothing to supervise is the least memory. Call it from the main thread. The
-    sockets are closed when it returns. A start that fails prints one line on stderr.
+    A single worker runs in this process, without a supervisor, to save memory. To be called from the main thread.
+    Closes the sockets. Prints one line to stderr if the start fails.
     """
     if workers < 1:
         raise ValueError("there must be at least one worker")
     set_up_server_logging()
     raise_file_limit()
-    limits, door = limits or ServerLimits(), door or ListenerOptions()
+    limits, listener_options = limits or ServerLimits(), listener_options or ListenerOptions()
     if workers > 1:
         gc.collect()
-        gc.freeze()  # the collector must not touch, and so copy, what the workers share
-        code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready, door).run()
+        gc.freeze()  # a garbage collection would write to pages that the workers share, and so copy them
+        code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready, listener_options).run()
     else:
-        if door.crowd is not None:
-            door.crowd.use(door.crowd.claim())
+        if (limit := listener_options.per_address_limit) is not None:
+            limit.use_column(limit.claim_column())
         ready = on_ready or (lambda: None)
-        code, failure = Worker(make_app, sockets, shutdown_grace, limits, ready, door=door).run()
+        worker = Worker(make_app, sockets, shutdown_grace, limits, ready, listener_options=listener_options)
+        code, failure = worker.run()
         _end_threads(code)
     if failure:
         with suppress(OSError):
@@ -68,7 +68,7 @@ def serve(
 
 
 def _end_threads(code: int) -> None:
-    """Ends the process here where a thread of the application is stuck: the interpreter would wait for it for ever."""
+    """Exits here if a thread of the application is stuck: the interpreter would wait for it for ever."""
     until = time.monotonic() + _THREAD_JOIN_SECONDS
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.daemon:

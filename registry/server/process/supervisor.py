@@ -1,4 +1,4 @@
-"""The parent of the workers: forks them, starts one again that died, and stops them all within a bounded time."""
+"""The parent of the workers: forks them, restarts those that die, and stops them all within a bounded time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from uvicorn._types import ASGI3Application
-
 from registry.log_output import flush_output
+from registry.server.asgi import AsgiApp
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import die_with_parent
 from registry.server.process.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker
@@ -24,44 +23,51 @@ from registry.server.server_log import log
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
-_KILL_MARGIN = 2 * CANCEL_SECONDS + CLOSE_SECONDS + 2.0  # over the grace; then SIGKILL
-_REAP_SECONDS = 5.0  # a process stuck in the kernel does not die of SIGKILL; we do not wait for it for ever
-_REPLACE_SECONDS = 60.0  # for a worker's start while SIGHUP renews them
-_BACK_OFF = (0.1, 10.0)  # first and longest pause before a worker that died is started again
-_ORDERLY_EXIT_SECONDS = 0.5  # a worker that ended in order had a SIGTERM: sent to the whole group, ours is on its way
-_STABLE_SECONDS = 10.0  # a worker that lived this long did not die of its start
+_KILL_MARGIN = 2 * CANCEL_SECONDS + CLOSE_SECONDS + 2.0
+"""Seconds after the grace period until a worker gets SIGKILL."""
+_REAP_SECONDS = 5.0
+"""For killed workers to end. A process that is stuck in the kernel does not."""
+_REPLACE_SECONDS = 60.0
+"""For a new worker to start while SIGHUP renews the workers."""
+_BACK_OFF = (0.1, 10.0)
+"""First and longest pause before a dead worker is restarted."""
+_ORDERLY_EXIT_SECONDS = 0.5
+"""Pause before a worker that ended in order is restarted. It got a SIGTERM. If that went to the whole process group,
+the parent gets it within this time."""
+_STABLE_SECONDS = 10.0
+"""A worker that lived this long did not fail to start."""
 
 
 @dataclass(slots=True)
 class _WorkerProcess:
     pid: int
     slot: int
-    status: int  # our end of the pipe on which it says "ready", or why it failed
+    status: int
+    """Reading end of the pipe on which the worker writes "ready", or why it failed."""
     started: float
-    column: int | None  # where it counts its connections
-    said: bytearray = field(default_factory=bytearray)
+    column: int | None
+    """The column of the per-address limit in which it counts its connections."""
+    output: bytearray = field(default_factory=bytearray)
+    """What the worker has written to the pipe."""
     ready: bool = False
     retiring: bool = False
     kill_at: float = float("inf")
 
 
 class Supervisor:
-    """`run` returns when all workers are gone: the exit code and, for a failed start, one line that says why.
-
-    Signals: SIGTERM and SIGINT stop (a second SIGINT at once), SIGHUP renews the workers one after another, each old
-    one draining once its successor serves. All processes share the parent's process group. To be run in the main
-    thread: the kernel ends the workers with the *thread* that forked them.
+    """Handles signals: SIGTERM and SIGINT stop the server, a second SIGINT at once. SIGHUP renews the workers one after
+    another; each old one drains once its successor serves. All processes share the parent's process group.
     """
 
     def __init__(
         self,
-        make_app: Callable[[], ASGI3Application],
+        make_app: Callable[[], AsgiApp],
         sockets: Sequence[socket.socket],
         workers: int,
         grace: float,
         limits: ServerLimits,
         on_ready: Callable[[], None] | None,
-        door: ListenerOptions,
+        listener_options: ListenerOptions,
     ) -> None:
         self._make_app = make_app
         self._sockets = sockets
@@ -69,28 +75,32 @@ class Supervisor:
         self._grace = grace
         self._limits = limits
         self._on_ready = on_ready
-        self._listener_options = door
+        self._listener_options = listener_options
         self._children: dict[int, _WorkerProcess] = {}
-        self._due: dict[int, float] = {}  # slot → when to start its worker
-        self._pauses: dict[int, float] = {}  # slot → the pause before its next start
-        self._exit_reasons: dict[int, str] = {}  # slot → what became of the worker that is to be started again
-        self._renew: list[_WorkerProcess] = []  # workers SIGHUP has yet to replace
-        self._successor: _WorkerProcess | None = None
+        self._due: dict[int, float] = {}  # slot -> when to start its worker
+        self._pauses: dict[int, float] = {}  # slot -> pause before its last restart
+        self._exit_reasons: dict[int, str] = {}  # slot -> how its worker ended, until it is restarted
+        self._renew: list[_WorkerProcess] = []  # workers that SIGHUP has yet to replace
+        self._successor: _WorkerProcess | None = None  # of the first of them
         self._served = False  # all workers were ready once
         self._stopping = False
         self._interrupted = False
         self._give_up = float("inf")
         self._code = 0
         self._failure: str | None = None
-
-    def run(self) -> tuple[int, str | None]:
         self._parent = os.getpid()
         self._wake, self._waker = os.pipe()
         self._alive, self._alive_writer = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._waker, False)
-        # poll, not epoll: a child must not share an epoll set with us.
+        # poll, not epoll: a child would share an epoll set with its parent.
         self._selector = selectors.PollSelector()
+
+    def run(self) -> tuple[int, str | None]:
+        """Returns when all workers are gone: the exit code and, after a failed start, the reason in one line.
+
+        To be called in the main thread: the kernel ends the workers with the thread that forked them.
+        """
         self._selector.register(self._wake, selectors.EVENT_READ)
         before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         wakeup = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
@@ -115,15 +125,15 @@ class Supervisor:
                 return
             self._start_due(now)
             self._kill_overdue(now)
-            for key, _ in self._selector.select(self._sleep(now)):
+            for key, _ in self._selector.select(self._select_timeout(now)):
                 if key.fd == self._wake:
                     self._take_signals()
                 else:
                     self._read_status(key.data)
             self._reap()
-            self._step()
+            self._advance()
 
-    def _sleep(self, now: float) -> float | None:
+    def _select_timeout(self, now: float) -> float | None:
         times = [*self._due.values(), *(child.kill_at for child in self._children.values()), self._give_up]
         if self._successor is not None:
             times.append(self._successor.started + _REPLACE_SECONDS)
@@ -140,11 +150,11 @@ class Supervisor:
             self._fork(slot)
 
     def _fork(self, slot: int) -> _WorkerProcess:
-        crowd = self._listener_options.crowd
-        column = None if crowd is None else crowd.claim()
+        limit = self._listener_options.per_address_limit
+        column = None if limit is None else limit.claim_column()
         status, status_writer = os.pipe()
-        flush_output()  # or the child would write it once more
-        # A stop must not reach a child before it can handle one: signals wait until its loop has its handlers.
+        flush_output()  # or the child would write it again
+        # Signals wait until the child has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
@@ -163,7 +173,7 @@ class Supervisor:
         return child
 
     def _run_worker(self, status: int, status_writer: int, column: int | None) -> int:
-        """All a child does, from fork to exit code. Nothing of the parent's own may run on in it."""
+        """Runs the worker in the child; returns the exit code. Nothing of the parent's state may be used in it."""
         code = 1
         try:
             if not die_with_parent(self._parent):
@@ -174,15 +184,15 @@ class Supervisor:
             ends = [child.status for child in self._children.values()]
             for end in (self._wake, self._waker, self._alive_writer, status, *ends):
                 os.close(end)
-            if self._listener_options.crowd is not None:
-                self._listener_options.crowd.use(column)
+            if self._listener_options.per_address_limit is not None:
+                self._listener_options.per_address_limit.use_column(column)
             worker = Worker(
                 self._make_app,
                 self._sockets,
                 self._grace,
                 self._limits,
                 lambda: _write_line(status_writer, "ready"),
-                door=self._listener_options,
+                listener_options=self._listener_options,
                 alive=self._alive,
             )
             code, failure = worker.run()
@@ -205,8 +215,8 @@ class Supervisor:
                 self._renew = list(self._children.values())
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        """Called by the interpreter, even while the loop waits for something else, such as whoever reads the log. All
-        else is the loop's, which finds the number in the pipe."""
+        """Ends everything at a second SIGINT. The interpreter calls it, even while a write to the log blocks the loop.
+        The loop handles the other signals, which it reads from the pipe."""
         if number != signal.SIGINT:
             return
         if self._interrupted or self._stopping:
@@ -216,12 +226,12 @@ class Supervisor:
 
     def _read_status(self, child: _WorkerProcess) -> None:
         text = os.read(child.status, 65536)
-        child.said += text
+        child.output += text
         if not text:
             self._selector.unregister(child.status)
-        if not child.ready and child.said.startswith(b"ready\n"):
+        if not child.ready and child.output.startswith(b"ready\n"):
             child.ready = True
-            del child.said[: len(b"ready\n")]
+            del child.output[: len(b"ready\n")]
 
     def _reap(self) -> None:
         for child in list(self._children.values()):
@@ -233,32 +243,32 @@ class Supervisor:
                 self._selector.unregister(child.status)
             os.close(child.status)
             del self._children[pid]
-            if self._listener_options.crowd is not None:
-                self._listener_options.crowd.give_back(child.column)
-            self._lost(child, os.waitstatus_to_exitcode(status))
+            if self._listener_options.per_address_limit is not None:
+                self._listener_options.per_address_limit.release_column(child.column)
+            self._on_exit(child, os.waitstatus_to_exitcode(status))
 
     def _drain_status(self, child: _WorkerProcess) -> None:
         try:
             while text := os.read(child.status, 65536):
-                child.said += text
+                child.output += text
         except BlockingIOError:
-            pass  # a process of the worker's still holds the other end
+            pass  # a process that the worker started still holds the other end
 
-    def _lost(self, child: _WorkerProcess, code: int) -> None:
+    def _on_exit(self, child: _WorkerProcess, code: int) -> None:
         replaced = self._successor is not None and child is self._renew[0]
         if child in self._renew:
             self._renew.remove(child)
         if self._stopping or child.retiring:
             return
         if replaced:
-            self._successor = None  # it takes this one's place, now as any other worker
+            self._successor = None  # it has replaced this one, and is a worker like any other now
             return
         if child is self._successor:
             self._abandon_renewal(f"the new worker {_describe_exit(child, code)}")
             return
         if not self._served:
             self._code = 1
-            self._failure = child.said.decode(errors="replace").strip() or f"a worker {_describe_exit(child, code)}"
+            self._failure = child.output.decode(errors="replace").strip() or f"a worker {_describe_exit(child, code)}"
             self._stop()
             return
         now = time.monotonic()
@@ -273,8 +283,8 @@ class Supervisor:
             f"the worker {child.pid} {_describe_exit(child, code)}; starting it again after {pause:g} s"
         )
 
-    def _step(self) -> None:
-        """What follows from who is ready now."""
+    def _advance(self) -> None:
+        """Continues a start or a renewal when workers have become ready."""
         if self._stopping:
             return
         if not self._served and len(self._children) == self._workers and all(c.ready for c in self._children.values()):
@@ -312,7 +322,7 @@ class Supervisor:
             self._renew.clear()
             self._successor = None
             for sock in self._sockets:
-                sock.close()  # with the workers' copies closed too, new clients are refused instead of left waiting
+                sock.close()  # once the workers close theirs too, new connections are refused instead of left waiting
             for child in self._children.values():
                 self._retire(child)
             self._give_up = time.monotonic() + self._grace + _KILL_MARGIN + _REAP_SECONDS
@@ -321,10 +331,10 @@ class Supervisor:
         for child in self._children.values():
             if child.kill_at <= now:
                 child.kill_at = float("inf")
-                os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is still this child's
+                os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is still the child's
 
     def _kill_all(self) -> None:
-        """Leaves nothing behind, also when something unforeseen was raised here."""
+        """Kills all workers that are left, also after an unexpected error here."""
         until = time.monotonic() + _REAP_SECONDS
         for child in self._children.values():
             os.kill(child.pid, signal.SIGKILL)
@@ -334,7 +344,7 @@ class Supervisor:
             time.sleep(0.005)
 
     def _end_workers(self) -> None:
-        """Returns when the workers are gone. It may interrupt any other step here, and touches nothing of theirs."""
+        """Kills the workers, and waits for a bounded time. May interrupt any other method, so it changes no state."""
         left = [pid for pid in self._children if not _reaped(pid)]
         for pid in left:
             os.kill(pid, signal.SIGKILL)
@@ -345,7 +355,7 @@ class Supervisor:
 
 
 def _reaped(pid: int) -> bool:
-    """Whether this child has ended. Until it is reaped, nobody else can have its pid."""
+    """Returns whether this child has ended. Until it is reaped, no other process can get its pid."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -359,5 +369,5 @@ def _write_line(pipe: int, text: str) -> None:
 def _describe_exit(child: _WorkerProcess, code: int) -> str:
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
-    said = child.said.decode(errors="replace").strip()
-    return f"ended with exit code {code}" + (f" ({said})" if said else "")
+    reason = child.output.decode(errors="replace").strip()
+    return f"ended with exit code {code}" + (f" ({reason})" if reason else "")

@@ -1,4 +1,4 @@
-"""One worker: an event loop, the application, and the connections it has accepted."""
+"""A worker: one event loop, the application, and the connections that this process has accepted."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.utils import formatdate
+from functools import partial
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
-import uvicorn
-from uvicorn._types import ASGI3Application
-from uvicorn.server import ServerState
-
+from registry.server.asgi import AsgiApp
+from registry.server.connection.context import WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
-from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, BufferedReceiver, IncomingBodies
+from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.gate.acceptor import Acceptor, Handshake, OnLost
 from registry.server.gate.connection_limit import ConnectionLimit
 from registry.server.gate.listener import ListenerOptions
-from registry.server.kernel import resident_bytes, trim_memory, tune_malloc
+from registry.server.kernel import tune_malloc
+from registry.server.process.free_memory import FreeMemory
 from registry.server.process.lifespan import Lifespan
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import LoopErrors, log
@@ -35,46 +35,46 @@ except ImportError:  # no wheel for this platform
 else:
     new_event_loop = uvloop.new_event_loop
 
-# What ending may take after the grace: cancelled requests, then the application's shutdown. The supervisor adds to it.
 CANCEL_SECONDS = 1.0
+"""For requests that were cancelled after the grace period."""
 CLOSE_SECONDS = 5.0
-
-# Free memory goes back to the system after this much growth, and again after growing pauses while that does not help.
-TRIM_BYTES = 32 * 1024 * 1024
-TRIM_PAUSES = (5.0, 600.0)
-FEW_CONNECTIONS = 256
+"""For the application's shutdown after that."""
+_DRAIN_STEP_SECONDS = 0.02
 
 
 class Worker:
-    """Serves in this process and thread. `run` returns the exit code and, for a failed start, the reason in a line."""
+    """Serves in this process and thread."""
 
     def __init__(
         self,
-        make_app: Callable[[], ASGI3Application],
+        make_app: Callable[[], AsgiApp],
         sockets: Sequence[socket.socket],
         grace: float,
         limits: ServerLimits,
         on_ready: Callable[[], None],
         *,
-        door: ListenerOptions | None = None,
+        listener_options: ListenerOptions | None = None,
         alive: int | None = None,
     ) -> None:
-        """`alive` is a pipe's reading end whose writer is the parent: it is readable when the parent is gone."""
+        """`grace` is how many seconds requests in progress may go on after a stop. `on_ready` is called when the worker
+        accepts connections. `alive` is the reading end of a pipe that only the parent can write to: it becomes readable
+        when the parent is gone; None: there is no parent."""
         self._make_app = make_app
         self._sockets = sockets
         self._grace = grace
         self._limits = limits
         self._on_ready = on_ready
-        self._listener_options = door or ListenerOptions()
+        self._listener_options = listener_options or ListenerOptions()
         self._alive = alive
-        self._state = ServerState()
+        self._state = WorkerState()
         self._handshakes: set[Handshake] = set()
         self._stop = asyncio.Event()
         self._interrupted = False
 
     def run(self) -> tuple[int, str | None]:
+        """Serves until it is told to stop. Returns the exit code and, after a failed start, the reason in one line."""
         tune_malloc()
-        loop = self._loop = new_event_loop()
+        loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
         asyncio.set_event_loop(loop)
         try:
@@ -88,118 +88,107 @@ class Worker:
         return 0, None
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._watch(loop)
-        self._refresh(settled=True)
+        self._handle_signals(loop)
+        self._refresh_certificates(settled=True)
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            await asyncio.wait({starting}, timeout=self._grace)  # told to stop during the start: let it end in order
+            await asyncio.wait({starting}, timeout=self._grace)  # a stop during the start: let it end in order
         if not starting.done():
             return
         starting.result()
         gc.collect()
-        gc.freeze()  # later collections look at what comes and goes alone: all of this would take them 50 ms
-        limit = self._connection_limit(loop)
+        gc.freeze()  # later collections skip the objects made so far, which would take them 50 ms
+        limit = ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
         limit.warn_if_low()
-        pulse = asyncio.create_task(self._pulse(loop, limit))
+        ticks = asyncio.create_task(self._tick(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
         await stopping
         await self._drain(acceptors)
-        pulse.cancel()
+        ticks.cancel()
         await _close(lifespan)
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         if self._alive is None:
-            signal.signal(signal.SIGINT, self._on_interrupt)
+            signal.signal(signal.SIGINT, partial(self._on_interrupt, loop))
         else:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-            loop.add_reader(self._alive, os._exit, 1)  # only the parent's end can make it readable
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+            loop.add_reader(self._alive, os._exit, 1)  # it becomes readable only when the parent ends
         if self._alive is None and self._listener_options.certificates is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._refresh, True)
+            loop.add_signal_handler(signal.SIGHUP, self._refresh_certificates, True)
         else:
-            # Sent to the whole group when a terminal closes; only a parent has workers to renew.
+            # A terminal that closes sends it to the whole process group. Only a parent has workers to renew.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
-    def _refresh(self, settled: bool = False) -> None:
+    def _refresh_certificates(self, settled: bool = False) -> None:
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
-    def _on_interrupt(self, number: int, _: FrameType | None) -> None:
-        """Called by the interpreter, not by the loop, which one of its callbacks may hold up."""
+    def _on_interrupt(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
+        """Stops; exits at once the second time. The interpreter calls it, so it works while a callback blocks the
+        event loop."""
         if self._interrupted or self._stop.is_set():
-            os._exit(128 + number)  # asked twice: at once
+            os._exit(128 + number)
         self._interrupted = True
         with suppress(RuntimeError):  # the loop is closed: the process is about to end
-            self._loop.call_soon_threadsafe(self._stop.set)
-
-    def _connection_limit(self, loop: asyncio.AbstractEventLoop) -> ConnectionLimit:
-        return ConnectionLimit(
-            cast(set[RegistryProtocol], self._state.connections), self._handshakes, self._state.tasks, loop.time
-        )
+            loop.call_soon_threadsafe(self._stop.set)
 
     def _listen(
-        self, loop: asyncio.AbstractEventLoop, app: ASGI3Application, state: dict[str, Any], limit: ConnectionLimit
+        self, loop: asyncio.AbstractEventLoop, app: AsgiApp, lifespan_state: dict[str, Any], limit: ConnectionLimit
     ) -> list[Acceptor]:
-        config = uvicorn.Config(
+        worker = WorkerContext(
             app,
-            http=RegistryProtocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
+            loop,
+            self._limits,
+            UnsentBudget(self._limits.unsent_bytes, loop.time),
+            state=self._state,
+            lifespan_state=lifespan_state,
+            proxies=self._listener_options.proxies,
+            connection_limit=limit,
         )
-        config.load()
 
-        heads, receiving = memoryview(bytearray(HEAD_BUFFER_BYTES)), IncomingBodies()
-
-        def connection(leave: OnLost | None) -> BufferedReceiver:
-            protocol = RegistryProtocol(
-                config, self._state, state, loop, self._limits, self._listener_options.proxies, limit, receiving
-            )
-            return BufferedReceiver(protocol, heads, leave)
+        def connection(on_lost: OnLost | None) -> RegistryProtocol:
+            return RegistryProtocol(worker, on_lost)
 
         return [
             Acceptor(loop, sock, connection, self._listener_options, self._limits, limit, self._handshakes)
             for sock in self._sockets
         ]
 
-    async def _pulse(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
-        """Once a second: the Date header, every connection's time limits, and the open files. No read or write sets a
-        timer. Now and then: whether the certificate was renewed."""
-        looked = loop.time()
+    async def _tick(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
+        """Once a second renews the Date header, checks each connection's timeouts, counts open files, and returns free
+        memory. Every few seconds checks whether the certificate was renewed."""
+        checked = loop.time()
         memory = FreeMemory(loop, self._state.connections)
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
-            for connection in self._connections():
+            for connection in list(self._state.connections):
                 connection.check(now)
             limit.measure()
-            memory.look(now)
-            if now - looked >= self._limits.certificate_seconds:
-                looked = now
-                self._refresh()
+            memory.check(now)
+            if now - checked >= self._limits.certificate_seconds:
+                checked = now
+                self._refresh_certificates()
             await asyncio.sleep(self._limits.pulse_seconds)
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
-        """Takes no more connections, lets the requests in flight end within the grace, then cuts what is left."""
+        """Accepts no more connections, lets requests in progress end within the grace period, then cancels the rest."""
         for acceptor in acceptors:
             acceptor.close()
         until = time.monotonic() + self._grace
         while (self._state.connections or self._state.tasks) and time.monotonic() < until:
-            for connection in self._connections():  # each time: one may have been accepted just before
+            for connection in list(self._state.connections):  # anew: one may have been accepted just before
                 connection.shutdown()
-            await asyncio.sleep(0.02)
-        for connection in self._connections():
-            connection.transport.abort()
+            await asyncio.sleep(_DRAIN_STEP_SECONDS)
+        for connection in list(self._state.connections):
+            connection.abort()
         tasks = set(self._state.tasks)
         if tasks:
             log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace)
@@ -207,13 +196,9 @@ class Worker:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
-    def _connections(self) -> list[RegistryProtocol]:
-        return cast(list[RegistryProtocol], list(self._state.connections))
-
 
 async def _close(lifespan: Lifespan) -> None:
-    """Ends the application in order, if that takes no longer than it may. What goes on then is cancelled with the rest
-    of the loop."""
+    """Waits for the application's shutdown for a bounded time. If it takes longer, it is cancelled with the loop."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():
@@ -222,39 +207,8 @@ async def _close(lifespan: Lifespan) -> None:
         log.error("the application failed while closing", exc_info=error)
 
 
-class FreeMemory:
-    """Gives memory back to the system that was needed once: malloc by itself keeps what lies between blocks in use."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Sized) -> None:
-        self._loop = loop
-        self._connections = connections
-        self._least = self._size = resident_bytes()
-        self._pause = TRIM_PAUSES[0]
-        self._due = 0.0
-
-    def look(self, now: float) -> None:
-        """To be called once a second."""
-        before, self._size = self._size, resident_bytes()
-        self._least = min(self._least, self._size)
-        if abs(self._size - before) > TRIM_BYTES // 4:  # memory comes and goes, so there may be some to give back
-            self._pause = TRIM_PAUSES[0]
-            self._due = min(self._due, now + self._pause)
-        if self._size <= self._least + TRIM_BYTES:
-            self._pause = TRIM_PAUSES[0]
-        elif now >= self._due:
-            self._collect()
-            self._loop.run_in_executor(None, trim_memory)
-            self._due = now + self._pause
-            self._pause = min(2 * self._pause, TRIM_PAUSES[1])
-
-    def _collect(self) -> None:
-        """Connections over TLS are cycles. A full collection takes some milliseconds, since what the start made is
-        frozen, but 100 where thousands of connections are open: then only what is new is looked at."""
-        gc.collect(2 if len(self._connections) <= FEW_CONNECTIONS else 1)
-
-
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Ends what is still going on in the loop; not what refuses to."""
+    """Cancels all tasks, and waits for them for a bounded time."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -263,7 +217,8 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def describe_failure(error: BaseException) -> str:
-    """One line for a person. What is no plain fault of the surroundings is a bug: its traceback goes to the log."""
+    """Returns one line that says why the start failed. Anything but a reported problem or an OSError is a bug: its
+    traceback goes to the log."""
     message = getattr(error, "message", None)
     if isinstance(message, str) and message:
         return " ".join(message.split())

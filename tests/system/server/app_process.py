@@ -1,4 +1,4 @@
-"""The server as a real process, and raw sockets to speak to it."""
+"""Runs the server as a real process; raw sockets to talk to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 60.0
 
 
 class AppProcess:
-    """A server process. `lines` of its stdout, and its `errors`, can be waited for."""
+    """A server process. Tests can wait for `lines` of its stdout and read its `errors`."""
 
     def __init__(self, options: dict[str, Any], env: dict[str, str] | None = None) -> None:
         self.process = _start_app(json.dumps(options), {**os.environ, **(env or {})})
@@ -82,7 +82,7 @@ class AppProcess:
             return dict(json.loads(body))
 
     def end(self) -> int:
-        """Waits for the process to end by itself; its exit code."""
+        """Waits for the process to end by itself. Returns its exit code."""
         code = self.process.wait(TIMEOUT_SECONDS)
         for thread in self._threads:
             thread.join(TIMEOUT_SECONDS)
@@ -123,7 +123,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 class ExactReads(socket.SocketIO):
-    """Reads as much as it is asked for, unless the connection ends, and never more."""
+    """Reads as many bytes as asked for, fewer only if the connection ends."""
 
     def read(self, size: int = -1) -> bytes:
         data = bytearray()
@@ -133,7 +133,7 @@ class ExactReads(socket.SocketIO):
 
 
 def read_response(sock: socket.socket, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """One response, and not a byte more of the connection than it has."""
+    """Reads one response, and not a byte more."""
     response = http.client.HTTPResponse(sock, method=method)
     response.fp.close()
     response.fp = ExactReads(sock, "r")  # type: ignore[assignment]
@@ -145,7 +145,8 @@ def read_response(sock: socket.socket, method: str = "GET") -> tuple[int, dict[s
 
 
 def read_error(data: bytes) -> tuple[int, str]:
-    """Status and code of a whole answer that must be the only one, in the spec's error shape, and the last."""
+    """Returns status and code of a response that must be the only one and the last, in the distribution spec's error
+    format."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
     for line in ("content-type: application/json", "connection: close", f"content-length: {len(body)}"):
@@ -168,7 +169,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Returns whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

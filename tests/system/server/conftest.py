@@ -26,7 +26,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[AppProcess]:
-    """A server all tests of the protocol share."""
+    """A server that all tests of the protocol share."""
     running = AppProcess({"limits": {"linger_seconds": 0.5, "pulse_seconds": 0.1}})
     try:
         yield running.until_ready()
@@ -36,7 +36,7 @@ def server() -> Iterator[AppProcess]:
 
 @pytest.fixture(scope="session")
 def impatient() -> Iterator[AppProcess]:
-    """The same with very short times."""
+    """The same with very short timeouts."""
     seconds = {
         "header_seconds": 1.0,
         "keep_alive_seconds": 1.0,

@@ -85,7 +85,8 @@ class EchoApp:
         await answer(send, 200, json.dumps(seen).encode())
 
     async def digest(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """What came of the body: in the memory it was received into, or `copied`; `keep`: looked at only at the end."""
+        """Answers with the digest and size of the body, received without copies, or `copied`; `keep`: all parts are
+        kept to the end."""
         running, size, kept, more = hashlib.sha256(), 0, [], True
         take = scope.get("extensions", {}).get("entrepot.body", {}).get("receive")
         while more:
@@ -111,12 +112,12 @@ class EchoApp:
         await answer(send, 200, b"slow")
 
     async def held(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Lets nothing else run in the loop."""
+        """Blocks the event loop."""
         print_line("held")
         time.sleep(600)  # noqa: ASYNC251
 
     async def patient(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Waits for the client to leave."""
+        """Waits until the client disconnects."""
         while (await receive())["type"] != "http.disconnect":
             print_line("patient")
         print_line("left")
@@ -135,7 +136,7 @@ class EchoApp:
             raise
 
     async def whole(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """All of an answer in one message."""
+        """Sends the whole response in one message."""
         await answer(send, 200, body_of(query))
 
     async def stream(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
@@ -144,7 +145,7 @@ class EchoApp:
         await send({"type": "http.response.body", "body": b"cd", "more_body": False})
 
     async def file(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Sends `parts` of a file: `offset-count`, either left out, or `=text`. `length` declares one."""
+        """Sends `parts` of a file, each `offset-count`, either left out, or `=text`. `length` declares a length."""
         assert scope["extensions"] == {"http.response.zerocopysend": {}}
         headers = [(b"content-length", query["length"].encode())] if "length" in query else []
         parts = query.get("parts", "-").split(",")
@@ -185,7 +186,7 @@ class EchoApp:
 
 @dataclass
 class EchoCachedAnswer:
-    """An answer that is given before the application is called."""
+    """A response that the application has cached."""
 
     before: list[tuple[bytes, bytes]]
     after: list[tuple[bytes, bytes]]
@@ -194,7 +195,7 @@ class EchoCachedAnswer:
 
 
 class CachedAnswerApp(EchoApp):
-    """Has what `/ready` is answered with at once, where it is asked for that; `x-way` says which way an answer came.
+    """Has a cached response for `/ready`, if the server asks for it; the header `x-way` says how a response was made.
     The body is the query's `text`, `size` times."""
 
     given = 0
@@ -242,7 +243,7 @@ def print_line(text: str) -> None:
 
 
 def mark_or(start: str) -> str:
-    """`marked` where the test has put its mark, else what the test asked for."""
+    """Returns `marked` once the test has created its mark file, else what the test asked for."""
     mark = os.environ.get("MARK")
     return "marked" if mark is not None and os.path.exists(mark) else start
 
@@ -262,13 +263,13 @@ def main() -> int:
         shutdown_grace=options.get("grace", 5.0),
         limits=ServerLimits(**options.get("limits", {})),
         on_ready=lambda: print_line(f"ready {address}"),
-        door=gate_of(options),
+        listener_options=listener_options_of(options),
     )
 
 
-def gate_of(options: dict[str, Any]) -> ListenerOptions:
-    """`tls`: certificate, key, and perhaps the authority for clients and what it is for; `proxies`: networks;
-    `connections`: of an address."""
+def listener_options_of(options: dict[str, Any]) -> ListenerOptions:
+    """Reads `tls`: certificate, key, and perhaps the authority for clients and the kind of client authentication;
+    `proxies`: networks; `connections`: the limit of an address."""
     tls, workers = options.get("tls"), options.get("workers", 1)
     certificates = None
     if tls is not None:

@@ -1,4 +1,4 @@
-"""Answers that the application has ready before it is called, over sockets, with each kind of event loop."""
+"""Responses that the application has cached, over sockets, with each kind of event loop."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def request(query: str = "", *lines: str, method: str = "GET", version: str = "1
 
 
 def counted(running: AppProcess) -> int:
-    """The ready answers that were given so far."""
+    """Returns how many cached responses were sent so far."""
     with running.connect() as sock:
         sock.sendall(request(path="/counted"))
         return int(read_response(sock)[2])
@@ -74,7 +74,7 @@ def resident(running: AppProcess) -> int:
 
 
 def test_a_ready_answer_is_a_whole_response(ready: AppProcess) -> None:
-    """It has the headers of every response, each its own request id, and the body; the connection stays."""
+    """It has the headers of every response, its own request id, and the body; the connection stays open."""
     with ready.connect() as sock:
         ids = set()
         for number in range(20):
@@ -88,7 +88,7 @@ def test_a_ready_answer_is_a_whole_response(ready: AppProcess) -> None:
 
 
 def test_the_answer_to_head_has_no_body(ready: AppProcess) -> None:
-    """The next answer begins where it ends."""
+    """The next response starts right after its head."""
     with ready.connect() as sock:
         sock.sendall(request("size=5", method="HEAD"))
         status, headers, body = read_response(sock, "HEAD")
@@ -98,7 +98,7 @@ def test_the_answer_to_head_has_no_body(ready: AppProcess) -> None:
 
 
 def test_a_head_that_comes_in_pieces_gets_its_ready_answer(ready: AppProcess) -> None:
-    """Cut wherever it may be."""
+    """A head may be cut anywhere."""
     whole = request("text=abc")
     with ready.connect() as sock:
         for cut in range(1, len(whole)):
@@ -113,7 +113,7 @@ def test_a_head_that_comes_in_pieces_gets_its_ready_answer(ready: AppProcess) ->
     [("Content-Length: 3", b"abc"), ("Transfer-Encoding: chunked", b"3\r\nabc\r\n0\r\n\r\n")],
 )
 def test_a_request_with_a_body_is_not_answered_before_that(ready: AppProcess, given: str, sent: bytes) -> None:
-    """The application is called; what follows the body is a request of its own."""
+    """The application is called, and what follows the body is another request."""
     with ready.connect() as sock:
         sock.sendall(request("text=first", given) + sent + request("text=second"))
         _, headers, body = read_response(sock)
@@ -122,7 +122,7 @@ def test_a_request_with_a_body_is_not_answered_before_that(ready: AppProcess, gi
 
 
 def test_an_upgrade_that_is_ignored_leaves_the_connection_whole(ready: AppProcess) -> None:
-    """What follows is parsed as HTTP/1.1, after a ready answer as after any other."""
+    """What follows is parsed as HTTP/1.1, also after a cached response."""
     upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
     with ready.connect() as sock:
         for number in range(5):
@@ -137,7 +137,7 @@ def test_an_upgrade_that_is_ignored_leaves_the_connection_whole(ready: AppProces
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_connection_that_ends_after_its_answer_still_does(ready: AppProcess, version: str) -> None:
-    """`Connection: close`, and HTTP/1.0 whatever it says of the connection: what follows is not looked at."""
+    """After `Connection: close`, and in HTTP/1.0 whatever its `Connection` says, what follows is ignored."""
     said = "Connection: close" if version == "1.1" else "Connection: keep-alive"
     data = ready.talk(request("text=last", said, version=version) + request("text=never"))
     assert data.count(b"HTTP/1.1") == 1
@@ -146,7 +146,7 @@ def test_a_connection_that_ends_after_its_answer_still_does(ready: AppProcess, v
 
 
 def test_a_client_that_shuts_its_side_gets_the_answers_before_that(ready: AppProcess) -> None:
-    """All of them, and then the end."""
+    """It gets all responses, and then the end of the connection."""
     with ready.connect() as sock:
         sock.sendall(request(f"size={SIZE}") + request("text=second"))
         sock.shutdown(socket.SHUT_WR)
@@ -156,13 +156,13 @@ def test_a_client_that_shuts_its_side_gets_the_answers_before_that(ready: AppPro
 
 
 def test_what_is_wrong_after_a_ready_answer_is_refused_after_it(ready: AppProcess) -> None:
-    """In this order, whichever came together."""
+    """A malformed request is refused after the cached response before it, also if both come in one read."""
     data = ready.talk(request("text=good") + b"GET /ready HTTP/1.1\r\n\r\n")
     assert [int(status) for status in STATUS.findall(data)] == [200, 400]
 
 
 def test_an_idle_connection_is_ended_after_a_ready_answer_as_after_any(start: Start, env: dict[str, str]) -> None:
-    """The time for the next request runs from the answer on."""
+    """The keep-alive timeout starts with the cached response."""
     running = start(env, at_once=True, limits={"keep_alive_seconds": 0.3, "pulse_seconds": 0.05})
     with running.connect() as sock:
         sock.sendall(request())
@@ -171,7 +171,7 @@ def test_an_idle_connection_is_ended_after_a_ready_answer_as_after_any(start: St
 
 
 def test_a_stop_ends_connections_that_had_ready_answers(start: Start, env: dict[str, str]) -> None:
-    """What was answered arrives whole; the server ends with 0."""
+    """Cached responses arrive whole, and the server ends with exit code 0."""
     running = start(env, at_once=True)
     with running.connect() as sock:
         sock.sendall(request(f"size={SIZE}"))
@@ -185,7 +185,7 @@ def test_a_stop_ends_connections_that_had_ready_answers(start: Start, env: dict[
 
 
 def test_answers_keep_the_order_of_their_requests(ready: AppProcess) -> None:
-    """Sent ahead, those that are ready and those that are not, with a body and without."""
+    """Pipelined requests, with cached responses and without, with bodies and without, are answered in their order."""
     slow = request("seconds=0.02", path="/slow")
     with ready.connect() as sock:
         for _ in range(3):
@@ -196,8 +196,8 @@ def test_answers_keep_the_order_of_their_requests(ready: AppProcess) -> None:
 
 
 def test_too_many_sent_ahead(ready: AppProcess) -> None:
-    """As of any other requests, a bounded number of those that are sent ahead is answered, and then comes the end: a
-    client that sends nothing but what is ready takes no turns from others."""
+    """Only a bounded number of pipelined requests is answered, cached or not, so one client cannot hold up the
+    others."""
     before = counted(ready)
     data = ready.talk(request() * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
@@ -206,7 +206,8 @@ def test_too_many_sent_ahead(ready: AppProcess) -> None:
 
 
 def test_what_nobody_takes_is_not_prepared(ready: AppProcess) -> None:
-    """A client that asks on and on without reading gets no more than fits between the two; the rest waits unread."""
+    """A client that sends requests without reading gets no more responses than fit into the socket buffers; its other
+    requests wait unread."""
     before, memory = counted(ready), resident(ready)
     with socket.socket() as sock:
         sock.settimeout(15)
@@ -232,7 +233,7 @@ def context(authority: CertificateAuthority) -> ssl.SSLContext:
 
 
 def test_over_tls(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """Small and large ones come whole."""
+    """Small and large cached responses arrive whole."""
     with tls_connection(tls, context) as sock:
         for size in (1, 100, SIZE, 16 * 1024, 1):
             sock.sendall(request(f"size={size}"))
@@ -241,7 +242,7 @@ def test_over_tls(tls: AppProcess, context: ssl.SSLContext) -> None:
 
 
 def test_over_tls_answers_keep_their_order(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """With those that are not ready between them."""
+    """Cached responses and others keep the order of their requests."""
     with tls_connection(tls, context) as sock:
         slow = request("seconds=0.02", path="/slow")
         sock.sendall(request("text=1") + slow + request(f"size={SIZE}") + request("text=2"))
@@ -249,7 +250,7 @@ def test_over_tls_answers_keep_their_order(tls: AppProcess, context: ssl.SSLCont
 
 
 def test_over_tls_what_nobody_takes_is_not_prepared(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """What is encrypted waits in memory: no more of it than fits between the two."""
+    """A client that reads nothing makes the server encrypt no more than fits into the buffers."""
     memory = resident(tls)
     with tls_connection(tls, context) as other, tls_connection(tls, context, 64 * 1024) as sock:
         for _ in range(1000):

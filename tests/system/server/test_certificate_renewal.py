@@ -1,4 +1,4 @@
-"""The server's certificate: what is refused, and how it is renewed while the server runs."""
+"""The server's certificate: which files are refused, and how it is renewed while the server runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def second(authority: CertificateAuthority) -> KeyPair:
 
 @pytest.fixture
 def live(tmp_path: Path, first: KeyPair) -> KeyPair:
-    """The files a server is told of, which a test changes."""
+    """The files that the server is configured with; tests replace them."""
     pair = KeyPair(tmp_path / "live.pem", tmp_path / "live.key")
     put(first, pair)
     return pair
@@ -53,7 +53,7 @@ def context(authority: CertificateAuthority) -> ssl.SSLContext:
 
 
 def put(pair: KeyPair, live: KeyPair) -> None:
-    """As a careful renewal does it: each file is renamed into its place, one after the other."""
+    """Renames each file into its place, one after the other, as careful renewal programs do."""
     for source, target in ((pair.certificate, live.certificate), (pair.key, live.key)):
         new = target.with_suffix(".new")
         shutil.copy(source, new)
@@ -68,7 +68,7 @@ def files_of(pair: KeyPair) -> CertificateFiles:
 
 
 def test_what_is_missing(tmp_path: Path, first: KeyPair) -> None:
-    """A file that is not there, or may not be read, is named."""
+    """The error names a file that is missing or unreadable."""
     with pytest.raises(CertificateError, match=r"cannot read the certificate .*nothing: no such file"):
         make_context(CertificateFiles(tmp_path / "nothing", first.key), time.time())
     with pytest.raises(CertificateError, match=r"cannot read the key of the certificate .*nothing: no such file"):
@@ -81,7 +81,7 @@ def test_what_does_not_belong_together(
     tmp_path: Path, authority: CertificateAuthority, first: KeyPair, second: KeyPair
 ) -> None:
     """Another certificate's key, a certificate without a key, text that is neither, and a key with a password are
-    refused, each with its own line."""
+    refused, each with its own message."""
     text = tmp_path / "text"
     text.write_text("not PEM at all\n")
     wrong = [
@@ -98,7 +98,7 @@ def test_what_does_not_belong_together(
 
 
 def test_what_has_expired(authority: CertificateAuthority, first: KeyPair) -> None:
-    """A certificate that is out of date is refused, one that will be is not yet."""
+    """An expired certificate is refused; one that is about to expire is not."""
     with pytest.raises(CertificateError, match=r"expired on \d{4}-\d\d-\d\d"):
         make_context(files_of(authority.expired(first)), time.time())
     make_context(files_of(first), time.time() + DAY)
@@ -107,7 +107,7 @@ def test_what_has_expired(authority: CertificateAuthority, first: KeyPair) -> No
 
 
 def test_key_and_certificate_in_one_file(tmp_path: Path, first: KeyPair) -> None:
-    """A file with both does for both."""
+    """One file may contain both."""
     both = tmp_path / "both.pem"
     both.write_bytes(first.certificate.read_bytes() + first.key.read_bytes())
     make_context(CertificateFiles(both), time.time())
@@ -117,7 +117,7 @@ def test_key_and_certificate_in_one_file(tmp_path: Path, first: KeyPair) -> None
 
 
 def test_what_has_not_changed_is_not_read(live: KeyPair) -> None:
-    """The same stamps, the same context."""
+    """The context stays the same while the files' times do."""
     certificates = Certificates(files_of(live))
     before = certificates.context
     certificates.refresh()
@@ -126,7 +126,7 @@ def test_what_has_not_changed_is_not_read(live: KeyPair) -> None:
 
 
 def test_a_change_is_read_once_it_has_settled(live: KeyPair, second: KeyPair) -> None:
-    """Not at the look that finds it, but at the next that finds the same; told to, at once."""
+    """Changed files are loaded at the second check that finds the same times; at the first one if asked to."""
     certificates = Certificates(files_of(live))
     before = certificates.context
     put(second, live)
@@ -143,7 +143,7 @@ def test_a_change_is_read_once_it_has_settled(live: KeyPair, second: KeyPair) ->
 def test_what_cannot_be_used_is_told_once(
     live: KeyPair, first: KeyPair, second: KeyPair, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The old context stays; the same files are not tried again; what is right later is taken."""
+    """Invalid files leave the old context, and are neither tried nor logged again; valid ones are loaded later."""
     logging.getLogger("registry.server").propagate = True
     certificates = Certificates(files_of(live))
     before = certificates.context
@@ -177,22 +177,22 @@ def running(start: Start, live: KeyPair) -> AppProcess:
 
 
 def shown(running: AppProcess, context: ssl.SSLContext) -> str:
-    """The serial number of what a new connection is shown."""
+    """Returns the serial number of the certificate that a new connection gets."""
     with tls_connection(running, context) as sock:
         ask(sock)
         return serial(sock)
 
 
 def everywhere(running: AppProcess, context: ssl.SSLContext, new: str) -> bool:
-    """Whether 20 connections, which no worker takes all of, are shown the new one."""
+    """Returns whether 20 connections, which are spread over the workers, get the new certificate."""
     return all(shown(running, context) == new for _ in range(20))
 
 
 def test_renewal_under_load(
     running: AppProcess, context: ssl.SSLContext, live: KeyPair, first: KeyPair, second: KeyPair
 ) -> None:
-    """While clients come and go no handshake and no request fails; new connections get the new certificate, and one
-    that was there goes on with what it had."""
+    """No handshake and no request fails during a renewal. New connections get the new certificate, and open ones go on
+    with the old one."""
     wrong: list[BaseException] = []
     ended = threading.Event()
 
@@ -232,7 +232,7 @@ def other_than(running: AppProcess, context: ssl.SSLContext, old: str) -> str:
 def test_a_renewal_that_went_wrong(
     running: AppProcess, context: ssl.SSLContext, live: KeyPair, second: KeyPair
 ) -> None:
-    """A certificate without its key changes nothing but the log, where each worker says it once; with it, it counts."""
+    """A certificate without its key changes nothing, and each worker logs it once; with its key it is loaded."""
     old = shown(running, context)
     shutil.copy(second.certificate, live.certificate)
     line = "new connections go on with the certificate from before: the key in"
@@ -246,7 +246,7 @@ def test_a_renewal_that_went_wrong(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup(start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair, workers: int) -> None:
-    """SIGHUP reads them at once, however seldom they are looked at."""
+    """SIGHUP reloads the files at once, however rarely they are checked."""
     running = start(workers=workers, tls=named(live), limits={"certificate_seconds": 3600})
     old = shown(running, context)
     put(second, live)
@@ -257,7 +257,7 @@ def test_sighup(start: Start, context: ssl.SSLContext, live: KeyPair, second: Ke
 
 
 def test_a_worker_that_starts_again(start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair) -> None:
-    """A worker that comes in the place of one that died has the certificate of now, not that of the start."""
+    """A worker that replaces a dead one loads the current certificate, not that of the start."""
     running = start(workers=2, tls=named(live), limits=QUICK)
     old = shown(running, context)
     put(second, live)
@@ -278,7 +278,7 @@ def again(running: AppProcess, context: ssl.SSLContext) -> str:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Other tests' loggers stay as they were."""
+    """Restores the loggers of other tests."""
     logger = logging.getLogger("registry.server")
     before = logger.propagate, list(logger.handlers), logger.level
     yield

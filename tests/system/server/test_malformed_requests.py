@@ -66,7 +66,8 @@ MALFORMED = {
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
 @pytest.mark.parametrize("bytewise", [False, True])
 def test_malformed(server: AppProcess, request_bytes: bytes, bytewise: bool) -> None:
-    """What is not HTTP/1.1 gets one 400 in the spec's shape, and the connection ends without a reset."""
+    """What is not HTTP/1.1 gets one 400 in the distribution spec's error format, and the connection ends without a
+    reset."""
     with server.connect() as sock:
         if bytewise:
             for i in range(len(request_bytes)):
@@ -88,7 +89,7 @@ def _read(sock: socket.socket) -> bytes:
 
 
 def test_nothing_is_disturbed(server: AppProcess) -> None:
-    """After all of these the worker answers, and nothing of them was worth a line in the log."""
+    """After all of these the worker still answers, and has logged nothing."""
     for request_bytes in MALFORMED.values():
         server.talk(request_bytes)
     assert server.get()["size"] == 0
@@ -100,7 +101,7 @@ def test_nothing_is_disturbed(server: AppProcess) -> None:
     "request_bytes", [b"GET /echo HTTP/1.1\r\nHos", POST + b"Content-Length: 5\r\n\r\nabc", b"GET"], ids=repr
 )
 def test_ends_early(server: AppProcess, request_bytes: bytes) -> None:
-    """A request whose sender stops in the middle gets a 400."""
+    """A request that ends in the middle gets a 400."""
     with server.connect() as sock:
         sock.sendall(request_bytes)
         sock.shutdown(socket.SHUT_WR)
@@ -108,7 +109,7 @@ def test_ends_early(server: AppProcess, request_bytes: bytes) -> None:
 
 
 def test_errors_keep_their_place(server: AppProcess) -> None:
-    """A malformed request sent ahead is answered after the ones before it."""
+    """A malformed request that was sent ahead is answered after those before it."""
     with server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n" + HEAD + b"\r\n" + b"nonsense\r\n\r\n")
         assert read_response(sock)[2] == b"slow"
@@ -118,7 +119,7 @@ def test_errors_keep_their_place(server: AppProcess) -> None:
 
 @pytest.mark.parametrize("bad", ["bad Host", "no Host", "LF only", "chunk size"])
 def test_malformed_after_an_upgrade(server: AppProcess, bad: str) -> None:
-    """So is one that follows a request whose upgrade was ignored."""
+    """The same holds after a request whose upgrade was ignored."""
     with server.connect() as sock:
         upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
         sock.sendall(POST + upgrade + MALFORMED[bad])
@@ -128,7 +129,7 @@ def test_malformed_after_an_upgrade(server: AppProcess, bad: str) -> None:
 
 
 def test_broken_body_sent_ahead(server: AppProcess) -> None:
-    """So is one whose body turns out malformed while the one before is still being answered."""
+    """The same holds if its body breaks while the request before is being answered."""
     bad = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
     with server.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: test\r\n\r\n" + bad)
@@ -137,7 +138,7 @@ def test_broken_body_sent_ahead(server: AppProcess) -> None:
 
 
 def test_broken_body(server: AppProcess) -> None:
-    """A body that breaks while it is read: 400 to the client, and a disconnect to the application."""
+    """If a body breaks while it is read, the client gets a 400 and the application a disconnect."""
     with server.connect() as sock:
         sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n7\r\nabcdefg\r\n")
         sock.sendall(b"zz\r\n")
@@ -159,14 +160,14 @@ def test_headers_too_large(server: AppProcess, bytewise: bool) -> None:
 
 
 def test_endless_header(server: AppProcess) -> None:
-    """One header that never ends is a 431 as well."""
+    """One endless header gets a 431 as well."""
     with server.connect() as sock:
         sock.sendall(HEAD + b"X: " + b"a" * 40_000)
         assert read_error(_read(sock))[0] == 431
 
 
 def test_eight_mebibytes_of_headers(server: AppProcess) -> None:
-    """A client that keeps sending headers gets its answer, and no reset before it."""
+    """A client that keeps sending headers gets its response, and no reset before it."""
     with server.connect() as sock:
         sock.settimeout(0.5)
         with contextlib.suppress(OSError):  # it stops reading: the answer is there

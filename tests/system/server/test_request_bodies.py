@@ -33,7 +33,7 @@ def resident(running: AppProcess) -> int:
 
 
 def receive(body: BodyBuffer, data: bytes, cuts: list[int]) -> tuple[bytes, bytes]:
-    """What a body makes of `data` that comes in reads ending at `cuts`: its content, and what followed it."""
+    """Parses `data`, received in reads that end at `cuts`. Returns the body's content and what follows it."""
     content: list[memoryview] = []
     for start, stop in pairwise([0, *sorted(set(cuts)), len(data)]):
         at = start
@@ -62,7 +62,7 @@ def receive(body: BodyBuffer, data: bytes, cuts: list[int]) -> tuple[bytes, byte
 def test_chunks_however_they_come(
     chunks: list[bytes], extension: bytes, trailers: bytes, rest: bytes, data: st.DataObject
 ) -> None:
-    """The content and what follows the body do not depend on where reads end."""
+    """The content, and what follows the body, do not depend on where reads end."""
     sent = b"".join(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
     sent += b"0\r\n" + trailers + b"\r\n" + rest
     cuts = data.draw(st.lists(st.integers(1, len(sent) - 1), max_size=30))
@@ -71,14 +71,15 @@ def test_chunks_however_they_come(
 
 @given(st.binary(min_size=1, max_size=500), st.lists(st.integers(1, 499), max_size=20))
 def test_a_length_is_never_exceeded(content: bytes, cuts: list[int]) -> None:
-    """There is room for a declared body's bytes and not for one more, so nothing behind it is received with it."""
+    """There is room for the declared length and no byte more, so nothing after the body is received with it."""
     body = BodyBuffer(LengthFraming(len(content)))
     assert receive(body, content, [cut for cut in cuts if cut < len(content)]) == (content, b"")
     assert body.ended
 
 
 def test_buffers_grow_with_what_fills_them() -> None:
-    """A body's first buffer is small; one that keeps coming gets large ones; one of a few bytes has just these."""
+    """A body's first buffer is small, and the next ones grow while the body fills them; a body of a few bytes gets a
+    buffer of that size."""
     body, sizes = BodyBuffer(ChunkedFraming(LIMIT)), []
     room = body.room()
     room[:8] = b"8000000\r"
@@ -93,8 +94,8 @@ def test_buffers_grow_with_what_fills_them() -> None:
 
 
 def test_crumbs_are_swept_together() -> None:
-    """Thousands of tiny chunks in one read do not become thousands of views. They are looked at in several turns, and
-    the next read is no larger."""
+    """Thousands of tiny chunks in one read are joined instead of kept as views. They are parsed in several turns of the
+    loop, and the next read is not larger."""
     body = BodyBuffer(ChunkedFraming(LIMIT))
     room = body.room()
     data = b"1\r\nx\r\n" * (len(room) // 6)
@@ -141,7 +142,7 @@ MALFORMED = {
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
 @pytest.mark.parametrize("bytewise", [False, True])
 def test_malformed_chunks(server: AppProcess, body: bytes, bytewise: bool) -> None:
-    """What one reader could frame otherwise than another is refused, and nothing behind it is looked at."""
+    """A framing that two parsers could read differently is refused, and nothing after it is parsed."""
     smuggled = b"GET /digest HTTP/1.1\r\nHost: test\r\n\r\n"
     if bytewise:
         decoder = BodyBuffer(ChunkedFraming(LIMIT))
@@ -157,7 +158,7 @@ def test_malformed_chunks(server: AppProcess, body: bytes, bytewise: bool) -> No
 
 @pytest.mark.parametrize("line", [b"3;" + b"a" * 2000, b"0\r\nX: " + b"a" * 2000, b"0\r\n" + b"X: y\r\n" * 400])
 def test_lines_are_bounded(line: bytes) -> None:
-    """An extension, a trailer, and all trailers together have a limit."""
+    """Chunk extensions, trailer lines, and all trailers together have a limit."""
     for cuts in ([], list(range(1, len(line)))):
         with pytest.raises(RefusedRequest) as refused:
             receive(BodyBuffer(ChunkedFraming(LIMIT)), line, cuts)
@@ -168,7 +169,7 @@ def test_lines_are_bounded(line: bytes) -> None:
     "framing", [b"Content-Length: 5\r\n\r\nabcde", b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n"]
 )
 def test_a_request_behind_a_body(server: AppProcess, framing: bytes) -> None:
-    """Wherever the bytes are cut in two, a body ends where it ends and the request behind it is served."""
+    """Wherever reads cut the bytes, a body ends at its end and the request after it is served."""
     sent = POST + framing + b"\r\n" + POST + framing + b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n"
     with server.connect() as sock:
         for cut in range(1, len(sent)):
@@ -182,8 +183,8 @@ def test_a_request_behind_a_body(server: AppProcess, framing: bytes) -> None:
 @pytest.mark.parametrize("way", ["digest", "digest?keep=1", "digest?copied=1"])
 @pytest.mark.parametrize("size", [0, 1, 7, 1000, 32768, 300_000])
 def test_large_bodies(server: AppProcess, way: str, size: int) -> None:
-    """A body arrives as it was sent, in the memory it was received into (kept to the end, too) or copied; `size` is
-    that of its chunks, or none."""
+    """A body arrives unchanged, as views (also if kept to the end) or copied. `size` is that of its chunks; 0: a
+    declared length."""
     content = bytes(hashlib.shake_128(way.encode()).digest(400_000 if size == 1 else 4_000_003))
     head = f"POST /{way} HTTP/1.1\r\nHost: test\r\n".encode()
     with server.connect() as sock:
@@ -198,7 +199,7 @@ def test_large_bodies(server: AppProcess, way: str, size: int) -> None:
 
 
 def test_idle_connections_hold_no_buffers(server: AppProcess) -> None:
-    """What a body was received into is free once nobody holds it, however long the connection stays."""
+    """A body's buffers are freed once nothing refers to them, while the connection stays open."""
     with server.connect() as first:
         first.sendall(POST + b"Content-Length: 4000000\r\n\r\n" + bytes(4_000_000))
         assert read_response(first)[0] == 200
@@ -215,7 +216,7 @@ def test_idle_connections_hold_no_buffers(server: AppProcess) -> None:
 
 
 def test_without_uvloop(start: Start) -> None:
-    """asyncio's own loop receives the same way."""
+    """Bodies are received the same way in asyncio's own event loop."""
     running = start(env={"NO_UVLOOP": "1"})
     content = bytes(range(256)) * 20_000
     with running.connect() as sock:
@@ -227,8 +228,8 @@ def test_without_uvloop(start: Start) -> None:
 @pytest.mark.parametrize("query", ["", "?keep=1", "?copied=1"])
 @pytest.mark.parametrize("half_closed", [True, False])
 def test_crumbs_behind_a_large_chunk(server: AppProcess, query: str, half_closed: bool) -> None:
-    """A hundred thousand chunks of a byte, received in large reads, are looked at in many turns and in their order; the
-    request behind them is served, also where the client has ended its side by then."""
+    """A hundred thousand chunks of a byte, received in large reads, are parsed in many turns of the loop and in order.
+    The request after them is served, also if the client has shut its sending side by then."""
     content = bytes(range(256)) * 8192
     crumbs = b"".join(b"1\r\n%c\r\n" % (number % 251) for number in range(100_000))
     body = b"%x\r\n%s\r\n%s0\r\n\r\n" % (len(content), content, crumbs)
@@ -244,7 +245,7 @@ def test_crumbs_behind_a_large_chunk(server: AppProcess, query: str, half_closed
 
 
 def test_many_bodies_have_small_buffers() -> None:
-    """Where many come in at once, a client that stops sending keeps little."""
+    """While many bodies are received, new buffers are small, so clients that stop sending hold little memory."""
     receiving = IncomingBodies()
     bodies = [BodyBuffer(LengthFraming(10 * MAX_BUFFER_BYTES), receiving) for _ in range(MAX_LARGE_BODIES + 1)]
     for body in bodies:
@@ -253,17 +254,17 @@ def test_many_bodies_have_small_buffers() -> None:
     assert len(bodies[-1].room()) == MIN_BUFFER_BYTES
     del body
     bodies.pop()
-    assert receiving.bodies == MAX_LARGE_BODIES
+    assert receiving.count == MAX_LARGE_BODIES
     short = BodyBuffer(LengthFraming(1), receiving)
     short.take(memoryview(b"x"))
-    assert receiving.bodies == MAX_LARGE_BODIES
+    assert receiving.count == MAX_LARGE_BODIES
     for _ in range(4):
         bodies[0].filled(len(bodies[0].room()))
     assert len(bodies[0].room()) > MIN_BUFFER_BYTES
 
 
 def test_a_client_that_takes_nothing_of_a_large_answer(start: Start) -> None:
-    """It is cut off when a slice of what is held for it is not taken in time; one that takes all of it gets it."""
+    """It is cut off when it does not take a slice in time; a client that reads gets the whole response."""
     running = start(limits={"slice_seconds": 0.3})
     request = b"GET /whole?size=50000000 HTTP/1.1\r\nHost: test\r\n\r\n"
     before = descriptors(running)
@@ -277,7 +278,7 @@ def test_a_client_that_takes_nothing_of_a_large_answer(start: Start) -> None:
 
 
 def test_a_short_rest_that_drips_does_not_keep_the_answer(start: Start) -> None:
-    """An early answer waits a moment for the rest of a short body, and no longer."""
+    """An early response waits for the rest of a short body for a bounded time."""
     running = start(limits={"linger_seconds": 0.2})
     with running.connect() as sock:
         sock.sendall(b"POST /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\nx")

@@ -38,7 +38,7 @@ POST = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
     ],
 )
 def test_targets(server: AppProcess, target: str, path: str, raw_path: str, query: str) -> None:
-    """The path is what was sent, whatever it looks like; an absolute target names the host itself."""
+    """The path is passed on as it was sent; an absolute target replaces the host."""
     seen = server.get(target)
     assert (seen["path"], seen["raw_path"], seen["query"]) == (path, raw_path, query)
     assert seen["host"] == ["other:1" if target.startswith("http") else "test"]
@@ -50,7 +50,7 @@ def test_options_star(server: AppProcess) -> None:
 
 
 def test_pipelining(server: AppProcess) -> None:
-    """Requests sent ahead, bodies included, are answered in their order."""
+    """Pipelined requests, with and without bodies, are answered in their order."""
     with server.connect() as sock:
         requests = [b"GET /slow?seconds=0.05 HTTP/1.1\r\nHost: test\r\n\r\n", POST + b"Content-Length: 3\r\n\r\nabc"]
         requests += [HEAD + b"\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n"]
@@ -61,7 +61,7 @@ def test_pipelining(server: AppProcess) -> None:
 
 
 def test_too_many_sent_ahead(server: AppProcess) -> None:
-    """A client that sends ahead without measure gets a bounded number of answers, and then the end."""
+    """A client that sends ahead without limit gets a bounded number of responses, and then the end."""
     one = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n"
     data = server.talk(one * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
@@ -93,7 +93,7 @@ def test_upgrade_is_ignored(server: AppProcess, body: bytes) -> None:
 
 
 def test_head(server: AppProcess) -> None:
-    """HEAD, and a 304, may name a length and have no body."""
+    """Responses to HEAD, and a 304, may declare a length and have no body."""
     with server.connect() as sock:
         sock.sendall(b"HEAD /big?size=100 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock, "HEAD")[1]["content-length"] == "100"
@@ -117,12 +117,12 @@ def test_length_unknown(server: AppProcess) -> None:
 
 @pytest.mark.parametrize("path", [b"/fail", b"/silent", b"/split"])
 def test_failing_application(server: AppProcess, path: bytes) -> None:
-    """A bug in the application is a 500 in the spec's shape; only the log has the traceback."""
+    """A bug in the application gives a 500 in the distribution spec's error format; only the log has the traceback."""
     assert read_error(server.talk(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n")) == (500, "UNKNOWN")
 
 
 def test_failing_late(server: AppProcess) -> None:
-    """A response that breaks off is recognisable as such."""
+    """A client can tell that a response was broken off."""
     with server.connect() as sock:
         sock.sendall(b"GET /fail_late HTTP/1.1\r\nHost: test\r\n\r\n")
         data = bytearray()
@@ -138,7 +138,7 @@ def test_failing_late(server: AppProcess) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_early_answer(server: AppProcess, framing: str) -> None:
-    """A client in the middle of 50 MB gets the answer at once, with Connection: close, and no reset before it."""
+    """A client that is sending 50 MB gets an early response at once, with Connection: close, and no reset before it."""
     size = 50_000_000
     head = f"Content-Length: {size}" if framing == "length" else "Transfer-Encoding: chunked"
     piece = bytes(65536) if framing == "length" else b"10000\r\n" + bytes(65536) + b"\r\n"
@@ -158,7 +158,7 @@ def test_early_answer(server: AppProcess, framing: str) -> None:
 
 
 def test_early_answer_to_a_client_that_listens(server: AppProcess) -> None:
-    """The answer is there before the body has been sent, and the server ends its side right after it."""
+    """The response comes before the body has been sent, and the server shuts its side right after it."""
     with server.connect() as sock:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 50000000\r\n\r\n" + bytes(100_000))
         data = read_all(sock)
@@ -167,8 +167,8 @@ def test_early_answer_to_a_client_that_listens(server: AppProcess) -> None:
 
 
 def test_short_rest_is_drained(server: AppProcess) -> None:
-    """A short declared rest is waited for before the answer, thrown away and the connection kept; it is never read as a
-    request."""
+    """A short rest of a declared body is received before the response and dropped, and the connection is kept; it is
+    never parsed as a request."""
     with server.connect() as sock, server.connect() as other:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nContent-Length: 60000\r\n\r\n")
         for _ in range(3):  # what was sent before has been looked at by then
@@ -183,7 +183,7 @@ def test_short_rest_is_drained(server: AppProcess) -> None:
 
 
 def test_unread_body_that_was_whole(server: AppProcess) -> None:
-    """A body that came with its request costs the connection nothing."""
+    """A body that was received with its head and not read does not end the connection."""
     with server.connect() as sock:
         for _ in range(3):
             sock.sendall(
@@ -197,7 +197,7 @@ def test_unread_body_that_was_whole(server: AppProcess) -> None:
 
 
 def test_expect_and_read(server: AppProcess) -> None:
-    """An application that reads makes the server ask for the body first."""
+    """The server sends a 100 when the application reads the body."""
     with server.connect() as sock:
         sock.sendall(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         interim = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -209,7 +209,8 @@ def test_expect_and_read(server: AppProcess) -> None:
 
 @pytest.mark.parametrize("follows", [b"abc", b"", HEAD + b"\r\n"])
 def test_expect_answered_early(server: AppProcess, follows: bytes) -> None:
-    """Answered without a 100, nobody can tell body from next request: neither is looked at, the connection ends."""
+    """After a response without a 100, what follows may be the body or a request: it is ignored, and the connection
+    ends."""
     with server.connect() as sock:
         sock.sendall(b"PUT /refuse HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         status, headers, _ = read_response(sock)
@@ -239,7 +240,7 @@ def test_half_closed(server: AppProcess) -> None:
 
 
 def test_hang_up_while_sending(server: AppProcess) -> None:
-    """The application's `send` raises once the client has left: it does not read on for nobody."""
+    """The application's `send` raises once the client has left."""
     with server.connect() as sock:
         sock.sendall(b"GET /big?size=10000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.recv(1000)
@@ -247,7 +248,7 @@ def test_hang_up_while_sending(server: AppProcess) -> None:
 
 
 def test_hang_up_while_receiving(server: AppProcess) -> None:
-    """The application is told that the body will not come."""
+    """The application gets a disconnect if the client leaves before the body is complete."""
     with server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 2222\r\n\r\nabcde")
     server.said("disconnected")
@@ -257,7 +258,7 @@ def test_hang_up_while_receiving(server: AppProcess) -> None:
 
 
 def test_slow_headers(impatient: AppProcess) -> None:
-    """Headers that trickle in get a 408, however steadily they do."""
+    """A head that comes too slowly gets a 408, however steadily it comes."""
     with impatient.connect() as sock:
         sock.sendall(b"GET /echo HTTP/1.1\r\n")
         sock.settimeout(0.05)
@@ -273,7 +274,7 @@ def test_slow_headers(impatient: AppProcess) -> None:
 
 
 def test_silent_connection(impatient: AppProcess) -> None:
-    """A connection without a request is closed without a word; so is one that stays idle after its answer."""
+    """A connection without a request is closed without a response; so is an idle one after its last response."""
     with impatient.connect() as sock:
         assert sock.recv(1) == b""
     with impatient.connect() as sock:
@@ -283,7 +284,7 @@ def test_silent_connection(impatient: AppProcess) -> None:
 
 
 def test_idle_body(impatient: AppProcess) -> None:
-    """A body that stops coming is a 408 for the client and a disconnect for the application."""
+    """If a body stops coming, the client gets a 408 and the application a disconnect."""
     with impatient.connect() as sock:
         sock.sendall(POST + b"Content-Length: 777\r\n\r\nabcdef")
         assert read_error(read_all(sock)) == (408, "UNSUPPORTED")
@@ -291,7 +292,7 @@ def test_idle_body(impatient: AppProcess) -> None:
 
 
 def test_slow_body(impatient: AppProcess) -> None:
-    """A body that keeps coming may take longer than any of the times."""
+    """A body that keeps coming may take longer than any timeout."""
     with impatient.connect() as sock:
         sock.sendall(POST + b"Content-Length: 15\r\n\r\n")
         for _ in range(15):
@@ -304,21 +305,21 @@ def test_slow_body(impatient: AppProcess) -> None:
 
 
 def test_slow_application(impatient: AppProcess) -> None:
-    """No time runs while the application works."""
+    """No timeout runs while the application works."""
     with impatient.connect() as sock:
         sock.sendall(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert read_response(sock)[2] == b"slow"
 
 
 def test_client_that_does_not_read(impatient: AppProcess) -> None:
-    """A client that takes nothing of its answer is cut."""
+    """A client that takes nothing of its response is cut off."""
     with impatient.connect() as sock:
         sock.sendall(b"GET /big?size=1000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
         impatient.said("cut")
 
 
 def test_half_closed_and_waiting(impatient: AppProcess) -> None:
-    """A half-closed connection is not kept for ever for an application that takes its time."""
+    """A half-closed connection ends after a while if the application is slow."""
     with impatient.connect() as sock:
         sock.sendall(b"GET /patient HTTP/1.1\r\nHost: test\r\n\r\n")
         impatient.said("patient")
@@ -327,7 +328,7 @@ def test_half_closed_and_waiting(impatient: AppProcess) -> None:
 
 
 def test_memory_stays_flat(server: AppProcess) -> None:
-    """200 MB sent to an application that does not read yet are not kept in memory."""
+    """200 MB sent to an application that does not read yet are not buffered."""
     with server.connect() as sock:
         sock.sendall(b"PUT /slow?seconds=30 HTTP/1.1\r\nHost: test\r\nContent-Length: 200000000\r\n\r\n")
         before = _resident(server)
@@ -346,21 +347,21 @@ def _resident(running: AppProcess) -> int:
 
 
 def test_headers_are_bounded_in_number(server: AppProcess) -> None:
-    """Each header counts for more than its bytes, so a head of thousands of tiny ones is refused."""
+    """A short header counts for more than its bytes, so a head of thousands of them is refused."""
     for count, status in ((400, 200), (1000, 431)):
         head = b"GET /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + b"a:\r\n" * count + b"\r\n"
         assert server.talk(head).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_heads_sent_ahead_are_bounded(server: AppProcess) -> None:
-    """Of large heads fewer are kept than of small ones; those beyond are not looked at, and the connection ends."""
+    """Fewer large heads than small ones may be sent ahead; those beyond are ignored, and the connection ends."""
     head = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * 400 + b"\r\n"
     answers = server.talk(head * 30)
     assert 1 < answers.count(b"HTTP/1.1 200 OK") < 10
 
 
 def _unread(running: AppProcess) -> socket.socket:
-    """A connection of which the kernel takes little."""
+    """Opens a connection with a small receive buffer."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
     sock.settimeout(TIMEOUT_SECONDS)
@@ -369,8 +370,8 @@ def _unread(running: AppProcess) -> socket.socket:
 
 
 def test_answers_that_clients_do_not_take(start: Start) -> None:
-    """Answers that wait in memory have a bound together: those beyond it get 503 and when to come again. Once the
-    clients are gone, such answers are given again."""
+    """Whole responses that clients do not take are bounded together: those beyond get 503 with Retry-After. Once the
+    clients are gone, such responses are sent again."""
     running = start(limits={"unsent_bytes": 2 * 1024 * 1024})
     request = b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -394,8 +395,8 @@ def test_answers_that_clients_do_not_take(start: Start) -> None:
 
 
 def test_a_large_answer_counts_with_what_the_server_holds_of_it(start: Start) -> None:
-    """It is written in slices of 256 KiB. The whole of it is the application's to count, which may give the same bytes
-    to many clients."""
+    """A large response counts with one slice of 256 KiB. The whole of it is the application's to count, which may send
+    the same bytes to many clients."""
     running = start(limits={"unsent_bytes": 4 * 1024 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(7):
@@ -405,7 +406,7 @@ def test_a_large_answer_counts_with_what_the_server_holds_of_it(start: Start) ->
 
 
 def test_a_body_that_streams_takes_no_room_from_answers(start: Start) -> None:
-    """The pieces of a blob wait for their client, and none of them makes another client's manifest a 503."""
+    """Pieces of blobs that clients do not take give no other client a 503 for its manifest."""
     running = start(limits={"unsent_bytes": 512 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -418,7 +419,8 @@ def test_a_body_that_streams_takes_no_room_from_answers(start: Start) -> None:
 
 
 def test_what_a_start_leaves_is_not_collected(start: Start) -> None:
-    """A full collection of garbage need not look at what the start has made: that would hold the loop for 50 ms."""
+    """Objects made during the start are frozen, so a full garbage collection skips them: it would block the loop for 50
+    ms."""
     for workers in (1, 2):
         running = start(workers=workers)
         with running.connect() as sock:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
+from registry.server.connection.context import WorkerContext
 from registry.server.connection.file_sender import FileSender, FileTruncated, is_local_peer
 from registry.server.connection.page_cache import MappedFile
 from registry.server.connection.protocol import RegistryProtocol
+from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.server_limits import ServerLimits
 from tests.fakes.temporary_files import disk_folder
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response, wait_for
@@ -46,7 +46,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
-    """A server that waits half a second for a client to take something."""
+    """A server that cuts off clients that take nothing for a second."""
     running = AppProcess({"limits": {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}}, request.param)
     try:
         yield running.until_ready()
@@ -69,7 +69,7 @@ def path(data: bytes) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def large() -> Iterator[Path]:
-    """A GiB of zeros that takes no room."""
+    """A sparse file of a GiB."""
     with disk_folder() as folder:
         made = folder / "large"
         with made.open("wb") as file:
@@ -78,7 +78,7 @@ def large() -> Iterator[Path]:
 
 
 def ignore(count: int) -> None:
-    """Where nobody wants to know how many bytes have left."""
+    """Ignores the number of bytes sent."""
 
 
 def asks(path: Path, method: str = "GET", version: str = "1.1", **query: object) -> bytes:
@@ -88,7 +88,7 @@ def asks(path: Path, method: str = "GET", version: str = "1.1", **query: object)
 
 @contextlib.contextmanager
 def asking(server: AppProcess, request: bytes, buffer: int | None = None) -> Iterator[socket.socket]:
-    """A connection that has sent a request. `buffer` bounds what its kernel takes for it."""
+    """Opens a connection and sends a request. `buffer` is the size of its receive buffer."""
     with socket.socket() as sock:
         sock.settimeout(15)
         if buffer is not None:
@@ -114,7 +114,7 @@ def test_a_file_and_what_follows(sender: AppProcess, path: Path, data: bytes) ->
 
 
 def test_requests_sent_ahead(sender: AppProcess, path: Path, data: bytes) -> None:
-    """Files and other answers come in the order of their requests, each whole."""
+    """Files and other responses arrive whole, in the order of their requests."""
     small = b"GET /descriptors HTTP/1.1\r\nHost: test\r\n\r\n"
     with asking(sender, (asks(path, length=SIZE) + small) * 3) as sock:
         for _ in range(3):
@@ -136,13 +136,13 @@ def test_parts_between_text(sender: AppProcess, path: Path, data: bytes, length:
 
 
 def test_a_file_goes_on_where_it_stands(sender: AppProcess, path: Path, data: bytes) -> None:
-    """Without an offset each part starts where the one before ended; without a count it goes to the file's end."""
+    """Without an offset each part starts where the one before ended; without a count it ends with the file."""
     with asking(sender, asks(path, parts="-10,-20,-", length=SIZE)) as sock:
         assert read_response(sock)[2] == data
 
 
 def test_http_1_0(sender: AppProcess, path: Path, data: bytes) -> None:
-    """Without a length in HTTP/1.0 the connection's end ends the file."""
+    """In HTTP/1.0 a file without a declared length ends with the connection."""
     head, _, body = sender.talk(asks(path, version="1.0")).partition(b"\r\n\r\n")
     assert b"connection: close" in head
     assert body == data
@@ -157,7 +157,8 @@ def test_head(sender: AppProcess, path: Path) -> None:
 
 
 def test_a_file_that_is_too_short(sender: AppProcess, path: Path) -> None:
-    """A file that ends before the promised length breaks the response off; the log says why, the server goes on."""
+    """If a file ends before the declared length, the response is broken off; the log says why, and the server goes
+    on."""
     before = descriptors(sender)
     with asking(sender, asks(path, parts=f"0-{SIZE + 10}", length=SIZE + 10)) as sock:
         with pytest.raises(IncompleteRead) as caught:
@@ -170,7 +171,7 @@ def test_a_file_that_is_too_short(sender: AppProcess, path: Path) -> None:
 
 
 def test_more_than_was_promised(sender: AppProcess, path: Path) -> None:
-    """A file larger than the declared length is a fault of the application, told before a byte of it is sent."""
+    """A file larger than the declared length is an error of the application, raised before a byte of it is sent."""
     with asking(sender, asks(path, length=5)) as sock:
         status, headers, _ = read_response(sock)
         assert (status, headers["connection"]) == (500, "close")
@@ -185,7 +186,7 @@ def test_less_than_was_promised(sender: AppProcess, path: Path) -> None:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_hang_up(sender: AppProcess, large: Path, reset: bool) -> None:
-    """The application is told at once that the client left, and every descriptor is given back."""
+    """The application learns at once that the client left, and every descriptor is closed."""
     before = descriptors(sender)
     with asking(sender, asks(large, length=1024 * MIB)) as sock:
         sock.recv(100_000)
@@ -211,9 +212,9 @@ def test_a_client_that_takes_nothing(hasty: AppProcess, large: Path) -> None:
 
 
 def test_a_slow_client(hasty: AppProcess, large: Path) -> None:
-    """A client that takes a little again and again is not cut, however long its kernel and ours go without asking for
-    more of the file."""
-    until = time.monotonic() + 2
+    """A client that takes a little again and again is not cut off, however long its kernel takes no more of the
+    file."""
+    until = time.monotonic() + 3
     with asking(hasty, asks(large, length=1024 * MIB), buffer=256 * 1024) as sock:
         while time.monotonic() < until:
             assert sock.recv(32 * 1024)
@@ -225,7 +226,7 @@ def test_a_slow_client(hasty: AppProcess, large: Path) -> None:
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)
 def test_a_stop_waits_for_a_file(start: Start, path: Path, data: bytes, env: dict[str, str]) -> None:
-    """A server told to stop sends a file to its end, and ends with 0."""
+    """A server told to stop sends a file to its end, and exits with 0."""
     server = start(env, grace=15)
     with asking(server, asks(path, length=SIZE), buffer=64 * 1024) as sock:
         head = sock.recv(1000)
@@ -237,7 +238,7 @@ def test_a_stop_waits_for_a_file(start: Start, path: Path, data: bytes, env: dic
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)
 def test_a_stop_cuts_a_file_in_the_end(start: Start, large: Path, env: dict[str, str]) -> None:
-    """When the grace is over a file still on its way is broken off, and the server ends with 0."""
+    """After the grace period a file in progress is broken off, and the server exits with 0."""
     server = start(env, grace=0.2)
     with asking(server, asks(large, length=1024 * MIB)) as sock:
         sock.recv(1000)
@@ -248,7 +249,7 @@ def test_a_stop_cuts_a_file_in_the_end(start: Start, large: Path, env: dict[str,
 
 
 def test_small_requests_beside_large_files(sender: AppProcess, large: Path) -> None:
-    """While clients pull as fast as they can, the same loop answers small requests between the slices."""
+    """While clients pull as fast as they can, the same event loop answers small requests between the slices."""
     pulls = [sender.connect() for _ in range(3)]
     try:
         for pull in pulls:
@@ -265,39 +266,39 @@ def test_small_requests_beside_large_files(sender: AppProcess, large: Path) -> N
         sender.said("cut ClientDisconnected")
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
 @pytest.mark.real_disk
-def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, near: bool) -> None:
-    """To this machine or another: what is in memory leaves at once; what is not is left to a thread, and the loop turns
-    meanwhile."""
+def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, data: bytes, make_loop: MakeLoop, is_local: bool) -> None:
+    """What is in memory is sent at once, the rest is read by a thread while the event loop turns; for local and remote
+    clients."""
     path = tmp_path / "file"
     path.write_bytes(data)
     with path.open("rb") as file, asyncio.Runner(loop_factory=make_loop) as runner:
         os.fsync(file.fileno())
-        assert runner.run(first_turn(file.fileno(), data, near)) > len(b"head")
+        assert runner.run(first_turn(file.fileno(), data, is_local)) > len(b"head")
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data, near)) == len(b"head"))
+        assert is_cold(file.fileno()) == (runner.run(first_turn(file.fileno(), data, is_local)) == len(b"head"))
 
 
 def is_cold(fd: int) -> bool:
-    """Where the file system lives in memory, nothing is."""
-    residence = MappedFile.of(fd, 0, SIZE)
-    assert residence is not None
+    """Returns whether nothing of the file is in memory."""
+    mapped = MappedFile.try_map(fd, 0, SIZE)
+    assert mapped is not None
     try:
-        return residence.count(0, SIZE) == 0
+        return mapped.count_resident(0, SIZE) == 0
     finally:
-        residence.close()
+        mapped.close()
 
 
-async def first_turn(file: int, data: bytes, near: bool) -> int:
-    """Sends a whole file, and says how many bytes left in the first turn of the loop."""
+async def first_turn(file: int, data: bytes, is_local: bool) -> int:
+    """Sends a whole file. Returns how many bytes were sent in the first turn of the loop."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()  # of a kind that holds nothing back to fill a packet
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        sending = FileSender(loop, ours, file, ignore, near=near)
+        sending = FileSender(loop, ours, file, ignore, is_local=is_local)
         task = asyncio.create_task(sending.run(b"head", 0, SIZE))
         await asyncio.sleep(0)
         got = bytearray(theirs.recv(2 * MIB))
@@ -309,10 +310,10 @@ async def first_turn(file: int, data: bytes, near: bool) -> int:
     return first
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("offset", [0, 77])
-def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> None:
-    """To this machine or another: any part of a file arrives as it is, also one longer than a slice."""
+def test_parts_of_a_file(path: Path, data: bytes, is_local: bool, offset: int) -> None:
+    """Any part of a file arrives unchanged, also one longer than a slice; for local and remote clients."""
 
     async def send(count: int) -> bytes:
         loop = asyncio.get_running_loop()
@@ -321,7 +322,7 @@ def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> No
             ours.setblocking(False)
             theirs.setblocking(False)
             task = asyncio.create_task(
-                FileSender(loop, ours, file.fileno(), ignore, near=near).run(b"head", offset, count)
+                FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"head", offset, count)
             )
             got = bytearray()
             while len(got) < count + 4:
@@ -333,9 +334,9 @@ def test_parts_of_a_file(path: Path, data: bytes, near: bool, offset: int) -> No
         assert asyncio.run(send(count)) == b"head" + data[offset : offset + count]
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> None:
-    """To this machine or another: nothing but the file's own bytes is sent, and that it ended is told."""
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_file_ends_before_what_was_promised(tmp_path: Path, is_local: bool) -> None:
+    """If a file is too short, only its own bytes are sent, and an error is raised; for local and remote clients."""
     path = tmp_path / "short"
     path.write_bytes(b"x" * 5000)
 
@@ -347,7 +348,7 @@ def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> N
                 ours.setblocking(False)
                 theirs.setblocking(False)
                 with pytest.raises(FileTruncated):
-                    await FileSender(loop, ours, file.fileno(), ignore, near=near).run(b"", 0, 6000)
+                    await FileSender(loop, ours, file.fileno(), ignore, is_local=is_local).run(b"", 0, 6000)
             return await loop.sock_recv(theirs, MIB)
 
     assert asyncio.run(send()) == b"x" * 5000
@@ -355,7 +356,7 @@ def test_the_file_ends_before_what_was_promised(tmp_path: Path, near: bool) -> N
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
 def test_who_is_near(address: str) -> None:
-    """A client on this machine is near, whichever of its addresses it has; one that has left is not."""
+    """A client on this machine counts as local, whichever address it uses; one that has left does not."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname(), source_address=(address, 0)),
@@ -368,7 +369,7 @@ def test_who_is_near(address: str) -> None:
 
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
 def test_a_cancelled_sending(large: Path, make_loop: MakeLoop) -> None:
-    """Cancelled, whatever it waits for, it leaves neither descriptors nor a watch on them behind."""
+    """A cancelled transfer leaves no descriptor open and none watched, whatever it waited for."""
 
     async def cancel(turns: int) -> None:
         loop = asyncio.get_running_loop()
@@ -395,7 +396,7 @@ def test_a_cancelled_sending(large: Path, make_loop: MakeLoop) -> None:
 
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
 def test_no_files_through_tls(make_loop: MakeLoop) -> None:
-    """What must be encrypted cannot be sent by the kernel: the extension is not offered there."""
+    """Over TLS the extension is not offered: what must be encrypted cannot be sent by the kernel."""
 
     async def ask() -> tuple[list[str], bytes]:
         offered: list[str] = []
@@ -404,12 +405,11 @@ def test_no_files_through_tls(make_loop: MakeLoop) -> None:
             offered.extend(scope.get("extensions", ()))
             await answer(send, 200, b"plain bytes")
 
-        config = uvicorn.Config(app, http=RegistryProtocol, ws="none", lifespan="off", log_config=None)
-        config.load()
         loop = asyncio.get_running_loop()
-        state = ServerState()
+        limits = ServerLimits()
+        worker = WorkerContext(app, loop, limits, UnsentBudget(limits.unsent_bytes, loop.time))
         server = await loop.create_server(
-            lambda: RegistryProtocol(config, state, {}, loop, ServerLimits()),
+            lambda: RegistryProtocol(worker),
             "127.0.0.1",
             0,
             ssl=anonymous(ssl.PROTOCOL_TLS_SERVER),
@@ -430,7 +430,7 @@ def test_no_files_through_tls(make_loop: MakeLoop) -> None:
 
 
 def anonymous(side: int) -> ssl.SSLContext:
-    """TLS without certificates."""
+    """Makes a TLS context that needs no certificates."""
     context = ssl.SSLContext(side)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -440,7 +440,7 @@ def anonymous(side: int) -> ssl.SSLContext:
 
 
 def test_a_file_system_in_memory(sender: AppProcess, data: bytes) -> None:
-    """tmpfs: every byte, and the end where it ends."""
+    """On tmpfs every byte arrives, and a file that is too short is noticed."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(data)
         file.flush()
@@ -451,7 +451,7 @@ def test_a_file_system_in_memory(sender: AppProcess, data: bytes) -> None:
 
 
 def test_a_file_system_that_cannot_tell(sender: AppProcess) -> None:
-    """Where the kernel does not say what is in memory, threads read each piece before it is sent."""
+    """Where the kernel does not tell what is in memory, threads read each piece before it is sent."""
     path = Path("/proc/version")  # cannot be mapped
     data = path.read_bytes()
     with asking(sender, asks(path, parts=f"0-{len(data)}", length=len(data)) * 2) as sock:
@@ -461,7 +461,7 @@ def test_a_file_system_that_cannot_tell(sender: AppProcess) -> None:
 
 
 def assert_ends(server: AppProcess, path: Path, size: int) -> None:
-    """A response that promises a piece more than the file has, and many more, is broken off."""
+    """Asserts that a response that promises more than the file has is broken off."""
     for more in (1, 10 * MIB):
         with asking(server, asks(path, parts=f"0-{size + more}", length=size + more)) as sock:
             with pytest.raises(IncompleteRead) as caught:

@@ -1,4 +1,4 @@
-"""What all workers share: counts of connections, and paces."""
+"""Connection counts and rate limits that all workers share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.system.server.app_process import AppProcess, Start, read_response, wa
 
 
 def in_children(count: int, work: Callable[[int], int]) -> list[int]:
-    """What `work` gives in so many processes at once: an exit code each."""
+    """Runs `work` in many processes at once. Returns their exit codes."""
     pids = []
     for place in range(count):
         pid = os.fork()
@@ -44,7 +44,7 @@ class LimiterClock:
 
 
 def test_a_burst_and_then_the_rate() -> None:
-    """As many at once as the burst says, then one for each step of time; the wait is exact, and costs nothing."""
+    """After a burst, one request per step of time passes; the wait is exact, and a refused request counts nothing."""
     clock = LimiterClock()
     pace = SharedRateLimiter(2.0, 3, clock=clock)
     assert [pace.take("a") for _ in range(3)] == [0.0] * 3
@@ -61,7 +61,7 @@ def test_a_burst_and_then_the_rate() -> None:
 
 
 def test_keys_have_nothing_to_do_with_each_other() -> None:
-    """A thousand keys that have used up their own leave others theirs, but for a collision in both rows."""
+    """A thousand keys at their limit do not affect others, unless two cells collide."""
     pace = SharedRateLimiter(1.0, 1, clock=LimiterClock())
     assert sum(1 for key in range(1000) if pace.take(f"10.0.0.{key}")) < 20
     assert all(pace.take(f"10.0.0.{key}") for key in range(1000))
@@ -69,7 +69,7 @@ def test_keys_have_nothing_to_do_with_each_other() -> None:
 
 @given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.5, 20), st.integers(1, 10))
 def test_never_more_than_allowed(pauses: list[float], per_second: float, burst: int) -> None:
-    """In no stretch of time are there more than the burst and what the rate gives in it."""
+    """In no period more requests pass than the burst and the rate allow."""
     clock, taken = LimiterClock(), []
     pace = SharedRateLimiter(per_second, burst, clock=clock)
     for pause in pauses:
@@ -82,7 +82,8 @@ def test_never_more_than_allowed(pauses: list[float], per_second: float, burst: 
 
 
 def test_processes_share_a_pace() -> None:
-    """What one process takes another no longer has; those who take at the same moment get at most one more each."""
+    """A request that one process counts is gone for all; processes that take at the same moment let at most one more
+    pass each."""
     pace = SharedRateLimiter(0.001, 100)
     codes = in_children(4, lambda _: sum(1 for _ in range(100) if pace.take("a") == 0.0))
     assert 100 <= sum(codes) <= 100 + 3 * 100
@@ -94,7 +95,7 @@ def test_processes_share_a_pace() -> None:
 
 @pytest.mark.parametrize(("per_second", "burst"), [(0.0, 1), (-1.0, 1), (1.0, 0)])
 def test_a_pace_that_is_none(per_second: float, burst: int) -> None:
-    """A pace that lets nobody through is a mistake."""
+    """A rate of 0, or no burst, is an error."""
     with pytest.raises(ValueError, match="a pace needs"):
         SharedRateLimiter(per_second, burst)
 
@@ -103,7 +104,7 @@ def test_a_pace_that_is_none(per_second: float, burst: int) -> None:
 
 
 def test_columns_add_up() -> None:
-    """Each process counts for itself, and all of them see the sum; a process that is gone counts no more."""
+    """Each process counts in its own column, and all read the sum; a process that has ended counts no more."""
     counts = SharedCounters(3)
     assert [counts.add(column, "a") for column in (0, 1, 1, 2)] == [1, 2, 3, 4]
     assert counts.add(0, "b") == 1
@@ -114,7 +115,7 @@ def test_columns_add_up() -> None:
 
 
 def test_processes_share_counts() -> None:
-    """No count of any process is lost, however many count at once."""
+    """No count is lost, however many processes count at once."""
     counts = SharedCounters(4)
 
     def work(column: int) -> int:
@@ -129,34 +130,34 @@ def test_processes_share_counts() -> None:
 
 
 def test_no_more_columns() -> None:
-    """A process for which no column is left lets everybody in; a column given back is empty and taken again."""
-    crowd = PerAddressLimit(1, workers=1)
-    columns = [crowd.claim() for _ in range(5)]
+    """A process without a column admits every connection; a released column is empty and can be claimed again."""
+    limit = PerAddressLimit(1, workers=1)
+    columns = [limit.claim_column() for _ in range(5)]
     assert columns[-1] is None
-    crowd.use(None)
+    limit.use_column(None)
     for _ in range(3):
-        crowd.enter("192.0.2.1").leave()
-    crowd.use(columns[2])
-    crowd.enter("192.0.2.1")
+        limit.admit("192.0.2.1").release()
+    limit.use_column(columns[2])
+    limit.admit("192.0.2.1")
     with pytest.raises(TooManyConnections):
-        crowd.enter("::ffff:192.0.2.1")
-    crowd.give_back(columns[2])
-    crowd.use(crowd.claim())
-    crowd.enter("192.0.2.1")
+        limit.admit("::ffff:192.0.2.1")
+    limit.release_column(columns[2])
+    limit.use_column(limit.claim_column())
+    limit.admit("192.0.2.1")
 
 
 def test_a_seat_is_left_once() -> None:
-    """Leaving twice frees one seat."""
-    crowd = PerAddressLimit(2, workers=1)
-    crowd.use(crowd.claim())
-    first, _ = crowd.enter("2001:db8::1"), crowd.enter("2001:db8::2")
+    """Releasing a connection twice counts once."""
+    limit = PerAddressLimit(2, workers=1)
+    limit.use_column(limit.claim_column())
+    first, _ = limit.admit("2001:db8::1"), limit.admit("2001:db8::2")
     with pytest.raises(TooManyConnections):
-        crowd.enter("2001:db8::3")
-    first.leave()
-    first.leave()
-    crowd.enter("2001:db8::3")
+        limit.admit("2001:db8::3")
+    first.release()
+    first.release()
+    limit.admit("2001:db8::3")
     with pytest.raises(TooManyConnections):
-        crowd.enter("2001:db8::4")
+        limit.admit("2001:db8::4")
 
 
 # Connections of an address, in a real server
@@ -170,7 +171,7 @@ def closed(sock: socket.socket) -> bool:
 
 
 def serves(sock: socket.socket) -> bool:
-    """Whether a request on it is answered."""
+    """Returns whether a request on the connection is answered."""
     try:
         sock.sendall(b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n")
         return read_response(sock)[0] == 200
@@ -179,7 +180,7 @@ def serves(sock: socket.socket) -> bool:
 
 
 def open_some(running: AppProcess, count: int) -> tuple[list[socket.socket], int]:
-    """Those of `count` new connections that are served, and how many are not."""
+    """Opens `count` connections. Returns those that are served, and how many are not."""
     socks = [running.connect() for _ in range(count)]
     good = [sock for sock in socks if serves(sock)]
     for sock in socks:
@@ -189,8 +190,8 @@ def open_some(running: AppProcess, count: int) -> tuple[list[socket.socket], int
 
 
 def test_connections_of_an_address(start: Start) -> None:
-    """Over two workers together an address has as many as the limit says; those beyond are closed, and one that ends
-    makes room for another. One line tells of it."""
+    """An address has at most the configured connections over two workers; those beyond are closed, and one that ends
+    makes room. One log line tells of it."""
     running = start(workers=2, connections=6)
     good, refused = open_some(running, 16)
     assert (len(good), refused) == (6, 10)
@@ -211,7 +212,7 @@ def open_some_into(running: AppProcess, good: list[socket.socket]) -> list[socke
 
 
 def test_a_worker_that_dies_takes_its_counts_along(start: Start) -> None:
-    """The connections of a worker that was killed are not held against anybody."""
+    """The connections of a killed worker no longer count."""
     running = start(workers=2, connections=4)
     good, _ = open_some(running, 8)
     assert len(good) == 4
@@ -226,7 +227,7 @@ def test_a_worker_that_dies_takes_its_counts_along(start: Start) -> None:
 
 
 def test_connections_go_on_while_workers_are_renewed(start: Start) -> None:
-    """SIGHUP frees no seat that is taken, and none stays taken that is free."""
+    """During a renewal by SIGHUP every open connection counts exactly once."""
     running = start(workers=2, connections=4)
     before = running.children()
     with running.connect() as slow:
@@ -242,7 +243,7 @@ def test_connections_go_on_while_workers_are_renewed(start: Start) -> None:
 
 
 def test_a_trusted_proxy_has_as_many_as_it_likes(start: Start) -> None:
-    """The limit is not for the proxy that brings all the clients."""
+    """The limit does not apply to trusted proxies, which have the connections of many clients."""
     running = start(workers=2, connections=2, proxies=["127.0.0.1/32"])
     good, refused = open_some(running, 8)
     assert (len(good), refused) == (8, 0)

@@ -1,4 +1,5 @@
-"""TLS over raw sockets, with each kind of event loop: handshakes good and bad, bodies both ways, ends."""
+"""TLS over raw sockets, with each kind of event loop: handshakes, bodies in both directions, and how connections
+end."""
 
 from __future__ import annotations
 
@@ -97,7 +98,7 @@ def test_an_old_version(tls: AppProcess, authority: CertificateAuthority) -> Non
 
 @pytest.mark.parametrize("request_", [GET, b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123456789"])
 def test_plain_http(tls: AppProcess, request_: bytes) -> None:
-    """Who speaks plain HTTP is told what is spoken here."""
+    """A client that speaks plain HTTP gets an error that says so."""
     answer = tls.talk(request_)
     assert read_error(answer) == (400, "UNSUPPORTED")
     assert b"speaks TLS" in answer
@@ -105,7 +106,7 @@ def test_plain_http(tls: AppProcess, request_: bytes) -> None:
 
 @pytest.mark.parametrize("said", [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x00\xff\x00", b"\x16\x03\x01\xff\xff" * 99])
 def test_what_is_no_handshake(tls: AppProcess, said: bytes) -> None:
-    """Rubbish ends the connection and nothing else, at once or when the time for a handshake is over."""
+    """Invalid bytes end the connection, at once or at the handshake's timeout."""
     with tls.connect() as sock:
         sock.sendall(said)
         with contextlib.suppress(ConnectionResetError):
@@ -114,7 +115,7 @@ def test_what_is_no_handshake(tls: AppProcess, said: bytes) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 100])
 def test_a_client_that_goes_before_the_handshake_is_over(tls: AppProcess, context: ssl.SSLContext, count: int) -> None:
-    """It leaves nothing behind, wherever it stopped."""
+    """Nothing of it is left, wherever it stopped."""
     with tls_connection(tls, context) as watching:
         before = descriptors(watching)
         hello = first_flight(context)
@@ -128,7 +129,7 @@ def test_a_client_that_goes_before_the_handshake_is_over(tls: AppProcess, contex
 
 
 def test_silence(tls: AppProcess) -> None:
-    """A client that says nothing, or stops in the handshake, is not waited for."""
+    """A client that sends nothing, or stops in the handshake, is cut off."""
     with tls.connect() as silent, tls.connect() as slow:
         slow.sendall(b"\x16\x03")
         begun = time.monotonic()
@@ -165,7 +166,8 @@ def test_certificates_of_clients(
     mode: str,
     without: bool,
 ) -> None:
-    """One of the authority gets in, one of another does not; whether one without any does is a setting."""
+    """A certificate of the configured authority is accepted, one of another is not; whether a client needs one is a
+    setting."""
     theirs = CertificateAuthority(tmp_path)
     tls = named(pair, str(authority.certificate), mode)
     running = start(env, tls=tls)
@@ -178,7 +180,8 @@ def test_certificates_of_clients(
 
 
 def gets_in(running: AppProcess, context: ssl.SSLContext) -> bool:
-    """In TLS 1.3 a client learns only with the first answer that its certificate was refused."""
+    """Returns whether the client is served. In TLS 1.3 it learns only with the first response that its certificate was
+    refused."""
     try:
         with tls_connection(running, context) as sock:
             return bool(ask(sock)["pid"])
@@ -187,7 +190,7 @@ def gets_in(running: AppProcess, context: ssl.SSLContext) -> bool:
 
 
 def test_curl_with_a_certificate(start: Start, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """curl gets in with a certificate, and without one does not."""
+    """curl is served with a certificate, and not without one."""
     running = start(tls=named(pair, str(authority.certificate), "required"))
     own = authority.sign("curl", client=True)
     url = f"https://localhost:{running.address[1]}/echo"
@@ -204,7 +207,7 @@ def test_curl_with_a_certificate(start: Start, authority: CertificateAuthority, 
 @pytest.mark.parametrize("path", ["/digest?keep=1", "/digest", "/digest?copied=1"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_body_comes_whole(tls: AppProcess, context: ssl.SSLContext, path: str, chunked: bool) -> None:
-    """Every byte of a large body arrives, in the memory it was received into and copied, and the connection is kept."""
+    """Every byte of a large body arrives, as views and copied, and the connection is kept."""
     body = os.urandom(8 * MIB + 77)
     framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
     how = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
@@ -215,7 +218,7 @@ def test_a_body_comes_whole(tls: AppProcess, context: ssl.SSLContext, path: str,
 
 
 def test_small_pieces(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A body in records of a few bytes, and several requests in one record."""
+    """A body may come in records of a few bytes, and several requests in one record."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /digest HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(250):
@@ -226,7 +229,7 @@ def test_small_pieces(tls: AppProcess, context: ssl.SSLContext) -> None:
 
 
 def test_a_large_answer(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """It comes whole, sent in pieces of a MiB, and the connection is kept."""
+    """A response sent in pieces of a MiB arrives whole, and the connection is kept."""
     with tls_connection(tls, context) as sock:
         for size in (64 * MIB + 7, MIB, 1):
             sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 2)
@@ -237,7 +240,7 @@ def test_a_large_answer(tls: AppProcess, context: ssl.SSLContext) -> None:
 def test_a_body_that_streams_takes_no_room_from_answers(
     start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair
 ) -> None:
-    """The pieces of a blob wait for their client, and none of them makes another client's manifest a 503."""
+    """Pieces of blobs that clients do not take give no other client a 503 for its manifest."""
     running = start(env, tls=named(pair), limits={"unsent_bytes": 512 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -250,7 +253,7 @@ def test_a_body_that_streams_takes_no_room_from_answers(
 
 
 def test_an_answer_to_a_client_that_waits(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A client that takes nothing of a GiB makes the server hold a few hundred KiB, and gets all of the rest later."""
+    """A client that takes nothing of a GiB makes the server hold a few hundred KiB, and gets the rest later."""
     with tls_connection(tls, context) as warm:
         warm.sendall(b"GET /big?size=67108864 HTTP/1.1\r\nHost: test\r\n\r\n")
         read_response(warm)
@@ -275,7 +278,7 @@ def resident(running: AppProcess) -> int:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_hang_up(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
-    """The application is told that the client left in the middle of an answer, and of a request."""
+    """The application learns that the client left in the middle of a response, and of a request."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.recv(100_000)
@@ -291,7 +294,7 @@ def test_hang_up(tls: AppProcess, context: ssl.SSLContext, reset: bool) -> None:
 
 
 def test_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """A client that ends its side in the middle of a body is gone, for the application as well."""
+    """A client that ends its side in the middle of a body counts as gone."""
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nabc")
         with contextlib.suppress(OSError):
@@ -300,7 +303,7 @@ def test_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
 
 
 def test_the_last_answer(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """With `Connection: close` the answer comes whole and then TLS's own end, however large it is."""
+    """With `Connection: close` a response of any size arrives whole, followed by close_notify."""
     for size in (10, 5 * MIB):
         with tls_connection(tls, context, buffer=64 * 1024) as sock:
             sock.sendall(f"GET /big?size={size} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
@@ -325,7 +328,7 @@ def test_an_error_while_the_client_sends(tls: AppProcess, context: ssl.SSLContex
 
 
 def test_a_client_that_takes_nothing(start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair) -> None:
-    """It is cut off, while one that takes a little again and again is not."""
+    """It is cut off; a client that takes a little again and again is not."""
     limits = {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}
     running = start(env, tls=named(pair), limits=limits)
     request = b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -345,7 +348,8 @@ def test_a_client_that_takes_nothing(start: Start, env: dict[str, str], context:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop(start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair, workers: int) -> None:
-    """A stop waits for the answer in flight, for no idle client, whether it reads or not, and for no handshake."""
+    """A stop waits for a response in progress, but neither for idle clients, whether they read or not, nor for
+    handshakes."""
     running = start(env, tls=named(pair), workers=workers, grace=30)
     with (
         tls_connection(running, context) as idle,
@@ -366,7 +370,7 @@ def test_a_stop(start: Start, env: dict[str, str], context: ssl.SSLContext, pair
 
 
 def test_many_at_once(tls: AppProcess, context: ssl.SSLContext) -> None:
-    """Handshakes, large bodies and answers side by side do not mix."""
+    """Handshakes, large bodies and responses at the same time do not mix."""
     wrong: list[object] = []
 
     def work(place: int) -> None:

@@ -1,4 +1,4 @@
-"""What a proxy says of the client, and who is believed."""
+"""Headers of reverse proxies, and when they count."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORGED = {
 
 @pytest.fixture(scope="module")
 def proxied() -> Iterator[AppProcess]:
-    """A server that trusts whoever is on this machine."""
+    """A server that trusts every client on this machine."""
     running = AppProcess({"proxies": ["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"]})
     try:
         yield running.until_ready()
@@ -43,13 +43,13 @@ def ask(running: AppProcess, *lines: str) -> dict[str, Any]:
 
 
 def test_nobody_is_believed_unasked(server: AppProcess) -> None:
-    """Without trusted proxies the headers mean nothing, whoever sends them."""
+    """Without trusted proxies the headers are ignored."""
     seen = ask(server, *(f"{name}: {value}" for name, value in FORGED.items()))
     assert (seen["client"], seen["scheme"], seen["host"]) == ("127.0.0.1", "http", ["test"])
 
 
 def test_a_peer_that_is_no_proxy() -> None:
-    """From an address outside the networks the headers mean nothing."""
+    """From an address outside the trusted networks the headers are ignored."""
     running = AppProcess({"proxies": ["10.0.0.0/8"]})
     try:
         seen = ask(running.until_ready(), *(f"{name}: {value}" for name, value in FORGED.items()))
@@ -59,14 +59,14 @@ def test_a_peer_that_is_no_proxy() -> None:
 
 
 def test_a_trusted_proxy(proxied: AppProcess) -> None:
-    """Client, scheme and host are those the proxy tells; `Forwarded` is not read."""
+    """Client, scheme and host are those that the proxy sends; `Forwarded` is ignored."""
     lines = ["X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https", "X-Forwarded-Host: registry.example:5000"]
     seen = ask(proxied, *lines, "Forwarded: for=192.0.2.99;proto=http;host=evil.example")
     assert (seen["client"], seen["scheme"], seen["host"]) == ("192.0.2.7", "https", ["registry.example:5000"])
 
 
 def test_requests_of_one_connection_are_told_apart(proxied: AppProcess) -> None:
-    """What was said of one request is not kept for the next on the same connection."""
+    """The headers of one request do not apply to the next one on the same connection."""
     first = b"GET /echo HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\r\n"
     with proxied.connect() as sock:
         sock.sendall(first + b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -99,7 +99,8 @@ CLIENTS = [
 
 @pytest.mark.parametrize(("lines", "client"), CLIENTS)
 def test_the_client_behind_proxies(proxied: AppProcess, lines: list[str], client: str) -> None:
-    """From the right, the first address that is no proxy of ours; what is no address ends the row."""
+    """The client is, from the right, the first address that is not a trusted proxy's; a malformed address ends the
+    search."""
     assert ask(proxied, *(f"X-Forwarded-For: {line}" for line in lines))["client"] == client
 
 
@@ -108,7 +109,7 @@ def test_the_client_behind_proxies(proxied: AppProcess, lines: list[str], client
     [("https", "https"), ("HTTPS", "https"), ("http", "http"), ("http, https", "https"), ("wss", "http"), ("", "http")],
 )
 def test_the_scheme(proxied: AppProcess, said: str, scheme: str) -> None:
-    """http or https, as the nearest proxy says; anything else changes nothing."""
+    """It is http or https, as the nearest proxy says; other values change nothing."""
     assert ask(proxied, f"X-Forwarded-Proto: {said}")["scheme"] == scheme
 
 
@@ -117,13 +118,13 @@ def test_the_scheme(proxied: AppProcess, said: str, scheme: str) -> None:
     [("r.example", "r.example"), ("evil, r.example", "r.example"), ("a b", "test"), ("a/b", "test"), ("", "test")],
 )
 def test_the_host(proxied: AppProcess, said: str, host: str) -> None:
-    """The last one, if it has the form of a host."""
+    """The last valid host counts."""
     assert ask(proxied, f"X-Forwarded-Host: {said}")["host"] == [host]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=4))
 def test_anything_at_all(values: list[bytes]) -> None:
-    """Whatever stands in the headers, the client is an address, the scheme one of two."""
+    """Whatever the headers contain, the client is an address and the scheme one of two."""
     scope: dict[str, Any] = {"client": ("127.0.0.1", 1), "scheme": "http"}
     names = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
     headers = [(name, value) for value in values for name in names]
@@ -133,7 +134,7 @@ def test_anything_at_all(values: list[bytes]) -> None:
 
 
 def test_trust() -> None:
-    """An IPv4 peer on a socket for IPv6 is the IPv4 peer; what is no address is trusted by nobody."""
+    """An IPv4 client on an IPv6 socket is the same as on an IPv4 socket; text that is no address is never trusted."""
     proxies = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
     assert proxies.trusts("10.1.2.3")
     assert proxies.trusts("::ffff:10.1.2.3")
@@ -145,7 +146,7 @@ def test_trust() -> None:
 
 
 def test_addresses() -> None:
-    """Of IPv6 the first 64 bits count, of IPv4 all, also where a socket for IPv6 tells it."""
+    """The first 64 bits of an IPv6 address count, and all of an IPv4 address, also on an IPv6 socket."""
     assert plain_address("::ffff:192.0.2.1") == "192.0.2.1"
     assert plain_address("::ffff:1") == "::ffff:1"
     assert plain_address("192.0.2.1") == "192.0.2.1"

@@ -44,7 +44,7 @@ def refuses(running: AppProcess) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", STOPS)
 def test_stop(start: Start, workers: int, number: int) -> None:
-    """SIGTERM and SIGINT end an idle server with exit code 0, its databases closed and nobody left."""
+    """SIGTERM and SIGINT end an idle server with exit code 0, its databases closed and no process left."""
     running = start(workers=workers)
     children = running.children()
     assert len(children) == (workers if workers > 1 else 0)
@@ -83,7 +83,7 @@ def test_drain(start: Start, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_grace_is_bounded(start: Start, workers: int) -> None:
-    """A request that does not end within the grace is cut; the exit code is 0 all the same."""
+    """A request that does not end within the grace period is cancelled; the exit code is 0 all the same."""
     running = start(workers=workers, grace=0.3)
     with begin_slow(running, 60) as sock:
         os.kill(running.pid, signal.SIGTERM)
@@ -96,7 +96,7 @@ def test_grace_is_bounded(start: Start, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_second_interrupt(start: Start, workers: int) -> None:
-    """A second Ctrl-C ends it at once, whatever the grace."""
+    """A second Ctrl-C ends it at once, whatever the grace period."""
     running = start(workers=workers, grace=600)
     with begin_slow(running, 600):
         os.kill(running.pid, signal.SIGINT)
@@ -107,7 +107,7 @@ def test_second_interrupt(start: Start, workers: int) -> None:
 
 @pytest.mark.parametrize("env", [{}, {"NO_UVLOOP": "1"}], ids=["uvloop", "asyncio"])
 def test_second_interrupt_while_the_loop_is_held_up(start: Start, env: dict[str, str]) -> None:
-    """Not even a worker that is alone and whose loop does not go on delays a second Ctrl-C."""
+    """A second Ctrl-C ends a single worker at once even if its event loop is blocked."""
     running = start(workers=1, grace=600, env=env)
     with running.connect() as sock:
         sock.sendall(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
@@ -119,7 +119,7 @@ def test_second_interrupt_while_the_loop_is_held_up(start: Start, env: dict[str,
 
 
 def test_second_interrupt_while_nobody_reads_the_log() -> None:
-    """A parent that cannot write its log ends at a second Ctrl-C, and its workers with it."""
+    """A second Ctrl-C ends a parent whose log is blocked, and its workers with it."""
     log, full = os.pipe()
     try:
         command = [sys.executable, "-m", "tests.system.server.echo_app", json.dumps({"workers": 2, "grace": 600})]
@@ -142,7 +142,7 @@ def test_second_interrupt_while_nobody_reads_the_log() -> None:
 
 
 def fill(pipe: int) -> None:
-    """Until no byte more goes in."""
+    """Fills the pipe."""
     os.set_blocking(pipe, False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -154,12 +154,13 @@ def fill(pipe: int) -> None:
 
 
 def writes_its_log(pid: int) -> bool:
-    """Whether the process's main thread is in a system call whose first argument is stderr (proc(5), syscall)."""
+    """Returns whether the process's main thread is in a system call whose first argument is stderr (proc(5),
+    syscall)."""
     return Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x2"]
 
 
 def test_killed_parent(start: Start) -> None:
-    """SIGKILL of the parent takes the workers along and frees the port."""
+    """SIGKILL of the parent ends the workers and frees the port."""
     running = start(workers=2)
     children = running.children()
     with begin_slow(running, 60):
@@ -170,7 +171,7 @@ def test_killed_parent(start: Start) -> None:
 
 
 def test_killed_worker(start: Start) -> None:
-    """A worker that dies is started again, the other one serving meanwhile; one line tells."""
+    """A worker that dies is restarted while the other one serves; one log line tells of it."""
     running = start(workers=2)
     before = running.children()
     os.kill(before[0], signal.SIGKILL)
@@ -182,7 +183,7 @@ def test_killed_worker(start: Start) -> None:
 
 
 def test_dying_workers_back_off(start: Start, tmp_path: Path) -> None:
-    """A worker that cannot start any more is tried again with growing pauses; the server stays stoppable."""
+    """A worker that cannot start is restarted with growing pauses; the server can still be stopped."""
     mark = tmp_path / "mark"
     running = start({"MARK": str(mark)}, workers=2)
     mark.touch()
@@ -204,7 +205,7 @@ def test_dying_workers_back_off(start: Start, tmp_path: Path) -> None:
     ],
 )
 def test_failed_start(start: Start, workers: int, fault: str, line: str) -> None:
-    """A start the surroundings forbid ends the command with exit code 1 and the reason in one line."""
+    """A start that fails for a reason outside the program ends with exit code 1 and the reason in one line."""
     running = start(ready=False, workers=workers, start=fault)
     assert running.end() == 1
     assert running.errors == line
@@ -212,7 +213,7 @@ def test_failed_start(start: Start, workers: int, fault: str, line: str) -> None
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_start_with_a_bug(start: Start, workers: int) -> None:
-    """A bug in the start ends the command as well, and its traceback is in the log."""
+    """A bug during the start ends the command too, with its traceback in the log."""
     running = start(ready=False, workers=workers, start="bug")
     assert running.end() == 1
     assert "Traceback" in running.errors
@@ -220,7 +221,7 @@ def test_start_with_a_bug(start: Start, workers: int) -> None:
 
 
 def test_worker_that_dies_while_stopping(start: Start) -> None:
-    """A worker killed during the drain does not keep the parent."""
+    """A worker that is killed while it drains does not delay the parent."""
     running = start(workers=2, grace=600)
     with begin_slow(running, 600):
         os.kill(running.pid, signal.SIGTERM)
@@ -243,7 +244,7 @@ def test_worker_that_dies_during_its_renewal(start: Start) -> None:
 
 
 def test_stuck_worker_and_second_interrupt(start: Start) -> None:
-    """Not even a worker that does not react delays a second Ctrl-C."""
+    """A second Ctrl-C ends the server at once even if a worker does not react."""
     running = start(workers=2, grace=600)
     stuck = running.children()[0]
     os.kill(stuck, signal.SIGSTOP)
@@ -255,7 +256,7 @@ def test_stuck_worker_and_second_interrupt(start: Start) -> None:
 
 
 def test_stuck_worker_is_killed(start: Start) -> None:
-    """A worker that does not react at all is killed after the grace and a margin; the exit code is 0."""
+    """A worker that does not react is killed after the grace period and a margin; the exit code is 0."""
     running = start(workers=2, grace=0)
     stuck = running.children()[0]
     os.kill(stuck, signal.SIGSTOP)
@@ -299,7 +300,7 @@ def test_port_in_use(start: Start) -> None:
 
 
 def _sockets(running: AppProcess) -> dict[int, int]:
-    """How many sockets each worker has open."""
+    """Returns how many sockets each worker has open."""
     return {
         worker: sum(os.readlink(fd).startswith("socket:") for fd in Path(f"/proc/{worker}/fd").iterdir())
         for worker in running.children()
@@ -307,7 +308,7 @@ def _sockets(running: AppProcess) -> dict[int, int]:
 
 
 def test_connections_are_shared(start: Start) -> None:
-    """Of many connections at once each worker gets some."""
+    """Of many connections at once each worker accepts some."""
     running = start(workers=2)
     before = _sockets(running)
     socks = [running.connect() for _ in range(64)]

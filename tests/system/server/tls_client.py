@@ -1,4 +1,4 @@
-"""Speaking TLS to a server of the tests."""
+"""TLS clients for the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GET = b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 def client_context(authority: Path, pair: KeyPair | None = None) -> ssl.SSLContext:
-    """Trusts that authority, and shows a certificate of its own where there is one."""
+    """Makes a context that trusts an authority, and shows a certificate if there is one."""
     context = ssl.create_default_context(cafile=authority)
     if pair is not None:
         context.load_cert_chain(pair.certificate, pair.key)
@@ -26,7 +26,7 @@ def client_context(authority: Path, pair: KeyPair | None = None) -> ssl.SSLConte
 
 @contextlib.contextmanager
 def tls_connection(running: AppProcess, context: ssl.SSLContext, buffer: int | None = None) -> Iterator[ssl.SSLSocket]:
-    """A connection after its handshake. `buffer` bounds what its kernel takes for it."""
+    """Opens a connection and performs the handshake. `buffer` is the size of its receive buffer."""
     with socket.socket() as sock:
         sock.settimeout(15)
         if buffer is not None:
@@ -44,7 +44,7 @@ def ask(sock: ssl.SSLSocket, request: bytes = GET) -> dict[str, Any]:
 
 
 def serial(sock: ssl.SSLSocket) -> str:
-    """Of the server's certificate."""
+    """Returns the serial number of the server's certificate."""
     shown = sock.getpeercert()
     assert shown is not None
     return str(shown["serialNumber"])

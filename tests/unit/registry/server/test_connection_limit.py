@@ -1,4 +1,4 @@
-"""Which connections are closed for others, and in which order."""
+"""Which connections are closed to make room for others, and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOW = 1000.0
 
 
 class SilentPeer:
-    """A connection as the limit sees it; None: at work."""
+    """A connection as the limit sees it; without a kind, its request is in progress."""
 
     def __init__(
         self, there: set[EvictableConnection], kind: EvictionKind | None, since: float, address: str | None
@@ -34,7 +34,7 @@ class SilentPeer:
 
 
 class StillClock:
-    """Stands until it is moved."""
+    """A clock that tests move."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -58,12 +58,12 @@ class LimitedWorker:
         return [SilentPeer(self.there, kind, since + number, address) for number in range(count)]
 
     def closed(self, *groups: list[SilentPeer]) -> list[int]:
-        """How many of each group are gone."""
+        """Returns how many of each group were closed."""
         return [sum(peer not in self.there for peer in group) for group in groups]
 
 
 def test_the_longest_silent_go_first() -> None:
-    """Of those that are alike the one that has been silent for longest is closed."""
+    """Of connections of the same kind, the one that has been silent for longest is closed first."""
     site = LimitedWorker()
     peers = site.add(10, "idle")
     assert site.limit.shed(3)
@@ -71,8 +71,7 @@ def test_the_longest_silent_go_first() -> None:
 
 
 def test_new_ones_go_before_idle_ones() -> None:
-    """A flood of connections that never sent a request costs nobody their idle connection; one of idle connections
-    costs no newcomer its place."""
+    """A flood of new connections does not close idle ones, and a flood of idle connections does not close new ones."""
     site = LimitedWorker()
     idle, new = site.add(10, "idle", address="b"), site.add(30, "new", since=500, address=None)
     site.limit.shed(15)
@@ -84,8 +83,8 @@ def test_new_ones_go_before_idle_ones() -> None:
 
 
 def test_an_address_loses_its_own_first() -> None:
-    """One with more than its share loses what is beyond it, its oldest, before others lose any; a proxy that is
-    trusted has no share."""
+    """An address with more than its share loses its oldest connections before others lose any; a trusted proxy has no
+    share."""
     site = LimitedWorker()
     others = site.add(FAIR_SHARE, "idle", address="b")
     proxied = site.add(40, "idle", since=100, address=None)
@@ -97,7 +96,7 @@ def test_an_address_loses_its_own_first() -> None:
 
 
 def test_who_is_at_work_stays() -> None:
-    """Connections with requests in progress are not closed, only those that are stalled, and these last of all."""
+    """Connections with requests in progress are not closed unless they have stalled, and then after all others."""
     site = LimitedWorker()
     busy, stalled, new = site.add(5, None), site.add(2, "stalled", NOW - STALLED_SECONDS), site.add(2, "new")
     site.limit.shed(2)
@@ -108,31 +107,32 @@ def test_who_is_at_work_stays() -> None:
 
 
 def test_a_request_makes_room_for_its_files() -> None:
-    """A request that begins closes as many silent connections as its files need."""
+    """A request that begins closes as many silent connections as its files need descriptors."""
     site = LimitedWorker()
-    peers = site.add(site.limit.most, "idle", address=None)
+    peers = site.add(site.limit.capacity, "idle", address=None)
     site.requests.add(object())
-    site.limit.begin()
+    site.limit.on_request()
     assert site.closed(peers) == [FILES_PER_REQUEST]
 
 
 def test_a_full_worker_stands_back_first() -> None:
-    """It lets another worker take what waits, then closes silent ones for a batch; with none of them it waits."""
+    """It first leaves new connections to other workers, then closes silent ones; without any it accepts nothing for a
+    while."""
     site = LimitedWorker()
-    assert site.limit.wait() == 0.0
-    silent = site.add(site.limit.most, "new", address=None)
-    assert site.limit.wait() > 0
-    assert site.limit.wait() == 0.0
+    assert site.limit.accept_delay() == 0.0
+    silent = site.add(site.limit.capacity, "new", address=None)
+    assert site.limit.accept_delay() > 0
+    assert site.limit.accept_delay() == 0.0
     assert site.closed(silent) == [1]
     for peer in silent:
         site.there.discard(peer)
-    site.add(site.limit.most, None)
-    assert site.limit.wait() > 0
-    assert site.limit.wait() > 0
+    site.add(site.limit.capacity, None)
+    assert site.limit.accept_delay() > 0
+    assert site.limit.accept_delay() > 0
 
 
 def test_a_choice_looks_at_a_bounded_number() -> None:
-    """Where there are 16,000 connections, one choice looks at some of them, the next at others: all have their turn."""
+    """Of 16,000 connections a choice examines some, and the next choice others, until all were examined."""
     limit = 20_000
     looked: list[SilentPeer] = []
 
@@ -158,7 +158,7 @@ def test_a_choice_looks_at_a_bounded_number() -> None:
 
 
 def test_that_nobody_is_silent_is_remembered_for_a_moment() -> None:
-    """A full worker is asked for each request and each new connection; a quarter of a second it need not look again."""
+    """The result that no connection was silent is cached for a quarter of a second."""
     site = LimitedWorker()
     site.add(10, None)
     assert not site.limit.shed(1)

@@ -9,7 +9,7 @@ from registry.server.gate.listener import ListenError, address_of, bind
 
 
 def test_free_port() -> None:
-    """Port 0 takes a free port, which can be told and connected to at once."""
+    """Port 0 takes a free port, whose number is known and which accepts connections at once."""
     with closing(bind("127.0.0.1:0")) as sock:
         host, _, port = address_of(sock).rpartition(":")
         assert host == "127.0.0.1"
@@ -17,7 +17,7 @@ def test_free_port() -> None:
 
 
 def test_port_in_use() -> None:
-    """A taken port is told in one line that says what to do."""
+    """The error for a port in use says in one line what to do."""
     with closing(bind("127.0.0.1:0")) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ListenError, match=rf"in use .*--listen 127.0.0.1:{port % 65535 + 1}") as caught:
@@ -29,25 +29,25 @@ def test_port_in_use() -> None:
     "text", ["", "5000", "localhost", "a:b", "127.0.0.1:70000", "::1:5000", "[::1]", "http://a:80", "a b:1", ":-1"]
 )
 def test_bad_text(text: str) -> None:
-    """What is no HOST:PORT is refused with an example of one."""
+    """Text that is not HOST:PORT is refused with an example."""
     with pytest.raises(ListenError, match="HOST:PORT"):
         bind(text)
 
 
 def test_unknown_host() -> None:
-    """A host without an address is named."""
+    """The error names a host without an address."""
     with pytest.raises(ListenError, match=r"no\.such\.host\.invalid"):
         bind("no.such.host.invalid:5000")
 
 
 def test_foreign_address() -> None:
-    """An address of another machine is refused with the way to take all of one's own."""
+    """The error for another machine's address says how to listen on all local ones."""
     with pytest.raises(ListenError, match=r"no such address.*0\.0\.0\.0:5000"):
         bind("192.0.2.1:5000")
 
 
 def test_ipv6_is_bracketed() -> None:
-    """An IPv6 address is printed the way it is typed."""
+    """An IPv6 address is printed with brackets, as it is typed."""
     with socket.socket(socket.AF_INET6) as sock:
         try:
             sock.bind(("::1", 0))

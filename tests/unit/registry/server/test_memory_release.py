@@ -1,4 +1,4 @@
-"""Memory that was needed once goes back to the system, and nothing holds the loop for that."""
+"""Freed memory is returned to the system without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.server.process.worker import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, FreeMemory
+from registry.server.process.free_memory import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, FreeMemory
 
 
 class Cycle:
-    """Garbage that reference counts do not find."""
+    """An object that only the garbage collector can free."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -21,7 +21,7 @@ class Cycle:
 
 @pytest.fixture
 def by_hand() -> Iterator[None]:
-    """Nothing is collected but by the test."""
+    """Disables automatic garbage collection."""
     gc.disable()
     yield
     gc.enable()
@@ -29,7 +29,8 @@ def by_hand() -> Iterator[None]:
 
 @pytest.mark.parametrize(("connections", "collected"), [(FEW_CONNECTIONS, True), (FEW_CONNECTIONS + 1, False)])
 async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connections: int, collected: bool) -> None:
-    """Old garbage waits until few connections are open: to look at all that thousands of them hold takes 100 ms."""
+    """With many connections only new garbage is collected: examining all objects of thousands of connections takes 100
+    ms."""
     memory = FreeMemory(asyncio.get_running_loop(), range(connections))
     old, new = Cycle(), None
     gc.collect()  # it is old now
@@ -37,22 +38,22 @@ async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connection
     gone = weakref.ref(old), weakref.ref(new)
     del old, new
     large = b"x" * (2 * TRIM_BYTES)
-    memory.look(1000.0)
+    memory.check(1000.0)
     del large
     assert [each() is None for each in gone] == [collected, True]
 
 
 async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> None:
-    """Looks for free memory become rare while they find none, and frequent again once memory is used."""
+    """Attempts become rare while they find nothing, and frequent again once memory is used."""
     memory = FreeMemory(asyncio.get_running_loop(), ())
     held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):
         now += TRIM_PAUSES[1]
-        memory.look(now)
+        memory.check(now)
     held.append(b"x" * TRIM_BYTES)
-    memory.look(now + 1)
+    memory.check(now + 1)
     garbage = Cycle()
     gone = weakref.ref(garbage)
     del garbage
-    memory.look(now + 1 + TRIM_PAUSES[0])
+    memory.check(now + 1 + TRIM_PAUSES[0])
     assert gone() is None

@@ -1,4 +1,4 @@
-"""Which parts of a file are in memory is told to the byte, and asking changes nothing."""
+"""Which parts of a file are in memory is known to the byte, and asking has no side effects."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 def counts(fd: int, start: int, at: int, stop: int) -> int:
-    residence = MappedFile.of(fd, start, max(stop, SIZE))
-    assert residence is not None
+    mapped = MappedFile.try_map(fd, start, max(stop, SIZE))
+    assert mapped is not None
     try:
-        return residence.count(at, stop)
+        return mapped.count_resident(at, stop)
     finally:
-        residence.close()
+        mapped.close()
 
 
 @pytest.mark.parametrize("start", [0, 5, PAGESIZE, 3 * PAGESIZE + 7])
 def test_what_was_just_written(fd: int, start: int) -> None:
-    """All of it is there, from whatever byte to whatever byte."""
+    """A file that was just written is in memory, from any byte to any byte."""
     for at in (start, start + 1, start + PAGESIZE):
         for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
             assert counts(fd, start, at, stop) == stop - at
 
 
 def test_beyond_the_end(fd: int) -> None:
-    """What a file does not have is not in memory."""
+    """Bytes after the end of the file are not in memory."""
     assert counts(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
     assert counts(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
 
 
 def test_what_the_kernel_has_dropped(fd: int) -> None:
-    """A file dropped from memory is cold until it is read, however often one asks; then up to where it was read."""
+    """A file dropped from memory stays cold however often one asks; after a read, the part that was read is in
+    memory."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     if counts(fd, 0, 0, SIZE) == SIZE:
         return  # the file system lives in memory
@@ -63,35 +64,35 @@ def test_what_the_kernel_has_dropped(fd: int) -> None:
 
 
 def test_what_is_viewed(fd: int) -> None:
-    """A view holds the file's bytes, from any byte to any byte, and again after its pages were let go."""
+    """A view has the file's bytes, from any byte to any byte, also after its pages were released."""
     data = os.pread(fd, SIZE, 0)
     for start in (0, 5, 3 * PAGESIZE + 7):
-        residence = MappedFile.of(fd, start, SIZE)
-        assert residence is not None
+        mapped = MappedFile.try_map(fd, start, SIZE)
+        assert mapped is not None
         for at, stop in ((start, SIZE), (start + 1, start + PAGESIZE), (SIZE - 1, SIZE)):
-            with residence.view(at, stop) as view:
+            with mapped.view(at, stop) as view:
                 assert view.readonly
                 assert view == data[at:stop]
-            residence.release(stop)
-        with residence.view(start, SIZE) as view:
+            mapped.release(stop)
+        with mapped.view(start, SIZE) as view:
             assert view == data[start:]
-        residence.close()
+        mapped.close()
 
 
 def test_what_is_let_go(fd: int) -> None:
-    """Pages that were viewed count as this process's memory until they are let go."""
-    residence = MappedFile.of(fd, 0, SIZE)
-    assert residence is not None
-    with residence.view(0, SIZE) as view:
+    """Viewed pages count as this process's memory until they are released."""
+    file = MappedFile.try_map(fd, 0, SIZE)
+    assert file is not None
+    with file.view(0, SIZE) as view:
         assert len(bytes(view)) == SIZE
     assert mapped(fd) >= SIZE // 1024
-    residence.release(SIZE)
+    file.release(SIZE)
     assert mapped(fd) <= PAGESIZE // 1024
-    residence.close()
+    file.close()
 
 
 def mapped(fd: int) -> int:
-    """KiB of the file that this process has in its memory."""
+    """Returns how many KiB of the file this process has in its memory."""
     path = os.readlink(f"/proc/self/fd/{fd}")
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     found = 0
@@ -102,6 +103,6 @@ def mapped(fd: int) -> int:
 
 
 def test_nobody_can_tell() -> None:
-    """None for what cannot be mapped."""
+    """A file that cannot be mapped gives None."""
     with open("/proc/version", "rb") as file:
-        assert MappedFile.of(file.fileno(), 0, 10) is None
+        assert MappedFile.try_map(file.fileno(), 0, 10) is None

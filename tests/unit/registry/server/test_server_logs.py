@@ -10,7 +10,7 @@ from registry.server.server_log import LoopErrors
 
 
 async def test_loop_errors_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A callback that fails again and again is logged once, with its traceback."""
+    """A callback that fails repeatedly is logged once, with its traceback."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(LoopErrors())
     logger = logging.getLogger("registry.server")
@@ -29,5 +29,5 @@ async def test_loop_errors_are_said_once(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_explain_is_one_line() -> None:
-    """A failed start's reason fits a line whatever the exception holds."""
+    """The reason of a failed start is one line, whatever the exception contains."""
     assert describe_failure(OSError(28, "No space left\non device")) == "[Errno 28] No space left on device"

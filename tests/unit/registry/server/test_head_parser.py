@@ -1,0 +1,110 @@
+"""Heads become scopes, however their bytes are cut."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from registry.server.asgi import Receive, Scope, Send
+from registry.server.connection.context import ConnectionContext, WorkerContext
+from registry.server.connection.head_parser import HeadParser, RequestAfterLast, RequestHead
+from registry.server.connection.unsent_budget import UnsentBudget
+from registry.server.gate.connection_limit import EvictionCandidate
+from registry.server.http1.error_responses import RefusedRequest
+from registry.server.server_limits import ServerLimits
+
+HEAD = b"PUT /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers nothing."""
+
+
+class NoConnection:
+    def eviction_candidate(self, now: float) -> EvictionCandidate | None:
+        return None
+
+    def drop(self) -> None:
+        """Nothing is open."""
+
+
+class Begun:
+    """Counts requests that begin; refuses those after `last`."""
+
+    def __init__(self, last: int = 100) -> None:
+        self.count = 0
+        self.last = last
+
+    def __call__(self) -> None:
+        if self.count == self.last:
+            raise RequestAfterLast
+        self.count += 1
+
+
+@pytest.fixture
+async def context() -> ConnectionContext:
+    loop = asyncio.get_running_loop()
+    worker = WorkerContext(app, loop, ServerLimits(header_bytes=1000), UnsentBudget(0, loop.time))
+    return ConnectionContext.of(worker, asyncio.Transport(), NoConnection())
+
+
+def feed(parser: HeadParser, data: bytes) -> list[RequestHead]:
+    """Feeds all of it; the heads that were complete."""
+    heads, at = [], 0
+    while at < len(data):
+        at, head = parser.feed(data, at)
+        if head is not None:
+            heads.append(head)
+    return heads
+
+
+async def test_a_head_cut_anywhere(context: ConnectionContext) -> None:
+    """Whichever reads a head comes in, it becomes the same scope."""
+    for cut in range(1, len(HEAD)):
+        parser = HeadParser(context, Begun())
+        (head,) = feed(parser, HEAD[:cut]) + feed(parser, HEAD[cut:])
+        assert (head.length, head.keep_alive, head.expects_continue) == (5, True, True)
+        assert {key: head.scope[key] for key in ("method", "path", "raw_path", "query_string", "http_version")} == {
+            "method": "PUT",
+            "path": "/v2/a b",
+            "raw_path": b"/v2/a%20b",
+            "query_string": b"x=1",
+            "http_version": "1.1",
+        }
+        assert not parser.is_in_head
+
+
+async def test_heads_behind_each_other(context: ConnectionContext) -> None:
+    """Each head ends where it ends: nothing behind it is looked at before it is asked for."""
+    begun = Begun()
+    get = b"GET /%d HTTP/1.1\r\nHost: test\r\n\r\n"
+    heads = feed(HeadParser(context, begun), b"".join(get % number for number in range(5)))
+    assert [head.scope["raw_path"] for head in heads] == [b"/%d" % number for number in range(5)]
+    assert begun.count == 5
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [(b"GET / HTTP/1.1\r\nX: " + b"a" * 2000, 431), (b"GET /" + b"a" * 2000 + b" HTTP/1.1", 414)],
+    ids=["header", "target"],
+)
+async def test_a_head_that_is_too_large(context: ConnectionContext, head: bytes, status: int) -> None:
+    """It is refused with 431; with 414 if it is the target that is too long."""
+    with pytest.raises(RefusedRequest) as refused:
+        feed(HeadParser(context, Begun()), head + b"\r\n\r\n")
+    assert refused.value.status == status
+
+
+async def test_a_malformed_head(context: ConnectionContext) -> None:
+    """It is refused with 400."""
+    with pytest.raises(RefusedRequest) as refused:
+        feed(HeadParser(context, Begun()), b"GET / HTTP/1.1\nHost: test\n\n")
+    assert refused.value.status == 400
+
+
+async def test_a_request_after_the_last(context: ConnectionContext) -> None:
+    """What the callback for a new request raises comes out of the parser."""
+    parser = HeadParser(context, Begun(last=1))
+    with pytest.raises(RequestAfterLast):
+        feed(parser, b"GET / HTTP/1.1\r\nHost: test\r\n\r\n" * 2)
