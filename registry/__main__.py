@@ -1,4 +1,4 @@
-"""`python -m registry`, and the entry point of the command `entrepot`."""
+"""Entry point of `python -m registry` and of the installed command `entrepot`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from registry.cli.interrupts import exit_on_interrupt
 
 
 def main() -> None:
+    """Runs the command line. Ctrl-C works from the first moment, before the slow imports."""
     exit_on_interrupt()
     from registry.cli.command import app  # takes most of a second
 

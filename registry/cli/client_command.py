@@ -1,4 +1,4 @@
-"""`entrepot client`."""
+"""The command `entrepot client`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import typer
 from pydantic import ValidationError
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, ListenOption, MirrorOption, fail, load_or_fail
+from registry.cli.registry_address import RegistryAddress, client_address, listens_everywhere
 from registry.config import Settings, Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 if TYPE_CHECKING:
     from registry.cli.client_setup import MirroredHost
 
-HELP = "Print what to set up so that a client pulls through this registry."
+HELP = "Print the configuration that a client needs to pull through here."
 EXAMPLES = """\b
 Examples:
   entrepot client docker --url http://registry.example.com:5000
@@ -23,8 +24,8 @@ Examples:
   entrepot client containerd --upstream docker.io > /etc/containerd/certs.d/docker.io/hosts.toml
   entrepot client buildkit --config /etc/entrepot/entrepot.toml
 
-The files go to stdout, what to do with them to stderr. Address and upstreams come from the settings; without any
-upstream there it is docker.io."""
+stdout gets the files, stderr says what to do with them. The address and the upstreams come from the settings;
+if the settings name no upstream, the files are for docker.io."""
 
 
 class ClientProgram(StrEnum):
@@ -35,30 +36,31 @@ class ClientProgram(StrEnum):
 
 
 def client(
-    program: Annotated[ClientProgram, typer.Argument(help="Which client.", show_default=False)],
+    program: Annotated[ClientProgram, typer.Argument(help="The client to configure.", show_default=False)],
     url: Annotated[
         str | None,
         typer.Option(
             "--url",
             "-u",
             metavar="URL",
-            help="This registry as the client reaches it. [default: public_url, else listen]",
+            help="This registry's address as the client reaches it. [default: public_url, else listen]",
         ),
     ] = None,
     upstream: Annotated[
         list[str] | None,
-        typer.Option("--upstream", metavar="NAME", help="Only this upstream; may be given again. [default: all]"),
+        typer.Option("--upstream", metavar="NAME", help="Only this upstream. Repeat for more. [default: all]"),
     ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     listen: ListenOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """`data` changes nothing: it is taken so that the options of `serve` can stay on the line."""
+    """Prints the files on stdout and the hints on stderr. `data` has no effect here; the command accepts it so that the
+    options of `entrepot serve` can be reused unchanged."""
     from registry.cli import client_setup
 
-    settings = load_or_fail(config, data=data, listen=listen, mirror=mirror or None).settings
-    address = client_setup.RegistryAddress(_checked_url(url) if url else _own_url(settings))
+    settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
+    address = _checked_address(url) if url else _own_address(settings)
     upstreams = _upstreams(settings, upstream or [])
     if program is ClientProgram.docker:
         _check_docker_default(settings, upstreams)
@@ -68,27 +70,29 @@ def client(
         typer.echo(f"# {hint}", err=True)
 
 
-def _checked_url(url: str) -> str:
+def _checked_address(url: str) -> RegistryAddress:
     try:
         checked = Settings(public_url=url if "://" in url else f"http://{url}").public_url
     except ValidationError as error:
         fail(f"--url: {error.errors()[0]['ctx']['error']}", USAGE_ERROR)
     assert checked is not None
-    return checked
+    return RegistryAddress(checked)
 
 
-def _own_url(settings: Settings) -> str:
-    """`public_url`, or the address it listens on. One that means "every address" is no address for a client."""
-    if settings.public_url:
-        return settings.public_url
-    host, _, port = settings.listen.rpartition(":")
-    if port == "0":
-        fail("the settings leave the choice of the port to the server; name its address with --url", USAGE_ERROR)
-    if host in ("", "0.0.0.0", "[::]", "::", "*"):
-        typer.echo("# this is for clients on the same machine; for others name the address with --url", err=True)
-        host = "localhost"
-    scheme = "http" if settings.tls.certificate is None else "https"
-    return _checked_url(f"{scheme}://{host}:{port}")
+def _own_address(settings: Settings) -> RegistryAddress:
+    """Returns the address that the settings give. Prints a hint when only this machine can use it."""
+    if not settings.public_url and settings.listen.endswith(":0"):
+        fail(
+            "with port 0 the server picks its port when it starts, so the settings do not hold it; "
+            "name its address with --url",
+            USAGE_ERROR,
+        )
+    if not settings.public_url and listens_everywhere(settings):
+        typer.echo(
+            "# this address is for clients on the same machine; for other machines name the address with --url",
+            err=True,
+        )
+    return _checked_address(client_address(settings).url)
 
 
 def _upstreams(settings: Settings, wanted: list[str]) -> list[MirroredHost]:
@@ -98,15 +102,16 @@ def _upstreams(settings: Settings, wanted: list[str]) -> list[MirroredHost]:
         return [each for name in dict.fromkeys(wanted or [DOCKER_HUB]) for each in mirrored_hosts(_upstream(name))]
     known = [each for upstream in settings.upstream for each in mirrored_hosts(upstream)]
     names = dict.fromkeys(name for each in known for name in (each.name, each.prefix))
-    if strange := next((name for name in wanted if name not in names), None):
-        fail(f"--upstream: {strange} is not mirrored here; these are: {', '.join(names)}", USAGE_ERROR)
+    if unknown := next((name for name in wanted if name not in names), None):
+        fail(f"--upstream: {unknown} is not mirrored here; these are: {', '.join(names)}", USAGE_ERROR)
     if not wanted:
         return known
     return [each for name in dict.fromkeys(wanted) for each in known if _matches_name(each, name, known)]
 
 
 def _matches_name(each: MirroredHost, name: str, known: list[MirroredHost]) -> bool:
-    """A prefix means that one alone; a name that is none means all of its upstream's."""
+    """Returns whether `name` selects this host. A prefix selects its own host; the name of an upstream that is not also
+    a prefix selects all of the upstream's hosts."""
     return each.prefix == name or (each.name == name and all(other.prefix != name for other in known))
 
 
@@ -118,14 +123,15 @@ def _upstream(name: str) -> Upstream:
 
 
 def _check_docker_default(settings: Settings, upstreams: list[MirroredHost]) -> None:
-    """A mirror in daemon.json is asked for `library/ubuntu`, with nothing that says "of Docker Hub"."""
+    """Ends the command when docker would get another registry's images: docker asks the mirror in daemon.json for
+    `library/ubuntu` and does not say that it means Docker Hub."""
     if (
         any(each.name == DOCKER_HUB for each in upstreams)
         and settings.upstream
         and settings.default_upstream != DOCKER_HUB
     ):
         fail(
-            "docker asks a mirror for names without a host, and here they do not mean docker.io; "
+            "docker asks its mirror for names without a host, and here those names do not mean docker.io; "
             "set default = true for the upstream docker.io",
             USAGE_ERROR,
         )

@@ -1,4 +1,4 @@
-"""The command `entrepot`: its sub-commands, one a module."""
+"""The command `entrepot` and the list of its subcommands. Each subcommand has its own module."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from registry.cli.accounts import (
 from registry.cli.mirror import mirror_command
 
 app = typer.Typer(
-    help="A Docker/OCI registry in one process tree, with nothing else to install.",
-    epilog="`entrepot serve --help` is a good start.",
+    help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
+    epilog="To start a registry on this machine: entrepot serve. More on each command: entrepot COMMAND --help.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help and one-line usage errors, the same in a terminal and in a log
     pretty_exceptions_enable=False,
@@ -40,7 +40,7 @@ app.add_typer(key_command.app, name="key")
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from registry import __version__
 
@@ -51,7 +51,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def entrepot(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What holds for every sub-command."""
+    """Holds the options of `entrepot` itself, which come before a subcommand."""

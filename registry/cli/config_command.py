@@ -1,16 +1,12 @@
-"""`entrepot config`."""
+"""The command `entrepot config`."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
-from functools import reduce
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ByteSize, SecretStr
-from pydantic.fields import FieldInfo
 
 from registry.cli.options import (
     ConfigOption,
@@ -22,10 +18,10 @@ from registry.cli.options import (
     WorkersOption,
     load_or_fail,
 )
-from registry.config import Settings, format_duration, format_size, is_duration
+from registry.cli.settings_text import display_text, plain_value, toml_lines, toml_value
 from registry.config.settings_sources import LoadedSettings, SettingPath, setting_fields, table_model
 
-HELP = "Show each setting in force, and where it came from."
+HELP = "Show the value of each setting and where the value comes from."
 EXAMPLES = """\b
 Examples:
   entrepot config
@@ -47,12 +43,19 @@ def config(
     read_only: ReadOnlyOption = None,
     mirror: MirrorOption = None,
     insecure_open: InsecureOpenOption = None,
-    form: Annotated[OutputFormat, typer.Option("--format", "-f", help="How to print it.")] = OutputFormat.table,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    form: Annotated[OutputFormat, typer.Option("--format", "-f", help="Output format.")] = OutputFormat.table,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
-    flags: dict[str, object] = {"data": data, "listen": listen, "workers": workers, "read_only": read_only}
-    flags |= {"mirror": mirror or None, "insecure_open": insecure_open}
-    loaded = load_or_fail(config, **flags)
+    """Prints the settings that `entrepot serve` would use with the same options."""
+    loaded = load_or_fail(
+        config,
+        data=data,
+        listen=listen,
+        workers=workers,
+        read_only=read_only,
+        mirror=mirror,
+        insecure_open=insecure_open,
+    )
     if as_json or form is OutputFormat.json:
         rows = {
             ".".join(path): {"value": plain_value(loaded.settings, path), "origin": loaded.origins[".".join(path)]}
@@ -65,73 +68,20 @@ def config(
         _print_table(loaded)
 
 
-def setting_value(settings: Settings, path: SettingPath) -> Any:
-    return reduce(getattr, path, settings)
-
-
-def plain_value(settings: Settings, path: SettingPath) -> Any:
-    """The value as JSON and TOML can carry it, in the form the file takes; a secret is masked. Tables of a list leave
-    out what has no value."""
-    value, field = setting_value(settings, path), dict(setting_fields())[path]
-    if table_model(field):
-        return [_table(item) for item in value]
-    return _plain(value, field)
-
-
-def _table(item: BaseModel) -> dict[str, Any]:
-    values = {name: _plain(getattr(item, name), field) for name, field in type(item).model_fields.items()}
-    return {name: value for name, value in values.items() if value not in (None, [], {})}
-
-
-def _plain(value: Any, field: FieldInfo) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, SecretStr):
-        return "********"
-    if isinstance(value, ByteSize):
-        return format_size(value)
-    if is_duration(field):
-        return format_duration(value)
-    if isinstance(value, dict):  # tables of settings are times, or lists of text
-        return {key: each if isinstance(each, list) else format_duration(each) for key, each in value.items()}
-    return str(value) if isinstance(value, Path) else value
-
-
-def display_text(value: Any) -> str:
-    """A plain value for a person."""
-    if value in (None, [], {}):
-        return "(none)"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} = {display_text(each)}" for key, each in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def settings_as_toml(loaded: LoadedSettings) -> str:
-    """A file that sets what is in force; what has no value stands as a comment."""
-    lines: list[str] = []
+    """Returns a settings file with the values in force. A setting without a value becomes a comment."""
+    settings: list[tuple[SettingPath, list[str]]] = []
     tables: list[str] = []
-    group: SettingPath = ()
     for path, field in sorted(setting_fields(), key=lambda item: item[0][:-1]):
         value, origin = plain_value(loaded.settings, path), loaded.origins[".".join(path)]
         if table_model(field):
             for table in value:
                 tables += ["", f"# ({origin})", f"[[{'.'.join(path)}]]"]
-                tables += [f"{name} = {_toml(each)}" for name, each in table.items()]
+                tables += [f"{name} = {toml_value(each)}" for name, each in table.items()]
             continue
-        if path[:-1] != group:
-            group = path[:-1]
-            lines += ["", f"[{'.'.join(group)}]"]
-        lines.append(f"# {field.description} ({origin})")
-        lines.append(f"# {path[-1]} =" if value is None else f"{path[-1]} = {_toml(value)}")
-    return "\n".join([*lines, *tables])
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
+        setting = f"# {path[-1]} =" if value is None else f"{path[-1]} = {toml_value(value)}"
+        settings.append((path, [f"# {field.description} ({origin})", setting]))
+    return "\n".join([*toml_lines(settings), *tables])
 
 
 def _print_table(loaded: LoadedSettings) -> None:

@@ -1,8 +1,7 @@
-"""Root, at work on a data directory that belongs to somebody else, becomes that somebody first.
+"""Prepares the data directory for a command, which may run next to a server that uses the same directory.
 
-Otherwise the files it makes there could not be read, renamed or removed by the server that runs as the owner.
-
-The data directory of a command that works beside a running server, or before there is one.
+A command that root starts on another user's data directory becomes that user first. Otherwise it would create files
+there that the server, which runs as that user, cannot read, rename or remove.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-from registry.cli.options import fail
 from registry.config import Settings
 
 _CAP_DAC_READ_SEARCH = 1 << 2
@@ -21,12 +19,14 @@ _PR_SET_KEEPCAPS = 8
 
 
 class OwnerError(Exception):
-    """Root may not become the data directory's owner; the text is one line for a person."""
+    """Root is not allowed to become the owner of the data directory. The message is one line for people."""
 
 
 def become_owner(data: Path) -> None:
-    """Gives up root for the owner and group of `data`, for good, with no group beside them. Does nothing when this is
-    not root, or `data` is root's or does not exist yet. Call it while there is one thread. Raises OwnerError."""
+    """Switches this process from root to the owner and group of `data`, for good, and drops all other groups.
+
+    Does nothing when the process is not root, or when `data` belongs to root or does not exist. Must be called while
+    the process has one thread. Raises OwnerError."""
     if os.geteuid() != 0 or not data.exists():
         return
     status = data.stat()
@@ -37,8 +37,8 @@ def become_owner(data: Path) -> None:
         _become(status.st_uid, status.st_gid, keep_reading=keep)
     except OSError as error:
         raise OwnerError(
-            f"{data} belongs to uid {status.st_uid}, and this process may not become that user ({error.strerror}); "
-            "run it as that user"
+            f"{data} belongs to the user with uid {status.st_uid}, and this process may not become that user "
+            f"({error.strerror}); run the command as that user"
         ) from None
 
 
@@ -50,8 +50,8 @@ def _become(uid: int, gid: int, *, keep_reading: bool) -> None:
     os.setgid(gid)
     os.setuid(uid)
     if keep_reading:
-        # Python loads modules late, and root's Python may lie where only root can look (its home): this
-        # one capability stays, to read; it makes and changes no file.
+        # Python imports modules late, and root's Python may be installed where only root can read, such as its home.
+        # This one capability stays. It allows reading, and neither creates nor changes a file.
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
         sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
         _checked(libc.capset(header, sets))
@@ -64,7 +64,8 @@ def _checked(result: int) -> None:
 
 
 def _can_read_program(uid: int, gid: int) -> bool:
-    """Whether that user can read this program's modules. Asked of a child that is that user: only the kernel knows."""
+    """Returns whether that user can read this program's modules. A child process becomes the user and tries, since only
+    the kernel knows all that decides about access."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     child = os.fork()
     if child == 0:
@@ -77,16 +78,21 @@ def _can_read_program(uid: int, gid: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def prepare_data_directory(settings: Settings, *, make: bool) -> None:
-    """A data directory of this version, made where `make` says so and there is none. A server that runs on an older one
-    is not disturbed."""
-    from storage.composition import check_version, layout_of, prepare_data_dir
+def prepare_data_directory(settings: Settings, *, create: bool) -> None:
+    """Becomes the directory's owner and checks that this version can use what is in it.
 
-    if make and not layout_of(settings.data).metadata.exists():
+    `create`: creates a data directory where there is none. An existing one is not migrated, since a server may be
+    running on it. Raises DataDirectoryError and OwnerError."""
+    from storage.composition import check_version, layout_of, prepare_data_dir
+    from storage.data_dir.check import DataDirectoryError
+
+    if create and not layout_of(settings.data).metadata.exists():
         become_owner(settings.data)
         prepare_data_dir(settings.data)
         return
     if not settings.data.is_dir():
-        fail(f"there is no data directory at {settings.data.absolute()}; name it with --data")
+        raise DataDirectoryError(
+            f"there is no data directory at {settings.data.absolute()}; name the right one with --data"
+        )
     become_owner(settings.data)
     check_version(settings.data)

@@ -1,22 +1,31 @@
-"""What can be said about one reference, asked through the registry's interface: plain values, ready for JSON."""
+"""The summary of one image or artifact that `entrepot inspect` shows, as plain values for JSON and as a table."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
+
+from registry.cli.output import human_size, new_table, plain_console
 from storage.content import INDEXES, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
 MAX_CONFIG_SIZE = 4 << 20
-"""Bytes of a config that are read at the most."""
+"""Largest config that is read for the platform and the time of creation, in bytes."""
 PAGE_SIZE = 1000
+IMAGE_CONFIGS = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+"""Artifact types that only mean "an image" and are not worth a line."""
+MAX_LISTED = 20
+"""How many tags and referrers are listed by name; the rest is counted."""
 
 
 async def summarize_image(registry: Registry, where: ImageReference) -> dict[str, Any]:
-    """Raises ManifestUnknown."""
+    """Returns what is known about the manifest at `where`, and about the image or the children below it. Raises
+    ManifestUnknown."""
     repo = where.repository
     manifest = await registry.get_manifest(repo, where.reference)
     seen: dict[str, Any] = {
@@ -52,7 +61,7 @@ async def _tags_at(registry: Registry, repo: RepositoryName, digest: Digest) -> 
                     if (await registry.resolve_manifest(repo, tag)).digest == digest:
                         found.append(tag)
                 except ManifestUnknown:
-                    pass  # deleted since the page was read
+                    pass  # deleted after the page was read
             if not page.more or not page.items:
                 return found
             after = page.items[-1]
@@ -81,7 +90,7 @@ async def _child(registry: Reader, repo: RepositoryName, child: Descriptor) -> d
 
 
 def _total(manifest: Manifest) -> int:
-    """Bytes of the config and the layers, one that comes twice counted once."""
+    """Returns the size of the config and the layers together, in bytes. A layer that occurs twice counts once."""
     parts = [*manifest.layers, *([manifest.config] if manifest.config else [])]
     return sum({part.digest: part.size for part in parts}.values())
 
@@ -89,7 +98,7 @@ def _total(manifest: Manifest) -> int:
 async def _platform_and_created(
     registry: Reader, repo: RepositoryName, manifest: Manifest
 ) -> tuple[str | None, str | None]:
-    """Platform and time from the image's config, where it has one and it says so."""
+    """Returns the platform and the time of creation from the image's config; None for what it does not say."""
     config = manifest.config
     if config is None or config.size > MAX_CONFIG_SIZE or not config.media_type.endswith("+json"):
         return None, None
@@ -109,8 +118,65 @@ async def _platform_and_created(
 
 
 def platform_text(platform: object) -> str | None:
-    """`linux/arm64/v8`, as docker's `--platform` takes it; None where it names no system."""
+    """Returns a platform as docker's `--platform` takes it, such as `linux/arm64/v8`, or None when none is given."""
     if not isinstance(platform, dict):
         return None
     parts = [platform.get(name) for name in ("os", "architecture", "variant")]
     return "/".join(part for part in parts if isinstance(part, str) and part) or None
+
+
+def print_image_summary(seen: dict[str, Any]) -> None:
+    """Prints a summary for people: the facts, then a table of the children or of the config and the layers."""
+    console = plain_console()
+    console.print(Text(seen["reference"], "bold"))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(seen):
+        facts.add_row(Text(f"  {name}", "dim"), Text(value))
+    console.print(facts)
+    parts = _children_table(seen) if "manifests" in seen else _parts_table(seen)
+    if parts.row_count:
+        console.print()
+        console.print(parts)
+
+
+def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("digest", seen["digest"]), ("type", seen["mediaType"])]
+    if seen["artifactType"] and seen["artifactType"] not in IMAGE_CONFIGS:
+        facts.append(("artifact", seen["artifactType"]))
+    if "total" in seen:
+        facts.append(("size", f"{human_size(seen['total'])} (manifest {human_size(seen['size'])})"))
+    else:
+        facts.append(("size", f"{human_size(seen['size'])}, {len(seen['manifests'])} manifests"))
+    for name in ("platform", "created", "subject"):
+        if seen.get(name):
+            facts.append((name, seen[name]))
+    facts.append(("tags", _first_ones(seen["tags"]) or "(none)"))
+    if seen["referrers"]:
+        names = [f"{each.get('artifactType') or each['mediaType']} {each['digest']}" for each in seen["referrers"]]
+        facts.append(("referrers", f"{len(names)}: {_first_ones(names)}"))
+    facts += [("annotation", f"{name} = {value}") for name, value in sorted(seen["annotations"].items())]
+    return facts
+
+
+def _first_ones(texts: list[str]) -> str:
+    rest = len(texts) - MAX_LISTED
+    return ", ".join(texts[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _children_table(seen: dict[str, Any]) -> Table:
+    table = new_table("platform", "size", "digest", "type")
+    for child in seen["manifests"]:
+        total = "(not here)" if child["total"] is None else human_size(child["total"])
+        table.add_row(*map(Text, (child["platform"] or "-", total, child["digest"], child["mediaType"])))
+    return table
+
+
+def _parts_table(seen: dict[str, Any]) -> Table:
+    table = new_table("role", "size", "digest", "type")
+    parts = [("config", seen["config"])] if seen["config"] else []
+    parts += [(f"layer {place}", layer) for place, layer in enumerate(seen["layers"], 1)]
+    for role, part in parts:
+        table.add_row(*map(Text, (role, human_size(part["size"]), part["digest"], part["mediaType"])))
+    return table

@@ -1,4 +1,4 @@
-"""`entrepot inspect`."""
+"""The command `entrepot inspect`."""
 
 from __future__ import annotations
 
@@ -8,55 +8,51 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.interrupts import run_interruptible
-from registry.cli.options import ConfigOption, DataOption, fail, load_or_fail, one_line_errors
+from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
 
 if TYPE_CHECKING:
     from storage.names import ImageReference
 
-HELP = "Show what a tag or digest in the data directory is. The registry may be running."
+HELP = "Show an image's digest, size, platforms, layers and tags."
 EXAMPLES = """\b
 Examples:
   entrepot inspect team/app
   entrepot inspect localhost:5000/team/app:1.2 --json
   entrepot inspect team/app@sha256:0a1b…
 
-No tag means `latest`."""
+Without a tag it shows `latest`. The command reads the data directory; a server may be running on it."""
 
 
 def inspect(
     reference: Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME:TAG or NAME@DIGEST.")],
     config: ConfigOption = None,
     data: DataOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
+    """Prints the summary of one image or artifact."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
-        from registry.cli.data_owner import become_owner
-        from registry.cli.image_summary import summarize_image
-        from storage.composition import check_version, open_registry
+        from registry.cli.data_owner import prepare_data_directory
+        from registry.cli.image_summary import print_image_summary, summarize_image
+        from storage.composition import open_registry
 
         where = parse_image_reference(reference)
-        if not settings.data.is_dir():
-            fail(f"there is no data directory at {settings.data.absolute()}; name it with --data")
-        become_owner(settings.data)
-        check_version(settings.data)
+        prepare_data_directory(settings, create=False)
 
-        async def look() -> dict[str, object]:
+        async def summarize() -> dict[str, object]:
             async with open_registry(settings.data) as registry:
                 return await summarize_image(registry, where)
 
-        seen = run_interruptible(look())
+        seen = run_interruptible(summarize())
     if as_json:
         typer.echo(json.dumps(seen, indent=2, ensure_ascii=False))
     else:
-        from registry.cli.output import print_image_summary
-
         print_image_summary(seen)
 
 
 def parse_image_reference(text: str) -> ImageReference:
-    """What people paste, read as a place in this registry: a leading host, and `http://` before it, go. Raises
-    NameInvalid, TagInvalid, DigestInvalid."""
+    """Parses a reference as people paste it: `http://` and a host in front are dropped. Raises NameInvalid, TagInvalid
+    and DigestInvalid."""
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")

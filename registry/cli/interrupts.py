@@ -1,10 +1,10 @@
 """How SIGINT (Ctrl-C) and SIGTERM end a command.
 
-A command cannot leave this to Python's KeyboardInterrupt: libraries catch it, a thread that waits for the network does
-not see it, and the interpreter joins such threads before it exits. Nor is an interrupted command allowed to lose
-anything by ending abruptly: what storage acknowledged is durable, and the rest is garbage that the next run removes.
+Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and the
+interpreter joins such threads before it exits. Ending a command abruptly loses nothing: what storage has acknowledged
+is durable, and the next run removes the rest.
 
-`entrepot serve` handles its signals itself (`registry.server`) once it has loaded.
+Once it has loaded, `entrepot serve` handles its signals itself (`registry.server`).
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ T = TypeVar("T")
 
 INTERRUPTED = "interrupted"
 CLEANUP_SECONDS = 3.0
-"""Seconds that a command has to clean up after the first signal."""
+"""Seconds that a command gets to clean up after the first signal."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NEW_LINE = b"\x1b[?25h\n"
-"""For a terminal: progress bars hide the cursor, and the ^C that it shows ends no line."""
+"""Shows the cursor, which progress bars hide, and ends the line in which the terminal shows ^C."""
 
 
 class SignalExit:
-    """Ends the process at once from any thread, with the exit code 128 + the signal's number and one line on stderr.
-    Made before the command changes the terminal, whose state it restores."""
+    """Ends the process at once, from any thread, with exit code 128 + the signal's number and one line on stderr.
+
+    Restores the state that the terminal had when the object was made: make it before the command changes the terminal.
+    """
 
     def __init__(self) -> None:
         self._attributes = termios.tcgetattr(0) if os.isatty(0) else None
@@ -49,32 +51,33 @@ class SignalExit:
             os._exit(128 + number)
 
     def _restore_terminal(self) -> None:
-        """A password prompt turns the echo off. From the background, setting it would stop the process."""
+        """Turns the echo on again after a password prompt. Does nothing in the background, where changing the terminal
+        would stop the process."""
         if self._attributes is not None and os.tcgetpgrp(0) == os.getpgrp():
             termios.tcsetattr(0, termios.TCSANOW, self._attributes)
 
 
 def exit_on_interrupt() -> None:
-    """From now on SIGINT ends this process at once. To be called in the main thread, before anything slow is imported.
+    """Makes SIGINT end this process at once. Must be called in the main thread, before slow imports.
 
-    A shell without job control starts background commands with SIGINT ignored, and Python leaves that as it is. A
-    command that waits for a network must end all the same when it is sent one.
+    A shell without job control starts background commands with SIGINT ignored, and Python keeps that. A command that
+    waits for the network must still end when it receives one.
     """
-    leave = SignalExit()
+    exit_now = SignalExit()
 
     def on_signal(number: int, _: FrameType | None) -> None:
-        leave(number)
+        exit_now(number)
 
     signal.signal(signal.SIGINT, on_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
-    """What `work` gives, run in an event loop of its own, in the main thread.
+    """Runs `work` in its own event loop, in the main thread, and returns its result.
 
-    The first SIGINT or SIGTERM cancels it; once it has cleaned up, or after GRACE seconds, the process ends with
-    128 + the signal's number and `reason` on stderr. A second one ends the process at once. `work` that ends well all
-    the same counts as done.
+    The first SIGINT or SIGTERM cancels `work`. When it has cleaned up, at the latest after CLEANUP_SECONDS, the process
+    ends with exit code 128 + the signal's number and `reason` on stderr. A second signal ends the process at once. When
+    `work` succeeds in spite of the signal, its result is returned as usual.
     """
     import asyncio
 
@@ -86,19 +89,19 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
             return loop.run_until_complete(task)
         except BaseException:
             if watch.number is not None:
-                # Without a return: the loop and the interpreter would join threads that may wait for the network.
-                watch.leave(watch.number, reason)
+                # Exit here: on a return, the loop and the interpreter would join threads that may wait for the network.
+                watch.exit_now(watch.number, reason)
             raise
 
 
 class _SignalWatch:
-    """A thread that hears of signals, whatever the main thread is busy with. The interpreter's own signal handler
-    writes each signal's number into a pipe (`signal.set_wakeup_fd`), without waiting for the main thread."""
+    """Watches for signals in a thread of its own, so that a busy main thread does not delay them. The interpreter
+    writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for the main thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.number: int | None = None
-        """The first signal."""
-        self.leave = SignalExit()
+        """The number of the first signal; None before one has come."""
+        self.exit_now = SignalExit()
         self._loop = loop
         self._cancel = cancel
         self._reason = reason
@@ -131,14 +134,15 @@ class _SignalWatch:
             self._loop.call_soon_threadsafe(self._cancel)
         second = self._next(CLEANUP_SECONDS)
         if second is not None:
-            self.leave(second, self._reason)
+            self.exit_now(second, self._reason)
 
     def _next(self, seconds: float | None) -> int | None:
-        """The next signal. None: the watch is over. After `seconds` the process ends."""
+        """Waits for the next signal and returns its number, or None when the watch is over. Ends the process when
+        `seconds` have passed without one."""
         while True:
             if not select.select([self._reader], [], [], seconds)[0]:
                 assert self.number is not None
-                self.leave(self.number, self._reason)
+                self.exit_now(self.number, self._reason)
             data = os.read(self._reader, 1)
             if not data:
                 return None

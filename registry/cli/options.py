@@ -1,4 +1,4 @@
-"""The options that several sub-commands share, and how a failure ends the command."""
+"""Options that several subcommands share, and how a command ends when something fails."""
 
 from __future__ import annotations
 
@@ -12,32 +12,40 @@ import typer
 from registry.config.settings_sources import ConfigError, LoadedSettings, load_settings
 
 USAGE_ERROR = 2
-"""Exit code for a bad flag, variable or file; every other failure is 1."""
+"""Exit code for a wrong flag, variable or settings file. Every other failure exits with 1."""
 
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", metavar="FILE", help="Settings in TOML. Else the file ENTREPOT_CONFIG names, if any."
+        "--config", "-c", metavar="FILE", help="Settings file in TOML. [default: the file in ENTREPOT_CONFIG]"
     ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", "-d", metavar="DIR", help="Directory that holds everything. [default: ./data]")
+    str | None, typer.Option("--data", "-d", metavar="DIR", help="The data directory. [default: ./data]")
 ]
 ListenOption = Annotated[
     str | None,
     typer.Option(
-        "--listen", "-l", metavar="HOST:PORT", help="Address; port 0 picks a free one. [default: 127.0.0.1:5000]"
+        "--listen",
+        "-l",
+        metavar="HOST:PORT",
+        help="Address to listen on; port 0 picks a free port. [default: 127.0.0.1:5000]",
     ),
 ]
 WorkersOption = Annotated[
     str | None,
-    typer.Option("--workers", "-w", metavar="N", help="Server processes. [default: one a core, at most 4]"),
+    typer.Option(
+        "--workers", "-w", metavar="N", help="Number of server processes. [default: one for each core, at most 4]"
+    ),
 ]
-ReadOnlyOption = Annotated[bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and delete.")]
+ReadOnlyOption = Annotated[
+    bool | None, typer.Option("--read-only/--read-write", help="Refuse every push and every delete.")
+]
 InsecureOpenOption = Annotated[
     bool | None,
     typer.Option(
-        "--insecure-open", help="Listen beyond this machine although there are no accounts: whoever comes may do all."
+        "--insecure-open",
+        help="Let other machines connect although there are no accounts: then anyone can push and delete.",
     ),
 ]
 MirrorOption = Annotated[
@@ -45,21 +53,24 @@ MirrorOption = Annotated[
     typer.Option(
         "--mirror",
         metavar="NAME",
-        help="Mirror a registry, such as docker.io; may be given again. The first answers for names without a host.",
+        help="Mirror a registry, such as docker.io. Repeat for more; the first one serves names without a host.",
     ),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """One line on stderr, and the end."""
+    """Prints one line on stderr and ends the command with exit code `code`."""
     typer.echo(f"entrepot: {message}", err=True)
     raise typer.Exit(code)
 
 
 def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
-    """The settings in force; a flag that is None was not given. Warnings go to stderr."""
+    """Returns the settings in force; prints their warnings on stderr. A flag that is None or an empty list was not
+    given. Ends the command when the settings are wrong."""
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
-        loaded = load_settings({name: value for name, value in flags.items() if value is not None}, file)
+        loaded = load_settings(given, file)
     except ConfigError as error:
         fail(str(error), USAGE_ERROR)
     for line in loaded.warnings:
@@ -69,8 +80,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the command with one line for what an operator can do something about; anything else is a bug and shows
-    its traceback."""
+    """Turns errors that an operator can fix into one line on stderr and exit code 1. Any other exception is a bug and
+    shows its traceback."""
     from registry.cli.data_owner import OwnerError
     from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError

@@ -1,92 +1,90 @@
-"""A survey as a person reads it."""
+"""What commands print for people and for programs: tables, JSON, sizes, times.
+
+`rich` is imported where it is used: most commands print no table, and importing it takes a noticeable time.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-IMAGE_CONFIGS = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Artifact types that only say "an image"."""
-MAX_LISTED = 20
-"""Tags and referrers listed at the most; the rest is counted."""
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+    from rich.table import Table
 
-
-def print_image_summary(seen: dict[str, Any]) -> None:
-    """Prints it; plain, whole lines when stdout is no terminal."""
-    console = plain_console()
-    console.print(Text(seen["reference"], "bold"))
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(seen):
-        facts.add_row(Text(f"  {name}", "dim"), Text(value))
-    console.print(facts)
-    rows = _rows(seen)
-    if rows.row_count:
-        console.print()
-        console.print(rows)
+_UNBROKEN_COLUMNS = ("role", "platform", "size")
 
 
 def plain_console() -> Console:
-    """Prints what it is given, whole: a terminal wraps what is too long, a file or pipe gets it in one line."""
+    """Returns a console that adds no colours of its own. A terminal wraps long lines; a file or pipe gets them
+    whole."""
+    from rich.console import Console
+
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
+def new_table(*columns: str) -> Table:
+    """Returns an empty table. A cell that is too wide continues on the next line; it is never cut."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in _UNBROKEN_COLUMNS)
+    return table
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """Prints a table; without rows, prints the sentence `empty` on stderr instead."""
+    from rich.text import Text
+
+    if not rows:
+        typer.echo(f"entrepot: {empty}", err=True)
+        return
+    table = new_table(*columns)
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    plain_console().print(table)
+
+
+def _printable(text: str) -> str:
+    """Replaces control characters, which could move the cursor or change colours, by `?`."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
+    """Prints models as indented JSON."""
+    if isinstance(items, Sequence):
+        plain: Any = [each.model_dump(mode="json") for each in items]
+    else:
+        plain = items.model_dump(mode="json")
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
 def human_size(count: int) -> str:
-    """`1536` as `1.5 KiB`."""
+    """Writes a number of bytes for people: `1536` as `1.5 KiB`."""
     size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = [("digest", seen["digest"]), ("type", seen["mediaType"])]
-    if seen["artifactType"] and seen["artifactType"] not in IMAGE_CONFIGS:
-        facts.append(("artifact", seen["artifactType"]))
-    if "total" in seen:
-        facts.append(("size", f"{human_size(seen['total'])} (manifest {human_size(seen['size'])})"))
-    else:
-        facts.append(("size", f"{human_size(seen['size'])}, {len(seen['manifests'])} manifests"))
-    for name in ("platform", "created", "subject"):
-        if seen.get(name):
-            facts.append((name, seen[name]))
-    facts.append(("tags", _some(seen["tags"]) or "(none)"))
-    if seen["referrers"]:
-        kinds = _some([f"{r.get('artifactType') or r['mediaType']} {r['digest']}" for r in seen["referrers"]])
-        facts.append(("referrers", f"{len(seen['referrers'])}: {kinds}"))
-    facts += [("annotation", f"{name} = {value}") for name, value in sorted(seen["annotations"].items())]
-    return facts
+def local_time(seconds: float | None, otherwise: str = "-") -> str:
+    """Writes a Unix time as local time, to the minute; None as `otherwise`."""
+    return otherwise if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _some(texts: list[str]) -> str:
-    rest = len(texts) - MAX_LISTED
-    return ", ".join(texts[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+def comma_list(words: Sequence[str]) -> str:
+    """Joins words with commas; writes `-` when there are none."""
+    return ", ".join(words) or "-"
 
 
-def new_table(*columns: str) -> Table:
-    """An empty table; a cell that does not fit is folded, never cut."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name in ("role", "platform", "size"))
-    return table
-
-
-def _rows(seen: dict[str, Any]) -> Table:
-    if "manifests" in seen:
-        table = new_table("platform", "size", "digest", "type")
-        for child in seen["manifests"]:
-            total = "(not here)" if child["total"] is None else human_size(child["total"])
-            table.add_row(*map(Text, (child["platform"] or "-", total, child["digest"], child["mediaType"])))
-        return table
-    table = new_table("role", "size", "digest", "type")
-    parts = [("config", seen["config"])] if seen["config"] else []
-    parts += [(f"layer {place}", layer) for place, layer in enumerate(seen["layers"], 1)]
-    for role, part in parts:
-        table.add_row(*map(Text, (role, human_size(part["size"]), part["digest"], part["mediaType"])))
-    return table
+def plural(count: int, word: str) -> str:
+    """Writes a count with its noun: `1 blob`, `2 blobs`."""
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -1,4 +1,5 @@
-"""docs/settings.md, written from the model: `make docs` prints it there, and a test demands that the two agree."""
+"""Writes docs/settings.md from the model of the settings. `make docs` runs it, and a test checks that the file is
+current."""
 
 from __future__ import annotations
 
@@ -7,33 +8,36 @@ from inspect import getdoc
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from registry.cli.settings_text import toml_lines
 from registry.config import Settings, format_duration, format_size, is_duration, is_size
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
 _HEAD = """# Settings
 
-Each setting can be given as a flag, as a variable, in a TOML file, or not at all. The first of these that has it wins:
+A setting takes its value from the first of these that has one:
 
-1. the flag (`entrepot serve --help` lists those there are),
-2. the variable `ENTREPOT_…`; a dot in the name becomes `__`; an empty variable counts as not set,
-3. the file that `--config FILE` or, without that flag, the variable `ENTREPOT_CONFIG` names; no other file is read,
+1. the flag, if there is one for it (see `entrepot serve --help`),
+2. the variable `ENTREPOT_…`: a dot in the setting's name becomes `__`, and an empty variable counts as not set,
+3. the TOML file that `--config FILE` names, or without that flag the variable `ENTREPOT_CONFIG`; no other file is read,
 4. the default.
 
-`entrepot config` shows what is in force and where it came from; `entrepot config --format toml` prints it as a file.
+`entrepot config` shows all values and where each comes from. `entrepot config --format toml` prints them as a file.
 
-Times are written `90s`, `5m`, `1h30m`, `7d`; a plain number is seconds. Sizes are written `8MiB`; a plain number is
-bytes. An unknown name in the file is an error. An unknown `ENTREPOT_…` variable is only warned about, since other
-programs set such variables too; those that Kubernetes sets for a service named `entrepot` are passed over in silence.
+Times are written as `90s`, `5m`, `1h30m` or `7d`; a plain number means seconds. Sizes are written as `8MiB`; a plain
+number means bytes. An unknown name in the file is an error. An unknown `ENTREPOT_…` variable only causes a warning,
+since other programs may set such variables; those that Kubernetes sets for a service named `entrepot` cause none.
 """
 
 _FOOT = """
-A file with all of it at its default:
+## Example files
+
+A file with all settings at their defaults:
 
 ```toml
 TOML
 ```
 
-One that mirrors Docker Hub with a login and GitHub's registry without, and keeps names for this registry:
+A file that mirrors Docker Hub with a login and GitHub's registry without one, and reserves names for this registry:
 
 ```toml
 [[upstream]]
@@ -51,24 +55,27 @@ name = "ghcr.io"
 prefixes = ["team/**"]
 ```
 
-Where defaults will do, `mirror = ["docker.io"]`, `--mirror docker.io` and `ENTREPOT_MIRROR=docker.io` are the same as
-naming that upstream and making it the default.
+If an upstream needs no more than its defaults, `mirror = ["docker.io"]`, `--mirror docker.io` or
+`ENTREPOT_MIRROR=docker.io` suffices: it adds that upstream and makes it the default.
 
-## Who owns a name
+## Which names are mirrored, and which are hosted here
 
-Every name below an upstream's own (`ghcr.io/org/app`) is mirrored and takes no pushes; with a default upstream, so is
-`library/*`. Every other name can be pushed to, and is this registry's own from then on, also after its content was
-deleted: the upstream is never asked for it. A name that `hosted.prefixes` matches is so from the start. What is neither
-is read from the default upstream; a name with the host of a registry that is not mirrored is asked of nobody.
+- Names that begin with an upstream's name (`ghcr.io/org/app`) are mirrored and cannot be pushed to. If there is a
+  default upstream, this also applies to `library/*`.
+- All other names can be pushed to. A name that was pushed belongs to this registry from then on, even after its content
+  is deleted: no upstream is ever asked for it. A name that `hosted.prefixes` matches belongs to this registry from the
+  start.
+- Names that are neither are pulled from the default upstream. No upstream is asked for a name that begins with the host
+  of a registry that is not mirrored.
 
-A name that was not pushed yet is asked of the default upstream when somebody pulls by it, so a private name that is
-pulled too early becomes known there; `hosted.prefixes` keeps it from that. A push asks the upstream nothing, unless
-something was pulled by the same name before.
+If someone pulls a private name before it was pushed, the default upstream is asked for it and so learns the name;
+`hosted.prefixes` prevents that. A push does not contact an upstream, unless something was pulled under the same name
+before.
 """
 
 
 def render_settings_page() -> str:
-    """The whole page."""
+    """Returns the whole page."""
     parts = [_HEAD, "\n", _table(())]
     for name, field in Settings.model_fields.items():
         group = field.annotation
@@ -90,7 +97,7 @@ def _table(group: SettingPath) -> str:
 
 
 def _table_of(model: type[BaseModel]) -> str:
-    """Of one table in a list: variables set such a list only as a whole."""
+    """Returns the settings of one table in a list. They have no variables: a variable sets such a list as a whole."""
     rows = ["| Setting | Default | What it does |", "|---|---|---|"]
     for path, field in setting_fields(model):
         shown = "(must be set)" if field.is_required() else _default_shown(path, field)
@@ -104,7 +111,7 @@ def _default_shown(path: SettingPath, field: FieldInfo) -> str:
 
 
 def default_text(path: SettingPath, field: FieldInfo) -> str:
-    """A default as it is written in a file; what depends on the machine, in words; what is not set, empty."""
+    """Returns a default as a settings file has it; in words if it depends on the machine; empty if there is none."""
     if path == ("workers",):
         return "one for each core, at most 4"
     value = field.default
@@ -120,23 +127,18 @@ def default_text(path: SettingPath, field: FieldInfo) -> str:
 
 
 def _example() -> str:
-    lines: list[str] = []
-    group: SettingPath = ()
-    for path, field in setting_fields():
-        if table_model(field):
-            continue
-        if path[:-1] != group:
-            group = path[:-1]
-            lines += ["", f"[{'.'.join(group)}]"]
-        text = default_text(path, field)
-        bare = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)
-        if isinstance(field.default, list):
-            lines.append(f"{path[-1]} = []")
-        elif not text or " " in text:
-            lines.append(f"# {path[-1]} =" + (f"  # {text}" if text else ""))
-        else:
-            lines.append(f"{path[-1]} = {text}" if bare else f'{path[-1]} = "{text}"')
-    return "\n".join(lines)
+    settings = ((path, [_example_line(path, field)]) for path, field in setting_fields() if not table_model(field))
+    return "\n".join(toml_lines(settings))
+
+
+def _example_line(path: SettingPath, field: FieldInfo) -> str:
+    name, text = path[-1], default_text(path, field)
+    if isinstance(field.default, list):
+        return f"{name} = []"
+    if not text or " " in text:
+        return f"# {name} =" + (f"  # {text}" if text else "")
+    is_bare = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)
+    return f"{name} = {text}" if is_bare else f'{name} = "{text}"'
 
 
 if __name__ == "__main__":

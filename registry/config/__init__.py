@@ -1,4 +1,4 @@
-"""The settings: one typed model (`Settings`), its groups, and how times and sizes are written in it."""
+"""The settings: the model `Settings`, its groups, and the way durations and sizes are written."""
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
 from registry.config.field_types import format_duration, format_size, is_duration, is_size, parse_duration

@@ -1,7 +1,4 @@
-"""The settings of who may log in, and how: `[auth]` and `[[issuer]]`.
-
-The settings of the login for people at an OpenID provider: `[oidc]`.
-"""
+"""The settings that say who can log in and how: `[auth]`, `[[issuer]]` and `[oidc]`."""
 
 from __future__ import annotations
 
@@ -14,20 +11,20 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from registry.config.field_types import Duration
-from registry.config.mirror_settings import SettingsGroup
+from registry.config.field_types import Duration, SettingsGroup, split_http_url
 from storage.access import AccountInvalid, AccountName
 
 DEFAULT_SERVICE = "entrepot"
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Algorithms with a public key. One with a shared secret (HS256) would let whoever knows the public key sign."""
+"""Signature algorithms that use a key pair. With a shared-secret algorithm such as HS256, anyone who knows the public
+key could sign tokens."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
 
 
 def _service(value: str) -> str:
     if not _SERVICE.fullmatch(value):
-        raise ValueError(f"{value!r} is not a service's name like registry.example.com")
+        raise ValueError(f"{value!r} is not a service name like registry.example.com")
     return value
 
 
@@ -39,19 +36,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def check_identity_url(value: str, example: str, power: str) -> None:
-    """Of something outside that is asked who somebody is: https, or http on this machine. Raises ValueError, which
-    says what whoever changes its answers on their way can do: `power`."""
-    if "@" in value:  # not shown again: it may be a password
+    """Checks the address of a service that tells who somebody is: https, or http on this machine. Raises ValueError;
+    for plain http its message ends with `power`, what an attacker who changes the service's answers can do."""
+    if "@" in value:  # the message does not repeat the address, since this may be a password
         raise ValueError("such an address holds no user and no password")
-    try:
-        parts = urlsplit(value)
-        known = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        known = False
-    if not known or parts.fragment or parts.scheme not in ("http", "https"):
-        raise ValueError(f"{value!r} is not an address like {example}")
+    parts = split_http_url(value, example, fragment=False)
     if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-        raise ValueError(f"{value!r} must begin with https://: whoever can change what comes from there {power}")
+        raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {power}")
 
 
 def _jwks_url(value: str) -> str:
@@ -62,7 +53,7 @@ def _jwks_url(value: str) -> str:
 def _algorithm(value: str) -> str:
     if value not in ASYMMETRIC_ALGORITHMS:
         raise ValueError(
-            f"{value!r} is not an algorithm for tokens of others; there are {', '.join(ASYMMETRIC_ALGORITHMS)}"
+            f"{value!r} is not an algorithm for tokens of others; choose from {', '.join(ASYMMETRIC_ALGORITHMS)}"
         )
     return value
 
@@ -79,51 +70,61 @@ def _values(value: Any) -> Any:
 
 
 class AuthSettings(SettingsGroup):
-    """Who may log in, and how. Accounts are made with `entrepot user` and `entrepot robot`."""
+    """How accounts log in. `entrepot user` and `entrepot robot` add accounts."""
 
     htpasswd: Path | None = Field(
-        default=None, description="File of further accounts, NAME:HASH with bcrypt, as `htpasswd -B` writes it"
+        default=None,
+        description="File with more accounts, one NAME:HASH a line with bcrypt, as `htpasswd -B` writes it",
     )
     service: Annotated[str, AfterValidator(_service)] | None = Field(
         default=None,
-        description="What tokens are made for, as clients are told; "
-        f"without it `public_url`'s host, or `{DEFAULT_SERVICE}`",
+        description="The service name in tokens and challenges. Default: the host of `public_url`, otherwise "
+        f"`{DEFAULT_SERVICE}`",
     )
     token_ttl: Duration = Field(
-        default=300.0, ge=60, le=3600, description="How long a token of `/token` lives, 1m to 1h; clients get a new one"
+        default=300.0,
+        ge=60,
+        le=3600,
+        description="How long a token of `/token` is valid, from 1m to 1h. Clients get a new one by themselves",
     )
     refresh_ttl: Duration = Field(
-        default=7776000.0, gt=0, description="How long `docker login` lasts, for clients that keep no password"
+        default=7776000.0, gt=0, description="How long `docker login` lasts for clients that do not store the password"
     )
 
 
 class Issuer(SettingsGroup):
-    """Somebody else whose tokens (JWTs) are taken in place of a password or as a bearer token, such as those that a CI
-    gives its jobs. The first table whose issuer, audience and required claims fit a token is the one that counts."""
+    """An outside service whose tokens (JWTs) are accepted as a password or as a bearer token, such as a CI that gives
+    each job a token. A token logs in by the first table whose issuer, audience and required claims match it."""
 
-    issuer: str = Field(min_length=1, description="What its tokens have as `iss`, exactly")
-    audience: str = Field(min_length=1, description="What they must have as `aud`: this registry, not another service")
-    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = Field(
-        default=None, description="Where its public keys are; https, or http on this machine. Asked when needed"
+    issuer: str = Field(min_length=1, description="The exact `iss` claim of its tokens")
+    audience: str = Field(
+        min_length=1, description="The `aud` claim that they must have. It must mean this registry and no other service"
     )
-    jwks_file: Path | None = Field(default=None, description="File with its public keys, in place of `jwks_url`")
-    ca_file: Path | None = Field(default=None, description="Certificates to trust instead of the system's, PEM")
+    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = Field(
+        default=None, description="URL of its public keys: https, or http on this machine. Fetched when they are needed"
+    )
+    jwks_file: Path | None = Field(default=None, description="File with its public keys, instead of `jwks_url`")
+    ca_file: Path | None = Field(
+        default=None, description="Certificate authorities to trust instead of the system's, in PEM"
+    )
     algorithms: list[Annotated[str, AfterValidator(_algorithm)]] = Field(
-        default=["RS256", "ES256"], min_length=1, description="How its tokens may be signed"
+        default=["RS256", "ES256"], min_length=1, description="Signature algorithms that are accepted"
     )
     account: Annotated[str, AfterValidator(_account)] | None = Field(
         default=None, description="The robot that all its tokens log in as"
     )
     account_claim: str | None = Field(
-        default=None, min_length=1, description="Or the claim that names the robot, such as `sub`"
+        default=None, min_length=1, description="The claim that names the robot, such as `sub`, instead of `account`"
     )
     required: dict[str, Annotated[list[str], BeforeValidator(_values)]] = Field(
         default={},
-        description="Claims that must have that value, or one of those: "
+        description="Claims that a token must have, each with its value or a list of allowed values: "
         '`{ repository_owner = "team", ref = ["refs/heads/main"] }`',
     )
     groups_claim: str | None = Field(
-        default=None, min_length=1, description="The claim that lists groups the robot is in for this token"
+        default=None,
+        min_length=1,
+        description="The claim with groups that the robot is a member of while it uses this token",
     )
 
     @model_validator(mode="after")
@@ -133,27 +134,27 @@ class Issuer(SettingsGroup):
         if (self.account is None) == (self.account_claim is None):
             raise ValueError(f"issuer {self.issuer!r} needs account or account_claim, and not both")
         if self.ca_file is not None and self.jwks_url is None:
-            raise ValueError(f"issuer {self.issuer!r} has a ca_file, but nothing is fetched")
+            raise ValueError(f"issuer {self.issuer!r} has a ca_file, but no jwks_url to use it for")
         return self
 
 
 def token_service_name(auth: AuthSettings, public_url: str | None) -> str:
-    """For whom tokens are made. It never depends on what a request says."""
+    """Returns the service name for tokens. It depends on the settings alone, never on a request."""
     return auth.service or urlsplit(public_url or "").netloc or DEFAULT_SERVICE
 
 
 def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider: str | None) -> bool:
-    """Whether the settings name somebody who can log in, so that the registry is not open to everybody. `provider`:
-    the OpenID provider's issuer, if there is one."""
+    """Returns whether the settings name logins outside the store, which close the registry even without accounts.
+    `provider` is the issuer of the OpenID provider, if one is set."""
     return auth.htpasswd is not None or bool(issuers) or provider is not None
 
 
 _SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
-"""RFC 6749, 3.3."""
+"""Scopes, separated by spaces (RFC 6749, section 3.3)."""
 
 
 def _issuer(value: str) -> str:
-    check_identity_url(value, "https://sso.example.com/realms/company", "answers for people who log in")
+    check_identity_url(value, "https://sso.example.com/realms/company", "decides who has logged in")
     if "?" in value:
         raise ValueError(f"{value!r} has a query; an issuer has none")
     return value
@@ -161,45 +162,49 @@ def _issuer(value: str) -> str:
 
 def _scopes(value: str) -> str:
     if not _SCOPES.fullmatch(value) or "openid" not in value.split(" "):
-        raise ValueError(f"{value!r} are no scopes like 'openid profile email'; openid has to be among them")
+        raise ValueError(f"{value!r} is not a list of scopes like 'openid profile email'; openid has to be among them")
     return value
 
 
 class OIDCSettings(SettingsGroup):
-    """Where people log in with a browser, at `/login`: an OpenID provider (Keycloak, Authentik, Entra, Okta and the
-    like). For `/api/v1` and the pages; docker logs in with a password or an API token."""
+    """Login with a browser at `/login`, through an OpenID provider such as Keycloak, Authentik, Entra or Okta. It is
+    for `/api/v1` and the pages; docker logs in with a password or an API token."""
 
     issuer: Annotated[str, AfterValidator(_issuer)] | None = Field(
         default=None,
-        description="The provider, exactly as its tokens have it in `iss`; https, or http on this machine. Without it "
-        "there is no such login",
+        description="The provider's URL, exactly as in the `iss` claim of its tokens: https, or http on this machine. "
+        "Without it there is no browser login",
     )
     client_id: str | None = Field(
         default=None,
         min_length=1,
         max_length=255,
-        description="What this registry is called at the provider, with `/login/callback` as its redirect URI",
+        description="The client id of this registry at the provider. Its redirect URI there is `/login/callback`",
     )
     client_secret_file: Path | None = Field(
-        default=None, description="File that holds the client's secret, and nothing else; a public client has none"
+        default=None, description="File with the client secret and nothing else. A public client has no secret"
     )
     client_secret_env: str | None = Field(
-        default=None, min_length=1, description="Environment variable that holds the client's secret"
+        default=None, min_length=1, description="Environment variable with the client secret"
     )
-    ca_file: Path | None = Field(default=None, description="Certificates to trust instead of the system's, PEM")
+    ca_file: Path | None = Field(
+        default=None, description="Certificate authorities to trust instead of the system's, in PEM"
+    )
     scopes: Annotated[str, AfterValidator(_scopes)] = Field(
-        default="openid profile email", description="What the provider is asked for"
+        default="openid profile email", description="The scopes that are requested from the provider"
     )
     account_claim: str = Field(
         default="preferred_username",
         min_length=1,
-        description="The claim of its ID token that is the account's name, as it is; one that people cannot change",
+        description="The claim of the ID token with the account's name, unchanged. Choose one that people cannot edit",
     )
     groups_claim: str | None = Field(
-        default=None, min_length=1, description="The claim that lists groups of this store the person is in as well"
+        default=None,
+        min_length=1,
+        description="The claim with more groups of this registry that the person is a member of",
     )
     create: bool = Field(
-        default=False, description="Add the account at the first login; without it, it has to be there"
+        default=False, description="Add the account at the first login. Otherwise only existing accounts can log in"
     )
 
     @model_validator(mode="after")

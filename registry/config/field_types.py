@@ -1,11 +1,12 @@
-"""Times and sizes as people write them in settings."""
+"""The types that settings are made of: groups, durations, sizes, comma-separated lists, addresses."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BeforeValidator, ByteSize, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -15,8 +16,33 @@ _PIECE = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _DURATION = re.compile(rf"(?:{_PIECE}\s*)+", re.IGNORECASE)
 
 
+class SettingsGroup(BaseModel):
+    """Base of the groups of settings, such as `[gc]`. Unknown names are errors, and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def split_commas(value: object) -> object:
+    """Splits a list that a flag or a variable gives as text with commas. Returns any other value unchanged."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def split_http_url(value: str, example: str, *, query: bool = True, fragment: bool = True) -> SplitResult:
+    """Splits an http or https URL with a host. `query`, `fragment`: whether it may have them. Raises ValueError with
+    `example` in its message."""
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid or (parts.query and not query) or (parts.fragment and not fragment):
+        raise ValueError(f"{value!r} is not an address like {example}")
+    return parts
+
+
 def parse_duration(value: object) -> object:
-    """Seconds from what people write: `90s`, `5m`, `1h30m`, `7d`, or a plain number of seconds. Raises ValueError."""
+    """Returns the seconds of a duration such as `90s`, `5m`, `1h30m` or `7d`; a plain number is seconds. Raises
+    ValueError."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if not isinstance(value, str):
@@ -30,11 +56,11 @@ def parse_duration(value: object) -> object:
 
 
 def format_duration(seconds: float) -> str:
-    """`5400.0` as `1h30m`; what `parse_duration` reads back."""
+    """Writes seconds as a duration that `parse_duration` reads: `5400.0` as `1h30m`."""
     if seconds != int(seconds):
         return f"{round(seconds * 1000)}ms"
     rest, parts = int(seconds), []
-    if rest >= 172800 and rest % 86400 == 0:  # `24h`, `36h`, but `7d`
+    if rest >= 172800 and rest % 86400 == 0:  # from two days on: `24h`, `36h`, but `7d`
         return f"{rest // 86400}d"
     for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
         count, rest = divmod(rest, length)
@@ -44,7 +70,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(count: int) -> str:
-    """`8388608` as `8MiB`; what `ByteSize` reads back. A size that is no whole KiB is written in bytes."""
+    """Writes bytes as a size that `ByteSize` reads: `8388608` as `8MiB`. A size that is not a multiple of 1 KiB is
+    written in bytes."""
     for unit, length in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", MIB), ("KiB", KIB)):
         if count and count % length == 0:
             return f"{count // length}{unit}"
@@ -52,14 +79,14 @@ def format_size(count: int) -> str:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
-"""Seconds."""
+"""A duration in seconds."""
 
 
 def is_size(field: FieldInfo) -> bool:
-    """Whether a setting is a size."""
+    """Returns whether a setting is a size in bytes."""
     return field.annotation is ByteSize
 
 
 def is_duration(field: FieldInfo) -> bool:
-    """Whether a setting is a time."""
+    """Returns whether a setting is a duration."""
     return any(isinstance(mark, BeforeValidator) and mark.func is parse_duration for mark in field.metadata)

@@ -1,7 +1,5 @@
-"""The settings of what is mirrored here, and of what is not: `[[upstream]]` and `[hosted]`.
-
-The settings of what is fetched before anybody asks for it: `[warm]`.
-"""
+"""The settings that say what is mirrored, what is hosted here and what is fetched ahead: `[[upstream]]`, `[hosted]` and
+`[warm]`."""
 
 from __future__ import annotations
 
@@ -11,17 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
-from registry.config.field_types import Duration
+from registry.config.field_types import Duration, SettingsGroup, split_commas, split_http_url
 from storage.errors import RegistryError
 from storage.names import parse_reference
 from storage.patterns import NamePattern
 
 DOCKER_HUB = "docker.io"
 HUB_LIBRARY = "library"
-"""Where Docker Hub keeps the names without a slash: `ubuntu` is `library/ubuntu` there."""
+"""The namespace of Docker Hub's names without a slash: `ubuntu` is `library/ubuntu` there."""
 
 _HUB_ADDRESSES = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
@@ -30,17 +28,13 @@ _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
-"""Characters of a host's name, the most (RFC 1035, 2.3.4, as text)."""
+"""Longest host name, in characters (RFC 1035, section 2.3.4, written as text)."""
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
-class SettingsGroup(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def normalized_host(host: str) -> str:
-    """A host's name in the one form that names are compared in: in lower case, as it stands in the DNS (IDNA), without
-    the dot at its end. Raises ValueError: it is no name."""
+    """Returns a host name in the form in which names are compared: lower case, encoded for the DNS (IDNA), without a
+    dot at the end. Raises ValueError for what is not a host name."""
     if len(host) <= MAX_HOST_LENGTH and not host.isascii():
         host = host.encode("idna").decode()
     host = host.lower().rstrip(".")
@@ -50,23 +44,20 @@ def normalized_host(host: str) -> str:
 
 
 def _split(value: str, example: str) -> SplitResult:
-    if "@" in value:  # not shown again: it may be a password
+    if "@" in value:  # the message does not repeat the address, since this may be a password
         raise ValueError("an address holds no user and no password; set username and password_file")
+    parts = split_http_url(value, example, query=False, fragment=False)
     try:
-        parts = urlsplit(value)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
         normalized_host(parts.hostname or "")
     except ValueError:
-        known = False
-    if not known or parts.query or parts.fragment:
-        raise ValueError(f"{value!r} is not an address like {example}")
+        raise ValueError(f"{value!r} is not an address like {example}") from None
     return parts
 
 
 def _endpoint(value: str) -> str:
     parts = _split(value, "https://registry-1.docker.io")
     if parts.path not in ("", "/"):
-        raise ValueError(f"{value!r} must end after the host and port: a registry answers at /v2/")
+        raise ValueError(f"{value!r} must end after the host and port; the registry adds /v2/ itself")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -89,11 +80,11 @@ def _redirect_host(value: str) -> str:
 
 def _name(value: str) -> str:
     if value in _HUB_ADDRESSES:
-        raise ValueError(f"{value!r} is called {DOCKER_HUB!r} in names; its address is set with endpoints")
+        raise ValueError(f"{value!r} is called {DOCKER_HUB!r} in names; to change its address, set endpoints")
     if value == HUB_LIBRARY:
-        raise ValueError(f"{value!r} cannot be an upstream's name: it is where Docker Hub keeps its own images")
+        raise ValueError(f"{value!r} cannot be an upstream's name: Docker Hub's own images have it in their names")
     if not _NAME.fullmatch(value) or len(value) > 100:
-        raise ValueError(f"{value!r} is not a name like docker.io or ghcr.io; an address is set with endpoints")
+        raise ValueError(f"{value!r} is not a name like docker.io or ghcr.io; to set an address, use endpoints")
     return value
 
 
@@ -113,68 +104,69 @@ def _tag_pattern(value: str) -> str:
     return value
 
 
-def split_commas(value: object) -> object:
-    """A list as a flag or variable gives it: parted by commas."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 UpstreamName = Annotated[str, AfterValidator(_name)]
 
 
 class Upstream(SettingsGroup):
-    """A far registry that this one mirrors. Docker Hub needs its name alone, `docker.io`; others may need no more."""
+    """A registry that this one mirrors. For Docker Hub and many others the name suffices, such as `docker.io`."""
 
-    name: UpstreamName = Field(description="Its name in paths (`localhost:5000/ghcr.io/org/app`) and in `?ns=`")
+    name: UpstreamName = Field(description="Its name in image names (`localhost:5000/ghcr.io/org/app`) and in `?ns=`")
     endpoints: list[Annotated[str, AfterValidator(_endpoint)]] = Field(
         default=[],
-        description="Where it answers, tried by health; without it: `https://` and the name, for `docker.io` Docker "
-        "Hub's address",
+        description="Its addresses; healthy ones are tried first. Default: `https://` and the name; for `docker.io` "
+        "the address of Docker Hub",
     )
-    default: bool = Field(default=False, description="Names without a host go here, such as `ubuntu`")
+    default: bool = Field(default=False, description="Serves names without a host, such as `ubuntu`")
     hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
-        default=[], description="Names of this server (Host header) under which it is this upstream"
+        default=[], description="Host names of this server (Host header). A request to one of them means this upstream"
     )
     aliases: list[Annotated[str, AfterValidator(_host)]] = Field(
-        default=[], description="What else clients call it in `?ns=`: its host, with the port where it has one"
+        default=[], description="Other names that clients use for it in `?ns=`: its host, with the port if it has one"
     )
     realms: list[Annotated[str, AfterValidator(_realm)]] = Field(
-        default=[], description="Token services that may see the password, beside those on the upstream's own site"
+        default=[], description="Token services that may get the password, besides those on the upstream's own site"
     )
     redirects: list[Annotated[str, AfterValidator(_redirect_host)]] = Field(
         default=[],
-        description="Hosts (`storage.corp:9000`; without a port: 80 and 443) that redirects may lead to although their "
-        "address is not public; without it only where the endpoint is in such a network itself",
+        description="Hosts with private addresses that redirects may lead to, such as `storage.corp:9000` (without a "
+        "port: 80 and 443). Other private addresses are allowed only if the endpoint is in such a network itself",
     )
-    username: str | None = Field(default=None, min_length=1, description="Who logs in there; without it nobody does")
-    password_file: Path | None = Field(default=None, description="File that holds the password, and nothing else")
-    password_env: str | None = Field(default=None, description="Environment variable that holds the password")
+    username: str | None = Field(default=None, min_length=1, description="User name for its login. Default: no login")
+    password_file: Path | None = Field(default=None, description="File with the password and nothing else")
+    password_env: str | None = Field(default=None, description="Environment variable with the password")
     docker_config: Path | None = Field(
-        default=None, description="A docker `config.json` that holds the login for this upstream's name"
+        default=None, description="A docker `config.json` with the login for this upstream's name"
     )
     require_grant: bool | None = Field(
         default=None,
-        description="Pulling from it takes a grant whose pattern begins with its name: `**` does not open it. Without "
-        "it: true where it has a login, so that what was fetched with that stays private",
+        description="Whether pulls need a grant whose pattern begins with the upstream's name; `**` is not enough "
+        "then. Default: true if it has a login, so that what the login fetched stays private",
     )
-    ca_file: Path | None = Field(default=None, description="Certificates to trust instead of the system's, PEM")
-    tag_ttl: Duration = Field(default=300.0, description="How long a tag is trusted before it is asked for again")
+    ca_file: Path | None = Field(
+        default=None, description="Certificate authorities to trust instead of the system's, in PEM"
+    )
+    tag_ttl: Duration = Field(
+        default=300.0, description="How long a cached tag is fresh. Then the upstream is asked again"
+    )
     tag_ttls: dict[Annotated[str, AfterValidator(_tag_pattern)], Duration] = Field(
-        default={}, description='The same by pattern, first match: `{ "v*" = "1h", "*-nightly" = "1m" }`'
+        default={},
+        description='`tag_ttl` by tag pattern; the first match counts: `{ "v*" = "1h", "*-nightly" = "1m" }`',
     )
-    miss_ttl: Duration = Field(default=60.0, description="How long it is remembered that something is not there")
+    miss_ttl: Duration = Field(default=60.0, description="How long a 'not found' answer is cached")
     connections: int = Field(
-        default=8, ge=1, le=64, description="Connections for blobs, the most at once, all workers together"
+        default=8, ge=1, le=64, description="Most connections for blobs at a time, of all workers together"
     )
     prefetch: Literal["off", "config", "layers"] = Field(
-        default="layers", description="What is fetched before it is asked for, once an image is being pulled"
+        default="layers",
+        description="What to fetch ahead once a client has begun to pull an image: `off`, `config` or `layers`",
     )
-    connect_timeout: Duration = Field(default=5.0, gt=0, description="How long a connection may take to come about")
-    idle_timeout: Duration = Field(default=20.0, gt=0, description="How long it may send nothing")
+    connect_timeout: Duration = Field(default=5.0, gt=0, description="Timeout for opening a connection")
+    idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection that sends nothing")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
-        """What is known of an upstream by its name, where no address is given."""
+        """Adds the endpoints and realms that follow from the name, if no endpoints are given."""
         if not isinstance(given, Mapping) or given.get("endpoints") or not isinstance(name := given.get("name"), str):
             return given
         known = {"endpoints": [f"https://{name}"], **_PRESETS.get(name, {})}
@@ -184,9 +176,9 @@ class Upstream(SettingsGroup):
     def _check_login(self) -> Self:
         sources = [f for f in ("password_file", "password_env", "docker_config") if getattr(self, f) is not None]
         if len(sources) > 1:
-            raise ValueError(f"{' and '.join(sources)} are both set; one login is meant")
+            raise ValueError(f"{' and '.join(sources)} are both set; one login is meant, so keep one of them")
         if self.username is not None and sources == ["docker_config"]:
-            raise ValueError("username and docker_config are both set; docker_config brings its own user")
+            raise ValueError("username and docker_config are both set; docker_config brings its own user name")
         if self.username is not None and not sources:
             raise ValueError(f"username {self.username!r} has no password; set password_file or password_env")
         if self.username is None and sources and sources != ["docker_config"]:
@@ -195,7 +187,7 @@ class Upstream(SettingsGroup):
 
     @property
     def redirect_host_ports(self) -> frozenset[tuple[str, int]]:
-        """The hosts and ports of `redirects`."""
+        """Host and port of each entry of `redirects`."""
         parts = [urlsplit(f"//{place}") for place in self.redirects]
         return frozenset(
             (normalized_host(part.hostname or ""), port)
@@ -205,7 +197,7 @@ class Upstream(SettingsGroup):
 
     @property
     def realm_host_ports(self) -> frozenset[tuple[str, int]]:
-        """The hosts and ports of `realms`."""
+        """Host and port of each entry of `realms`."""
         parts = [urlsplit(realm) for realm in self.realms]
         return frozenset(
             (normalized_host(part.hostname or ""), part.port or (80 if part.scheme == "http" else 443))
@@ -214,13 +206,13 @@ class Upstream(SettingsGroup):
 
     @property
     def guarded(self) -> bool:
-        """Whether it takes a grant of its own to pull from it."""
+        """Whether a pull from it needs a grant whose pattern begins with its name."""
         return self._has_login if self.require_grant is None else self.require_grant
 
     @property
     def private(self) -> bool:
-        """Whether its repositories may be open to different readers: a repository then gets a blob only when the
-        upstream says that this repository has it."""
+        """Whether its repositories may have different readers. A cached blob is then served from a repository only
+        after the upstream has confirmed that this repository has it."""
         return self._has_login or self.guarded
 
     @property
@@ -229,20 +221,20 @@ class Upstream(SettingsGroup):
 
 
 class HostedSettings(SettingsGroup):
-    """Names that are this registry's own."""
+    """Names that always belong to this registry and never to an upstream."""
 
     prefixes: Annotated[list[Annotated[str, AfterValidator(_pattern)]], NoDecode, BeforeValidator(split_commas)] = (
         Field(
             default=[],
-            description="Patterns of names never asked upstream, such as `team/**` (`**` spans slashes) or `*`; a name "
-            "once pushed never is either",
+            description="Patterns of names that no upstream is asked for, such as `team/**` (`**` spans slashes) or "
+            "`*`. A name that was ever pushed needs no pattern",
         )
     )
 
 
 def with_mirrors(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which each name of `mirror` has its upstream, and the first of them is the default where no other
-    is. What is not well-formed stays as it is, for the model to refuse."""
+    """Returns settings with an upstream for each name in `mirror`. The first of these is the default upstream unless
+    another one is. Malformed values stay as they are, so that the model refuses them."""
     names, upstreams = split_commas(given.get("mirror", [])), given.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list) or not all(map(_is_name, names)) or not names:
         return dict(given)
@@ -268,13 +260,15 @@ def _as_default(upstream: Any) -> Any:
 
 
 def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> None:
-    """Raises ValueError for what is wrong between them."""
+    """Checks what no upstream can check alone, such as names that occur twice. Raises ValueError."""
     names = [upstream.name for upstream in upstreams]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"there are two upstreams named {twice}")
     defaults = [upstream.name for upstream in upstreams if upstream.default]
     if len(defaults) > 1:
-        raise ValueError(f"{' and '.join(defaults)} are both the default; names without a host can go to one of them")
+        raise ValueError(
+            f"{' and '.join(defaults)} are both the default; only one upstream can serve names without a host"
+        )
     hosts = [host for upstream in upstreams for host in upstream.hosts]
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise ValueError(f"two upstreams have the host {twice}")
@@ -282,11 +276,13 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
     if twice := next((alias for alias in aliases if [*aliases, *names].count(alias) > 1), None):
         raise ValueError(f"two upstreams are called {twice}, by name or alias")
     if own := next((alias for alias in aliases if alias in hosts), None):
-        raise ValueError(f"{own} cannot be an alias, which is the upstream's own name, and in hosts, which are ours")
+        raise ValueError(
+            f"{own} cannot be an alias, which is the upstream's own name, and in hosts, which are this server's"
+        )
     taken = {*names, HUB_LIBRARY} if defaults else set(names)
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in taken:
-            raise ValueError(f"hosted.prefixes: {pattern!r} names what is mirrored; such names are never hosted here")
+            raise ValueError(f"hosted.prefixes: {pattern!r} names what is mirrored; such names cannot be hosted here")
 
 
 ALL_PLATFORMS = "all"
@@ -308,15 +304,17 @@ def _platform(value: str) -> str:
 
 
 class WarmSettings(SettingsGroup):
-    """Images of upstreams that are fetched before anybody asks for them, and kept up to date."""
+    """Images of upstreams to fetch before anyone pulls them, and to keep up to date."""
 
     references: Annotated[list[Annotated[str, AfterValidator(_reference)]], NoDecode, BeforeValidator(split_commas)] = (
-        Field(default=[], description="Which, such as `ubuntu:24.04` or `ghcr.io/org/app:1`")
+        Field(default=[], description="The images, such as `ubuntu:24.04` or `ghcr.io/org/app:1`")
     )
     file: Path | None = Field(
-        default=None, description="File of more of them, one a line, `#` begins a comment; read anew each time"
+        default=None, description="File with more images, one a line; `#` begins a comment. It is read again each round"
     )
     platforms: Annotated[list[Annotated[str, AfterValidator(_platform)]], NoDecode, BeforeValidator(split_commas)] = (
-        Field(default=[], description="For which platforms, such as `linux/arm64`, or `all`; without it this machine's")
+        Field(
+            default=[], description="The platforms to fetch, such as `linux/arm64`, or `all`. Default: this machine's"
+        )
     )
-    interval: Duration = Field(default=21600.0, gt=0, description="Time between two rounds")
+    interval: Duration = Field(default=21600.0, gt=0, description="Time between two rounds of fetching")

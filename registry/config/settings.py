@@ -1,11 +1,8 @@
-"""The settings: one typed model, each setting with its help.
+"""`Settings`: all settings in one typed model, each with its default and its help text.
 
-`Settings(...)` takes what it is given and defaults for the rest; it reads no environment and no file, so a test that
-makes one depends on nothing else. `registry.config.settings_sources` builds it from flags, variables and a file, in
-that order.
-
-The settings of what stands between the network and the requests: `[tls]` and the proxies that are trusted.
-"""
+`Settings(...)` uses its arguments and the defaults. It reads neither the environment nor a file, so tests that
+construct it depend on nothing else. `registry.config.settings_sources` constructs it from flags, variables and a
+file."""
 
 from __future__ import annotations
 
@@ -13,21 +10,18 @@ import os
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
-from registry.config.field_types import MIB, Duration
+from registry.config.field_types import MIB, Duration, SettingsGroup, split_commas, split_http_url
 from registry.config.mirror_settings import (
     HostedSettings,
-    SettingsGroup,
     Upstream,
     UpstreamName,
     WarmSettings,
     check_upstreams,
-    split_commas,
     with_mirrors,
 )
 
@@ -38,9 +32,9 @@ def _network(value: str) -> str:
     except ValueError:
         raise ValueError(f"{value!r} is not a network like 10.0.0.0/8, nor an address") from None
     if ip_address(value.partition("/")[0]) != network.network_address:
-        raise ValueError(f"{value!r} has more bits than its network; {network} is meant, or an address without /")
+        raise ValueError(f"{value!r} has more bits than its network; write {network}, or an address without /")
     if network.prefixlen == 0:
-        raise ValueError(f"{value!r} is every address: then everybody could say who they are")
+        raise ValueError(f"{value!r} is every address: then everybody could forge their address")
     return str(network)
 
 
@@ -48,19 +42,20 @@ NetworkList = Annotated[list[Annotated[str, AfterValidator(_network)]], NoDecode
 
 
 class TLSSettings(SettingsGroup):
-    """TLS on the port that is listened on. Renewed files are read again without a restart."""
+    """TLS on the registry's port. The server reads renewed files without a restart."""
 
     certificate: Path | None = Field(
-        default=None, description="The server's certificate and those up to its authority, PEM; with it TLS is on"
+        default=None, description="The server's certificate and its chain, in PEM. It turns TLS on"
     )
     key: Path | None = Field(
-        default=None, description="The certificate's key, PEM without a password; without it: in the same file"
+        default=None, description="The certificate's key, in PEM without a password. Default: in the certificate's file"
     )
     client_ca: Path | None = Field(
-        default=None, description="Authorities whose certificates clients may or must show, PEM"
+        default=None, description="Authorities that sign the certificates of clients, in PEM"
     )
     client_auth: Literal["off", "optional", "required"] | None = Field(
-        default=None, description="Whether clients show one; with `client_ca` and without this: `required`"
+        default=None,
+        description="Client certificates: `off`, `optional` or `required`. Default: `required` if `client_ca` is set",
     )
 
 
@@ -71,15 +66,9 @@ ENV_NESTED_DELIMITER = "__"
 def _public_url(value: str | None) -> str | None:
     if value is None:
         return None
-    try:
-        parts = urlsplit(value)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
-    except ValueError:
-        known = False
-    if not known:
-        raise ValueError(f"{value!r} is not an address like https://registry.example.com")
+    parts = split_http_url(value, "https://registry.example.com")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"{value!r} must end after the host and port: clients ask for /v2/ at the root")
+        raise ValueError(f"{value!r} must end after the host and port, since clients ask for /v2/ at the root")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -90,67 +79,69 @@ def _directory(value: object) -> object:
 
 
 def default_workers() -> int:
-    """One for each core this process may use, at most four."""
+    """Returns one worker for each core that this process may use, at most four."""
     return max(1, min(len(os.sched_getaffinity(0)), 4))
 
 
 class CollectionSettings(SettingsGroup):
-    """Removal of content that nothing refers to any more. It runs while the registry serves."""
+    """Garbage collection: it removes content that nothing refers to any more, while the registry serves."""
 
     grace: Duration = Field(
         default=86400.0,
-        description="How long content stays after the last reference to it is gone, or after it was pushed",
+        description="How long content stays after its last reference is gone, or after it was pushed",
     )
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
 
 class UploadSettings(SettingsGroup):
-    """Upload sessions."""
+    """Unfinished uploads."""
 
     expire: Duration = Field(
-        default=604800.0, gt=0, description="An upload nobody has continued for this long is dropped with its bytes"
+        default=604800.0, gt=0, description="How long an upload is kept without any progress before it is dropped"
     )
 
 
 class AuditSettings(SettingsGroup):
-    """The log of who changed what, logged in, and was refused."""
+    """The audit log: who changed what, who logged in, who was refused."""
 
     keep: Duration = Field(
         default=31536000.0,
         gt=0,
-        description="How long its lines are kept; a collection drops older ones. What tags pointed at is kept for ever",
+        description="How long its lines are kept. The history of what tags pointed at is kept for ever",
     )
 
 
 class LimitSettings(SettingsGroup):
-    """What a client may send, and how much of it."""
+    """Limits on what clients send."""
 
     manifest: ByteSize = Field(
         default=ByteSize(8 * MIB),
         ge=4 * MIB,
         le=64 * MIB,
-        description="Largest manifest taken; a larger one gets 413",
+        description="Largest manifest that can be pushed; a larger one gets 413",
     )
     connections_per_address: int = Field(
         default=0,
         ge=0,
-        description="Connections at the same time from one address (IPv6: one /64), trusted proxies excepted; those "
-        "beyond are closed; 0: any number",
+        description="Most connections at a time from one address (IPv6: one /64); further ones are closed. Trusted "
+        "proxies have no limit. 0 means no limit",
     )
     requests_per_second: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Requests from one account to `/v2`, or from one address without an account and beside `/v2` "
-        "(`/health` by itself); those beyond get 429 and Retry-After; 0: any number",
+        description="Most requests a second from one account to `/v2`, or from one address without an account or "
+        "outside `/v2` (`/health` is counted separately). Further ones get 429 and Retry-After. 0 means no limit",
     )
     burst: int = Field(
-        default=0, ge=0, description="How many of them may come at once; 0: as many as ten seconds allow, 1 at least"
+        default=0,
+        ge=0,
+        description="How many of them may come at once. 0 means as many as ten seconds allow, at least 1",
     )
 
 
 class Settings(BaseSettings):
-    """Everything that can be set."""
+    """All settings of the registry."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -162,37 +153,38 @@ class Settings(BaseSettings):
 
     data: Annotated[Path, BeforeValidator(_directory)] = Field(
         default=Path("data"),
-        description="Directory that holds everything; a relative path starts at the working directory",
+        description="The data directory, which holds everything. A relative path starts at the working directory",
     )
     listen: str = Field(
         default="127.0.0.1:5000",
-        description="Address to listen on, HOST:PORT; port 0 picks a free one. Beyond this machine only with accounts, "
-        "or `insecure_open`",
+        description="Address to listen on, HOST:PORT; port 0 picks a free port. An address that other machines reach "
+        "needs accounts, or `insecure_open`",
     )
-    workers: int = Field(default_factory=default_workers, ge=1, le=64, description="Server processes")
+    workers: int = Field(default_factory=default_workers, ge=1, le=64, description="Number of server processes")
     public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
-        default=None, description="The registry's address as clients see it, where a proxy stands before it"
+        default=None, description="The registry's address as clients see it, for a registry behind a proxy"
     )
     insecure_open: bool = Field(
-        default=False, description="Listen beyond this machine although there are no accounts: whoever comes may do all"
+        default=False,
+        description="Let other machines connect although there are no accounts: then anyone can push and delete",
     )
     trusted_proxies: NetworkList = Field(
         default=[],
-        description="Addresses and networks of proxies before this registry, such as `10.0.0.0/8`: from them "
-        "X-Forwarded-For, -Proto and -Host are believed",
+        description="Addresses and networks of proxies in front of this registry, such as `10.0.0.0/8`. "
+        "X-Forwarded-For, -Proto and -Host count only from them",
     )
-    read_only: bool = Field(default=False, description="Refuse every push and delete")
+    read_only: bool = Field(default=False, description="Refuse every push and every delete")
     delete: bool = Field(default=True, description="Allow clients to delete tags, manifests and blobs")
     shutdown_grace: Duration = Field(
-        default=30.0, description="How long running requests may go on after SIGTERM before they are cut"
+        default=30.0, description="How long running requests may continue after SIGTERM before they are cut off"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severity that is logged"
+        default="info", description="Lowest severity that is logged: `debug`, `info`, `warning` or `error`"
     )
     mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
-        description="Registries to mirror as they come, such as `docker.io`: each as an `[[upstream]]` of that name. "
-        "The first is the default upstream, unless one is",
+        description="Registries to mirror with default settings, such as `docker.io`: each is an `[[upstream]]` of "
+        "that name. The first is the default upstream, unless another one is",
     )
     tls: TLSSettings = TLSSettings()
     gc: CollectionSettings = CollectionSettings()
@@ -204,10 +196,10 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
-        default=[], description="The registries mirrored here, and how; see below. As a variable: JSON"
+        default=[], description="The registries to mirror, see below. The variable takes JSON"
     )
     issuer: list[Issuer] = Field(
-        default=[], description="Others whose tokens are taken, and for whom; see below. As a variable: JSON"
+        default=[], description="Outside services whose tokens are accepted, see below. The variable takes JSON"
     )
 
     @model_validator(mode="before")
@@ -222,7 +214,7 @@ class Settings(BaseSettings):
 
     @property
     def default_upstream(self) -> str | None:
-        """The name of the one that names without a host go to."""
+        """The name of the upstream that serves names without a host; None if there is none."""
         return next((upstream.name for upstream in self.upstream if upstream.default), None)
 
     @classmethod
@@ -234,6 +226,6 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what the caller gives: the environment and the file are read, and named, by
-        `registry.config.settings_sources`."""
+        """Uses the caller's arguments alone. `registry.config.settings_sources` reads the environment and the file, and
+        keeps where each value comes from."""
         return (init_settings,)

@@ -1,6 +1,7 @@
-"""The settings in force and where each came from: flag, variable, file, default, in that order.
+"""Loads the settings from flags, environment variables and a file, and keeps where each value comes from.
 
-The environment is read here, through pydantic-settings, and so is the file; nothing else in the program reads either.
+A flag wins over a variable, a variable over the file, the file over the default. No other module reads the environment
+or the file.
 """
 
 from __future__ import annotations
@@ -24,35 +25,37 @@ from pydantic_settings.exceptions import SettingsError
 from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Issuer, Settings, Upstream, format_size, is_size
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
-"""The variable that names the file."""
+"""The variable that names the settings file."""
 
 _KUBERNETES = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
-"""What Kubernetes sets in every pod beside a service named `entrepot`."""
+"""Variables that Kubernetes sets in the pods of a namespace with a service named `entrepot`."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }
-"""Settings that are lists of tables, and how a variable has one."""
+"""For each setting that is a list of tables: how to write one in a variable."""
 
 SettingPath = tuple[str, ...]
-"""A setting's path: `gc.grace` is `("gc", "grace")`."""
+"""The path of a setting: `("gc", "grace")` for `gc.grace`."""
 
 
 class ConfigError(Exception):
-    """The settings cannot be used; the text is one line for a person."""
+    """The settings are wrong. The message is one line for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsSource:
-    """What one source says: nested values, and how a person would name the source of each."""
+    """One source of settings, with the values that it sets."""
 
     values: Mapping[str, Any]
     kind: str
+    """`flag`, `variable` or `file`."""
     name: str = ""
+    """The file's path; empty for flags and variables."""
 
     def origin(self, path: SettingPath) -> str | None:
-        """How this source is called where it sets `path`; None where it does not."""
+        """Returns the flag, variable or file that sets `path`, or None when this source does not set it."""
         if not _sets_path(self.values, path):
             return None
         if self.kind == "flag":
@@ -64,15 +67,17 @@ class SettingsSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Settings, the origin of each by its dotted name, and lines a person should see."""
+    """The settings in force, and what is known about them."""
 
     settings: Settings
     origins: Mapping[str, str]
+    """Where each value comes from, by the setting's dotted name."""
     warnings: tuple[str, ...]
+    """Lines for people."""
 
 
 def setting_fields(model: type[BaseModel] = Settings, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
-    """Each setting's path and its pydantic field, groups opened."""
+    """Yields the path and the pydantic field of each setting, also of those inside groups."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -82,28 +87,29 @@ def setting_fields(model: type[BaseModel] = Settings, above: SettingPath = ()) -
 
 
 def table_model(field: FieldInfo) -> type[BaseModel] | None:
-    """What each table of a setting is that is a list of tables (`[[upstream]]`); None for any other setting."""
+    """Returns the model of one table for a setting that is a list of tables (`[[upstream]]`), or None for other
+    settings."""
     inner = get_args(field.annotation)
     return next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def variable_name(path: SettingPath) -> str:
-    """The variable that sets `path`."""
+    """Returns the name of the variable that sets `path`."""
     return ENV_PREFIX + ENV_NESTED_DELIMITER.join(path).upper()
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> LoadedSettings:
-    """The settings in force. `flags` holds the flags that were given. `config` None: the file ENTREPOT_CONFIG names, if
-    any. Raises ConfigError."""
+    """Loads the settings. `flags` holds the flags that were given. `config` is the settings file; None means the one
+    that ENTREPOT_CONFIG names, if any. Raises ConfigError."""
     file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     unknown = _unknown_variables()
-    layers = [SettingsSource(flags, "flag"), SettingsSource(_environment(unknown), "variable")]
+    sources = [SettingsSource(flags, "flag"), SettingsSource(_environment(unknown), "variable")]
     if file is not None:
-        layers.append(SettingsSource(_read_file(file), "file", str(file)))
-    for layer in layers:  # each by itself: so the message can name the one that is wrong
-        _check_source(layer)
-    settings = _combine(layers)
-    origins = {".".join(path): _origin(path, layers) or "default" for path, _ in setting_fields()}
+        sources.append(SettingsSource(_read_file(file), "file", str(file)))
+    for source in sources:  # one by one, so that the message can name the source that is wrong
+        _check_source(source)
+    settings = _combine(sources)
+    origins = {".".join(path): _origin(path, sources) or "default" for path, _ in setting_fields()}
     if origins["upstream"] == "default":
         origins["upstream"] = origins["mirror"]
     return LoadedSettings(settings, origins, tuple(_unknown_line(name) for name in unknown))
@@ -170,10 +176,10 @@ def _sets_path(values: Mapping[str, Any], path: SettingPath) -> bool:
     return True
 
 
-def _merged(layers: list[SettingsSource]) -> dict[str, Any]:
+def _merged(sources: list[SettingsSource]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
-    for layer in reversed(layers):
-        _overlay(merged, layer.values)
+    for source in reversed(sources):
+        _overlay(merged, source.values)
     return merged
 
 
@@ -187,24 +193,24 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             below[name] = value
 
 
-def _combine(layers: list[SettingsSource]) -> Settings:
-    """Each layer is right by itself; together they may still contradict each other. Raises ConfigError."""
+def _combine(sources: list[SettingsSource]) -> Settings:
+    """Merges sources that are each valid. Together they may still contradict each other. Raises ConfigError."""
     try:
-        return Settings(**_merged(layers))
+        return Settings(**_merged(sources))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        names = ", ".join(layer.name or f"{layer.kind}s" for layer in reversed(layers) if layer.values)
+        names = ", ".join(source.name or f"{source.kind}s" for source in reversed(sources) if source.values)
         raise ConfigError(f"{names} together: {_problem_text(problem)}") from None
 
 
-def _origin(path: SettingPath, layers: list[SettingsSource]) -> str | None:
-    return next((origin for layer in layers if (origin := layer.origin(path))), None)
+def _origin(path: SettingPath, sources: list[SettingsSource]) -> str | None:
+    return next((origin for source in sources if (origin := source.origin(path))), None)
 
 
-def _check_source(layer: SettingsSource) -> None:
-    """Raises ConfigError with one line: where, what, and what would be right."""
+def _check_source(source: SettingsSource) -> None:
+    """Checks one source alone. Raises ConfigError that names the place, the value and what would be right."""
     try:
-        Settings(**layer.values)
+        Settings(**source.values)
     except ValidationError as error:
         problems = error.errors(include_url=False)
     else:
@@ -212,14 +218,15 @@ def _check_source(layer: SettingsSource) -> None:
     path = problems[0]["loc"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     setting = tuple(takewhile(lambda part: isinstance(part, str), path))
-    where = (layer.origin(cast(SettingPath, setting)) if setting else None) or layer.name or f"{layer.kind}s"
-    if path and (layer.kind == "file" or (layer.kind == "variable" and setting != path)):
-        where += f": {_dotted(path, layer.values)}"
+    where = (source.origin(cast(SettingPath, setting)) if setting else None) or source.name or f"{source.kind}s"
+    if path and (source.kind == "file" or (source.kind == "variable" and setting != path)):
+        where += f": {_dotted(path, source.values)}"
     raise ConfigError(f"{where}: {_problem_text(problems[0])}{more}".replace("\n", " "))
 
 
 def _dotted(path: tuple[int | str, ...], values: object = None) -> str:
-    """Where in the settings a problem is, as a person would say it: an upstream by its name, else by its place."""
+    """Writes the place of a problem for people: `upstream[docker.io].tag_ttl`. A table without a name is counted from
+    1."""
     text = ""
     for part in path:
         if isinstance(part, str):

@@ -1,1 +1,1 @@
-"""The commands for accounts, groups, grants, tokens, keys and the audit log."""
+"""The commands for accounts, groups, grants, API tokens, signing keys and the audit log."""

@@ -1,39 +1,43 @@
-"""What the commands about accounts share: the data directory opened beside a running server, who acts, passwords."""
+"""What the commands for accounts share: access to the accounts in a data directory, passwords, and lists."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import USAGE_ERROR, fail, load_or_fail, one_line_errors
+from registry.cli.output import print_json, print_rows
+from registry.cli.registry_address import client_address
 from registry.config import Settings
+from storage.access import AccountName
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from registry.auth.administration import Administration
-    from storage.access import AccountName
     from storage.content import Actor, Page
 
 T = TypeVar("T")
 PAGE_SIZE = 1000
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Even if no admin is left who is enabled.")]
-NoteOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="One line for people.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if no enabled admin is left.")]
+NoteOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="A remark for people, in one line.")]
 PasswordFileOption = Annotated[
     Path | None,
-    typer.Option("--password-file", metavar="FILE", help="Holds the password in its first line; - is stdin."),
+    typer.Option(
+        "--password-file", metavar="FILE", help="Read the password from the first line of FILE; - means stdin."
+    ),
 ]
-GenerateOption = Annotated[bool, typer.Option("--generate", help="Make a password and print it, this once.")]
+GenerateOption = Annotated[
+    bool, typer.Option("--generate", help="Generate a password and print it. It is not shown again.")
+]
 
 
 def administer(
@@ -41,10 +45,12 @@ def administer(
     data: str | None,
     work: Callable[[Administration, Actor], Awaitable[T]],
     *,
-    make: bool = False,
+    create: bool = False,
 ) -> T:
-    """What `work` gives, done on the accounts in the data directory; the registry may be running. `make`: a directory
-    that is not there yet is made. Ends the command with one line for what an operator can do something about."""
+    """Runs `work` on the accounts in the data directory and returns its result. A server may be running on it.
+
+    `create`: creates the data directory if there is none. Ends the command with one line for an error that an operator
+    can fix."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.auth.administration import Administration
@@ -53,7 +59,7 @@ def administer(
         from storage.composition import open_accounts
 
         actor = operator_actor()
-        prepare_data_directory(settings, make=make)
+        prepare_data_directory(settings, create=create)
 
         async def hashed(password: str) -> str:
             return hash_password(password)
@@ -65,8 +71,42 @@ def administer(
         return run_interruptible(act())
 
 
+def print_list(
+    config: Path | None,
+    data: str | None,
+    as_json: bool,
+    *,
+    read: Callable[[Administration], Iterable[T]],
+    model: Callable[[T], BaseModel],
+    columns: Mapping[str, Callable[[T], str]],
+    empty: str,
+) -> None:
+    """Reads a list from the data directory and prints it: as JSON made by `model`, or as a table in which `columns`
+    gives the text of each cell. `empty` is the sentence for a table without rows."""
+
+    async def work(administration: Administration, _: Actor) -> list[T]:
+        return list(read(administration))
+
+    items = administer(config, data, work)
+    if as_json:
+        print_json([model(item) for item in items])
+    else:
+        print_rows(tuple(columns), [[cell(item) for cell in columns.values()] for item in items], empty)
+
+
+def all_pages(page_after: Callable[[str | None], Page[T]], key: Callable[[T], str]) -> list[T]:
+    """Reads all pages of a list. `page_after` returns the page that follows the given key."""
+    items: list[T] = []
+    while True:
+        page = page_after(key(items[-1]) if items else None)
+        items += page.items
+        if not page.more:
+            return items
+
+
 def operator_actor() -> Actor:
-    """The person at the command line, as the audit log names them; behind sudo it is who called that."""
+    """Returns the person at the command line, as the audit log names them: `cli:` and the user name. Under sudo it is
+    the user who called sudo."""
     import pwd
 
     from storage.content import Actor
@@ -81,20 +121,20 @@ def operator_actor() -> Actor:
 
 
 def account_name_or_fail(text: str) -> AccountName:
-    """Ends the command where it is none."""
-    from storage.access import AccountName
-
+    """Parses the name of an account or group. Ends the command when it is not valid."""
     with one_line_errors():
         return AccountName(text)
 
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> str | None:
-    """From the file, or asked for twice at the terminal; None: one is to be made. Never from the command line, where
-    every process of the machine could see it. Ends the command where it is no password."""
+    """Reads a password from `file` or asks for it at the terminal; returns None when one is to be generated.
+
+    A password is never taken from the command line, where every process of the machine could read it. Ends the command
+    when the password is not acceptable."""
     from registry.auth.password.hashing import check_password
 
     if file and generate:
-        fail("--password-file and --generate contradict each other", USAGE_ERROR)
+        fail("--password-file and --generate contradict each other; give one of them", USAGE_ERROR)
     if generate:
         return None
     if file is not None:
@@ -118,36 +158,16 @@ def _first_line(file: Path) -> str:
         fail(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}")
     line = text.partition("\n")[0].removesuffix("\r")
     if not line:
-        fail("there is no password on stdin" if str(file) == "-" else f"{file} holds no password")
+        fail("there is no password on stdin" if str(file) == "-" else f"{file}: the first line holds no password")
     return line
 
 
-def all_pages(page_after: Callable[[str | None], Page[T]], key: Callable[[T], str]) -> list[T]:
-    """All of a list that comes in pages."""
-    items: list[T] = []
-    while True:
-        page = page_after(key(items[-1]) if items else None)
-        items += page.items
-        if not page.more:
-            return items
-
-
-def registry_host(settings: Settings) -> str:
-    """HOST:PORT for a client on this machine, or that of `public_url`."""
-    from urllib.parse import urlsplit
-
-    if settings.public_url:
-        return urlsplit(settings.public_url).netloc
-    host, _, port = settings.listen.rpartition(":")
-    return f"localhost:{port}" if host in ("", "0.0.0.0", "[::]", "::", "*") else settings.listen
-
-
 def print_first_account_notice(settings: Settings, name: str, admin: bool) -> None:
-    """What the first account, of that name, means for everybody, and what comes next."""
+    """Says what the first account changes for everyone, and which commands come next."""
     lines = [
-        f"The registry at {settings.data.absolute()} is closed from now on: who wants something logs in, and may",
-        "do what an admin granted them. Running servers know it already.",
-        f"  log in          docker login {registry_host(settings)} --username {name}",
+        f"The registry at {settings.data.absolute()} is closed from now on: everyone has to log in,",
+        "and can do only what an admin granted them. Running servers know this already. What to do next:",
+        f"  log in          docker login {client_address(settings).host} --username {name}",
     ]
     if not admin:
         lines.append("  an admin        entrepot user add NAME --admin   (there is none yet)")
@@ -159,35 +179,3 @@ def print_first_account_notice(settings: Settings, name: str, admin: bool) -> No
         "                  entrepot token add ci",
     ]
     typer.echo("\n".join(lines), err=True)
-
-
-def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
-    if isinstance(items, Sequence):
-        plain: Any = [each.model_dump(mode="json") for each in items]
-    else:
-        plain = items.model_dump(mode="json")
-    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
-
-
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A table; `empty` on stderr where there are no rows."""
-    from rich.text import Text
-
-    from registry.cli.output import new_table, plain_console
-
-    if not rows:
-        typer.echo(f"entrepot: {empty}", err=True)
-        return
-    table = new_table(*columns)
-    for row in rows:
-        table.add_row(*(Text("".join(letter if letter.isprintable() else "?" for letter in cell)) for cell in row))
-    plain_console().print(table)
-
-
-def local_time(seconds: float | None, otherwise: str = "-") -> str:
-    """Local time, to the minute."""
-    return otherwise if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def comma_list(words: Sequence[str]) -> str:
-    return ", ".join(words) or "-"

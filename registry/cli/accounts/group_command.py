@@ -1,4 +1,4 @@
-"""`entrepot group`: groups of accounts."""
+"""The command `entrepot group`: groups of accounts."""
 
 from __future__ import annotations
 
@@ -6,85 +6,75 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.accounts.account_admin import (
-    JsonOption,
-    account_name_or_fail,
-    administer,
-    comma_list,
-    print_json,
-    print_rows,
-)
-from registry.cli.options import ConfigOption, DataOption
+from registry.cli.accounts.account_admin import account_name_or_fail, administer, print_list
+from registry.cli.options import ConfigOption, DataOption, JsonOption
+from registry.cli.output import comma_list
+from storage.access import AccountName
 
 if TYPE_CHECKING:
-    from registry.auth.administration import Administration, GroupMembers
-    from storage.access import AccountName
+    from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Groups: what is granted to one, all of its members may do."
+HELP = "Add, list and fill groups. What is granted to a group, all of its members can do."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Lower-case letters, digits, '.', '_' and '-'.")]
-Members = Annotated[list[str], typer.Argument(metavar="MEMBER...", help="People and robots.")]
+MembersArgument = Annotated[list[str], typer.Argument(metavar="MEMBER", help="Names of people and robots.")]
 
 
-@app.command("add", help="Add a group without members.", epilog="\b\nExamples:\n  entrepot group add dev")
+@app.command("add", help="Add an empty group.", epilog="\b\nExamples:\n  entrepot group add dev")
 def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
+    """Adds the group."""
     name = account_name_or_fail(group)
-
-    async def work(administration: Administration, by: Actor) -> None:
-        await administration.accounts.add_group(name, by=by)
-
-    administer(config, data, work, make=True)
-    typer.echo(f"{name} is added; entrepot group join {name} MEMBER... fills it", err=True)
+    administer(config, data, lambda administration, by: administration.accounts.add_group(name, by=by), create=True)
+    typer.echo(f"{name} is added; entrepot group join {name} MEMBER... adds members", err=True)
 
 
 @app.command(
     "list",
-    help="List the groups and their members.",
+    help="List all groups and their members.",
     epilog="\b\nExamples:\n  entrepot group list\n  entrepot group list --json",
 )
 def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Prints the groups."""
     from registry.admin import models
 
-    async def work(administration: Administration, _: Actor) -> list[GroupMembers]:
-        return list(administration.all_groups())
-
-    groups = administer(config, data, work)
-    if as_json:
-        print_json([models.Group.of(group) for group in groups])
-        return
-    rows = [(name, comma_list(members)) for name, members in groups]
-    print_rows(("group", "members"), rows, "there are no groups yet; entrepot group add makes one")
+    print_list(
+        config,
+        data,
+        as_json,
+        read=lambda administration: administration.all_groups(),
+        model=models.Group.of,
+        columns={"group": lambda group: group[0], "members": lambda group: comma_list(group[1])},
+        empty="there are no groups yet; entrepot group add NAME adds one",
+    )
 
 
 @app.command(
     "remove",
-    help="Remove a group, and what was granted to it. Its members stay.",
+    help="Remove a group and everything granted to it. The accounts of its members stay.",
     epilog="\b\nExamples:\n  entrepot group remove dev",
 )
 def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
+    """Removes the group."""
     name = account_name_or_fail(group)
-
-    async def work(administration: Administration, by: Actor) -> None:
-        await administration.accounts.remove_group(name, by=by)
-
-    administer(config, data, work)
+    administer(config, data, lambda administration, by: administration.accounts.remove_group(name, by=by))
     typer.echo(f"{name} is removed", err=True)
 
 
 @app.command(
     "join",
-    help="Make accounts members of a group.",
+    help="Add accounts to a group.",
     epilog="""\b
 Examples:
   entrepot group join dev alice bob
 
-A member may be one who is known from htpasswd or an issuer alone.""",
+A member may also be an account that exists only in an htpasswd file or at an issuer.""",
 )
-def join(group: GroupArgument, members: Members, config: ConfigOption = None, data: DataOption = None) -> None:
-    name, names = account_name_or_fail(group), [account_name_or_fail(member) for member in members]
+def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
+    """Adds the members. Says which of them have no account here, since that may be a typing error."""
+    name, names = _names(group, members)
 
     async def work(administration: Administration, by: Actor) -> list[AccountName]:
         for member in names:
@@ -94,16 +84,20 @@ def join(group: GroupArgument, members: Members, config: ConfigOption = None, da
     unknown = administer(config, data, work)
     typer.echo(f"{', '.join(names)} joined {name}", err=True)
     for member in unknown:
-        typer.echo(f"note: there is no account {member} here; it counts for one of htpasswd or an issuer", err=True)
+        typer.echo(
+            f"note: there is no account {member} here; the membership counts for {member} of htpasswd or an issuer",
+            err=True,
+        )
 
 
 @app.command(
     "leave",
-    help="Take members out of a group.",
+    help="Take accounts out of a group.",
     epilog="\b\nExamples:\n  entrepot group leave dev bob",
 )
-def leave(group: GroupArgument, members: Members, config: ConfigOption = None, data: DataOption = None) -> None:
-    name, names = account_name_or_fail(group), [account_name_or_fail(member) for member in members]
+def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
+    """Removes the members."""
+    name, names = _names(group, members)
 
     async def work(administration: Administration, by: Actor) -> None:
         for member in names:
@@ -111,3 +105,7 @@ def leave(group: GroupArgument, members: Members, config: ConfigOption = None, d
 
     administer(config, data, work)
     typer.echo(f"{', '.join(names)} left {name}", err=True)
+
+
+def _names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
+    return account_name_or_fail(group), [account_name_or_fail(member) for member in members]

@@ -1,38 +1,37 @@
-"""`entrepot token`: API tokens."""
+"""The command `entrepot token`: API tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
-    JsonOption,
     NoteOption,
     account_name_or_fail,
     administer,
     all_pages,
-    local_time,
-    print_json,
-    print_rows,
-    registry_host,
+    print_list,
 )
-from registry.cli.options import ConfigOption, DataOption, load_or_fail, one_line_errors
+from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
+from registry.cli.output import local_time
+from registry.cli.registry_address import client_address
+from storage.access import ApiToken
 
 if TYPE_CHECKING:
     from registry.auth.administration import Administration
-    from storage.access import ApiToken
     from storage.content import Actor
 
-HELP = "API tokens: secrets that people and robots log in with in place of a password."
+HELP = "Add, list and revoke API tokens. People and robots log in with them instead of a password."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command(
     "add",
-    help="Make an API token for a person or a robot. Its secret is printed this once, and kept nowhere.",
+    help="Add an API token for a person or a robot and print its secret. The secret is stored nowhere: copy it now.",
     epilog="""\b
 Examples:
   entrepot token add ci
@@ -40,26 +39,28 @@ Examples:
   entrepot token add ci --allow 'team/**:pull,push' --allow 'base/*:pull'
   entrepot token add ci > ci.secret
 
-The secret goes to stdout, what to do with it to stderr. --allow takes away: what the account may not do, none of
-its tokens may.""",
+stdout gets the secret alone, stderr says what to do with it. --allow only limits a token: it gives no right that the
+account does not have.""",
 )
 def add(
-    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Whose it is.")],
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with it.")],
     note: NoteOption = "",
     expires: Annotated[
-        str | None, typer.Option("--expires", metavar="TIME", help="In what time, such as 90d. [default: never]")
+        str | None,
+        typer.Option("--expires", metavar="TIME", help="How long it is valid, such as 90d. [default: for ever]"),
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             "--allow",
             metavar="PATTERN:ACTIONS",
-            help="Limit it to that; may be given again. [default: all that ACCOUNT may do]",
+            help="Limit it to these actions. Repeat for more. [default: everything that ACCOUNT can do]",
         ),
     ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
+    """Adds the token and prints its secret."""
     from registry.admin import models
     from registry.auth.administration import parse_limit
 
@@ -73,10 +74,10 @@ def add(
 
     token, secret = administer(config, data, work)
     typer.echo(secret)
-    host = registry_host(load_or_fail(config, data=data).settings)
+    valid = f"valid until {local_time(token.expires)}" if token.expires else "valid for ever"
+    host = client_address(load_or_fail(config, data=data).settings).host
     lines = [
-        f"token {token.id} of {name}, {f'until {local_time(token.expires)}' if token.expires else 'without end'}; "
-        "the secret is shown this once",
+        f"token {token.id} of {name}, {valid}; its secret is not shown again",
         f'  log in   echo "$TOKEN" | docker login {host} --username {name} --password-stdin',
         f"  revoke   entrepot token revoke {token.id}",
     ]
@@ -85,43 +86,44 @@ def add(
 
 @app.command(
     "list",
-    help="List API tokens, never their secrets. Those of the purpose login were given to clients at a login.",
+    help="List API tokens, without their secrets. Those with the purpose login belong to clients that log in once and "
+    "keep no password.",
     epilog="\b\nExamples:\n  entrepot token list\n  entrepot token list ci --json",
 )
 def list_tokens(
-    account: Annotated[str | None, typer.Argument(metavar="[ACCOUNT]", help="Only its tokens.")] = None,
+    account: Annotated[str | None, typer.Argument(metavar="ACCOUNT", help="Only tokens of this account.")] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
+    """Prints the tokens."""
     from registry.admin import models
 
     name = None if account is None else account_name_or_fail(account)
 
-    async def work(administration: Administration, _: Actor) -> list[ApiToken]:
+    def read(administration: Administration) -> Iterable[ApiToken]:
         if name is not None:
             administration.accounts.account(name)
-        return all_pages(lambda after: administration.accounts.tokens(name, after, PAGE_SIZE), lambda each: each.id)
+        return all_pages(lambda after: administration.accounts.tokens(name, after, PAGE_SIZE), lambda token: token.id)
 
-    tokens = administer(config, data, work)
-    if as_json:
-        print_json([models.Token.of(token) for token in tokens])
-        return
-    rows = [
-        (
-            each.id,
-            each.account,
-            each.purpose,
-            _limits(each),
-            local_time(each.created),
-            local_time(each.expires, "never"),
-            local_time(each.used, "never"),
-            each.note,
-        )
-        for each in tokens
-    ]
-    columns = ("id", "account", "purpose", "limited to", "created", "expires", "last used", "note")
-    print_rows(columns, rows, "there are no API tokens; entrepot token add makes one")
+    print_list(
+        config,
+        data,
+        as_json,
+        read=read,
+        model=models.Token.of,
+        columns={
+            "id": lambda token: token.id,
+            "account": lambda token: token.account,
+            "purpose": lambda token: token.purpose,
+            "limited to": _limits,
+            "created": lambda token: local_time(token.created),
+            "expires": lambda token: local_time(token.expires, "never"),
+            "last used": lambda token: local_time(token.used, "never"),
+            "note": lambda token: token.note,
+        },
+        empty="there are no API tokens; entrepot token add ACCOUNT adds one",
+    )
 
 
 def _limits(token: ApiToken) -> str:
@@ -132,14 +134,16 @@ def _limits(token: ApiToken) -> str:
 
 @app.command(
     "revoke",
-    help="Revoke API tokens: they count no more at the next request.",
+    help="Revoke API tokens. The next request with one of them is refused.",
     epilog="\b\nExamples:\n  entrepot token revoke 3fk2m7q4",
 )
 def revoke(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As entrepot token list shows it, not the secret.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="The token's id in entrepot token list.")],
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
+    """Revokes each token."""
+
     async def work(administration: Administration, by: Actor) -> None:
         for token_id in ids:
             await administration.revoke_token(token_id, by=by)

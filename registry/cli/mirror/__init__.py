@@ -1,1 +1,1 @@
-"""`entrepot mirror`."""
+"""The command `entrepot mirror`."""

@@ -1,4 +1,4 @@
-"""What `entrepot mirror status` shows: plain values, ready for JSON, and the tables made of them."""
+"""The state of the mirrors that `entrepot mirror status` shows, as plain values for JSON and as tables."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from storage.metadata.sqlite.inventory import Inventory, open_inventory
 
 
 async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
-    """Of each upstream: where it is, what of it is here, what it still lets us ask. And what is on its way in."""
-    with open_inventory(settings.data) as holdings:
-        upstreams = [await _upstream(upstream, records, holdings) for upstream in settings.upstream]
+    """Returns each upstream's endpoints, cached content and rate limit, and all unfinished downloads."""
+    with open_inventory(settings.data) as inventory:
+        upstreams = [await _upstream(upstream, records, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
 
 
-async def _upstream(upstream: Upstream, records: UpstreamRecords, holdings: Inventory) -> dict[str, Any]:
-    held = holdings.below(upstream.name)
+async def _upstream(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
+    held = inventory.below(upstream.name)
     allowance = await records.allowance(upstream.name)
     until = await limited_until(records, upstream.name, upstream.endpoints, time.time())
     return {
@@ -36,7 +36,7 @@ async def _upstream(upstream: Upstream, records: UpstreamRecords, holdings: Inve
         "endpoints": list(upstream.endpoints),
         "repositories": held.repositories,
         "tags": held.tags,
-        "stale": await _stale(upstream, records, holdings),
+        "stale": await _stale(upstream, records, inventory),
         "manifests": held.manifests,
         "blobs": held.blobs,
         "size": held.size,
@@ -44,11 +44,11 @@ async def _upstream(upstream: Upstream, records: UpstreamRecords, holdings: Inve
     }
 
 
-async def _stale(upstream: Upstream, records: UpstreamRecords, holdings: Inventory) -> int:
-    """Tags that are asked for again when somebody wants them."""
+async def _stale(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> int:
+    """Returns how many tags are stale: the next request for one of them asks the upstream."""
     freshness = Freshness(upstream, time.time)
     stale = 0
-    for repo, tag in holdings.tags_below(upstream.name):
+    for repo, tag in inventory.tags_below(upstream.name):
         stale += freshness.judge(tag, await records.check(repo, tag)) is not Verdict.FRESH
     return stale
 
@@ -72,7 +72,7 @@ def _fills(data: Path) -> list[dict[str, Any]]:
 
 
 def print_status(seen: dict[str, Any]) -> None:
-    """Prints it for a person."""
+    """Prints the state as tables for people."""
     console = plain_console()
     table = new_table("upstream", "repositories", "tags", "stale", "manifests", "blobs", "size", "requests left")
     for each in seen["upstreams"]:
@@ -83,9 +83,9 @@ def print_status(seen: dict[str, Any]) -> None:
     for each in seen["upstreams"]:
         console.print(Text(f"{each['name']} answers at {', '.join(each['endpoints'])}", "dim"))
     if seen["fills"]:
-        fills = new_table("on its way in", "size", "here", "state")
+        fills = new_table("unfinished download", "size", "done", "state")
         for each in seen["fills"]:
-            state = "is being fetched" if each["running"] else "waits for the next who asks"
+            state = "running" if each["running"] else "continues with the next request for it"
             fills.add_row(*map(Text, (each["digest"], human_size(each["size"]), _percent(each), state)))
         console.print()
         console.print(fills)
@@ -96,7 +96,8 @@ def _percent(fill: dict[str, Any]) -> str:
 
 
 def _allowance_text(allowance: dict[str, Any] | None) -> str:
-    """`57 of 100 at 14:02`; a limit that was hit, with the time at which it ends."""
+    """Returns the requests that are left and when the upstream said so (`57 of 100 at 14:02`), or until when it refuses
+    more."""
     if allowance is None:
         return "-"
     if allowance["until"]:
@@ -108,6 +109,6 @@ def _allowance_text(allowance: dict[str, Any] | None) -> str:
 
 
 def _time(at: float) -> str:
-    """In local time, with the day unless it is today."""
+    """Writes a time as local time, with the date unless it is today."""
     moment = datetime.fromtimestamp(at)
     return moment.strftime("%H:%M" if moment.date() == datetime.now().date() else "%Y-%m-%d %H:%M")

@@ -1,14 +1,12 @@
-"""What `entrepot mirror refresh` and `purge` do to one reference, and what they say of it."""
+"""What `entrepot mirror refresh` and `entrepot mirror purge` do for one reference."""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
-from registry.cli.mirror.warm_progress import plural
-from registry.cli.output import human_size
+from registry.cli.output import human_size, local_time, plural
 from registry.config import format_duration
 from registry.mirror.mirror import Mirror
 from registry.router import Destination, Router
@@ -22,15 +20,18 @@ MIRROR_COMMAND_ACTOR = Actor(name="entrepot mirror")
 
 
 async def refresh_reference(router: Router, stored: StoredRegistry, where: ImageReference) -> str:
-    """Raises ManifestUnknown (it is gone upstream), UpstreamUnavailable (nobody could say; the cached copy stays).
-    Whatever it raises, it is forgotten who sent wrong bytes for what the reference names."""
+    """Asks the upstream about a tag or digest and returns a sentence about the result.
+
+    Also forgets which endpoints sent corrupt bytes for the blobs below the reference, whatever else happens. Raises
+    ManifestUnknown when the upstream no longer has it, and UpstreamUnavailable when the upstream gave no answer; the
+    cached copy then stays."""
     place = await _locate_mirrored(router, where.repository)
-    cleared = await _forget_wrong(stored, place, where)
+    cleared = await _forget_bad_senders(stored, place, where)
     if isinstance(where.reference, Digest):
         said = await _refresh_digest(stored, place, where, where.reference, cleared)
     else:
         said = await _refresh_tag(stored, place, where, where.reference)
-        cleared += await _forget_wrong(stored, place, where)
+        cleared += await _forget_bad_senders(stored, place, where)
     if not cleared:
         return said
     return f"{said}; {plural(cleared, 'blob')} that came with wrong bytes may be asked for again at once"
@@ -41,8 +42,8 @@ async def _refresh_digest(
 ) -> str:
     if await _cached_digest(stored, place.repo, where) is not None:
         return "a digest means the same for ever; it is here"
-    if cleared:  # bytes that are wrong are only remembered of blobs
-        return "it is fetched when somebody pulls it"
+    if cleared:  # so the digest is a blob's: corrupt bytes are recorded for blobs alone
+        return "the next pull fetches it"
     return f"new here: {(await place.registry.get_manifest(place.repo, digest)).digest}"
 
 
@@ -63,8 +64,9 @@ async def _refresh_tag(stored: StoredRegistry, place: Destination, where: ImageR
     return f"unchanged: {now}" if now == before else f"changed: {before} -> {now}"
 
 
-async def _forget_wrong(stored: StoredRegistry, place: Destination, where: ImageReference) -> int:
-    """Of all blobs below the reference, as far as its manifests are here; for how many somebody was remembered."""
+async def _forget_bad_senders(stored: StoredRegistry, place: Destination, where: ImageReference) -> int:
+    """Forgets which endpoints sent corrupt bytes for the blobs below the reference, as far as its manifests are cached.
+    Returns for how many blobs there was such a record."""
     assert place.upstream is not None
     blobs = {where.reference} if isinstance(where.reference, Digest) else set()
     waiting: list[Reference] = [where.reference]
@@ -84,29 +86,32 @@ async def _forget_wrong(stored: StoredRegistry, place: Destination, where: Image
 async def purge_reference(
     router: Router, stored: StoredRegistry, where: ImageReference, *, data: Path, grace: float, everything: bool
 ) -> str:
-    """Raises NameUnknown, ManifestUnknown."""
+    """Drops the cached content of a reference, or with `everything` of its repository, and returns a sentence about it.
+
+    `grace` is the time in seconds after which collection frees the bytes. Raises NameUnknown and ManifestUnknown."""
     place = await _locate_mirrored(router, where.repository)
-    with open_inventory(data) as holdings:
-        going = holdings.removal_of_all(place.repo) if everything else holdings.removal(place.repo, where.reference)
+    with open_inventory(data) as inventory:
+        removal = inventory.removal_of_all(place.repo) if everything else inventory.removal(place.repo, where.reference)
     await stored.records.forget_checks(place.repo, None if everything else where.reference)
-    for tag in going.tags:
-        with suppress(ManifestUnknown):  # gone meanwhile
+    for tag in removal.tags:
+        with suppress(ManifestUnknown):  # deleted in the meantime
             await stored.delete_tag(place.repo, tag, by=MIRROR_COMMAND_ACTOR)
-    for digest in going.manifests:
+    for digest in removal.manifests:
         with suppress(ManifestUnknown):
             await stored.delete_manifest(place.repo, digest, by=MIRROR_COMMAND_ACTOR)
-    gone = f"dropped {plural(len(going.tags), 'tag')} and {plural(len(going.manifests), 'manifest')}"
-    if not going.size:
+    gone = f"dropped {plural(len(removal.tags), 'tag')} and {plural(len(removal.manifests), 'manifest')}"
+    if not removal.size:
         return f"{gone}; nothing else is freed, since the rest is in use"
-    moment = datetime.fromtimestamp(time.time() + grace).strftime("%Y-%m-%d %H:%M")
-    after = f"after {moment} (gc.grace is {format_duration(grace)}), if nobody pulls it again until then"
-    return f"{gone}; {human_size(going.size)} are freed {after}"
+    return (
+        f"{gone}; {human_size(removal.size)} are freed after {local_time(time.time() + grace)} "
+        f"(gc.grace is {format_duration(grace)}), if nobody pulls it again until then"
+    )
 
 
 async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
     place = await router.locate(repo)
     if place.upstream is None:
-        raise NameUnknown(f"{repo} is hosted here and mirrored from nowhere")
+        raise NameUnknown(f"{repo} is hosted here and has no upstream")
     return place
 
 

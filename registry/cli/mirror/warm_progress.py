@@ -1,4 +1,4 @@
-"""How far a warming is, for a person: bars in a terminal, a line for each reference elsewhere."""
+"""Progress of `entrepot mirror warm`: bars in a terminal, otherwise one line for each reference."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from registry.cli.output import human_size
+from registry.cli.output import human_size, plural
 from registry.mirror.warm.warmer import WarmObserver, WarmResult
 from storage.content import Descriptor
 from storage.names import Digest, ImageReference
 
 SHORT_DIGEST_LENGTH = len("sha256:") + 12
-"""Characters of a digest that tell it from the others of an image."""
+"""Characters of a digest that suffice to tell the blobs of an image apart."""
 
 
 class LineProgress(WarmObserver):
-    """Says each reference when it is done with."""
+    """Prints a line when a reference is done."""
 
     def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None: ...
 
@@ -43,7 +43,7 @@ class LineProgress(WarmObserver):
 
 
 class BarProgress(LineProgress):
-    """A bar for each blob while it comes, and one for all of them."""
+    """Shows a bar for each blob that is being fetched, and one for all of them together."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -70,7 +70,7 @@ class BarProgress(LineProgress):
 
 @contextmanager
 def show_progress() -> Iterator[WarmObserver]:
-    """Bars where stderr is a terminal. What is said goes above them."""
+    """Shows bars when stderr is a terminal, and lines otherwise. Lines appear above the bars."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return
@@ -81,27 +81,22 @@ def show_progress() -> Iterator[WarmObserver]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # Where stdout is the same terminal, rich puts what is said there above the bars; into a file it goes as it is.
+    # When stdout is a terminal too, rich prints its lines above the bars. In a file they must stay as they are.
     redirect = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as progress:
         yield BarProgress(progress)
 
 
 def warmed_text(warmed: WarmResult) -> str:
-    """`2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`."""
+    """Returns `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`."""
     return (
         f"{plural(warmed.manifests, 'manifest')}, {plural(warmed.blobs, 'blob')}: "
         f"{human_size(warmed.fetched)} fetched, {human_size(warmed.already_stored)} were here"
     )
 
 
-def plural(count: int, word: str) -> str:
-    """`1 blob`, `2 blobs`."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
 def total_text(outcomes: list[WarmResult], began: float) -> str:
-    """The last line. `began` by the monotonic clock."""
+    """Returns the last line, about all references together. `began` is a time of the monotonic clock."""
     whole = [each for each in outcomes if each.error is None]
     fetched, kept = sum(each.fetched for each in outcomes), sum(each.already_stored for each in outcomes)
     seconds = time.monotonic() - began

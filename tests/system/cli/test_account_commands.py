@@ -1,4 +1,4 @@
-"""`entrepot user|robot|token|group|grant|key|audit`, as processes on a data directory."""
+"""`entrepot user|robot|token|group|grant|key|audit`, run as processes on a data directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def listed(*args: str, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with an admin, alice. Tests leave it as it is."""
+    """A data directory with one account, the admin alice. Tests must not change it."""
     made = tmp_path_factory.mktemp("accounts")
     entrepot_output("user", "add", "alice", "--admin", "--password-file", "-", folder=made, given=PASSWORD)
     return made
@@ -35,14 +35,14 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, unchanged: Path) -> Path:
-    """Another one, to change."""
+    """A copy of that data directory, which tests may change."""
     shutil.copytree(unchanged / "data", tmp_path / "data")
     return tmp_path
 
 
 def test_the_first_account(tmp_path: Path) -> None:
-    """It makes the data directory where there is none, and says that the registry is closed, and what comes next; the
-    second does not say so again. The password that was made is all that stdout gets."""
+    """The first account creates the data directory, and the command says that the registry is closed and what to do
+    next. It says so only once. stdout has the generated password and nothing else."""
     done = entrepot("user", "add", "alice", "--admin", "--generate", folder=tmp_path)
     assert (done.returncode, bool(MADE.fullmatch(done.stdout))) == (0, True)
     assert f"The registry at {tmp_path / 'data'} is closed from now on" in done.stderr
@@ -53,14 +53,14 @@ def test_the_first_account(tmp_path: Path) -> None:
 
 
 def test_a_robot_first(tmp_path: Path) -> None:
-    """A robot closes the registry as well, and it is said that there is no admin."""
+    """A robot closes the registry too, and the command says that there is no admin yet."""
     said = entrepot("robot", "add", "ci", folder=tmp_path).stderr
     assert "is closed from now on" in said
     assert "entrepot user add NAME --admin   (there is none yet)" in said
 
 
 def test_users(folder: Path) -> None:
-    """People are added, listed, shown, disabled, made admins, removed."""
+    """The commands add, list, show, disable and remove people and make them admins."""
     entrepot_output("user", "add", "bob", "--note", "on call", "--generate", folder=folder)
     alice, bob = listed("user", "list", folder=folder)
     assert (alice["name"], alice["admin"], alice["enabled"]) == ("alice", True, True)
@@ -80,7 +80,7 @@ def test_users(folder: Path) -> None:
 
 
 def test_passwords_come_from_a_file(folder: Path) -> None:
-    """Its first line, without the line's end; never from the arguments, and not from nowhere."""
+    """The password is the file's first line, without the line end. There is no other way without a terminal."""
     (folder / "password.txt").write_bytes(b"sesame open\r\nanother line\n")
     entrepot_output("user", "add", "bob", "--password-file", "password.txt", folder=folder)
     for given, said in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
@@ -95,7 +95,7 @@ def test_passwords_come_from_a_file(folder: Path) -> None:
 
 
 def test_a_password_is_asked_for_at_a_terminal(folder: Path) -> None:
-    """Twice, and what is typed is not shown."""
+    """The command asks twice and does not echo what is typed."""
     master, terminal = os.openpty()
     command = [sys.executable, "-m", "registry", "user", "add", "bob"]
     with subprocess.Popen(
@@ -130,18 +130,18 @@ def test_a_password_is_asked_for_at_a_terminal(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Alice", "a:b", "everyone", "-x", "a" * 65, ""])
 def test_names_that_are_none(unchanged: Path, name: str) -> None:
-    """One line that says what a name is."""
+    """An invalid name ends the command with one line that says what a name is."""
     assert "is no name for an account" in error_line(entrepot("robot", "add", "--", name, folder=unchanged), 1)
 
 
 def test_a_name_that_is_taken(unchanged: Path) -> None:
-    """People, robots and groups share their names."""
+    """People, robots and groups share one set of names."""
     for args in (("user", "add", "alice", "--generate"), ("robot", "add", "alice"), ("group", "add", "alice")):
         assert "alice" in error_line(entrepot(*args, folder=unchanged), 1)
 
 
 def test_the_last_admin(folder: Path) -> None:
-    """Is not disabled, removed or made less, unless forced; with a second one it goes."""
+    """The last admin cannot be disabled, removed or made less without --force; with a second admin they can."""
     changes = (("user", "disable", "alice"), ("user", "admin", "alice", "--off"), ("user", "remove", "alice"))
     for change in changes:
         assert "alice is the last admin who is enabled" in error_line(entrepot(*change, folder=folder), 1)
@@ -153,7 +153,7 @@ def test_the_last_admin(folder: Path) -> None:
 
 
 def test_robots_and_tokens(folder: Path) -> None:
-    """A robot logs in with tokens, which are shown once, limited, listed without their secrets, and revoked."""
+    """A robot's tokens can be added, limited, listed and revoked. The secret is shown once and never listed."""
     entrepot_output("robot", "add", "ci", "--note", "builds", folder=folder)
     (robot,) = listed("robot", "list", folder=folder)
     assert (robot["name"], robot["kind"], robot["note"]) == ("ci", "robot", "builds")
@@ -205,12 +205,13 @@ def test_robots_and_tokens(folder: Path) -> None:
     ],
 )
 def test_errors_are_one_line(unchanged: Path, args: tuple[str, ...], said: str) -> None:
-    """What is not there or not valid is told in a line, with exit code 1."""
+    """Unknown and invalid arguments end the command with one line and exit code 1."""
     assert said in error_line(entrepot(*args, folder=unchanged), 1)
 
 
 def test_groups(folder: Path) -> None:
-    """Members come and go; one who has no account here is told of, since it may be a slip."""
+    """Accounts join and leave groups. The command mentions members without an account here, since it may be a typing
+    error."""
     entrepot_output("robot", "add", "ci", folder=folder)
     entrepot_output("group", "add", "dev", folder=folder)
     done = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
@@ -226,7 +227,7 @@ def test_groups(folder: Path) -> None:
 
 
 def test_grants(folder: Path) -> None:
-    """Added, replaced, listed by subject and by whom they count for, removed."""
+    """Grants are added, replaced, removed, and listed by subject or by the account that they count for."""
     entrepot_output("group", "add", "dev", folder=folder)
     entrepot_output("group", "join", "dev", "alice", folder=folder)
     entrepot_output("grant", "add", "team/**", "pull", "group:dev", "user:bob", folder=folder)
@@ -247,7 +248,7 @@ def test_grants(folder: Path) -> None:
 
 
 def test_keys(folder: Path) -> None:
-    """A key that was replaced stays for a while; secrets are not shown."""
+    """A replaced key is listed for a while. Secrets are not shown."""
     for _ in range(2):
         entrepot_output("key", "rotate", folder=folder)
     signing, before = listed("key", "list", folder=folder)
@@ -258,8 +259,8 @@ def test_keys(folder: Path) -> None:
 
 
 def test_audit(folder: Path) -> None:
-    """Who did what, newest first, by actor, action, target, outcome and time. The actor is the person at the command
-    line, also behind sudo."""
+    """The log is listed newest first and filtered by actor, action, target, outcome and time. The actor is the person
+    at the command line, also under sudo."""
     entrepot_output("group", "add", "dev", folder=folder)
     entrepot_output("grant", "add", "team/**", "pull", "group:dev", folder=folder, SUDO_USER="erin")
     lines = listed("audit", folder=folder)
@@ -276,14 +277,14 @@ def test_audit(folder: Path) -> None:
 
 
 def test_looking_makes_nothing(tmp_path: Path) -> None:
-    """Where there is no data directory, a list says so."""
+    """Listing creates no data directory and says that there is none."""
     for kind in ("user", "grant"):
         assert "no data directory" in error_line(entrepot(kind, "list", folder=tmp_path), 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_yet(folder: Path) -> None:
-    """An empty list says on stderr how to fill it; as JSON it is empty."""
+    """An empty list says on stderr how to add to it. As JSON it is an empty list."""
     done = entrepot("robot", "list", folder=folder)
     assert (done.returncode, done.stdout) == (0, "")
     assert "entrepot robot add" in done.stderr
@@ -291,8 +292,8 @@ def test_nothing_yet(folder: Path) -> None:
 
 
 def test_secrets_are_nowhere(folder: Path) -> None:
-    """Neither passwords nor an API token's secret stand in the data directory, in what commands list, or in the audit
-    log; signing keys stand in the database and are shown nowhere."""
+    """Passwords and token secrets are neither in the data directory nor in any output or the audit log. Signing keys
+    are in the database and in no output."""
     secrets = [PASSWORD, entrepot_output("user", "add", "bob", "--generate", folder=folder).strip()]
     secrets.append(entrepot_output("user", "password", "bob", "--generate", folder=folder).strip())
     token = entrepot_output("token", "add", "alice", folder=folder).strip()

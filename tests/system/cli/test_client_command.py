@@ -1,4 +1,4 @@
-"""`entrepot client PROGRAM`: what it prints, and that it parses as what it is."""
+"""`entrepot client PROGRAM`: what it prints, and that the output is valid for the program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry.cli.client_setup import RegistryAddress
+from registry.cli.registry_address import RegistryAddress
 from tests.fakes.commands import entrepot, error_line
 
 REMOTE = "http://registry.example.com:5000"
@@ -35,13 +35,13 @@ def toml(folder: Path, *args: str) -> dict[str, Any]:
 
 
 def test_docker_on_this_machine(tmp_path: Path) -> None:
-    """docker trusts plain HTTP on loopback addresses: the mirror alone is set. Nothing but JSON goes to stdout."""
+    """docker trusts plain HTTP on loopback addresses, so daemon.json sets the mirror alone. stdout is pure JSON."""
     shown = json.loads(printed(tmp_path, "docker", said="systemctl reload docker"))
     assert shown == {"registry-mirrors": ["http://127.0.0.1:5000"]}
 
 
 def test_docker_on_other_machines(tmp_path: Path) -> None:
-    """Plain HTTP elsewhere has to be allowed; HTTPS has not."""
+    """Plain HTTP on other machines must be allowed in daemon.json; HTTPS need not."""
     shown = json.loads(printed(tmp_path, "docker", "--url", "registry.example.com:5000"))
     assert shown == {"registry-mirrors": [REMOTE], "insecure-registries": ["registry.example.com:5000"]}
     shown = json.loads(printed(tmp_path, "docker", "--url", "https://registry.example.com"))
@@ -60,26 +60,27 @@ def test_docker_on_other_machines(tmp_path: Path) -> None:
     ],
 )
 def test_what_docker_trusts(url: str, trusted: bool) -> None:
-    """127.0.0.0/8 and `localhost`; the IPv6 loopback address is not among them in older versions."""
-    assert RegistryAddress(url).trusted_by_docker is trusted
+    """docker trusts 127.0.0.0/8 and `localhost`. Older versions do not trust the IPv6 loopback address."""
+    assert RegistryAddress(url).is_trusted_by_docker is trusted
 
 
 def test_docker_mirrors_hub_only(tmp_path: Path) -> None:
-    """For another upstream docker has no setting; the hint says how its images are named here."""
+    """docker has no setting for other upstreams; the hint says how to name their images."""
     hint = f"docker pull {REMOTE.partition('//')[2]}/ghcr.io/NAME"
     shown = json.loads(printed(tmp_path, "docker", "--url", REMOTE, "--upstream", "ghcr.io", said=hint))
     assert shown == {"insecure-registries": ["registry.example.com:5000"]}
 
 
 def test_docker_needs_hub_to_be_the_default(tmp_path: Path) -> None:
-    """Where names without a host mean another upstream, docker would get that one's images: it is refused."""
+    """If names without a host mean another upstream, docker would get the wrong images: the command refuses."""
     (tmp_path / "a.toml").write_text('[[upstream]]\nname = "docker.io"\n[[upstream]]\nname = "ghcr.io"\ndefault = true')
     said = error_line(entrepot("client", "docker", "--config", "a.toml", folder=tmp_path), 2)
     assert "set default = true for the upstream docker.io" in said
 
 
 def test_containerd(tmp_path: Path) -> None:
-    """Each upstream has its file, which begins with its path; alone it is a hosts.toml, with Hub's real address."""
+    """Each upstream has its own file, which begins with its path. One file alone is a valid hosts.toml with Docker
+    Hub's real address."""
     (tmp_path / "a.toml").write_text(TWO)
     both = printed(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, said="--upstream NAME")
     paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("docker.io", "ghcr.io")]
@@ -100,8 +101,8 @@ name = "ghcr.io"
 
 
 def test_an_upstream_with_a_port(tmp_path: Path) -> None:
-    """Clients know it by its host and port, its alias: that is what the files are for, and where the client goes by
-    itself is the endpoint it has there. Its name here stands in the mirror's path alone."""
+    """Clients know the upstream by its alias, a host with a port. The files are for the alias, with the endpoint at
+    that host as the server. The upstream's own name is only in the mirror's path."""
     (tmp_path / "a.toml").write_text(CORP)
     here = ("--config", "a.toml", "--url", REMOTE)
     files = printed(tmp_path, "containerd", *here)
@@ -121,7 +122,8 @@ def test_an_upstream_with_a_port(tmp_path: Path) -> None:
 
 
 def test_podman(tmp_path: Path) -> None:
-    """One file for all upstreams: their names stand in the mirror's path, and plain HTTP is allowed where it is."""
+    """One file holds all upstreams. The mirror's location has the upstream's name, and `insecure` is set for plain
+    HTTP."""
     (tmp_path / "a.toml").write_text(TWO)
     host = "registry.example.com:5000"
     mirrored = [
@@ -136,7 +138,7 @@ def test_podman(tmp_path: Path) -> None:
 
 
 def test_buildkit(tmp_path: Path) -> None:
-    """The mirror by host for each upstream, and plain HTTP said of that host alone, not of the upstream."""
+    """Each upstream has this registry as its mirror. Plain HTTP is set for this registry's host alone."""
     (tmp_path / "a.toml").write_text(TWO)
     host = "registry.example.com:5000"
     mirrors = {"mirrors": [host]}
@@ -147,7 +149,7 @@ def test_buildkit(tmp_path: Path) -> None:
 
 
 def test_address_from_the_settings(tmp_path: Path) -> None:
-    """`public_url` wins over `listen`; one that means every address becomes localhost, and a hint says so."""
+    """`public_url` wins over `listen`. An address for all interfaces becomes localhost, with a hint."""
     assert "http://127.0.0.1:7000" in printed(tmp_path, "docker", "--listen", "127.0.0.1:7000")
     shown = printed(tmp_path, "docker", "--listen", "0.0.0.0:7000", said="clients on the same machine")
     assert json.loads(shown)["registry-mirrors"] == ["http://localhost:7000"]
@@ -169,13 +171,13 @@ def test_address_from_the_settings(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], said: str) -> None:
-    """What cannot be printed is told in one line, with nothing on stdout: `> file` leaves an empty file."""
+    """Wrong arguments end the command with one line and nothing on stdout, so that `> file` leaves an empty file."""
     (tmp_path / "two.toml").write_text(TWO)
     assert said in error_line(entrepot("client", *args, folder=tmp_path), 2)
 
 
 def test_the_options_of_serve(tmp_path: Path) -> None:
-    """The line that starts the server with a data directory and a mirror describes it to a client as well."""
+    """The command accepts the options that start the server, and then describes that server."""
     line = ["--data", str(tmp_path / "data"), "--mirror", "quay.io", "--listen", "127.0.0.1:5001"]
     shown = tomllib.loads(printed(tmp_path, "podman", *line))
     (mirrored,) = (registry for registry in shown["registry"] if registry.get("prefix") == "quay.io")

@@ -24,7 +24,7 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_help_lists_the_commands(tmp_path: Path) -> None:
-    """The command without arguments says what it can do."""
+    """The help of `entrepot` lists all commands."""
     shown = entrepot("--help", folder=tmp_path).stdout
     about_accounts = ("user", "robot", "token", "group", "grant", "key", "audit")
     for name in ("serve", "config", "inspect", "client", "mirror", *about_accounts):
@@ -32,7 +32,7 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
 
 
 def commands(command: Any, name: str = "") -> Iterator[str]:
-    """By click's own tree."""
+    """Yields the full names of all commands, from click's own tree."""
     below = getattr(command, "commands", None)
     if below is None:
         yield name
@@ -61,8 +61,7 @@ def options_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_neighbours_take_the_same_options(name: str) -> None:
-    """Every command that reads settings takes `--data` beside `--config`, and every one that shows what is there takes
-    `--json`."""
+    """Each command with `--config` takes `--data` too, and each command that shows something takes `--json`."""
     options = options_of(name)
     assert "--config" not in options or "--data" in options
     if name.split()[-1] in ("list", "show", "status", "inspect", "config", "audit"):
@@ -96,7 +95,7 @@ def test_bad_usage(tmp_path: Path, args: list[str]) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """Help comes at once: neither the web framework, nor the server, nor the database is imported for it."""
+    """Help appears fast: it imports neither the web framework, nor the server, nor the database, nor rich."""
     code = "import sys, registry.__main__; print(*{'fastapi', 'uvicorn', 'apsw', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

@@ -1,4 +1,4 @@
-"""Commands about accounts beside a running server: what they change, its next request knows, on every worker."""
+"""Commands for accounts while a server runs: every worker knows of a change at its next request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIES = 6
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """With an admin, root, and bob, who may do nothing."""
+    """A server with the admin root, and with bob, who has no rights."""
     folder = tmp_path_factory.mktemp("beside")
     with running_server(folder, workers=2) as started:
         for name, *flags in (("root", "--admin"), ("bob",)):
@@ -35,7 +35,7 @@ def said(server: RegistryServer, *args: str) -> str:
 
 
 def pushed(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> set[int]:
-    """The statuses of a manifest's pushes, each on a connection of its own."""
+    """Returns the statuses of several pushes of a manifest, each over its own connection."""
     url = f"{server.url}/v2/{name}/manifests/1"
     headers = {"content-type": KIND}
     return {httpx2.put(url, content=INDEX, headers=headers, auth=auth).status_code for _ in range(TRIES)}
@@ -47,7 +47,7 @@ def pulled(server: RegistryServer, name: str, auth: tuple[str, str] | None) -> s
 
 
 def test_grants(server: RegistryServer) -> None:
-    """A right is there at the next request after the command, and gone at the next one after its removal."""
+    """A right counts from the next request after the command, and no longer from the next request after its removal."""
     assert pushed(server, "granted/app", BOB) == {403}
     said(server, "grant", "add", "granted/**", "pull,push", "user:bob")
     assert pushed(server, "granted/app", BOB) == {201}
@@ -62,7 +62,7 @@ def test_grants(server: RegistryServer) -> None:
 
 
 def test_groups(server: RegistryServer) -> None:
-    """Who joins a group has its rights, who leaves it has not."""
+    """An account has a group's rights as long as it is a member."""
     said(server, "group", "add", "pushers")
     said(server, "grant", "add", "grouped/**", "push", "group:pushers")
     assert pushed(server, "grouped/app", BOB) == {403}
@@ -73,7 +73,7 @@ def test_groups(server: RegistryServer) -> None:
 
 
 def test_tokens(server: RegistryServer) -> None:
-    """A robot's token is limited as it was made, and ends when it is revoked."""
+    """A robot's token has its limits, and is refused once it is revoked."""
     said(server, "robot", "add", "ci")
     said(server, "grant", "add", "built/**", "pull,push", "robot:ci")
     all_of_it, limited = (
@@ -91,7 +91,7 @@ def test_tokens(server: RegistryServer) -> None:
 
 
 def test_people(server: RegistryServer) -> None:
-    """A person who is disabled, or has another password, is out at the next request."""
+    """After an account is disabled or gets another password, the next request with the old login is refused."""
     folder = server.data.parent
     entrepot_output("user", "add", "carol", "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     assert pulled(server, "none/none", ("carol", PASSWORD)) == {404}
@@ -107,7 +107,7 @@ def test_people(server: RegistryServer) -> None:
 
 
 def test_what_the_server_says_is_in_the_audit_log(server: RegistryServer, tmp_path: Path) -> None:
-    """Logins and refusals of the server, and what the commands changed, stand in one log."""
+    """One log has the server's logins and refusals and the changes made by commands."""
     pushed(server, "denied/app", BOB)
     while not (
         lines := json.loads(

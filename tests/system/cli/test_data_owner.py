@@ -27,7 +27,8 @@ OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """With a data directory in it. The owner can reach it; pytest's own lie where only their maker can look."""
+    """A folder with a data directory that its owner can reach. pytest's own temporary folders are closed to other
+    users."""
     made = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
     made.chmod(0o755)
     (made / "data").mkdir(mode=0o700)
@@ -41,7 +42,7 @@ def owners(data: Path) -> set[int]:
 
 
 def push(url: str) -> None:
-    """An image of one blob, with a tag."""
+    """Pushes an image of one blob, with a tag."""
     body = b"{}"
     digest = "sha256:" + hashlib.sha256(body).hexdigest()
     started = httpx2.post(f"{url}/v2/team/app/blobs/uploads/")
@@ -56,7 +57,7 @@ def push(url: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_serve_and_inspect_make_the_owners_files(folder: Path, workers: int) -> None:
-    """After a start, a push, an inspection of the running registry and a stop, all files are the owner's."""
+    """After a start, a push, an inspection while the server runs, and a stop, all files belong to the owner."""
     with running_server(folder, workers=workers, own_interpreter=True) as server:
         push(server.url)
         assert {os.stat(f"/proc/{pid}").st_uid for pid in server.worker_pids()} == {OWNER}
@@ -67,14 +68,14 @@ def test_serve_and_inspect_make_the_owners_files(folder: Path, workers: int) -> 
 
 
 def test_accounts_are_the_owners_files(folder: Path) -> None:
-    """A command that makes the database, and one that changes it, leave all of it to the owner."""
+    """A command that creates the database and one that changes it leave all files to the owner."""
     for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
         assert entrepot_program(*args, "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
 
 
 def test_served_again_after_root(folder: Path) -> None:
-    """A second start on what the first one made works, and still all is the owner's."""
+    """A second start on the same directory works, and all files still belong to the owner."""
     for _ in range(2):
         with running_server(folder, workers=1, own_interpreter=True) as server:
             push(server.url)
@@ -82,7 +83,7 @@ def test_served_again_after_root(folder: Path) -> None:
 
 
 def test_nothing_changes_for_the_owner(tmp_path: Path) -> None:
-    """On its own directory, and on one that is not there yet, a process stays who it is."""
+    """On its own directory, and on one that does not exist, a process keeps its user and groups."""
     before = (os.geteuid(), os.getegid(), os.getgroups())
     become_owner(tmp_path)
     become_owner(tmp_path / "missing")

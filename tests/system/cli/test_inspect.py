@@ -81,7 +81,7 @@ def test_index(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_image(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """An image shows config, layers, platform, and the artifacts that refer to it; a layer that comes twice counts
+    """An image shows its config, layers, platform and the artifacts that refer to it. A layer that occurs twice counts
     once."""
     seen = inspect(tmp_path, f"team/app@{pushed['amd64'].digest}")
     assert (seen["platform"], seen["created"]) == ("linux/amd64", "2026-01-02T03:04:05Z")
@@ -100,8 +100,8 @@ def test_artifact(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_for_people(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """What people read has whole digests and human sizes, no colour codes outside a terminal, and no markup taken from
-    the content."""
+    """The table has whole digests and sizes for people. It has no colour codes outside a terminal, and text from the
+    content is not taken as markup."""
     shown = entrepot("inspect", "team/app", folder=tmp_path).stdout
     assert pushed["index"].digest in shown
     assert pushed["arm64"].digest in shown
@@ -115,13 +115,13 @@ def test_for_people(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
 
 
 def test_unknown_reference(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
-    """A tag or repository that is not there, and text that is no reference, are one line each."""
+    """Unknown tags and repositories and invalid references are one line each."""
     for reference in ("team/app:none", "team/none", "Team/App", "team/app:", "team/app@sha256:abc"):
         error_line(entrepot("inspect", reference, folder=tmp_path), 1)
 
 
 def test_a_database_that_is_none(tmp_path: Path) -> None:
-    """A file that is no database is told in one line that names it."""
+    """A broken database file is one line that names the file."""
     file = tmp_path / "data" / "entrepot.db"
     file.parent.mkdir()
     file.write_bytes(b"not a database" * 1000)
@@ -130,7 +130,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
 
 
 def test_no_data_directory(tmp_path: Path) -> None:
-    """Looking makes nothing: not the directory, and nothing in one that holds no registry."""
+    """Inspecting creates neither a data directory nor anything in a directory without a registry."""
     assert "no data directory" in error_line(entrepot("inspect", "a", folder=tmp_path), 1)
     (tmp_path / "data").mkdir()
     assert "holds no registry" in error_line(entrepot("inspect", "a", folder=tmp_path), 1)
@@ -152,10 +152,11 @@ def test_no_data_directory(tmp_path: Path) -> None:
     ],
 )
 def test_references_people_paste(text: str, place: str) -> None:
-    """A leading host with a port, and `localhost`, are left out; a name with dots may be a repository of ours."""
+    """A host with a port and `localhost` are dropped from the front. A first part with dots may be a repository name
+    here and stays."""
     assert str(parse_image_reference(text)) == place
 
 
 def test_human_sizes() -> None:
-    """Sizes are in binary units, bytes as they are."""
+    """Sizes have binary units; numbers below 1 KiB are in bytes."""
     assert [human_size(count) for count in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]

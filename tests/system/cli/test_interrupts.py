@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end every command, whatever it is waiting for."""
+"""SIGINT and SIGTERM end every command, whatever it waits for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Command = subprocess.Popen[str] | ForkedProcess
 
 @contextmanager
 def started(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[Command]:
-    """The command, while it runs. With something `before` it, it is started as a person does, else as a fork."""
+    """Runs the command while the block runs: with something `before` it as a program, else as a fork."""
     with _start(folder, list(args), before) as process:
         try:
             yield process
@@ -88,7 +88,7 @@ def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
 
 
 def until(true: Callable[[], bool], process: Command) -> None:
-    """Waits until it is true while the process runs."""
+    """Waits until `true` returns true while the process runs."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert process.poll() is None, process.communicate()
@@ -97,7 +97,7 @@ def until(true: Callable[[], bool], process: Command) -> None:
 
 
 def interrupted(process: Command, number: int = signal.SIGINT) -> None:
-    """Sends the signal; the command must end with one line that says so."""
+    """Sends the signal, and checks that the command ends with one line and the right exit code."""
     process.send_signal(number)
     out, err = wait_for_output(process)
     assert (process.returncode, out) == (128 + number, "")
@@ -114,7 +114,7 @@ def upstream(tmp_path: Path) -> Iterator[Hub]:
 
 
 def settings(folder: Path, url: str, more: str = "") -> list[str]:
-    """For a command about the upstream at `url`."""
+    """Returns the options for a command that uses the upstream at `url`."""
     text = f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{url}"]\n{more}'
     (folder / "entrepot.toml").write_text(text)
     return ["--config", "entrepot.toml"]
@@ -126,7 +126,7 @@ def settings(folder: Path, url: str, more: str = "") -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stall", STALLS)
 def test_upstream_stalls(tmp_path: Path, upstream: Hub, stall: str, number: int) -> None:
-    """An upstream that answers nothing any more does not hold up the end."""
+    """An upstream that stops answering does not delay the exit."""
     upstream.fault(**STALLS[stall], times=None)
     config = settings(tmp_path, upstream.url)
     with started(tmp_path, "mirror", "warm", "app:1", *config) as process:
@@ -137,7 +137,7 @@ def test_upstream_stalls(tmp_path: Path, upstream: Hub, stall: str, number: int)
 
 @pytest.mark.parametrize("command", ["warm", "refresh"])
 def test_started_with_interrupts_ignored(tmp_path: Path, upstream: Hub, command: str) -> None:
-    """A script runs its background commands with SIGINT ignored; they end all the same when they are sent one."""
+    """A script starts background commands with SIGINT ignored. They still end when they receive one."""
     upstream.fault(on="manifest", method="", stall=True, times=None)
     config = settings(tmp_path, upstream.url)
     with started(tmp_path, "mirror", command, "app:1", *config, before=IGNORING) as process:
@@ -146,7 +146,7 @@ def test_started_with_interrupts_ignored(tmp_path: Path, upstream: Hub, command:
 
 
 def test_upstream_does_not_take_the_connection(tmp_path: Path) -> None:
-    """Nor does one whose host drops what asks for a connection."""
+    """An upstream that accepts no connection does not delay the exit."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         port = full.getsockname()[1]
         for _ in range(3):
@@ -161,13 +161,13 @@ def test_upstream_does_not_take_the_connection(tmp_path: Path) -> None:
 
 
 def connecting(port: int) -> int:
-    """How many connections to that port are asked for and not yet there (proc(5), net/tcp)."""
+    """Returns how many connections to that port are being opened (proc(5), net/tcp)."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(line[2].endswith(f":{port:04X}") and line[3] == "02" for line in lines)
 
 
 def test_upstream_says_nothing_under_tls(tmp_path: Path) -> None:
-    """Nor one that takes connections and never answers."""
+    """An upstream that accepts the connection and never answers does not delay the exit."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = settings(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}")
         with started(tmp_path, "mirror", "refresh", "app:1", *config) as process:
@@ -181,7 +181,7 @@ def test_upstream_says_nothing_under_tls(tmp_path: Path) -> None:
 
 
 def test_a_thread_that_nothing_wakes(tmp_path: Path) -> None:
-    """A thread that waits for ever, here for the certificates of the upstream, is not waited for."""
+    """The exit does not wait for a thread that blocks for ever, here while it reads the upstream's certificates."""
     os.mkfifo(tmp_path / "ca.pem")
     config = settings(tmp_path, "https://127.0.0.1:9", f'ca_file = "{tmp_path}/ca.pem"\n')
     with started(tmp_path, "mirror", "refresh", "app:1", *config) as process, feeding(tmp_path / "ca.pem", process):
@@ -190,7 +190,8 @@ def test_a_thread_that_nothing_wakes(tmp_path: Path) -> None:
 
 @contextmanager
 def feeding(pipe: Path, process: Command) -> Iterator[None]:
-    """From the moment on that the process has opened the named pipe to read, which will not come to its end."""
+    """Holds the write end of a named pipe open from the moment on that the process reads from it, so that the read
+    never ends."""
     writers: list[int] = []
 
     def opened() -> bool:
@@ -209,7 +210,7 @@ def feeding(pipe: Path, process: Command) -> Iterator[None]:
 
 @pytest.mark.parametrize("command", [*READING, *WRITING], ids=" ".join)
 def test_while_it_begins(tmp_path: Path, command: list[str]) -> None:
-    """Each command ends at once while it is still reading its settings, with SIGINT ignored or not."""
+    """Each command ends at once while it still reads its settings, with SIGINT ignored or not."""
     os.mkfifo(tmp_path / "settings.toml")
     with (
         started(tmp_path, *command, "--config", "settings.toml", before=IGNORING) as process,
@@ -220,7 +221,7 @@ def test_while_it_begins(tmp_path: Path, command: list[str]) -> None:
 
 @contextmanager
 def held(lock: Path) -> Iterator[None]:
-    """Nobody else has the lock meanwhile."""
+    """Holds the lock, so that no other process can take it."""
     with lock.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -228,7 +229,7 @@ def held(lock: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("command", WRITING[:-1], ids=" ".join)
 def test_another_process_holds_the_lock(tmp_path: Path, command: list[str]) -> None:
-    """A command that waits for another process to be done with the metadata ends, and has changed nothing."""
+    """A command that waits for another process's lock on the metadata ends, and has changed nothing."""
     prepare_data_dir(tmp_path / "data")
     with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, *command) as process:
         until(lambda: is_waiting_for_lock(process), process)
@@ -238,7 +239,7 @@ def test_another_process_holds_the_lock(tmp_path: Path, command: list[str]) -> N
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
 def test_second_signal(tmp_path: Path, numbers: tuple[int, int]) -> None:
-    """The second one ends the command, as the exit code shows, and not the time that the first one gave it."""
+    """The second signal ends the command at once: the exit code is that of the second signal."""
     prepare_data_dir(tmp_path / "data")
     with held(tmp_path / "data" / "locks" / "metadata"), started(tmp_path, "group", "add", "dev") as process:
         until(lambda: is_waiting_for_lock(process), process)

@@ -1,4 +1,4 @@
-"""`entrepot mirror`: warm, status, refresh and purge, with a real upstream, beside a real server."""
+"""`entrepot mirror warm|status|refresh|purge`, with an upstream over HTTP and with a running server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FOR_AMD64 = ("--platform", "linux/amd64")
 
 @pytest.fixture
 def images() -> dict[str, ImageTree]:
-    """Of two platforms, in an index; and one without."""
+    """An index of two images for two platforms, and an image without an index."""
     amd64, arm64 = noise_image("amd64", 1000, 3 * MIB), noise_image("arm64", 2000, MIB, architecture="arm64")
     return {"amd64": amd64, "arm64": arm64, "index": index_of((amd64, "amd64"), (arm64, "arm64"))}
 
@@ -56,7 +56,7 @@ def mirror(folder: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def done(folder: Path, *args: str | Path) -> list[str]:
-    """The lines of a command that succeeds."""
+    """Returns the output lines of a command that must succeed."""
     ended = mirror(folder, *args)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout.splitlines()
@@ -79,7 +79,8 @@ def size(*holdings: ImageTree) -> int:
 
 
 def test_warm_brings_one_platform(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """Manifests, config and layers of the wanted platform come, each byte once, and nothing of the others."""
+    """The manifests, config and layers of the chosen platform are fetched, each byte once, and nothing of other
+    platforms."""
     lines = done(tmp_path, "warm", "app:1", *FOR_AMD64)
     assert lines[0] == "app:1: 2 manifests, 3 blobs: 3.0 MiB fetched, 0 B were here"
     assert lines[1].startswith("1 reference here; 3.0 MiB fetched, 0 B were here before, ")
@@ -91,7 +92,7 @@ def test_warm_brings_one_platform(tmp_path: Path, upstream: Hub, images: dict[st
 
 
 def test_warm_again_fetches_nothing(tmp_path: Path, upstream: Hub) -> None:
-    """What is here is not asked for again."""
+    """Cached content is not fetched again."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     upstream.forget()
     assert done(tmp_path, "warm", "app:1", *FOR_AMD64)[0].endswith(" 0 B fetched, 3.0 MiB were here")
@@ -99,7 +100,7 @@ def test_warm_again_fetches_nothing(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_warm_several_platforms(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """Chosen platforms, or all that the index lists."""
+    """--platform can be repeated, and --all-platforms fetches all that the index lists."""
     done(tmp_path, "warm", "app:1", "--platform", "linux/arm64", *FOR_AMD64)
     assert blobs_asked_for(upstream) == set(images["index"].blobs)
     done(tmp_path, "purge", "--all", "app")
@@ -107,7 +108,8 @@ def test_warm_several_platforms(tmp_path: Path, upstream: Hub, images: dict[str,
 
 
 def test_warm_by_digest_and_other_names(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """A reference is what one pulls: by digest, with the upstream's name, with `library/`; the same image once."""
+    """References are those of a pull: by digest, with the upstream's name, with `library/`. The same image is fetched
+    once."""
     digest = images["arm64"].digest
     lines = done(tmp_path, "warm", f"docker.io/library/app@{digest}", f"app@{digest}", "docker.io/team/tool:2")
     assert lines[-1].startswith("3 references here; ")
@@ -116,7 +118,7 @@ def test_warm_by_digest_and_other_names(tmp_path: Path, upstream: Hub, images: d
 
 
 def test_warmed_images_are_served_without_upstream(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The server that runs on the same data directory serves them at once, also when the upstream is off."""
+    """A server on the same data directory serves the images at once, even if the upstream is down."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
         done(tmp_path, "warm", "app:1", *FOR_AMD64)
         upstream.refuse()
@@ -128,7 +130,7 @@ def test_warmed_images_are_served_without_upstream(tmp_path: Path, upstream: Hub
 
 
 def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """What the server is fetching for a client just then is waited for and not fetched twice."""
+    """The command waits for what the server is just fetching for a client, and does not fetch it twice."""
     layer = images["amd64"].layers[1]
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB)
     with (
@@ -150,7 +152,7 @@ def test_warm_beside_a_server_that_fetches(tmp_path: Path, upstream: Hub, images
 
 
 def test_warm_says_what_failed(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """One line for each that is not here and why, exit code 1; the others come all the same."""
+    """Each image that failed is one line with the reason, and the exit code is 1. All others are fetched."""
     ended = mirror(tmp_path, "warm", "app:1", "app:none", "team/none:1", *FOR_AMD64)
     assert ended.returncode == 1
     assert sorted(line.partition(": ")[2].partition(": ")[0] for line in ended.stderr.splitlines()) == [
@@ -160,7 +162,7 @@ def test_warm_says_what_failed(tmp_path: Path, upstream: Hub, images: dict[str, 
 
 
 def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> None:
-    """A platform that the index has not is told with those that it has; the others are fetched."""
+    """For a platform that is not in the index, the error lists those that are. The other platforms are fetched."""
     ended = mirror(tmp_path, "warm", "app:1", "--platform", "linux/s390x", *FOR_AMD64)
     assert ended.returncode == 1
     assert "is not there for linux/s390x; there are: linux/amd64, linux/arm64" in ended.stderr
@@ -168,20 +170,20 @@ def test_warm_says_which_platforms_there_are(tmp_path: Path, upstream: Hub) -> N
 
 
 def test_warm_from_a_file(tmp_path: Path, upstream: Hub) -> None:
-    """One reference a line; comments and empty lines are passed over."""
+    """The file has one reference a line. Comments and empty lines are ignored."""
     (tmp_path / "images.txt").write_text("# ours\n\napp:1   # the first\n  team/tool:2\napp:1\n")
     assert done(tmp_path, "warm", "--file", "images.txt", *FOR_AMD64)[-1].startswith("2 references here; ")
 
 
 def test_warm_what_the_settings_name(tmp_path: Path, upstream: Hub) -> None:
-    """Without a reference it is `[warm]`, its platforms too."""
+    """Without references the command uses `[warm]`, including its platforms."""
     more = '[warm]\nreferences = ["app:1"]\nplatforms = ["all"]\n'
     (tmp_path / "entrepot.toml").write_text(settings(upstream, more))
     assert done(tmp_path, "warm")[0].startswith("app:1: 3 manifests, 6 blobs: ")
 
 
 def test_warm_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
-    """One line that names it; a copy that could not be brought up to date is told as well."""
+    """The error is one line that names the upstream. A cached copy that could not be updated is an error too."""
     upstream.refuse()
     said = mirror(tmp_path, "warm", "app:1")
     assert said.returncode == 1
@@ -196,7 +198,7 @@ def test_warm_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_interrupted_warming_goes_on(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """Ctrl-C ends it with one line; the next run fetches what is wanting, and no byte twice."""
+    """Ctrl-C ends the command with one line. The next run fetches the rest, and no byte twice."""
     layer = images["amd64"].layers[1]
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB, times=100)
     with started(tmp_path, "warm", "app:1", *FOR_AMD64) as running:
@@ -217,7 +219,7 @@ def test_interrupted_warming_goes_on(tmp_path: Path, upstream: Hub, images: dict
 
 
 def started(folder: Path, *args: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """The command, while it runs."""
+    """Starts the command."""
     return subprocess.Popen(
         [sys.executable, "-m", "registry", "mirror", *args, "--config", "entrepot.toml"],
         cwd=folder,
@@ -236,14 +238,15 @@ def started(folder: Path, *args: str, stderr: int = subprocess.PIPE) -> subproce
 
 
 def test_warm_after_wrong_bytes(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """A layer whose bytes are wrong once is fetched again."""
+    """A layer whose bytes are corrupt once is fetched again."""
     upstream.fault(on="blob", match=images["amd64"].layers[1].digest, corrupt=5)
     assert done(tmp_path, "warm", "app:1", *FOR_AMD64)[0].startswith("app:1: 2 manifests, 3 blobs: 3.0 MiB fetched")
     assert upstream.faults == 0
 
 
 def test_bars_in_a_terminal(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """Where stderr is a terminal it shows a bar for each blob that is coming; stdout has the same lines as ever."""
+    """If stderr is a terminal, it shows a bar for each blob that is being fetched. stdout has the same lines as without
+    one."""
     layer = images["amd64"].layers[1]
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB, times=100)
     ours, theirs = pty.openpty()
@@ -265,7 +268,8 @@ def test_bars_in_a_terminal(tmp_path: Path, upstream: Hub, images: dict[str, Ima
 
 
 def test_the_schedule(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The server fetches what `[warm]` names, and again what a tag points at later; one worker does it for all."""
+    """The server fetches the images in `[warm]`, and later what their tags point at then. One worker does it for
+    all."""
     more = '[warm]\nreferences = ["app:1"]\nplatforms = ["linux/amd64"]\ninterval = "1s"\n'
     (tmp_path / "entrepot.toml").write_text(settings(upstream, more).replace('"1h"', '"0s"'))
     later = noise_image("later", 700)
@@ -279,7 +283,7 @@ def test_the_schedule(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree
 
 
 def test_the_schedule_outlives_a_worker(tmp_path: Path, upstream: Hub) -> None:
-    """When the worker that warms is killed, another goes on with it."""
+    """When the worker that fetches is killed, another one continues."""
     more = '[warm]\nreferences = ["app:1"]\nplatforms = ["linux/amd64"]\ninterval = "1s"\n'
     (tmp_path / "entrepot.toml").write_text(settings(upstream, more).replace('"1h"', '"0s"'))
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
@@ -298,7 +302,8 @@ def asked_for(upstream: Hub, image: ImageTree) -> bool:
 
 
 def warming(server: RegistryServer) -> list[int]:
-    """The worker whose turn it is (proc(5), fdinfo). Only while nothing is fetched has no other a lock on that file."""
+    """Returns the worker that holds the lock for the schedule (proc(5), fdinfo). While something is being fetched,
+    other workers may have a lock on that file too."""
     found = []
     for pid in server.worker_pids():
         for fd in Path(f"/proc/{pid}/fd").iterdir():
@@ -313,7 +318,7 @@ def warming(server: RegistryServer) -> list[int]:
 
 
 def test_status(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """What is here of each upstream, how much may still be asked, and for people a table of it."""
+    """The status shows what is cached of each upstream and how many requests are left, as JSON and as a table."""
     upstream.set(limit=100)
     done(tmp_path, "warm", "app:1", "team/tool:2", *FOR_AMD64)
     (seen,) = status(tmp_path)["upstreams"]
@@ -330,7 +335,8 @@ def test_status(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> 
 
 
 def test_status_of_a_limit(tmp_path: Path, upstream: Hub) -> None:
-    """A 429 is seen in every command until its time is over; of several endpoints all must have said it."""
+    """All commands see a 429 until its time is over. An upstream with several endpoints is limited when all of them
+    are."""
     upstream.set(limit=0, retry_after=600)
     before = time.time()
     assert "wants fewer requests" in error_line(mirror(tmp_path, "refresh", "app:1"), 1)
@@ -345,7 +351,7 @@ def test_status_of_a_limit(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
-    """A tag past its time to live is stale; looking does not ask the upstream."""
+    """A tag past its time to live is stale. The command does not ask the upstream."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     (tmp_path / "entrepot.toml").write_text(settings(upstream).replace('"1h"', '"0s"'))
     upstream.forget()
@@ -354,7 +360,7 @@ def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_status_of_nothing(tmp_path: Path, upstream: Hub) -> None:
-    """Looking makes no data directory."""
+    """The command creates no data directory."""
     assert "no data directory" in error_line(mirror(tmp_path, "status"), 1)
     assert not (tmp_path / "data").exists()
 
@@ -363,7 +369,7 @@ def test_status_of_nothing(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_refresh(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The upstream is asked although the tag is fresh; what it says now is what is served."""
+    """The upstream is asked although the tag is fresh, and its answer is served from then on."""
     first, second = images["index"].digest, noise_image("second", 10)
     assert done(tmp_path, "refresh", "app:1") == [f"app:1: new here: {first}"]
     upstream.forget()
@@ -380,8 +386,8 @@ def test_refresh(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) ->
 def test_refresh_after_wrong_bytes(
     tmp_path: Path, upstream: Hub, images: dict[str, ImageTree], by_digest: bool
 ) -> None:
-    """A layer that the server does not ask for, since its bytes were wrong again and again, is asked for at once after
-    the command, by every worker: given the image, or what the error's sentence says."""
+    """A layer that came with corrupt bytes several times is not fetched for a while. After the command, every worker
+    fetches it at once. The command takes the image, or the reference in the error's text."""
     layer = images["amd64"].layers[1].digest
     upstream.fault(on="blob", match=layer, corrupt=5, times=None)
     with (
@@ -404,14 +410,14 @@ def test_refresh_after_wrong_bytes(
 
 
 def get(client: httpx2.Client, path: str) -> httpx2.Response | None:
-    """None: the answer was cut off."""
+    """Returns the response, or None when it was cut off."""
     with suppress(httpx2.TransportError):
         return client.get(path)
     return None
 
 
 def test_refresh_of_a_tag_that_is_gone(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """It is told in one line, and the cached tag goes as well."""
+    """The error is one line, and the cached tag is dropped."""
     done(tmp_path, "refresh", "app:1")
     upstream.remove("library/app", "1")
     said = error_line(mirror(tmp_path, "refresh", "app:1"), 1)
@@ -421,7 +427,7 @@ def test_refresh_of_a_tag_that_is_gone(tmp_path: Path, upstream: Hub, images: di
 
 
 def test_refresh_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
-    """It is told in one line; the cached tag stays, and is as fresh as it was."""
+    """The error is one line. The cached tag stays, and is as fresh as before."""
     done(tmp_path, "refresh", "app:1")
     upstream.refuse()
     assert "is served as it was" in error_line(mirror(tmp_path, "refresh", "app:1"), 1)
@@ -430,7 +436,7 @@ def test_refresh_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None
 
 
 def digests_served(server: RegistryServer, path: str = "/v2/app/manifests/1") -> set[str]:
-    """By its workers, which take new connections in turn or as they like."""
+    """Returns the digests in the responses of all workers, over several connections."""
     found = set()
     for _ in range(16):
         answer = httpx2.head(f"{server.url}{path}")
@@ -440,8 +446,8 @@ def digests_served(server: RegistryServer, path: str = "/v2/app/manifests/1") ->
 
 
 def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The server that runs on the same data directory serves what the refresh found from then on, in all workers,
-    without asking by itself; a tag that is gone is gone there as well."""
+    """All workers of a server on the same data directory serve what the refresh found, without asking the upstream. A
+    tag that is gone is gone there too."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
         assert digests_served(server) == {images["index"].digest}
         second = noise_image("second", 10)
@@ -463,7 +469,7 @@ def test_refresh_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str
 
 
 def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The cached copy goes, it is said how much is freed and when, and the next pull fetches it again."""
+    """The cached copy is dropped. The output says how much is freed and when. The next pull fetches it again."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     (line,) = done(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")
@@ -475,8 +481,8 @@ def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]
 
 
 def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """The server that runs on the same data directory has the dropped tag and manifests no more and fetches them when
-    somebody asks; who reads a layer meanwhile reads on."""
+    """A server on the same data directory no longer has the dropped tag and manifests, and fetches them at the next
+    request. A client that is reading a layer gets all of it."""
     layer = images["amd64"].layers[1]
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server,
@@ -497,7 +503,7 @@ def test_purge_beside_a_server(tmp_path: Path, upstream: Hub, images: dict[str, 
 
 
 def test_purge_a_repository(tmp_path: Path, upstream: Hub) -> None:
-    """With --all everything of the name goes; other repositories stay."""
+    """With --all the whole repository is dropped. Other repositories stay."""
     done(tmp_path, "warm", "app:1", "app:latest", "team/tool:2", "--all-platforms")
     (line,) = done(tmp_path, "purge", "--all", "app")
     assert line.startswith("app: dropped 2 tags and 3 manifests; 4.0 MiB are freed after ")
@@ -506,7 +512,7 @@ def test_purge_a_repository(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_purge_what_is_not_here(tmp_path: Path, upstream: Hub) -> None:
-    """It is told in one line each; the upstream is not asked."""
+    """Each error is one line, and the upstream is not asked."""
     done(tmp_path, "warm", "app:1", *FOR_AMD64)
     upstream.forget()
     assert "has no manifest 2" in error_line(mirror(tmp_path, "purge", "app:2"), 1)
@@ -518,7 +524,7 @@ def test_purge_what_is_not_here(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_hosted_names_are_left_alone(tmp_path: Path, upstream: Hub) -> None:
-    """What is hosted here has no upstream: it is neither warmed, nor asked for, nor dropped."""
+    """Names that are hosted here have no upstream. They cannot be warmed, refreshed or purged."""
     (tmp_path / "entrepot.toml").write_text(settings(upstream, '[hosted]\nprefixes = ["ours/**"]\n'))
     for command in ("warm", "refresh"):
         ended = mirror(tmp_path, command, "ours/app:1")
@@ -542,14 +548,14 @@ def test_hosted_names_are_left_alone(tmp_path: Path, upstream: Hub) -> None:
     ],
 )
 def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], said: str) -> None:
-    """A wrong reference, platform or file is one line with exit code 2, before anything is opened."""
+    """A wrong reference, platform or file is one line with exit code 2, before the data directory is opened."""
     (tmp_path / "two.txt").write_text("# two\napp:1 app:2\n")
     assert said in error_line(entrepot("mirror", *args, "--mirror", "docker.io", folder=tmp_path), 2)
     assert not (tmp_path / "data").exists()
 
 
 def test_nothing_is_mirrored(tmp_path: Path) -> None:
-    """Without an upstream every command says how to name one."""
+    """Without an upstream, each command says how to name one."""
     for command in (["warm", "app"], ["status"], ["refresh", "app"], ["purge", "app"]):
         said = error_line(entrepot("mirror", *command, folder=tmp_path), 2)
         assert said.startswith("nothing is mirrored: name an upstream with --mirror docker.io")

@@ -1,4 +1,4 @@
-"""`entrepot serve` over TLS: a start that cannot be, and blobs of every kind to real clients."""
+"""`entrepot serve` over TLS: errors at the start, and transfers of blobs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def client(server: RegistryServer, authority: CertificateAuthority) -> Iterator[
 
 
 def test_start(server: RegistryServer, client: httpx2.Client) -> None:
-    """The greeting has the address as clients need it, and the server answers there."""
+    """The banner has the https address, and the server answers there."""
     assert f"listens on https://127.0.0.1:{server.port}\n" in server.log_text()
     assert client.get("/v2/").status_code == 200
     assert httpx2.get(f"http://127.0.0.1:{server.port}/v2/").status_code == 400
@@ -70,8 +70,8 @@ def fails(folder: Path, **settings: str | Path) -> str:
 
 
 def test_a_start_that_cannot_be(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """Files that are missing, do not belong together or have expired, and settings that make no sense together: each
-    with one line and exit code 1, before anything is made."""
+    """Missing, mismatched and expired files and contradicting settings end the start with one line and exit code 1,
+    before anything is created."""
     other, certificate, key = authority.sign("other"), pair.certificate, pair.key
     assert "no such file" in fails(tmp_path, certificate=tmp_path / "none.pem", key=key)
     assert "no such file" in fails(tmp_path, certificate=certificate, key=tmp_path / "none.key")
@@ -84,7 +84,7 @@ def test_a_start_that_cannot_be(tmp_path: Path, authority: CertificateAuthority,
 
 
 def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """It is read before root becomes the owner of the data directory."""
+    """The key is read before root becomes the owner of the data directory."""
     data = tmp_path / "data"
     data.mkdir()
     os.chown(data, owner := 65534 if os.geteuid() == 0 else os.geteuid(), -1)
@@ -99,7 +99,7 @@ def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAut
 def test_a_client_ca_alone_asks_for_certificates(
     tmp_path: Path, authority: CertificateAuthority, pair: KeyPair
 ) -> None:
-    """`client_ca` without `client_auth` lets nobody in without a certificate."""
+    """`client_ca` without `client_auth` refuses clients without a certificate."""
     env = {**variables(pair), "ENTREPOT_TLS__CLIENT_CA": str(authority.certificate)}
     own = authority.sign("client", client=True)
     context = ssl.create_default_context(cafile=authority.certificate)
@@ -111,7 +111,7 @@ def test_a_client_ca_alone_asks_for_certificates(
 
 
 def test_what_clients_are_to_set_up(tmp_path: Path, pair: KeyPair) -> None:
-    """`entrepot client` prints https addresses where the port speaks TLS."""
+    """`entrepot client` prints https addresses if the port speaks TLS."""
     done = entrepot("client", "docker", folder=tmp_path, **variables(pair))
     assert "https://127.0.0.1:5000" in done.stdout
 
@@ -127,7 +127,7 @@ def push(client: httpx2.Client, body: bytes) -> str:
 
 
 def test_a_blob_and_its_ranges(client: httpx2.Client) -> None:
-    """What was pushed comes back whole, in part, and in several parts."""
+    """A pushed blob can be pulled as a whole, by range, and by several ranges."""
     body = os.urandom(SIZE)
     path = push(client, body)
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_a_blob_and_its_ranges(client: httpx2.Client) -> None:
 
 
 def test_a_blob_in_chunks(client: httpx2.Client) -> None:
-    """An upload in several PATCHes, the first of them larger than a buffer."""
+    """An upload can be sent in several PATCHes, the first of which is larger than a buffer."""
     body = os.urandom(SIZE)
     where = client.post("/v2/team/app/blobs/uploads/").headers["location"]
     for start, stop in ((0, 3 * MIB), (3 * MIB, 3 * MIB + 1), (3 * MIB + 1, SIZE)):
@@ -155,7 +155,7 @@ def test_a_blob_in_chunks(client: httpx2.Client) -> None:
 
 
 def test_curl(server: RegistryServer, client: httpx2.Client, authority: CertificateAuthority) -> None:
-    """curl gets a blob, and resumes one."""
+    """curl downloads a blob, and resumes a download."""
     body = os.urandom(SIZE)
     url = server.url + push(client, body)
     curl = ["curl", "--silent", "--show-error", "--fail", "--cacert", str(authority.certificate)]
@@ -166,8 +166,8 @@ def test_curl(server: RegistryServer, client: httpx2.Client, authority: Certific
 
 
 def test_a_blob_that_is_still_coming(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """Of a blob on its way from an upstream, clients get what is there and then the rest; one that leaves is missed by
-    nobody."""
+    """While a blob arrives from the upstream, clients get what is there and then the rest. A client that disconnects
+    does not affect the others."""
     content = UpstreamContent()
     image = content.add("library/app", noise_image("app", 1000, SIZE), "1")
     layer = image.layers[-1]

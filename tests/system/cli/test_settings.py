@@ -1,4 +1,4 @@
-"""Settings: who wins, where each came from, and what is said about a wrong one."""
+"""Settings: precedence, origins, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def in_force(folder: Path, *args: str, **variables: str) -> dict[str, Any]:
 
 
 def test_precedence(tmp_path: Path) -> None:
-    """A flag wins over a variable, a variable over the file, the file over the default; each origin is named."""
+    """A flag wins over a variable, a variable over the file, the file over the default. The output names each
+    origin."""
     file = tmp_path / "entrepot.toml"
     file.write_text('workers = 4\nlisten = "127.0.0.1:4"\ndata = "from-file"\n')
     seen = in_force(
@@ -41,7 +42,7 @@ def test_precedence(tmp_path: Path) -> None:
 
 
 def test_sources_mix_inside_a_group(tmp_path: Path) -> None:
-    """A variable that sets one setting of a group leaves the file's others in force."""
+    """A variable for one setting of a group leaves the group's other settings to the file."""
     (tmp_path / "a.toml").write_text('[gc]\ngrace = "1h"\ninterval = "5m"\n')
     seen = in_force(tmp_path, "--config", "a.toml", ENTREPOT_GC__GRACE="90m")
     assert seen["gc.grace"] == {"value": "1h30m", "origin": "ENTREPOT_GC__GRACE"}
@@ -49,7 +50,7 @@ def test_sources_mix_inside_a_group(tmp_path: Path) -> None:
 
 
 def test_file_named_by_variable(tmp_path: Path) -> None:
-    """ENTREPOT_CONFIG names the file; the flag names another one instead."""
+    """ENTREPOT_CONFIG names the file, and the flag names another one instead."""
     (tmp_path / "a.toml").write_text("workers = 5\n")
     (tmp_path / "b.toml").write_text("workers = 6\n")
     assert in_force(tmp_path, ENTREPOT_CONFIG="a.toml")["workers"] == {"value": 5, "origin": "a.toml"}
@@ -57,18 +58,18 @@ def test_file_named_by_variable(tmp_path: Path) -> None:
 
 
 def test_no_file_is_read_unasked(tmp_path: Path) -> None:
-    """A file that nobody named changes nothing, however it is called."""
+    """No file is read unless it is named, whatever its name."""
     (tmp_path / "entrepot.toml").write_text("workers = 5\n")
     assert in_force(tmp_path)["workers"]["origin"] == "default"
 
 
 def test_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
-    """Compose files leave variables empty; that is no value."""
+    """An empty variable counts as not set, since compose files leave variables empty."""
     assert in_force(tmp_path, ENTREPOT_PUBLIC_URL="")["public_url"] == {"value": None, "origin": "default"}
 
 
 def test_settings_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Settings(...)` in a test depends on nothing but what it is given."""
+    """`Settings(...)` depends on its arguments alone."""
     monkeypatch.setenv("ENTREPOT_WORKERS", "63")
     assert Settings(workers=1).workers == 1
     assert Settings().workers != 63
@@ -143,7 +144,7 @@ WRONG_UPSTREAMS = [
 
 @pytest.mark.parametrize(("text", "said"), WRONG + WRONG_UPSTREAMS)
 def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
-    """A wrong file is one line that names the file, the setting, and what would be right."""
+    """The error for a wrong file is one line with the file, the setting, and what would be right."""
     monkeypatch.chdir(tmp_path)
     Path("a.toml").write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -153,7 +154,7 @@ def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_wrong_value_is_told_even_where_another_wins(tmp_path: Path) -> None:
-    """A file's error does not hide behind a flag, and comes to light the day the flag goes."""
+    """A wrong value in the file is an error even if a flag overrides it."""
     (tmp_path / "a.toml").write_text("workers = 0")
     done = entrepot("config", "--config", "a.toml", "--workers", "2", folder=tmp_path)
     assert error_line(done, 2).startswith("a.toml: workers: 0 ")
@@ -187,7 +188,7 @@ def test_wrong_source_in_one_line(
 
 
 def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
-    """A misspelt variable is told in one line, with the nearest name, and the command goes on."""
+    """A misspelt variable causes one warning with the nearest name, and the command continues."""
     done = entrepot("config", folder=tmp_path, ENTREPOT_GC__GRASE="1h", ENTREPOT_WORKER="3")
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
@@ -197,7 +198,7 @@ def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
 
 
 def test_variables_of_kubernetes_are_passed_over(tmp_path: Path) -> None:
-    """Kubernetes sets these beside a service named `entrepot`; they are no mistake of anybody."""
+    """The variables that Kubernetes sets for a service named `entrepot` cause no warning."""
     done = entrepot(
         "config", folder=tmp_path,
         ENTREPOT_PORT="tcp://10.0.0.1:5000", ENTREPOT_SERVICE_HOST="10.0.0.1", ENTREPOT_PORT_5000_TCP_ADDR="10.0.0.1",
@@ -206,7 +207,7 @@ def test_variables_of_kubernetes_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_config_as_toml_is_a_file(tmp_path: Path) -> None:
-    """What `config --format toml` prints can be given back with --config, and the same is in force."""
+    """The output of `config --format toml` is a valid settings file with the same values."""
     done = entrepot("config", "--format", "toml", "--data", 'a "b"', folder=tmp_path, ENTREPOT_GC__GRACE="90s")
     (tmp_path / "again.toml").write_text(done.stdout)
     again = in_force(tmp_path, "--config", "again.toml")
@@ -215,7 +216,7 @@ def test_config_as_toml_is_a_file(tmp_path: Path) -> None:
 
 
 def test_config_for_people_has_every_setting(tmp_path: Path) -> None:
-    """The table has a row for each setting, plain where it does not go to a terminal."""
+    """The table has a row for each setting, and no colour codes outside a terminal."""
     done = entrepot("config", folder=tmp_path)
     rows = [line.split() for line in done.stdout.splitlines()]
     assert {".".join(path) for path, _ in setting_fields()} <= {row[0] for row in rows if row}
@@ -223,19 +224,19 @@ def test_config_for_people_has_every_setting(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_help_and_a_variable() -> None:
-    """Each setting says what it does; no two share a variable."""
+    """Each setting has a help text, and no two settings share a variable."""
     assert all(field.description for _, field in setting_fields())
     names = [variable_name(path) for path, _ in setting_fields()]
     assert len(set(names)) == len(names)
 
 
 def test_page_of_settings_is_current() -> None:
-    """docs/settings.md is what the model says; `make docs` writes it."""
+    """docs/settings.md is current; `make docs` writes it."""
     assert (ROOT / "docs" / "settings.md").read_text() == render_settings_page()
 
 
 def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
-    """The example on that page is a valid file and says what is in force without it."""
+    """The page's example is a valid file that sets every setting to its default."""
     example = render_settings_page().partition("```toml\n")[2].partition("```")[0]
     file = tmp_path / "all.toml"
     file.write_text(example)
@@ -244,7 +245,7 @@ def test_page_of_settings_holds_the_defaults(tmp_path: Path) -> None:
 
 
 def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
-    """Where it answers follows from the name; Docker Hub's address and token service are known."""
+    """The endpoint follows from the name. Docker Hub's address and token service are built in."""
     (tmp_path / "a.toml").write_text(HUB + GHCR + "endpoints = []")
     hub, ghcr = load_settings({}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.realms) == (["https://registry-1.docker.io"], ["https://auth.docker.io/token"])
@@ -252,7 +253,7 @@ def test_an_upstream_needs_its_name_alone(tmp_path: Path) -> None:
 
 
 def test_an_address_replaces_what_is_known(tmp_path: Path) -> None:
-    """`docker.io` with an address of its own is asked there and nowhere else."""
+    """With `endpoints` set, `docker.io` uses these alone."""
     (tmp_path / "a.toml").write_text(HUB + "endpoints = ['http://127.0.0.1:5001/']")
     (hub,) = load_settings({}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.realms) == (["http://127.0.0.1:5001"], [])
@@ -270,7 +271,7 @@ MIRRORS = [
 
 @pytest.mark.parametrize(("text", "flags", "upstreams"), MIRRORS)
 def test_mirror(tmp_path: Path, text: str, flags: list[str], upstreams: dict[str, bool]) -> None:
-    """`--mirror` adds upstreams that the file does not have; the first is the default where the file has none."""
+    """`--mirror` adds upstreams that the file does not have. The first one is the default if the file has none."""
     (tmp_path / "a.toml").write_text(text)
     settings = load_settings({"mirror": flags} if flags else {}, tmp_path / "a.toml").settings
     assert {upstream.name: upstream.default for upstream in settings.upstream} == upstreams
@@ -278,14 +279,14 @@ def test_mirror(tmp_path: Path, text: str, flags: list[str], upstreams: dict[str
 
 
 def test_mirror_keeps_what_the_file_says(tmp_path: Path) -> None:
-    """An upstream that is configured stays as it is configured."""
+    """`--mirror` does not change an upstream that the file configures."""
     (tmp_path / "a.toml").write_text(HUB + "endpoints = ['https://hub.example.com']\ntag_ttl = '1h'")
     (hub,) = load_settings({"mirror": ["docker.io", "docker.io"]}, tmp_path / "a.toml").settings.upstream
     assert (hub.endpoints, hub.tag_ttl) == (["https://hub.example.com"], 3600)
 
 
 def test_lists_as_variables(tmp_path: Path) -> None:
-    """Parted by commas; each is named as where it came from."""
+    """A variable takes a list with commas, and each list has its origin."""
     seen = in_force(tmp_path, ENTREPOT_MIRROR="docker.io, ghcr.io", ENTREPOT_HOSTED__PREFIXES="team/**,*")
     assert seen["mirror"] == {"value": ["docker.io", "ghcr.io"], "origin": "ENTREPOT_MIRROR"}
     assert seen["hosted.prefixes"] == {"value": ["team/**", "*"], "origin": "ENTREPOT_HOSTED__PREFIXES"}
@@ -309,7 +310,7 @@ docker_config = "docker/config.json"
 
 
 def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
-    """Each setting of each upstream has its row; where passwords are is told, what they are is not."""
+    """Each setting of each upstream has a row. The rows show where passwords are, never the passwords."""
     (tmp_path / "a.toml").write_text(UPSTREAMS)
     (tmp_path / "secret").write_text("hunter2")
     done = entrepot("config", "-c", "a.toml", folder=tmp_path, HUB_PASSWORD="hunter2")
@@ -321,7 +322,7 @@ def test_config_shows_upstreams_and_no_secret(tmp_path: Path) -> None:
 
 
 def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
-    """The message does not repeat what may be a password."""
+    """The error does not repeat an address that may hold a password."""
     (tmp_path / "a.toml").write_text(GHCR + "endpoints = ['https://me:hunter2@ghcr.io']")
     line = error_line(entrepot("config", "-c", "a.toml", folder=tmp_path), 2)
     assert line.startswith("a.toml: upstream[ghcr.io].endpoints[1]: an address holds no user and no password")
@@ -329,7 +330,7 @@ def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path
 
 
 def test_upstreams_as_toml_are_a_file(tmp_path: Path) -> None:
-    """What `config --format toml` prints of upstreams reads back as the same."""
+    """Upstreams printed by `config --format toml` load as the same upstreams."""
     (tmp_path / "a.toml").write_text(UPSTREAMS)
     done = entrepot("config", "-c", "a.toml", "-f", "toml", "--mirror", "quay.io", folder=tmp_path)
     (tmp_path / "b.toml").write_text(done.stdout)
@@ -340,13 +341,13 @@ def test_upstreams_as_toml_are_a_file(tmp_path: Path) -> None:
 
 @given(st.integers(min_value=0, max_value=10**9))
 def test_durations_read_back(seconds: int) -> None:
-    """What a duration is written as reads back as the same number of seconds."""
+    """A formatted duration parses to the same number of seconds."""
     assert parse_duration(format_duration(float(seconds))) == seconds
 
 
 @given(st.integers(min_value=0, max_value=1 << 62))
 def test_sizes_read_back(count: int) -> None:
-    """What a size is written as reads back as the same number of bytes."""
+    """A formatted size parses to the same number of bytes."""
     assert TypeAdapter(ByteSize).validate_python(format_size(count)) == count
 
 
@@ -355,11 +356,11 @@ def test_sizes_read_back(count: int) -> None:
     [("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604800), ("1w", 604800), ("2.5", 2.5), ("250ms", 0.25)],
 )
 def test_durations_people_write(text: str, seconds: float) -> None:
-    """The forms the documentation shows."""
+    """The forms that the documentation shows are accepted."""
     assert parse_duration(text) == seconds
 
 
 def test_trusted_proxies_in_one_variable(tmp_path: Path) -> None:
-    """Addresses and networks, parted by commas, in one form each."""
+    """A variable takes addresses and networks with commas; each is normalized."""
     seen = in_force(tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8,2001:DB8::/32")
     assert seen["trusted_proxies"]["value"] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]

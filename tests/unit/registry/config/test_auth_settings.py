@@ -1,4 +1,4 @@
-"""`[auth]` and `[[issuer]]` as files and variables have them."""
+"""`[auth]`, `[[issuer]]` and `[oidc]` in files and variables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ required = { owner = "team", ref = ["refs/heads/main", "refs/heads/x"] }
 
 
 def test_file(tmp_path: Path) -> None:
-    """What a file says is in force, and `entrepot config` writes it as a file that says the same."""
+    """The file's values are in force, and `entrepot config --format toml` prints the same values."""
     file = tmp_path / "a.toml"
     file.write_text(TABLE)
     settings = load_settings({}, file).settings
@@ -49,7 +49,7 @@ def test_file(tmp_path: Path) -> None:
 
 
 def test_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The issuers as JSON; a value that is null counts as not given."""
+    """A variable takes the issuers as JSON. A null value counts as not given."""
     table = {"issuer": "x", "audience": "y", "jwks_file": "keys", "account": "ci", "jwks_url": None}
     monkeypatch.setenv("ENTREPOT_ISSUER", json.dumps([table]))
     monkeypatch.setenv("ENTREPOT_AUTH__SERVICE", "registry.example.com")
@@ -91,7 +91,7 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
     ],
 )
 def test_wrong(tmp_path: Path, text: str, said: str) -> None:
-    """Said in one line, with the place, and without what may be a password."""
+    """Each error is one line with the place, and does not repeat what may be a password."""
     file = tmp_path / "a.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -102,7 +102,7 @@ def test_wrong(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_service() -> None:
-    """Tokens are for what is set, else for the public address's host; never for what a request says."""
+    """Tokens are for `auth.service`, or else for the host of `public_url`. A request has no influence."""
     settings = Settings(public_url="https://registry.example.com:8443")
     assert token_service_name(settings.auth, settings.public_url) == "registry.example.com:8443"
     assert token_service_name(Settings().auth, None) == "entrepot"
@@ -110,7 +110,7 @@ def test_service() -> None:
 
 
 def test_what_closes_the_registry(tmp_path: Path) -> None:
-    """A file of accounts, somebody whose tokens are taken, or a provider where people log in."""
+    """An htpasswd file, an issuer or an OpenID provider closes the registry."""
     file = tmp_path / "a.toml"
     file.write_text(TABLE)
     settings = load_settings({}, file).settings
@@ -121,7 +121,7 @@ def test_what_closes_the_registry(tmp_path: Path) -> None:
 
 
 def test_files_are_looked_at_before_the_start(tmp_path: Path) -> None:
-    """An htpasswd file that cannot be used keeps the server from starting, and so does half a provider."""
+    """The server does not start with an unusable htpasswd file or an incomplete provider."""
     check_auth_files(Settings())
     htpasswd = tmp_path / "htpasswd"
     with pytest.raises(HtpasswdError):

@@ -1,0 +1,63 @@
+"""How commands write sizes, times, lists and tables."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from registry.cli.output import comma_list, human_size, local_time, plural, print_json, print_rows
+
+
+class Row(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (1 << 60, "1048576.0 TiB")],
+)
+def test_sizes(count: int, text: str) -> None:
+    """Binary units with one digit; bytes as they are."""
+    assert human_size(count) == text
+
+
+def test_small_texts() -> None:
+    """One of a thing has no s; what there is none of is a dash, or what the caller says."""
+    assert [plural(count, "blob") for count in (0, 1, 2)] == ["0 blobs", "1 blob", "2 blobs"]
+    assert (comma_list(["a", "b"]), comma_list([])) == ("a, b", "-")
+    assert (local_time(None), local_time(None, "never")) == ("-", "never")
+
+
+def test_times_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the minute, in the time zone of the machine."""
+    import time
+
+    monkeypatch.setenv("TZ", "UTC-2")
+    time.tzset()
+    try:
+        assert local_time(0.0) == "1970-01-01 02:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table on stdout, without control characters and without markup; a sentence on stderr when there are no rows."""
+    print_rows(("name", "note"), [("app", "\x1b[2J"), ("[bold]", "")], "nothing yet")
+    shown = capsys.readouterr()
+    assert [line.split() for line in shown.out.splitlines() if "─" not in line] == [
+        ["name", "note"], ["app", "?[2J"], ["[bold]"],
+    ]  # fmt: skip
+    print_rows(("name",), [], "nothing yet; add one")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "entrepot: nothing yet; add one\n")
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One model is an object, several are a list."""
+    print_json(Row(name="é"))
+    assert json.loads(capsys.readouterr().out) == {"name": "é"}
+    print_json([Row(name="a"), Row(name="b")])
+    assert json.loads(capsys.readouterr().out) == [{"name": "a"}, {"name": "b"}]

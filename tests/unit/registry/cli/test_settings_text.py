@@ -1,0 +1,59 @@
+"""Values of settings as text."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from registry.cli.settings_text import display_text, plain_value, toml_lines, toml_value
+from registry.config import Settings, Upstream
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("gc", "grace"), "24h"),
+        (("limits", "manifest"), "8MiB"),
+        (("data",), "data"),
+        (("public_url",), None),
+        (("read_only",), False),
+        (("upstream",), []),
+    ],
+)
+def test_plain_values(path: tuple[str, ...], value: object) -> None:
+    """Durations and sizes as people write them, paths as text, nothing as None."""
+    assert plain_value(Settings(), path) == value
+
+
+def test_tables_have_what_is_set() -> None:
+    """A table of a list leaves out what has no value."""
+    settings = Settings(upstream=[Upstream(name="ghcr.io", tag_ttls={"v*": 3600.0})])
+    (table,) = plain_value(settings, ("upstream",))
+    assert (table["name"], table["tag_ttl"], table["tag_ttls"]) == ("ghcr.io", "5m", {"v*": "1h"})
+    assert "username" not in table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "(none)"), ([], "(none)"), (True, "true"), (["a", 1], "a, 1"), ({"v*": "1h"}, "v* = 1h"), (0, "0")],
+)
+def test_for_people(value: object, text: str) -> None:
+    """Booleans as in TOML, lists with commas."""
+    assert display_text(value) == text
+
+
+def test_lines_of_a_file() -> None:
+    """Each group has its header once, and what is written reads back."""
+    lines = toml_lines(
+        [
+            (("data",), ["data = " + toml_value('a "b"')]),
+            (("gc", "grace"), [f"grace = {toml_value('1h')}"]),
+            (("gc", "interval"), ["# a comment", f"interval = {toml_value(5)}"]),
+            (("limits", "burst"), [f"burst = {toml_value({'v*': ['x', True]})}"]),
+        ]
+    )
+    assert lines.count("[gc]") == 1
+    assert tomllib.loads("\n".join(lines)) == {
+        "data": 'a "b"', "gc": {"grace": "1h", "interval": 5}, "limits": {"burst": {"v*": ["x", True]}},
+    }  # fmt: skip

@@ -1,0 +1,34 @@
+"""The types that settings are made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.config.field_types import split_commas, split_http_url
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"), [("a, b,,c ", ["a", "b", "c"]), ("", []), (["a,b"], ["a,b"]), (None, None), (3, 3)]
+)
+def test_commas(value: object, parts: object) -> None:
+    """Text is split at commas. Other values stay as they are, so that the model can judge them."""
+    assert split_commas(value) == parts
+
+
+@pytest.mark.parametrize(
+    "value", ["ftp://a", "a", "http://", "http://a:0", "http://a:x", "http://a:70000", "http://[a"]
+)
+def test_what_is_no_address(value: str) -> None:
+    """The message repeats what was given and shows an example."""
+    with pytest.raises(ValueError, match=r"is not an address like https://example\.com"):
+        split_http_url(value, "https://example.com")
+
+
+def test_queries_and_fragments() -> None:
+    """They are allowed unless the caller says otherwise."""
+    parts = split_http_url("https://a:8443/b?c#d", "https://example.com")
+    assert (parts.hostname, parts.port, parts.path, parts.query, parts.fragment) == ("a", 8443, "/b", "c", "d")
+    with pytest.raises(ValueError, match="is not an address"):
+        split_http_url("https://a?c", "https://example.com", query=False)
+    with pytest.raises(ValueError, match="is not an address"):
+        split_http_url("https://a#d", "https://example.com", fragment=False)
