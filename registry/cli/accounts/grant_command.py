@@ -40,6 +40,8 @@ Examples:
   entrepot grant add 'docker.io/**' pull authenticated
   entrepot grant add 'team/**' '*' user:alice robot:release
 
+A pattern is an exact name, or a prefix that ends with * (any text without a slash) or ** (any text).
+
 Actions are pull, push, delete and admin, which is the right to grant below the pattern; '*' is all of them. None
 implies another. What is mirrored has the upstream's name before its own, however it is asked for.""",
 )

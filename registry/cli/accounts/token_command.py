@@ -41,7 +41,7 @@ Examples:
   entrepot token add ci > ci.secret
 
 The secret goes to stdout, what to do with it to stderr. --allow takes away: what the account may not do, none of
-its tokens may.""",
+its tokens may. Patterns are those of entrepot grant add.""",
 )
 def add(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Whose it is.")],
