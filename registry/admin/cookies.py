@@ -2,8 +2,8 @@
 
 Sources: RFC 6265bis, 4.1.3 (`__Host-`) and 5.6.7 (SameSite); Fetch Metadata; RFC 6454 (Origin).
 
-Over https the names begin with `__Host-`: then neither another host of the same domain nor somebody who injects a page
-over plain http can replace a cookie. The cookies are SameSite=Lax, not Strict: the OpenID provider redirects the
+Over https the names begin with `__Host-`: then neither another host of the same domain nor an attacker who injects a
+page over plain http can replace a cookie. The cookies are SameSite=Lax, not Strict: the OpenID provider redirects the
 browser back here, and with Strict the first page after that would not get the session. With Lax, browsers do not send
 them with a POST of another site nor with what its pages load; `check_same_origin` checks every change as well.
 """

@@ -15,7 +15,6 @@ from registry.auth.assembly import AuthComponents
 from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.policy import Policy
-from storage.access import AuditEntry
 from storage.content import Actor
 
 
@@ -78,8 +77,7 @@ def management_components(
         return await access.hashing_pool.run(partial(hash_password, password))
 
     def on_denied(by: Actor, action: str, target: str) -> None:
-        entry = AuditEntry(access.clock(), by.name, action, target, "denied", by.address, by.request_id, by.user_agent)
-        access.audit_buffer.add(entry)
+        access.audit_buffer.record(by, action, target, "denied")
 
     administration = Administration(access.accounts, hashed, clock=access.clock)
     authenticator = ManagementAuthenticator(policy, access.credential_verifier, access.login_sessions)

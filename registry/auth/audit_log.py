@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
@@ -32,6 +32,10 @@ number is recorded."""
 REFUSALS_PER_SECOND: Final = 5.0
 """Lines a second that refusals may add in the long run: about 100 MB a day for each worker under a steady attack."""
 OVERFLOW_ACTION: Final = "audit.overflow"
+"""The action of the line that tells how many lines were dropped."""
+LOGIN_ACTION: Final = "login"
+REPEAT_SECONDS: Final = 3600.0
+"""After this time, a login with the same credential from the same address is a new line."""
 
 
 class AuditBuffer:
@@ -62,6 +66,21 @@ class AuditBuffer:
             self._dropped += entry.count
         if self._timer is None and not self._closed:
             self._timer = asyncio.create_task(self._flush_later())
+
+    def record(
+        self,
+        by: Actor,
+        action: str,
+        target: str,
+        outcome: Literal["ok", "denied", "failed"],
+        detail: Mapping[str, object] | None = None,
+    ) -> None:
+        """Adds a line about what `by` did or tried to do now."""
+        self.add(
+            AuditEntry(
+                self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
+            )
+        )
 
     async def flush(self) -> None:
         """Writes the gathered lines. If that fails they are lost, and the log says so."""
@@ -107,11 +126,6 @@ def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
     return (entry.actor, entry.action, entry.target, entry.outcome, entry.address, entry.user_agent, detail)
 
 
-LOGIN_ACTION: Final = "login"
-REPEAT_SECONDS: Final = 3600.0
-"""After this time, a login with the same credential from the same address is a new line."""
-
-
 class LoginAudit:
     """Records logins and uses of API tokens, for one process and its event loop. `clock` gives seconds since 1970. Its
     `record_` methods never wait and never fail."""
@@ -133,16 +147,13 @@ class LoginAudit:
         detail: dict[str, object] = {"how": how}
         if identity.token is not None:
             detail["token"] = identity.token
-        self._buffer.add(
-            AuditEntry(now, name, LOGIN_ACTION, name, "ok", by.address, by.request_id, by.user_agent, detail)
-        )
+        self._buffer.record(replace(by, name=name), LOGIN_ACTION, name, "ok", detail)
 
     def record_failure(self, user: str, how: str, reason: str, by: Actor) -> None:
         """Records a failed login. `reason` is for readers of the log; the client is not told. `user` is what the person
         typed, perhaps a password in the wrong field, so it is recorded only if it can be an account's name."""
         detail = {"how": how, "reason": reason}
-        entry = AuditEntry(self._clock(), "anonymous", LOGIN_ACTION, _shown(user), "failed", detail=detail)
-        self._buffer.add(replace(entry, address=by.address, request_id=by.request_id, user_agent=by.user_agent))
+        self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)
 
     def record_token_use(self, token: ApiToken) -> None:
         """Records that an API token is in use, at most once an hour."""
@@ -163,7 +174,8 @@ class LoginAudit:
             self._writes.pop(token_id, None)
 
 
-def _shown(user: str) -> str:
+def _account_name(user: str) -> str:
+    """Returns `user` if it can be an account's name, else an empty text."""
     try:
         return AccountName(user)
     except AccountInvalid:

@@ -15,18 +15,15 @@ T = TypeVar("T")
 
 MOST_ENTRIES = 4096
 """Default for the number of entries."""
-MOST_BYTES = 8 * 1024 * 1024
-"""Default for the weight of all entries."""
 
 
 class SecretCache(Generic[T]):
-    """Evicts the oldest entries when there are more than `entries`, or when their weights exceed `weight`."""
+    """Values by `key_of` secrets. Evicts the oldest when there are more than `entries`."""
 
-    def __init__(self, entries: int = MOST_ENTRIES, weight: int = MOST_BYTES) -> None:
+    def __init__(self, entries: int = MOST_ENTRIES) -> None:
         self._key = os.urandom(32)
         self._entries = entries
-        self._room = weight
-        self._held: dict[bytes, tuple[T, int]] = {}
+        self._held: dict[bytes, T] = {}
 
     def key_of(self, *secrets: str) -> bytes:
         """Returns the key for a list of secrets. Different lists have different keys."""
@@ -38,22 +35,18 @@ class SecretCache(Generic[T]):
 
     def get(self, key: bytes) -> T | None:
         """Returns the value, or None."""
-        found = self._held.get(key)
-        return None if found is None else found[0]
+        return self._held.get(key)
 
-    def put(self, key: bytes, value: T, weight: int = 1) -> None:
-        """Stores a value in place of an older one under that key. `weight` is about its size in bytes."""
+    def put(self, key: bytes, value: T) -> None:
+        """Stores a value in place of an older one under that key."""
         self.drop(key)
-        self._held[key] = (value, weight)
-        self._room -= weight
-        while len(self._held) > self._entries or self._room < 0:
+        self._held[key] = value
+        if len(self._held) > self._entries:
             self.drop(next(iter(self._held)))
 
     def drop(self, key: bytes) -> None:
         """Removes an entry, if it exists."""
-        found = self._held.pop(key, None)
-        if found is not None:
-            self._room += found[1]
+        self._held.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -39,6 +40,7 @@ class FetchedDocument(Generic[T]):
         self._fetched_at = -times.stale
         self._next_fetch = -times.stale
         self._flights = SingleFlight[None]()
+        self._closed = False
 
     @property
     def current(self) -> T | None:
@@ -50,10 +52,11 @@ class FetchedDocument(Generic[T]):
         return self._age < self._times.fresh
 
     async def refresh(self) -> None:
-        """Fetches the document, or waits for a fetch that is under way. Does nothing during a pause. Cancelled: the
-        fetch goes on. Raises UpstreamUnavailable when the process stops."""
+        """Fetches the document, or waits for a fetch that is under way. Does nothing during a pause or after `aclose`.
+        Cancelled: the fetch goes on."""
         if self._is_due:
-            await self._flights.join(None, self._run)
+            # Unlike `join`, this also returns when `aclose` cancels the fetch: callers then find no document.
+            await asyncio.wait([self._flights.launch(None, self._run)])
 
     def start_refresh(self) -> None:
         """Does what `refresh` does, without waiting."""
@@ -61,7 +64,8 @@ class FetchedDocument(Generic[T]):
             self._flights.launch(None, self._run)
 
     async def aclose(self) -> None:
-        """Cancels a fetch that is under way."""
+        """Cancels a fetch that is under way, and allows no further one."""
+        self._closed = True
         await self._flights.aclose()
 
     @property
@@ -70,7 +74,7 @@ class FetchedDocument(Generic[T]):
 
     @property
     def _is_due(self) -> bool:
-        return len(self._flights) > 0 or self._clock() >= self._next_fetch
+        return not self._closed and (len(self._flights) > 0 or self._clock() >= self._next_fetch)
 
     async def _run(self) -> None:
         pause = self._times.retry

@@ -243,7 +243,7 @@ def provider_stamp(settings: OIDCSettings) -> str:
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
-    log.warning("nobody can log in at the OpenID provider: %s", error)
+    log.warning("logins at the OpenID provider fail: %s", error)
     shown = UpstreamUnavailable("the company's login does not answer; try again in a moment")
     return LoginFailed(shown, f"the provider: {error}")
 

@@ -1,7 +1,7 @@
 """The OpenID provider: its metadata, the exchange of a code for an ID token, and the checks of the ID token.
 
 Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636. The
-provider is not contacted before somebody logs in.
+provider is first contacted by a login.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ account stays the same. It may be the login for another registry that docker sen
 
 @dataclass(slots=True)
 class _WrongPassword:
-    """A password that was wrong against `held`, under `epoch` and the version `file` of the htpasswd file."""
+    """A password that was wrong for `held`, under `epoch` of the accounts and version `file` of the htpasswd file.
+    `until` is when it is checked again, in seconds since 1970."""
 
     held: tuple[StoredHash, Identity | None]
     epoch: int
@@ -126,7 +127,7 @@ class PasswordCheck:
         return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
-        """Hashes a password, known now, with the current parameters."""
+        """Starts to hash a password that was right with the current parameters."""
         task = asyncio.create_task(self._rehash(name, old, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)

@@ -242,7 +242,7 @@ def test_groups(browser: Browser, sso: FakeOpenIDProvider) -> None:
     browser.site.done("DELETE", "/grants", subject="user:alice", pattern="team/x")
 
 
-# Who is not let in
+# Refused logins
 
 
 ALTERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -255,7 +255,7 @@ async def test_without_the_file_its_tokens_end(data: Path, clock: AuthClock, fil
             await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 
 
-# What is written down
+# The audit log
 
 
 async def test_audit(worker: AuthWorker, caplog: pytest.LogCaptureFixture) -> None:
@@ -350,23 +350,22 @@ async def test_refusals_do_not_fill_the_disk(worker: AuthWorker, clock: AuthCloc
     assert sum(line.count for line in overflows) == 9 * MOST_LINES - 9 * REFUSALS_PER_SECOND
 
 
-# What is remembered
+# The cache of secrets
 
 
 def test_kept_is_bounded() -> None:
-    """`SecretCache` evicts the oldest entries, by number and by weight. A replaced value weighs once."""
-    kept = SecretCache[int](entries=3, weight=100)
+    """`SecretCache` evicts the oldest entries. A replaced value counts once, as a new one."""
+    kept = SecretCache[int](entries=3)
     keys = [kept.key_of(str(number)) for number in range(5)]
     for number, key in enumerate(keys):
-        kept.put(key, number, 10)
+        kept.put(key, number)
     assert [kept.get(key) for key in keys] == [None, None, 2, 3, 4]
     for _ in range(20):
-        kept.put(keys[4], 4, 60)
-    assert [kept.get(key) for key in keys[2:]] == [2, 3, 4]
-    kept.put(keys[0], 0, 90)
-    assert [kept.get(key) for key in keys] == [0, None, None, None, None]
-    kept.put(keys[1], 1, 101)
-    assert len(kept) == 0
+        kept.put(keys[2], 2)
+    kept.put(keys[0], 0)
+    assert [kept.get(key) for key in keys] == [0, None, 2, None, 4]
+    kept.drop(keys[4])
+    assert len(kept) == 2
 
 
 def test_kept_keys_differ() -> None:

@@ -72,10 +72,13 @@ async def test_a_document_becomes_stale() -> None:
 
 
 async def test_closing_cancels_a_fetch() -> None:
-    """A fetch that is under way when the owner closes leaves no document."""
+    """Closing cancels a fetch that is under way. Waiting callers go on without a document, and no fetch follows."""
     source = Source()
     source.open.clear()
-    source.document.start_refresh()
+    waiting = asyncio.create_task(source.document.refresh())
     await asyncio.sleep(0)
     await source.document.aclose()
+    await waiting
+    await source.document.refresh()
     assert source.document.current is None
+    assert source.fetches <= 1

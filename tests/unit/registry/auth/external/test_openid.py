@@ -217,7 +217,7 @@ async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypat
             check_provider(wrong)
 
 
-# What the browser keeps
+# Attempts and sessions
 
 
 async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
@@ -321,7 +321,7 @@ async def test_other_settings_end_sessions(data: Path, clock: AuthClock, sso: Fa
                 worker.access.revocation_check.check(proof)
 
 
-# Whom the provider means
+# Accounts and groups
 
 
 async def logged_in(worker: AuthWorker, sso: FakeOpenIDProvider) -> Identity:
