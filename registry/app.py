@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -101,7 +100,7 @@ class Entrepot(FastAPI):
         self.access = access
         self.policy = Policy(
             access.accounts,
-            access.standing,
+            access.revocation_check,
             upstreams=upstreams,
             guarded=guarded_upstreams(settings),
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
@@ -112,9 +111,7 @@ class Entrepot(FastAPI):
         )
         registry, places = (router, router) if router.mirrors else (router.hosted, None)
         guard = self._guard(registry, settings, places, denial_recorder(access), self.policy.reevaluate, access.cursors)
-        authenticator = HeaderAuthenticator(
-            guard, self.policy, access.credentials, clock=access.clock, key=os.urandom(32)
-        )
+        authenticator = HeaderAuthenticator(guard, self.policy, access.credential_verifier, clock=access.clock)
         hosts = any(upstream.hosts for upstream in settings.upstream)
         answers = AnswerCache(version, router.settled, by_host=hosts)
         self._answer(guard, settings, authenticator, answers, lambda: not self.policy.closed)

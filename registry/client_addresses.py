@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 _MAPPED = "::ffff:"
@@ -23,3 +24,16 @@ def network_of(address: str) -> str:
     except (OSError, ValueError):
         return address
     return f"{packed[:8].hex(':', 2)}::/64"
+
+
+def is_loopback(address: str) -> bool:
+    """Returns whether `address` is an IP address of the loopback interface."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def is_loopback_host(host: str) -> bool:
+    """Returns whether a URL's host is this machine: a loopback address, or `localhost`."""
+    return host == "localhost" or is_loopback(host)

@@ -1,10 +1,10 @@
 """Matches names against many patterns at once.
 
-Whoever may grant rights, or makes an API token, writes patterns, so no pattern may be slow. A pattern without a star is
-looked up. One that is a text and a star for the rest is looked up by that text. All other patterns are read letter by
-letter, together: a bit stands for each place in one of them, and a letter moves all bits at once (the Shift-And
-algorithm: Baeza-Yates and Gonnet 1992). A match takes a name's letters times the patterns' letters divided by 30, in
-steps of about a nanosecond, whatever the patterns are.
+Users write patterns (grants, limits of API tokens), so no pattern may be slow. An exact name, and a prefix with `*` or
+`**` at its end, take one look-up. Patterns with stars elsewhere, as older stores hold them, are read together,
+character by character: each position in one of them has a bit, and one operation moves all bits (the Shift-And
+algorithm: Baeza-Yates and Gonnet 1992). A match takes the characters of the name times the characters of those patterns
+divided by 30, in steps of about a nanosecond, whatever the patterns are.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from functools import cached_property, lru_cache
 from typing import Final
 
 _LETTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
-"""What names are made of, in byte order."""
+"""The characters of names, in byte order."""
 _PARTS: Final = re.compile(r"(\*\*?)([^*]*)")
 _END: Final = "\n"
-"""Stands where a pattern ends, since it is in no name."""
+"""Marks the end of a pattern. No name holds it."""
 _BITS_PER_STEP: Final = 1024
-"""Places in patterns that one operation moves in about the time that Python takes for the operation itself."""
+"""Positions in patterns that one operation moves in about the time that Python needs for the operation itself."""
 _LARGE: Final = 4096
-"""Letters of patterns from which on a matcher takes much memory: ten bytes for each of them, about."""
+"""Characters of patterns from which on `SharedMatcher` shares a matcher. A matcher takes about ten bytes for each."""
 _SHARED: Final = 64
 """Large matchers that a process keeps."""
 
 
 class _Steps(dict[str, tuple[int, int]]):
-    """For each letter: the places that it leads on from, and the places that it leads back to (a star's)."""
+    """For each character of a name, two sets of positions as bits: those that it moves on from, and those where it
+    stays (stars)."""
 
     def __init__(self, letters: str, loops: str) -> None:
         super().__init__()
-        self._letters = letters[::-1].encode("ascii")  # bit 0 is the last digit of a number
+        self._letters = letters[::-1].encode("ascii")  # bit 0 is a number's last digit
         self._loops = loops[::-1].encode("ascii")
         self.segment_loops = self._loop("12")
         self.any_loops = self._loop("2")
@@ -51,15 +52,26 @@ class _Steps(dict[str, tuple[int, int]]):
 
 
 def _number(text: bytes, wanted: str) -> int:
-    """A bit for each character: whether it is one of `wanted`."""
+    """Returns a number with a bit for each character of `text`: 1 if it is one of `wanted`."""
     digits = bytearray(b"0" * 256)
     for character in wanted:
         digits[ord(character)] = ord("1")
     return int(text.translate(bytes(digits)), 2)
 
 
+class _OneSegment:
+    """Matches what has no slash: the star form `*` at the end of a prefix."""
+
+    def matches(self, name: str, begin: int) -> bool:
+        return "/" not in name[begin:]
+
+    def first_from(self, text: str, begin: int) -> str | None:
+        slash = text.find("/", begin)
+        return text if slash < 0 else text[:slash] + "0"  # "0" follows "/"
+
+
 class _Automaton:
-    """What follows the same text in several patterns, from the first star on."""
+    """Matches what follows the same prefix in several patterns, from the first star on."""
 
     __slots__ = ("_above", "_first", "_last", "_steps", "places")
 
@@ -76,7 +88,7 @@ class _Automaton:
                 texts.append(text)
                 kinds.append(kind + "0" * (len(text) - 1) if text else "")
                 place += len(text)
-            # A pattern that ends with a star stays where it ends.
+            # A pattern that ends with a star stays at its end.
             texts.append(_END)
             kinds.append("0" if text else kind)
             place += 1
@@ -89,7 +101,7 @@ class _Automaton:
             first[place - 1 - start] = ord("1")
         self._first = int(bytes(first), 2)
         self._above: dict[str, int] = {}
-        """For each letter: the places from which one that follows it leads on. Made when it is asked for."""
+        """For each character: the positions from which a later character moves on. Built at the first use."""
 
     def matches(self, name: str, begin: int) -> bool:
         steps, places = self._steps, self._first
@@ -101,7 +113,7 @@ class _Automaton:
         return places & self._last != 0
 
     def first_from(self, text: str, begin: int) -> str | None:
-        """See `Matcher.first_from`; of texts that begin as `text` does up to `begin`."""
+        """Does what `Matcher.first_from` does, for texts that begin with the first `begin` characters of `text`."""
         steps, places = self._steps, self._first
         passed = []
         for letter in text[begin:]:
@@ -111,7 +123,7 @@ class _Automaton:
             if not places:
                 break
         else:
-            return text  # some place has been reached, and letters lead on from each
+            return text  # a position is reached, and every position has characters that move on
         while passed:
             at = begin + len(passed) - 1
             letter = self._next_letter(passed.pop(), text[at])
@@ -120,7 +132,8 @@ class _Automaton:
         return None
 
     def _next_letter(self, places: int, after: str) -> str:
-        """The first letter after that one that leads anywhere from `places`; empty: none does."""
+        """Returns the first character after `after` that moves on from any of `places`, or an empty text if none
+        does."""
         above = self._above or self._places_above()
         if after in above and not places & above[after]:
             return ""
@@ -140,7 +153,7 @@ class _Automaton:
 
 
 class Matcher:
-    """Tells which names one of `patterns` matches, which are valid (`storage.patterns.NamePattern`)."""
+    """Tells which names match one of `patterns`, which have to be valid (`storage.patterns.NamePattern`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         exact = set()
@@ -153,31 +166,31 @@ class Matcher:
                 exact.add(pattern)
         self._exact = exact
         self._rests = dict(rests)
-        """By the text before the first star: what follows it."""
-        self._automata: dict[str, _Automaton | None] = {}
-        """Those that were made so far. None: everything that begins with that text matches."""
+        """What follows the first star, by the text before it."""
+        self._automata: dict[str, _OneSegment | _Automaton | None] = {}
+        """Those that were built so far. None stands for a prefix with `**`: every name that begins with it matches."""
         self._lengths = sorted({len(prefix) for prefix in rests})
         sizes = [sum(map(len, found)) for found in rests.values()]
-        # Of texts of the same length a name begins with one alone.
+        # A name begins with at most one text of each length.
         self.weight = 1 + min(sum(sizes), max(sizes, default=0) * len(self._lengths)) // _BITS_PER_STEP
-        """What a letter of a name costs at the most: 1 where there are few patterns with stars inside."""
+        """The highest cost of matching one character of a name: 1 unless many patterns have stars before their ends."""
 
     def prepare(self) -> None:
-        """Makes what takes longest: what is read where most patterns begin with the same text."""
+        """Builds what takes longest: the automaton of the prefix with most patterns."""
         if self._rests:
             self._after(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
 
-    def _after(self, prefix: str) -> _Automaton | None:
+    def _after(self, prefix: str) -> _OneSegment | _Automaton | None:
         try:
             return self._automata[prefix]
         except KeyError:
             rests = self._rests[prefix]
-            made = self._automata[prefix] = None if "**" in rests else _Automaton(rests)
+            made = self._automata[prefix] = None if "**" in rests else _automaton_of(rests)
             return made
 
     @cached_property
     def _starts(self) -> list[str]:
-        """Whatever matches is one of these, or begins with one."""
+        """All exact names and prefixes, sorted. Every matching name is one of these or begins with one."""
         return sorted({*self._exact, *self._rests})
 
     def matches(self, name: str) -> bool:
@@ -192,8 +205,8 @@ class Matcher:
         return False
 
     def first_from(self, text: str) -> str | None:
-        """A text from `text` on: no name between the two matches. It is `text` itself where a name that begins with it
-        may match. None: no name from `text` on matches."""
+        """Returns a text at or after `text` such that no matching name lies between the two, or None if no matching
+        name follows. It is `text` itself where a name that begins with it may match."""
         at = bisect_left(self._starts, text)
         found = self._starts[at] if at < len(self._starts) else None
         for length in self._lengths:
@@ -207,9 +220,13 @@ class Matcher:
         return found
 
 
+def _automaton_of(rests: list[str]) -> _OneSegment | _Automaton:
+    return _OneSegment() if all(rest == "*" for rest in rests) else _Automaton(rests)
+
+
 class SharedMatcher:
-    """The `matcher` of some patterns. A large one belongs to all that have the same patterns, and is made again if it
-    was not used for long: a thousand principals may have many patterns each."""
+    """Gives the `matcher` of some patterns. All sets with the same patterns share a large one, which is dropped when it
+    was not used for long and built again when needed: a thousand principals may have many patterns each."""
 
     __slots__ = ("_own", "_patterns")
 

@@ -1,4 +1,4 @@
-"""`/api/v1/audit`: who did what."""
+"""`/api/v1/audit`: the audit log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 
 from registry.admin import models
-from registry.admin.account_routes import AfterQuery, LimitQuery
 from registry.admin.caller import AdminCaller
-from registry.admin.management_route import ManagementRoute
+from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
 from storage.access import AuditQuery
 
 router = APIRouter(route_class=ManagementRoute)
@@ -27,8 +26,7 @@ async def list_audit(
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.Listed[models.Line]:
-    """Changes of content, accounts and rights, logins, denials: newest first; all conditions must hold. Logins and
-    denials come a second late."""
+    """Lists changes of content, accounts and rights, logins and denials, newest first. A line has to meet all
+    conditions. Logins and denials appear up to a second late."""
     query = AuditQuery(actor, action, target, outcome, None if since is None else since.timestamp(), after)
-    page = await caller.administration.accounts.scan_audit(query, limit)
-    return models.listed(page, models.Line.of, lambda entry: entry.id)
+    return models.listed(await caller.accounts.scan_audit(query, limit), models.Line.of, lambda entry: entry.id)

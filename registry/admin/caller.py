@@ -1,70 +1,74 @@
-"""Who calls the management API, and what they may do there.
+"""The caller of the management API, as dependencies of its routes.
 
-While the registry is open, only this machine may manage it: whoever reaches it could else take it over by making the
-first account.
+While there are no accounts, only this machine may manage the registry. Otherwise whoever reaches it first could take it
+over by adding the first account.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBase
 from fastapi.security.base import SecurityBase
 
-from registry.admin import cookies
+from registry.admin.cookies import BrowserCookies
 from registry.auth.administration import Administration
+from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
-from registry.http.cross_site import is_loopback
-from registry.http.exchange import Header
+from registry.client_addresses import is_loopback
+from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
-_USER_AGENT = 256
+_USER_AGENT: Final = 256
+"""Characters of a User-Agent that are kept."""
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
-
-
-class CallerAuthenticator(Protocol):
-    async def authenticate(self, headers: Sequence[Header], by: Actor, session: str | None = None) -> Principal:
-        """Who shows these headers (names in lower case), or this session, which counts where there is no Authorization.
-        `by`: where they came from. Raises Unauthorized, TooManyRequests."""
-        ...
+"""Headers that a proxy adds."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManagementComponents:
-    """What the management API works with. `denied` is told who was refused what, and where. `proxied`: a proxy stands
-    before it, so no address is what it seems. `public_url`: its address as clients see it, if that is set. `cursors`
-    seals places in lists."""
+    """What the management API works with.
+
+    - `on_denied` is called with the actor, the operation and the target of each refused call.
+    - `cursors` seals positions in lists.
+    - `is_proxied` means that a proxy stands before the server, so client addresses prove nothing.
+    - `public_url` is the registry's address for clients, if it is set.
+    """
 
     administration: Administration
-    authenticator: CallerAuthenticator
-    denied: Callable[[Actor, str, str], None]
+    authenticator: ManagementAuthenticator
+    on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
-    proxied: bool = False
+    is_proxied: bool = False
     public_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what they may do. `open`: there are no accounts yet."""
+    """The caller of one request. `is_open` means that there are no accounts yet."""
 
     administration: Administration
-    authenticator: CallerAuthenticator
+    authenticator: ManagementAuthenticator
     principal: Principal
-    authority: ManagementRights
+    rights: ManagementRights
     actor: Actor
-    open: bool
+    is_open: bool
     cursors: SealedCursors
+
+    @property
+    def accounts(self) -> Accounts:
+        return self.administration.accounts
 
 
 class _SecurityScheme(SecurityBase):
-    """Says in the description how one logs in; `identify_caller` does it."""
+    """Describes a way to log in in the OpenAPI document. `identify_caller` does the login."""
 
     def __init__(self, scheme: str, description: str) -> None:
         self.model = HTTPBase(scheme=scheme, description=description)
@@ -79,7 +83,7 @@ _BEARER: Final = _SecurityScheme("bearer", "An API token")
 
 
 def actor_of(request: Request) -> Actor:
-    """Where a request comes from, before anybody knows by whom."""
+    """Returns the origin of a request, before it is authenticated."""
     address = request.client.host if request.client else ""
     agent = request.headers.get("user-agent", "")[:_USER_AGENT]
     return Actor(address=address, request_id=os.urandom(8).hex(), user_agent=agent)
@@ -88,20 +92,24 @@ def actor_of(request: Request) -> Actor:
 async def identify_caller(
     request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
 ) -> Caller:
-    """Who asks, if anybody. Raises Unauthorized for credentials that are wrong, TooManyRequests; HTTPException for what
-    a page of another site wants to change in a session."""
+    """Returns the caller, with or without an account. Raises Unauthorized for wrong credentials, TooManyRequests, and
+    HTTPException where a page of another site would change something in a session."""
     management: ManagementComponents = request.app.management
     actor = actor_of(request)
-    address = actor.address
-    session = None if "authorization" in request.headers else cookies.read_session(request, management.public_url)
+    cookies = BrowserCookies(request, management.public_url)
+    session = None if "authorization" in request.headers else cookies.session
     if session is not None:
-        cookies.check_same_origin(request, management.public_url)
+        cookies.check_same_origin()
     principal = await management.authenticator.authenticate(request.scope["headers"], actor, session)
     actor = request.state.actor = replace(actor, name=principal.name)
-    here = principal.open and not management.proxied and _is_from_this_machine(request, address)
-    authority = UNRESTRICTED if here else management_rights_of(principal)
+    is_local = principal.open and not management.is_proxied and _is_from_this_machine(request, actor.address)
     return Caller(
-        *(management.administration, management.authenticator, principal, authority, actor, principal.open),
+        administration=management.administration,
+        authenticator=management.authenticator,
+        principal=principal,
+        rights=UNRESTRICTED if is_local else management_rights_of(principal),
+        actor=actor,
+        is_open=principal.open,
         cursors=management.cursors,
     )
 
@@ -110,13 +118,14 @@ AnyCaller = Annotated[Caller, Depends(identify_caller)]
 
 
 async def require_login(caller: AnyCaller) -> Caller:
-    """Who has logged in. Raises Unauthorized; Denied for another machine while the registry is open."""
-    if caller.open and not caller.authority.admin:
+    """Returns a caller with an account. Raises Unauthorized, and Denied to other machines while there are no
+    accounts."""
+    if caller.is_open and not caller.rights.admin:
         raise Denied(
             "there are no accounts yet, so only the registry's own machine may do this: run there "
             "entrepot user add NAME --admin"
         )
-    if not caller.authority.admin and caller.principal.nobody:
+    if not caller.rights.admin and caller.principal.nobody:
         raise Unauthorized("log in: this needs an account")
     return caller
 
@@ -125,8 +134,8 @@ LoggedInCaller = Annotated[Caller, Depends(require_login)]
 
 
 async def require_admin(caller: LoggedInCaller) -> Caller:
-    """An admin. Raises Unauthorized, Denied, whatever is asked for."""
-    caller.authority.check_admin()
+    """Returns a caller who is an admin. Raises Unauthorized, Denied."""
+    caller.rights.check_admin()
     return caller
 
 
@@ -134,8 +143,8 @@ AdminCaller = Annotated[Caller, Depends(require_admin)]
 
 
 def _is_from_this_machine(request: Request, address: str) -> bool:
-    """A client on this machine that also thinks it talks to this machine: a proxy, and a page in a browser here whose
-    name was made to point here, do not count."""
+    """Returns whether a client on this machine addresses this machine by its loopback name. This excludes requests
+    through a proxy, and those of a browser page whose host name was made to resolve to this machine."""
     if any(name in request.headers for name in _FORWARDED):
         return False
     host = request.url.hostname or ""

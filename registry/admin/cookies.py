@@ -1,12 +1,11 @@
-"""What a browser keeps for this registry, and from which page it comes.
+"""Cookies of browsers, and the check that a change comes from a page of this registry.
 
 Sources: RFC 6265bis, 4.1.3 (`__Host-`) and 5.6.7 (SameSite); Fetch Metadata; RFC 6454 (Origin).
 
-Over https the cookies' names begin with `__Host-`, so no other host of the same domain, and nobody on the way who makes
-a page come by plain http, can put one of theirs in their place. They are SameSite=Lax, not Strict: one comes back from
-the provider by a redirect that another site began, and with Strict the first page after it would not know of the login.
-Lax sends them with no POST of another site and with nothing that its pages load; what changes something is checked here
-as well.
+Over https the names begin with `__Host-`: then neither another host of the same domain nor an attacker who injects a
+page over plain http can replace a cookie. The cookies are SameSite=Lax, not Strict: the OpenID provider redirects the
+browser back here, and with Strict the first page after that would not get the session. With Lax, browsers do not send
+them with a POST of another site nor with what its pages load; `check_same_origin` checks every change as well.
 """
 
 from __future__ import annotations
@@ -19,65 +18,61 @@ from registry.http.challenge import base_url_of
 
 SESSION_COOKIE: Final = "entrepot-session"
 ATTEMPT_COOKIE: Final = "entrepot-login"
-_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST_ONLY: Final = "__Host-"
 
 
-def origin_of(request: Request, public_url: str | None) -> str:
-    """This registry's address as the browser has it: `https://registry.example.com`."""
-    return public_url or _address_of(request)
+class BrowserCookies:
+    """The cookies of one request. `public_url` is the registry's address for clients, if it is set."""
 
+    def __init__(self, request: Request, public_url: str | None) -> None:
+        host = request.headers.get("host")
+        self._request = request
+        self._address = base_url_of(request.scope, None if host is None else host.encode("latin-1")).decode("ascii")
+        self.origin = public_url or self._address
+        """The registry's address as the browser has it, such as `https://registry.example.com`."""
 
-def read_session(request: Request, public_url: str | None) -> str | None:
-    """The session that a request shows; None: none."""
-    return read_cookie(request, SESSION_COOKIE, public_url) or None
+    @property
+    def session(self) -> str | None:
+        """The login session that the request shows, if any."""
+        return self.read(SESSION_COOKIE) or None
 
+    def read(self, name: str) -> str:
+        """Returns a cookie's value, or an empty text. A cookie that was set under the other scheme does not count."""
+        return self._request.cookies.get(self._name(name), "")
 
-def read_cookie(request: Request, name: str, public_url: str | None) -> str:
-    """Empty: there is none. One of the other scheme's name does not count."""
-    return request.cookies.get(_cookie_name(request, name, public_url), "")
+    def set(self, response: Response, name: str, value: str, seconds: float) -> None:
+        """Sets a cookie for this host alone, out of reach of scripts."""
+        response.set_cookie(
+            self._name(name),
+            value,
+            max_age=int(seconds),
+            path="/",
+            secure=self._is_https,
+            httponly=True,
+            samesite="lax",
+        )
 
+    def delete(self, response: Response, name: str) -> None:
+        """Makes the browser delete a cookie."""
+        self.set(response, name, "", 0)
 
-def set_cookie(
-    request: Request, response: Response, name: str, value: str, seconds: float, public_url: str | None
-) -> None:
-    """Makes the browser keep a cookie, for this host alone and out of reach of scripts."""
-    secure = _is_https(request, public_url)
-    response.set_cookie(
-        _cookie_name(request, name, public_url),
-        value,
-        max_age=int(seconds),
-        path="/",
-        secure=secure,
-        httponly=True,
-        samesite="lax",
-    )
+    def check_same_origin(self) -> None:
+        """Raises HTTPException unless a change comes from a page of this registry.
 
+        Browsers name the origin in Sec-Fetch-Site, and over plain http only in Origin. A request with neither is
+        refused.
+        """
+        if self._request.method in SAFE_METHODS:
+            return
+        site = self._request.headers.get("sec-fetch-site")
+        own = {self.origin, self._address}
+        if site != "same-origin" if site is not None else self._request.headers.get("origin") not in own:
+            raise HTTPException(403, "in a session, only a page of this registry changes something here")
 
-def delete_cookie(request: Request, response: Response, name: str, public_url: str | None) -> None:
-    """Makes the browser forget it."""
-    set_cookie(request, response, name, "", 0, public_url)
+    @property
+    def _is_https(self) -> bool:
+        return self.origin.startswith("https:")
 
-
-def check_same_origin(request: Request, public_url: str | None) -> None:
-    """Whether what changes something comes from a page of this registry. Browsers say so in Sec-Fetch-Site, over plain
-    http in Origin alone; what says neither shows no session. Raises HTTPException."""
-    if request.method in _SAFE_METHODS:
-        return
-    site = request.headers.get("sec-fetch-site")
-    own = {origin_of(request, public_url), _address_of(request)}
-    if site != "same-origin" if site is not None else request.headers.get("origin") not in own:
-        raise HTTPException(403, "in a session, only a page of this registry changes something here")
-
-
-def _address_of(request: Request) -> str:
-    host = request.headers.get("host")
-    return base_url_of(request.scope, None if host is None else host.encode("latin-1")).decode("ascii")
-
-
-def _is_https(request: Request, public_url: str | None) -> bool:
-    return origin_of(request, public_url).startswith("https:")
-
-
-def _cookie_name(request: Request, name: str, public_url: str | None) -> str:
-    return _HOST_ONLY + name if _is_https(request, public_url) else name
+    def _name(self, name: str) -> str:
+        return _HOST_ONLY + name if self._is_https else name

@@ -1,8 +1,8 @@
-"""What the root path says to a person who looks.
+"""The root page and the documentation of the API.
 
-`/api/openapi.json`: the API's description; `/api/docs`: the same as a page, with no need for the internet.
-
-Swagger UI itself comes with the package `fastapi-swagger`; of that only the files are used.
+`/` shows a short text for people. `/api/openapi.json` is the OpenAPI document of the management API, `/api/docs` shows
+it as a page that loads nothing from the internet. Swagger UI comes with the package `fastapi-swagger`, of which only
+the files are used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ welcome_router = APIRouter()
 
 @welcome_router.get("/", response_class=PlainTextResponse, include_in_schema=False)
 async def welcome(request: Request) -> str:
-    """Says what this is and what to try."""
+    """Names the registry and shows a first push."""
     host = request.headers.get("host", "localhost:5000")
     return (
         "Entrepot, a Docker/OCI registry.\n\n"
@@ -65,7 +65,7 @@ _START_SCRIPT: Final = f"""SwaggerUIBundle({{
 }});
 """
 _HEADERS: Final = {
-    # Swagger UI sets styles on its elements and draws icons from data: addresses; scripts come from here alone.
+    # Swagger UI sets inline styles and draws icons from data: URLs. Scripts come from this registry only.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -97,7 +97,7 @@ async def asset(name: str) -> Response:
 
 
 def _asset_file(name: str) -> Path:
-    """Where it lies; the package itself is not imported for it."""
+    """Returns the file's path. Does not import the package."""
     spec = find_spec("fastapi_swagger")
     assert spec is not None
     assert spec.origin is not None
@@ -105,15 +105,16 @@ def _asset_file(name: str) -> Path:
 
 
 class OpenAPIDocument:
-    """The API's description as JSON, made in a thread when it is first asked for: that takes 150 ms."""
+    """The OpenAPI document as JSON, made in a thread at the first request: this takes 150 ms."""
 
     def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
-        """`make`: what gives the description, such as `FastAPI.openapi`."""
+        """`make` returns the document, such as `FastAPI.openapi`."""
         self._make = make
         self._lock = asyncio.Lock()
         self._text: bytes | None = None
 
     async def text(self) -> bytes:
+        """Returns the document."""
         async with self._lock:
             if self._text is None:
                 self._text = await asyncio.to_thread(lambda: json.dumps(self._make()).encode("ascii"))
@@ -121,7 +122,7 @@ class OpenAPIDocument:
 
 
 def openapi_router(description: OpenAPIDocument) -> APIRouter:
-    """The route of the description."""
+    """Returns the route of the document."""
     router = APIRouter(include_in_schema=False)
 
     @router.get(OPENAPI_PATH)

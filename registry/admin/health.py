@@ -1,4 +1,5 @@
-"""Health, for load balancers and orchestrators: live says that the process answers, ready that it can serve."""
+"""Health checks for load balancers and orchestrators: `live` tells that the process answers, `ready` that it can
+serve."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Health(BaseModel):
-    """What is wrong, where something is. `disk full`: reads and deletes work, nothing new is stored."""
+    """`reason` tells what is wrong. With `disk full`, reads and deletes work, and nothing new is stored."""
 
     status: Literal["ok", "failing", "disk full"]
     reason: str | None = None
@@ -28,14 +29,14 @@ async def live() -> Health:
 
 @router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """The registry answers a small question; 503 where it does not. A full disk is told with 200: with 503, load
-    balancers would keep those away who read, and who can make room."""
+    """Makes a small request to the registry; answers 503 if that fails. A full disk is reported with 200: with 503,
+    load balancers would stop reads, and deletes that make room."""
     registry: Lister = request.app.unguarded
     try:
         await registry.repositories(None, 1)
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)
-    if (trouble := request.app.storage_problem()) is not None:
-        return Health(status="disk full", reason=trouble)
+    if (problem := request.app.storage_problem()) is not None:
+        return Health(status="disk full", reason=problem)
     return Health(status="ok")

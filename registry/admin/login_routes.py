@@ -1,6 +1,6 @@
-"""`/login`, `/login/callback` and `/logout`: a person with a browser logs in at the OpenID provider.
+"""`/login`, `/login/callback` and `/logout`: login of people with a browser at the OpenID provider.
 
-The pages are short and show nothing of what came with a request.
+The pages are short and repeat nothing of what came with a request.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from registry.admin import cookies
 from registry.admin.caller import actor_of
-from registry.auth.external import login_attempts
+from registry.admin.cookies import ATTEMPT_COOKIE, SESSION_COOKIE, BrowserCookies
+from registry.auth.external.login_attempts import ATTEMPT_SECONDS
 from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed, OpenIDLogin
-from registry.auth.token import login_sessions
+from registry.auth.token.login_sessions import SESSION_SECONDS
 from registry.http.errors import RequestInvalid, status_of
 from registry.http.query import Query
 from storage.errors import RegistryError, TooManyRequests
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 CALLBACK: Final = "/login/callback"
 HOME: Final = "/api/docs"
-"""Where one comes to who was nowhere before."""
+"""The page after a login that began at no other page."""
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
-"""A path of this registry. Browsers take '//' and '/\\' for the beginning of another host's address, and leave out tabs
-and line feeds (URL Standard, 4.4)."""
+"""A path of this registry. Browsers read `//` and `/\\` as the beginning of another host's address, and ignore tabs and
+line feeds (URL Standard, 4.4)."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # Browsers leave Origin out of a form's POST under no-referrer, and the button to log out needs it.
+    # Under no-referrer, browsers omit Origin from a form's POST. The logout button needs it.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
-    # As everywhere beside `/v2`, but for the button to log out.
+    # As for all pages, but with the logout button's form allowed.
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 }
 _PAGE: Final = """<!doctype html>
@@ -59,83 +59,76 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 async def begin(request: Request) -> Response:
-    """To the provider. Query: `next`, the path to come back to."""
+    """Redirects to the provider. The query may hold `next`, the path to return to."""
+    browser = _cookies(request)
     try:
-        back = Query(request.scope.get("query_string", b"")).one("next") or HOME
-        if not _LOCAL_PATH.fullmatch(back):
+        path = Query(request.scope.get("query_string", b"")).one("next") or HOME
+        if not _LOCAL_PATH.fullmatch(path):
             raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
-        place, kept = await _login(request).begin(_origin(request) + CALLBACK, back)
+        url, attempt = await _login(request).begin(browser.origin + CALLBACK, path)
     except LoginFailed as failed:
-        return _error_page(failed.said)
+        return _error_page(failed.answer_error)
     except RegistryError as error:
         return _error_page(error)
-    response = RedirectResponse(place, 303, _HEADERS)
-    cookies.set_cookie(
-        request, response, cookies.ATTEMPT_COOKIE, kept, login_attempts.ATTEMPT_SECONDS, _public(request)
-    )
+    response = RedirectResponse(url, 303, _HEADERS)
+    browser.set(response, ATTEMPT_COOKIE, attempt, ATTEMPT_SECONDS)
     return response
 
 
 @router.get(CALLBACK)
 async def finish(request: Request) -> Response:
-    """Back from the provider."""
-    kept = cookies.read_cookie(request, cookies.ATTEMPT_COOKIE, _public(request))
+    """Ends the login when the browser comes back from the provider."""
+    browser = _cookies(request)
     try:
-        session = await _login(request).finish(_answer(request), kept, actor_of(request))
+        result = await _login(request).finish(_answer(request), browser.read(ATTEMPT_COOKIE), actor_of(request))
     except LoginFailed as failed:
-        refused = _error_page(failed.said)
+        response: Response = _error_page(failed.answer_error)
         if failed.is_finished:
-            cookies.delete_cookie(request, refused, cookies.ATTEMPT_COOKIE, _public(request))
-        return refused
+            browser.delete(response, ATTEMPT_COOKIE)
+        return response
     except RegistryError as error:
         return _error_page(error)
-    response = RedirectResponse(session.back, 303, _HEADERS)
-    cookies.delete_cookie(request, response, cookies.ATTEMPT_COOKIE, _public(request))
-    cookies.set_cookie(
-        request, response, cookies.SESSION_COOKIE, session.text, login_sessions.SESSION_SECONDS, _public(request)
-    )
+    response = RedirectResponse(result.return_path, 303, _HEADERS)
+    browser.delete(response, ATTEMPT_COOKIE)
+    browser.set(response, SESSION_COOKIE, result.session, SESSION_SECONDS)
     return response
 
 
 @router.get("/logout")
 async def offer(request: Request) -> Response:
-    """A button, since a link of another site must log nobody out."""
+    """Shows a logout button. A GET changes nothing, so a link on another site logs nobody out."""
     return _page(200, "Log out", _BUTTON)
 
 
 @router.post("/logout")
 async def end(request: Request) -> Response:
-    """Makes the browser forget the session. At the provider one stays logged in."""
-    cookies.check_same_origin(request, _public(request))
+    """Deletes the session cookie. The login at the provider stays."""
+    browser = _cookies(request)
+    browser.check_same_origin()
     response = _page(200, "Logged out", '<p><a href="/login">Log in again</a></p>')
-    cookies.delete_cookie(request, response, cookies.SESSION_COOKIE, _public(request))
+    browser.delete(response, SESSION_COOKIE)
     return response
 
 
 def _login(request: Request) -> OpenIDLogin:
-    login: OpenIDLogin | None = request.app.access.openid
-    assert login is not None  # without it there are no such routes
+    login: OpenIDLogin | None = request.app.access.openid_login
+    assert login is not None  # these routes exist only with a provider
     return login
 
 
-def _public(request: Request) -> str | None:
-    public_url: str | None = request.app.management.public_url
-    return public_url
-
-
-def _origin(request: Request) -> str:
-    return cookies.origin_of(request, _public(request))
+def _cookies(request: Request) -> BrowserCookies:
+    return BrowserCookies(request, request.app.management.public_url)
 
 
 def _answer(request: Request) -> AuthorizationResponse:
-    """Raises RequestInvalid: it can be read in two ways, or not at all."""
+    """Reads the provider's answer from the query. Raises RequestInvalid if a parameter is repeated or malformed."""
     query = Query(request.scope.get("query_string", b""))
     state, code, error, issuer = (query.one(name) or "" for name in ("state", "code", "error", "iss"))
     return AuthorizationResponse(state, code, error, issuer)
 
 
 def _error_page(error: RegistryError) -> HTMLResponse:
-    """What is wrong, and what to do."""
+    """Returns a page that says what is wrong and links to a new login."""
     status = status_of(error)
     if status >= 500:
         log.error("a login is answered %d: %s", status, error)

@@ -1,4 +1,4 @@
-"""The management API, `/api/v1`: all that the commands about accounts do."""
+"""The management API, `/api/v1`: everything that the account commands do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from registry.auth.assembly import AuthComponents
 from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.policy import Policy
-from storage.access import AuditEntry
 from storage.content import Actor
 
 
@@ -28,20 +27,20 @@ class Error(BaseModel):
 
 
 class Errors(BaseModel):
-    """An error, in the shape that the OCI distribution spec gives it."""
+    """An error in the format of the OCI distribution spec."""
 
     errors: list[Error]
 
 
 TAGS: Final[list[dict[str, Any]]] = [
-    {"name": "me", "description": "Who asks, and what they may do."},
+    {"name": "me", "description": "Your account, and what you may do."},
     {"name": "users", "description": "People's accounts."},
-    {"name": "robots", "description": "Accounts of programs, such as CI jobs. They log in with API tokens alone."},
-    {"name": "groups", "description": "What is granted to a group, all of its members may do."},
+    {"name": "robots", "description": "Accounts of programs, such as CI jobs. They log in with API tokens only."},
+    {"name": "groups", "description": "A grant to a group counts for all of its members."},
     {"name": "grants", "description": "Who may do what to which repositories. Rights only add up."},
     {"name": "tokens", "description": "API tokens: secrets to log in with in place of a password."},
     {"name": "keys", "description": "The keys that sign the tokens of `/token`."},
-    {"name": "audit", "description": "Who did what, and what was refused."},
+    {"name": "audit", "description": "Who changed what, logins, and denials."},
     {"name": "token", "description": "Tokens for clients: what `docker login` and `docker pull` ask for."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -68,16 +67,18 @@ for part in (account_routes, grant_routes, token_routes, audit_routes):
 def management_components(
     access: AuthComponents, policy: Policy, *, proxied: bool, public_url: str | None = None
 ) -> ManagementComponents:
-    """What the API works with in this process. `proxied`: a proxy stands before the server, so no address is what it
-    seems, and the first account is made by the command. `public_url`: its address as clients see it, if it is set."""
+    """Builds what the API works with in this process.
+
+    `proxied` means that a proxy stands before the server: then client addresses prove nothing, and only the command
+    line can add the first account. `public_url` is the registry's address for clients, if it is set.
+    """
 
     async def hashed(password: str) -> str:
-        return await access.hashing.run(partial(hash_password, password))
+        return await access.hashing_pool.run(partial(hash_password, password))
 
-    def denied(by: Actor, action: str, target: str) -> None:
-        entry = AuditEntry(access.clock(), by.name, action, target, "denied", by.address, by.request_id, by.user_agent)
-        access.audit_buffer.add(entry)
+    def on_denied(by: Actor, action: str, target: str) -> None:
+        access.audit_buffer.record(by, action, target, "denied")
 
     administration = Administration(access.accounts, hashed, clock=access.clock)
-    authenticator = ManagementAuthenticator(policy, access.credentials, access.sessions)
-    return ManagementComponents(administration, authenticator, denied, access.cursors, proxied, public_url)
+    authenticator = ManagementAuthenticator(policy, access.credential_verifier, access.login_sessions)
+    return ManagementComponents(administration, authenticator, on_denied, access.cursors, proxied, public_url)

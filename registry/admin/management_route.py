@@ -1,7 +1,8 @@
-"""How requests of the management API come in and how answers leave: JSON alone, small, logged with a line each.
+"""The route class of the management API: checks each request, logs each call, and audits denials. Parameters that
+several routes share are here as well.
 
 A form on another site can make a browser that is logged in here send a POST, but not one whose Content-Type is JSON
-(Fetch, 2.2.2, "CORS-safelisted request-header"); and the browser says where a request comes from (Fetch Metadata).
+(Fetch, 2.2.2, "CORS-safelisted request-header"); and the browser names the origin of a request (Fetch Metadata).
 """
 
 from __future__ import annotations
@@ -9,26 +10,42 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from registry.admin.cookies import SAFE_METHODS
 from registry.http.api import raw_path
 from registry.http.exchange import Message, Receive
 from registry.http.query import check_parameter_count
+from storage.access import AccountName
 from storage.content import Actor
 from storage.errors import Denied, RegistryError
 
 LARGEST_BODY: Final = 64 * 1024
-"""Bytes of a body, the most."""
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Bytes of a request body."""
 _LONGEST_TARGET: Final = 200
-"""Characters of a path that are kept."""
-ANSWER_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+"""Characters of a path that the audit log keeps."""
+AfterQuery = Annotated[str | None, Query(description="`next` of the page before", max_length=80)]
+LimitQuery = Annotated[int, Query(description="Entries at the most", ge=1, le=1000)]
 log = logging.getLogger("registry.management")
+
+
+async def path_name(name: Annotated[str, Path(examples=["alice"])]) -> AccountName:
+    """Returns the account or group that the path names. Raises AccountInvalid."""
+    return AccountName(name)
+
+
+async def path_member(member: Annotated[str, Path(examples=["alice"])]) -> AccountName:
+    """Returns the member that the path names. Raises AccountInvalid."""
+    return AccountName(member)
+
+
+PathName = Annotated[AccountName, Depends(path_name)]
+PathMember = Annotated[AccountName, Depends(path_member)]
 
 
 class ManagementRoute(APIRoute):
@@ -42,16 +59,14 @@ class ManagementRoute(APIRoute):
             outcome, begun = "OK", time.perf_counter()
             try:
                 _check_request(request)
-                response = await answer(Request(request.scope, _limit_body(request.receive)))
-                response.headers.update(ANSWER_HEADERS)
-                return response
+                return await answer(Request(request.scope, _limit_body(request.receive)))
             except RegistryError as error:
                 outcome = error.code
                 if isinstance(error, Denied):
                     _audit_denial(request, name)
                 raise
             except (HTTPException, RequestValidationError) as error:
-                if isinstance(error.__cause__, RegistryError):  # FastAPI takes what reading a body raises for bad JSON
+                if isinstance(error.__cause__, RegistryError):  # FastAPI reports errors of reading a body as bad JSON
                     outcome = error.__cause__.code
                     raise error.__cause__ from None
                 outcome = "INVALID"
@@ -66,13 +81,13 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request) -> None:
-    """Raises HTTPException: 403, 413, 415; RequestInvalid."""
+    """Raises HTTPException (403, 413, 415) or RequestInvalid if the request is not acceptable."""
     check_parameter_count(request.scope.get("query_string", b""))
-    if request.method in _SAFE:
+    if request.method in SAFE_METHODS:
         return
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise HTTPException(403, "a page of another site may change nothing here")
-    if request.method == "POST" or _has_body(request):  # without a body, only a POST comes from a form
+    if request.method == "POST" or _has_body(request):  # a form without a body sends a POST
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
@@ -86,7 +101,7 @@ def _has_body(request: Request) -> bool:
 
 
 def _limit_body(receive: Receive) -> Receive:
-    """For bodies that do not say their length."""
+    """Limits bodies that do not declare their length."""
     left = LARGEST_BODY
 
     async def counted() -> Message:
@@ -101,15 +116,16 @@ def _limit_body(receive: Receive) -> Receive:
 
 
 def _audit_denial(request: Request, name: str) -> None:
-    """A denial's line in the audit log, with the path as it came: decoded, it might hold what steers a terminal."""
+    """Adds a denial to the audit log, with the path as it came: a decoded path might hold terminal control
+    characters."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         place = raw_path(request.scope).decode("ascii", "replace").removeprefix("/api/v1/")[:_LONGEST_TARGET]
-        request.app.management.denied(actor, f"management.{name}", place)
+        request.app.management.on_denied(actor, f"management.{name}", place)
 
 
 def _log_call(request: Request, name: str, outcome: str, seconds: float) -> None:
-    """Of what was asked only the name: never a query or a body."""
+    """Logs the operation, never the query or the body."""
     actor: Actor = getattr(request.state, "actor", Actor(address=request.client.host if request.client else ""))
     log.info(
         "operation=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",

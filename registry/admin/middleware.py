@@ -1,6 +1,7 @@
-"""The framework's own errors, in the shape the OCI spec gives to errors.
+"""Error handlers and security headers for every answer outside `/v2`.
 
-What every answer beside `/v2` tells browsers and caches, unless a route has said it itself.
+Errors, also those of the web framework, get the format of the OCI spec. Every answer gets headers for browsers and
+caches, unless its route has set them.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store).
 """
@@ -16,18 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.http.errors import error_json, status_of
+from registry.http.responses import API_VERSION
 from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
 
 log = logging.getLogger("registry.management")
 
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
-    headers = {
-        "docker-distribution-api-version": "registry/2.0",
-        "cache-control": "no-store",
-        "x-content-type-options": "nosniff",
-    }
-    return Response(error_json(code, message, detail), status, headers, "application/json")
+    version = {API_VERSION[0].decode(): API_VERSION[1].decode()}
+    return Response(error_json(code, message, detail), status, version, "application/json")
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
@@ -53,7 +51,7 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_validation(_: Request, error: Exception) -> Response:
-    """Says where and why, never what came: it may be a password."""
+    """Names the field and the reason, never the value: it may be a password."""
     assert isinstance(error, RequestValidationError)
     wrong = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
     return _error_response(422, "UNSUPPORTED", "the request is not valid", wrong)
@@ -64,6 +62,7 @@ async def _on_failure(_: Request, error: Exception) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    """Makes `app` answer all errors in the format of the OCI spec."""
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RegistryError, _on_registry_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
@@ -81,7 +80,8 @@ _HTTPS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
 
 
 class SecurityHeaders:
-    """`app` with these headers. `https`: clients reach it by https whatever a request says of itself."""
+    """Adds the headers to the answers of `app`. `https` means that clients use https, whatever a request's scheme
+    is."""
 
     def __init__(self, app: ASGIApp, *, https: bool) -> None:
         self._app = app
@@ -96,8 +96,8 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
-                said = {name.lower() for name, _ in headers}
-                message = {**message, "headers": headers + [header for header in wanted if header[0] not in said]}
+                present = {name.lower() for name, _ in headers}
+                message = {**message, "headers": headers + [header for header in wanted if header[0] not in present]}
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -1,4 +1,4 @@
-"""What the management API takes and gives, and `--json` of the commands prints. Times are UTC."""
+"""Bodies and answers of the management API, which `--json` of the commands prints as well. Times are UTC."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from registry.auth.administration import parse_actions, parse_pattern
 from registry.config import parse_duration
 from storage import access
 from storage.content import Page
@@ -20,7 +21,7 @@ Name = Annotated[str, Field(description="Lower-case letters, digits, `.`, `_`, `
 Pattern = Annotated[
     str,
     Field(
-        description="Of repository names: `*` inside a segment, `**` over all below",
+        description="An exact name, or a prefix that ends with `*` (any text without a slash) or `**` (any text)",
         max_length=255,
         examples=["team/**"],
     ),
@@ -37,25 +38,26 @@ SubjectText = Annotated[
 
 
 class BodyModel(BaseModel):
-    """A body. A name that is not known is an error; input is never shown in one."""
+    """A request body. Unknown fields are errors; error texts never show the input."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class Listed(BaseModel, Generic[T]):
-    """A part of a list. `next`: give it as `after` for the part that follows; null: that was all."""
+    """A page of a list. Send `next` as `after` for the following page; null means that this page is the last."""
 
     items: list[T]
     next: str | None = None
 
 
 def listed(page: Page[S], model: Callable[[S], T], key: Callable[[S], str]) -> Listed[T]:
-    """Of a page that may go on after what is not shown, `next` is for the caller to set."""
+    """Returns a page as a model. `next` is the key of its last item; a caller whose page ends elsewhere sets it."""
     following = key(page.items[-1]) if page.more and page.items else None
     return Listed(items=[model(item) for item in page.items], next=following)
 
 
 def to_datetime(seconds: float) -> datetime:
+    """Converts seconds since 1970 to a UTC time, rounded to milliseconds."""
     return datetime.fromtimestamp(round(seconds, 3), UTC)
 
 
@@ -86,7 +88,7 @@ class Account(BaseModel):
 
 
 class Grant(BaseModel):
-    """`subject` may do `actions` to what `pattern` matches."""
+    """`subject` may do `actions` on the repositories that `pattern` matches."""
 
     subject: SubjectText
     pattern: Pattern
@@ -98,8 +100,8 @@ class Grant(BaseModel):
 
 
 class ShownAccount(Account):
-    """`grants`: those that count for it, its groups', every account's and everybody's included. `more_grants`: there
-    are more; `/api/v1/grants?for=NAME` lists all."""
+    """`grants` are all that count for the account, including those of its groups, of all accounts and of everyone.
+    `more_grants` means that there are more; `/api/v1/grants?for=NAME` lists all."""
 
     grants: list[Grant]
     more_grants: bool = False
@@ -114,20 +116,20 @@ class NewUser(BodyModel):
     name: Name
     password: Annotated[
         SecretStr | None,
-        Field(description="Left out: one is made and shown once", examples=["correct horse battery"]),
+        Field(description="If omitted, one is generated and shown once", examples=["correct horse battery"]),
     ] = None
     admin: bool = False
     note: Note = ""
 
 
 class AddedUser(Account):
-    """`password`: the one that was made, shown this once."""
+    """`password` is the generated one; this answer alone shows it."""
 
     password: Annotated[str | None, Field(examples=["8wq2-cn4r-q7mz-k3tb"])] = None
 
 
 class UserChange(BodyModel):
-    """What is left out stays."""
+    """Omitted fields stay as they are."""
 
     enabled: bool | None = None
     admin: bool | None = None
@@ -143,14 +145,14 @@ class RobotChange(BodyModel):
 
 
 class NewPassword(BodyModel):
-    """`old`: for one's own. `new`: left out, one is made and shown once."""
+    """`old` is needed for your own password. If `new` is omitted, a password is generated and shown once."""
 
     old: SecretStr | None = None
     new: SecretStr | None = None
 
 
 class Password(BaseModel):
-    """The password that was made; null where it was given."""
+    """The generated password; null if the request gave one."""
 
     password: str | None = None
 
@@ -169,7 +171,7 @@ class Group(BaseModel):
 
 
 class NewGrant(BodyModel):
-    """In place of what the subject had for that pattern."""
+    """Replaces what the subject had for that pattern."""
 
     subject: SubjectText
     pattern: Pattern
@@ -177,7 +179,7 @@ class NewGrant(BodyModel):
 
 
 class Limit(BodyModel):
-    """Actions on what a pattern matches."""
+    """`actions` on the repositories that `pattern` matches."""
 
     pattern: Pattern
     actions: Actions
@@ -186,9 +188,14 @@ class Limit(BodyModel):
     def of(cls, limit: access.TokenLimit) -> Self:
         return cls(pattern=limit.pattern, actions=action_words(limit.actions))
 
+    def parse(self) -> access.TokenLimit:
+        """Returns the limit. Raises AccountInvalid."""
+        return access.TokenLimit(parse_pattern(self.pattern), parse_action_words(self.actions))
+
 
 class Token(BaseModel):
-    """`limits`: null: all that its account may do. `purpose`: `login` ones were given to clients by `/token`."""
+    """`limits` null means that the token may do all that its account may. Tokens of the purpose `login` were given to
+    clients by `/token`."""
 
     id: str
     account: str
@@ -196,7 +203,7 @@ class Token(BaseModel):
     note: str
     created: datetime
     expires: datetime | None
-    used: Annotated[datetime | None, Field(description="About when last")]
+    used: Annotated[datetime | None, Field(description="The last use, to the hour")]
     limits: list[Limit] | None
 
     @classmethod
@@ -214,33 +221,33 @@ class Token(BaseModel):
 
 
 class AddedToken(Token):
-    """`secret`: what its holder logs in with, shown this once."""
+    """`secret` is what the holder logs in with; this answer alone shows it."""
 
     secret: str
 
 
 class NewToken(BodyModel):
-    account: Annotated[str | None, Field(description="Left out: one's own", examples=["ci"])] = None
+    account: Annotated[str | None, Field(description="If omitted, your own", examples=["ci"])] = None
     note: Note = ""
-    expires_in: Annotated[str | None, Field(description="Left out: it never does", examples=["90d"], max_length=20)] = (
-        None
-    )
-    limits: Annotated[list[Limit], Field(description="Left out: all that the account may do", max_length=50)] = []
+    expires_in: Annotated[
+        str | None, Field(description="If omitted, it never expires", examples=["90d"], max_length=20)
+    ] = None
+    limits: Annotated[list[Limit], Field(description="If omitted, all that the account may do", max_length=50)] = []
 
     @property
     def seconds(self) -> float | None:
-        """Raises AccountInvalid."""
+        """The lifetime in seconds, if any. Raises AccountInvalid."""
         return None if self.expires_in is None else parse_seconds(self.expires_in)
 
 
 class Rotation(BodyModel):
-    """`at_once`: nothing that was signed before is taken any more; for a key that others may have."""
+    """With `at_once`, nothing that an older key signed is accepted any more: use it when others may know the key."""
 
     at_once: bool = False
 
 
 class Key(BaseModel):
-    """`retired`: signs no more since then. Its secret is never shown."""
+    """A signing key. Since `retired` it signs no more. Its secret is never shown."""
 
     id: str
     created: datetime
@@ -252,7 +259,7 @@ class Key(BaseModel):
 
 
 class Line(BaseModel):
-    """A line of the audit log. `count`: how often the same came within a moment."""
+    """A line of the audit log. `count` is how often the same happened within about a second."""
 
     id: str
     at: datetime
@@ -284,9 +291,9 @@ class Line(BaseModel):
 
 
 class Me(BaseModel):
-    """Who asks, and what they may do. `account`: null for nobody, and for one that is not in the store (htpasswd, an
-    issuer). `open`: there are no accounts, and everybody may do everything. `more_grants`: there are more than these;
-    `/api/v1/grants?for=NAME` lists all."""
+    """The caller. `account` is null without a login, and for accounts that are not in the store (htpasswd, an issuer).
+    `open` means that there are no accounts yet, and everyone may do everything. `more_grants` means that there are more
+    grants; `/api/v1/grants?for=NAME` lists all."""
 
     name: str | None
     account: Account | None
@@ -297,12 +304,18 @@ class Me(BaseModel):
 
 
 def action_words(actions: access.Action) -> list[ActionWord]:
+    """Returns the words for a set of actions, always in the same order."""
     every: tuple[ActionWord, ...] = ("pull", "push", "delete", "admin")
     return [word for word in every if word in actions.words]
 
 
+def parse_action_words(words: Sequence[ActionWord]) -> access.Action:
+    """Returns the actions that `words` name. Raises AccountInvalid."""
+    return parse_actions(",".join(words))
+
+
 def parse_seconds(text: str) -> float:
-    """Seconds. Raises AccountInvalid."""
+    """Parses a duration such as `90d` to seconds. Raises AccountInvalid."""
     try:
         seconds = parse_duration(text)
     except ValueError as error:

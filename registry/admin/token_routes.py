@@ -1,4 +1,4 @@
-"""`/api/v1/tokens` and `/api/v1/keys`: what is logged in with, and what signs."""
+"""`/api/v1/tokens` and `/api/v1/keys`: API tokens and signing keys."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from registry.admin import models
-from registry.admin.account_routes import AfterQuery, LimitQuery
 from registry.admin.caller import AdminCaller, LoggedInCaller
-from registry.admin.management_route import ManagementRoute
-from registry.auth.administration import parse_actions, parse_pattern
-from storage import access
+from registry.admin.management_route import AfterQuery, LimitQuery, ManagementRoute
 from storage.access import AccountName
 
 router = APIRouter(route_class=ManagementRoute)
@@ -24,46 +21,47 @@ async def list_tokens(
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.Listed[models.Token]:
-    """API tokens without their secrets: an admin sees all, others their own."""
+    """Lists API tokens without their secrets: all for an admin, your own otherwise."""
     name = None if account is None else AccountName(account)
-    if name is None and not caller.authority.admin:
-        name = AccountName(caller.authority.somebody)
+    if name is None and not caller.rights.admin:
+        name = AccountName(caller.rights.account_name)
     if name is not None:
-        caller.authority.check_may_see(name)
-    page = caller.administration.accounts.tokens(name, after, limit)
-    return models.listed(page, models.Token.of, lambda token: token.id)
+        caller.rights.check_may_see(name)
+    return models.listed(caller.accounts.tokens(name, after, limit), models.Token.of, lambda token: token.id)
 
 
 @router.post("/tokens", status_code=201, tags=["tokens"])
 async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.AddedToken:
-    """Makes an API token: for oneself, logged in with the password; for anybody as an admin. `limits` only take away:
-    what the account may not do, none of its tokens may. The secret is shown this once."""
-    name = AccountName(body.account or caller.authority.name or "")
-    caller.authority.check_may_add_credential(name)
-    limits = [
-        access.TokenLimit(parse_pattern(one.pattern), parse_actions(",".join(one.actions))) for one in body.limits
-    ]
+    """Makes an API token: for yourself, after a login with your password, or for any account as an admin. `limits` only
+    take rights away: a token may do at most what its account may do. This answer alone shows the secret."""
+    name = AccountName(body.account or caller.rights.name or "")
+    caller.rights.check_may_add_credential(name)
     token, secret = await caller.administration.add_token(
-        name, note=body.note, expires_in=body.seconds, limits=limits, by=caller.actor
+        name,
+        note=body.note,
+        expires_in=body.seconds,
+        limits=[limit.parse() for limit in body.limits],
+        by=caller.actor,
     )
     return models.AddedToken(**models.Token.of(token).model_dump(), secret=secret)
 
 
 @router.delete("/tokens/{id}", status_code=204, tags=["tokens"])
 async def revoke_token(caller: LoggedInCaller, token_id: Annotated[str, Path(alias="id", max_length=40)]) -> None:
-    """Revokes an API token: one's own, or anybody's as an admin. It counts no more at the next request."""
-    token, _ = caller.administration.accounts.token(token_id)
-    caller.authority.check_token(token)
+    """Revokes an API token: your own, or any as an admin. It is refused from the next request on."""
+    token, _ = caller.accounts.token(token_id)
+    caller.rights.check_token(token)
     await caller.administration.revoke_token(token_id, by=caller.actor)
 
 
 @router.get("/keys", tags=["keys"])
 async def list_keys(caller: AdminCaller) -> list[models.Key]:
-    """The keys that sign the tokens of `/token`, the one that signs first. Never their secrets."""
-    return [models.Key.of(key) for key in caller.administration.accounts.signing_keys()]
+    """Lists the keys that sign the tokens of `/token`, the current one first. Never shows their secrets."""
+    return [models.Key.of(key) for key in caller.accounts.signing_keys()]
 
 
 @router.post("/keys", status_code=201, tags=["keys"])
 async def rotate_key(caller: AdminCaller, body: models.Rotation) -> models.Key:
-    """A new key signs from now on. Tokens of the one before are taken until they expire, or no more at once."""
+    """Makes a new signing key. Tokens signed by the old key are accepted until they expire, or with `at_once` no
+    more."""
     return models.Key.of(await caller.administration.rotate_key(at_once=body.at_once, by=caller.actor))

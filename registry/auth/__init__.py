@@ -1,1 +1,1 @@
-"""Who asks, and what they may do: credentials, tokens, rights, and the guard before every registry."""
+"""Authentication and authorization: credentials, tokens, rights, and the guard before every registry."""

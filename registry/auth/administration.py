@@ -1,10 +1,8 @@
-"""What is done to accounts, groups, grants, API tokens and keys: the same for the commands and for the API.
+"""Administration of accounts, groups, grants, API tokens and signing keys, for the command line and the API.
 
-Who may do it is not asked here (`registry.auth.rights.management_rights`). Passwords come in the clear and go on as
-hashes; a secret that is made here is given back once and kept nowhere. Every change takes `by`, for the audit log. All
-raise AccountInvalid, AccountUnknown, AccountExists, LastAdmin, StorageFull, StorageFailed.
-
-Rights as people write them, on the command line and to the API. All raise AccountInvalid, in words for a person.
+Callers check rights before they call (`registry.auth.rights.management_rights`). Passwords come in plain text and are
+stored as hashes; a generated secret is returned once and not stored. Every change takes `by`, the actor for the audit
+log. All functions may raise AccountInvalid, AccountUnknown, AccountExists, LastAdmin, StorageFull, StorageFailed.
 """
 
 from __future__ import annotations
@@ -34,19 +32,22 @@ from storage.access import (
 from storage.accounts import Accounts
 from storage.content import Actor, Page
 from storage.names import shown
-from storage.patterns import NamePattern
+from storage.patterns import NamePattern, require_simple
 
 PAGE_ENTRIES = 1000
+LONGEST_NOTE = 200
+"""Characters of a note."""
 LONGEST_API_TOKEN_SECONDS = 36525 * 86400.0
-"""Seconds until a token expires, the most: no calendar has a date for all that can be written."""
+"""The longest lifetime of an API token: its end must be a date that calendars can express."""
 _LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
-"""32 of them, so that a byte's remainder prefers none."""
+"""32 letters, so that the remainders of random bytes are distributed evenly."""
 GroupMembers = tuple[AccountName, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
-    """`password`: the one that was made, if one was. `first`: this account closed the registry."""
+    """A new account. `password` is the generated one, if one was generated. `first` means that this account closed the
+    registry."""
 
     account: Account
     password: str | None
@@ -54,7 +55,7 @@ class AddedAccount:
 
 
 class Administration:
-    """The operations over `accounts`. `hash_password` raises TooManyRequests where too many wait for it."""
+    """The operations on `accounts`. `hash_password` raises TooManyRequests when too many calls wait."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Administration:
     # Users and robots
 
     def find(self, name: AccountName, kind: AccountKind) -> Account:
-        """Raises AccountUnknown, also where the name is one of the other kind."""
+        """Returns the account. Raises AccountUnknown, also for an account of the other kind."""
         account = self.accounts.account(name)
         if account.kind is not kind:
             raise AccountUnknown(f"{name} is a {account.kind}, not a {kind}")
@@ -81,7 +82,7 @@ class Administration:
     async def add_user(
         self, name: AccountName, password: str | None, *, admin: bool = False, note: str = "", by: Actor
     ) -> AddedAccount:
-        """`password` None: one is made."""
+        """Adds a person. Without a password, generates one."""
         check_note(note)
         chosen = self._make_password() if password is None else password
         hashed = await self._hashed(name, chosen)
@@ -92,13 +93,14 @@ class Administration:
         return AddedAccount(account, chosen if password is None else None, first)
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
+        """Adds a robot."""
         check_note(note)
         first = not self.accounts.closed()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
         return AddedAccount(account, None, first)
 
     async def set_password(self, name: AccountName, password: str | None, *, by: Actor) -> str | None:
-        """`password` None: one is made, and given back."""
+        """Sets a person's password. Without one, generates and returns it."""
         self.find(name, AccountKind.USER)
         chosen = self._make_password() if password is None else password
         await self.accounts.set_password(name, await self._hashed(name, chosen), by=by)
@@ -111,34 +113,35 @@ class Administration:
         return await self._hash_password(password)
 
     def _make_password(self) -> str:
-        """`k7q2m-…`: 100 random bits, in letters that are not mistaken for each other."""
+        """Returns a password like `k7q2m-…`: 100 random bits, in letters that are hard to confuse."""
         letters = "".join(_LETTERS[byte % len(_LETTERS)] for byte in self._random(20))
         return "-".join(letters[at : at + 5] for at in range(0, 20, 5))
 
     async def set_enabled(
         self, name: AccountName, kind: AccountKind, enabled: bool, *, force: bool = False, by: Actor
     ) -> None:
-        """Raises LastAdmin, unless forced."""
+        """Enables or disables an account. Raises LastAdmin, unless forced."""
         self.find(name, kind)
         await self.accounts.set_enabled(name, enabled, keep_admin=not force, by=by)
 
     async def set_admin(self, name: AccountName, admin: bool, *, force: bool = False, by: Actor) -> None:
-        """Raises LastAdmin, unless forced."""
+        """Makes a person an admin, or no longer one. Raises LastAdmin, unless forced."""
         self.find(name, AccountKind.USER)
         await self.accounts.set_admin(name, admin, keep_admin=not force, by=by)
 
     async def remove(self, name: AccountName, kind: AccountKind, *, force: bool = False, by: Actor) -> None:
-        """Raises LastAdmin, unless forced."""
+        """Removes an account. Raises LastAdmin, unless forced."""
         self.find(name, kind)
         await self.accounts.remove_account(name, keep_admin=not force, by=by)
 
     # Groups
 
     def group(self, name: AccountName) -> GroupMembers:
-        """Raises AccountUnknown."""
+        """Returns a group and its members. Raises AccountUnknown."""
         return self.accounts.group(name)
 
     def all_groups(self) -> Iterator[GroupMembers]:
+        """Yields every group, in the order of the names."""
         after = None
         while True:
             page = self.accounts.groups(after, PAGE_ENTRIES)
@@ -148,7 +151,8 @@ class Administration:
             after = page.items[-1][0]
 
     def is_known(self, name: AccountName) -> bool:
-        """Whether an account has that name; one from htpasswd or an issuer has none here."""
+        """Returns whether the store has an account of that name. Accounts of an htpasswd file or an issuer are not in
+        the store."""
         try:
             self.accounts.account(name)
         except AccountUnknown:
@@ -158,22 +162,26 @@ class Administration:
     # Grants
 
     def grants_for(self, name: str, groups: Iterable[str] = ()) -> list[Grant]:
-        """All that `name` has: its own, its groups', every account's, everybody's. `groups`: more that it is in, as an
-        issuer says."""
+        """Returns every grant that counts for `name`: its own, those of its groups, of all accounts and of everyone.
+        `groups` are further groups that an issuer named."""
         return self.accounts.grants(self.subjects_of(name, groups))
 
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
-        """Whose grants count for `name`."""
+        """Returns the subjects whose grants count for `name`."""
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         members = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Grantee(GranteeKind.GROUP, group) for group in members]
         return [*subjects, Grantee(GranteeKind.AUTHENTICATED), Grantee(GranteeKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
+        """Stores grants, each in place of what its subject had for that pattern. Raises AccountInvalid, and stores
+        nothing, if a pattern is not simple."""
+        _require_simple(grant.pattern for grant in grants)
         for grant in grants:
             await self.accounts.put_grant(grant, by=by)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
+        """Removes what `subject` had for a pattern, which may be of any form."""
         await self.accounts.remove_grant(subject, pattern, by=by)
 
     # API tokens
@@ -187,12 +195,14 @@ class Administration:
         limits: Sequence[TokenLimit] = (),
         by: Actor,
     ) -> tuple[ApiToken, str]:
-        """The token, and what its holder is told once. `expires_in`: seconds from now; None: it never does."""
+        """Makes an API token. Returns it with its secret, which is shown once. `expires_in` is in seconds; None means
+        never."""
         check_note(note)
         if expires_in is not None and expires_in <= 0:
             raise AccountInvalid("a token that has expired already is of no use; give a time like 90d")
         if expires_in is not None and expires_in > LONGEST_API_TOKEN_SECONDS:
             raise AccountInvalid("a token expires within a hundred years; give no time for one that never does")
+        _require_simple(limit.pattern for limit in limits)
         self.accounts.account(account)
         now = self._clock()
         made = api_tokens.make(
@@ -207,24 +217,34 @@ class Administration:
         return made.token, made.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
+        """Ends an API token, and everything that was made with it, at the next request."""
         await self.accounts.revoke_token(token_id, by=by)
 
     # Keys and the audit log
 
     async def rotate_key(self, *, at_once: bool = False, by: Actor) -> SigningKey:
-        """`at_once`: nothing that was signed before is taken any more, as others may have the key."""
+        """Makes a new signing key. With `at_once`, nothing that an older key signed is accepted any more: use this when
+        others may know the key."""
         return await signing_keys.rotate(
             self.accounts, self._clock(), by, keep=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        """Returns lines of the audit log, newest first."""
         return self.accounts.audit(query, limit)
 
 
-LONGEST_NOTE = 200
+def _require_simple(patterns: Iterable[NamePattern]) -> None:
+    """Raises AccountInvalid if one of the patterns has a star before its end."""
+    for pattern in patterns:
+        try:
+            require_simple(pattern)
+        except ValueError as error:
+            raise AccountInvalid(str(error)) from None
 
 
 def parse_pattern(text: str) -> NamePattern:
+    """Parses a pattern of any form. Raises AccountInvalid."""
     try:
         return NamePattern(text)
     except ValueError as error:
@@ -232,7 +252,7 @@ def parse_pattern(text: str) -> NamePattern:
 
 
 def parse_actions(text: str) -> Action:
-    """`pull,push`; `*` is all of them."""
+    """Parses actions like `pull,push`; `*` stands for all. Raises AccountInvalid."""
     try:
         return Action.parse(text)
     except ValueError as error:
@@ -240,7 +260,7 @@ def parse_actions(text: str) -> Action:
 
 
 def parse_limit(text: str) -> TokenLimit:
-    """`team/**:pull,push`."""
+    """Parses a token limit like `team/**:pull,push`. Raises AccountInvalid."""
     pattern, colon, actions = text.partition(":")
     if not colon:
         raise AccountInvalid(f"{shown(text)} does not say what is allowed; write it like team/**:pull,push")
@@ -248,5 +268,6 @@ def parse_limit(text: str) -> TokenLimit:
 
 
 def check_note(note: str) -> None:
+    """Raises AccountInvalid unless `note` is one short line."""
     if len(note) > LONGEST_NOTE or not (note.isprintable() or not note):
         raise AccountInvalid(f"a note is one line of at most {LONGEST_NOTE} characters")

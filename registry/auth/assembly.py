@@ -1,4 +1,4 @@
-"""All of it put together for one process: from settings and a store to credentials and the token service."""
+"""Builds the parts of authentication for one process, from the settings and the accounts."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ from storage.interface import Leases
 
 @dataclass(frozen=True, slots=True)
 class AuthComponents:
-    """What else in the process asks for. `standing` says whether what a proof was made of still stands. `openid`: None:
-    nobody logs in at a provider."""
+    """The parts that the rest of the process uses. `openid_login` is None without a provider."""
 
-    credentials: CredentialVerifier
-    tokens: BearerTokens
-    sessions: LoginSessions
-    openid: OpenIDLogin | None
-    standing: RevocationCheck
-    hashing: HashingPool
+    credential_verifier: CredentialVerifier
+    bearer_tokens: BearerTokens
+    login_sessions: LoginSessions
+    openid_login: OpenIDLogin | None
+    revocation_check: RevocationCheck
+    hashing_pool: HashingPool
     audit_buffer: AuditBuffer
     refresh_lifetime: float
     accounts: Accounts
@@ -47,10 +46,11 @@ class AuthComponents:
     cursors: SealedCursors
 
     def token_service(self, rights: ScopePolicy) -> TokenService:
+        """Returns the token service that grants by `rights`."""
         return TokenService(
             self.accounts,
-            self.credentials,
-            self.tokens,
+            self.credential_verifier,
+            self.bearer_tokens,
             rights,
             refresh_lifetime=self.refresh_lifetime,
             clock=self.clock,
@@ -58,7 +58,8 @@ class AuthComponents:
 
 
 def check_auth_files(settings: Settings) -> None:
-    """For the start, before any fork. Raises HtpasswdError: the htpasswd file cannot be used; ProviderInvalid."""
+    """Checks the files that the settings name, at the start and before any fork. Raises HtpasswdError,
+    ProviderInvalid."""
     if settings.auth.htpasswd:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
@@ -68,41 +69,51 @@ def check_auth_files(settings: Settings) -> None:
 async def open_auth_components(
     settings: Settings,
     accounts: Accounts,
-    turns: Leases,
+    leases: Leases,
     *,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[AuthComponents]:
-    """For this process and its running event loop. No issuer and no provider is contacted. At the end, what was being
-    verified is ended, and what was gathered for the audit log is written; the store must still be open then."""
-    htpasswd = HtpasswdFile(settings.auth.htpasswd) if settings.auth.htpasswd else None
+    """Opens the parts for this process and its running event loop. Contacts no issuer and no provider. At the end,
+    cancels verifications that are under way, and writes what was gathered for the audit log: the store has to be open
+    until then. `clock` gives seconds since 1970."""
+    auth, oidc = settings.auth, settings.oidc
+    htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
-    hashing = HashingPool(turns)
-    notes = AuditBuffer(accounts, clock)
-    logins = LoginAudit(accounts, notes, clock)
-    openid_stamps = [provider_stamp(settings.oidc)] if settings.oidc.issuer else []
-    standing = RevocationCheck(accounts, htpasswd, [*issuers.stamps, *openid_stamps])
-    passwords = PasswordCheck(accounts, hashing, LoginThrottle(accounts, clock), clock, htpasswd)
-    service, keys = token_service_name(settings.auth, settings.public_url), SigningKeys(accounts, clock)
-    tokens = BearerTokens(accounts, service, settings.auth.token_ttl, clock)
-    sessions = LoginSessions(accounts, keys, service, clock)
-    openid = None
-    if settings.oidc.issuer:
-        provider, attempts = OpenIDProvider(settings.oidc, monotonic), LoginAttempts(keys, clock)
-        openid = OpenIDLogin(settings.oidc, accounts, provider, attempts, sessions, logins, clock)
-    credentials = CredentialVerifier(accounts, tokens, issuers, passwords, standing, logins, clock)
+    stamps = [*issuers.stamps, *([provider_stamp(oidc)] if oidc.issuer else [])]
+    revocation_check = RevocationCheck(accounts, htpasswd, stamps)
+    hashing_pool = HashingPool(leases)
+    passwords = PasswordCheck(accounts, hashing_pool, LoginThrottle(accounts, clock), clock, htpasswd)
+    audit_buffer = AuditBuffer(accounts, clock)
+    logins = LoginAudit(accounts, audit_buffer, clock)
+    keys, service = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
+    bearer_tokens = BearerTokens(accounts, keys, service, auth.token_ttl, clock)
+    login_sessions = LoginSessions(accounts, keys, service, clock)
+    openid_login = None
+    if oidc.issuer:
+        provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)
+        openid_login = OpenIDLogin(oidc, accounts, provider, attempts, login_sessions, logins, clock)
+    verifier = CredentialVerifier(accounts, bearer_tokens, issuers, passwords, revocation_check, logins, clock)
     try:
-        refresh_ttl = settings.auth.refresh_ttl
         yield AuthComponents(
-            *(credentials, tokens, sessions, openid, standing, hashing, notes, refresh_ttl, accounts, clock),
+            credential_verifier=verifier,
+            bearer_tokens=bearer_tokens,
+            login_sessions=login_sessions,
+            openid_login=openid_login,
+            revocation_check=revocation_check,
+            hashing_pool=hashing_pool,
+            audit_buffer=audit_buffer,
+            refresh_lifetime=auth.refresh_ttl,
+            accounts=accounts,
+            clock=clock,
             cursors=SealedCursors(keys.secrets),
         )
     finally:
-        if openid is not None:
-            await openid.aclose()
-        await credentials.aclose()
+        if openid_login is not None:
+            await openid_login.aclose()
+        await verifier.aclose()
         await passwords.aclose()
         await issuers.aclose()
         await logins.aclose()
-        await notes.aclose()
-        hashing.close()
+        await audit_buffer.aclose()
+        hashing_pool.close()

@@ -1,10 +1,9 @@
-"""Logins and denials on their way into the audit log: gathered for a second, equal ones counted.
+"""Logins and denials on their way into the audit log, and the last uses of API tokens.
 
-So somebody who knocks a thousand times a second costs one line and one write; one who knocks under ever new names costs
-a bounded number of lines, so nobody fills the disk from outside. What is gathered is lost when the process dies; what
-changes something has its line in the change's own transaction, and does not come here.
-
-Logins as the audit log has them, and when API tokens were last used. Nothing here waits, and nothing fails.
+`AuditBuffer` gathers lines for a second and counts equal ones. So a client that fails a thousand times a second costs
+one line and one write, and one that uses a new name each time costs a bounded number of lines: nobody can fill the disk
+from outside. Gathered lines are lost if the process dies. Changes do not pass through here: their lines are part of the
+change's transaction.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
@@ -28,14 +27,19 @@ log = logging.getLogger(__name__)
 
 AUDIT_FLUSH_SECONDS: Final = 1.0
 MOST_LINES: Final = 1000
-"""Different lines that are gathered at once, and that refusals may add in a row; of more it is only noted how many."""
+"""Different lines that are gathered at once, and lines that refusals may add in a burst. Of further ones, only their
+number is recorded."""
 REFUSALS_PER_SECOND: Final = 5.0
-"""Lines a second that refusals may add in the long run: some 100 MB a day for each worker, under a steady attack."""
+"""Lines a second that refusals may add in the long run: about 100 MB a day for each worker under a steady attack."""
 OVERFLOW_ACTION: Final = "audit.overflow"
+"""The action of the line that tells how many lines were dropped."""
+LOGIN_ACTION: Final = "login"
+REPEAT_SECONDS: Final = 3600.0
+"""After this time, a login with the same credential from the same address is a new line."""
 
 
 class AuditBuffer:
-    """For one process and its event loop. `interval` is in seconds."""
+    """Gathers lines, for one process and its event loop. `interval` is in seconds."""
 
     def __init__(
         self, accounts: Accounts, clock: Callable[[], float], *, interval: float = AUDIT_FLUSH_SECONDS
@@ -51,20 +55,35 @@ class AuditBuffer:
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
-        """Takes note; never waits, never fails."""
+        """Adds a line. Never waits, never fails."""
         key = _entry_key(entry)
         same = self._gathered.get(key)
         if same is not None:
             self._gathered[key] = replace(same, count=same.count + entry.count)
-        elif len(self._gathered) < MOST_LINES and (entry.outcome == "ok" or self._take()):
+        elif len(self._gathered) < MOST_LINES and (entry.outcome == "ok" or self._may_add()):
             self._gathered[key] = entry
         else:
             self._dropped += entry.count
         if self._timer is None and not self._closed:
-            self._timer = asyncio.create_task(self._later())
+            self._timer = asyncio.create_task(self._flush_later())
+
+    def record(
+        self,
+        by: Actor,
+        action: str,
+        target: str,
+        outcome: Literal["ok", "denied", "failed"],
+        detail: Mapping[str, object] | None = None,
+    ) -> None:
+        """Adds a line about what `by` did or tried to do now."""
+        self.add(
+            AuditEntry(
+                self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
+            )
+        )
 
     async def flush(self) -> None:
-        """Writes what has been gathered. When that fails it is lost, and the log says so."""
+        """Writes the gathered lines. If that fails they are lost, and the log says so."""
         entries, self._gathered = list(self._gathered.values()), {}
         dropped, self._dropped = self._dropped, 0
         if dropped:
@@ -77,7 +96,7 @@ class AuditBuffer:
             log.error("%d lines of the audit log could not be written: %s", len(entries), error)
 
     async def aclose(self) -> None:
-        """Writes the rest. Idempotent."""
+        """Writes the remaining lines. Idempotent."""
         self._closed = True
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -85,8 +104,8 @@ class AuditBuffer:
             await asyncio.gather(timer, return_exceptions=True)
         await self.flush()
 
-    def _take(self) -> bool:
-        """Whether a refusal may add a line."""
+    def _may_add(self) -> bool:
+        """Returns whether a refusal may add a line, and counts it."""
         now = self._clock()
         self._left = min(float(MOST_LINES), self._left + max(0.0, now - self._filled) * REFUSALS_PER_SECOND)
         self._filled = now
@@ -95,74 +114,68 @@ class AuditBuffer:
         self._left -= 1.0
         return True
 
-    async def _later(self) -> None:
+    async def _flush_later(self) -> None:
         await asyncio.sleep(self._interval)
         self._timer = None
         await self.flush()
 
 
 def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
-    """All but when it was, and in which request."""
+    """Returns all of a line but its time and its request."""
     detail = json.dumps(entry.detail, sort_keys=True, default=str) if entry.detail else ""
     return (entry.actor, entry.action, entry.target, entry.outcome, entry.address, entry.user_agent, detail)
 
 
-LOGIN_ACTION: Final = "login"
-REPEAT_SECONDS: Final = 3600.0
-"""Seconds until a login with the same credential from the same address is a line again."""
-
-
 class LoginAudit:
-    """For one process and its event loop. `clock`: seconds since 1970."""
+    """Records logins and uses of API tokens, for one process and its event loop. `clock` gives seconds since 1970. Its
+    `record_` methods never wait and never fail."""
 
-    def __init__(self, accounts: Accounts, notes: AuditBuffer, clock: Callable[[], float]) -> None:
+    def __init__(self, accounts: Accounts, buffer: AuditBuffer, clock: Callable[[], float]) -> None:
         self._accounts = accounts
-        self._notes = notes
+        self._buffer = buffer
         self._clock = clock
-        self._noted = SecretCache[float]()
-        self._using: dict[str, asyncio.Task[None]] = {}
+        self._recorded = SecretCache[float]()
+        self._writes: dict[str, asyncio.Task[None]] = {}
 
-    def record_success(self, proof: Identity, how: str, by: Actor) -> None:
-        """`how`: password, token, issuer, openid."""
-        name, now = proof.name or "", self._clock()
-        key = self._noted.key_of(name, how, proof.token or "", by.address)
-        if now - (self._noted.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:
+    def record_success(self, identity: Identity, how: str, by: Actor) -> None:
+        """Records a login. `how` is `password`, `token`, `issuer` or `openid`."""
+        name, now = identity.name or "", self._clock()
+        key = self._recorded.key_of(name, how, identity.token or "", by.address)
+        if now - (self._recorded.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:
             return
-        self._noted.put(key, now)
+        self._recorded.put(key, now)
         detail: dict[str, object] = {"how": how}
-        if proof.token is not None:
-            detail["token"] = proof.token
-        self._notes.add(
-            AuditEntry(now, name, LOGIN_ACTION, name, "ok", by.address, by.request_id, by.user_agent, detail)
-        )
+        if identity.token is not None:
+            detail["token"] = identity.token
+        self._buffer.record(replace(by, name=name), LOGIN_ACTION, name, "ok", detail)
 
-    def failed(self, user: str, how: str, reason: str, by: Actor) -> None:
-        """`reason` is for who reads the log; the client is not told. `user` is what somebody typed, perhaps a password
-        in the wrong field: what could be no account's name is not kept."""
+    def record_failure(self, user: str, how: str, reason: str, by: Actor) -> None:
+        """Records a failed login. `reason` is for readers of the log; the client is not told. `user` is what the person
+        typed, perhaps a password in the wrong field, so it is recorded only if it can be an account's name."""
         detail = {"how": how, "reason": reason}
-        entry = AuditEntry(self._clock(), "anonymous", LOGIN_ACTION, _shown(user), "failed", detail=detail)
-        self._notes.add(replace(entry, address=by.address, request_id=by.request_id, user_agent=by.user_agent))
+        self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)
 
-    def used(self, token: ApiToken) -> None:
-        """Takes note that an API token is in use, at most once an hour."""
+    def record_token_use(self, token: ApiToken) -> None:
+        """Records that an API token is in use, at most once an hour."""
         now = self._clock()
-        if is_use_due(token, now) and token.id not in self._using:
-            self._using[token.id] = asyncio.create_task(self._note_use(token.id, now))
+        if is_use_due(token, now) and token.id not in self._writes:
+            self._writes[token.id] = asyncio.create_task(self._write_use(token.id, now))
 
     async def aclose(self) -> None:
-        """Waits for what is being noted."""
-        await asyncio.gather(*self._using.values(), return_exceptions=True)
+        """Waits for writes that are under way."""
+        await asyncio.gather(*self._writes.values(), return_exceptions=True)
 
-    async def _note_use(self, token_id: str, now: float) -> None:
+    async def _write_use(self, token_id: str, now: float) -> None:
         try:
             await self._accounts.note_use(token_id, now)
         except RegistryError as error:
-            log.warning("that an API token is in use could not be noted: %s", error)
+            log.warning("could not record the use of an API token: %s", error)
         finally:
-            self._using.pop(token_id, None)
+            self._writes.pop(token_id, None)
 
 
-def _shown(user: str) -> str:
+def _account_name(user: str) -> str:
+    """Returns `user` if it can be an account's name, else an empty text."""
     try:
         return AccountName(user)
     except AccountInvalid:

@@ -1,21 +1,20 @@
 """From a request's headers to the principal who acts in it.
 
-The hot path is one look: what an `Authorization` header proved is remembered by keyed hash, together with the principal
-it made and the accounts' `epoch` that was read for it. Every request reads the epoch; under another one the credentials
-are asked again, and the principal is made anew.
+On the hot path this is one look-up in the cache of verified credentials, which holds the principal as well
+(`registry.auth.credential_cache`). Every request reads the accounts' epoch; after a change the credential is checked
+again and the principal is made anew.
 
-Who calls the management API: by Basic (a password, or an API token in its place), by an API token as Bearer, or in
-the session of a login at the OpenID provider.
+Who calls the management API: by Basic (a password, or an API token in its place), by an API token as Bearer, or in the
+session of a login at the OpenID provider.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import blake2b
 from typing import Final
 
-from registry.auth import authorization_header
 from registry.auth.authorization_header import REFUSED, Basic, Bearer, parse_authorization
+from registry.auth.credential_cache import VerifiedCredential
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.rights.guard import Guarded
 from registry.auth.rights.policy import Policy
@@ -36,23 +35,16 @@ from storage.errors import Unauthorized
 from storage.names import RepositoryName
 
 INVALID_TOKEN: Final = "invalid_token"
-_MOST_CACHED: Final = 1024
-"""Headers that are remembered in a process."""
-_REVERIFY_SECONDS: Final = 600.0
-"""Seconds after which the credentials are asked again in any case."""
 
 
-class CachedPrincipal:
-    """What a header proved. Counts until `until` (seconds since 1970). `foreign`: it rests on something that is not in
-    the store as well, so no epoch tells of its end."""
-
-    __slots__ = ("epoch", "foreign", "principal", "until")
-
-    def __init__(self, principal: Principal, epoch: int, until: float) -> None:
-        self.principal = principal
-        self.epoch = epoch
-        self.until = until if principal.expires is None else min(until, principal.expires)
-        self.foreign = principal.identity.stamp is not None
+async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principal:
+    """Returns the principal of a verified credential: the cached one, unless the store has changed since. Raises
+    Unauthorized if the identity is not valid any more."""
+    principal = verified.principal
+    if principal is None or principal.epoch != policy.accounts.epoch():
+        await policy.prepare(verified.identity)
+        principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
+    return principal
 
 
 class HeaderAuthenticator:
@@ -66,17 +58,14 @@ class HeaderAuthenticator:
         credentials: CredentialVerifier,
         *,
         clock: Callable[[], float],
-        key: bytes,
     ) -> None:
-        """`clock`: seconds since 1970. `key`: 16 to 64 random bytes of this process's own."""
+        """`clock` gives seconds since 1970."""
         self._guard = guard
         self._policy = policy
         self._credentials = credentials
         self._epoch_now = policy.accounts.epoch
         self._clock = clock
-        self._marking = blake2b(digest_size=16, key=key)  # copying it costs half of what making one does
-        self._begun, self._last_address = self._marking, ""  # most requests come from where the one before came from
-        self._remembered: dict[bytes, CachedPrincipal] = {}
+        self._cache = credentials.cache
         self._epoch: int | None = None
         self._nobody = UNPRIVILEGED
 
@@ -90,11 +79,8 @@ class HeaderAuthenticator:
         if not principal.open:
             shown = exchange.headers(b"authorization")
             if shown:
-                mark = self._mark(shown[0], exchange.address)
-                found = self._remembered.get(mark)
-                if found is None or not self._counts(found) or len(shown) > 1:
-                    found = await self._look(shown, mark, exchange)
-                principal = found.principal
+                found = self._cached(self._cache.key_of(shown[0], exchange.address))
+                principal = await self._verify(shown, exchange) if found is None or len(shown) > 1 else found
         PRINCIPAL.set(principal)
         REQUESTED_NAME.set(exchange.asked)
         exchange.name = principal.name
@@ -104,48 +90,33 @@ class HeaderAuthenticator:
         """What `authenticate` found out last, if it still counts and there is no more to it than the store holds."""
         if self._nobody.open or not shown:
             return b""
-        mark = self._mark(shown[0], address)
-        found = self._remembered.get(mark)
-        return None if found is None or not self._counts(found) or len(shown) > 1 else mark
+        key = self._cache.key_of(shown[0], address)
+        found = self._cached(key)
+        return None if found is None or found.identity.stamp is not None or len(shown) > 1 else key
 
     def check_push(self, repo: RepositoryName) -> None:
         self._guard.check_push(repo)
 
-    def _mark(self, shown: bytes, address: str) -> bytes:
-        """What others have shown right is not to be guessed from here, so the address counts as well."""
-        if address != self._last_address:
-            begun = self._marking.copy()
-            begun.update(address.encode() + b"\0")  # no address holds a NUL, so the two are apart
-            self._last_address, self._begun = address, begun
-        marking = self._begun.copy()
-        marking.update(shown)
-        return marking.digest()
+    def _cached(self, key: bytes) -> Principal | None:
+        """Returns the principal that a header made before, if it still counts."""
+        found = self._cache.get(key)
+        if found is None or found.principal is None or found.principal.epoch != self._epoch:
+            return None
+        if found.until <= self._clock() or (found.identity.stamp and not self._credentials.is_current(found)):
+            return None
+        return found.principal
 
-    def _counts(self, found: CachedPrincipal) -> bool:
-        return found.epoch == self._epoch and found.until > self._clock() and not found.foreign
-
-    async def _look(self, shown: list[bytes], mark: bytes, exchange: Exchange) -> CachedPrincipal:
-        """What the header proves now. Raises Unauthorized, TooManyRequests."""
-        self._remembered.pop(mark, None)
-        proof = await self._verify(shown, exchange)
-        await self._policy.prepare(proof)
-        epoch = self._epoch_now()  # before the rights: what changes between the two is seen the next time
-        found = CachedPrincipal(self._policy.principal(proof), epoch, self._clock() + _REVERIFY_SECONDS)
-        if len(self._remembered) >= _MOST_CACHED:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[mark] = found
-        return found
-
-    async def _verify(self, shown: list[bytes], exchange: Exchange) -> Identity:
+    async def _verify(self, shown: list[bytes], exchange: Exchange) -> Principal:
+        """Returns the principal of a header that is not cached. Raises Unauthorized, TooManyRequests."""
         credential = parse_authorization(shown)
         if credential is None:
-            return ANONYMOUS
-        if not isinstance(credential, Bearer):
-            return await self._credentials.verify_basic(credential.user, credential.secret, exchange.actor)
+            return self._nobody
         try:
-            return await self._credentials.verify_bearer(credential.token, exchange.actor)
+            return await principal_of(self._policy, await self._credentials.verify(credential, exchange.actor))
         except Unauthorized as error:
-            raise Unauthorized(error.message, reason=INVALID_TOKEN) from None
+            if isinstance(credential, Bearer):
+                raise Unauthorized(error.message, reason=INVALID_TOKEN) from None
+            raise
 
 
 class OpenAuthenticator:
@@ -178,13 +149,11 @@ class ManagementAuthenticator:
     async def authenticate(self, headers: Sequence[Header], by: Actor, session: str | None = None) -> Principal:
         if not self._policy.closed:
             return self._policy.nobody()
-        match authorization_header.parse_authorization([value for name, value in headers if name == b"authorization"]):
-            case Basic(user, secret):
-                return await self._principal(await self._credentials.verify_basic(user, secret, by))
+        match parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Bearer(token) if api_tokens.is_well_formed(token):
                 return await self._api_token(token, by)
-            case Bearer(token):
-                return await self._principal(await self._credentials.verify_bearer(token, by))
+            case Basic() | Bearer() as credential:
+                return await principal_of(self._policy, await self._credentials.verify(credential, by))
         return await (self._principal(ANONYMOUS) if session is None else self._in_session(session))
 
     async def _principal(self, proof: Identity) -> Principal:

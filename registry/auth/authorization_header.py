@@ -1,4 +1,4 @@
-"""The Authorization header, read strictly (RFC 9110, 11.6.2; RFC 7617 for Basic, RFC 6750 for Bearer)."""
+"""Parses the Authorization header strictly (RFC 9110, 11.6.2; RFC 7617 for Basic, RFC 6750 for Bearer)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Final
 from storage.errors import Unauthorized
 
 LONGEST_HEADER: Final = 32 * 1024
-"""Bytes of the header."""
+"""Bytes of the header's value."""
 REFUSED: Final = "the credentials are not valid"
-"""What a client is told, whatever is wrong with them."""
+"""The error text for all wrong credentials, whatever is wrong with them."""
 
 _BEARER: Final = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -21,7 +21,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Basic:
-    """Either part may be empty, and the secret may have ':' in it."""
+    """A user name and a secret. Either may be empty, and the secret may hold ':'."""
 
     user: str
     secret: str = field(repr=False)
@@ -29,12 +29,14 @@ class Basic:
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
+    """A bearer token."""
+
     token: str = field(repr=False)
 
 
 def parse_authorization(values: Sequence[bytes]) -> Basic | Bearer | None:
-    """What the Authorization headers of a request hold; None: there is none. Raises Unauthorized: more than one, one
-    that is too long, of another scheme, or malformed."""
+    """Returns the credential in the Authorization headers of a request, or None if there is no header. Raises
+    Unauthorized if there are several, or if the header is too long, malformed or of another scheme."""
     if not values:
         return None
     if len(values) > 1 or len(values[0]) > LONGEST_HEADER:

@@ -1,7 +1,8 @@
-"""What was verified, remembered by keyed hash: a credential is in memory only as long as its request.
+"""A bounded cache whose keys are secrets. It stores keyed hashes of the secrets, so a secret stays in memory only
+during its request.
 
-The hash is BLAKE2b under a random key of this process, so what is remembered cannot be looked for from outside, nor
-recognised in a core dump.
+The hash is BLAKE2b under a random key of this process. So nobody can search the cache for a secret, nor recognise one
+in a core dump.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MOST_ENTRIES = 4096
-MOST_BYTES = 8 * 1024 * 1024
+"""Default for the number of entries."""
 
 
 class SecretCache(Generic[T]):
-    """The oldest go when there are more than `entries`, or when together they weigh more than `weight`."""
+    """Values by `key_of` secrets. Evicts the oldest when there are more than `entries`."""
 
-    def __init__(self, entries: int = MOST_ENTRIES, weight: int = MOST_BYTES) -> None:
+    def __init__(self, entries: int = MOST_ENTRIES) -> None:
         self._key = os.urandom(32)
         self._entries = entries
-        self._room = weight
-        self._held: dict[bytes, tuple[T, int]] = {}
+        self._held: dict[bytes, T] = {}
 
     def key_of(self, *secrets: str) -> bytes:
-        """Under what something about `secrets` is kept. Different lists of them have different keys."""
+        """Returns the key for a list of secrets. Different lists have different keys."""
         if len(secrets) == 1:
             return hashlib.blake2b(secrets[0].encode("utf-8", "surrogatepass"), digest_size=32, key=self._key).digest()
         parts = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
@@ -34,22 +34,19 @@ class SecretCache(Generic[T]):
         return hashlib.blake2b(text, digest_size=32, key=self._key, person=b"list").digest()
 
     def get(self, key: bytes) -> T | None:
-        """None: nothing is kept."""
-        found = self._held.get(key)
-        return None if found is None else found[0]
+        """Returns the value, or None."""
+        return self._held.get(key)
 
-    def put(self, key: bytes, value: T, weight: int = 1) -> None:
-        """`weight` is about its bytes. In place of what was kept under that key."""
+    def put(self, key: bytes, value: T) -> None:
+        """Stores a value in place of an older one under that key."""
         self.drop(key)
-        self._held[key] = (value, weight)
-        self._room -= weight
-        while len(self._held) > self._entries or self._room < 0:
+        self._held[key] = value
+        if len(self._held) > self._entries:
             self.drop(next(iter(self._held)))
 
     def drop(self, key: bytes) -> None:
-        found = self._held.pop(key, None)
-        if found is not None:
-            self._room += found[1]
+        """Removes an entry, if it exists."""
+        self._held.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._held)

@@ -105,7 +105,7 @@ def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions,
     from storage.composition import has_had_account, prepare_data_dir
 
     try:
-        gate = build_listener_options(settings)
+        options = build_listener_options(settings)
         preload_mirrors(settings)
         become_owner(settings.data)
         check_auth_files(settings)
@@ -115,7 +115,7 @@ def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions,
         check_insecure_open(bound_is_loopback=is_loopback(bound), closed=closed, insecure_open=settings.insecure_open)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
-    return gate, closed
+    return options, closed
 
 
 def _print_banner(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from registry.client_addresses import is_loopback_host
 from registry.config.field_types import Duration, SettingsGroup, split_http_url
 from storage.access import AccountInvalid, AccountName
 
@@ -28,20 +28,13 @@ def _service(value: str) -> str:
     return value
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def check_identity_url(value: str, example: str, power: str) -> None:
     """Checks the address of a service that tells who somebody is: https, or http on this machine. Raises ValueError;
     for plain http its message ends with `power`, what an attacker who changes the service's answers can do."""
     if "@" in value:  # the message does not repeat the address, since this may be a password
         raise ValueError("such an address holds no user and no password")
     parts = split_http_url(value, example, fragment=False)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
         raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {power}")
 
 

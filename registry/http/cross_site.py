@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+from registry.client_addresses import is_loopback
 from registry.http.exchange import Exchange, Header
 from registry.http.namespaces import hosts_of, without_port
 from storage.errors import Denied
@@ -75,14 +76,6 @@ class CrossSiteCheck:
 def is_local_name(name: str) -> bool:
     """No name server is asked for it."""
     return name == "localhost" or name.endswith(".localhost")
-
-
-def is_loopback(address: str) -> bool:
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return found.is_loopback
 
 
 def _is_address(name: str) -> bool:

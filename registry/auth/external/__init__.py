@@ -1,1 +1,1 @@
-"""Identities that others vouch for: OpenID Connect and trusted token issuers."""
+"""Identities that other services prove: OpenID Connect and trusted token issuers."""

@@ -1,4 +1,4 @@
-"""One question to a service outside that says who somebody is, and its answer: small, soon, and from there alone."""
+"""Requests to identity providers and issuers: bounded in size and time, without redirects."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import httpx2
 
 LARGEST_ANSWER: Final = 256 * 1024
-"""Bytes of an answer."""
+"""Bytes of a response body."""
 TOTAL_SECONDS: Final = 10.0
-"""Seconds until the answer has to be here."""
+"""Seconds until the whole response has to be here."""
 
 
 class NoAnswer(Exception):
-    """There is none, or none of use; the text is for the log."""
+    """There is no usable response. The text is for the log."""
 
 
 async def send_request(
@@ -28,12 +28,15 @@ async def send_request(
     form: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
-    """The status and the body of the answer; no redirect is followed. `form`: POST it, else GET. `ca_file`: trusted
-    instead of the system's certificates. Raises NoAnswer. Cancelled: the connection is closed."""
+    """Returns the status and the body of the response. Follows no redirect.
+
+    Sends a POST if there is a `form`, a GET otherwise. `ca_file` replaces the system's certificates. Raises NoAnswer.
+    Cancelled: closes the connection.
+    """
     try:
         async with asyncio.timeout(TOTAL_SECONDS):
             context = await asyncio.to_thread(_context, ca_file)
-            # On this machine, where plain http is allowed, nothing goes through a proxy.
+            # Plain http is for services on this machine only, which no proxy can reach.
             remote = urlsplit(url).scheme == "https"
             fields = {"Accept": "application/json", **(headers or {})}
             method = "GET" if form is None else "POST"
@@ -54,5 +57,5 @@ async def send_request(
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:
-    """Blocking, some 30 ms. Raises OSError."""
+    """Returns the TLS settings. Blocks for about 30 ms. Raises OSError."""
     return httpx2.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=str(ca_file))

@@ -1,13 +1,11 @@
-"""Tokens of others, such as a CI gives its jobs: who they log in as (`[[issuer]]`).
+"""Tokens of trusted issuers (`[[issuer]]`), such as those that a CI system gives to its jobs.
 
-A token is a JWT (RFC 7519) signed with a key of the issuer's key set. It logs in as a robot of the store, which has to
-be there: so what it may do is granted, listed and switched off like any other account's.
+A token is a JWT (RFC 7519) signed with a key of the issuer's key set. It logs in as a robot that the store has, so its
+rights are granted, listed and disabled like those of any other account.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,8 +13,10 @@ from typing import Any, Final
 
 import jwt
 
+from registry.auth.external.identity_claims import claim_values, groups_from_claim, settings_stamp
 from registry.auth.external.jwks import FetchedKeySet, FileKeySet, KeySet, fetch_key_set
 from registry.auth.rights.principal import Identity
+from registry.auth.token.signed_tokens import TokenInvalid, check_times, read_claims, read_header
 from registry.config.auth_settings import Issuer
 from storage.access import AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
@@ -26,12 +26,13 @@ LEEWAY_SECONDS: Final = 10.0
 """Seconds by which the issuer's clock may differ."""
 LONGEST_ISSUER_TOKEN: Final = 16 * 1024
 """Characters of a token."""
-MOST_CLAIM_GROUPS: Final = 100
-"""Groups that a token may name; beyond, they are left out."""
+_OTHER_TYPES: Final = {"verify_sub": False, "verify_jti": False}
+"""`sub` and `jti` are not used here, so they may be of any type."""
 
 
 class Issuers:
-    """For one process and its event loop. `clock`: seconds since 1970; `monotonic`: for the age of key sets."""
+    """The trusted issuers, for one process and its event loop. `clock` gives seconds since 1970; `monotonic` is for the
+    age of key sets."""
 
     def __init__(
         self,
@@ -48,18 +49,18 @@ class Issuers:
             if each.jwks_file is not None:
                 self._sets.setdefault(_key_set_id(each), FileKeySet(each.jwks_file))
             elif each.jwks_url is not None:
-                wanted = partial(fetch_key_set, ca_file=each.ca_file)
-                self._sets.setdefault(_key_set_id(each), FetchedKeySet(each.jwks_url, wanted, monotonic))
+                fetch = partial(fetch_key_set, ca_file=each.ca_file)
+                self._sets.setdefault(_key_set_id(each), FetchedKeySet(each.jwks_url, fetch, monotonic))
         self.stamps: Mapping[str, Issuer] = {issuer_stamp(each): each for each in settings}
-        """By the stamp that its tokens' proofs have; another one after its settings have changed."""
+        """The issuers' settings, by the stamp of the identities that their tokens prove."""
 
     def knows(self, text: str) -> bool:
-        """Whether this looks like a token of one of them. Nothing is checked."""
+        """Returns whether `text` looks like a token of one of the issuers. Checks nothing."""
         return bool(self._settings) and self._issued_by(text) is not None
 
     async def verify(self, text: str) -> Identity:
-        """Who a token logs in as. May wait for the issuer's key set. Raises Unauthorized. Cancelled: nothing is left
-        behind."""
+        """Returns the identity that a token proves. May wait for the issuer's key set. Raises Unauthorized. Cancelled:
+        leaves nothing behind."""
         found = self._issued_by(text)
         if found is None:
             raise Unauthorized("this is no token of an issuer that is trusted here")
@@ -72,61 +73,47 @@ class Issuers:
         if key is None:
             raise Unauthorized("the token is signed with a key that its issuer does not have")
         try:
-            claims: dict[str, Any] = jwt.decode(
+            claims = read_claims(
                 text,
                 key,
-                algorithms=[algorithm],
+                algorithm,
                 audience=chosen.audience,
                 issuer=chosen.issuer,
-                options={
-                    "require": ["exp", "iss", "aud"],
-                    "verify_exp": False,
-                    "verify_nbf": False,
-                    "verify_iat": False,
-                    "verify_sub": False,
-                    "verify_jti": False,
-                },
+                required=("exp", "iss", "aud"),
+                options=_OTHER_TYPES,
             )
-        except (jwt.InvalidTokenError, jwt.InvalidKeyError, ValueError, RecursionError):
-            raise Unauthorized("the token is not valid") from None
-        return self._proof(chosen, claims, self._check_times(claims))
+            expires = check_times(claims, self._clock(), leeway=LEEWAY_SECONDS, expiry_leeway=LEEWAY_SECONDS)
+        except TokenInvalid as error:
+            raise Unauthorized(f"the token {error}") from None
+        return self._identity(chosen, claims, expires)
 
     async def aclose(self) -> None:
+        """Cancels fetches that are under way."""
         for each in self._sets.values():
             await each.aclose()
 
     def _issued_by(self, text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Header and claims of a token of one of them, before anything is checked; None: it is none."""
-        if len(text) > LONGEST_ISSUER_TOKEN or text.count(".") != 2:
+        """Returns header and claims of a token of one of the issuers, unchecked; None if it is not one."""
+        if text.count(".") != 2:
             return None
         try:
-            header: dict[str, Any] = jwt.get_unverified_header(text)
+            header = read_header(text, LONGEST_ISSUER_TOKEN)
             claims: dict[str, Any] = jwt.decode(text, options={"verify_signature": False})
-        except (jwt.InvalidTokenError, ValueError, RecursionError):
+        except (TokenInvalid, jwt.InvalidTokenError, ValueError, RecursionError):
             return None
         return (header, claims) if any(claims.get("iss") == each.issuer for each in self._settings) else None
 
     def _choose(self, claims: Mapping[str, Any]) -> Issuer:
-        """The first that fits. What it fits is only claimed so far; the signature is then checked with its keys."""
+        """Returns the first issuer that fits. The claims are unchecked so far; the signature is checked next, with the
+        keys of this issuer."""
         for each in self._settings:
             audience = claims.get("aud")
             named = audience if isinstance(audience, list) else [audience]
-            if claims.get("iss") == each.issuer and each.audience in named and _has(claims, each.required):
+            if claims.get("iss") == each.issuer and each.audience in named and _meets(claims, each.required):
                 return each
         raise Unauthorized("the token is for another service, or lacks a claim")
 
-    def _check_times(self, claims: Mapping[str, Any]) -> float:
-        """When it expires."""
-        now = self._clock()
-        expires = _time(claims["exp"])
-        if expires + LEEWAY_SECONDS <= now:
-            raise Unauthorized("the token has expired")
-        for name in ("nbf", "iat"):
-            if name in claims and _time(claims[name]) > now + LEEWAY_SECONDS:
-                raise Unauthorized("the token is not valid yet")
-        return expires
-
-    def _proof(self, chosen: Issuer, claims: Mapping[str, Any], expires: float) -> Identity:
+    def _identity(self, chosen: Issuer, claims: Mapping[str, Any], expires: float) -> Identity:
         named = chosen.account if chosen.account_claim is None else claims.get(chosen.account_claim)
         try:
             account = self._accounts.account(AccountName(named if isinstance(named, str) else ""))
@@ -146,39 +133,14 @@ class Issuers:
 
 
 def issuer_stamp(settings: Issuer) -> str:
-    """Differs for other settings: what was proved under others does not count under these."""
-    return "issuer:" + hashlib.blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()
+    """Returns the stamp of the identities that an issuer's tokens prove."""
+    return settings_stamp("issuer", settings)
 
 
 def _key_set_id(settings: Issuer) -> tuple[object, ...]:
     return settings.jwks_url, settings.jwks_file, settings.ca_file
 
 
-def _has(claims: Mapping[str, Any], required: Mapping[str, Sequence[str]]) -> bool:
-    return all(_values(claims.get(name)) & set(allowed) for name, allowed in required.items())
-
-
-def _values(claim: object) -> set[str]:
-    """A claim's value, or each of its values, as settings write them."""
-    if isinstance(claim, bool):
-        return {str(claim).lower()}
-    if isinstance(claim, str | int):
-        return {str(claim)}
-    return {each for each in claim if isinstance(each, str)} if isinstance(claim, list) else set()
-
-
-def groups_from_claim(claim: object) -> tuple[str, ...]:
-    """Names that no group can have are left out."""
-    found = []
-    for each in sorted(_values(claim))[: 10 * MOST_CLAIM_GROUPS]:
-        try:
-            found.append(AccountName(each))
-        except AccountInvalid:
-            continue
-    return tuple(found[:MOST_CLAIM_GROUPS])
-
-
-def _time(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Unauthorized("the token's times are not valid")
-    return float(value)
+def _meets(claims: Mapping[str, Any], required: Mapping[str, Sequence[str]]) -> bool:
+    """Returns whether each required claim has one of its allowed values."""
+    return all(claim_values(claims.get(name)) & set(allowed) for name, allowed in required.items())

@@ -1,8 +1,8 @@
-"""Public keys of others (JSON Web Key Sets, RFC 7517), from a file or from an address.
+"""Public keys of other services (JSON Web Key Sets, RFC 7517), from a file or a URL.
 
-Only keys that can check a signature and sign none are taken. A key set at an address is fetched when a token needs it,
-by one request at a time, and again when a token names a key that is not among them, at most once a minute. Meanwhile
-tokens whose keys are known are not held up, and whoever sends tokens with made-up keys causes no traffic.
+Only keys that can check a signature but not sign are accepted. A key set at a URL is fetched when a token needs it, and
+again when a token names an unknown key, at most once a minute. Meanwhile tokens with known keys do not wait, and tokens
+with made-up keys cause no traffic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,9 +20,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
 from registry.auth.external.identity_http import NoAnswer, send_request
-from registry.single_flight import SingleFlight
-from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +29,16 @@ PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519Public
 
 SMALLEST_RSA_BITS: Final = 2048
 """Bits of an RSA key (RFC 7518, 3.3)."""
+MOST_KEYS: Final = 100
+"""Keys of a set that are read."""
 REFRESH_SECONDS: Final = 60.0
-"""Seconds between two fetches, however many unknown keys are named."""
+"""Least time between two fetches, however many unknown keys tokens name."""
 RETRY_SECONDS: Final = 10.0
-"""Seconds until the next try after one that failed."""
+"""Pause after a fetch that failed."""
 FRESH_SECONDS: Final = 3600.0
-"""Seconds after which a key set is fetched again while it is being used: a key may have been withdrawn."""
+"""Age after which a key set is fetched again while it is being used: a key may have been withdrawn."""
 STALE_SECONDS: Final = 86400.0
-"""Seconds after which it is not used any more when that did not succeed."""
+"""Age after which a key set that could not be fetched again is not used any more."""
 
 _CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
 
@@ -46,32 +46,37 @@ FetchBody = Callable[[str], Awaitable[bytes]]
 
 
 class KeySetUnavailable(Exception):
-    """The key set cannot be had, or cannot be read; the text is for the log."""
+    """The key set cannot be fetched or read. The text is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
+    """A key of a set. `id` and `algorithm` are None if the set does not name them."""
+
     id: str | None
     algorithm: str | None
     public: PublicKey
 
     def fits(self, key_id: str | None, algorithm: str) -> bool:
-        """Whether it may have signed a token with that header. `key_id` None: the token names no key."""
+        """Returns whether the key may have signed a token with this header. `key_id` is None if the token names no
+        key."""
         if key_id is not None and self.id != key_id:
             return False
         return self.algorithm in (None, algorithm) and _is_key_for(self.public, algorithm)
 
 
 class KeySet(Protocol):
+    """The public keys of an issuer or a provider."""
+
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        """None: there is none that fits, or several do for a token that names none."""
+        """Returns the key for a token with this header; None if no key fits, or several do and the token names none."""
         ...
 
     async def aclose(self) -> None: ...
 
 
 class FileKeySet:
-    """A key set in a file, read again when it has changed. Without a file that can be read there are none."""
+    """A key set in a file, read again when the file has changed. While the file cannot be read there are no keys."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -94,54 +99,41 @@ class FileKeySet:
 
 
 class FetchedKeySet:
-    """A key set at an address. Made without contacting anybody. `clock` is monotonic, in seconds."""
+    """A key set at a URL. Making one contacts nobody. `clock` is monotonic, in seconds."""
 
     def __init__(self, url: str, fetch: FetchBody, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._fetch = fetch
-        self._clock = clock
-        self._keys: tuple[VerificationKey, ...] = ()
-        self._fetched = -STALE_SECONDS
-        self._next = -STALE_SECONDS
-        self._flights: SingleFlight[None] = SingleFlight()
+        times = FetchTimes(FRESH_SECONDS, STALE_SECONDS, RETRY_SECONDS, REFRESH_SECONDS)
+        self._document = FetchedDocument(self._fetch_keys, times, clock)
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        """Cancelled: a fetch that has begun goes on for the others."""
+        """See `KeySet`. Waits for a fetch only if no cached key fits. Cancelled: the fetch goes on."""
         found = self._find(key_id, algorithm)
         if found is None:
-            if self._may_fetch():
-                await self._flights.settle((), self._renew)
+            await self._document.refresh()
             return self._find(key_id, algorithm)
-        if self._clock() - self._fetched > FRESH_SECONDS and self._may_fetch():
-            with suppress(UpstreamUnavailable):  # the server is stopping
-                self._flights.start((), self._renew)
+        if not self._document.is_fresh:
+            self._document.start_refresh()
         return found
 
     async def aclose(self) -> None:
-        await self._flights.aclose()
+        """Cancels a fetch that is under way."""
+        await self._document.aclose()
 
     def _find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        if self._clock() - self._fetched > STALE_SECONDS:
-            return None
-        return _choose(self._keys, key_id, algorithm)
+        return _choose(self._document.current or (), key_id, algorithm)
 
-    def _may_fetch(self) -> bool:
-        return len(self._flights) > 0 or self._clock() >= self._next
-
-    async def _renew(self) -> None:
-        pause = RETRY_SECONDS
+    async def _fetch_keys(self) -> tuple[VerificationKey, ...] | None:
         try:
-            self._keys = parse_key_set(await self._fetch(self._url))
-            self._fetched = self._clock()
-            pause = REFRESH_SECONDS
+            return parse_key_set(await self._fetch(self._url))
         except KeySetUnavailable as error:
             log.warning("the keys at %s cannot be used: %s", self._url, error)
-        finally:
-            self._next = self._clock() + pause
+            return None
 
 
 async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
-    """What is at an address: the body of a 200, from there and nowhere else. Raises KeysUnavailable."""
+    """Returns the body at `url`. Follows no redirect, and accepts only the status 200. Raises KeySetUnavailable."""
     try:
         status, body = await send_request(url, ca_file)
     except NoAnswer as error:
@@ -152,8 +144,8 @@ async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
 
 
 def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
-    """The keys of a set that are good for something here; others are left out, as RFC 7517, 5 wants. Raises
-    KeysUnavailable: it is no key set."""
+    """Returns the usable keys of a set, and ignores all others (RFC 7517, 5). Raises KeySetUnavailable if `body` is no
+    key set."""
     try:
         document = json.loads(body)
         entries = document["keys"]
@@ -161,10 +153,11 @@ def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
         raise KeySetUnavailable("it is not a JSON Web Key Set") from None
     if not isinstance(entries, list):
         raise KeySetUnavailable("it is not a JSON Web Key Set")
-    return tuple(key for entry in entries[:100] if (key := _key(entry)) is not None)
+    return tuple(key for entry in entries[:MOST_KEYS] if (key := _key(entry)) is not None)
 
 
 def _key(entry: Any) -> VerificationKey | None:
+    """Returns the key of an entry; None for a private key, a key for encryption, and one of an unknown kind."""
     if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
         return None
     operations = entry.get("key_ops")

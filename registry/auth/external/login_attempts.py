@@ -1,8 +1,8 @@
-"""A login at the provider that has begun, as the browser keeps it: encrypted, so that any worker can go on with it and
-nobody can read or make one.
+"""A login at the provider that has begun. The browser keeps it as an encrypted cookie, so that any worker can finish
+the login, and nobody can read or forge one.
 
-What ties the provider's answer to the browser that asked (`state`, RFC 6749, 10.12), to the ID token (`nonce`, OpenID
-Connect Core, 3.1.2.1) and to the code (`verifier`, RFC 7636) is in there.
+It holds what ties the provider's response to the browser that began (`state`, RFC 6749, 10.12), to the ID token
+(`nonce`, OpenID Connect Core, 3.1.2.1) and to the code (`verifier`, RFC 7636).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from registry.auth.token.signing_keys import SigningKeys
 from storage.access import SigningKey
 
 ATTEMPT_SECONDS: Final = 600
-"""Seconds from `/login` to the way back: long enough to look for a second factor."""
+"""Time from `/login` to the return: enough to find a second factor."""
 LONGEST_ATTEMPT: Final = 4096
-"""Characters."""
+"""Characters of a sealed attempt."""
 _PURPOSE: Final = b"entrepot: logins at the provider, begun"
 _NONCE_BYTES: Final = 12
 """Bytes, as AES-GCM has them (NIST SP 800-38D, 8.2.2)."""
 
 
 class LoginAttemptInvalid(Exception):
-    """There is none, it is not ours, it is too old, or it is another one's."""
+    """The attempt is missing, forged, too old, or belongs to another login. The text is for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """`back`: the path to go to afterwards. `begun`: seconds since 1970."""
+    """A login that has begun. `back` is the path to return to afterwards; `begun` is in seconds since 1970."""
 
     state: str = field(repr=False)
     nonce: str = field(repr=False)
@@ -48,12 +48,12 @@ class LoginAttempt:
 
     @property
     def challenge(self) -> str:
-        """`code_challenge` with the method S256 (RFC 7636, 4.2)."""
+        """The `code_challenge` for the method S256 (RFC 7636, 4.2)."""
         return _encoded(hashlib.sha256(self.verifier.encode("ascii")).digest())
 
 
 class LoginAttempts:
-    """`clock`: seconds since 1970."""
+    """Makes, seals and opens attempts. `clock` gives seconds since 1970."""
 
     def __init__(
         self, keys: SigningKeys, clock: Callable[[], float], random: Callable[[int], bytes] = os.urandom
@@ -63,18 +63,20 @@ class LoginAttempts:
         self._random = random
 
     def begin(self, redirect_uri: str, back: str) -> LoginAttempt:
+        """Returns a new attempt."""
         state, nonce, verifier = (_encoded(self._random(32)) for _ in range(3))
         return LoginAttempt(state, nonce, verifier, redirect_uri, back, self._clock())
 
     async def seal(self, attempt: LoginAttempt) -> str:
-        """For a cookie. Raises StorageFull, StorageFailed (the first token of a store makes its key)."""
-        key = await self._keys.signing()
+        """Returns the attempt encrypted, for a cookie. Raises StorageFull, StorageFailed: the first token of a store
+        creates its key."""
+        key = await self._keys.current()
         nonce = self._random(_NONCE_BYTES)
         sealed = _cipher(key).encrypt(nonce, json.dumps(asdict(attempt)).encode(), key.id.encode())
         return f"{key.id}.{_encoded(nonce + sealed)}"
 
     def open(self, sealed: str, state: str) -> LoginAttempt:
-        """The one that the provider's answer with this `state` is about. Raises AttemptInvalid."""
+        """Returns the attempt that the provider's response with this `state` belongs to. Raises LoginAttemptInvalid."""
         key_id, _, text = sealed.partition(".")
         key = self._keys.find(key_id) if len(sealed) <= LONGEST_ATTEMPT else None
         if key is None:
@@ -93,7 +95,8 @@ class LoginAttempts:
 
 
 def _cipher(key: SigningKey) -> AESGCM:
-    """Under a key made of the store's for this alone, so nothing that it signs is of use here, nor the other way."""
+    """Returns the cipher. Its key is derived from a signing key for this purpose alone, so a signed token is useless
+    here, and an attempt is useless as a token."""
     return AESGCM(hmac.digest(key.secret, _PURPOSE, "sha256"))
 
 

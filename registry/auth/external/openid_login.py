@@ -1,11 +1,10 @@
-"""The login of people at the OpenID provider: the authorization code flow with PKCE.
+"""Login of people at the OpenID provider: the authorization code flow with PKCE.
 
 Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 9700, 2.1.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from registry.auth.audit_log import LoginAudit
-from registry.auth.external import openid_provider
-from registry.auth.external.issuers import groups_from_claim
+from registry.auth.external.identity_claims import groups_from_claim, settings_stamp
 from registry.auth.external.login_attempts import LoginAttempt, LoginAttemptInvalid, LoginAttempts
 from registry.auth.external.openid_provider import (
     CodeRefused,
@@ -22,6 +20,7 @@ from registry.auth.external.openid_provider import (
     OpenIDProvider,
     ProviderUnavailable,
     error_word,
+    verify_id_token,
 )
 from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import LoginSessions
@@ -36,18 +35,17 @@ log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final = "openid"
 MOST_LOGINS: Final = 32
-"""Logins of a process that may wait for the provider."""
+"""Logins of this process that may wait for the provider at once."""
 LONGEST_CODE: Final = 4096
-"""Characters of a code."""
+"""Characters of an authorization code."""
 GROUP_CHARACTERS: Final = 1500
-"""Characters of the names of groups that a session holds: a cookie has 4096 bytes."""
-_PAGE: Final = 1000
+"""Characters of all the group names in a session: a cookie has 4096 bytes."""
 _BEGIN_AGAIN: Final = "begin again at /login"
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationResponse:
-    """What the provider sent the browser back with; empty: it did not say."""
+    """The parameters of the provider's redirect back to this registry. Missing ones are empty."""
 
     state: str = field(default="", repr=False)
     code: str = field(default="", repr=False)
@@ -57,18 +55,21 @@ class AuthorizationResponse:
 
 @dataclass(frozen=True, slots=True)
 class LoginResult:
-    """Somebody has logged in: what their browser keeps, and where it goes on."""
+    """A finished login. `session` is for the browser's cookie, `return_path` the page to go to."""
 
-    text: str = field(repr=False)
-    back: str
+    session: str = field(repr=False)
+    return_path: str
 
 
 class LoginFailed(Exception):
-    """`said` is what the person is told; `over`: the login that had begun is. `reason` is for the audit log, and
-    `user` who it was about, if that is known."""
+    """A login that failed.
 
-    def __init__(self, said: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
-        self.said = said
+    `answer_error` is what the person is shown, `reason` is for the audit log. `user` is the account, if it is known.
+    `is_finished` means that the attempt cannot be continued.
+    """
+
+    def __init__(self, answer_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
+        self.answer_error = answer_error
         self.reason = reason
         self.user = user
         self.is_finished = is_finished
@@ -76,7 +77,7 @@ class LoginFailed(Exception):
 
 
 class OpenIDLogin:
-    """For one process and its event loop. `clock`: seconds since 1970."""
+    """Logins at the provider, for one process and its event loop. `clock` gives seconds since 1970."""
 
     def __init__(
         self,
@@ -99,9 +100,10 @@ class OpenIDLogin:
         self._waiting = 0
 
     async def begin(self, redirect_uri: str, back: str) -> tuple[str, str]:
-        """Where the browser goes, and what it keeps until it comes back. Raises LoginFailed."""
+        """Begins a login that ends at the path `back`. Returns the URL of the provider's login page and the sealed
+        attempt for the browser's cookie. Raises LoginFailed, StorageFull, StorageFailed."""
         attempt = self._attempts.begin(redirect_uri, back)
-        asked = {
+        parameters = {
             "response_type": "code",
             "client_id": self._provider.client_id,
             "redirect_uri": redirect_uri,
@@ -112,33 +114,37 @@ class OpenIDLogin:
             "code_challenge_method": "S256",
         }
         try:
-            place = (await self._provider.describe()).authorization
+            url = (await self._provider.describe()).authorization
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
-        return f"{place}{'&' if '?' in place else '?'}{urlencode(asked)}", await self._attempts.seal(attempt)
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}", await self._attempts.seal(attempt)
 
     async def finish(self, answer: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
-        """`sealed`: what the browser kept. Raises LoginFailed, StorageFull, StorageFailed; what failed is in the audit
-        log. Cancelled: the code may be spent."""
+        """Ends a login. `sealed` is the attempt from the browser's cookie. Raises LoginFailed, StorageFull,
+        StorageFailed. A failure is in the audit log. Cancelled: the code may be used up."""
         try:
             attempt = self._attempt(answer, sealed)
             claims = await self._claims(answer, attempt)
-            proof = await self._proof(claims, by)
+            identity = await self._identity(claims, by)
         except LoginFailed as failed:
-            self._logins.failed(failed.user, LOGIN_METHOD, failed.reason, by)
+            self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by)
             raise
-        self._logins.record_success(proof, LOGIN_METHOD, by)
-        return LoginResult(await self._sessions.issue(proof), attempt.back)
+        self._logins.record_success(identity, LOGIN_METHOD, by)
+        return LoginResult(await self._sessions.issue(identity), attempt.back)
 
     async def aclose(self) -> None:
+        """Cancels requests to the provider."""
         await self._provider.aclose()
 
     def _attempt(self, answer: AuthorizationResponse, sealed: str) -> LoginAttempt:
+        """Returns the attempt that the response belongs to. Raises LoginFailed."""
         try:
             attempt = self._attempts.open(sealed, answer.state)
         except LoginAttemptInvalid as error:
-            said = RequestInvalid(f"this is not the login that this browser began, or it took too long; {_BEGIN_AGAIN}")
-            raise LoginFailed(said, str(error), is_finished=False) from None
+            shown = RequestInvalid(
+                f"this is not the login that this browser began, or it took too long; {_BEGIN_AGAIN}"
+            )
+            raise LoginFailed(shown, str(error), is_finished=False) from None
         if answer.issuer and answer.issuer != self._provider.issuer:
             raise _login_invalid("the answer is of another issuer")
         if answer.error:
@@ -150,7 +156,7 @@ class OpenIDLogin:
         return attempt
 
     async def _claims(self, answer: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
-        """What the provider says about who logged in."""
+        """Returns the claims of the ID token. Raises LoginFailed."""
         if self._waiting >= MOST_LOGINS:
             raise LoginFailed(TooManyRequests("too many people are logging in", retry_after=5), "too many at once")
         self._waiting += 1
@@ -158,7 +164,7 @@ class OpenIDLogin:
             if (await self._provider.describe()).sends_issuer and not answer.issuer:
                 raise _login_invalid("the answer does not say of which issuer it is")
             text = await self._provider.redeem(answer.code, attempt.verifier, attempt.redirect_uri)
-            return await openid_provider.verify_id_token(
+            return await verify_id_token(
                 text,
                 await self._provider.keys(),
                 issuer=self._provider.issuer,
@@ -169,7 +175,7 @@ class OpenIDLogin:
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
         except CodeRefused as error:
-            log.warning("the OpenID provider gives nothing for a code: %s", error.reason)
+            log.warning("the OpenID provider refuses a code: %s", error.reason)
             raise _login_invalid(f"the provider refuses the code: {error.reason}") from None
         except IDTokenInvalid as error:
             log.warning("an ID token of the OpenID provider is refused: %s", error)
@@ -177,22 +183,24 @@ class OpenIDLogin:
         finally:
             self._waiting -= 1
 
-    async def _proof(self, claims: Mapping[str, Any], by: Actor) -> Identity:
+    async def _identity(self, claims: Mapping[str, Any], by: Actor) -> Identity:
+        """Returns the identity of the person that the claims name. Raises LoginFailed."""
         account = await self._account(claims.get(self._settings.account_claim), by)
         if account.kind is not AccountKind.USER or not account.enabled:
             reason = "the account is disabled" if account.kind is AccountKind.USER else "the account is a robot's"
             raise LoginFailed(_no_account(account.name), reason, user=account.name)
         claim = self._settings.groups_claim
-        groups = self._known(groups_from_claim(claims.get(claim))) if claim else ()
+        groups = self._known_groups(groups_from_claim(claims.get(claim))) if claim else ()
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
     async def _account(self, named: object, by: Actor) -> Account:
+        """Returns the account that the claim names; creates it if the settings say so. Raises LoginFailed."""
         try:
             name = AccountName(named if isinstance(named, str) else "")
         except AccountInvalid:
-            said = Denied("what the provider calls you is no name for an account here; ask an admin of this registry")
+            shown = Denied("what the provider calls you is no name for an account here; ask an admin of this registry")
             claim = self._settings.account_claim
-            raise LoginFailed(said, f"the claim {claim} is no account's name") from None
+            raise LoginFailed(shown, f"the claim {claim} is no account's name") from None
         try:
             return self._accounts.account(name)
         except AccountUnknown:
@@ -203,17 +211,17 @@ class OpenIDLogin:
                 name, AccountKind.USER, password_hash=None, note="first login by OpenID", by=replace(by, name="system")
             )
         except AccountExists:
-            return self._taken(name)
+            return self._existing(name)
 
-    def _taken(self, name: AccountName) -> Account:
-        """By another login at the same time, or by a group."""
+    def _existing(self, name: AccountName) -> Account:
+        """Returns the account that another login created meanwhile. Raises LoginFailed if a group has the name."""
         try:
             return self._accounts.account(name)
         except AccountUnknown:
             raise LoginFailed(_no_account(name), "the name is a group's", user=name) from None
 
-    def _known(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Those that are in the store: nothing is granted to others."""
+    def _known_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the groups that the store has, as far as they fit into a session. Other groups can have no grants."""
         if not groups:
             return ()
         known = self._accounts.known_groups(groups)
@@ -230,14 +238,14 @@ class OpenIDLogin:
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Differs for other settings: what was proved under others does not count under these."""
-    return "openid:" + hashlib.blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()
+    """Returns the stamp of the identities that this provider proves."""
+    return settings_stamp("openid", settings)
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
-    log.warning("nobody can log in at the OpenID provider: %s", error)
-    said = UpstreamUnavailable("the company's login does not answer; try again in a moment")
-    return LoginFailed(said, f"the provider: {error}")
+    log.warning("logins at the OpenID provider fail: %s", error)
+    shown = UpstreamUnavailable("the company's login does not answer; try again in a moment")
+    return LoginFailed(shown, f"the provider: {error}")
 
 
 def _login_invalid(reason: str) -> LoginFailed:

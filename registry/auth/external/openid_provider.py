@@ -1,9 +1,7 @@
-"""The OpenID provider: where it is, what it gives for a code, and whom its ID tokens are about.
+"""The OpenID provider: its metadata, the exchange of a code for an ID token, and the checks of the ID token.
 
-Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636.
-Nothing is asked before somebody logs in. What it says of itself is kept for an hour.
-
-The checks of an ID token (OpenID Connect Core 1.0, 3.1.3.7): whose it is, for whom, and of which login.
+Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636. The
+provider is first contacted by a login.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import base64
 import hmac
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -21,61 +18,66 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote_plus
 
-import jwt
-
+from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
 from registry.auth.external.identity_http import NoAnswer, send_request
 from registry.auth.external.jwks import FetchedKeySet, KeySet, fetch_key_set
+from registry.auth.token.signed_tokens import TokenInvalid, check_times, read_claims, read_header
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, OIDCSettings, check_identity_url
-from registry.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
 METADATA_FRESH_SECONDS: Final = 3600.0
-"""Seconds for which its description counts."""
+"""Age after which the provider's metadata is fetched again."""
 METADATA_STALE_SECONDS: Final = 86400.0
-"""Seconds for which it does when it cannot be had anew."""
+"""Age after which metadata that could not be fetched again is not used any more."""
 METADATA_RETRY_SECONDS: Final = 10.0
-"""Seconds until the next try after one that failed."""
+"""Pause between two fetches."""
+ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
+"""Seconds by which the provider's clock may differ."""
+LONGEST_ID_TOKEN: Final = 64 * 1024
+"""Characters of an ID token."""
+_REQUIRED_CLAIMS: Final = ("iss", "aud", "exp", "iat", "sub", "nonce")
 _METADATA_PATH: Final = "/.well-known/openid-configuration"
 _ERROR_WORD: Final = re.compile(r"[a-z0-9_.-]{1,60}")
 
 
 class ProviderInvalid(Exception):
-    """The settings of the provider cannot be used; the text is one line for a person and holds no secret."""
+    """The settings of the provider cannot be used. The text is one line for the operator and holds no secret."""
 
 
 class ProviderUnavailable(Exception):
-    """It does not answer, or not as it should; the text is for the log."""
+    """The provider does not answer, or not as it should. The text is for the log."""
 
 
 class CodeRefused(Exception):
-    """It gives nothing for a code: `reason` is its word for why."""
+    """The provider refuses a code. `reason` is the provider's error code."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
 
 
+class IDTokenInvalid(Exception):
+    """The ID token is refused. The text is for the log; the person is not shown it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderMetadata:
-    """What it says of itself, as far as it is used. `sends_issuer`: its answers have `iss` (RFC 9207)."""
+    """The used parts of the provider's metadata.
+
+    `authorization`, `token` and `keys` are URLs. `takes_basic` means that the client logs in with Basic; `sends_issuer`
+    that responses hold `iss` (RFC 9207).
+    """
 
     authorization: str
     token: str
     keys: str
-    basic: bool
+    takes_basic: bool
     sends_issuer: bool
 
 
-@dataclass(slots=True)
-class _CachedMetadata:
-    description: ProviderMetadata | None = None
-    fetched: float = -METADATA_STALE_SECONDS
-    next: float = -METADATA_STALE_SECONDS
-
-
 class OpenIDProvider:
-    """For one process and its event loop. Made without contacting anybody. `monotonic`: in seconds."""
+    """The provider, for one process and its event loop. Making one contacts nobody. `monotonic` gives seconds."""
 
     def __init__(self, settings: OIDCSettings, monotonic: Callable[[], float]) -> None:
         assert settings.issuer is not None
@@ -83,23 +85,24 @@ class OpenIDProvider:
         self.client_id = settings.client_id or ""
         self._settings = settings
         self._clock = monotonic
-        self._kept = _CachedMetadata()
-        self._flights: SingleFlight[None] = SingleFlight()
+        times = FetchTimes(
+            METADATA_FRESH_SECONDS, METADATA_STALE_SECONDS, retry=METADATA_RETRY_SECONDS, pause=METADATA_RETRY_SECONDS
+        )
+        self._metadata = FetchedDocument(self._fetch_metadata, times, monotonic)
         self._keys: dict[str, FetchedKeySet] = {}
 
     async def describe(self) -> ProviderMetadata:
-        """Raises ProviderUnavailable. Those who ask at the same time wait for one answer. Cancelled: it is fetched all
-        the same."""
-        kept = self._kept
-        may_ask = len(self._flights) > 0 or self._clock() >= kept.next
-        if self._clock() - kept.fetched >= METADATA_FRESH_SECONDS and may_ask:
-            await self._flights.settle((), self._renew)  # what came of it is kept, or is not
-        if kept.description is None or self._clock() - kept.fetched > METADATA_STALE_SECONDS:
-            raise ProviderUnavailable("it does not say where it is to be asked")
-        return kept.description
+        """Returns the provider's metadata. Concurrent callers share one fetch. Raises ProviderUnavailable. Cancelled:
+        the fetch goes on."""
+        if not self._metadata.is_fresh:
+            await self._metadata.refresh()
+        metadata = self._metadata.current
+        if metadata is None:
+            raise ProviderUnavailable("its metadata is not available")
+        return metadata
 
     async def keys(self) -> FetchedKeySet:
-        """Its public keys, wherever they are now. Raises ProviderUnavailable."""
+        """Returns the provider's public keys, from the URL in its current metadata. Raises ProviderUnavailable."""
         url = (await self.describe()).keys
         if url not in self._keys:
             for other in self._keys.values():
@@ -108,8 +111,8 @@ class OpenIDProvider:
         return self._keys[url]
 
     async def redeem(self, code: str, verifier: str, redirect_uri: str) -> str:
-        """The ID token for an authorization code. Raises ProviderUnavailable, CodeRefused."""
-        described = await self.describe()
+        """Returns the ID token for an authorization code. Raises ProviderUnavailable, CodeRefused."""
+        metadata = await self.describe()
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -118,12 +121,12 @@ class OpenIDProvider:
         }
         headers = {}
         secret = self._secret()
-        if secret is not None and described.basic:
+        if secret is not None and metadata.takes_basic:
             headers["Authorization"] = _basic(self.client_id, secret)
         else:
             form |= {"client_id": self.client_id} | ({} if secret is None else {"client_secret": secret})
         try:
-            status, body = await send_request(described.token, self._settings.ca_file, form=form, headers=headers)
+            status, body = await send_request(metadata.token, self._settings.ca_file, form=form, headers=headers)
         except NoAnswer as error:
             raise ProviderUnavailable(str(error)) from None
         answer = _json_object(body)
@@ -135,8 +138,8 @@ class OpenIDProvider:
         return token
 
     async def aclose(self) -> None:
-        """Ends what is being asked."""
-        await self._flights.aclose()
+        """Cancels fetches that are under way."""
+        await self._metadata.aclose()
         for each in self._keys.values():
             await each.aclose()
 
@@ -146,22 +149,19 @@ class OpenIDProvider:
         except ProviderInvalid as error:
             raise ProviderUnavailable(str(error)) from None
 
-    async def _renew(self) -> None:
-        kept = self._kept
+    async def _fetch_metadata(self) -> ProviderMetadata | None:
         try:
             status, body = await send_request(self.issuer.rstrip("/") + _METADATA_PATH, self._settings.ca_file)
             if status != 200:
                 raise NoAnswer(f"the answer is {status}")
-            kept.description = _parse_metadata(_json_object(body), self.issuer)
-            kept.fetched = self._clock()
+            return _parse_metadata(_json_object(body), self.issuer)
         except (NoAnswer, ProviderUnavailable) as error:
             log.warning("the OpenID provider %s cannot be used: %s", self.issuer, error)
-        finally:
-            kept.next = self._clock() + METADATA_RETRY_SECONDS
+            return None
 
 
 def check_provider(settings: OIDCSettings) -> None:
-    """For the start: whether the settings are whole, and the secret can be read. Contacts nobody. Raises
+    """Checks at the start that the settings are complete and the secret can be read. Contacts nobody. Raises
     ProviderInvalid."""
     if (settings.issuer is None) != (settings.client_id is None):
         missing = "issuer" if settings.issuer is None else "client_id"
@@ -171,7 +171,8 @@ def check_provider(settings: OIDCSettings) -> None:
 
 
 def read_client_secret(settings: OIDCSettings) -> str | None:
-    """None: a public client. Raises ProviderInvalid. Read each time, so that it can be changed at any."""
+    """Returns the client's secret, or None for a public client. Reads it anew each time, so that it can be changed at
+    any time. Raises ProviderInvalid."""
     if settings.client_secret_env is not None:
         secret, where = os.environ.get(settings.client_secret_env, ""), settings.client_secret_env
     elif settings.client_secret_file is not None:
@@ -189,26 +190,27 @@ def read_client_secret(settings: OIDCSettings) -> str | None:
 
 
 def error_word(value: object) -> str:
-    """An error as the provider names it, if that is fit for a log."""
+    """Returns an error code of the provider, or `unnamed` if it is not fit for a log."""
     return value if isinstance(value, str) and _ERROR_WORD.fullmatch(value) else "unnamed"
 
 
 def _parse_metadata(document: Mapping[str, Any], issuer: str) -> ProviderMetadata:
-    """Raises ProviderUnavailable: it is another's, or one of its addresses is not safe."""
+    """Returns the metadata. Raises ProviderUnavailable if it is another issuer's, or one of its URLs is not safe."""
     if document.get("issuer") != issuer:
-        raise ProviderUnavailable("its description is that of another issuer")
+        raise ProviderUnavailable("its metadata is that of another issuer")
     methods = document.get("token_endpoint_auth_methods_supported")
     return ProviderMetadata(
         _endpoint_url(document, "authorization_endpoint", issuer),
         _endpoint_url(document, "token_endpoint", issuer),
         _endpoint_url(document, "jwks_uri", issuer),
-        basic=not isinstance(methods, list) or "client_secret_basic" in methods,
+        takes_basic=not isinstance(methods, list) or "client_secret_basic" in methods,
         sends_issuer=document.get("authorization_response_iss_parameter_supported") is True,
     )
 
 
 def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
-    """This machine's own services are for a provider on this machine: one elsewhere does not lead us to them."""
+    """Returns a URL of the metadata. Raises ProviderUnavailable if it is not safe: a remote provider may not direct
+    requests to services on this machine."""
     value = document.get(name)
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
@@ -222,6 +224,7 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
 
 
 def _json_object(body: bytes) -> Mapping[str, Any]:
+    """Returns the JSON object in `body`, or an empty one if there is none."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -230,50 +233,28 @@ def _json_object(body: bytes) -> Mapping[str, Any]:
 
 
 def _basic(client_id: str, secret: str) -> str:
-    """RFC 6749, 2.3.1: both are encoded as in a form before."""
+    """Returns the Authorization header, with both parts form-encoded first (RFC 6749, 2.3.1)."""
     return "Basic " + base64.b64encode(f"{quote_plus(client_id)}:{quote_plus(secret)}".encode()).decode()
-
-
-ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
-"""Seconds by which the provider's clock may differ."""
-LONGEST_ID_TOKEN: Final = 64 * 1024
-"""Characters of a token."""
-_REQUIRED_CLAIMS: Final = ("iss", "aud", "exp", "iat", "sub", "nonce")
-
-
-class IDTokenInvalid(Exception):
-    """The text is for the log; the person is told nothing of it."""
 
 
 async def verify_id_token(
     text: str, keys: KeySet, *, issuer: str, client_id: str, nonce: str, now: float
 ) -> Mapping[str, Any]:
-    """Its claims. `now`: seconds since 1970. May wait for the key set. Raises IDTokenInvalid."""
-    if len(text) > LONGEST_ID_TOKEN:
-        raise IDTokenInvalid("it is too long")
+    """Returns the claims of a valid ID token (OpenID Connect Core 1.0, 3.1.3.7). `now` is in seconds since 1970. May
+    wait for the key set. Raises IDTokenInvalid."""
     try:
-        header = jwt.get_unverified_header(text)
-    except (jwt.InvalidTokenError, ValueError, RecursionError):
-        raise IDTokenInvalid("it is no token") from None
-    algorithm, key_id = header.get("alg"), header.get("kid")
-    if algorithm not in ASYMMETRIC_ALGORITHMS or "crit" in header or not isinstance(key_id, str | None):
-        raise IDTokenInvalid("it is not signed with a key pair")
-    key = await keys.find(key_id, algorithm)
-    if key is None:
-        raise IDTokenInvalid("it is signed with a key that the provider does not have")
-    try:
-        claims: dict[str, Any] = jwt.decode(
-            text,
-            key,
-            algorithms=[algorithm],
-            audience=client_id,
-            issuer=issuer,
-            options={"require": list(_REQUIRED_CLAIMS), "verify_exp": False, "verify_nbf": False, "verify_iat": False},
-        )
-    except (jwt.InvalidTokenError, jwt.InvalidKeyError, ValueError, RecursionError) as error:
-        raise IDTokenInvalid(f"it is not valid: {type(error).__name__}") from None
-    _check_party(claims, client_id)
-    _check_times(claims, now)
+        header = read_header(text, LONGEST_ID_TOKEN)
+        algorithm, key_id = header.get("alg"), header.get("kid")
+        if algorithm not in ASYMMETRIC_ALGORITHMS or "crit" in header or not isinstance(key_id, str | None):
+            raise TokenInvalid("is not signed with a key pair")
+        key = await keys.find(key_id, algorithm)
+        if key is None:
+            raise TokenInvalid("is signed with a key that the provider does not have")
+        claims = read_claims(text, key, algorithm, audience=client_id, issuer=issuer, required=_REQUIRED_CLAIMS)
+        _check_party(claims, client_id)
+        check_times(claims, now, leeway=ID_TOKEN_LEEWAY_SECONDS, expiry_leeway=ID_TOKEN_LEEWAY_SECONDS)
+    except TokenInvalid as error:
+        raise IDTokenInvalid(f"it {error}") from None
     shown = claims["nonce"]
     if not isinstance(shown, str) or not hmac.compare_digest(shown.encode("utf-8", "replace"), nonce.encode()):
         raise IDTokenInvalid("it is of another login: its nonce differs")
@@ -281,21 +262,9 @@ async def verify_id_token(
 
 
 def _check_party(claims: Mapping[str, Any], client_id: str) -> None:
-    """Where it is for several, it says for which of them it was made."""
+    """Raises TokenInvalid if the token was made for another client. A token with several audiences has to name the
+    client in `azp`."""
     audience, party = claims["aud"], claims.get("azp")
     several = isinstance(audience, list) and len(audience) > 1
     if (several and party is None) or (party is not None and party != client_id):
-        raise IDTokenInvalid("it was made for another client: its azp differs")
-
-
-def _check_times(claims: Mapping[str, Any], now: float) -> None:
-    if _time(claims["exp"]) + ID_TOKEN_LEEWAY_SECONDS <= now:
-        raise IDTokenInvalid("it has expired")
-    if any(name in claims and _time(claims[name]) > now + ID_TOKEN_LEEWAY_SECONDS for name in ("iat", "nbf")):
-        raise IDTokenInvalid("it is not valid yet")
-
-
-def _time(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise IDTokenInvalid("its times are not valid")
-    return float(value)
+        raise TokenInvalid("was made for another client: its azp differs")

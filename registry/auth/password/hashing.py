@@ -1,12 +1,10 @@
-"""Passwords: what is taken for one, how it is hashed, and whether one is right.
+"""Password hashing: the hash functions, and the pool of threads that bounds them.
 
-Ours are argon2id (RFC 9106) with the parameters OWASP names for 19 MiB; those of an htpasswd file are bcrypt. All of it
-blocks for tens of milliseconds: on an event loop, it is called through `registry.auth.password.hashing`.
+The store's hashes are argon2id (RFC 9106) with the parameters that OWASP names for 19 MiB; hashes of an htpasswd file
+are bcrypt. Each call blocks for tens of milliseconds, so an event loop calls it through `HashingPool`.
 
-The gate before password hashing, which is slow and takes much memory on purpose.
-
-Two hashings at once over all workers, in threads that give way to everything else, and a bounded queue before them. So
-any number of people who try to log in leave the processor and the memory to those who push and pull.
+The pool runs two hashings at once, all workers together, in threads of low priority with a bounded queue. So logins,
+however many, leave processor and memory to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -31,24 +29,25 @@ from storage.errors import TooManyRequests
 from storage.interface import Leases
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1024
-"""Bytes of a password. The longest bounds what a stranger can have hashed."""
+"""Bytes of a password. The upper bound limits what a stranger can make the server hash."""
 ARGON2_MEMORY_KIB: Final = 19 * 1024
-"""KiB for one hashing."""
+"""Memory of one hashing, in KiB."""
 ARGON2_PASSES, ARGON2_LANES = 2, 1
 
 BCRYPT_HASH: Final = re.compile(r"\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}")
-"""A hash as `htpasswd -B` writes it. Costs above 16 take more than two seconds and are no hash to log in with."""
+"""A hash as `htpasswd -B` writes it. Costs above 16 take more than two seconds and are not accepted."""
 
 _UNMATCHED_HASH: Final = (
     f"$argon2id$v=19$m={ARGON2_MEMORY_KIB},t={ARGON2_PASSES},p={ARGON2_LANES}${'A' * 22}${'A' * 43}"
 )
-"""Zero bytes for salt and hash: checking a password against it costs what any check costs, and it never matches."""
+"""A hash whose salt and digest are zero bytes. Checking a password against it takes as long as any check and never
+succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHash:
-    """The hash that is held of an account's password, of either kind; of neither for an account that is not there.
-    `highest_cost`: the highest bcrypt cost there is in the htpasswd file, 0 without one."""
+    """The stored hash of an account's password, of one kind or the other; of neither if there is no such account.
+    `highest_cost` is the highest bcrypt cost in the htpasswd file, 0 without a file."""
 
     argon2: str | None = None
     bcrypt: str | None = None
@@ -56,7 +55,8 @@ class StoredHash:
 
 
 def check_password(password: str) -> None:
-    """Raises AccountInvalid, which does not show it."""
+    """Raises AccountInvalid, whose text does not show the password, if it is too short, too long or has control
+    characters."""
     length = len(password.encode("utf-8", "surrogatepass"))
     if not SHORTEST_PASSWORD <= length <= LONGEST_PASSWORD:
         raise AccountInvalid(f"a password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} bytes; this one has {length}")
@@ -65,31 +65,34 @@ def check_password(password: str) -> None:
 
 
 def hash_password(password: str) -> str:
-    """Its hash, with parameters and a fresh salt. Raises AccountInvalid."""
+    """Returns the argon2id hash of a password, with its parameters and a fresh salt. Raises AccountInvalid."""
     check_password(password)
     return _hasher().hash(password)
 
 
 def needs_rehash(held: str) -> bool:
-    """It was hashed with other parameters than those of now."""
+    """Returns whether a hash has other parameters than the current ones."""
     return _hasher().check_needs_rehash(held)
 
 
 def bcrypt_cost_of(held: str) -> int:
-    """The cost of a bcrypt hash, a power of two."""
+    """Returns the cost of a bcrypt hash, the exponent of two."""
     return int(held[4:6])
 
 
 def verify_password(password: str, held: StoredHash) -> bool:
-    """Whether it is right. A wrong one takes the same time whatever is held, so it does not tell which accounts there
-    are, nor where they come from: one argon2, and bcrypt that adds up to the dearest cost of the file."""
+    """Returns whether the password is right.
+
+    A wrong password takes the same time whatever is stored, so that the time does not reveal which accounts exist or
+    where they come from: one argon2id, and bcrypt calls that add up to the highest cost of the file.
+    """
     raw = password.encode()
     if held.bcrypt is not None and _bcrypt(raw, held.bcrypt):
         return True
     if _argon2(raw, held.argon2 or _UNMATCHED_HASH) and held.argon2 is not None:
         return True
     if held.highest_cost:
-        # 2^c + (2^c + 2^(c+1) + ... + 2^(dearest-1)) is 2^dearest.
+        # 2^c + (2^c + 2^(c+1) + ... + 2^(highest-1)) is 2^highest.
         spent = (
             range(bcrypt_cost_of(held.bcrypt), held.highest_cost) if held.bcrypt is not None else (held.highest_cost,)
         )
@@ -110,7 +113,8 @@ def _argon2(password: bytes, held: str) -> bool:
 
 
 def _bcrypt(password: bytes, held: str) -> bool:
-    """bcrypt reads 72 bytes; what is longer was never hashed by it and matches nothing (bcrypt 5 refuses to look)."""
+    """Returns whether a bcrypt hash matches. bcrypt reads 72 bytes, so a longer password never matches (bcrypt 5 raises
+    ValueError)."""
     try:
         return bcrypt.checkpw(password, held.encode())
     except ValueError:
@@ -121,34 +125,34 @@ T = TypeVar("T")
 
 SLOT_NAME: Final = "password"
 MOST_HASHINGS: Final = 2
-"""Hashings at once, all workers together: 38 MiB and two cores at the most."""
+"""Hashings at once, all workers together: at most 38 MiB and two cores."""
 MOST_WAITING: Final = 64
-"""That wait in one worker: at 30 ms each, about a second until the last of them has its turn."""
+"""Calls that may wait in one worker. At 30 ms each, the last one waits about a second."""
 RETRY_AFTER_SECONDS: Final = 2
-"""Seconds: the queue is empty again by then."""
+"""By then the queue is empty again."""
 NICENESS: Final = 10
 
 
 class HashingPool:
-    """For one process and its event loop."""
+    """Runs hashings in threads, for one process and its event loop."""
 
-    def __init__(self, turns: Leases, *, waiting: int = MOST_WAITING) -> None:
-        self._turns = turns
+    def __init__(self, leases: Leases, *, waiting: int = MOST_WAITING) -> None:
+        self._leases = leases
         self._most = waiting
         self._inside = 0
         self._threads = ThreadPoolExecutor(MOST_HASHINGS, "hashing", _lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` gives, called in a thread when it is its turn. Raises TooManyRequests when too many wait, and
-        what `work` raises. A cancellation ends the waiting at once; what is being hashed is waited for: it holds its
-        slot until it is done."""
+        """Runs `work` in a thread and returns its result. Raises TooManyRequests if too many calls wait, and whatever
+        `work` raises. A cancellation while waiting ends at once; during a hashing it waits for the end, since the
+        hashing holds its slot."""
         if self._inside >= self._most + MOST_HASHINGS:
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
             )
         self._inside += 1
         try:
-            async with self._turns.slot(SLOT_NAME, MOST_HASHINGS):
+            async with self._leases.slot(SLOT_NAME, MOST_HASHINGS):
                 hashed = asyncio.get_running_loop().run_in_executor(self._threads, work)
                 try:
                     return await asyncio.shield(hashed)
@@ -159,11 +163,11 @@ class HashingPool:
             self._inside -= 1
 
     def close(self) -> None:
-        """Waits for what is being hashed."""
+        """Waits for hashings that are running."""
         self._threads.shutdown()
 
 
 def _lower_priority() -> None:
-    """Lowers the priority of the calling thread: on Linux each has one of its own (setpriority(2))."""
+    """Lowers the priority of the calling thread. On Linux each thread has its own (setpriority(2))."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -1,7 +1,7 @@
 """An htpasswd file as a source of accounts: names and bcrypt hashes, as `htpasswd -B` writes them.
 
-The file is looked at with each question (one stat, a microsecond or two) and read again when it has changed, so a line
-that is removed or changed counts from the next request on. An account of the store has precedence over a line.
+Every look-up checks the file's status (one stat, a microsecond or two) and reads the file again when it has changed, so
+a changed line counts from the next request on. An account of the store has precedence over a line.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 LARGEST_FILE: Final = 8 * 1024 * 1024
 """Bytes of a file; about a hundred thousand lines."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""Nanoseconds. A file that was written so shortly before it was read may be written once more with the same time."""
+"""A file that was written within this time before it was read may be written again with the same timestamp."""
 STAMP_PREFIX: Final = "htpasswd"
 
 
 class HtpasswdError(Exception):
-    """The file cannot be used; the text is one line for a person and holds nothing of the file."""
+    """The file cannot be used. The text is one line for the operator and shows nothing of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class HtpasswdLine:
-    """`stamp` differs for another hash, and so for another password."""
+    """A line's hash, and a stamp that changes with the hash."""
 
     hash: str
     stamp: str
@@ -42,7 +42,8 @@ class HtpasswdLine:
 
 @dataclass(frozen=True, slots=True)
 class _ParsedFile:
-    """`version` differs for another text, `state` is the file's when it was read; None: it has to be read again."""
+    """The content of the file. `version` changes with the text. `state` is the file's status when it was read; None
+    means that it has to be read again."""
 
     lines: Mapping[str, HtpasswdLine]
     highest_cost: int
@@ -54,17 +55,18 @@ _EMPTY_FILE = _ParsedFile({}, 0, "", None)
 
 
 class HtpasswdFile:
-    """The lines of the file at `path`, as of now. While it cannot be read there are none."""
+    """The lines of the file at `path`, always current. While the file cannot be read there are none."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
-        """`clock`: nanoseconds since 1970. Reads nothing yet."""
+        """Reads nothing yet. `clock` gives nanoseconds since 1970."""
         self._path = path
         self._clock = clock
         self._read = _EMPTY_FILE
         self._complaint = ""
 
     def check(self) -> None:
-        """For the start. Raises HtpasswdError: it cannot be read, or holds what is no bcrypt line."""
+        """Checks the file at the start. Raises HtpasswdError if it cannot be read, or has lines that are not valid, or
+        none."""
         lines, problems = _parse(_text(_load(self._path), self._path))
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -73,24 +75,25 @@ class HtpasswdFile:
             raise HtpasswdError(f"{self._path} has no line NAME:HASH; `htpasswd -nB NAME` prints one")
 
     def line(self, name: str) -> HtpasswdLine | None:
-        """None: there is no such line."""
-        return self._fresh().lines.get(name)
+        """Returns the line of an account, or None."""
+        return self._current().lines.get(name)
 
     def stamp(self, name: str) -> str | None:
+        """Returns the stamp of an account's line, or None."""
         line = self.line(name)
         return line.stamp if line else None
 
     @property
     def highest_cost(self) -> int:
-        """The highest cost of a hash in the file; 0: it has none."""
-        return self._fresh().highest_cost
+        """The highest bcrypt cost in the file, or 0."""
+        return self._current().highest_cost
 
     @property
     def version(self) -> str:
-        """Differs once the file has changed."""
-        return self._fresh().version
+        """A text that changes when the file does."""
+        return self._current().version
 
-    def _fresh(self) -> _ParsedFile:
+    def _current(self) -> _ParsedFile:
         try:
             now = os.stat(self._path)
         except OSError as error:
@@ -111,13 +114,13 @@ class HtpasswdFile:
             self._complain(str(error))
             self._read = _EMPTY_FILE
             return
-        dearest = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
+        highest = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
         version = hashlib.blake2b(raw, digest_size=12).hexdigest()
-        self._read = _ParsedFile(lines, dearest, version, state if settled else None)
+        self._read = _ParsedFile(lines, highest, version, state if settled else None)
         self._complain("; ".join(problems[:10]))
 
     def _complain(self, text: str) -> None:
-        """Once for each new problem."""
+        """Logs a problem, once for each new text."""
         if text and text != self._complaint:
             log.warning("htpasswd: %s", text)
         self._complaint = text
@@ -146,8 +149,8 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
-    """The lines that can be used, by name, and what is wrong with the others. The first line of a name counts, as it
-    does for Apache."""
+    """Returns the valid lines by name, and the problems of the others. The first line of a name counts, as for
+    Apache."""
     lines: dict[str, HtpasswdLine] = {}
     problems: list[str] = []
     for number, name, held in _entries(text):

@@ -1,4 +1,4 @@
-"""Whether a password is an account's, at its pace, and without telling which accounts there are."""
+"""Checks passwords, throttled, and without revealing which accounts exist."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from storage.errors import RegistryError, Unauthorized
 log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
-"""Seconds for which the same wrong password from the same address is refused without being hashed or counted, while its
-account stays what it is. It may be the login at another registry that docker shows to every mirror."""
+"""How long the same wrong password from the same address is refused without being hashed or counted again, while its
+account stays the same. It may be the login for another registry that docker sends to every mirror."""
 
 
 @dataclass(slots=True)
 class _WrongPassword:
-    """What was wrong against `held`, when it was checked; so it was under `epoch` and `file` (the htpasswd file's
-    version) as well."""
+    """A password that was wrong for `held`, under `epoch` of the accounts and version `file` of the htpasswd file.
+    `until` is when it is checked again, in seconds since 1970."""
 
     held: tuple[StoredHash, Identity | None]
     epoch: int
@@ -44,55 +44,57 @@ class _WrongPassword:
 
 
 class PasswordCheck:
-    """For one process and its event loop. `clock`: seconds since 1970. An account of the store has precedence over a
-    line of the htpasswd file."""
+    """Checks passwords, for one process and its event loop. `clock` gives seconds since 1970. An account of the store
+    has precedence over a line of the htpasswd file."""
 
     def __init__(
         self,
         accounts: Accounts,
         hashing: HashingPool,
-        pace: LoginThrottle,
+        throttle: LoginThrottle,
         clock: Callable[[], float],
         htpasswd: HtpasswdFile | None = None,
     ) -> None:
         self._accounts = accounts
         self._hashing = hashing
-        self._pace = pace
+        self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
         self._wrong = SecretCache[_WrongPassword]()
-        self._improving: set[asyncio.Task[None]] = set()
+        self._rehashes: set[asyncio.Task[None]] = set()
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
-        """What the right password proves. Raises Unauthorized, TooManyRequests. An account that is not there, is
-        disabled, or has no password takes as long as a wrong password, and is counted like one.
+        """Returns the identity that the right password proves. Raises Unauthorized, TooManyRequests.
 
-        A client that has an old password stored shows it over and over. That is no guessing, so it is counted once in a
-        while only, and does not hold back the account's owner beside it."""
+        An account that does not exist, is disabled, or has no password takes as long as a wrong password, and counts as
+        a failure like one. A client with an old password in its configuration sends it over and over; it counts once
+        within `WRONG_CACHED_SECONDS`, so it does not throttle the account's owner at the same address.
+        """
         if len(password.encode()) > LONGEST_PASSWORD:
             raise Unauthorized("the password is too long")
         key = self._wrong.key_of(name, password, address)
         if self._was_wrong(key, name):
             raise Unauthorized("the password is wrong, as before")
-        self._pace.check(name, address)
+        self._throttle.check(name, address)
         epoch, file = self._accounts.epoch(), self._file_version()
-        held, proof = self._held(name)
+        held, identity = self._held(name)
         right = await self._hashing.run(partial(verify_password, password, held))
-        if not right or proof is None:
-            self._wrong.put(key, _WrongPassword((held, proof), epoch, file, self._clock() + WRONG_CACHED_SECONDS))
-            await self._pace.failed(name, address)
-            raise Unauthorized("the password is wrong" if proof else "there is no such account with a password")
-        await self._pace.record_success(name, address)
+        if not right or identity is None:
+            self._wrong.put(key, _WrongPassword((held, identity), epoch, file, self._clock() + WRONG_CACHED_SECONDS))
+            await self._throttle.record_failure(name, address)
+            raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
+        await self._throttle.record_success(name, address)
         if held.argon2 is not None and needs_rehash(held.argon2):
-            self._improve(name, held.argon2, password)
-        return proof
+            self._start_rehash(name, held.argon2, password)
+        return identity
 
     async def aclose(self) -> None:
-        """Waits for hashes that are being improved."""
-        await asyncio.gather(*self._improving, return_exceptions=True)
+        """Waits for rehashes that are running."""
+        await asyncio.gather(*self._rehashes, return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName) -> bool:
-        """Looks at the account only after a change anywhere: that takes longer where there is one."""
+        """Returns whether this password was wrong before and nothing has changed since. Looks at the account only after
+        a change in the store or the file."""
         wrong = self._wrong.get(key)
         if wrong is None:
             return False
@@ -108,26 +110,27 @@ class PasswordCheck:
         return self._htpasswd.version if self._htpasswd else ""
 
     def _held(self, name: AccountName) -> tuple[StoredHash, Identity | None]:
-        """What to check a password against, and what it then proves; None: nothing, whatever the password."""
-        dearest = self._htpasswd.highest_cost if self._htpasswd else 0
+        """Returns the hash to check a password against, and the identity that a right password proves; None if no
+        password is right."""
+        highest = self._htpasswd.highest_cost if self._htpasswd else 0
         try:
             account = self._accounts.account(name)
         except AccountUnknown:
             line = self._htpasswd.line(name) if self._htpasswd else None
             if line is None:
-                return StoredHash(highest_cost=dearest), None
-            return StoredHash(bcrypt=line.hash, highest_cost=dearest), Identity(name, stamp=line.stamp)
+                return StoredHash(highest_cost=highest), None
+            return StoredHash(bcrypt=line.hash, highest_cost=highest), Identity(name, stamp=line.stamp)
         argon2 = self._accounts.password_hash(name)
         if argon2 is None or not account.enabled:
-            return StoredHash(highest_cost=dearest), None
+            return StoredHash(highest_cost=highest), None
         robot = account.kind is AccountKind.ROBOT
-        return StoredHash(argon2=argon2, highest_cost=dearest), Identity(name, robot=robot, version=account.version)
+        return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
 
-    def _improve(self, name: AccountName, old: str, password: str) -> None:
-        """Now that the password is known, hashes it with the parameters of now."""
+    def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
+        """Starts to hash a password that was right with the current parameters."""
         task = asyncio.create_task(self._rehash(name, old, password))
-        self._improving.add(task)
-        task.add_done_callback(self._improving.discard)
+        self._rehashes.add(task)
+        task.add_done_callback(self._rehashes.discard)
 
     async def _rehash(self, name: AccountName, old: str, password: str) -> None:
         try:

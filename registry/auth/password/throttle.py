@@ -1,16 +1,16 @@
-"""Guessing is slowed: failed attempts to log in cost time, counted in the store, so over all workers.
+"""Throttles failed logins. The store counts failures, so the counts hold for all workers.
 
-Three counts, each a leaky bucket (GCRA): a failure costs some seconds, and beyond a burst the next attempt has to wait
-until enough of them have passed. Accounts that are not there are counted like those that are.
+There are three counts, each a leaky bucket (GCRA): a failure costs some seconds, and after a burst of failures the next
+attempt has to wait until enough time has passed. Accounts that do not exist are counted like those that do.
 
-- By address (an IPv6 network of 64 bits is one): whoever tries many accounts.
-- By account and address: whoever tries many passwords of one account.
-- By account: whoever does so from many addresses. Anybody can cause that, so it holds back only addresses from which
-  the account has not logged in lately. Who attacks an account cannot lock its owner out from where they work,
-  unless they share the address.
+- By address (an IPv6 network of 64 bits counts as one): against trying many accounts.
+- By account and address: against trying many passwords of one account.
+- By account: against doing so from many addresses. Since anyone can cause these failures, this count only holds back
+  addresses from which the account has not logged in lately. So an attacker cannot lock an owner out from where they
+  work, unless both share the address.
 
-A credential that was verified a while ago from the same address is remembered (`registry.auth.credential_verifier`) and
-does not come here at all; nor does a wrong one that has been counted already (`registry.auth.password.password_check`).
+Credentials that were verified lately from the same address are cached (`registry.auth.credential_verifier`) and are not
+throttled; nor are wrong passwords that have been counted already (`registry.auth.password.password_check`).
 """
 
 from __future__ import annotations
@@ -32,35 +32,37 @@ DAY_SECONDS: Final = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class FailureRate:
-    """A failure costs `cost` seconds; `burst` of them in a row are free of waiting."""
+    """A failure costs `cost` seconds; `burst` failures in a row cause no wait."""
 
     cost: float
     burst: int
 
     def wait(self, until: float, now: float) -> float:
-        """Seconds until the next attempt, where failures so far are paid for at `until`."""
+        """Returns the seconds until the next attempt, given that earlier failures are paid for at `until`."""
         return max(0.0, until - now - self.cost * (self.burst - 1))
 
 
 BY_ADDRESS: Final = FailureRate(6.0, 60)
-"""Many people may share an address, and each mistypes now and then; ten guesses a minute in the long run."""
+"""Many people may share an address, and each mistypes now and then. Allows ten guesses a minute in the long run."""
 BY_PAIR: Final = FailureRate(30.0, 10)
-"""Ten tries are enough for somebody who looks for the right password; two a minute in the long run."""
+"""Ten tries are enough for a person who looks for the right password. Allows two a minute in the long run."""
 BY_ACCOUNT: Final = FailureRate(60.0, 50)
-"""1440 guesses a day at one account, however many addresses there are."""
+"""Allows 1440 guesses a day at one account, from any number of addresses."""
 FAMILIAR_SECONDS: Final = 30 * DAY_SECONDS
-"""Seconds for which an address stays one from which an account has logged in."""
+"""How long an address counts as one from which an account has logged in."""
 
 
 class LoginThrottle:
+    """Decides when an account may try to log in again."""
+
     def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:
         """`clock`: seconds since 1970."""
         self._accounts = accounts
         self._clock = clock
 
     def check(self, name: str, address: str) -> None:
-        """Raises TooManyRequests, alike for all reasons, when it is not time for another attempt."""
-        now, network = self._clock(), network_of(address)
+        """Raises TooManyRequests, with the same text for all reasons, if it is too early for another attempt."""
+        now, network = self._clock(), counted_network(address)
         wait = 0.0
         if network:
             wait = max(
@@ -73,10 +75,10 @@ class LoginThrottle:
         if wait:
             raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
 
-    async def failed(self, name: str, address: str) -> None:
-        """Counts an attempt whose password was wrong, or whose account is not there. From an address the account knows,
-        it does not count against the account: it is its owner's own mistake."""
-        now, network = self._clock(), network_of(address)
+    async def record_failure(self, name: str, address: str) -> None:
+        """Counts a failed attempt. From an address that is familiar to the account, the failure does not count against
+        the account: it is probably the owner's own mistake."""
+        now, network = self._clock(), counted_network(address)
         costs = {}
         if network:
             costs = {_address_key(network): BY_ADDRESS.cost, _pair_key(name, network): BY_PAIR.cost}
@@ -85,9 +87,9 @@ class LoginThrottle:
         await self._accounts.note_failure(costs)
 
     async def record_success(self, name: str, address: str) -> None:
-        """Its failures from this address are forgiven, and the address is one the account knows. A disk that is full
-        keeps nobody out."""
-        network = network_of(address)
+        """Clears the failures of this account from this address, and makes the address familiar. A full disk does not
+        prevent the login."""
+        network = counted_network(address)
         if not network:
             return
         try:
@@ -97,15 +99,15 @@ class LoginThrottle:
             if left < FAMILIAR_SECONDS - DAY_SECONDS:
                 await self._accounts.note_failure({_familiar_key(name, network): FAMILIAR_SECONDS - left})
         except RegistryError as error:
-            log.warning("that an account has logged in from an address could not be noted: %s", error)
+            log.warning("could not record the address of a login: %s", error)
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
         return bool(network) and self._accounts.pace(_familiar_key(name, network)) > now
 
 
-def network_of(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the 64 bits of an IPv6 network that one host can choose from.
-    Empty for what is neither."""
+def counted_network(address: str) -> str:
+    """Returns what counts as one address: an IPv4 address, or the 64-bit network of an IPv6 address, from which one
+    host can choose. Empty if `address` is neither."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -130,5 +132,6 @@ def _account_key(name: str) -> str:
 
 
 def _familiar_key(name: str, network: str) -> str:
-    """Not a failure, but kept in the same way: until when the address is known."""
+    """Returns the key under which the store keeps until when the address is familiar. This is not a failure, but is
+    kept in the same way."""
     return f"known {name} {network}"

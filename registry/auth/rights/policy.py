@@ -102,13 +102,14 @@ class Policy:
         """Who acts without credentials."""
         return self.principal(ANONYMOUS)
 
-    def principal(self, proof: Identity) -> Principal:
+    def principal(self, proof: Identity, *, checked_at: int | None = None) -> Principal:
         """Raises Unauthorized: what the proof was made of has changed or is gone. While the registry is open, whoever
-        asks may do what everybody may."""
+        asks may do what everybody may. `checked_at`: the epoch under which the proof was checked last."""
         if not self.closed:
             return self._open
         epoch = self.accounts.epoch()  # before the rights: what changes meanwhile is seen the next time
-        held = self.standing.check(proof)
+        is_checked = checked_at == epoch and self.standing.is_stamp_current(proof)
+        held = proof if is_checked else self.standing.check(proof)
         rights = Rights.everything(admin=True) if self._is_admin(held) else self._rights(held)
         return Principal(held, rights, epoch=epoch)
 

@@ -1,1 +1,1 @@
-"""Credentials that this registry issues: bearer tokens, API tokens, login sessions, and their keys."""
+"""Credentials that this registry issues: bearer tokens, API tokens, login sessions, and the keys that sign them."""

@@ -1,7 +1,8 @@
-"""API tokens: secrets that a person or a robot logs in with in place of a password.
+"""API tokens: secrets that people and robots log in with in place of a password.
 
-`ent_ID_SECRET`, both of letters and digits, so that it can be pasted anywhere and found by scanners for lost secrets.
-The id finds the row; the secret has 256 random bits, so a plain SHA-256 of it at rest is enough, and nobody guesses it.
+The form is `ent_ID_SECRET`, letters and digits only, so that it can be pasted anywhere and scanners for leaked secrets
+find it. The id finds the row. The secret has 256 random bits, so nobody can guess it and a plain SHA-256 is enough at
+rest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storage.errors import Unauthorized
 
 _LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID, _SECRET = 12, 43
-"""Characters: 71 and 256 bits."""
+"""Characters, which hold 71 and 256 random bits."""
 _FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID}}})_([0-9A-Za-z]{{{_SECRET}}})")
 _USE_RECORDED_SECONDS: Final = 3600.0
 
@@ -29,7 +30,7 @@ Random = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class NewApiToken:
-    """`text` is for its owner, who sees it this once; the store gets `token` and `secret_hash`."""
+    """A new token. `text` is for its owner, who sees it once; the store gets `token` and `secret_hash`."""
 
     token: ApiToken
     text: str = field(repr=False)
@@ -46,19 +47,20 @@ def make(
     limits: tuple[TokenLimit, ...] | None = None,
     random: Random = os.urandom,
 ) -> NewApiToken:
-    """A new one, not stored yet. `now` and `expires` are seconds since 1970."""
+    """Returns a new token, not stored yet. `now` and `expires` are seconds since 1970."""
     token_id, secret = _encode(random(9), _ID), _encode(random(32), _SECRET)
     token = ApiToken(token_id, account, purpose, note, now, expires, limits)
     return NewApiToken(token, f"ent_{token_id}_{secret}", _hash_secret(secret))
 
 
 def is_well_formed(text: str) -> bool:
+    """Returns whether `text` has the form of an API token."""
     return _FORM.fullmatch(text) is not None
 
 
 def find(accounts: Accounts, text: str) -> ApiToken:
-    """The API token that `text` is. Takes microseconds. Raises Unauthorized: of another form, unknown, revoked,
-    expired, or the secret is another."""
+    """Returns the API token that `text` shows. Takes microseconds. Raises Unauthorized if the form or the secret is
+    wrong, or if the token is unknown, revoked or expired."""
     parts = _FORM.fullmatch(text)
     if parts is None:
         raise Unauthorized("this is no API token")
@@ -72,7 +74,7 @@ def find(accounts: Accounts, text: str) -> ApiToken:
 
 
 def is_use_due(token: ApiToken, now: float) -> bool:
-    """Whether its use is worth a note: one an hour is enough to see which are in use."""
+    """Returns whether the store should record a use now: once an hour is enough to see which tokens are in use."""
     return token.used is None or now - token.used >= _USE_RECORDED_SECONDS
 
 
@@ -81,7 +83,7 @@ def _hash_secret(secret: str) -> bytes:
 
 
 def _encode(raw: bytes, length: int) -> str:
-    """All of the bytes as letters and digits."""
+    """Returns all of the bytes as letters and digits."""
     number, letters = int.from_bytes(raw, "big"), []
     for _ in range(length):
         number, letter = divmod(number, len(_LETTERS))

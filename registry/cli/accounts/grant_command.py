@@ -46,6 +46,8 @@ Examples:
   entrepot grant add 'docker.io/**' pull authenticated
   entrepot grant add 'team/**' '*' user:alice robot:release
 
+A pattern is an exact name, or a prefix that ends with * (any text without a slash) or ** (any text).
+
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
 needs pull,push. admin is the right to grant on repositories that match the pattern. Names of mirrored repositories
 begin with the upstream's name, however clients ask for them.""",

@@ -11,7 +11,7 @@ from tests.fakes.server_process import running_server
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """One for all tests: each has its own names."""
+    """Yields one site for all tests. Each test makes its own names."""
     folder = tmp_path_factory.mktemp("site")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     with running_server(folder, workers=2) as server:

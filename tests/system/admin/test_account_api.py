@@ -1,4 +1,4 @@
-"""`/api/v1`: accounts, groups, grants, tokens, keys and the audit log, over HTTP."""
+"""`/api/v1` over HTTP: accounts, groups, grants, tokens, keys and the audit log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
 
 
 def test_users(site: AdminSite) -> None:
-    """Added, read, listed in pages, changed, removed."""
+    """A person is added, shown, listed in pages, changed and removed."""
     name = site.name()
     added = site.done("POST", "/users", {"name": name, "password": PASSWORD, "note": "on call"})
     assert (added["name"], added["admin"], added["password"]) == (name, False, None)
@@ -33,7 +33,7 @@ def test_users(site: AdminSite) -> None:
 
 
 def test_disabling_holds_at_the_next_request(site: AdminSite) -> None:
-    """On every worker; what was remembered of the login counts no more."""
+    """Disabling an account ends its cached logins at the next request, on every worker."""
     user = site.user()
     for _ in range(8):
         assert site.call("GET", "/me", auth=user).status_code == 200
@@ -45,7 +45,7 @@ def test_disabling_holds_at_the_next_request(site: AdminSite) -> None:
 
 
 def test_a_password_that_is_made(site: AdminSite) -> None:
-    """Is shown once, and works."""
+    """A generated password is shown once and works."""
     name = site.name()
     password = site.done("POST", "/users", {"name": name})["password"]
     assert site.call("GET", "/me", auth=(name, password)).status_code == 200
@@ -56,7 +56,7 @@ def test_a_password_that_is_made(site: AdminSite) -> None:
 
 
 def test_ones_own_password(site: AdminSite) -> None:
-    """With the old one alone, which an API token is not."""
+    """A person changes their own password with the old one only; an API token does not replace it."""
     user = site.user()
     secret = site.token(user[0])
     for old in (None, "not this one", secret):
@@ -96,14 +96,14 @@ def test_ones_own_password(site: AdminSite) -> None:
     ],
 )
 def test_errors(site: AdminSite, method: str, path: str, body: object, status: int, code: str) -> None:
-    """Each has its status, and the shape the OCI spec gives to errors."""
+    """Each error has its status, and the format of the OCI spec."""
     answer = site.call(method, path, body)
     assert (answer.status_code, code_of(answer)) == (status, code)
     assert answer.headers["cache-control"] == "no-store"
 
 
 def test_groups_and_grants(site: AdminSite) -> None:
-    """What is granted to a group, its members have; `for` shows it."""
+    """A grant to a group counts for its members, and the query `for` shows it."""
     group, user = site.name("group"), site.user()
     assert site.done("POST", "/groups", {"name": group}) == {"name": group, "members": []}
     site.done("PUT", f"/groups/{group}/members/{user[0]}")
@@ -124,7 +124,7 @@ def test_groups_and_grants(site: AdminSite) -> None:
 
 
 def test_pages_of_grants(site: AdminSite) -> None:
-    """Go on after the last one."""
+    """Each page goes on after the last grant of the page before."""
     name = site.name("paged")
     for number in range(5):
         site.done("PUT", "/grants", {"subject": f"user:{name}", "pattern": f"{name}/{number}", "actions": ["pull"]})
@@ -135,10 +135,10 @@ def test_pages_of_grants(site: AdminSite) -> None:
 
 
 def test_who_may_grant(site: AdminSite) -> None:
-    """The action admin on a pattern is the right to put and take back grants below it, and to see them."""
+    """With the action admin on a pattern, an account may add, remove and see grants below it."""
     user, area = site.user(), site.name("area")
     site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": f"{area}/**", "actions": ["admin"]})
-    below = {"subject": "everyone", "pattern": f"{area}/*/app", "actions": ["pull"]}
+    below = {"subject": "everyone", "pattern": f"{area}/app-*", "actions": ["pull"]}
     assert site.done("PUT", "/grants", below, auth=user) == below
     assert below in site.done("GET", "/grants", auth=user)["items"]
     for pattern in ("**", f"{area}*/**", area, "*/app"):
@@ -152,9 +152,24 @@ def test_who_may_grant(site: AdminSite) -> None:
     assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/b/b"}, auth=(user[0], secret)).status_code == 403
 
 
+@pytest.mark.parametrize("pattern", ["*/app", "team/*/app", "**/app", "a*b"])
+def test_new_patterns_are_simple(site: AdminSite, pattern: str) -> None:
+    """A grant and a token limit take an exact name, or a prefix with one star form at its end."""
+    user = site.user()
+    grant = {"subject": f"user:{user[0]}", "pattern": pattern, "actions": ["pull"]}
+    limits = [{"pattern": pattern, "actions": ["pull"]}]
+    for answer in (site.call("PUT", "/grants", grant), site.call("POST", "/tokens", {"limits": limits}, auth=user)):
+        assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
+        assert "team/app-*, team/*, team/** or **" in answer.text
+    assert site.done("GET", "/grants", subject=f"user:{user[0]}")["items"] == []
+    assert site.done("GET", "/tokens", auth=user)["items"] == []
+    for simple in ("team/app", "team/app-*", "team/*", "team/**", "**"):
+        site.done("PUT", "/grants", {**grant, "pattern": simple})
+
+
 def test_tokens(site: AdminSite) -> None:
-    """Made by oneself with the password, or by an admin; shown once; logged in with as Basic or Bearer; revoked at the
-    next request."""
+    """A token is made by its owner with the password, or by an admin. It is shown once, logs in as Basic or Bearer, and
+    ends at the request after its revocation."""
     user = site.user()
     made = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
     assert made["account"] == user[0]
@@ -173,7 +188,7 @@ def test_tokens(site: AdminSite) -> None:
 
 @pytest.mark.parametrize("wrong", ["0s", "37000d", "99999999999999w"])
 def test_when_tokens_expire(site: AdminSite, wrong: str) -> None:
-    """A time that no calendar has is refused: it would stand in every list from then on, and none could be shown."""
+    """An expiry that no calendar can express is refused: no list could show it."""
     user = site.user()
     answer = site.call("POST", "/tokens", {"expires_in": wrong}, auth=user)
     assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
@@ -181,7 +196,7 @@ def test_when_tokens_expire(site: AdminSite, wrong: str) -> None:
 
 
 def test_robots(site: AdminSite) -> None:
-    """They log in with tokens that an admin makes, and have no password."""
+    """A robot logs in with tokens that an admin makes, and has no password."""
     robot = site.robot()
     auth = (robot, site.token(robot))
     assert site.done("GET", "/me", auth=auth)["account"]["kind"] == "robot"
@@ -196,14 +211,14 @@ def test_robots(site: AdminSite) -> None:
 
 
 def test_keys(site: AdminSite) -> None:
-    """Rotated, and listed without their secrets."""
+    """Keys are rotated, and listed without their secrets."""
     key = site.done("POST", "/keys", {})
     assert site.done("GET", "/keys")[0] == key
     assert set(key) == {"id", "created", "retired"}
 
 
 def test_a_key_that_others_have(site: AdminSite) -> None:
-    """Given up at once, by API and by command, it signs nobody in any more, on any worker."""
+    """A key that is retired at once, by the API or the command, ends its tokens on every worker."""
     user = site.user()
     for give_up in (
         lambda: site.done("POST", "/keys", {"at_once": True}),
@@ -218,7 +233,7 @@ def test_a_key_that_others_have(site: AdminSite) -> None:
 
 
 def test_audit(site: AdminSite) -> None:
-    """A change's line says who, what and from where; pages go back in time."""
+    """A line of the audit log has the actor, the action and the origin. Pages go back in time."""
     group = site.name("group")
     site.done("POST", "/groups", {"name": group})
     site.done("DELETE", f"/groups/{group}")
@@ -238,7 +253,7 @@ def test_audit(site: AdminSite) -> None:
 
 
 def test_me(site: AdminSite) -> None:
-    """Who asks; nobody is told to log in."""
+    """`/me` shows the caller, and answers 401 without a login."""
     me = site.done("GET", "/me")
     assert (me["name"], me["admin"], me["open"], me["account"]["name"]) == ("root", True, False, "root")
     nobody = site.call("GET", "/me", auth=None)

@@ -1,4 +1,4 @@
-"""What the management API takes for a request, and what it never gives away."""
+"""Which requests the management API accepts, and what its answers and the log never show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def client(site: AdminSite) -> Iterator[httpx2.Client]:
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/json"]
 )
 def test_only_json(client: httpx2.Client, kind: str | None) -> None:
-    """What a form of another site can send is refused, whatever is in it."""
+    """A body that a form of another site could send is refused."""
     headers = {} if kind is None else {"content-type": kind}
     for path, body in (("/users", b'{"name": "eve", "admin": true}'), ("/keys", b"{}"), ("/keys", b"")):
         refused = client.post(path, content=body, headers=headers)
@@ -32,7 +32,7 @@ def test_only_json(client: httpx2.Client, kind: str | None) -> None:
 
 
 def test_other_sites(client: httpx2.Client) -> None:
-    """A browser says where a request comes from; only this registry's own pages change something."""
+    """Only pages of this registry may change anything, by what the browser says about the origin."""
     for place in ("cross-site", "same-site"):
         refused = client.post("/keys", json={}, headers={"sec-fetch-site": place})
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
@@ -43,7 +43,7 @@ def test_other_sites(client: httpx2.Client) -> None:
 
 
 def test_long_bodies(client: httpx2.Client) -> None:
-    """64 KiB at the most, whether or not the length is said before."""
+    """A body has at most 64 KiB, with or without a declared length."""
     body = b'{"name": "' + b"x" * 70_000 + b'"}'
     headers = {"content-type": "application/json"}
     assert client.post("/users", content=body, headers=headers).status_code == 413
@@ -69,7 +69,7 @@ def test_long_bodies(client: httpx2.Client) -> None:
     ],
 )
 def test_errors_do_not_show_what_came(client: httpx2.Client, site: AdminSite, path: str, body: bytes) -> None:
-    """An error says where and why. The password that came stands neither in it nor in the log."""
+    """A validation error names the field and the reason. Neither the error nor the log shows the password."""
     answer = client.post(path, content=body % MARK.encode(), headers={"content-type": "application/json"})
     assert answer.status_code in (400, 409, 422)
     code_of(answer)
@@ -78,7 +78,7 @@ def test_errors_do_not_show_what_came(client: httpx2.Client, site: AdminSite, pa
 
 
 def test_a_password_that_is_no_text(client: httpx2.Client) -> None:
-    """Half of a surrogate pair is refused, not a failure."""
+    """Half of a surrogate pair in a password is refused, and causes no failure."""
     answer = client.post(
         "/users", content=b'{"name":"x","password":"\\ud800abcdefgh"}', headers={"content-type": "application/json"}
     )
@@ -86,8 +86,8 @@ def test_a_password_that_is_no_text(client: httpx2.Client) -> None:
 
 
 def test_secrets_are_nowhere(site: AdminSite) -> None:
-    """Passwords, given or made, and API tokens, after they were used in every way: not in the log, not in any file of
-    the data directory, not in what the API lists."""
+    """Passwords and API tokens that were used in every way are in no log, no file of the data directory, and no list of
+    the API."""
     user, _ = site.user()
     given = "a password of mine"
     made = site.done("PUT", f"/users/{user}/password", {})["password"]
@@ -110,7 +110,7 @@ def test_secrets_are_nowhere(site: AdminSite) -> None:
 
 
 def test_a_line_for_each_call(site: AdminSite) -> None:
-    """The log says what was done, by whom and how it came out."""
+    """The log has a line with operation, outcome and account for each call."""
     user = site.user()
     site.call("GET", "/users", auth=user)
     site.done("GET", "/me", auth=user)
@@ -120,7 +120,7 @@ def test_a_line_for_each_call(site: AdminSite) -> None:
 
 
 def _lines(site: AdminSite, part: str, count: int) -> list[str]:
-    """The log's lines with `part` in them, waited for."""
+    """Waits for log lines that contain `part`, and returns them."""
     while True:
         found = [line for line in site.server.log_text().splitlines() if part in line]
         if len(found) >= count:
@@ -129,7 +129,7 @@ def _lines(site: AdminSite, part: str, count: int) -> list[str]:
 
 
 def test_half_a_request(site: AdminSite) -> None:
-    """A client that leaves in the middle of a body disturbs nobody."""
+    """A client that disconnects during its body disturbs no other request."""
     with socket.create_connection(("127.0.0.1", site.server.port)) as raw:
         raw.sendall(
             b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -138,7 +138,7 @@ def test_half_a_request(site: AdminSite) -> None:
 
 
 def test_too_many_parameters(client: httpx2.Client) -> None:
-    """A query that has more than a thousand is refused before it is read."""
+    """A query with more than a thousand parameters is refused before it is parsed."""
     refused = client.get(f"/users?{'a=%61&' * 1000}")
     assert refused.status_code == 400, refused.text
     assert "1000 parameters" in refused.text

@@ -18,7 +18,7 @@ def description() -> dict[str, Any]:
 
 
 def test_the_page_needs_no_internet(site: AdminSite) -> None:
-    """It loads what it needs from here: scripts, styles and icon, and its policy allows nothing else."""
+    """The page loads scripts, styles and icon from this registry, and its policy allows nothing else."""
     page = httpx2.get(f"{site.server.url}/api/docs")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -44,7 +44,7 @@ def test_the_page_needs_no_internet(site: AdminSite) -> None:
     ],
 )
 def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
-    """Swagger UI's own, and the four lines that start it."""
+    """The files are those of Swagger UI, and the start script."""
     answer = httpx2.get(f"{site.server.url}/api/docs/{name}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
     assert part in answer.content
@@ -52,12 +52,12 @@ def test_files(site: AdminSite, name: str, kind: str, part: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["none.js", "__init__.py", "..%2fmain.py", "%2fetc%2fpasswd"])
 def test_no_other_files(site: AdminSite, name: str) -> None:
-    """Nothing else of the package, or of the machine, is served."""
+    """No other file of the package or of the machine is served."""
     assert httpx2.get(f"{site.server.url}/api/docs/{name}").status_code == 404
 
 
 def test_everything_is_described() -> None:
-    """Each route has a summary, a text, a tag that is explained, and says how one logs in."""
+    """Each route has a summary, a description, a tag with a description, and its ways to log in."""
     whole = description()
     tags = {tag["name"] for tag in whole["tags"]}
     for path, methods in whole["paths"].items():
@@ -71,7 +71,7 @@ def test_everything_is_described() -> None:
 
 
 def test_bodies_have_examples() -> None:
-    """Each model of a body can be tried as it stands in the description."""
+    """Each model of a body has examples that can be sent as they are."""
     schemas = description()["components"]["schemas"]
     for name in ("NewUser", "NewRobot", "NewGroup", "NewGrant", "NewToken"):
         examples = [part.get("examples") for part in schemas[name]["properties"].values()]

@@ -1,4 +1,4 @@
-"""Who may not, does not: every route of the management API, whoever calls it."""
+"""Refusals of the management API: every route, for every kind of caller."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = {
     ("POST", "/tokens"),
     ("DELETE", "/tokens/{id}"),
 }
-"""What is not for admins alone. Everything else has to be."""
+"""The routes that are not for admins only. All others have to be."""
 
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/users"): {"name": "x"},
@@ -39,7 +39,7 @@ BODIES: dict[tuple[str, str], Any] = {
 
 
 def routes() -> list[tuple[str, str]]:
-    """All of them, by the API's own description."""
+    """Returns all routes of the API's OpenAPI document."""
     paths = create_app(Settings()).openapi()["paths"]
     return sorted(
         (method.upper(), path.removeprefix("/api/v1"))
@@ -50,7 +50,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 def filled(path: str) -> str:
-    """With what there is: an account, a group, a grant."""
+    """Returns a route's path, filled with an account, a group and a grant that exist."""
     query = "?subject=everyone&pattern=**" if path == "/grants" else ""
     return re.sub(r"\{\w+\}", "root", path) + query
 
@@ -60,7 +60,7 @@ ROUTES = routes()
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
 def test_nobody(site: AdminSite, route: tuple[str, str]) -> None:
-    """Without credentials everything is 401, with a challenge that makes a browser ask."""
+    """Without credentials every route answers 401, with a challenge that makes a browser ask."""
     answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None)
     assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
     assert answer.headers["www-authenticate"].startswith('Basic realm="Entrepot"')
@@ -68,14 +68,14 @@ def test_nobody(site: AdminSite, route: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
 def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
-    """And so it is with those of nobody."""
+    """With wrong credentials every route answers 401."""
     answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None, headers={"authorization": "Bearer x"})
     assert answer.status_code == 401
 
 
 @pytest.mark.parametrize("route", sorted(set(ROUTES) - OWN), ids=" ".join)
 def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
-    """403 for everybody else, an admin with a limited token included, whatever there is."""
+    """Every other caller gets 403, also an admin with a limited token, whatever exists."""
     user = site.user()
     admin = site.user(admin=True)
     limited = site.token(admin[0], limits=[{"pattern": "**", "actions": ["pull", "push", "delete", "admin"]}])
@@ -86,7 +86,7 @@ def test_for_admins_alone(site: AdminSite, route: tuple[str, str]) -> None:
 
 
 def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
-    """Who was refused, where, and from which address. They come a second late."""
+    """A denial is recorded with account, operation and address, up to a second late."""
     user = site.user()
     site.call("DELETE", "/groups/some", auth=user)
     while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -96,7 +96,7 @@ def test_denials_are_in_the_audit_log(site: AdminSite) -> None:
 
 
 def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
-    """What somebody asked for stands in the audit log as it came, percent-encoded."""
+    """The audit log holds the path percent-encoded, as it came."""
     user = site.user()
     site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
     while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -106,7 +106,7 @@ def test_a_denial_steers_no_terminal(site: AdminSite) -> None:
 
 
 def test_the_list_of_the_others_is_right() -> None:
-    """A route that is no more does not stand in it."""
+    """`OWN` lists no route that does not exist."""
     assert set(ROUTES) >= OWN
 
 
@@ -121,7 +121,7 @@ def test_the_list_of_the_others_is_right() -> None:
     ],
 )
 def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str, body: object) -> None:
-    """An account that is there, asked for by one who may not see it, answers as one that is not."""
+    """An existing account that the caller may not see answers like one that does not exist."""
     user = site.user()
     answers = [site.call(method, path.format(name), body, auth=user) for name in ("root", "not-there")]
     assert [answer.status_code for answer in answers] == [404, 404]
@@ -129,7 +129,7 @@ def test_others_are_as_if_they_were_not(site: AdminSite, method: str, path: str,
 
 
 def test_others_tokens_are_as_if_they_were_not(site: AdminSite) -> None:
-    """Nor can one be made for another, or revoked."""
+    """A caller cannot make or revoke a token of another account, and cannot tell whether it exists."""
     user = site.user()
     theirs = site.token("root").split("_")[1]
     answers = [site.call("DELETE", f"/tokens/{token}", auth=user) for token in (theirs, "not-there")]

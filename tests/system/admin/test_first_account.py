@@ -1,4 +1,4 @@
-"""While there are no accounts: who may make the first one, and how."""
+"""Adding the first account: from where, and how."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = {"name": "root", "password": PASSWORD, "admin": True}
 
 @asynccontextmanager
 async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False) -> AsyncIterator[httpx2.AsyncClient]:
-    """The application itself, for a client at any address."""
+    """Yields a client of the application, at any address."""
     settings = Settings(data=folder / "data")
     prepare_data_dir(settings.data)
     async with (
@@ -32,14 +32,16 @@ async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False
         open_auth_components(settings, stored.accounts, stored.leases) as access,
     ):
         app = create_app(settings)
-        app.management = management_components(access, Policy(access.accounts, access.standing), proxied=proxied)
+        app.management = management_components(
+            access, Policy(access.accounts, access.revocation_check), proxied=proxied
+        )
         transport = httpx2.ASGITransport(app, client=(address, 4711))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:5000/api/v1") as client:
             yield client
 
 
 async def test_from_this_machine(tmp_path: Path) -> None:
-    """It is made by one request, is an admin, and closes the registry at once."""
+    """One request adds the first account, an admin, and closes the registry at once."""
     async with api(tmp_path) as client:
         me = (await client.get("/me")).json()
         assert (me["name"], me["open"], me["admin"]) == (None, True, True)
@@ -50,7 +52,7 @@ async def test_from_this_machine(tmp_path: Path) -> None:
 
 
 async def test_the_first_one_is_an_admin(tmp_path: Path) -> None:
-    """Or nobody could go on from there."""
+    """A first account that is no admin is refused."""
     async with api(tmp_path) as client:
         for path, body in (("/users", {**ROOT, "admin": False}), ("/robots", {"name": "ci"})):
             refused = await client.post(path, json=body)
@@ -60,7 +62,7 @@ async def test_the_first_one_is_an_admin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "10.0.0.1"])
 async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
-    """Everything is refused but the question who one is, and the command is named that does it."""
+    """From another machine only `/me` answers. All other answers name the command to run."""
     async with api(tmp_path, address) as client:
         me = (await client.get("/me")).json()
         assert (me["open"], me["admin"]) == (True, False)
@@ -80,19 +82,19 @@ async def test_from_elsewhere(tmp_path: Path, address: str) -> None:
     ],
 )
 async def test_what_only_looks_like_this_machine(tmp_path: Path, headers: dict[str, str]) -> None:
-    """A proxy on this machine, and a page whose name points here, are not the person at it."""
+    """A proxy on this machine, and a page whose host name resolves to it, do not count as this machine."""
     async with api(tmp_path) as client:
         assert (await client.post("/users", json=ROOT, headers=headers)).status_code == 403
 
 
 async def test_behind_a_proxy(tmp_path: Path) -> None:
-    """Where the settings say that there is one, it is the command alone that makes the first account."""
+    """Behind a proxy that the settings name, only the command adds the first account."""
     async with api(tmp_path, proxied=True) as client:
         assert (await client.post("/users", json=ROOT)).status_code == 403
 
 
 async def test_the_last_admin_stays(tmp_path: Path) -> None:
-    """One who is the last admin is not disabled, removed or made less; beside another one it goes."""
+    """The last admin cannot be disabled, removed or made less. With a second one, it can."""
     async with api(tmp_path) as client:
         await client.post("/users", json=ROOT)
         client.auth = httpx2.BasicAuth("root", PASSWORD)
@@ -107,8 +109,7 @@ async def test_the_last_admin_stays(tmp_path: Path) -> None:
 
 
 def test_the_command_beside_an_open_server(tmp_path: Path) -> None:
-    """A server that is open is closed by `entrepot user add` on its data directory: on every worker, at the next
-    request."""
+    """`entrepot user add` closes a running open server on every worker, at the next request."""
     with running_server(tmp_path, workers=2) as server:
         url = f"{server.url}/api/v1/me"
         assert [httpx2.get(url).json()["open"] for _ in range(4)] == [True] * 4

@@ -1,4 +1,4 @@
-"""`/login`: a person with a browser, a real provider, a real server; and all who try to come in between."""
+"""`/login` with a browser, a real provider and a real server, and attacks on it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ SESSION, ATTEMPT = "entrepot-session", "entrepot-login"
 
 @dataclass
 class Browser:
-    """Keeps cookies and follows redirects, as a person's does."""
+    """A client that keeps cookies and follows redirects."""
 
     site: AdminSite
     client: httpx2.Client
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
-        """One page; redirects are not followed."""
+        """Gets one page, without following redirects."""
         return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
 
     def to_provider(self, path: str = "/login") -> httpx2.Response:
-        """What the provider sends it back with."""
+        """Returns the parameters of the provider's redirect back to the registry."""
         begun = self.get(path)
         assert begun.status_code == 303, begun.text
         answer = self.get(begun.headers["location"])
@@ -45,7 +45,7 @@ class Browser:
         return answer
 
     def login(self, path: str = "/login") -> httpx2.Response:
-        """The registry's answer to what the provider says."""
+        """Logs in at the provider. Returns the registry's answer to the provider's redirect."""
         return self.get(self.to_provider(path).headers["location"])
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> httpx2.Response:
@@ -81,7 +81,7 @@ def variables(sso: FakeOpenIDProvider, folder: Path, **more: str) -> dict[str, s
 
 @pytest.fixture(scope="module")
 def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """With the admin root and the people alice and bob."""
+    """Yields a site with the admin root and the people alice and bob."""
     folder = tmp_path_factory.mktemp("login")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
     entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, given=PASSWORD)
@@ -97,13 +97,13 @@ def browser(site: AdminSite) -> Iterator[Browser]:
 
 @pytest.fixture
 def other(site: AdminSite) -> Iterator[Browser]:
-    """Somebody else's."""
+    """Yields another person's browser."""
     with plain_client(timeout=60) as client:
         yield Browser(site, client)
 
 
 def failed(site: AdminSite, part: str) -> list[dict[str, Any]]:
-    """Failed logins in the audit log whose reason has that part, waited for."""
+    """Waits for failed logins in the audit log whose reason contains a text, and returns them."""
     while True:
         lines = site.done("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
         if found := [line for line in lines if part in json.dumps(line["detail"])]:
@@ -114,7 +114,7 @@ def failed(site: AdminSite, part: str) -> list[dict[str, Any]]:
 
 
 def test_a_login(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """One comes back to the API's description and is somebody at the API, on every worker."""
+    """After a login the browser is at the API's documentation, and its session counts at the API on every worker."""
     answer = browser.login()
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/docs")
     assert browser.get("/api/docs").status_code == 200
@@ -132,14 +132,15 @@ def test_a_login(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_an_admin(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Who is one here is one in the session."""
+    """An account that is an admin has admin rights in its session."""
     sso.person = {"preferred_username": ADMIN}
     browser.login()
     assert browser.call("GET", "/users").status_code == 200
 
 
 def test_what_the_provider_is_asked(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """State, nonce and challenge are of this login alone; the secret and the verifier go to the token endpoint only."""
+    """State, nonce and challenge belong to one login. The secret and the verifier are sent to the token endpoint
+    only."""
     sso.asked.clear()
     browser.login()
     browser.login()
@@ -153,7 +154,7 @@ def test_what_the_provider_is_asked(browser: Browser, sso: FakeOpenIDProvider) -
 
 
 def test_cookies(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Out of reach of scripts, sent with no POST of another site, for this host alone, no longer than they count."""
+    """The cookies are HttpOnly, SameSite, for this host only, and expire with what they hold."""
     begun = browser.get("/login")
     assert_kept(begun, ATTEMPT, 600)
     assert begun.headers["cache-control"] == "no-store"
@@ -169,7 +170,7 @@ def assert_kept(answer: httpx2.Response, name: str, seconds: int) -> None:
 
 
 def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
-    """With a public address by https the cookies are its own, and those of plain http do not count."""
+    """With a public https URL the cookies have the `__Host-` prefix, and cookies of plain http do not count."""
     public = "https://registry.example.com"
     sso.person = {"preferred_username": ADMIN}
     entrepot_output("user", "add", ADMIN, "--admin", "--generate", folder=tmp_path)
@@ -196,7 +197,7 @@ def test_https(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["/", "/api/docs#/tokens", "/api/v1/me?a=b&c=d", "/%2F/evil.example.com"])
 def test_places_to_come_back_to(browser: Browser, sso: FakeOpenIDProvider, place: str) -> None:
-    """Any path of this registry."""
+    """Any path of this registry can be the page after the login."""
     begun = browser.get("/login", params={"next": place})
     answer = browser.get(browser.get(begun.headers["location"]).headers["location"])
     assert answer.headers["location"] == place
@@ -219,7 +220,7 @@ def test_places_to_come_back_to(browser: Browser, sso: FakeOpenIDProvider, place
     ],
 )
 def test_other_places(browser: Browser, place: str) -> None:
-    """Nobody is sent elsewhere."""
+    """No login redirects to another site."""
     answer = browser.get("/login", params={"next": place})
     assert answer.status_code == 400
     assert "location" not in answer.headers
@@ -227,7 +228,7 @@ def test_other_places(browser: Browser, place: str) -> None:
 
 
 def test_groups(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """What is granted to a group that the provider names counts in the session."""
+    """A grant to a group that the provider names counts in the session."""
     group = browser.site.name("group")
     browser.site.done("POST", "/groups", {"name": group})
     browser.site.done("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
@@ -242,7 +243,7 @@ def test_groups(browser: Browser, sso: FakeOpenIDProvider) -> None:
     browser.site.done("DELETE", "/grants", subject="user:alice", pattern="team/x")
 
 
-# Who is not let in
+# Refused logins
 
 
 ALTERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -270,7 +271,7 @@ def without(claims: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403) -> None:
-    """A short page, and no session."""
+    """Checks that the answer is a short page without a session."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert (
@@ -285,13 +286,13 @@ def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403)
 
 @pytest.mark.parametrize("fault", ALTERED)
 def test_id_tokens_that_are_refused(browser: Browser, sso: FakeOpenIDProvider, fault: str) -> None:
-    """Those of another login, another client, another provider or another time, although the provider signed them."""
+    """ID tokens of another login, client, provider or time are refused, although the provider signed them."""
     sso.altered = ALTERED[fault]
     assert_refused(browser, browser.login())
 
 
 def test_several_audiences(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """They are no fault where the token says that it was made for this client."""
+    """An ID token with several audiences is accepted if its `azp` is this client."""
     sso.altered = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
     assert browser.login().status_code == 303
 
@@ -301,7 +302,7 @@ def unsigned(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
 
 
 def with_public_key(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    """HMAC with what everybody knows. PyJWT itself refuses to do that, so by hand."""
+    """Returns a token signed with HMAC and the public key. PyJWT refuses to make one."""
     pem = sso.key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     head = jwt.encode(claims, "x" * 64, "HS256", headers={"kid": sso.key.id}).rpartition(".")[0]
     mark = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(head.encode(), pem)
@@ -332,7 +333,7 @@ def with_crit(sso: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
 def test_signatures_that_are_refused(
     browser: Browser, sso: FakeOpenIDProvider, sign: Callable[[FakeOpenIDProvider, dict[str, Any]], str]
 ) -> None:
-    """Only a key of the provider's key set signs, with an algorithm that has a public key."""
+    """Only a key of the provider's key set counts, with an asymmetric algorithm."""
     sso.signed = lambda claims: sign(sso, claims)
     assert_refused(browser, browser.login())
     assert failed(browser.site, "the ID token: ")
@@ -340,7 +341,8 @@ def test_signatures_that_are_refused(
 
 @pytest.mark.parametrize("name", ["nobody", "Alice", "", "alice ", "system", None, 5, ["alice"], "<b>alice</b>"])
 def test_who_has_no_account(browser: Browser, sso: FakeOpenIDProvider, name: object) -> None:
-    """A name that is nobody's here, or could be nobody's: it is taken as it is, so Alice is not alice."""
+    """A name that has no account, or cannot have one, is refused. Names are taken as they are, so Alice is not
+    alice."""
     sso.person = {"preferred_username": name}
     answer = browser.login()
     assert_refused(browser, answer)
@@ -348,7 +350,7 @@ def test_who_has_no_account(browser: Browser, sso: FakeOpenIDProvider, name: obj
 
 
 def test_who_may_not_log_in(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """A disabled account, and a robot, are told the same as who has none."""
+    """A disabled account and a robot get the same answer as a missing account."""
     user, robot = browser.site.user()[0], browser.site.robot()
     browser.site.done("PATCH", f"/users/{user}", {"enabled": False})
     for name, reason in ((user, "the account is disabled"), (robot, "the account is a robot's")):
@@ -361,7 +363,7 @@ def test_who_may_not_log_in(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_the_provider_says_no(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The page says what to do and shows nothing of what came; the audit log has the provider's word."""
+    """The page tells what to do and shows nothing of the request. The audit log has the provider's error code."""
     sso.error = "access_denied"
     assert_refused(browser, browser.login())
     assert failed(browser.site, "the provider says access_denied")
@@ -373,8 +375,8 @@ def test_the_provider_says_no(browser: Browser, sso: FakeOpenIDProvider) -> None
 
 
 def test_another_state(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """What was begun elsewhere ends nowhere else: somebody who sends a link with an answer for themselves logs nobody
-    in, whether or not a login has begun there. That one can still go on."""
+    """A response for another login is refused, whether or not this browser has begun one, and a login that has begun
+    can still end."""
     theirs = other.to_provider().headers["location"]
     assert_refused(browser, browser.get(theirs), 400)
     own = browser.to_provider().headers["location"]
@@ -386,7 +388,7 @@ def test_another_state(browser: Browser, other: Browser, sso: FakeOpenIDProvider
 
 
 def test_another_code(browser: Browser, other: Browser, sso: FakeOpenIDProvider) -> None:
-    """A code that was made for another login is worth nothing in this one (PKCE)."""
+    """A code of another login is refused (PKCE)."""
     theirs = parse_qs(urlsplit(other.to_provider().headers["location"]).query)["code"][0]
     own = browser.to_provider().headers["location"]
     assert_refused(browser, browser.get(re.sub(r"code=[^&]+", f"code={theirs}", own)))
@@ -394,7 +396,7 @@ def test_another_code(browser: Browser, other: Browser, sso: FakeOpenIDProvider)
 
 
 def test_an_answer_counts_once(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """The same address again is the answer to no login that has begun."""
+    """The same response a second time is refused."""
     back = browser.to_provider().headers["location"]
     kept = dict(browser.client.cookies)
     assert browser.get(back).status_code == 303
@@ -403,7 +405,7 @@ def test_an_answer_counts_once(browser: Browser, sso: FakeOpenIDProvider) -> Non
 
 
 def test_answers_of_another_issuer(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """An answer that says whose it is has to be the provider's (RFC 9207)."""
+    """A response with an issuer has to name the provider (RFC 9207)."""
     sso.sends_issuer = "https://other.example.com"
     assert_refused(browser, browser.login())
     sso.sends_issuer = sso.url
@@ -412,13 +414,13 @@ def test_answers_of_another_issuer(browser: Browser, sso: FakeOpenIDProvider) ->
 
 @pytest.mark.parametrize("query", ["code=a&code=b&state=x", "state=%zz", "code=a&state=x&state=y", "state=%ff"])
 def test_answers_that_cannot_be_read(browser: Browser, query: str) -> None:
-    """What can be read in two ways is refused."""
+    """A response with a repeated parameter is refused."""
     assert_refused(browser, browser.get(f"/login/callback?{query}"), 400)
 
 
 @pytest.mark.parametrize("status", [200, 302, 500, 503])
 def test_a_provider_that_fails(browser: Browser, sso: FakeOpenIDProvider, status: int) -> None:
-    """One that gives no token: nobody is logged in, and it can be tried again."""
+    """If the provider returns no token, nobody is logged in, and the login can be repeated."""
     sso.statuses["/token"] = status
     assert_refused(browser, browser.login(), 502)
     sso.clear_faults()
@@ -426,7 +428,7 @@ def test_a_provider_that_fails(browser: Browser, sso: FakeOpenIDProvider, status
 
 
 def test_a_provider_that_is_down(tmp_path: Path) -> None:
-    """The server starts all the same and serves; who wants to log in is told to try again."""
+    """The server starts and serves without the provider. A login gets an error that asks to try again."""
     with openid_provider() as gone:
         env = variables(gone, tmp_path)
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
@@ -438,7 +440,7 @@ def test_a_provider_that_is_down(tmp_path: Path) -> None:
 
 
 def test_first_login(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
-    """With `create`, who the provider knows has an account, which is no admin. A registry with a provider is closed."""
+    """With `create`, the first login creates an account, which is no admin. A registry with a provider is closed."""
     with running_server(tmp_path, workers=1, env=variables(sso, tmp_path, CREATE="true")) as server:
         assert httpx2.get(f"{server.url}/v2/").status_code == 401
         with plain_client(follow_redirects=True) as client:
@@ -449,7 +451,7 @@ def test_first_login(sso: FakeOpenIDProvider, tmp_path: Path) -> None:
 
 
 def test_without_a_provider(tmp_path: Path) -> None:
-    """There is no such login."""
+    """Without a provider the login pages do not exist."""
     with running_server(tmp_path, workers=1) as server:
         for path in ("/login", "/login/callback", "/logout"):
             assert httpx2.get(server.url + path).status_code == 404
@@ -459,7 +461,7 @@ def test_without_a_provider(tmp_path: Path) -> None:
 
 
 def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """At the management API alone, and as a cookie alone: docker and its tokens have nothing to do with it."""
+    """A session counts at the management API only, and as a cookie only; not at `/v2` or `/token`."""
     browser.login()
     assert browser.call("GET", "/me").status_code == 200
     session = browser.session
@@ -479,7 +481,7 @@ def test_where_it_counts(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_a_token_is_no_session(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Nor is what the provider gave, nor what was changed."""
+    """A bearer token, an ID token and an altered session are refused as sessions."""
     browser.login()
     token = httpx2.get(f"{browser.own}/token", auth=(ADMIN, PASSWORD)).json()["token"]
     session = browser.session or ""
@@ -492,7 +494,7 @@ def test_a_token_is_no_session(browser: Browser, sso: FakeOpenIDProvider) -> Non
 
 
 def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Disabling the account, a new password, removing it: at the next request."""
+    """Disabling the account, a new password and removing it end the session at the next request."""
     changes: list[Callable[[str], Any]] = [
         lambda name: browser.site.done("PATCH", f"/users/{name}", {"enabled": False}),
         lambda name: browser.site.done("PUT", f"/users/{name}/password", {}),
@@ -509,14 +511,14 @@ def test_what_ends_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_a_new_key_ends_it_later(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """What the key before signed is taken for the time that its tokens have."""
+    """A session signed by the old key is accepted as long as bearer tokens of that key."""
     browser.login()
     browser.site.done("POST", "/keys", {})
     assert browser.call("GET", "/me").status_code == 200
 
 
 def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """Who shows credentials is who they say, and wrong ones are refused whatever the session."""
+    """Credentials in a header have precedence over the session, also wrong ones."""
     browser.login()
     me = f"{browser.own}/api/v1/me"
     assert browser.client.get(me, auth=(ADMIN, PASSWORD)).json()["name"] == ADMIN
@@ -538,7 +540,7 @@ def test_a_login_goes_before_it(browser: Browser, sso: FakeOpenIDProvider) -> No
     ids=str,
 )
 def test_other_sites_change_nothing(browser: Browser, sso: FakeOpenIDProvider, headers: dict[str, str]) -> None:
-    """A request that does not come from a page of this registry does nothing in a session, and logs nobody out."""
+    """A request that does not come from a page of this registry changes nothing in a session, and does not log out."""
     browser.login()
     for method, path, body in (("POST", "/tokens", {}), ("DELETE", "/tokens/none", None), ("PUT", "/grants", {})):
         assert browser.call(method, path, body, **headers).status_code == 403
@@ -549,7 +551,7 @@ def test_other_sites_change_nothing(browser: Browser, sso: FakeOpenIDProvider, h
 
 
 def test_another_site_lies_in_neither(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """What Sec-Fetch-Site says counts, whatever Origin does."""
+    """Sec-Fetch-Site counts, whatever Origin holds."""
     browser.login()
     headers = {"sec-fetch-site": "same-site", "origin": browser.own}
     assert browser.call("POST", "/tokens", {}, **headers).status_code == 403
@@ -557,7 +559,7 @@ def test_another_site_lies_in_neither(browser: Browser, sso: FakeOpenIDProvider)
 
 @pytest.mark.parametrize("how", ["origin", "sec-fetch-site"])
 def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, how: str) -> None:
-    """A page of this registry does what the person may; with the token docker can log in."""
+    """A page of this registry may do what the person may. docker can log in with an API token made there."""
     browser.login()
     headers = {"origin": browser.own} if how == "origin" else {"sec-fetch-site": "same-origin"}
     made = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
@@ -569,7 +571,7 @@ def test_a_person_makes_api_tokens(browser: Browser, sso: FakeOpenIDProvider, ho
 
 
 def test_logout(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """By a button of a page that may be asked for from anywhere; then one is nobody, and may log in again."""
+    """The logout button ends the session, and the person can log in again."""
     browser.login()
     page = browser.get("/logout")
     assert page.status_code == 200
@@ -590,7 +592,8 @@ def test_logout(browser: Browser, sso: FakeOpenIDProvider) -> None:
 
 
 def test_no_secret_is_in_the_log(browser: Browser, sso: FakeOpenIDProvider) -> None:
-    """No code, state, token or secret, of a login that went well or not; nor in the audit log."""
+    """No code, state, token or secret is in the log or the audit log, after logins that succeeded and logins that
+    failed."""
     answers = [browser.to_provider().headers["location"]]
     assert browser.get(answers[0]).status_code == 303
     sso.altered = lambda claims: {**claims, "aud": "other"}

@@ -1,17 +1,22 @@
-"""Patterns of repository names, and sets of names made of them."""
+"""Patterns of repository names, sets of names, and which patterns cover which."""
 
 from __future__ import annotations
 
 import gc
+import re
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, NameSet
+from storage.errors import NameInvalid
+from storage.names import RepositoryName
+from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, NameSet, require_simple
 
 
 @pytest.mark.parametrize(
@@ -27,14 +32,14 @@ from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, NameSet
     ],
 )
 def test_patterns(pattern: str, matches: list[str], not_matches: list[str]) -> None:
-    """`*` stays inside a segment, `**` spans segments, everything else means itself."""
+    """`*` matches within a segment, `**` over segments, and all other characters match themselves."""
     compiled = NamePattern(pattern)
     assert [name for name in matches if not compiled.matches(name)] == []
     assert [name for name in not_matches if compiled.matches(name)] == []
 
 
 def matches_as_said(pattern: str, name: str) -> bool:
-    """By the meaning of the stars, trying everything they may stand for."""
+    """Matches by the definition of the stars, trying every text that they may stand for."""
     if not pattern:
         return not name
     star = next((star for star in ("**", "*") if pattern.startswith(star)), "")
@@ -53,13 +58,13 @@ def matches_as_said(pattern: str, name: str) -> bool:
 @example("**a*b", "a/ab")
 @example("a*b/a*b**b*a", "aab/abb/ba")
 def test_meaning(pattern: str, name: str) -> None:
-    """Whatever stars stand together, a pattern matches what they say."""
+    """A pattern matches what the definition says, whatever stars follow each other."""
     assert NamePattern(pattern).matches(name) is matches_as_said(pattern, name)
 
 
 @pytest.mark.parametrize("pattern", ["*a" * 100 + "*b", "**a" * 84 + "b", "*/" * 100 + "**a*a*b", "**a*a*a*a*a*b"])
 def test_no_pattern_is_slow(pattern: str) -> None:
-    """Accounts write patterns, so none may hold up the others: trying all that stars may stand for would take years."""
+    """Users write patterns, so none may be slow. Backtracking would take years for these."""
     name = "a" * 255
     begun = time.process_time()
     assert not NamePattern(pattern).matches(name)
@@ -69,7 +74,7 @@ def test_no_pattern_is_slow(pattern: str) -> None:
 
 
 def test_many_patterns_are_not_slow() -> None:
-    """As many patterns as can be granted to one subject, with as many stars, are matched together."""
+    """The most patterns of one subject, with many stars, are matched together."""
     kinds = (
         [f"team{number}/**" for number in range(5000)],
         [f"team{number}/*" for number in range(5000)],
@@ -86,7 +91,7 @@ def test_many_patterns_are_not_slow() -> None:
 
 @pytest.mark.parametrize("pattern", ["", "/", "team/", "/team", "a//b", "Team/**", "a***", "team/?", "a b", "a\n"])
 def test_what_is_no_pattern(pattern: str) -> None:
-    """It is refused with an example."""
+    """The error has an example of a pattern."""
     with pytest.raises(ValueError, match=r"is not a pattern of names like team/\*\*"):
         NamePattern(pattern)
 
@@ -102,13 +107,14 @@ def test_what_is_no_pattern(pattern: str) -> None:
     ],
 )
 def test_prefixes(pattern: str, prefix: str, whole: bool) -> None:
-    """A pattern says what its names begin with, and whether that is all it asks."""
+    """A pattern tells its prefix, and whether every name with that prefix matches."""
     made = NamePattern(pattern)
     assert (made.prefix, made.whole) == (prefix, whole)
 
 
 def test_sets() -> None:
-    """A name is in a set when one of its patterns matches; below a guarded segment only a pattern of its own counts."""
+    """A name is in a set if one of the patterns matches; below a guarded segment only patterns count that begin with
+    it."""
     names = NameSet.of(["**", "ghcr.io/team/**"], guarded=["ghcr.io", "quay.io"])
     inside = ["app", "docker.io/library/ubuntu", "ghcr.io/team/app"]
     outside = ["ghcr.io/other/app", "quay.io/team/app", "quay.io"]
@@ -139,8 +145,8 @@ _PATTERNS = st.lists(st.sampled_from(_PATTERN_SEGMENTS), min_size=1, max_size=3)
 def test_sets_as_said(
     patterns: set[str], guarded: set[str], limits: set[str] | None, names: set[str], first: str
 ) -> None:
-    """A set has the names that one of its patterns matches, and one of its limits; below a guarded segment only a
-    pattern of its own counts. Nothing of the set is passed over on the way to where it goes on."""
+    """A set holds the names that match one of its patterns and one of its limits; below a guarded segment only patterns
+    count that begin with it. `first_from` skips no name of the set."""
     made = NameSet.of(patterns, guarded, limits)
 
     def inside(name: str) -> bool:
@@ -173,12 +179,12 @@ def test_sets_as_said(
     ],
 )
 def test_where_a_set_goes_on(patterns: list[str], name: str, found: str | None) -> None:
-    """After a name that is in no pattern, those are passed over that no pattern can match."""
+    """After a name that is not in the set, `first_from` skips names that no pattern can match."""
     assert NameSet.of(patterns).first_from(name + "\0") == found
 
 
 def test_a_set_goes_on_below_a_guarded_segment() -> None:
-    """Where a pattern reaches there; else after it."""
+    """`first_from` skips a guarded segment unless a pattern begins with it."""
     names = NameSet.of(["**", "b/x/**"], ["a", "b"])
     assert names.first_from("a/x") == "a0"
     assert names.first_from("b/a") == "b/x/"
@@ -186,8 +192,142 @@ def test_a_set_goes_on_below_a_guarded_segment() -> None:
     assert names.first_from("a-") == "a-"
 
 
+SIMPLE = ["team/app", "a", "team/app-*", "team/*", "team/**", "te**", "*", "**"]
+OLD = ["*/app", "**/app", "team/*/app", "a*b", "team/**x", "*/*", "team/*/**", "**a**"]
+
+
+@pytest.mark.parametrize("pattern", SIMPLE)
+def test_simple_patterns(pattern: str) -> None:
+    """An exact name is simple, and a prefix with one star form at its end."""
+    assert require_simple(NamePattern(pattern)) == pattern
+
+
+@pytest.mark.parametrize("pattern", OLD)
+def test_patterns_that_are_not_simple(pattern: str) -> None:
+    """The error shows the forms that exist. The pattern goes on matching."""
+    with pytest.raises(ValueError, match=r"star before its end; .* team/app-\*, team/\*, team/\*\* or \*\*"):
+        require_simple(NamePattern(pattern))
+    assert any(NamePattern(pattern).matches(name) for name in ("a/app", "team/x/app", "ab", "team/x", "a/b/c"))
+
+
+def _all_names() -> list[RepositoryName]:
+    """Returns every name of up to five of these characters."""
+    names = []
+    for length in range(1, 6):
+        for letters in product("ab/-", repeat=length):
+            with suppress(NameInvalid):
+                names.append(RepositoryName("".join(letters)))
+    return names
+
+
+_SHORT_NAMES = _all_names()
+_PARTS = st.sampled_from(["a", "b", "ab", "*", "**", "a*", "*b", "a**", "-", "a-*", "*a*"])
+_ANY = st.lists(_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda text: "***" not in text).map(NamePattern)
+_ENDS = st.sampled_from(["", "*", "**"])
+_SIMPLE = st.builds(lambda text, end: text + end, st.text("ab/-", max_size=4), _ENDS).filter(
+    lambda text: bool(re.fullmatch(r"[ab*-]+(/[ab*-]+)*", text))
+)
+
+
+@given(st.sets(_ANY | _SIMPLE, max_size=3), _ANY, st.sets(st.sampled_from(["a", "b"])), st.none() | st.sets(_ANY))
+@example({"a/**"}, NamePattern("a/*/b"), set(), None)
+@example({"**"}, NamePattern("a/*"), {"a"}, None)
+@example({"a*"}, NamePattern("a*/b"), set(), None)
+def test_covering_is_never_wrong(
+    patterns: set[str], inner: NamePattern, guarded: set[str], limits: set[str] | None
+) -> None:
+    """If a set covers a pattern, it holds every name that the pattern matches."""
+    outer = NameSet.of(patterns, guarded, limits)
+    if outer.covers(inner):
+        reached = NameSet.of([inner], guarded)
+        assert [name for name in _SHORT_NAMES if name in reached and name not in outer] == []
+
+
+@given(_SIMPLE, _SIMPLE)
+@example("a*", "ab*")
+@example("a/**", "a/*")
+def test_covering_of_simple_patterns_is_complete(outer: str, inner: str) -> None:
+    """If a simple pattern does not cover another one, some name shows why."""
+    if not NameSet.of([outer]).covers(NamePattern(inner)):
+        names = {inner.rstrip("*") + rest for rest in ("", "b", "b/b")}
+        assert [name for name in names if NamePattern(inner).matches(name) and not NamePattern(outer).matches(name)]
+
+
+@given(_ANY, st.sets(_ANY, max_size=3))
+def test_covering_is_an_order(one: NamePattern, others: set[NamePattern]) -> None:
+    """A set covers its own patterns, and `**` covers every pattern."""
+    assert all(NameSet(frozenset(others)).covers(pattern) for pattern in others)
+    assert ALL_NAMES.covers(one)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("team/**", "team/app", True),
+        ("team/**", "team/app-*", True),
+        ("team/**", "team/*", True),
+        ("team/**", "team/*/app", True),
+        ("team/**", "team", False),
+        ("team/**", "team*/app", False),
+        ("team/**", "team**", False),
+        ("team/*", "team/app-*", True),
+        ("team/*", "team/**", False),
+        ("team/*", "team/a/*", False),
+        ("team/app-*", "team/app-1", True),
+        ("team/app-*", "team/*", False),
+        ("team/a", "team/a", True),
+        ("team/a", "team/b", False),
+        ("*/app", "team/app", True),
+        ("*/app", "*/app", True),
+        ("*/app", "*/app*", False),
+        ("**/app", "*/app", False),
+    ],
+)
+def test_covering(outer: str, inner: str, expected: bool) -> None:
+    """In the last case the pattern does lie below, but only a simple pattern covers a pattern other than itself."""
+    assert NameSet.of([outer]).covers(NamePattern(inner)) is expected
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("**", "docker.io/**", False),
+        ("docker.io/**", "docker.io/library/*", True),
+        ("docker.io/library/**", "docker.io/**", False),
+        ("**", "team/**", True),
+        ("**", "**", True),
+        ("d*/**", "docker.io/app", False),
+        ("docker.io/**", "docker.io/app", True),
+        ("**", "docker.i*/app", True),
+    ],
+)
+def test_covering_below_guarded_segments(outer: str, inner: str, expected: bool) -> None:
+    """Below a guarded segment only a pattern counts that begins with it. Any other pattern matches nothing there."""
+    assert NameSet.of([outer], ["docker.io"]).covers(NamePattern(inner)) is expected
+
+
+def test_limits_cover_too() -> None:
+    """A set with limits covers what its patterns and its limits cover."""
+    names = NameSet.of(["team/**"], limits=["team/a/**", "other/**"])
+    assert names.covers(NamePattern("team/a/*"))
+    assert names.covers(NamePattern("team/a/b"))
+    assert not names.covers(NamePattern("team/**"))
+    assert not names.covers(NamePattern("other/*"))
+
+
+def test_covering_is_quick() -> None:
+    """Whatever patterns a set has, a question takes one look-up for each character of the pattern."""
+    names = NameSet.of([*(f"*{'a*' * 50}{number}" for number in range(200)), *(f"team{n}/**" for n in range(5000))])
+    begun = time.process_time()
+    for number in range(200):
+        assert not names.covers(NamePattern(f"team/*{'b*' * 50}{number}"))
+        assert not names.covers(NamePattern("a" * 250 + f"{number}*"))
+    assert time.process_time() - begun < 1.0
+    assert names.covers(NamePattern("team4999/app-*"))
+
+
 def _kept_by(make: Callable[[int], NameSet]) -> float:
-    """MB that are kept for 100 sets of names, once each was asked for names with every letter."""
+    """Returns the megabytes that 100 sets of names use once each was asked for names with every letter."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -206,12 +346,12 @@ def _large(seed: str) -> frozenset[NamePattern]:
 
 @pytest.mark.slow
 def test_equal_sets_share_what_matches_them() -> None:
-    """Each of a thousand tokens may have many patterns, mostly the same ones; what matches them exists once."""
+    """Equal sets share one matcher: a thousand tokens may have many patterns each, mostly the same."""
     assert _kept_by(lambda _: NameSet(_large("a"), limits=_large("b"))) < 12
 
 
 @pytest.mark.slow
 def test_what_matches_large_sets_is_bounded() -> None:
-    """However many different sets there are, what matches them is kept for some of them only."""
+    """A process keeps a bounded number of large matchers, however many different sets there are."""
     patterns = [_large(str(number)) for number in range(100)]
     assert _kept_by(lambda number: NameSet(patterns[number])) < 15

@@ -1,4 +1,4 @@
-"""One worker over a store with an account in it."""
+"""Fixtures: one worker over a store with an account."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def worker(data: Path, clock: AuthClock) -> AsyncIterator[AuthWorker]:
-    """With the user alice, whose password is `PASSWORD`."""
+    """Yields a worker whose store has the user alice with the password `PASSWORD`."""
     async with auth_worker(data, clock) as opened:
         await opened.add_user(ALICE)
         yield opened
@@ -31,7 +31,7 @@ async def worker(data: Path, clock: AuthClock) -> AsyncIterator[AuthWorker]:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Passwords that were hashed to check them."""
+    """Returns the list of passwords that argon2 has checked so far."""
     calls: list[bytes] = []
     verify = argon2.PasswordHasher.verify
 

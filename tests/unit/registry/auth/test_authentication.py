@@ -1,5 +1,5 @@
-"""How requests are let in: what is shown, what is remembered of it, what changes with the store, what is looked at
-before a body."""
+"""Authentication of requests: accepted credentials, caching, changes in the store, and the order of checks and
+bodies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from registry.auth.authenticators import HeaderAuthenticator
 from storage.access import AccountName, AuditQuery, Grantee
 from storage.content import OCI_MANIFEST
 from storage.names import RepositoryName
@@ -25,7 +24,7 @@ TAG = "/v2/team/app/manifests/latest"
 
 @pytest.fixture
 async def open_service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """With an image, and no account yet."""
+    """Yields an application with an image and no accounts."""
     async with running_app(tmp_path / "data") as opened:
         await push_image(opened.hosted, APP, "x", "latest")
         yield opened
@@ -33,7 +32,7 @@ async def open_service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
 
 @pytest.fixture
 async def service(open_service: AppInProcess) -> AppInProcess:
-    """Closed: `alice` may pull and push below team."""
+    """Returns a closed application, where `alice` may pull and push below team."""
     await add_account(open_service.accounts, "alice")
     await add_grant(open_service.accounts, "user:alice", "team/**", "pull,push")
     return open_service
@@ -49,7 +48,8 @@ async def status(service: AppInProcess, login: str | None, target: str = TAG, me
 async def test_while_there_are_no_accounts_credentials_are_not_looked_at(
     open_service: AppInProcess, stray: str
 ) -> None:
-    """Classic docker sends its login for Docker Hub to every mirror; with the first account that ends."""
+    """An open registry ignores credentials, since classic docker sends its login for Docker Hub to every mirror. With
+    the first account this ends."""
     for target in ("/v2/", TAG, "/v2/_catalog"):
         assert await status(open_service, stray, target) == 200
     await add_account(open_service.accounts, "alice")
@@ -57,7 +57,7 @@ async def test_while_there_are_no_accounts_credentials_are_not_looked_at(
 
 
 async def test_the_first_account_closes_the_registry_at_the_next_request(open_service: AppInProcess) -> None:
-    """Also for a connection that was in before."""
+    """The first account closes the registry also for an existing connection."""
     assert await status(open_service, None) == 200
     await add_account(open_service.accounts, "alice")
     assert await status(open_service, None) == 401
@@ -66,7 +66,7 @@ async def test_the_first_account_closes_the_registry_at_the_next_request(open_se
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 async def test_what_changes_in_the_store_holds_at_the_next_request(service: AppInProcess, way: str) -> None:
-    """A grant that goes or comes, an account that is disabled, for credentials that are remembered."""
+    """Adding and removing a grant, and disabling an account, hold for cached credentials too."""
     login = await service.token("alice")
     shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
     accounts, subject, pattern = service.accounts, Grantee.parse("user:alice"), NamePattern("team/**")
@@ -85,7 +85,7 @@ async def test_what_changes_in_the_store_holds_at_the_next_request(service: AppI
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
 async def test_a_revoked_api_token_ends_what_was_made_of_it(service: AppInProcess, way: str) -> None:
-    """At the next request, also the tokens of `/token`."""
+    """Revoking an API token ends it and the bearer tokens made with it, at the next request."""
     login = await service.token("alice")
     shown = login if way == "basic" else await service.bearer(login, "repository:team/app:pull")
     assert await status(service, shown) == 200
@@ -95,7 +95,7 @@ async def test_a_revoked_api_token_ends_what_was_made_of_it(service: AppInProces
 
 
 async def test_headers_that_say_two_things_are_refused(service: AppInProcess) -> None:
-    """Whoever stands before us may have looked at the other one."""
+    """Two Authorization headers are refused: a proxy before the registry may have checked the other one."""
     login, bearer = await service.token("alice"), await service.bearer(None, "repository:team/app:pull")
     assert await status(service, login) == 200
     for pair in ((login, bearer), (bearer, login), (login, login)):
@@ -107,7 +107,7 @@ async def test_headers_that_say_two_things_are_refused(service: AppInProcess) ->
 
 
 async def test_a_bad_token_is_told_from_a_bad_password(service: AppInProcess) -> None:
-    """`invalid_token` makes clients get another one; a password has to come from a person."""
+    """A bad bearer token gets `invalid_token`, which makes clients fetch another one. A bad password does not."""
     answer = await service.client("GET", TAG, {"authorization": "Bearer abc.def.ghi"})
     assert answer["www-authenticate"].endswith(',error="invalid_token"')
     wrong = "Basic " + base64.b64encode(b"alice:ent_000000000000_" + b"0" * 43).decode()
@@ -118,19 +118,22 @@ async def test_a_bad_token_is_told_from_a_bad_password(service: AppInProcess) ->
 
 
 async def test_what_is_remembered_holds_no_secret_and_is_bounded(service: AppInProcess) -> None:
-    """Only keyed hashes of headers; a header that proved nothing leaves nothing."""
-    authenticator = service.app.distribution._authenticator
-    assert isinstance(authenticator, HeaderAuthenticator)
+    """The cache holds keyed hashes of headers; a header that proves nothing is not cached."""
+    cache = service.app.access.credential_verifier.cache
     login = await service.token("alice")
     assert await status(service, login) == 200
     assert await status(service, "Bearer abc.def.ghi") == 401
-    (mark,) = authenticator._remembered
-    assert len(mark) == 16
-    assert login not in repr(vars(authenticator))
+    assert len(cache) == 1
+    key = cache.key_of(login.encode(), "192.0.2.7")
+    assert cache.get(key) is not None
+    assert len(key) == 16
+    assert login not in repr(vars(cache))
+    secret = base64.b64decode(login.removeprefix("Basic ")).decode().partition(":")[2]
+    assert secret not in repr(vars(cache))
 
 
 async def refused_unread(service: AppInProcess, method: str, target: str, login: str | None) -> int:
-    """The status of an answer that came without a byte of the body having been asked for."""
+    """Sends a request whose body must not be read, and returns the status of the answer."""
     headers = {"content-length": "1000000000", "content-type": OCI_MANIFEST, "expect": "100-continue"}
     if login:
         headers["authorization"] = login
@@ -156,7 +159,7 @@ async def refused_unread(service: AppInProcess, method: str, target: str, login:
 async def test_a_refusal_comes_before_the_body_is_read(
     service: AppInProcess, login: str | None, method: str, path: str
 ) -> None:
-    """Nobody has to send a gigabyte to be told no, nor can make us take it."""
+    """A refused request gets its answer before the registry reads any of its body."""
     shown = await service.token(login) if login else None
     assert await refused_unread(service, method, f"/v2/other/app/{path}", shown) == (403 if login else 401)
 
@@ -164,7 +167,7 @@ async def test_a_refusal_comes_before_the_body_is_read(
 async def test_who_acts_is_in_the_log_and_owns_what_they_begin(
     service: AppInProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The account's name, on the line of the call and at the session."""
+    """The account's name is in the log line of the call, and the upload session belongs to the account."""
     await add_account(service.accounts, "bob")
     await add_grant(service.accounts, "user:bob", "team/**", "pull,push")
     alice, bob = await service.token("alice"), await service.token("bob")
@@ -178,7 +181,7 @@ async def test_who_acts_is_in_the_log_and_owns_what_they_begin(
 
 
 async def test_denials_of_accounts_are_in_the_audit_log(tmp_path: Path) -> None:
-    """Who, what, from where; gathered, and written when the registry stops at the latest."""
+    """Denials are recorded with account, action, repository and address, at the latest when the registry stops."""
     async with running_app(tmp_path / "data") as service:
         await add_account(service.accounts, "alice")
         login = await service.token("alice")
@@ -194,7 +197,7 @@ async def test_denials_of_accounts_are_in_the_audit_log(tmp_path: Path) -> None:
 
 
 async def test_health_and_the_front_page_take_no_login(service: AppInProcess) -> None:
-    """They tell nothing of what is there."""
+    """Health checks need no login and show no content."""
     for path in ("/health/live", "/health/ready"):
         scope = scope_of("GET", path, {"host": "registry.test"})
         connection = AsgiConnection("GET", [], leaves=False)

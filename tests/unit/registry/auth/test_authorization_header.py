@@ -1,4 +1,4 @@
-"""The Authorization header, and what is wrong with it."""
+"""The parser of the Authorization header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def encoded(text: str | bytes) -> bytes:
 
 
 def test_none() -> None:
-    """No header is no credential, and no error."""
+    """A request without the header has no credential, which is no error."""
     assert parse_authorization([]) is None
 
 
@@ -33,7 +33,7 @@ def test_none() -> None:
     ],
 )
 def test_read(value: bytes, found: Basic | Bearer) -> None:
-    """The scheme's case does not matter; a password may have colons, spaces and any letters."""
+    """The case of the scheme does not matter. A password may hold colons, spaces and any letters."""
     assert parse_authorization([value]) == found
     assert "secret" not in repr(found)
 
@@ -61,7 +61,7 @@ def test_read(value: bytes, found: Basic | Bearer) -> None:
     ],
 )
 def test_malformed(values: list[bytes]) -> None:
-    """Refused like a wrong password, in the same words."""
+    """A malformed header is refused with the same text as a wrong password."""
     with pytest.raises(Unauthorized) as error:
         parse_authorization(values)
     assert error.value.message == "the credentials are not valid"
@@ -69,7 +69,7 @@ def test_malformed(values: list[bytes]) -> None:
 
 @given(st.lists(st.binary(max_size=60) | st.binary(max_size=40).map(lambda raw: b"Basic " + encoded(raw)), max_size=2))
 def test_any_bytes(values: list[bytes]) -> None:
-    """Whatever comes is read or refused."""
+    """Any bytes are either parsed or refused."""
     try:
         found = parse_authorization(values)
     except Unauthorized:

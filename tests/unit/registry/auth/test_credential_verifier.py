@@ -1,4 +1,4 @@
-"""Passwords as credentials: what they prove, how long that is remembered, and what is written down of it."""
+"""Passwords as credentials: what they prove, how long they are cached, and what is logged of them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tests.fakes.auth_worker import (
 
 async def refused(worker: AuthWorker, user: str, secret: str) -> None:
     with pytest.raises(Unauthorized) as error:
-        await worker.access.credentials.verify_basic(user, secret, AT_HOME)
+        await worker.access.credential_verifier.verify_basic(user, secret, AT_HOME)
     assert error.value.message == "the credentials are not valid"
 
 
 async def test_right_and_wrong(worker: AuthWorker) -> None:
-    """The password proves the account; any other proves nothing."""
-    proof = await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    """The right password proves the account. No other text does."""
+    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
     assert (proof.name, proof.robot, proof.version) == (ALICE, False, worker.accounts.account(ALICE).version)
     assert proof.access is None
     for wrong in ("", PASSWORD + " ", PASSWORD[:-1], PASSWORD.upper(), "x" * 2000, "x" * 20_000, "p\0q"):
@@ -50,7 +50,7 @@ async def test_right_and_wrong(worker: AuthWorker) -> None:
 
 
 async def test_no_password(worker: AuthWorker) -> None:
-    """A robot and an account without a password cannot be logged in to with one, whatever it is."""
+    """No text is the password of a robot, or of an account without a password."""
     await worker.add_user(BOB, None)
     await worker.add_robot()
     for name in (BOB, CI):
@@ -59,7 +59,7 @@ async def test_no_password(worker: AuthWorker) -> None:
 
 
 async def test_unknown_costs_what_wrong_costs(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """Each wrong password is hashed once: of an account that is there, is not, has no password, is disabled."""
+    """A wrong password is hashed once, whether its account exists, does not, has no password, or is disabled."""
     await worker.add_user(BOB, None)
     off = AccountName("off")
     await worker.add_user(off)
@@ -75,9 +75,9 @@ async def test_unknown_costs_what_wrong_costs(worker: AuthWorker, hashed: list[b
 
 
 async def test_remembered(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """A password that is shown with every request is hashed once an hour for each address; another one is hashed, not
-    taken for it."""
-    verify = worker.access.credentials.verify_basic
+    """A password that comes with every request is hashed once an hour for each address. Another password is not taken
+    for it."""
+    verify = worker.access.credential_verifier.verify_basic
     for _ in range(5):
         assert (await verify(ALICE, PASSWORD, AT_HOME)).name == ALICE
         assert (await verify(ALICE, PASSWORD, ELSEWHERE)).name == ALICE
@@ -91,9 +91,8 @@ async def test_remembered(worker: AuthWorker, hashed: list[bytes]) -> None:
 
 
 async def test_what_is_remembered_is_no_help_in_guessing(worker: AuthWorker) -> None:
-    """Whoever has guessed too often learns nothing of the right password either, though others show it meanwhile from
-    where they work, and are let in."""
-    verify = worker.access.credentials.verify_basic
+    """A throttled guesser learns nothing from the right password, even while its owner logs in from another address."""
+    verify = worker.access.credential_verifier.verify_basic
     assert await verify(ALICE, PASSWORD, AT_HOME)
     for number in range(10):
         with pytest.raises(Unauthorized):
@@ -105,10 +104,10 @@ async def test_what_is_remembered_is_no_help_in_guessing(worker: AuthWorker) -> 
 
 
 async def test_remembered_until_something_changes(worker: AuthWorker, data: Path, clock: AuthClock) -> None:
-    """A new password, disabling and removing end what is remembered at the next request, on every worker; the same
-    password set again is a new one."""
+    """A new password, disabling, and removing the account end cached logins on every worker. The same password set
+    again counts as a new one."""
     async with auth_worker(data, clock) as other:
-        verify = worker.access.credentials.verify_basic
+        verify = worker.access.credential_verifier.verify_basic
         assert await verify(ALICE, PASSWORD, AT_HOME)
         await other.accounts.set_password(ALICE, hash_password("another password"), by=ADMIN)
         await refused(worker, ALICE, PASSWORD)
@@ -123,16 +122,16 @@ async def test_remembered_until_something_changes(worker: AuthWorker, data: Path
 
 
 async def test_unrelated_change_hashes_nothing(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """Somebody else's new grant makes nobody's password be hashed again."""
-    assert await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    """A change of another account's rights causes no hashing."""
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
     await worker.grant("everyone", "public/**", "pull")
-    assert await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
     assert len(hashed) == 1
 
 
 async def test_disabled_while_it_was_hashed(worker: AuthWorker) -> None:
-    """An account that is disabled while its password is being checked does not get in."""
-    attempt = asyncio.create_task(worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME))
+    """An account that is disabled while its password is being checked is refused."""
+    attempt = asyncio.create_task(worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME))
     await asyncio.sleep(0)
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     with pytest.raises(Unauthorized):
@@ -141,9 +140,9 @@ async def test_disabled_while_it_was_hashed(worker: AuthWorker) -> None:
 
 
 async def test_many_at_once_are_hashed_once(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """A client that opens a hundred connections with one password causes one hashing, and all get in; so it is with a
-    wrong one, which counts as one attempt."""
-    verify = worker.access.credentials.verify_basic
+    """A hundred connections with one password cause one hashing, and all succeed. The same wrong password counts as one
+    attempt."""
+    verify = worker.access.credential_verifier.verify_basic
     proofs = await asyncio.gather(*(verify(ALICE, PASSWORD, AT_HOME) for _ in range(100)))
     assert {proof.name for proof in proofs} == {ALICE}
     wrong = (verify(ALICE, "a wrong password", ELSEWHERE) for _ in range(100))
@@ -154,8 +153,8 @@ async def test_many_at_once_are_hashed_once(worker: AuthWorker, hashed: list[byt
 
 @pytest.mark.slow
 async def test_crowd(worker: AuthWorker) -> None:
-    """Different passwords from everywhere fill the queue; the rest is told to come back, and then it is as before."""
-    verify = worker.access.credentials.verify_basic
+    """Many different passwords fill the queue, and the rest gets 429. Afterwards logins work as before."""
+    verify = worker.access.credential_verifier.verify_basic
     many = [verify(f"user{n}", "password", Actor(address=f"10.0.{n // 200}.{n % 200}")) for n in range(90)]
     outcomes = await asyncio.gather(*many, return_exceptions=True)
     kinds = [type(each) for each in outcomes]
@@ -165,8 +164,8 @@ async def test_crowd(worker: AuthWorker) -> None:
 
 
 async def test_client_that_leaves(worker: AuthWorker) -> None:
-    """Who gives up while the password is hashed does not end it for others who show the same."""
-    verify = worker.access.credentials.verify_basic
+    """A client that disconnects does not cancel the hashing for others with the same password."""
+    verify = worker.access.credential_verifier.verify_basic
     first = asyncio.create_task(verify(ALICE, PASSWORD, AT_HOME))
     await asyncio.sleep(0)
     second = asyncio.create_task(verify(ALICE, PASSWORD, AT_HOME))
@@ -177,18 +176,18 @@ async def test_client_that_leaves(worker: AuthWorker) -> None:
 
 
 async def test_hash_is_improved(worker: AuthWorker) -> None:
-    """A password that was hashed with weaker parameters is hashed anew when it is shown; what was proved goes on."""
+    """A password hash with weaker parameters is replaced at the next login. The session of that login stays valid."""
     weak = argon2.PasswordHasher(1, 8192, 1).hash(PASSWORD)
     await worker.accounts.set_password(ALICE, weak, by=ADMIN)
-    proof = await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
     while worker.accounts.password_hash(ALICE) == weak:
         await worker.accounts.clear_failures([])  # a write that waits for those before it
     held = worker.accounts.password_hash(ALICE)
     assert held
     assert not hashing.needs_rehash(held)
-    assert worker.access.standing.check(proof) == proof
+    assert worker.access.revocation_check.check(proof) == proof
     worker.clock.now += 3601
-    assert await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME) == proof
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME) == proof
 
 
 # The htpasswd file
@@ -210,18 +209,18 @@ def file(tmp_path: Path) -> Path:
 
 
 async def test_htpasswd(data: Path, clock: AuthClock, file: Path) -> None:
-    """A line's password proves its name; an account of the store has precedence over a line; a removed line and a
-    changed one count no more at the next request, in a token neither; nor does a line whose name the store takes."""
+    """A line's password proves its name. An account of the store has precedence. A removed or changed line, and one
+    whose name the store takes, ends at the next request, also in a bearer token."""
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(file)}}) as worker:
         await worker.add_user(ALICE)
-        verify = worker.access.credentials.verify_basic
-        bearer = worker.access.credentials.verify_bearer
+        verify = worker.access.credential_verifier.verify_basic
+        bearer = worker.access.credential_verifier.verify_bearer
         assert await verify("alice", PASSWORD, AT_HOME)
         await refused(worker, "alice", "of the file")
         proof = await verify("carol", "carols password", AT_HOME)
         assert (proof.name, proof.version) == ("carol", None)
         assert proof.stamp
-        text = (await worker.access.tokens.issue(proof, {})).text
+        text = (await worker.access.bearer_tokens.issue(proof, {})).text
         assert (await bearer(text, AT_HOME)).name == "carol"
 
         write(file, line("carol", "new password"))
@@ -239,7 +238,7 @@ async def test_htpasswd(data: Path, clock: AuthClock, file: Path) -> None:
 
 
 async def test_disabled_account_is_not_found_in_the_file(data: Path, clock: AuthClock, file: Path) -> None:
-    """Whom the store has disabled does not get in by a line of the file."""
+    """A disabled account of the store cannot log in by a line of the file."""
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(file)}}) as worker:
         await worker.add_user(ALICE)
         await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
@@ -248,22 +247,22 @@ async def test_disabled_account_is_not_found_in_the_file(data: Path, clock: Auth
 
 
 async def test_without_the_file_its_tokens_end(data: Path, clock: AuthClock, file: Path) -> None:
-    """A server that is started without the file takes no token that was made for one of its lines."""
+    """A server without the htpasswd file refuses tokens that were made for one of its lines."""
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(file)}}) as worker:
-        proof = await worker.access.credentials.verify_basic("carol", "carols password", AT_HOME)
-        text = (await worker.access.tokens.issue(proof, {})).text
+        proof = await worker.access.credential_verifier.verify_basic("carol", "carols password", AT_HOME)
+        text = (await worker.access.bearer_tokens.issue(proof, {})).text
     async with auth_worker(data, clock) as worker:
         with pytest.raises(Unauthorized):
-            await worker.access.credentials.verify_bearer(text, AT_HOME)
+            await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 
 
-# What is written down
+# The audit log
 
 
 async def test_audit(worker: AuthWorker, caplog: pytest.LogCaptureFixture) -> None:
-    """Logins are lines, once an hour for one credential and address; failures are, equal ones counted, with the reason
-    and without the password; a name that is no account's is not kept, since it may be a password."""
-    verify = worker.access.credentials.verify_basic
+    """A login is recorded once an hour for each credential and address; failures are recorded with their reason, equal
+    ones counted. No password is recorded, and no user name that cannot be an account's."""
+    verify = worker.access.credential_verifier.verify_basic
     by = Actor(address="192.0.2.1", request_id="one", user_agent="docker/29")
     with caplog.at_level(logging.DEBUG):
         for _ in range(3):
@@ -292,10 +291,10 @@ async def test_audit(worker: AuthWorker, caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_remembered_login_is_no_new_line(worker: AuthWorker) -> None:
-    """What is remembered is not a login again."""
-    await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    """A request with a cached credential is not recorded as a login."""
+    await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
     assert len(await worker.audited()) == 1
-    await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
     assert len(await worker.audited()) == 1
 
 
@@ -304,8 +303,8 @@ def entry(clock: AuthClock, **more: Any) -> AuditEntry:
 
 
 async def test_notes_are_gathered(worker: AuthWorker, clock: AuthClock) -> None:
-    """Lines that differ in their time alone are one with a count; it is written by itself after a moment, and the rest
-    when the process ends."""
+    """Lines that differ only in their time become one line with a count. It is written after a moment, or when the
+    process ends."""
     notes = AuditBuffer(worker.accounts, clock, interval=0.0)
     for _ in range(1000):
         clock.now += 0.001
@@ -324,7 +323,7 @@ async def test_notes_are_gathered(worker: AuthWorker, clock: AuthClock) -> None:
 
 
 async def test_notes_are_bounded(worker: AuthWorker, clock: AuthClock) -> None:
-    """Of more different lines than are gathered, it is noted how many there were."""
+    """Above the bound, the log only records how many lines there were."""
     notes = AuditBuffer(worker.accounts, clock, interval=3600.0)
     for number in range(MOST_LINES + 50):
         notes.add(entry(clock, address=f"10.0.{number // 250}.{number % 250}"))
@@ -336,7 +335,7 @@ async def test_notes_are_bounded(worker: AuthWorker, clock: AuthClock) -> None:
 
 
 async def test_refusals_do_not_fill_the_disk(worker: AuthWorker, clock: AuthClock) -> None:
-    """Who is refused under ever new names adds some lines a second at the most, and logins are noted all the same."""
+    """Failures under ever new names add a bounded number of lines a second, and logins are recorded all the same."""
     notes = AuditBuffer(worker.accounts, clock, interval=3600.0)
     for second in range(10):
         for number in range(MOST_LINES):
@@ -352,28 +351,26 @@ async def test_refusals_do_not_fill_the_disk(worker: AuthWorker, clock: AuthCloc
     assert sum(line.count for line in overflows) == 9 * MOST_LINES - 9 * REFUSALS_PER_SECOND
 
 
-# What is remembered
+# The cache of secrets
 
 
 def test_kept_is_bounded() -> None:
-    """The oldest go first, by number and by weight; what was put in its own place weighs once."""
-    kept = SecretCache[int](entries=3, weight=100)
+    """`SecretCache` evicts the oldest entries. A replaced value counts once, as a new one."""
+    kept = SecretCache[int](entries=3)
     keys = [kept.key_of(str(number)) for number in range(5)]
     for number, key in enumerate(keys):
-        kept.put(key, number, 10)
+        kept.put(key, number)
     assert [kept.get(key) for key in keys] == [None, None, 2, 3, 4]
     for _ in range(20):
-        kept.put(keys[4], 4, 60)
-    assert [kept.get(key) for key in keys[2:]] == [2, 3, 4]
-    kept.put(keys[0], 0, 90)
-    assert [kept.get(key) for key in keys] == [0, None, None, None, None]
-    kept.put(keys[1], 1, 101)
-    assert len(kept) == 0
+        kept.put(keys[2], 2)
+    kept.put(keys[0], 0)
+    assert [kept.get(key) for key in keys] == [0, None, 2, None, 4]
+    kept.drop(keys[4])
+    assert len(kept) == 2
 
 
 def test_kept_keys_differ() -> None:
-    """Neither where a name ends and a password begins, nor how many parts there are, can be mistaken; in another
-    process the same has another key."""
+    """Different lists of secrets have different keys, and so has the same list in another process."""
     kept = SecretCache[int]()
     lists = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("", "abc"), ("2:ab1:c",), ("a", "b", "c")]
     assert len({kept.key_of(*each) for each in lists}) == len(lists)

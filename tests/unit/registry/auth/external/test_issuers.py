@@ -1,4 +1,4 @@
-"""Tokens of others: whose are taken, for whom, and how their keys are had."""
+"""Tokens of trusted issuers: which are accepted, for which account, and how their keys are fetched."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def claims(clock: AuthClock, **more: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def trusting(tmp_path: Path, clock: AuthClock, *issuers: dict[str, Any]) -> AsyncIterator[AuthWorker]:
-    """A worker that takes their tokens; there are the user alice and the robot ci."""
+    """Yields a worker that trusts these issuers. Its store has the user alice and the robot ci."""
     tables = [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", **each} for each in issuers]
     tables = [{name: value for name, value in each.items() if value is not None} for each in tables]
     async with auth_worker(tmp_path / "data", clock, {"issuer": tables}) as worker:
@@ -73,10 +73,10 @@ async def worker(
 
 
 async def refused(worker: AuthWorker, text: str) -> None:
-    """As a bearer and as a password, in the same words."""
+    """Checks that a token is refused as a bearer token and as a password, with the usual text."""
     for verify in (
-        worker.access.credentials.verify_bearer(text, AT_HOME),
-        worker.access.credentials.verify_basic(CI, text, AT_HOME),
+        worker.access.credential_verifier.verify_bearer(text, AT_HOME),
+        worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
     ):
         with pytest.raises(Unauthorized) as error:
             await verify
@@ -84,19 +84,20 @@ async def refused(worker: AuthWorker, text: str) -> None:
 
 
 async def test_logs_in_as_a_robot(worker: AuthWorker, far: KeySetServer, key: IssuerKey, rsa_key: IssuerKey) -> None:
-    """As a bearer, or as the robot's password; keys are fetched with the first token, once, and not at the start."""
+    """A token logs in as a bearer token or as the robot's password. Keys are fetched once, with the first token and not
+    at the start."""
     assert far.asked == 0
     for each in (key, rsa_key):
         text = each.sign(claims(worker.clock))
         for proof in (
-            await worker.access.credentials.verify_bearer(text, AT_HOME),
-            await worker.access.credentials.verify_basic(CI, text, AT_HOME),
+            await worker.access.credential_verifier.verify_bearer(text, AT_HOME),
+            await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
         ):
             assert (proof.name, proof.robot, proof.access) == (CI, True, None)
             assert proof.version == worker.accounts.account(CI).version
     assert far.asked == 1
     with pytest.raises(Unauthorized):
-        await worker.access.credentials.verify_basic(ALICE, key.sign(claims(worker.clock)), AT_HOME)
+        await worker.access.credential_verifier.verify_basic(ALICE, key.sign(claims(worker.clock)), AT_HOME)
     lines = await worker.audited()
     assert [(line.actor, line.outcome) for line in lines] == [("anonymous", "failed"), ("ci", "ok")]
 
@@ -115,18 +116,18 @@ WRONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 async def test_wrong_claims(worker: AuthWorker, key: IssuerKey, name: str) -> None:
-    """Signed by the issuer, but not for us, or not for now."""
+    """A token that the issuer signed for another service or another time is refused."""
     made = claims(worker.clock)
     value: Any
     for claim, value in WRONG[name].items():
         made[claim] = worker.clock() + value if isinstance(value, int) else value
     await refused(worker, key.sign({claim: value for claim, value in made.items() if value is not None}))
-    assert await worker.access.credentials.verify_bearer(key.sign(claims(worker.clock)), AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(worker.clock)), AT_HOME)
 
 
 async def test_wrong_signature(worker: AuthWorker, key: IssuerKey, rsa_key: IssuerKey) -> None:
-    """By another key under the same id, by no key, with a header that names the key or its address, or with the public
-    key as the secret of an HMAC: refused."""
+    """These are refused: another key under the same id, no key, a header that holds the key or its URL, and HMAC with
+    the public key as the secret."""
     made = claims(worker.clock)
     await refused(worker, IssuerKey("one").sign(made))
     await refused(worker, IssuerKey("unknown").sign(made))
@@ -160,7 +161,7 @@ def forged(algorithm: object, key_id: object, made: dict[str, Any], secret: byte
 async def test_algorithm_that_is_not_set_up(
     tmp_path: Path, clock: AuthClock, far: KeySetServer, rsa_key: IssuerKey
 ) -> None:
-    """A good signature with an algorithm that is not set up is none, and a key is used with its own algorithm alone."""
+    """An algorithm that the settings do not allow is refused, and a key counts for its own algorithm only."""
     far.body = key_set(rsa_key.jwk(alg="PS256"))
     text = rsa_key.sign(claims(clock))
     async with trusting(tmp_path, clock, {"jwks_url": far.url, "algorithms": ["ES256"]}) as worker:
@@ -172,7 +173,7 @@ async def test_algorithm_that_is_not_set_up(
 
 
 def test_settings_name_no_shared_secret() -> None:
-    """HS256 and `none` cannot be set up; neither can keys over plain http from elsewhere, nor a half of a table."""
+    """The settings refuse HS256 and `none`, keys over plain http from another machine, and incomplete tables."""
     good = {"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": "https://ci.example.com/keys"}
     assert Issuer.model_validate(good)
     assert Issuer.model_validate({**good, "jwks_url": "http://127.0.0.1:8000/keys"})
@@ -196,10 +197,10 @@ def test_settings_name_no_shared_secret() -> None:
 
 
 async def test_robot_has_to_be_there(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:
-    """The robot that a claim names has to be in the store and enabled, and be a robot; nobody becomes a person so."""
+    """The claim has to name an enabled robot of the store. No token logs in as a person."""
     far.body = key_set(key.jwk())
     async with trusting(tmp_path, clock, {"jwks_url": far.url, "account": None, "account_claim": "robot"}) as worker:
-        verify = worker.access.credentials.verify_bearer
+        verify = worker.access.credential_verifier.verify_bearer
         text = key.sign(claims(clock, robot="ci"))
         assert (await verify(text, AT_HOME)).name == CI
         for named in ("alice", "nobody", "CI", "anonymous", "../ci", "", 7, None, ["ci"], {"name": "ci"}):
@@ -211,12 +212,12 @@ async def test_robot_has_to_be_there(tmp_path: Path, clock: AuthClock, far: KeyS
 
 
 async def test_makes_nothing_that_outlives_it(worker: AuthWorker, key: IssuerKey) -> None:
-    """A job that got hold of its CI's token for some minutes can make no API token of the robot's with it."""
-    policy = Policy(worker.accounts, worker.access.standing)
+    """An issuer's token cannot make an API token of its robot."""
+    policy = Policy(worker.accounts, worker.access.revocation_check)
     text = key.sign(claims(worker.clock))
     for proof in (
-        await worker.access.credentials.verify_bearer(text, AT_HOME),
-        await worker.access.credentials.verify_basic(CI, text, AT_HOME),
+        await worker.access.credential_verifier.verify_bearer(text, AT_HOME),
+        await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
     ):
         authority = management_rights_of(policy.principal(proof))
         authority.check_may_see(CI)
@@ -225,13 +226,13 @@ async def test_makes_nothing_that_outlives_it(worker: AuthWorker, key: IssuerKey
 
 
 async def test_required_claims_choose(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:
-    """The first table whose required claims a token has is the one that counts; without any it is nobody's."""
+    """The first table whose required claims a token has is used. Without such a table, the token is refused."""
     far.body = key_set(key.jwk())
     deploy = {"jwks_url": far.url, "account": "deploy", "required": {"owner": "team", "ref": ["refs/heads/main", "x"]}}
     build = {"jwks_url": far.url, "required": {"owner": "team", "protected": "true", "run": ["7"]}}
     async with trusting(tmp_path, clock, deploy, build) as worker:
         await worker.add_robot(AccountName("deploy"))
-        verify = worker.access.credentials.verify_bearer
+        verify = worker.access.credential_verifier.verify_bearer
         fits = {"owner": "team", "protected": True, "run": 7}
         assert (await verify(key.sign(claims(clock, **fits, ref="refs/heads/main")), AT_HOME)).name == "deploy"
         assert (await verify(key.sign(claims(clock, **fits, ref="refs/heads/other")), AT_HOME)).name == "ci"
@@ -243,49 +244,49 @@ async def test_required_claims_choose(tmp_path: Path, clock: AuthClock, far: Key
 
 
 async def test_groups(tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey) -> None:
-    """The groups of a claim are in the proof, and in the token that it is exchanged for; what no group is called is
-    left out."""
+    """The groups of a claim are in the identity and in the bearer token made with it. Invalid group names are
+    ignored."""
     far.body = key_set(key.jwk())
     async with trusting(tmp_path, clock, {"jwks_url": far.url, "groups_claim": "groups"}) as worker:
         text = key.sign(claims(clock, groups=["dev", "Not A Group", "everyone", "ops", 7]))
-        proof = await worker.access.credentials.verify_bearer(text, AT_HOME)
+        proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
         assert proof.groups == ("dev", "ops")
-        issued = await worker.access.tokens.issue(proof, {})
-        assert (await worker.access.credentials.verify_bearer(issued.text, AT_HOME)).groups == ("dev", "ops")
+        issued = await worker.access.bearer_tokens.issue(proof, {})
+        assert (await worker.access.credential_verifier.verify_bearer(issued.text, AT_HOME)).groups == ("dev", "ops")
         for none in (None, {"dev": True}, ""):
             text = key.sign(claims(clock, groups=none))
-            assert (await worker.access.credentials.verify_bearer(text, AT_HOME)).groups == ()
+            assert (await worker.access.credential_verifier.verify_bearer(text, AT_HOME)).groups == ()
 
 
 async def test_other_settings_end_what_was_proved(
     tmp_path: Path, clock: AuthClock, far: KeySetServer, key: IssuerKey
 ) -> None:
-    """A token of `/token` that was made from an issuer's is worth nothing once that issuer's settings are others."""
+    """A bearer token made with an issuer's token ends when that issuer's settings change."""
     far.body = key_set(key.jwk())
     async with trusting(tmp_path, clock, {"jwks_url": far.url}) as worker:
-        proof = await worker.access.credentials.verify_bearer(key.sign(claims(clock)), AT_HOME)
-        text = (await worker.access.tokens.issue(proof, {})).text
+        proof = await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), AT_HOME)
+        text = (await worker.access.bearer_tokens.issue(proof, {})).text
     again = {"issuer": [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": far.url}]}
     async with auth_worker(tmp_path / "data", clock, again) as worker:
-        assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     again["issuer"][0]["required"] = {"owner": "team"}  # type: ignore[assignment]
     async with auth_worker(tmp_path / "data", clock, again) as worker:
         with pytest.raises(Unauthorized):
-            await worker.access.credentials.verify_bearer(text, AT_HOME)
+            await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 
 
 async def test_expires_when_remembered(worker: AuthWorker, key: IssuerKey) -> None:
-    """A token that was verified before is refused once it has expired."""
+    """A cached token is refused once it has expired."""
     text = key.sign(claims(worker.clock))
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME)
-    assert await worker.access.credentials.verify_basic(CI, text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME)
     worker.clock.now += 611
     await refused(worker, text)
 
 
 async def test_new_key_is_found(worker: AuthWorker, far: KeySetServer, key: IssuerKey, other_key: IssuerKey) -> None:
-    """A token with a key that is new makes the set be fetched again, at most once a minute, whatever keys are named."""
-    verify = worker.access.credentials.verify_bearer
+    """An unknown key id makes the registry fetch the key set again, at most once a minute."""
+    verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
     far.body = key_set(other_key.jwk())
     text = other_key.sign(claims(worker.clock))
@@ -302,9 +303,9 @@ async def test_new_key_is_found(worker: AuthWorker, far: KeySetServer, key: Issu
 async def test_fetching_holds_nobody_up(
     worker: AuthWorker, far: KeySetServer, key: IssuerKey, other_key: IssuerKey
 ) -> None:
-    """While keys are being fetched, tokens whose keys are known go on; those who wait share one request; one who gives
-    up does not end it for the others."""
-    verify = worker.access.credentials.verify_bearer
+    """During a fetch, tokens with known keys do not wait; the others share one request, and a cancelled one does not
+    end it."""
+    verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
     worker.clock.now += REFRESH_SECONDS
     far.body = key_set(key.jwk(), other_key.jwk())
@@ -335,7 +336,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 async def test_keys_cannot_be_had(worker: AuthWorker, far: KeySetServer, key: IssuerKey, name: str) -> None:
-    """Then nobody gets in; another try is made after some seconds, and when it succeeds, they do."""
+    """Without keys every token is refused. The fetch is repeated after some seconds, and then tokens are accepted."""
     good = far.body
     for field, value in BROKEN[name].items():
         setattr(far, field, value)
@@ -344,12 +345,12 @@ async def test_keys_cannot_be_had(worker: AuthWorker, far: KeySetServer, key: Is
     assert far.asked == 1
     far.body, far.status, far.extra = good, 200, ""
     worker.clock.now += REFRESH_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
 
 
 async def test_keys_stay_good_while_the_issuer_is_away(worker: AuthWorker, far: KeySetServer, key: IssuerKey) -> None:
-    """Known keys are asked for again after an hour, beside the request; when that fails they count for a day."""
-    verify = worker.access.credentials.verify_bearer
+    """Known keys are fetched again after an hour, in the background. If that fails they count for a day."""
+    verify = worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(worker.clock)), AT_HOME)
     far.status = 503
     far.waiting.clear()
@@ -361,7 +362,7 @@ async def test_keys_stay_good_while_the_issuer_is_away(worker: AuthWorker, far: 
 
 
 async def test_keys_in_a_file(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
-    """A file is read when it is needed, and again when it has changed; private and symmetric keys in it are no keys."""
+    """A key file is read when it is needed, and again when it has changed. Private and symmetric keys are ignored."""
     file = tmp_path / "keys.json"
     async with trusting(tmp_path, clock, {"jwks_file": str(file)}) as worker:
         text = key.sign(claims(clock))
@@ -371,23 +372,23 @@ async def test_keys_in_a_file(tmp_path: Path, clock: AuthClock, key: IssuerKey, 
         file.write_bytes(key_set(key.jwk(use="enc"), {"kty": "oct", "k": "AAAA", "kid": "one"}))
         await refused(worker, text)
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
-        assert await worker.access.credentials.verify_bearer(text, AT_HOME)
-        assert await worker.access.credentials.verify_bearer(other_key.sign(claims(clock)), AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(other_key.sign(claims(clock)), AT_HOME)
 
 
 async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
-    """Where one key alone fits, it need not be named; where several do, it has to be."""
+    """A token may omit the key id if exactly one key fits."""
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(key.jwk()))
     async with trusting(tmp_path, clock, {"jwks_file": str(file)}) as worker:
         text = key.sign(claims(clock), kid=None)
-        assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
         with pytest.raises(Unauthorized):
-            await worker.access.credentials.verify_bearer(key.sign(claims(clock, n=1), kid=None), AT_HOME)
+            await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock, n=1), kid=None), AT_HOME)
 
 
 def test_short_rsa_keys_are_left_out() -> None:
-    """A key that can be factored is none."""
+    """An RSA key that is short enough to be factored is ignored."""
     assert not jwks.parse_key_set(key_set(IssuerKey("short", "RS256", 1024).jwk()))
     assert len(jwks.parse_key_set(key_set(IssuerKey("long", "RS256").jwk()))) == 1

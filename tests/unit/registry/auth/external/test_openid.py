@@ -1,4 +1,4 @@
-"""The provider as one process asks it, and what the browser keeps."""
+"""The OpenID provider, login attempts and login sessions, in one process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def settings(sso: FakeOpenIDProvider, **more: Any) -> OIDCSettings:
 
 
 async def code(sso: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, str]:
-    """One that the provider gave, and its verifier."""
+    """Returns an authorization code of the provider, and its verifier."""
     attempt = attempts.begin(BACK, "/")
     query = {
         "response_type": "code",
@@ -74,8 +74,8 @@ async def code(sso: FakeOpenIDProvider, attempts: LoginAttempts) -> tuple[str, s
 
 
 async def test_it_is_asked_once_for_all(sso: FakeOpenIDProvider) -> None:
-    """Not at the start; then once, however many log in, and again after an hour. While it is down, what it said before
-    counts for a day."""
+    """Metadata is fetched with the first login and not at the start, once for all callers, and again after an hour. If
+    that fails it counts for a day."""
     clock = AuthClock()
     provider = OpenIDProvider(settings(sso), clock)
     assert sso.paths == []
@@ -95,7 +95,7 @@ async def test_it_is_asked_once_for_all(sso: FakeOpenIDProvider) -> None:
 
 
 async def test_down(sso: FakeOpenIDProvider) -> None:
-    """One that is down is asked again after some seconds, not by everybody who tries."""
+    """A provider that is down is asked again after some seconds, not with every login."""
     sso.statuses["/.well-known/openid-configuration"] = 503
     clock = AuthClock()
     provider = OpenIDProvider(settings(sso), clock)
@@ -110,7 +110,7 @@ async def test_down(sso: FakeOpenIDProvider) -> None:
 
 
 async def test_nobody_there() -> None:
-    """A port that nobody listens on."""
+    """A refused connection is reported as an unavailable provider."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     provider = OpenIDProvider(OIDCSettings(issuer=f"http://127.0.0.1:{port}", client_id=CLIENT), AuthClock())
@@ -121,7 +121,7 @@ async def test_nobody_there() -> None:
 
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token"])
 async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """It is not waited for longer than some seconds."""
+    """A slow provider is given up after some seconds."""
     monkeypatch.setattr(identity_http, "TOTAL_SECONDS", 0.3)
     sso.held.add(path)
     provider = OpenIDProvider(settings(sso), AuthClock())
@@ -146,7 +146,7 @@ async def test_slow(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch, pa
     ids=str,
 )
 async def test_descriptions_that_are_refused(sso: FakeOpenIDProvider, described: dict[str, Any]) -> None:
-    """Another issuer's, and those with addresses where anybody on the way could answer."""
+    """Metadata of another issuer, or with unsafe URLs, is refused."""
     sso.described = described
     provider = OpenIDProvider(settings(sso), AuthClock())
     with pytest.raises(ProviderUnavailable):
@@ -155,7 +155,7 @@ async def test_descriptions_that_are_refused(sso: FakeOpenIDProvider, described:
 
 
 async def test_keys_that_moved_while_somebody_waited(sso: FakeOpenIDProvider) -> None:
-    """Whoever waits for the keys at the old address learns that they are not to be had. That is no cancellation."""
+    """If the URL of the keys changes during a fetch, waiting callers get an error, not a cancellation."""
     clock = AuthClock()
     provider = OpenIDProvider(settings(sso), clock)
     sso.held.add("/keys")
@@ -176,7 +176,8 @@ async def test_keys_that_moved_while_somebody_waited(sso: FakeOpenIDProvider) ->
 async def test_how_the_client_shows_who_it_is(
     sso: FakeOpenIDProvider, worker: AuthWorker, secret: Path, post: bool, public: bool
 ) -> None:
-    """By Basic, unless the provider wants the secret in the form; a public client has none. A code counts once."""
+    """The client sends its secret with Basic, or in the form if the provider wants that; a public client sends none. A
+    code is accepted once."""
     sso.post, sso.secret = post, None if public else SECRET
     more = {} if public else {"client_secret_file": secret}
     provider = OpenIDProvider(settings(sso, **more), AuthClock())
@@ -189,7 +190,7 @@ async def test_how_the_client_shows_who_it_is(
 
 
 async def test_a_wrong_secret(sso: FakeOpenIDProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused, and one that is not there any more is told in the log alone."""
+    """A wrong secret is refused. A secret that cannot be read is reported in the log only."""
     monkeypatch.setenv("SSO_SECRET", "wrong")
     provider = OpenIDProvider(settings(sso, client_secret_env="SSO_SECRET"), AuthClock())
     with pytest.raises(CodeRefused, match="invalid_client"):
@@ -201,7 +202,7 @@ async def test_a_wrong_secret(sso: FakeOpenIDProvider, monkeypatch: pytest.Monke
 
 
 async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both issuer and client, and a secret that can be read. Nobody is asked."""
+    """The start needs both issuer and client, and a readable secret. It contacts nobody."""
     monkeypatch.delenv("NOT_SET", raising=False)
     whole = OIDCSettings(issuer="https://sso.example.com", client_id=CLIENT)
     check_provider(OIDCSettings())
@@ -216,11 +217,11 @@ async def test_settings_are_looked_at_before_the_start(tmp_path: Path, monkeypat
             check_provider(wrong)
 
 
-# What the browser keeps
+# Attempts and sessions
 
 
 async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
-    """It counts on every worker for ten minutes, with its own state alone, and nobody can read or change it."""
+    """An attempt counts on every worker for ten minutes, with its own state only. Nobody can read or change it."""
     attempts = LoginAttempts(SigningKeys(worker.accounts, clock), clock)
     attempt = attempts.begin(BACK, "/api/docs")
     sealed = await attempts.seal(attempt)
@@ -241,8 +242,8 @@ async def test_an_attempt(worker: AuthWorker, clock: AuthClock) -> None:
 
 
 async def test_a_session_ends(worker: AuthWorker, clock: AuthClock) -> None:
-    """After eight hours, and an hour after its key was replaced."""
-    sessions = worker.access.sessions
+    """A session ends after eight hours, and an hour after its key was replaced."""
+    sessions = worker.access.login_sessions
     proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
     text = await sessions.issue(proof)
     clock.now += SESSION_LIFETIME - 1
@@ -260,23 +261,23 @@ async def test_a_session_ends(worker: AuthWorker, clock: AuthClock) -> None:
 
 
 async def test_a_session_is_no_token(worker: AuthWorker) -> None:
-    """Nor the other way, although the same key signs both."""
+    """A session is not accepted as a bearer token, nor the other way around, although the same key signs both."""
     proof = Identity(ALICE, version=1, stamp="openid:x")
-    session = await worker.access.sessions.issue(proof)
-    token = (await worker.access.tokens.issue(Identity(ALICE, version=1), {})).text
-    assert worker.access.tokens.verify(token).name == ALICE
-    for verify, text in ((worker.access.tokens.verify, session), (worker.access.sessions.verify, token)):
+    session = await worker.access.login_sessions.issue(proof)
+    token = (await worker.access.bearer_tokens.issue(Identity(ALICE, version=1), {})).text
+    assert worker.access.bearer_tokens.verify(token).name == ALICE
+    for verify, text in ((worker.access.bearer_tokens.verify, session), (worker.access.login_sessions.verify, token)):
         with pytest.raises(Unauthorized):
             verify(text)
     with pytest.raises(Unauthorized):
-        await worker.access.credentials.verify_bearer(session, AT_HOME)
+        await worker.access.credential_verifier.verify_bearer(session, AT_HOME)
     with pytest.raises(Unauthorized):
-        await worker.access.credentials.verify_basic(ALICE, session, AT_HOME)
+        await worker.access.credential_verifier.verify_basic(ALICE, session, AT_HOME)
 
 
 async def test_a_session_by_its_header(worker: AuthWorker) -> None:
-    """Type and algorithm are fixed, whatever else is right and signed by the store's key."""
-    sessions = worker.access.sessions
+    """A session with another type or algorithm in its header is refused, although the store's key signed it."""
+    sessions = worker.access.login_sessions
     text = await sessions.issue(Identity(ALICE, version=1, stamp="openid:x"))
     claims = jwt.decode(text, options={"verify_signature": False})
     (key,) = worker.accounts.signing_keys()
@@ -298,46 +299,46 @@ async def test_a_session_by_its_header(worker: AuthWorker) -> None:
 
 
 async def test_a_session_of_another_store(data: Path, tmp_path: Path, clock: AuthClock) -> None:
-    """It does not count here."""
+    """A session of another store is refused."""
     async with auth_worker(data, clock) as one, auth_worker(tmp_path / "other", clock) as other:
-        text = await one.access.sessions.issue(Identity(ALICE, version=1, stamp="x"))
-        await other.access.sessions.issue(Identity(ALICE, version=1, stamp="x"))
+        text = await one.access.login_sessions.issue(Identity(ALICE, version=1, stamp="x"))
+        await other.access.login_sessions.issue(Identity(ALICE, version=1, stamp="x"))
         for wrong in (text, "", "x", "a.b.c", text[:-3] + "AAA", "x" * 5000):
             with pytest.raises(Unauthorized):
-                other.access.sessions.verify(wrong)
+                other.access.login_sessions.verify(wrong)
 
 
 async def test_other_settings_end_sessions(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
-    """What was proved at one provider, or by one claim, does not count under others."""
+    """A session ends when the provider's settings change."""
     before = settings(sso)
     async with auth_worker(data, clock, {"oidc": before}) as worker:
         await worker.add_user(ALICE)
         proof = Identity(ALICE, version=worker.accounts.account(ALICE).version, stamp=provider_stamp(before))
-        assert worker.access.standing.check(proof) == proof
+        assert worker.access.revocation_check.check(proof) == proof
     for after in ({"oidc": settings(sso, account_claim="sub")}, {}):
         async with auth_worker(data, clock, after) as worker:
             with pytest.raises(Unauthorized):
-                worker.access.standing.check(proof)
+                worker.access.revocation_check.check(proof)
 
 
-# Whom the provider means
+# Accounts and groups
 
 
 async def logged_in(worker: AuthWorker, sso: FakeOpenIDProvider) -> Identity:
-    """Goes the whole way. Raises LoginFailed."""
-    openid = worker.access.openid
+    """Logs in at the provider, and returns the identity. Raises LoginFailed."""
+    openid = worker.access.openid_login
     assert openid is not None
     place, sealed = await openid.begin(BACK, "/")
     query = dict(part.split("=", 1) for part in place.partition("?")[2].split("&"))
     state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
     given = "code-" + state
     sso.grants[given] = CodeGrant(challenge, BACK, nonce)
-    session = await openid.finish(AuthorizationResponse(state, given), sealed, AT_HOME)
-    return worker.access.sessions.verify(session.text)
+    result = await openid.finish(AuthorizationResponse(state, given), sealed, AT_HOME)
+    return worker.access.login_sessions.verify(result.session)
 
 
 async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
-    """Those of the claim that are in the store, and no more than a cookie can hold."""
+    """A session holds the claim's groups that the store has, as many as fit into a cookie."""
     clock.now = time.time()
     sso.secret = None
     async with auth_worker(data, clock, {"oidc": settings(sso, groups_claim="groups")}) as worker:
@@ -351,11 +352,12 @@ async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> 
         proof = await logged_in(worker, sso)
         assert 10 < len(proof.groups) < 60
         assert sum(map(len, proof.groups)) <= GROUP_CHARACTERS
-        assert len(await worker.access.sessions.issue(proof)) < 3500
+        assert len(await worker.access.login_sessions.issue(proof)) < 3500
 
 
 async def test_first_login(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
-    """With `create` the account is made: a person, no admin, without a password. Not in place of a group or a robot."""
+    """With `create`, the first login creates a person without a password and without admin rights. It replaces no group
+    and no robot."""
     clock.now = time.time()
     sso.secret = None
     async with auth_worker(data, clock, {"oidc": settings(sso, create=True)}) as worker:
@@ -376,7 +378,7 @@ async def test_first_login(data: Path, clock: AuthClock, sso: FakeOpenIDProvider
 
 
 async def test_without_create_nothing_is_made(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> None:
-    """Who has no account gets none."""
+    """Without `create`, a person without an account is refused."""
     clock.now = time.time()
     sso.secret = None
     async with auth_worker(data, clock, {"oidc": settings(sso)}) as worker:

@@ -1,4 +1,4 @@
-"""The htpasswd file: read, read again, and what is wrong with it."""
+"""The htpasswd file: parsing, reading it again, and its errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_lines(path: Path) -> None:
-    """Names and hashes are found; comments and empty lines are no lines; what is not there is not found."""
+    """Names and hashes are found. Comments and empty lines are ignored."""
     path.write_text(f"# people\n\nalice:{HASH}\r\nbob:{OTHER.replace('$2b$', '$2y$')}\n")
     file = HtpasswdFile(path)
     file.check()
@@ -46,9 +46,9 @@ def test_lines(path: Path) -> None:
 
 
 def test_change_counts_at_the_next_look(path: Path) -> None:
-    """A line that is changed has another stamp, one that is removed none, and one that is added is there; the stamp of
-    a line that stays is the same. So it is for a file that is replaced, and for one that is written in place within the
-    same tick of the clock and with the same length."""
+    """A changed line has another stamp, a removed one none, and an added one is found; the stamp of an unchanged line
+    stays. This holds for a replaced file, and for one that is written in place within one tick of the clock and with
+    the same length."""
     path.write_text(f"alice:{HASH}\nbob:{HASH}\n")
     file = HtpasswdFile(path)
     before = {name: file.stamp(name) for name in ("alice", "bob")}
@@ -65,7 +65,7 @@ def test_change_counts_at_the_next_look(path: Path) -> None:
 
 
 def test_unchanged_file_is_not_read_again(path: Path) -> None:
-    """Once the file is older than a moment, a look is a stat and nothing more."""
+    """Once the file is older than a moment, a look-up makes one stat call and reads nothing."""
     path.write_text(f"alice:{HASH}\n")
     now = HtpasswdClock()
     file = HtpasswdFile(path, now)
@@ -77,7 +77,7 @@ def test_unchanged_file_is_not_read_again(path: Path) -> None:
 
 
 def test_without_the_file_there_are_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that goes away takes its accounts with it; the log says so once. When it is back, so are they."""
+    """While the file is missing it has no accounts, and the log says so once. When it is back, its accounts are too."""
     path.write_text(f"alice:{HASH}\n")
     file = HtpasswdFile(path)
     assert file.line("alice")
@@ -105,8 +105,8 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "problem"), BAD, ids=[problem for _, problem in BAD])
 def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
-    """The start refuses it in one line; while the server runs it is left out with a warning, and the others count. Both
-    name the line and show nothing of it."""
+    """At the start, a bad line is an error of one line. While the server runs, it is ignored with a warning, and the
+    others count. Both texts name the line and show nothing of it."""
     path.write_text(text)
     file = HtpasswdFile(path)
     with pytest.raises(HtpasswdError) as refused:
@@ -129,7 +129,7 @@ def test_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, probl
     [(None, "cannot be read: no such file"), (b"", "has no line NAME:HASH"), (b"\xff\xfe", "is not UTF-8 text")],
 )
 def test_bad_file(path: Path, content: bytes | None, problem: str) -> None:
-    """A file that is missing, empty or no text is refused at the start, in one line."""
+    """A file that is missing, empty or not text is refused at the start, with an error of one line."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(HtpasswdError, match=problem):

@@ -1,4 +1,4 @@
-"""Passwords: what is taken for one, what checking one costs, and the gate before that."""
+"""Passwords: which are accepted, what a check costs, and the pool that bounds hashing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def bcrypt_of(password: str, cost: int = 4) -> str:
     "wrong", ["", "1234567", "x" * 1025, "pass\nword12", "pass\x00word", "pässwörd\x7f", "a\ud800b" * 5]
 )
 def test_password_refused(wrong: str) -> None:
-    """Too short, too long, with a control character or half a character: no password, and not shown in the message."""
+    """A password that is too short, too long, or has control characters or half a surrogate pair is refused. The error
+    does not show it."""
     with pytest.raises(AccountInvalid) as refused:
         check_password(wrong)
     assert not wrong or wrong not in refused.value.message
@@ -49,14 +50,14 @@ def test_password_refused(wrong: str) -> None:
 
 @pytest.mark.parametrize("right", ["12345678", "x" * 1024, "pass word:with ümlaut", "ключ ключ"])
 def test_password_taken(right: str) -> None:
-    """What is taken matches its hash, and nothing else does."""
+    """An accepted password matches its own hash, and no other password does."""
     held = StoredHash(argon2=hash_password(right))
     assert verify_password(right, held)
     assert not verify_password(right + "x", held)
 
 
 def test_parameters() -> None:
-    """A hash says argon2id with 19 MiB, two passes and one lane; one of other parameters is to be made anew."""
+    """A hash names argon2id with 19 MiB, two passes and one lane. A hash with other parameters needs a rehash."""
     held = hash_password(WORD)
     assert held.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert not needs_rehash(held)
@@ -64,7 +65,7 @@ def test_parameters() -> None:
 
 
 def test_nothing_matches_no_account() -> None:
-    """Against an account that is not there no password is right, neither is one against a hash that is none."""
+    """No password is right for an account that does not exist, or against a malformed hash."""
     assert not verify_password(WORD, StoredHash())
     assert not verify_password("", StoredHash())
     assert not verify_password(WORD, StoredHash(argon2="$argon2id$nonsense"))
@@ -72,7 +73,8 @@ def test_nothing_matches_no_account() -> None:
 
 
 def test_bcrypt_reads_72_bytes() -> None:
-    """A longer password matches no bcrypt hash, also not that of its first 72 bytes; it is no error either."""
+    """A password of more than 72 bytes matches no bcrypt hash, not even that of its first 72 bytes, and raises
+    nothing."""
     held = StoredHash(bcrypt=bcrypt_of("x" * 72), highest_cost=4)
     assert verify_password("x" * 72, held)
     assert not verify_password("x" * 73, held)
@@ -80,7 +82,7 @@ def test_bcrypt_reads_72_bytes() -> None:
 
 @pytest.fixture
 def spent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What each checking costs, as the two libraries are asked for it."""
+    """Returns a list to which each call of the two hash libraries adds its cost."""
     calls: list[tuple[str, int]] = []
     check, verify_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
 
@@ -98,14 +100,15 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def cost(spent: list[tuple[str, int]], held: StoredHash) -> dict[str, int]:
-    """What a wrong password costs against `held`."""
+    """Returns the cost of checking a wrong password against `held`."""
     spent.clear()
     assert not verify_password("a wrong password", held)
     return {kind: sum(of for which, of in spent if which == kind) for kind in ("argon2", "bcrypt")}
 
 
 def test_a_wrong_password_costs_the_same_whatever_is_held(spent: list[tuple[str, int]]) -> None:
-    """One of the store, one of the file with any cost, and one that is nowhere: the same work, so the same time."""
+    """A wrong password costs the same work against the store's hash, a line of the file with any cost, and no
+    account."""
     for dearest in (0, 4, 7):
         held = [StoredHash(highest_cost=dearest), StoredHash(argon2=hash_password(WORD), highest_cost=dearest)]
         if dearest:
@@ -115,7 +118,7 @@ def test_a_wrong_password_costs_the_same_whatever_is_held(spent: list[tuple[str,
 
 
 def test_time_of_unknown_and_wrong() -> None:
-    """By the processor's clock as well: their medians are within a factor of two."""
+    """Measured in CPU time, the medians are within a factor of two."""
     held = [StoredHash(argon2=hash_password(WORD)), StoredHash()]
     times: list[list[float]] = [[], []]
     for _ in range(7):
@@ -135,7 +138,7 @@ def turns(tmp_path: Path) -> Iterator[FileLeases]:
 
 
 async def test_two_at_once_over_all_workers(tmp_path: Path, turns: FileLeases) -> None:
-    """However many ask, in however many processes, two are hashed at a time."""
+    """Two hashings run at a time, however many callers and processes there are."""
     other = FileLeases(tmp_path / "turns", System())
     gates = [HashingPool(turns), HashingPool(other)]
     running, most, lock = 0, 0, threading.Lock()
@@ -157,7 +160,7 @@ async def test_two_at_once_over_all_workers(tmp_path: Path, turns: FileLeases) -
 
 
 async def test_queue_is_bounded(turns: FileLeases) -> None:
-    """Who finds too many before them is told at once to come back later; those who wait have their turn."""
+    """When the queue is full, a further call is refused at once. Calls in the queue get their turn."""
     gate = HashingPool(turns, waiting=3)
     free = threading.Event()
     inside = [asyncio.create_task(gate.run(lambda: free.wait(30))) for _ in range(MOST_HASHINGS + 3)]
@@ -172,8 +175,8 @@ async def test_queue_is_bounded(turns: FileLeases) -> None:
 
 
 async def test_who_leaves_the_queue_makes_room(turns: FileLeases) -> None:
-    """A client that gives up while it waits is hashed for no more; one that is being hashed for keeps its slot until
-    that is done."""
+    """A cancelled call in the queue is not hashed. A cancelled call that is being hashed holds its slot until the
+    hashing is done."""
     gate = HashingPool(turns, waiting=1)
     free, begun = threading.Event(), threading.Semaphore(0)
 
@@ -204,7 +207,7 @@ async def test_who_leaves_the_queue_makes_room(turns: FileLeases) -> None:
 
 
 async def test_threads_give_way(turns: FileLeases) -> None:
-    """Hashing has a lower priority than the process has."""
+    """Hashing threads have a lower priority than the process."""
     gate = HashingPool(turns)
     here = os.getpriority(os.PRIO_PROCESS, 0)
     there = await gate.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
@@ -214,7 +217,7 @@ async def test_threads_give_way(turns: FileLeases) -> None:
 
 
 async def test_what_work_raises(turns: FileLeases) -> None:
-    """An error of the work is the caller's, and the slot is free again."""
+    """An exception of the work reaches the caller, and the slot is free again."""
     gate = HashingPool(turns)
     for _ in range(MOST_HASHINGS + 1):
         with pytest.raises(AccountInvalid):

@@ -1,4 +1,4 @@
-"""Guessing is slowed, over all workers, and nobody is locked out by it."""
+"""The throttle of failed logins, over all workers. It locks no owner out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from registry.auth.password.throttle import BY_ACCOUNT, BY_ADDRESS, BY_PAIR, FAMILIAR_SECONDS, LoginThrottle, network_of
+from registry.auth.password.throttle import (
+    BY_ACCOUNT,
+    BY_ADDRESS,
+    BY_PAIR,
+    FAMILIAR_SECONDS,
+    LoginThrottle,
+    counted_network,
+)
 from storage.content import Actor
 from storage.errors import TooManyRequests, Unauthorized
 from tests.fakes.auth_worker import ALICE, AT_HOME, ELSEWHERE, PASSWORD, AuthClock, AuthWorker, auth_worker
@@ -20,7 +27,7 @@ def address(number: int) -> str:
 async def fail(pace: LoginThrottle, name: str, place: str, times: int) -> None:
     for _ in range(times):
         pace.check(name, place)
-        await pace.failed(name, place)
+        await pace.record_failure(name, place)
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def pace(worker: AuthWorker) -> LoginThrottle:
 
 
 def held_back(pace: LoginThrottle, name: str, place: str) -> int:
-    """Seconds until the next attempt; 0: now."""
+    """Returns the seconds until the next attempt is allowed; 0 means now."""
     try:
         pace.check(name, place)
     except TooManyRequests as error:
@@ -38,7 +45,8 @@ def held_back(pace: LoginThrottle, name: str, place: str) -> int:
 
 
 async def test_one_account_from_one_address(pace: LoginThrottle, worker: AuthWorker) -> None:
-    """Ten tries, then one each half minute. Other accounts from there and the account from elsewhere are as before."""
+    """Ten tries are free, then one each half minute. Other accounts from that address, and the account from other
+    addresses, are not held back."""
     await fail(pace, ALICE, address(1), BY_PAIR.burst)
     wait = held_back(pace, ALICE, address(1))
     assert wait == BY_PAIR.cost
@@ -52,7 +60,7 @@ async def test_one_account_from_one_address(pace: LoginThrottle, worker: AuthWor
 
 
 async def test_many_accounts_from_one_address(pace: LoginThrottle) -> None:
-    """Who goes through a list of names is held back for all of them, in whichever of its network's addresses."""
+    """Whoever tries a list of names is held back for all of them, from any address of its network."""
     for number in range(BY_ADDRESS.burst):
         await fail(pace, f"user{number}", "2001:db8:1:2::1", 1)
     assert held_back(pace, "another", "2001:db8:1:2:ffff::9") == BY_ADDRESS.cost
@@ -60,8 +68,8 @@ async def test_many_accounts_from_one_address(pace: LoginThrottle) -> None:
 
 
 async def test_owner_is_not_locked_out(pace: LoginThrottle) -> None:
-    """An account that is attacked from everywhere takes no more attempts from new addresses for a while, and does as
-    ever where its owner has logged in; nobody but its owner can have logged in there."""
+    """An account that is attacked from many addresses is held back at new addresses only, not where its owner has
+    logged in before."""
     await pace.record_success(ALICE, address(1))
     for number in range(BY_ACCOUNT.burst):
         await fail(pace, ALICE, address(100 + number), 1)
@@ -73,7 +81,7 @@ async def test_owner_is_not_locked_out(pace: LoginThrottle) -> None:
 
 
 async def test_owner_stays_known_for_a_month(pace: LoginThrottle, worker: AuthWorker) -> None:
-    """An address from which an account has not logged in for long is like any other, and logging in renews it."""
+    """An address stays familiar for a month after the last login from it."""
     await pace.record_success(ALICE, address(1))
     worker.clock.now += FAMILIAR_SECONDS - 60
     await pace.record_success(ALICE, address(1))
@@ -83,21 +91,21 @@ async def test_owner_stays_known_for_a_month(pace: LoginThrottle, worker: AuthWo
     assert held_back(pace, ALICE, address(1)) == 0
     worker.clock.now += 120
     for number in range(BY_ACCOUNT.burst):
-        await pace.failed(ALICE, address(100 + number))
+        await pace.record_failure(ALICE, address(100 + number))
     assert held_back(pace, ALICE, address(1)) > 0
 
 
 async def test_owners_mistakes_do_not_count_against_the_account(pace: LoginThrottle) -> None:
-    """A machine of the owner's with an old password does not keep them from logging in from a new place."""
+    """Failures from a familiar address do not hold the owner back at a new address."""
     await pace.record_success(ALICE, address(1))
     for _ in range(BY_ACCOUNT.burst):
-        await pace.failed(ALICE, address(1))
+        await pace.record_failure(ALICE, address(1))
     assert held_back(pace, ALICE, address(2)) == 0
 
 
 async def test_success_forgives_this_account_from_here(pace: LoginThrottle) -> None:
-    """The right password ends the waiting for that account there. What was counted against the address stays: an
-    attacker who has an account cannot log in between guesses to wipe them out."""
+    """The right password clears the failures of that account from that address, but not those of the address: an
+    attacker with an account of their own cannot clear their guesses."""
     await fail(pace, ALICE, address(1), BY_PAIR.burst)
     await pace.record_success(ALICE, address(1))
     assert held_back(pace, ALICE, address(1)) == 0
@@ -108,7 +116,7 @@ async def test_success_forgives_this_account_from_here(pace: LoginThrottle) -> N
 
 
 async def test_counted_over_workers(data: Path, clock: AuthClock, worker: AuthWorker) -> None:
-    """What one worker has counted, the next request on another finds."""
+    """A failure that one worker counts holds the next request back on another."""
     async with auth_worker(data, clock) as other:
         await fail(LoginThrottle(worker.accounts, clock), ALICE, address(1), BY_PAIR.burst)
         assert held_back(LoginThrottle(other.accounts, clock), ALICE, address(1)) > 0
@@ -116,11 +124,11 @@ async def test_counted_over_workers(data: Path, clock: AuthClock, worker: AuthWo
 
 @pytest.mark.parametrize("name", ["alice", "nobody-here"])
 async def test_known_and_unknown_accounts_alike(worker: AuthWorker, name: str) -> None:
-    """Which accounts there are shows neither in when somebody is held back nor in what they are told."""
+    """Whether an account exists changes neither when an attempt is held back nor the error."""
     answers = []
     for attempt in range(BY_PAIR.burst + 1):
         try:
-            await worker.access.credentials.verify_basic(name, f"wrong {attempt}", ELSEWHERE)
+            await worker.access.credential_verifier.verify_basic(name, f"wrong {attempt}", ELSEWHERE)
         except Unauthorized as error:
             answers.append(("401", error.message))
         except TooManyRequests as error:
@@ -131,13 +139,13 @@ async def test_known_and_unknown_accounts_alike(worker: AuthWorker, name: str) -
 
 
 async def test_attack_and_owner(worker: AuthWorker) -> None:
-    """While an account is being attacked from many addresses, its owner logs in where they are known, and with an API
-    token from anywhere. The right password from elsewhere is held back like a guess."""
-    credentials = worker.access.credentials
+    """While an account is attacked from many addresses, its owner can log in from a familiar address, and with an API
+    token from anywhere. The right password from another address is held back like a guess."""
+    credentials = worker.access.credential_verifier
     assert await credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
     pace = LoginThrottle(worker.accounts, worker.clock)
     for number in range(2 * BY_ACCOUNT.burst):
-        await pace.failed(ALICE, address(100 + number))
+        await pace.record_failure(ALICE, address(100 + number))
     for guess in ("a guess", PASSWORD):
         with pytest.raises(TooManyRequests):
             await credentials.verify_basic(ALICE, guess, ELSEWHERE)
@@ -147,21 +155,22 @@ async def test_attack_and_owner(worker: AuthWorker) -> None:
 
 
 async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker) -> None:
-    """A client with an old password shows it over and over, which is no guessing: its owner, beside it, gets in."""
+    """A client that sends an old password over and over counts once a day, so its owner at the same address can log
+    in."""
     for _ in range(20 * BY_PAIR.burst):
         with pytest.raises(Unauthorized):
-            await worker.access.credentials.verify_basic(ALICE, "the old password", AT_HOME)
-    assert await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+            await worker.access.credential_verifier.verify_basic(ALICE, "the old password", AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
 
 
 async def test_a_new_password_counts_at_once(worker: AuthWorker) -> None:
-    """That a password was wrong is forgotten when its account changes."""
+    """A password that was cached as wrong is checked again when its account changes."""
     with pytest.raises(Unauthorized):
-        await worker.access.credentials.verify_basic(ALICE, "the new password", AT_HOME)
+        await worker.access.credential_verifier.verify_basic(ALICE, "the new password", AT_HOME)
     from registry.auth.password.hashing import hash_password
 
     await worker.accounts.set_password(ALICE, hash_password("the new password"), by=Actor("operator"))
-    assert await worker.access.credentials.verify_basic(ALICE, "the new password", AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, "the new password", AT_HOME)
 
 
 @pytest.mark.parametrize(
@@ -176,5 +185,5 @@ async def test_a_new_password_counts_at_once(worker: AuthWorker) -> None:
     ],
 )
 def test_network(given: str, network: str) -> None:
-    """An IPv4 address is one, however it is written; of IPv6 one host has 64 bits to choose from."""
-    assert network_of(given) == network
+    """An IPv4 address counts as one, however it is written; of IPv6, a network of 64 bits."""
+    assert counted_network(given) == network

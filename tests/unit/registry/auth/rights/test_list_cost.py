@@ -1,4 +1,4 @@
-"""Lists of a large store: what one request costs, whatever patterns say which names it may show."""
+"""Lists of a large store: the cost of one request is bounded, whatever patterns its caller has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """With an admin, 50,000 repositories, and alice, who was granted nothing yet."""
+    """Yields a service with an admin, 50,000 repositories, and alice without grants."""
     async with running_app(tmp_path / "data") as started:
         with closing(connect(tmp_path / "data" / "entrepot.db")) as db, db:
             db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in NAMES))
@@ -41,26 +41,26 @@ async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
 
 @asynccontextmanager
 async def asking(service: AppInProcess) -> AsyncIterator[httpx2.AsyncClient]:
-    """For what lies beside `/v2`."""
+    """Returns a client for paths outside `/v2`."""
     transport = httpx2.ASGITransport(app=service.app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
         yield client
 
 
 def following(answer: AsgiAnswer) -> str | None:
-    """`last` of the next page."""
+    """Returns `last` of the next page."""
     path = following_path(answer)
     return parse_qs(urlsplit(path).query)["last"][0] if path else None
 
 
 def following_path(answer: AsgiAnswer) -> str:
-    """The address of the next page; empty: there is none."""
+    """Returns the path of the next page, or an empty text."""
     found = [re.fullmatch(r'<(.*)>; rel="next"', link) for link in answer.all("link")]
     return found[0][1] if found and found[0] else ""
 
 
 async def walk(service: AppInProcess, login: str, n: int = 1000) -> tuple[list[str], list[str]]:
-    """All repositories that the catalog shows, and the places that its links named."""
+    """Returns all repositories that the catalog shows, and the positions in its links."""
     shown: list[str] = []
     places: list[str] = []
     path = f"/v2/_catalog?n={n}"
@@ -86,8 +86,8 @@ SLOW: list[Sequence[str]] = [
 
 @pytest.mark.parametrize("patterns", SLOW, ids=["segments", "no prefix", "stars", "many stars"])
 async def test_a_tokens_patterns_hold_nobody_up(service: AppInProcess, patterns: Sequence[str]) -> None:
-    """An account limits a token of its own to patterns that match nothing, and lists repositories with it: a page ends
-    when it has cost enough, with a link to go on, and the loop goes on meanwhile."""
+    """With a token limited to old patterns that match nothing, a page of the catalog ends when it has cost enough, with
+    a link to the next one, and the event loop is not blocked."""
     await add_grant(service.accounts, "user:alice", "**", "pull")
     login = await service.token("alice", [limit(pattern, "pull") for pattern in patterns])
     async with watch_loop() as held:
@@ -98,7 +98,7 @@ async def test_a_tokens_patterns_hold_nobody_up(service: AppInProcess, patterns:
 
 
 async def test_a_grants_patterns_hold_nobody_up(service: AppInProcess) -> None:
-    """The same with what was granted to it."""
+    """The same holds for old patterns of grants."""
     await add_grant(service.accounts, "user:alice", "**/x*y*z", "pull")
     login = await service.token("alice")
     async with watch_loop() as held:
@@ -109,9 +109,8 @@ async def test_a_grants_patterns_hold_nobody_up(service: AppInProcess) -> None:
 
 
 async def test_a_list_that_goes_on_names_nothing_hidden(service: AppInProcess) -> None:
-    """A page may end at a repository that its reader may not see. The link to the next one names none: it has places
-    that only this store can read, all of one length, and never the same twice. Followed, they lead through all of the
-    list."""
+    """A page may end at a repository that its reader may not see. The link to the next page then holds an encrypted
+    position of fixed length, never the same twice. Following the links leads through the whole list."""
     await add_grant(service.accounts, "user:alice", "**/*9*7", "pull")
     login = await service.token("alice", [limit(f"**/x{'*a*p' * 40}*{n}", "pull") for n in range(30)] + [HUNDREDS])
     expected = [name for name in NAMES if name.endswith(("/app097", "/app197"))]
@@ -128,8 +127,8 @@ async def test_a_list_that_goes_on_names_nothing_hidden(service: AppInProcess) -
 
 
 async def test_a_place_of_another_store(service: AppInProcess, tmp_path: Path) -> None:
-    """It is refused with a sentence; so is one that was altered, and one of another kind of list. A place that a client
-    makes up of a name is good."""
+    """An encrypted position of another store or another list, or an altered one, is refused. A client may use any name
+    as a position."""
     login = await service.token("alice")
     await add_grant(service.accounts, "user:alice", "**/none", "pull")
     first = await service.client("GET", "/v2/_catalog", {"authorization": login})
@@ -151,7 +150,7 @@ async def test_a_place_of_another_store(service: AppInProcess, tmp_path: Path) -
 
 
 def put_grants(service: AppInProcess, kind: str, name: str, patterns: Iterable[str]) -> None:
-    """Straight into the store, which would take minutes to grant so many."""
+    """Writes grants directly to the database: granting so many would take minutes."""
     with closing(connect(service.data / "entrepot.db")) as db, db:
         rows = ((kind, name, pattern, 1 + number % 15) for number, pattern in enumerate(patterns))
         db.executemany("INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?)", rows)
@@ -159,8 +158,8 @@ def put_grants(service: AppInProcess, kind: str, name: str, patterns: Iterable[s
 
 
 async def test_as_many_grants_as_there_can_be_hold_nobody_up(service: AppInProcess) -> None:
-    """To an account, to all accounts, to everybody and to hundreds of groups: reads, lists, tokens for a hundred names,
-    and the question whether somebody may grant."""
+    """With the most grants to an account, to all accounts, to everyone and to hundreds of groups, these do not block
+    the loop: reads, lists, tokens for a hundred names, and checks of who may grant."""
     login = await service.token("alice", None)
     limits = [limit(f"**{number}" + "*a*p" * 60, "pull") for number in range(50)]
     limited = await service.token("alice", limits)
@@ -194,8 +193,8 @@ async def test_as_many_grants_as_there_can_be_hold_nobody_up(service: AppInProce
 
 
 async def test_lists_of_the_management_api_hold_nobody_up(service: AppInProcess) -> None:
-    """Pages of grants, groups with thousands of members, accounts in hundreds of groups, tokens with fifty limits each,
-    the audit log with conditions that no line of many meets: followed to the end they hold all, each once."""
+    """These lists are complete over all pages, and do not block the loop: grants, groups with thousands of members,
+    accounts in hundreds of groups, tokens with fifty limits, and audit queries that match no line."""
     root = await service.token("root")
     put_grants(service, "user", "alice", (f"team{number}/*" for number in range(2500)))
     long = json.dumps([(f"**/{'a*' * 100}{number}", 15) for number in range(50)])
@@ -237,7 +236,7 @@ async def test_lists_of_the_management_api_hold_nobody_up(service: AppInProcess)
 
 
 async def test_who_may_grant_a_little_sees_no_more(service: AppInProcess) -> None:
-    """The list of grants of one who holds `admin` on a pattern shows those below it; its pages name no other grant."""
+    """With `admin` on a pattern, the list of grants shows those below it and names no other."""
     login = await service.token("alice")
     await add_grant(service.accounts, "user:alice", "team/**", "admin")
     put_grants(
@@ -260,7 +259,7 @@ async def test_who_may_grant_a_little_sees_no_more(service: AppInProcess) -> Non
 
 
 async def test_a_subject_has_so_many_grants(service: AppInProcess) -> None:
-    """One more is refused with a sentence, as are more characters of patterns that take long; the others stay."""
+    """One grant too many is refused, and so are too many characters of costly patterns. The others stay."""
     put_grants(service, "user", "alice", (f"team{number}/**" for number in range(MOST_GRANTS)))
     put_grants(service, "everyone", "", (f"**{number}" + "*a" * 120 for number in range(270)))
     with pytest.raises(AccountInvalid, match="as many as one can have"):

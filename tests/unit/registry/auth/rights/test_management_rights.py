@@ -1,4 +1,4 @@
-"""What somebody may administer, by the rules alone."""
+"""The rules of the management API, without HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEAM = Rights({Action.ADMIN: NameSet.of(["team/**"])})
 
 
 def test_nobody_is_told_to_log_in() -> None:
-    """Whatever it is about."""
+    """Every check raises Unauthorized for a caller without an account."""
     nobody = management_rights_of(Principal(ANONYMOUS, Rights({Action.ADMIN: NameSet.of(["**"])})))
     for refused in (
         nobody.check_admin,
@@ -28,7 +28,7 @@ def test_nobody_is_told_to_log_in() -> None:
 
 
 def test_others_are_not_there() -> None:
-    """For one who is no admin, another's account is as one that is not there, and so is another's token."""
+    """For a caller who is no admin, another's account and another's token do not exist."""
     alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
     alice.check_may_see(ALICE)
     alice.check_may_add_credential(ALICE)
@@ -51,23 +51,23 @@ def test_others_are_not_there() -> None:
     ids=["API token", "token of /token", "htpasswd", "issuer"],
 )
 def test_only_a_person_makes_credentials(proof: Identity) -> None:
-    """What was given to a program makes nothing that outlives it."""
+    """A credential of a program cannot make another credential."""
     with pytest.raises(Denied, match="takes a person's login"):
         management_rights_of(Principal(proof, TEAM)).check_may_add_credential(ALICE)
 
 
 def test_a_token_may_end_itself() -> None:
-    """And no other one of its account."""
-    authority = management_rights_of(Principal(Identity("alice", version=1, token="1"), TEAM))
-    authority.check_token(ApiToken("1", ALICE, "personal", "", 0.0))
+    """An API token may revoke itself, but no other token of its account."""
+    rights = management_rights_of(Principal(Identity("alice", version=1, token="1"), TEAM))
+    rights.check_token(ApiToken("1", ALICE, "personal", "", 0.0))
     with pytest.raises(Denied):
-        authority.check_token(ApiToken("2", ALICE, "personal", "", 0.0))
+        rights.check_token(ApiToken("2", ALICE, "personal", "", 0.0))
 
 
 def test_granting() -> None:
-    """The action admin is the right to grant on what lies wholly below its pattern; a limited token is limited in that
-    as well."""
+    """With the action admin on a pattern, a caller may grant below it. A limited token is limited in this too."""
     alice = management_rights_of(Principal(Identity("alice", version=1), TEAM))
+    assert alice.may_grant(NamePattern("team/app-*"))
     assert alice.may_grant(NamePattern("team/*/app"))
     assert not alice.may_grant(NamePattern("**"))
     limits = (TokenLimit(NamePattern("team/a/**"), Action.ADMIN), TokenLimit(NamePattern("team/b/**"), Action.PULL))
@@ -78,7 +78,7 @@ def test_granting() -> None:
 
 
 def test_an_admin_with_a_limited_token_is_none() -> None:
-    """Its limits hold for accounts too."""
+    """A limited token of an admin has no admin rights."""
     rights = Rights.everything(admin=True)
     limits = (TokenLimit(NamePattern("**"), Action.PULL),)
     with pytest.raises(Denied):
@@ -87,7 +87,7 @@ def test_an_admin_with_a_limited_token_is_none() -> None:
 
 
 def test_the_operator() -> None:
-    """Needs no account."""
+    """The operator needs no account."""
     UNRESTRICTED.check_admin()
     UNRESTRICTED.check_may_see(BOB)
     UNRESTRICTED.check_grant(NamePattern("**"))

@@ -1,4 +1,4 @@
-"""The same repository under other spellings: none of them gets around a right, and none is answered as another name."""
+"""Other spellings of a repository's path: none evades a right, and none is answered under another name."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ REWRITES = [
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """`secret/app` is root's alone; all else, names that are like it included, may be pulled by everybody."""
+    """Yields a service where only root may pull `secret/app`, and everyone may pull all else, also similar names."""
     async with running_app(tmp_path / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         await add_account(opened.accounts, "alice")
@@ -82,7 +82,7 @@ async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
 @pytest.mark.parametrize("login", [None, "alice"])
 @pytest.mark.parametrize("target", SPELLINGS)
 async def test_no_spelling_gets_around_a_right(service: AppInProcess, login: str | None, target: str) -> None:
-    """Neither the secret manifest nor that it is there."""
+    """No spelling shows the secret manifest, or that it exists."""
     image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
     headers = {"authorization": await service.token(login)} if login else {}
     answer = await service.client("GET", target, headers)
@@ -97,13 +97,13 @@ async def test_no_spelling_gets_around_a_right(service: AppInProcess, login: str
 
 @pytest.mark.parametrize("header", REWRITES)
 async def test_no_header_changes_what_is_asked_for(service: AppInProcess, header: tuple[str, str]) -> None:
-    """Nor who asks, nor how."""
+    """No header changes the requested name or the principal."""
     answer = await service.client("GET", "/v2/secret/app/manifests/latest", [header])
     assert answer.status == 401
 
 
 async def test_knowing_a_digest_opens_nothing(service: AppInProcess) -> None:
-    """A blob is read through a repository that has it and may be read; the same digest elsewhere is not there."""
+    """A blob can be read only through a repository that has it and that the principal may pull."""
     image = await service.hosted.get_manifest(RepositoryName("secret/app"), LATEST)
     headers = {"authorization": await service.token("alice")}
     for digest in [image.digest, *(blob.digest for blob in image.blobs)]:

@@ -1,8 +1,8 @@
-"""Who may do what, cell by cell: principal x credential x repository x endpoint, over HTTP, against a table.
+"""The rights matrix over HTTP: principal x credential x repository x endpoint, against a table.
 
-The table below says what each may do, in letters, and `expected` what follows from it; neither knows anything of how
-the registry decides. Each request is made of a repository that is there and of its twin that is not: where it is
-refused, the two answers are the same, byte for byte.
+The table says in letters what each principal may do, and `expected` derives the answer from it, without knowledge of
+the implementation. Each request is made for an existing repository and for a missing one; where it is refused, both
+answers are the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ TABLE = {
     "limited": ("rw", "r", "r", "r"),
     "root": ("rwd", "rwd", "rwd", "rwd"),
 }
-"""Letters: r reads, w writes, d deletes. `limited` is a token of the robot's for reading `team/app`."""
+"""Letters: r reads, w writes, d deletes. `limited` is a token of the robot's that may read `team/app`."""
 SCOPES = {"whole": "pull,push,delete", "reading": "pull", "writing": "push"}
 WAYS = ("basic", "whole", "reading", "writing", "elsewhere")
-"""How somebody shows who they are: `basic` with each request, else with a token for that."""
+"""The ways to authenticate: `basic` with each request, the others with a bearer token made from that credential."""
 
 
 @dataclass(frozen=True)
 class ApiCall:
-    """`there` and `missing`: the status where it is allowed and the repository is there, or its twin that is not.
-    `code`: what a refused read says; empty: an empty list. `harms`: it would change what is there, so it is only tried
-    where it is refused."""
+    """One endpoint. `there` and `missing` are the statuses of an allowed call on the existing and the missing
+    repository. `code` is the error code of a refused read; empty means an empty list. `harms` means that the call would
+    change the content, so it is tried only where it is refused."""
 
     letter: str
     method: str
@@ -66,7 +66,8 @@ SESSION = UploadID.random()
 
 
 def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
-    """`manifest` and `layer` are digests of what is in a repository that is there; `other` is a session in it."""
+    """Returns the endpoints. `manifest` and `layer` are digests in the existing repository; `other` is an upload
+    session in it."""
     tag = "manifests/latest"
     conditional = {"if-none-match": f'"{layer}"'}
     put = {"content-type": OCI_MANIFEST}
@@ -116,17 +117,17 @@ def endpoints(manifest: str, layer: str, other: str) -> list[ApiCall]:
 
 @dataclass(frozen=True)
 class Expected:
-    """An answer's status, the code in its body, and whether it is a refusal."""
+    """An answer's status, its error code, and whether it is a refusal."""
 
     status: int
     code: str | None = None
     refused: bool = True
     scope: bool = False
-    """The credential is what is not enough."""
+    """True if the answer is `insufficient_scope`."""
 
 
 def expected(who: str, way: str, area: str, twin: str, endpoint: ApiCall) -> Expected:
-    """What the policy says, in as few words as can be."""
+    """Returns the answer that the policy requires."""
     account = TABLE[who][AREAS.index(area)]
     shown = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[way]
     if who == "limited" and (area, twin) != ("team", "app"):
@@ -145,7 +146,8 @@ def expected(who: str, way: str, area: str, twin: str, endpoint: ApiCall) -> Exp
 
 
 class MatrixStore:
-    """Four areas, in each `app`, which is there, and `non`, which is not; everybody in the table."""
+    """A store with four areas, each with an existing repository `app` and a missing one `non`, and all principals of
+    the table."""
 
     def __init__(self, service: AppInProcess) -> None:
         self.service = service
@@ -185,7 +187,7 @@ class MatrixStore:
             await add_grant(accounts, subject, pattern, actions)
 
     async def shown(self, who: str, way: str, repo: str) -> dict[str, str]:
-        """The headers of somebody who shows who they are in that way."""
+        """Returns the headers of a principal that authenticates in one of the ways."""
         login = self.logins[who]
         if way == "basic":
             return {} if login is None else {"authorization": login}
@@ -221,13 +223,13 @@ def check(answer: AsgiAnswer, wanted: Expected, endpoint: ApiCall, repo: str) ->
 
 
 def told(answer: AsgiAnswer, repo: str) -> tuple[int, list[tuple[str, str]], bytes]:
-    """All of an answer but what is its own."""
+    """Returns all of an answer but the parts that differ between requests."""
     fields = [(name, value.replace(repo, "NAME")) for name, value in answer.fields if name != "x-request-id"]
     return answer.status, fields, answer.body.replace(repo.encode(), b"NAME")
 
 
 async def try_all(world: MatrixStore, who: str, way: str) -> int:
-    """Every cell of one who shows themselves in one way; how many there were."""
+    """Tries every cell of a principal and a way to authenticate. Returns the number of cells."""
     tried = 0
     for area in AREAS:
         shown = {twin: await world.shown(who, way, f"{area}/{twin}") for twin in ("app", "non")}
@@ -249,7 +251,8 @@ async def try_all(world: MatrixStore, who: str, way: str) -> int:
 
 @pytest.mark.parametrize("who", sorted(TABLE))
 async def test_every_cell_is_as_the_policy_says(tmp_path: Path, who: str) -> None:
-    """And what is refused looks the same whether it is there or not. Nothing has changed at the end."""
+    """Every cell has the expected answer, a refusal looks the same for existing and missing repositories, and the
+    content is unchanged at the end."""
     async with running_app(tmp_path / "data") as service:
         world = MatrixStore(service)
         await world.fill()
@@ -265,7 +268,7 @@ async def test_every_cell_is_as_the_policy_says(tmp_path: Path, who: str) -> Non
 
 
 async def test_lists_show_what_may_be_pulled(tmp_path: Path) -> None:
-    """Of each in the table, by login and by token; page by page the same."""
+    """The catalog shows each principal the repositories it may pull, by login and by token, page by page."""
     async with running_app(tmp_path / "data") as service:
         world = MatrixStore(service)
         await world.fill()
@@ -307,8 +310,8 @@ async def by_pages(service: AppInProcess, headers: dict[str, str]) -> list[str]:
 
 
 async def test_mounts_open_nothing(tmp_path: Path) -> None:
-    """Each mounts from each area, with and without a source's name: a blob comes along where it may be read, and a
-    session begins where it may not, or where there is none."""
+    """A mount succeeds from a repository that the principal may read; from others, and without a source, an upload
+    session begins."""
     async with running_app(tmp_path / "data") as service:
         world = MatrixStore(service)
         await world.fill()
@@ -338,8 +341,8 @@ async def test_mounts_open_nothing(tmp_path: Path) -> None:
 
 
 async def test_the_ping_asks_who_has_shown_nothing(tmp_path: Path) -> None:
-    """Also where everybody may pull: docker reads a challenge there and nowhere else. Any token is enough, a bad one is
-    not."""
+    """`/v2/` answers 401 without a credential, also where everyone may pull, since docker reads challenges there only.
+    Any valid token is enough."""
     async with running_app(tmp_path / "data") as service:
         assert (await service.client("GET", "/v2/")).status == 200
         await add_account(service.accounts, "alice")

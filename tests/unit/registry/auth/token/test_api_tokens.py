@@ -1,4 +1,4 @@
-"""API tokens: their form, what is kept of them, and who logs in with one."""
+"""API tokens: their form, what is stored of them, and logins with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, BOB, CI, ELSEWHERE, A
 
 
 def test_form() -> None:
-    """`ent_ID_SECRET` of letters and digits; no two are alike, and neither text nor secret shows in what is printed."""
+    """A token is `ent_ID_SECRET` in letters and digits. No two are alike, and `repr` shows neither the text nor the
+    hash."""
     made = [api_tokens.make(ALICE, now=1.0) for _ in range(100)]
     assert all(re.fullmatch(r"ent_[0-9A-Za-z]{12}_[0-9A-Za-z]{43}", each.text) for each in made)
     assert len({each.token.id for each in made}) == len({each.text for each in made}) == 100
@@ -24,7 +25,7 @@ def test_form() -> None:
 
 
 def test_all_bits_are_in_it() -> None:
-    """The secret is 256 bits: from bytes that differ in one bit come different ones."""
+    """The secret has 256 bits: random bytes that differ in one bit make different secrets."""
     zero = api_tokens.make(ALICE, now=1.0, random=bytes).text
     texts = {zero}
     for bit in range(256):
@@ -34,11 +35,11 @@ def test_all_bits_are_in_it() -> None:
 
 
 async def test_log_in(worker: AuthWorker) -> None:
-    """It proves whose it is, with what it is limited to and when it ends; its use is noted, once an hour."""
+    """A token proves its account, with its limits and its expiry. Its use is recorded once an hour."""
     await worker.add_robot()
     limits = (TokenLimit(NamePattern("team/**"), Action.PULL),)
     made = await worker.add_token(CI, limits=limits, expires=worker.clock() + 7200)
-    proof = await worker.access.credentials.verify_basic(CI, made.text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
     assert (proof.name, proof.robot, proof.token) == (CI, True, made.token.id)
     assert proof.limits == limits
     assert proof.expires == worker.clock() + 7200
@@ -56,7 +57,7 @@ async def test_log_in(worker: AuthWorker) -> None:
 
 @pytest.mark.parametrize("change", ["secret", "id", "user", "shorter", "prefix"])
 async def test_wrong_token(worker: AuthWorker, change: str) -> None:
-    """Another secret, another id, another user's name, a part of it: refused, in the same words."""
+    """Another secret, another id, another user's name, and a part of a token are refused with the same text."""
     await worker.add_user(BOB, None)
     made = await worker.add_token(ALICE)
     other = await worker.add_token(ALICE)
@@ -72,13 +73,13 @@ async def test_wrong_token(worker: AuthWorker, change: str) -> None:
     else:
         text = "x" + text
     with pytest.raises(Unauthorized) as refused:
-        await worker.access.credentials.verify_basic(user, text, AT_HOME)
+        await worker.access.credential_verifier.verify_basic(user, text, AT_HOME)
     assert refused.value.message == "the credentials are not valid"
 
 
 async def test_end_of_a_token(worker: AuthWorker) -> None:
-    """Revoked, or expired: it counts no more at the next request, though it was verified a moment ago."""
-    credentials = worker.access.credentials
+    """A revoked or expired token is refused at the next request, although it was verified a moment ago."""
+    credentials = worker.access.credential_verifier
     revoked = await worker.add_token(ALICE)
     expiring = await worker.add_token(ALICE, expires=worker.clock() + 60)
     for each in (revoked, expiring):
@@ -93,31 +94,31 @@ async def test_end_of_a_token(worker: AuthWorker) -> None:
 
 
 async def test_guessing_tokens_slows_nobody(worker: AuthWorker) -> None:
-    """Nobody guesses 256 bits, so failures with tokens hold nobody back, and no password is hashed for one."""
+    """Failures with tokens throttle nobody, and cause no hashing: nobody can guess 256 bits."""
     made = await worker.add_token(ALICE)
     wrong = api_tokens.make(ALICE, now=1.0)
     for _ in range(200):
         with pytest.raises(Unauthorized):
-            await worker.access.credentials.verify_basic(ALICE, wrong.text, ELSEWHERE)
-    assert await worker.access.credentials.verify_basic(ALICE, made.text, ELSEWHERE)
+            await worker.access.credential_verifier.verify_basic(ALICE, wrong.text, ELSEWHERE)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, made.text, ELSEWHERE)
 
 
 async def test_a_refresh_token_is_no_password(worker: AuthWorker) -> None:
-    """What `docker login` was given is taken by `/token` alone."""
+    """A refresh token is accepted at `/token` only."""
     made = await worker.add_token(ALICE, purpose="login")
     with pytest.raises(Unauthorized):
-        await worker.access.credentials.verify_basic(ALICE, made.text, AT_HOME)
-    assert (await worker.access.credentials.verify_refresh(made.text, AT_HOME)).token == made.token.id
+        await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
+    assert (await worker.access.credential_verifier.verify_refresh(made.text, AT_HOME)).token == made.token.id
 
 
 async def test_token_of_a_disabled_account(worker: AuthWorker) -> None:
-    """A token is worth no more than its account."""
+    """A token of a disabled account is refused."""
     made = await worker.add_token(ALICE)
-    assert await worker.access.credentials.verify_basic(ALICE, made.text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     for verify in (
-        worker.access.credentials.verify_basic(ALICE, made.text, AT_HOME),
-        worker.access.credentials.verify_refresh(made.text, AT_HOME),
+        worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME),
+        worker.access.credential_verifier.verify_refresh(made.text, AT_HOME),
     ):
         with pytest.raises(Unauthorized):
             await verify

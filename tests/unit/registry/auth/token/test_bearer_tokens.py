@@ -1,4 +1,4 @@
-"""The tokens of `/token`, and attacks on them."""
+"""The bearer tokens of `/token`, and attacks on them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ ACCESS = {"team/app": Action.PULL | Action.PUSH, CATALOG: Action.PULL}
 
 @pytest.fixture
 def tokens(worker: AuthWorker) -> BearerTokens:
-    return worker.access.tokens
+    return worker.access.bearer_tokens
 
 
 async def alices(worker: AuthWorker) -> Identity:
-    return await worker.access.credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    return await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
 
 
 async def token(worker: AuthWorker) -> str:
-    return (await worker.access.tokens.issue(await alices(worker), ACCESS)).text
+    return (await worker.access.bearer_tokens.issue(await alices(worker), ACCESS)).text
 
 
 def parts(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims, unchecked."""
+    """Returns the header and the claims of a token, unchecked."""
     header, claims = (base64.urlsafe_b64decode(part + "==") for part in text.split(".")[:2])
     return json.loads(header), json.loads(claims)
 
@@ -48,27 +48,27 @@ def encoded(value: bytes | dict[str, Any]) -> str:
 
 
 def signed(header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> str:
-    """With HMAC, whatever the header says."""
+    """Returns a token signed with HMAC, whatever its header names."""
     text = f"{encoded(header)}.{encoded(claims)}"
     return f"{text}.{encoded(hmac.new(secret, text.encode(), hashlib.sha256).digest())}"
 
 
 async def refused(worker: AuthWorker, text: str) -> None:
-    """In the same words whatever is wrong."""
+    """Checks that a token is refused with the usual text."""
     with pytest.raises(Unauthorized) as error:
-        await worker.access.credentials.verify_bearer(text, AT_HOME)
+        await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert error.value.message == "the credentials are not valid"
 
 
 async def test_round_trip(worker: AuthWorker) -> None:
-    """A token proves who asked for it, limited to what it was granted, until it expires."""
-    proof = await worker.access.credentials.verify_bearer(await token(worker), AT_HOME)
+    """A token proves the account that requested it, with the granted access, until it expires."""
+    proof = await worker.access.credential_verifier.verify_bearer(await token(worker), AT_HOME)
     account = worker.accounts.account(ALICE)
     assert proof == Identity(ALICE, version=account.version, access=ACCESS, expires=worker.clock() + 300)
 
 
 async def test_form(worker: AuthWorker) -> None:
-    """Its access has Distribution's form, its issuer is this store, its audience the service."""
+    """Its access has Distribution's format, its issuer is the store, its audience the service."""
     header, claims = parts(await token(worker))
     key = worker.accounts.signing_keys()[0]
     assert header == {"alg": "HS256", "typ": "JWT", "kid": key.id}
@@ -83,39 +83,40 @@ async def test_form(worker: AuthWorker) -> None:
 
 
 async def test_nobody(worker: AuthWorker) -> None:
-    """The token that anybody gets proves nobody, and what it is limited to."""
-    text = (await worker.access.tokens.issue(ANONYMOUS, {"public/app": Action.PULL})).text
-    proof = await worker.access.credentials.verify_bearer(text, AT_HOME)
+    """An anonymous token proves no account, and holds its granted access."""
+    text = (await worker.access.bearer_tokens.issue(ANONYMOUS, {"public/app": Action.PULL})).text
+    proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert proof.name is None
     assert proof.access == {"public/app": Action.PULL}
 
 
 async def test_never_admin(worker: AuthWorker, tokens: BearerTokens) -> None:
-    """A token carries no right to grant rights, even if it is asked to."""
+    """A token carries no right to grant rights, even if it was requested."""
     text = (await tokens.issue(await alices(worker), {"team/app": Action.PULL | Action.ADMIN})).text
     assert tokens.verify(text).access == {"team/app": Action.PULL}
 
 
 async def test_expiry(worker: AuthWorker) -> None:
-    """It counts until the second it expires, remembered or not."""
+    """A token counts until the second of its expiry, cached or not."""
     text, fresh = await token(worker), await token(worker)
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now = int(worker.clock.now) + 299
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now += 1
     await refused(worker, text)
     await refused(worker, fresh)
 
 
 async def test_short_lived_origin(worker: AuthWorker) -> None:
-    """A token ends with what it was made of, give or take the minute that clients think it lives at least."""
+    """A token expires with the credential it was made from, or up to a minute later, the least lifetime that clients
+    assume."""
     await worker.add_robot()
     for left, lifetime in ((1000, 300), (100, 100), (10, 60)):
         made = await worker.add_token(CI, expires=worker.clock() + left)
-        proof = await worker.access.credentials.verify_basic(CI, made.text, AT_HOME)
-        issued = await worker.access.tokens.issue(proof, {})
+        proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
+        issued = await worker.access.bearer_tokens.issue(proof, {})
         assert issued.lifetime == lifetime
-        assert await worker.access.credentials.verify_bearer(issued.text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(issued.text, AT_HOME)
     worker.clock.now += 11
     await refused(worker, issued.text)  # the API token is no more
 
@@ -186,28 +187,28 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 async def test_wrong_claims(worker: AuthWorker, name: str) -> None:
-    """Signed with the right key, and yet not a token that was made here for now."""
+    """A token with the right signature and wrong claims is refused."""
     header, claims = parts(await token(worker))
     secret = worker.accounts.signing_keys()[0].secret
-    assert await worker.access.credentials.verify_bearer(signed(header, claims, secret), AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(signed(header, claims, secret), AT_HOME)
     CHANGES[name](header, claims, worker.clock())
     await refused(worker, signed(header, claims, secret))
 
 
 async def test_clock_set_back_a_little(worker: AuthWorker) -> None:
-    """A clock that was set back by some seconds refuses no token of a moment ago."""
+    """A clock that was set back by a few seconds does not make fresh tokens invalid."""
     text = await token(worker)
     worker.clock.now -= 4
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     worker.clock.now -= 4
-    worker.access.tokens.verify  # noqa: B018
+    worker.access.bearer_tokens.verify  # noqa: B018
     with pytest.raises(Unauthorized):
-        worker.access.tokens.verify(text)
+        worker.access.bearer_tokens.verify(text)
 
 
 @pytest.mark.parametrize("where", ["header", "claims", "signature", "no signature", "empty", "two parts", "four parts"])
 async def test_tampered(worker: AuthWorker, where: str) -> None:
-    """Any part that is another one makes it worthless."""
+    """A token of which any part is replaced is refused."""
     header, claims, signature = (await token(worker)).split(".")
     more = parts(f"{header}.{claims}.{signature}")[1]
     more["access"][0]["actions"] = ["pull", "push", "delete"]
@@ -227,22 +228,22 @@ async def test_tampered(worker: AuthWorker, where: str) -> None:
     "text", ["", "x", "a.b.c", "é.é.é", "e30.e30.e30", "[" * 5000, "a" * (LONGEST_TOKEN + 1), "ent_a_b"]
 )
 async def test_nonsense(worker: AuthWorker, text: str) -> None:
-    """What is no token is refused like one, not failed at."""
+    """A text that is no token is refused, and causes no failure."""
     await refused(worker, text)
 
 
 async def test_unsigned(worker: AuthWorker) -> None:
-    """`none`, as the library itself makes it, is no signature."""
+    """A token with the algorithm `none`, as the library makes it, is refused."""
     _, claims = parts(await token(worker))
     await refused(worker, jwt.encode(claims, "", "none", headers={"kid": worker.accounts.signing_keys()[0].id}))
 
 
 async def test_other_store(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
-    """A token of another registry counts nothing here, neither does one that names our key."""
+    """A token of another registry is refused, also one that names this registry's key."""
     async with auth_worker(tmp_path / "other", clock) as other:
         await other.add_user(ALICE)
         text = await token(other)
-        assert await other.access.credentials.verify_bearer(text, AT_HOME)
+        assert await other.access.credential_verifier.verify_bearer(text, AT_HOME)
         await refused(worker, text)
         await token(worker)
         header, claims = parts(text)
@@ -252,60 +253,60 @@ async def test_other_store(worker: AuthWorker, tmp_path: Path, clock: AuthClock)
 
 
 async def test_other_service(data: Path, worker: AuthWorker, clock: AuthClock) -> None:
-    """A token for another service counts nothing here, though it is of the same store and key."""
+    """A token for another service is refused, though the store and the key are the same."""
     async with auth_worker(data, clock, {"auth": {"service": "elsewhere"}}) as other:
         await refused(worker, await token(other))
 
 
 async def test_rotation(worker: AuthWorker) -> None:
-    """A new key signs; what the old one has signed counts until it expires, and then the old key is no more."""
+    """A new key signs. Tokens that the old key signed are accepted until they expire; then the old key is removed."""
     old = await token(worker)
     first = worker.accounts.signing_keys()[0].id
     await rotate(worker.accounts, worker.clock(), ADMIN)
     new = await token(worker)
     assert parts(new)[0]["kid"] != parts(old)[0]["kid"] == first
     for text in (old, new):
-        assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     header, claims = parts(old)
     claims["exp"] += 10 * RETIRED_KEY_SECONDS
     forged = signed(header, claims, worker.accounts.signing_keys()[1].secret)
-    assert worker.access.tokens.verify(forged)
+    assert worker.access.bearer_tokens.verify(forged)
     worker.clock.now += RETIRED_KEY_SECONDS + 1
     with pytest.raises(Unauthorized):  # also where nothing has been read anew since
-        worker.access.tokens.verify(forged)
+        worker.access.bearer_tokens.verify(forged)
     assert [key.id for key in worker.accounts.signing_keys()] == [parts(new)[0]["kid"]]
 
 
 async def test_key_that_others_know(worker: AuthWorker) -> None:
-    """A key that is given up at once takes all its tokens with it, those that were verified a moment ago too."""
+    """A key that is retired at once ends all its tokens, also those that were verified a moment ago."""
     text = await token(worker)
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     await refused(worker, text)
 
 
 @pytest.fixture
 async def other(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterator[AuthWorker]:
-    """A second worker on the same store."""
+    """Yields a second worker on the same store."""
     async with auth_worker(data, clock) as opened:
         yield opened
 
 
 async def test_first_key_is_one_for_all(worker: AuthWorker, other: AuthWorker) -> None:
-    """Workers that start on a new store take each other's tokens."""
-    texts = [(await each.access.tokens.issue(ANONYMOUS, {})).text for each in (worker, other)]
+    """Workers that start on a new store accept each other's tokens."""
+    texts = [(await each.access.bearer_tokens.issue(ANONYMOUS, {})).text for each in (worker, other)]
     for each in (worker, other):
         for text in texts:
-            assert await each.access.credentials.verify_bearer(text, AT_HOME)
+            assert await each.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert len(worker.accounts.signing_keys()) == 1
 
 
 @pytest.mark.parametrize("ending", ["disabled", "password", "removed", "admin"])
 async def test_revoked_on_every_worker(worker: AuthWorker, other: AuthWorker, ending: str) -> None:
-    """What ends an account's proofs counts at the next request on every worker, remembered or not."""
+    """A revocation ends credentials at the next request on every worker, cached or not."""
     text = await token(worker)
     for each in (worker, other):
-        assert await each.access.credentials.verify_bearer(text, AT_HOME)
+        assert await each.access.credential_verifier.verify_bearer(text, AT_HOME)
     accounts = other.accounts
     if ending == "disabled":
         await accounts.set_enabled(ALICE, False, by=ADMIN)
@@ -322,20 +323,20 @@ async def test_revoked_on_every_worker(worker: AuthWorker, other: AuthWorker, en
 
 
 async def test_other_changes_end_nothing(worker: AuthWorker) -> None:
-    """A change elsewhere makes all be looked at again, and what still stands goes on."""
+    """An unrelated change makes each worker check its cached credentials again, and those that are valid go on."""
     text = await token(worker)
-    proof = await worker.access.credentials.verify_bearer(text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
     await worker.add_robot()
-    assert await worker.access.credentials.verify_bearer(text, AT_HOME) == proof
+    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME) == proof
 
 
 async def test_token_of_an_api_token(worker: AuthWorker, other: AuthWorker) -> None:
-    """It is limited to what that is limited to, and ends with it."""
+    """A bearer token made with an API token has the API token's limits and ends with it."""
     await worker.add_robot()
     made = await worker.add_token(CI)
-    proof = await worker.access.credentials.verify_basic(CI, made.text, AT_HOME)
-    text = (await worker.access.tokens.issue(proof, ACCESS)).text
-    shown = await other.access.credentials.verify_bearer(text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(CI, made.text, AT_HOME)
+    text = (await worker.access.bearer_tokens.issue(proof, ACCESS)).text
+    shown = await other.access.credential_verifier.verify_bearer(text, AT_HOME)
     assert (shown.name, shown.robot, shown.token) == (CI, True, made.token.id)
     await worker.accounts.revoke_token(made.token.id, by=ADMIN)
     await refused(other, text)

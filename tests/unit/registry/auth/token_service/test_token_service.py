@@ -59,7 +59,7 @@ async def post(client: httpx2.AsyncClient, **form: str) -> httpx2.Response:
 async def proved(worker: AuthWorker, answer: httpx2.Response) -> Identity:
     """What the token in an answer proves."""
     assert answer.status_code == 200, answer.text
-    return await worker.access.credentials.verify_bearer(answer.json()["token"], AT_HOME)
+    return await worker.access.credential_verifier.verify_bearer(answer.json()["token"], AT_HOME)
 
 
 def check_refused(answer: httpx2.Response) -> None:

@@ -1,0 +1,84 @@
+"""Fetched documents: one fetch at a time, pauses, staleness."""
+
+from __future__ import annotations
+
+import asyncio
+
+from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
+
+TIMES = FetchTimes(fresh=100.0, stale=1000.0, retry=10.0, pause=50.0)
+
+
+class Source:
+    """A source whose answers the test controls."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.fetches = 0
+        self.answer: str | None = "one"
+        self.open = asyncio.Event()
+        self.open.set()
+        self.document = FetchedDocument(self.fetch, TIMES, lambda: self.now)
+
+    async def fetch(self) -> str | None:
+        self.fetches += 1
+        await self.open.wait()
+        return self.answer
+
+
+async def test_concurrent_refreshes_share_one_fetch() -> None:
+    """Concurrent refreshes share one fetch, and a cancelled one does not end it for the others."""
+    source = Source()
+    source.open.clear()
+    first, second = (asyncio.create_task(source.document.refresh()) for _ in range(2))
+    await asyncio.sleep(0)
+    source.document.start_refresh()
+    first.cancel()
+    source.open.set()
+    await second
+    assert (source.fetches, source.document.current) == (1, "one")
+
+
+async def test_pauses() -> None:
+    """A fetch is repeated only after a pause, which is shorter after a failure."""
+    source = Source()
+    source.answer = None
+    await source.document.refresh()
+    await source.document.refresh()
+    assert (source.fetches, source.document.current) == (1, None)
+    source.now, source.answer = 10.0, "one"
+    await source.document.refresh()
+    assert (source.fetches, source.document.current) == (2, "one")
+    source.now = 59.0
+    await source.document.refresh()
+    assert source.fetches == 2
+    source.now = 60.0
+    await source.document.refresh()
+    assert source.fetches == 3
+
+
+async def test_a_document_becomes_stale() -> None:
+    """A document that cannot be fetched again is used until it is stale."""
+    source = Source()
+    assert not source.document.is_fresh
+    await source.document.refresh()
+    assert source.document.is_fresh
+    source.answer, source.now = None, 101.0
+    assert not source.document.is_fresh
+    await source.document.refresh()
+    assert source.document.current == "one"
+    source.now = 1001.0
+    assert source.document.current is None
+
+
+async def test_closing_cancels_a_fetch() -> None:
+    """Closing cancels a fetch that is under way. Waiting callers go on without a document, and no fetch follows."""
+    source = Source()
+    source.open.clear()
+    waiting = asyncio.create_task(source.document.refresh())
+    await asyncio.sleep(0)
+    await source.document.aclose()
+    await waiting
+    await source.document.refresh()
+    assert source.document.current is None
+    assert source.fetches <= 1

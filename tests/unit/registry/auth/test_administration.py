@@ -1,0 +1,63 @@
+"""Administration: the patterns of new grants and new token limits, and older ones that go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.auth.administration import Administration, parse_limit, parse_pattern
+from registry.auth.rights.policy import Policy
+from storage.access import AccountInvalid, Action, Grant, Grantee, TokenLimit
+from storage.patterns import NamePattern
+from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, AuthWorker
+
+OLD = NamePattern("*/app")
+SUBJECT = Grantee.parse("user:alice")
+
+
+async def _no_hash(password: str) -> str:
+    raise AssertionError("no password is hashed here")
+
+
+@pytest.fixture
+def administration(worker: AuthWorker) -> Administration:
+    return Administration(worker.accounts, _no_hash, clock=worker.clock)
+
+
+async def test_new_grants_take_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
+    """One pattern that is not simple refuses the whole call, and nothing is stored."""
+    simple = [Grant(SUBJECT, NamePattern(text), Action.PULL) for text in ("team/app", "team/a-*", "team/*", "team/**")]
+    with pytest.raises(AccountInvalid, match="a star before its end"):
+        await administration.put_grants([*simple, Grant(SUBJECT, OLD, Action.PULL)], by=ADMIN)
+    assert worker.accounts.grants([SUBJECT]) == []
+    await administration.put_grants(simple, by=ADMIN)
+    assert len(worker.accounts.grants([SUBJECT])) == 4
+
+
+async def test_new_limits_take_simple_patterns(worker: AuthWorker, administration: Administration) -> None:
+    """A token limit with a pattern that is not simple is refused, and no token is made."""
+    assert parse_limit("team/app-*:pull") == TokenLimit(NamePattern("team/app-*"), Action.PULL)
+    with pytest.raises(AccountInvalid, match="a star before its end"):
+        await administration.add_token(ALICE, limits=[parse_limit("*/app:pull")], by=ADMIN)
+    assert list(worker.accounts.tokens(ALICE, None, 10).items) == []
+    await administration.add_token(ALICE, limits=[parse_limit("team/app-*:pull")], by=ADMIN)
+
+
+async def test_older_grants_go_on(worker: AuthWorker, administration: Administration) -> None:
+    """A grant that an earlier version stored still counts, and can be removed."""
+    await worker.grant("user:alice", OLD, "pull")
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, "correct horse battery", AT_HOME)
+    policy = Policy(worker.accounts, worker.access.revocation_check)
+    assert policy.principal(identity).may(Action.PULL, "team/app")
+    assert not policy.principal(identity).may(Action.PULL, "team/web")
+    await administration.remove_grant(SUBJECT, parse_pattern(OLD), by=ADMIN)
+    assert not policy.principal(identity).may(Action.PULL, "team/app")
+
+
+async def test_older_limits_go_on(worker: AuthWorker) -> None:
+    """A token that an earlier version limited is still limited in the same way."""
+    await worker.grant("user:alice", "**", "pull")
+    made = await worker.add_token(ALICE, limits=(TokenLimit(OLD, Action.PULL),))
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, made.text, AT_HOME)
+    principal = Policy(worker.accounts, worker.access.revocation_check).principal(identity)
+    assert principal.may(Action.PULL, "team/app")
+    assert not principal.may(Action.PULL, "team/web")

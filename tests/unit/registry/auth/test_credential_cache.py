@@ -1,0 +1,70 @@
+"""The cache of verified credentials: keys, bounds and principals."""
+
+from __future__ import annotations
+
+import base64
+
+from registry.auth.authenticators import principal_of
+from registry.auth.authorization_header import Basic, Bearer
+from registry.auth.credential_cache import MOST_LOGINS, MOST_TOKENS, CredentialCache, VerifiedCredential, header_of
+from registry.auth.rights.policy import Policy
+from registry.auth.rights.principal import Identity
+from tests.fakes.auth_worker import ALICE, AT_HOME, PASSWORD, AuthWorker
+
+LOGIN, TOKEN = Basic("alice", "secret"), Bearer("abc.def.ghi")
+
+
+def test_keys_differ() -> None:
+    """The key depends on the header, the address and the process."""
+    cache = CredentialCache()
+    headers = [b"Bearer a", b"Bearer b", b"Basic a"]
+    keys = {cache.key_of(header, address) for header in headers for address in ("", "192.0.2.1", "192.0.2.2")}
+    assert len(keys) == 9
+    assert cache.key_of(b"Bearer a", "192.0.2.1") == cache.key_of(b"Bearer a", "192.0.2.1")
+    assert cache.key_of(b"Bearer a", "192.0.2.1") != CredentialCache().key_of(b"Bearer a", "192.0.2.1")
+
+
+def test_the_header_of_a_credential() -> None:
+    """It is the header that clients send. A user name with a colon, which only a form can hold, does not look like a
+    shorter name."""
+    assert header_of(LOGIN) == b"Basic " + base64.b64encode(b"alice:secret")
+    assert header_of(TOKEN) == b"Bearer abc.def.ghi"
+    assert header_of(Basic("alice", "a:b")) != header_of(Basic("alice:a", "b"))
+
+
+def test_an_entry_expires_with_its_identity() -> None:
+    """An entry expires with its identity, and at the latest when the cache's lifetime is over."""
+    assert VerifiedCredential(Identity("alice", expires=5.0), 1, 10.0).until == 5.0
+    assert VerifiedCredential(Identity("alice", expires=50.0), 1, 10.0).until == 10.0
+    assert VerifiedCredential(Identity("alice"), 1, 10.0).until == 10.0
+
+
+def test_it_is_bounded() -> None:
+    """The oldest entries are evicted. Bearer tokens, of which anyone can have many, evict no logins."""
+    cache = CredentialCache()
+    login = cache.key_of(header_of(LOGIN), "")
+    cache.put(login, VerifiedCredential(Identity("alice"), 1, 1.0), LOGIN)
+    keys = [cache.key_of(b"%d" % number, "") for number in range(MOST_TOKENS + MOST_LOGINS)]
+    for key in keys:
+        cache.put(key, VerifiedCredential(Identity(None), 1, 1.0), TOKEN)
+    assert len(cache) == MOST_TOKENS + 1
+    assert cache.get(login) is not None
+    assert cache.get(keys[0]) is None
+    assert cache.get(keys[-1]) is not None
+    cache.drop(keys[-1])
+    assert cache.get(keys[-1]) is None
+    for key in keys:
+        cache.put(key, VerifiedCredential(Identity("bob"), 1, 1.0), LOGIN)
+    assert cache.get(login) is None
+
+
+async def test_the_principal_is_made_once_for_each_epoch(worker: AuthWorker) -> None:
+    """The principal is cached, and made anew after a change in the store."""
+    policy = Policy(worker.accounts, worker.access.revocation_check)
+    verifier = worker.access.credential_verifier
+    first = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME))
+    assert await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME)) is first
+    await worker.grant("user:alice", "team/**", "pull")
+    second = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME))
+    assert second is not first
+    assert second.epoch == worker.accounts.epoch()
