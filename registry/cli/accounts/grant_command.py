@@ -21,7 +21,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 PatternArgument = Annotated[
     str,
     typer.Argument(
-        metavar="PATTERN", help="'team/**' is all below team, '*' a name or segment, '**' everything. Quote it."
+        metavar="PATTERN", help="A name, or a prefix with * or ** at its end: 'team/app-*', 'team/**', '**'. Quote it."
     ),
 ]
 Subjects = Annotated[
