@@ -24,7 +24,7 @@ PatternArgument = Annotated[
     str,
     typer.Argument(
         metavar="PATTERN",
-        help="Repositories: 'team/**' is everything below team, 'team/*' one level, '**' everything. Quote it.",
+        help="Repositories: a name, or a prefix with * or ** at its end: 'team/app-*', 'team/**', '**'. Quote it.",
     ),
 ]
 SubjectsArgument = Annotated[
