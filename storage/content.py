@@ -171,6 +171,17 @@ class PartialFailures:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialSummary:
+    """A partial blob as a listing shows it: `received` of `size` bytes are here; `is_owned`: a process is fetching the
+    rest now."""
+
+    digest: Digest
+    size: int
+    received: int
+    is_owned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BadSender:
     """That an endpoint sent other bytes for a blob than its digest says: how often, and when the last time (seconds
     since 1970)."""

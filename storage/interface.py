@@ -353,6 +353,17 @@ class UpstreamRecords(Protocol):
         ...
 
 
+class DigestLocks(Protocol):
+    """Locks by digest, across all processes. A process that dies loses its locks.
+
+    Held from before the bytes of a blob are published until its row is committed, and from before a row is removed
+    until its bytes are: so a push and a collection of one digest cannot cross."""
+
+    def hold(self, digest: Digest) -> AbstractAsyncContextManager[None]:
+        """Waits for the lock of `digest` and holds it inside the block. Raises StorageFull, StorageFailed."""
+        ...
+
+
 class Leases(Protocol):
     """Whose turn it is, over all processes. What a process holds falls when it dies."""
 

@@ -80,9 +80,9 @@ def _can_read_program(uid: int, gid: int) -> bool:
 def prepare_data_directory(settings: Settings, *, make: bool) -> None:
     """A data directory of this version, made where `make` says so and there is none. A server that runs on an older one
     is not disturbed."""
-    from storage.composition import check_version, layout_of, prepare_data_dir
+    from storage.composition import check_version, has_data, prepare_data_dir
 
-    if make and not layout_of(settings.data).metadata.exists():
+    if make and not has_data(settings.data):
         become_owner(settings.data)
         prepare_data_dir(settings.data)
         return

@@ -6,47 +6,17 @@ directory synced, before any metadata names it; it is moved away only after no m
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
 from storage.data_dir.system import FULL, System
-from storage.errors import StorageFailed, StorageFull, TooManyOpenFiles
 
 WRITEBACK = 8 * 1024 * 1024
 """Bytes after which the kernel is asked to start writing a growing file to the disk."""
-
-
-class _AsStorageErrors:
-    """Not made with `contextmanager`: that takes five times as long, and every small blob passes here."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise storage_error(error) from error
-
-
-_AS_STORAGE_ERRORS = _AsStorageErrors()
-
-
-def storage_error(error: OSError, what: str = "the registry's storage failed") -> StorageFull | StorageFailed:
-    """What the disk says, as an error that a client can be told. `what` went wrong."""
-    if error.errno in FULL:
-        return StorageFull()
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return TooManyOpenFiles()
-    return StorageFailed(f"{what}: {error.strerror or error}")
-
-
-def as_storage_errors() -> AbstractContextManager[None]:
-    """Turns what the disk says into StorageFull or StorageFailed."""
-    return _AS_STORAGE_ERRORS
 
 
 def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -71,6 +41,14 @@ def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], off
         begin = start // WRITEBACK * WRITEBACK
         system.start_writeback(fd, begin, offset - begin)
     return offset
+
+
+def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`. Unlike `write_all`, it leaves the bytes of a write that fails. Raises
+    OSError."""
+    while data:
+        done = system.write(fd, [data], offset)
+        data, offset = data[done:], offset + done
 
 
 def sync_directory(system: System, path: Path) -> None:
@@ -110,27 +88,3 @@ def make_files(system: System, paths: Iterable[Path]) -> None:
                 if error.errno not in FULL:
                     raise
                 return
-
-
-def try_flock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-class Flock:
-    """Holds the lock of an open file in a `with` block; waits for it. For steps that last no longer than one write.
-    Raises OSError. Every change of the metadata passes here: see `_AsStorageErrors`."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __enter__(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)

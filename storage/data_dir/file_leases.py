@@ -7,16 +7,16 @@ several bytes at once, so whoever has to wait looks again after a short pause, w
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from storage.data_dir.durable_files import as_storage_errors
-from storage.data_dir.locks import KeyedLocks, is_byte_locked, try_lock_byte, unlock_byte
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.locks import PollBackOff, is_byte_locked, try_lock_byte, unlock_byte
 from storage.data_dir.system import System
+from storage.keyed_locks import KeyedLocks
 
 FIRST_PAUSE = 0.0005
 LONGEST_PAUSE = 0.01
@@ -106,10 +106,9 @@ class FileLeases:
 
 
 async def _until(look: Callable[[], bool]) -> None:
-    pause = FIRST_PAUSE
+    back_off = PollBackOff(FIRST_PAUSE, LONGEST_PAUSE)
     while not look():
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        await back_off.pause()
 
 
 def _byte(kind: str, text: str, room: int = 1) -> int:

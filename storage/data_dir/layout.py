@@ -3,7 +3,6 @@
     DATA/
       entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
       locks/metadata                                    one writer of metadata at a time
-      locks/collect                                     one collector at a time
       locks/00 … ff                                     stripes: one change of a blob file at a time
       locks/turns                                       turns and slots of the mirror, by byte
       blobs/sha256/ab/abcdef…                           content, by digest
@@ -45,10 +44,6 @@ class Layout:
     @property
     def metadata_lock(self) -> Path:
         return self.locks / "metadata"
-
-    @property
-    def collect_lock(self) -> Path:
-        return self.locks / "collect"
 
     @property
     def trash(self) -> Path:
@@ -109,7 +104,7 @@ class Layout:
     def lock_files(self) -> Iterator[Path]:
         """All that are ever locked. They are made with the data directory: where no file can be made any more, what
         is deleted has to be locked all the same."""
-        yield from (self.metadata_lock, self.collect_lock, self.leases)
+        yield from (self.metadata_lock, self.leases)
         yield from (self.locks / f"{number:02x}" for number in range(STRIPES))
 
     def shards(self) -> Iterator[Path]:

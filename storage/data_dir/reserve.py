@@ -12,7 +12,6 @@ leaves a short file, and the next one that looks takes the rest back.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -22,6 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
+from storage.data_dir.locks import Flock, try_flock, unlock_flock
 from storage.data_dir.system import System
 from storage.errors import StorageFull
 
@@ -108,13 +108,13 @@ class Reserve:
         try:
             with suppress(OSError):
                 self._open(os.O_CREAT)
-            if self._fd < 0 or not _try_lock(self._fd):
-                return False
-            try:
-                self._take_back()
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-            return self.is_whole
+                if self._fd >= 0 and try_flock(self._fd):
+                    try:
+                        self._take_back()
+                    finally:
+                        unlock_flock(self._fd)
+                    return self.is_whole
+            return False
         finally:
             self._lock.release()
 
@@ -159,12 +159,8 @@ class Reserve:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        with self._lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        with self._lock, Flock(self._fd):
+            yield
 
     def _give_up(self, part: int) -> None:
         with suppress(OSError):
@@ -198,14 +194,6 @@ class Reserve:
                 self._path.parent,
                 error.strerror,
             )
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _size_on(directory: Path) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from storage.blobs.blob_store import BlobStore
 from storage.errors import StorageFull
-from storage.interface import Partials
+from storage.interface import DigestLocks, Partials
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 
@@ -50,6 +50,7 @@ class Collector:
         metadata: Metadata,
         blobs: BlobStore,
         partials: Partials,
+        locks: DigestLocks,
         clock: Callable[[], float],
         grace: float,
         expire: float,
@@ -58,6 +59,7 @@ class Collector:
         self._metadata = metadata
         self._blobs = blobs
         self._partials = partials
+        self._locks = locks
         self._clock = clock
         self.grace = grace
         self._expire = expire
@@ -91,7 +93,7 @@ class Collector:
         return done
 
     async def _empty_trash(self, _done: CollectionReport) -> None:
-        await self._blobs.empty_trash()
+        await self._blobs.reclaim_space()
 
     async def _drop_partials(self, done: CollectionReport) -> None:
         idle = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
@@ -102,14 +104,14 @@ class Collector:
         while stale := await self._metadata.stale_uploads(before, PORTION):
             for upload in stale:
                 if await self._metadata.drop_upload(upload, before):
-                    await self._blobs.discard(upload)
+                    await self._blobs.discard_upload(upload)
                     done.uploads += 1
         cut = self._clock() - max(self.grace, 60)
-        old = [upload for upload, changed in await self._blobs.sessions() if changed < cut]
+        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < cut]
         known = await self._metadata.known_uploads(old)
         for upload in old:
             if upload not in known:
-                await self._blobs.discard(upload)
+                await self._blobs.discard_upload(upload)
 
     async def _drop_links(self, done: CollectionReport) -> None:
         before = self._clock() - self.grace
@@ -121,26 +123,26 @@ class Collector:
         """Blobs without any link need no grace: what could bring them back holds their lock, or pushes them anew."""
         while digests := await self._metadata.dropped_blobs(PORTION):
             for digest in digests:
-                async with self._blobs.hold(digest):
+                async with self._locks.hold(digest):
                     place = await self._metadata.drop_blob(digest)
                     if place is not None:
                         await self._blobs.remove(place)
                         done.blobs += 1
                 if self._is_full():
-                    await self._blobs.empty_trash()
-            await self._blobs.empty_trash()
+                    await self._blobs.reclaim_space()
+            await self._blobs.reclaim_space()
 
     async def _drop_strays(self, done: CollectionReport) -> None:
         for _ in range(SHARDS):
             number, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
             cut = self._clock() - max(self.grace, 60)
-            old = {digest: place for digest, place, written in await self._blobs.shard(number) if written < cut}
+            old = {digest: place for digest, place, written in await self._blobs.list_shard(number) if written < cut}
             known = await self._metadata.known_blobs(list(old))
             for digest in old.keys() - known:
                 done.strays += await self._drop_stray(digest, old[digest])
 
     async def _drop_stray(self, digest: Digest, place: str) -> bool:
-        async with self._blobs.hold(digest):
+        async with self._locks.hold(digest):
             if digest in await self._metadata.known_blobs([digest]):
                 return False
             await self._blobs.remove(place)

@@ -4,8 +4,6 @@ A partial blob has two files in `partials/`: its bytes, and its state (`storage.
 holds the lock on a state file that still has its name owns the partial, and only the owner changes either file or name.
 The state is the first to come and the last to go, and says what became of the bytes before they lose their name; so
 whoever opened the state and finds it running after opening the bytes has the two that belong together.
-
-Which blobs are on their way in, and how far they are, for a person to see. Nothing is locked or changed.
 """
 
 from __future__ import annotations
@@ -17,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.blobs.files.partial_state import RECORD_SIZE, PartialStatus, Progress, read_progress
+from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import is_byte_locked, try_lock_byte
+from storage.data_dir.locks import try_lock_byte
 from storage.data_dir.reserve import Reserve
-from storage.data_dir.system import System, boot_id
+from storage.data_dir.system import System
 from storage.errors import DigestInvalid, StorageFull
 from storage.names import Digest
 
@@ -126,14 +125,7 @@ def close_data(threads: Executor, data: int) -> None:
 
 
 def write_progress(system: System, state: int, progress: Progress) -> None:
-    write_out(system, state, memoryview(progress.encode()), 0)
-
-
-def write_out(system: System, fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of it, and nothing else: what follows and what was there before stays."""
-    while data:
-        done = system.write(fd, [data], offset)
-        data, offset = data[done:], offset + done
+    write_fully(system, state, memoryview(progress.encode()), 0)
 
 
 def _open_or_create(system: System, path: Path) -> int | None:
@@ -199,7 +191,7 @@ def _set_up(system: System, names: PartialPaths, state: int, size: int, boot: st
             system.unlink(names.data)
         data = system.open(names.data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         system.truncate(data, size)
-        write_out(system, state, memoryview(bytes(RECORD_SIZE)), 0)
+        write_fully(system, state, memoryview(bytes(RECORD_SIZE)), 0)
         progress = Progress(boot, size)
         write_progress(system, state, progress)
     except BaseException:
@@ -227,44 +219,3 @@ def _is_stale(names: PartialPaths, before: float, boot: str) -> bool:
         with suppress(FileNotFoundError):
             return os.stat(path).st_mtime < before
     return False
-
-
-TRIES = 10
-"""Readings of a state that is being written just then."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartialSummary:
-    """A partial blob: its bytes, those that are here, and whether a process fetches it now."""
-
-    digest: Digest
-    size: int
-    here: int
-    owned: bool
-
-
-def list_partials(data: Path) -> list[PartialSummary]:
-    """Those that the next who asks for them can go on with. Raises OSError."""
-    layout = Layout(data.absolute())
-    boot = boot_id()
-    found = []
-    for name, digest in partials_in(layout):
-        try:
-            state = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # it is whole, or was given up, since the directory was read
-            continue
-        try:
-            progress = _read(state)
-            if progress is not None and progress.status is PartialStatus.RUNNING and progress.boot == boot:
-                here = sum(stop - start for start, stop in progress.extents)
-                found.append(PartialSummary(digest, progress.size, here, is_byte_locked(state)))
-        finally:
-            os.close(state)
-    return found
-
-
-def _read(state: int) -> Progress | None:
-    for _ in range(TRIES):
-        if (progress := read_progress(state)) is not None:
-            return progress
-    return None

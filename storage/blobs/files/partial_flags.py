@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from storage.data_dir.durable_files import as_storage_errors
+from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.locks import is_byte_locked, share_lock_byte, try_lock_byte, unlock_byte
 
 WANTED, BEGUN = 1, 2

@@ -16,7 +16,6 @@ from storage.blobs.files.partial_files import (
     close_data,
     drop_partial,
     is_named,
-    write_out,
     write_progress,
 )
 from storage.blobs.files.partial_flags import PartialFlags
@@ -31,7 +30,8 @@ from storage.blobs.files.partial_state import (
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.prefix_digest import PrefixDigest
 from storage.content import PartialFailures
-from storage.data_dir import durable_files
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.durable_files import sync_directory, write_fully
 from storage.data_dir.locks import is_byte_locked, try_lock_byte, unlock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -199,7 +199,7 @@ class SharedPartial:
         """Learns what the owner in another process has done. Raises StorageFailed."""
         if self._owner is not None:
             return
-        with durable_files.as_storage_errors():
+        with as_storage_errors():
             orphan = not is_byte_locked(self._state)  # asked first: what an owner told before it went is read then
             progress = read_progress(self._state)
         with self._lock:
@@ -239,7 +239,7 @@ class SharedPartial:
     @property
     def owner_failures(self) -> PartialFailures:
         """Raises StorageFailed."""
-        with durable_files.as_storage_errors():
+        with as_storage_errors():
             return read_failures(self._state)
 
     def missing(self) -> list[Extent]:
@@ -266,7 +266,7 @@ class SharedPartial:
                 self._coming.add(*part)
         try:
             self._reserve.require_room()
-            with durable_files.as_storage_errors():
+            with as_storage_errors():
                 self._write(offset, data, wanted)
                 self._publish()
         except StorageFull:
@@ -279,7 +279,7 @@ class SharedPartial:
         done = False
         try:
             for start, stop in parts:
-                write_out(self._system, self.data, data[start - offset : stop - offset], start)
+                write_fully(self._system, self.data, data[start - offset : stop - offset], start)
             done = True
         finally:
             with self._lock:
@@ -304,7 +304,7 @@ class SharedPartial:
     def report_failure(self, reason: str) -> None:
         """Raises OSError."""
         told = PartialFailures(read_failures(self._state).times + 1, reason)
-        write_out(self._system, self._state, memoryview(encode_failures(told)), RECORD_SIZE)
+        write_fully(self._system, self._state, memoryview(encode_failures(told)), RECORD_SIZE)
 
     def finish_digest(self) -> Digest:
         """Of all the bytes. Raises OSError, also where the file has lost some since they were read."""
@@ -323,7 +323,7 @@ class SharedPartial:
         except FileNotFoundError:
             if not is_named(self.data, target):
                 raise
-        durable_files.sync_directory(self._system, target.parent)
+        sync_directory(self._system, target.parent)
 
     def drop(self, why: PartialStatus) -> None:
         """What became of it, told to all; nothing of it stays in `partials/`. Raises nothing."""

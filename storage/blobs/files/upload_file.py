@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.data_dir import durable_files
+from storage.data_dir.durable_files import sync_directory, write_all
+from storage.data_dir.locks import Flock
 from storage.data_dir.system import System
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown
 
@@ -73,7 +74,7 @@ class UploadFile:
 
     @contextmanager
     def _owning(self) -> Iterator[None]:
-        with durable_files.Flock(self._fd):
+        with Flock(self._fd):
             try:
                 same = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
             except FileNotFoundError:
@@ -88,7 +89,7 @@ class UploadFile:
     def append(self, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         """Writes at `offset`, the end; returns the new end."""
         with self._owning():
-            return durable_files.write_all(self._system, self._fd, chunks, offset)
+            return write_all(self._system, self._fd, chunks, offset)
 
     def restart(self) -> None:
         """Drops all bytes."""
@@ -122,7 +123,7 @@ class UploadFile:
         with self._owning():
             self._system.rename(self.path, target)
             self._published = True
-            durable_files.sync_directory(self._system, target.parent)
+            sync_directory(self._system, target.parent)
         self._drop_directory()
 
     def discard(self) -> None:

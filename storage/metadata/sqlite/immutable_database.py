@@ -11,7 +11,6 @@ Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import apsw
 
 from storage.data_dir.blocking_calls import UncancellableFuture
 from storage.data_dir.layout import Layout
+from storage.data_dir.locks import try_flock, unlock_flock
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
 from storage.metadata.sqlite.writer_thread import Change
@@ -41,10 +41,8 @@ class ImmutableDatabase:
         """Raises StorageFull: the log is not empty, or somebody writes; apsw.Error, OSError."""
         self._lock = os.open(layout.metadata_lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StorageFull(NO_ROOM) from None
+            if not try_flock(self._lock, shared=True):
+                raise StorageFull(NO_ROOM)
             if _size(Path(f"{layout.metadata}-wal")):
                 raise StorageFull(f"{NO_ROOM}, and the log of the database has to be read first")
             where = f"file:{quote(str(layout.metadata))}?immutable=1"
@@ -58,7 +56,7 @@ class ImmutableDatabase:
         """From here on others may write, and nothing is read here any more."""
         self._ended = True
         self.db.set_exec_trace(_refuse)  # some use the connection directly
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        unlock_flock(self._lock)
 
     def close(self) -> None:
         self.db.close()

@@ -24,9 +24,10 @@ from typing import Any, TypeVar
 
 import apsw
 
-from storage.data_dir.blocking_calls import UncancellableFuture
-from storage.data_dir.durable_files import Flock, as_storage_errors, sync_directory
+from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_errors
+from storage.data_dir.durable_files import sync_directory
 from storage.data_dir.layout import Layout
+from storage.data_dir.locks import Flock
 from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
