@@ -39,12 +39,13 @@ from storage.data_dir.locks import Flock
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System, boot_id
 from storage.errors import StorageFull
-from storage.interface import DigestLocks, Partials
 from storage.inventory import Inventory
+from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.metadata.sqlite import inventory, setup
 from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
+from storage.partials import Partials
 from storage.store.publication import Publication
 from storage.store.stored_registry import StorageHealth, StoredRegistry
 from storage.upkeep.collector import Collector

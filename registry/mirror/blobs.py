@@ -18,8 +18,9 @@ from registry.mirror.upstream_client import UnconfirmedBlobUnknown
 from registry.single_flight import SingleFlight
 from storage.content import BLOB_TYPE, Descriptor, Manifest, OpenFile, Span
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFailed, UpstreamTimeout, UpstreamUnavailable
-from storage.interface import BlobReader, UpstreamRecords
+from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName
+from storage.upstream_records import UpstreamRecords
 
 SMALL_BLOB: Final = 64 * 1024
 """Bytes up to which a blob is given to nobody before it is checked: that costs no time worth naming."""

@@ -22,7 +22,8 @@ from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, UpstreamSin
 from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenEndpoint
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
-from storage.interface import Leases, UpstreamRecords
+from storage.leases import Leases
+from storage.upstream_records import UpstreamRecords
 
 PING_VALID_SECONDS = 600.0
 """For how long what an endpoint asked for at `/v2/` is believed: a login, or none."""

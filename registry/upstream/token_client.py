@@ -22,7 +22,8 @@ from registry.upstream.quota import MAX_RETRY_AFTER_SECONDS, RateLimitBackoff
 from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, UpstreamSingleFlight, time_limit
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
-from storage.interface import Leases, UpstreamRecords
+from storage.leases import Leases
+from storage.upstream_records import UpstreamRecords
 
 log = logging.getLogger(__name__)
 

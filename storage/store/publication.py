@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from storage.blobs.blob_store import BlobStore, VerifiedContent
 from storage.errors import StorageFull
-from storage.interface import DigestLocks
+from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import RepositoryName, UploadID
 

@@ -10,13 +10,16 @@ from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
-from storage.interface import BlobReader, DigestLocks, Leases, Partials, UpstreamRecords
+from storage.interface import BlobReader
+from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
+from storage.upstream_records import UpstreamRecords
 
 NEED_NOTED_SECONDS = 60.0
 """A blob that a client was told of within this time is not noted again. At most half the collector's grace."""
@@ -78,7 +81,7 @@ class StoredRegistry:
             self._health.retire()
 
     async def known(self, repo: RepositoryName) -> bool:
-        """Whether anything was ever put into that repository; also when all of it is deleted."""
+        """Returns whether the repository ever had content, even if all of it was deleted."""
         return await self.metadata.is_known_repository(repo)
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from storage.errors import RegistryError
-from storage.interface import Leases
+from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0
 """Longest time from the start to the first round."""

@@ -28,7 +28,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from storage.access import AccountInvalid
 from storage.errors import TooManyRequests
-from storage.interface import Leases
+from storage.leases import Leases
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1024
 """Bytes of a password. The longest bounds what a stranger can have hashed."""

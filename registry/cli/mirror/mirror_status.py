@@ -15,8 +15,8 @@ from registry.mirror.freshness import Freshness, Verdict
 from registry.upstream.quota import limited_until
 from storage.composition import list_partials, open_inventory
 from storage.content import Allowance
-from storage.interface import UpstreamRecords
 from storage.inventory import Inventory
+from storage.upstream_records import UpstreamRecords
 
 
 async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:

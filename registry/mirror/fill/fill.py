@@ -32,8 +32,11 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import Leases, Partial, Partials, Registry, UpstreamRecords
+from storage.interface import Registry
+from storage.leases import Leases
 from storage.names import Digest, RepositoryName
+from storage.partials import Partial, Partials
+from storage.upstream_records import UpstreamRecords
 
 log = logging.getLogger("registry.mirror")
 

@@ -24,8 +24,8 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import UpstreamRecords
 from storage.names import Digest, RepositoryName
+from storage.upstream_records import UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
 """Seconds without progress after which a blob that somebody is in the middle of is given up: an upstream may be started

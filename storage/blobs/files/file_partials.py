@@ -20,13 +20,13 @@ from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
 
 THREADS = 4
-"""For digests that are computed while the bytes come."""
+"""Threads that compute digests while the bytes come."""
 FIRST_PAUSE = 0.001
 LONGEST_PAUSE = 0.02
 
 
 class FilePartial:
-    """One who asked for a partial blob (`Partial`). All who did so in this process share the open files."""
+    """A user of a partial blob (`Partial`). All users in this process share its open files."""
 
     def __init__(self, partials: FilePartials, shared: SharedPartial) -> None:
         self.digest = shared.digest
@@ -41,7 +41,7 @@ class FilePartial:
         return self._shared.is_owner(self)
 
     def own(self) -> bool:
-        """Never true again once it was dropped: claim it anew."""
+        """Returns False for good once the partial was dropped: claim it again."""
         with as_storage_errors():
             return not self._closed and self._shared.own(self)
 
@@ -49,7 +49,7 @@ class FilePartial:
         return self._shared.missing()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        with self._shared.working(self):
+        with self._shared.owner_step(self):
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, at: int) -> int:
@@ -57,22 +57,22 @@ class FilePartial:
 
     def want(self) -> None:
         if not self._closed:
-            self._shared.marks.want(self)
+            self._shared.flags.want(self)
 
     @property
     def wanted(self) -> bool:
-        return not self._closed and self._shared.marks.wanted(self)
+        return not self._closed and self._shared.flags.wanted(self)
 
     def begin(self) -> None:
         if self.owned:
-            self._shared.marks.begin()
+            self._shared.flags.begin()
 
     @property
     def begun(self) -> bool:
-        return not self._closed and self._shared.marks.begun()
+        return not self._closed and self._shared.flags.begun()
 
     async def report_failure(self, reason: str) -> None:
-        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.working(self):
+        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.owner_step(self):
             await self._partials.run(lambda: self._shared.report_failure(reason))
 
     @property
@@ -85,8 +85,8 @@ class FilePartial:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._shared.marks.stop_waiting(self)
-            self._shared.let_go(self)
+            self._shared.flags.stop_waiting(self)
+            self._shared.disown(self)
             self._shared.release()
 
 
@@ -120,21 +120,20 @@ class FilePartials:
         self._boot = boot[:40]
         self._adopt = adopt
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="partials")
-        self._watch = PartialWaiters()
+        self._waiters = PartialWaiters()
         self._claiming = KeyedLocks[str]()
         self._shared: dict[str, SharedPartial] = {}
         self._finishing: set[asyncio.Task[Descriptor]] = set()
 
     async def aclose(self) -> None:
-        """Waits for what is being committed."""
+        """Waits for commits that are running."""
         if self._finishing:
             await asyncio.wait(self._finishing)
-        self._watch.close()
+        self._waiters.close()
         self._threads.shutdown()
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> FilePartial:
-        """One that was committed a moment ago is not known any more: a new owner of nothing looks among the blobs
-        first. Cancelled: it is nobody's."""
+        """A partial that was committed a moment ago is gone, so a new owner should look for the blob first."""
         if size < 0:
             raise SizeInvalid(f"a blob has no {size} bytes")
         name = self._disk.layout.partial(digest, size, source)
@@ -151,7 +150,7 @@ class FilePartials:
         if shared is None or not shared.retain():
             return None
         try:
-            shared.look()
+            shared.refresh()
             partial = FilePartial(self, shared)
             partial.own()
             if shared.running:
@@ -163,9 +162,9 @@ class FilePartials:
         return None
 
     async def _open(self, name: str, digest: Digest, size: int) -> FilePartial | None:
-        names = PartialPaths.of(self._disk.layout, name, digest)
+        paths = PartialPaths.of(self._disk.layout, name, digest)
         disk = self._disk
-        step = disk.run(lambda: open_partial(disk.system, names, size, self._boot, disk.reserve))
+        step = disk.run(lambda: open_partial(disk.system, paths, size, self._boot, disk.reserve))
         try:
             opened = await step
         except asyncio.CancelledError:
@@ -174,7 +173,7 @@ class FilePartials:
             raise
         if opened is None:
             return None
-        shared = SharedPartial(*(disk.system, disk.reserve, self._threads, self._watch, names, digest), opened=opened)
+        shared = SharedPartial(*(disk.system, disk.reserve, self._threads, self._waiters, paths, digest), opened=opened)
         shared.retain()
         partial = FilePartial(self, shared)
         if opened.owned:
@@ -205,7 +204,7 @@ class FilePartials:
         repo: RepositoryName,
         blame: Callable[[], Awaitable[None]] | None,
     ) -> asyncio.Task[Descriptor]:
-        """Commits, whatever becomes of who asked for it."""
+        """Starts a commit that runs to its end, even if its caller is cancelled."""
         task = asyncio.ensure_future(self._commit(partial, shared, repo, blame))
         self._finishing.add(task)
         task.add_done_callback(self._finished)
@@ -214,7 +213,7 @@ class FilePartials:
     def _finished(self, task: asyncio.Task[Descriptor]) -> None:
         self._finishing.discard(task)
         if not task.cancelled():
-            task.exception()  # told to who asked, unless that one is gone
+            task.exception()  # marks it as retrieved, if its caller was cancelled
 
     async def _commit(
         self,
@@ -224,9 +223,9 @@ class FilePartials:
         blame: Callable[[], Awaitable[None]] | None,
     ) -> Descriptor:
         run = self._disk.run
-        with shared.working(partial):
+        with shared.owner_step(partial):
             if shared.missing():
-                raise PartialLost("the blob has not come whole yet")
+                raise PartialLost("bytes of the partial blob are missing")
             try:
                 actual = await run(shared.finish_digest)
                 if actual != shared.digest:

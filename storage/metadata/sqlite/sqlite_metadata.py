@@ -1,7 +1,7 @@
 """Metadata in an embedded SQLite database (`Metadata`).
 
-Reads run inline on the event loop's own connections: they take microseconds, and see what any process has committed.
-Those that may look at many rows run in a thread. Changes go through the `WriterThread`.
+Lookups run on the event loop with its own connections: they take microseconds, and see all commits of all processes.
+Those that may read many rows run in a thread. Changes go through the `WriterThread`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from storage.patterns import NameSet
 from storage.versioned_cache import VersionedCache
 
 CACHE_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of answers that are kept, about."""
+"""Approximate size of the lookup cache in bytes."""
 MANIFEST_WEIGHT: Final = 8
-"""Bytes of memory that a manifest and what it says take, for each of its own."""
+"""Memory that a manifest and its parsed content take, per byte of the manifest."""
 _FEW: Final = 1024
-"""What an answer weighs that is a few fields: about its bytes."""
+"""Approximate size in bytes of a cached value of a few fields."""
 _SMALL_PAGE: Final = 1000
-"""Repositories of a page that the event loop reads itself, where no name has to be matched."""
+"""Largest page of repositories that is read on the event loop, if no name has to be matched."""
 _FEW_REFERRERS: Final = 100
-"""Referrers that the event loop reads itself,"""
+"""Most referrers that are read on the event loop,"""
 _FEW_ANNOTATIONS: Final = 64 * 1024
-"""with so many bytes of annotations."""
+"""and most bytes of their annotations."""
 _PORTION: Final = 500
-"""Rows that are looked for in one turn of the event loop: 5 ms."""
+"""Rows that are looked up in one iteration of the event loop: about 5 ms."""
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
@@ -48,7 +48,7 @@ def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
 
 
 def _manifest_size(manifest: Manifest) -> int:
-    return _FEW + MANIFEST_WEIGHT * len(manifest.body)  # some ask what it says, and that is kept with it
+    return _FEW + MANIFEST_WEIGHT * len(manifest.body)  # the parsed content is cached with it
 
 
 def _row_size(_: BlobRow | Descriptor) -> int:
@@ -79,7 +79,7 @@ class SqliteMetadata:
         self._clock = clock
 
     def _look(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
-        """`look(db, *what)`, or what it gave since the last commit. What it raises is not kept."""
+        """Returns `look(db, *what)`, from the cache if there was no commit since. Errors are not cached."""
         key = (look, *what)
         kept = self._cache.get(key)
         if kept is not None:
@@ -91,7 +91,7 @@ class SqliteMetadata:
         return answer
 
     async def _scan(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
-        """The same in the thread for scans."""
+        """Does the same in the thread for slow lookups."""
         key = (look, *what)
         kept = self._cache.get(key)
         if kept is not None:
@@ -229,7 +229,8 @@ class SqliteMetadata:
         return await self._known("upload", "id", uploads)
 
     async def _known(self, table: str, column: str, values: Sequence[S]) -> set[S]:
-        """In portions, between which the event loop goes on: a folder may hold tens of thousands of names."""
+        """Looks the values up in portions, and lets the event loop continue in between: there may be tens of
+        thousands."""
         found: set[S] = set()
         for start in range(0, len(values), _PORTION):
             if start:

@@ -13,9 +13,10 @@ from storage.blobs.files.file_partials import CompletePartial, FilePartials
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.data_dir.disk import Disk
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, StorageFailed
-from storage.interface import DigestLocks, Partials
+from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import Digest, RepositoryName, UploadID
+from storage.partials import Partials
 from storage.running_digest import RunningDigest, restore_digest, start_digest
 from storage.store.publication import Publication
 from tests.fakes.object_store.bucket import Bucket, NoSuchKey, PreconditionFailed
