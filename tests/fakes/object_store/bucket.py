@@ -79,6 +79,10 @@ class Bucket:
         with self.get(key, start) as stream:
             return stream.read(length)
 
+    def exists(self, key: str) -> bool:
+        """HeadObject."""
+        return self._file(key).exists()
+
     def delete(self, key: str) -> None:
         """DeleteObject. An object that does not exist is no error."""
         self._before("delete", key)

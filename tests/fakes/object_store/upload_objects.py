@@ -124,9 +124,13 @@ class UploadObjects:
             raise BlobUploadInvalid(TAKEN_OVER)
 
     def end(self) -> None:
-        """Nobody can take the session over from here on."""
+        """Nobody can take the session over from here on. If it was taken over and deleted just before, the name of the
+        next claim is free again; but then the claim before it, this one's own, was deleted first."""
         self.check_owner()
         self._claim(self.generation + 1, closed=True)
+        if not self.bucket.exists(self._claim_key(self.generation)):
+            self.bucket.delete(self._claim_key(self.generation + 1))
+            raise BlobUploadInvalid(TAKEN_OVER)
 
     def delete(self) -> None:
         """The claims last: as long as there are bytes, a former owner finds that they are not its own."""
@@ -143,9 +147,12 @@ class UploadObjects:
 
     def _claim(self, generation: int, *, closed: bool = False) -> None:
         try:
-            self.bucket.put(f"{self._prefix}claims/{generation:06}", b"closed" if closed else b"open")
+            self.bucket.put(self._claim_key(generation), b"closed" if closed else b"open")
         except PreconditionFailed:
             raise BlobUploadInvalid(TAKEN_OVER) from None
+
+    def _claim_key(self, generation: int) -> str:
+        return f"{self._prefix}claims/{generation:06}"
 
     def _put_base(self, chunks: list[Chunk]) -> None:
         names = json.dumps([chunk.name for chunk in chunks])
