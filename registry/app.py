@@ -283,7 +283,9 @@ def create_app(
             return
         async with AsyncExitStack() as stack:
             stored = await _open(app, settings, stack, may_freeze=True)
-            thawing = asyncio.create_task(reopen_store(app, settings, stack, stored.retire)) if stored.frozen else None
+            thawing = (
+                asyncio.create_task(reopen_store(app, settings, stack, stored.retire)) if stored.is_read_only else None
+            )
             routes = asyncio.create_task(asyncio.to_thread(app.build_routes))
             try:
                 yield

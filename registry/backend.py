@@ -74,7 +74,8 @@ async def open_router(
             private=[upstream.name for upstream in settings.upstream if upstream.private],
             confirmed=stored.records.confirmed,
         )
-        if serving and mirrors and not stored.frozen:  # it can store nothing, and would keep the turn from the next
+        # A read-only registry can store nothing, and would keep the lease from the one that replaces it.
+        if serving and mirrors and not stored.is_read_only:
             from registry.mirror.warm.schedule import warm_on_schedule
 
             await stack.enter_async_context(

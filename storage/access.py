@@ -1,7 +1,7 @@
-"""The words of who may do what: accounts, groups, API tokens, grants, keys, and the audit log.
+"""Types of access control: accounts, groups, API tokens, grants, keys, and the audit log.
 
-`storage.accounts.Accounts` keeps them; what somebody may do now, `registry.auth` puts together. Passwords and API
-tokens are kept as hashes; keys that sign tokens as they are, since they are needed.
+`storage.accounts.Accounts` stores them; `registry.auth` decides by them. Passwords and API tokens are stored as hashes,
+keys that sign tokens in plain form.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from storage.patterns import NamePattern
 
 _ACCOUNT = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED = frozenset({"anonymous", "everyone", "authenticated", "system"})
-"""Names no account and no group may have, since they mean something else."""
+"""Names with another meaning, which no account or group may have."""
 
 
 class AccountInvalid(RegistryError):
-    """A name, a password or another part of an account that is not valid."""
+    """A name, a password or another part of an account is not valid."""
 
     code = "ACCOUNT_INVALID"
     default = "the account is not valid"
@@ -41,15 +41,15 @@ class AccountExists(RegistryError):
 
 
 class LastAdmin(RegistryError):
-    """Refused, since nobody would be left who may do everything."""
+    """Refused: no enabled admin would be left."""
 
     code = "LAST_ADMIN"
     default = "that is the last admin who is enabled; make somebody else one before"
 
 
 class AccountName(str):
-    """What an account or a group is called: lower-case letters, digits, '.', '_' and '-', at most 64. People, robots
-    and groups each have a name of their own: one that is taken is taken for all three. Raises AccountInvalid."""
+    """Name of an account or a group: at most 64 lower-case letters, digits, '.', '_' and '-'. People, robots and
+    groups share one set of names. The constructor raises AccountInvalid."""
 
     __slots__ = ()
 
@@ -63,14 +63,14 @@ class AccountName(str):
 
 
 class AccountKind(enum.StrEnum):
-    """What an account is. A robot has no password: it logs in with API tokens alone."""
+    """Kind of an account. A robot has no password and logs in with API tokens only."""
 
     USER = "user"
     ROBOT = "robot"
 
 
 class Action(enum.IntFlag):
-    """What can be done to a repository. None of them implies another; `ADMIN` is the right to grant all of them."""
+    """Actions on a repository. None implies another; `ADMIN` is the right to grant all of them."""
 
     NONE = 0
     PULL = 1
@@ -80,7 +80,7 @@ class Action(enum.IntFlag):
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """`pull,push` as people and scopes write it; `*` is all. Raises ValueError."""
+        """Parses a list such as `pull,push`; `*` means all. Raises ValueError."""
         found = cls.NONE
         for word in filter(None, (part.strip().lower() for part in text.split(","))):
             if word != "*" and word.upper() not in cls.__members__:
@@ -92,7 +92,7 @@ class Action(enum.IntFlag):
 
     @property
     def words(self) -> list[str]:
-        """`["pull", "push"]`, always in the same order."""
+        """Returns the actions as words, such as `["pull", "push"]`, in a fixed order."""
         return [action.name.lower() for action in EVERY_ACTION if action in self and action.name]
 
 
@@ -100,7 +100,7 @@ EVERY_ACTION = Action.PULL | Action.PUSH | Action.DELETE | Action.ADMIN
 
 
 class GranteeKind(enum.StrEnum):
-    """Whom a grant is for. `everyone`: anonymous clients as well. `authenticated`: every account."""
+    """Kind of a grantee. `everyone` includes anonymous clients; `authenticated` means every account."""
 
     USER = "user"
     ROBOT = "robot"
@@ -111,15 +111,15 @@ class GranteeKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grantee:
-    """Whom a grant is for: `user:alice`, `group:dev`, `everyone`. The name of a user may be that of one who is not in
-    the store (htpasswd, an external issuer)."""
+    """Who gets a grant: `user:alice`, `group:dev`, `everyone`. A user need not have an account here (htpasswd, external
+    issuers)."""
 
     kind: GranteeKind
     name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Grantee:
-        """Raises AccountInvalid."""
+        """Parses the text form. Raises AccountInvalid."""
         kind, colon, name = text.partition(":")
         if kind not in set(GranteeKind) or bool(colon) == (kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED)):
             raise AccountInvalid(
@@ -133,8 +133,8 @@ class Grantee:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`version` grows with every change after which what was proved before counts no more: disabling, a new password.
-    `admin`: may do everything, to every repository and account. Times are seconds since 1970."""
+    """An account. `version` grows with every change that invalidates earlier logins: disabling, a new password. An
+    `admin` may do everything. Times are seconds since 1970."""
 
     name: AccountName
     kind: AccountKind
@@ -149,7 +149,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`subject` may do `actions` to the repositories that `pattern` matches. One row for each subject and pattern."""
+    """Allows `subject` the `actions` on the repositories that `pattern` matches. There is one per subject and
+    pattern."""
 
     subject: Grantee
     pattern: NamePattern
@@ -158,7 +159,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """What an API token is limited to, of what its account may do: `actions` on what `pattern` matches."""
+    """Limits an API token to `actions` on the repositories that `pattern` matches, as far as its account has them."""
 
     pattern: NamePattern
     actions: Action
@@ -166,10 +167,9 @@ class TokenLimit:
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """A secret an account may log in with in place of its password. `limits`: None: all that the account may do.
-    `purpose`: `personal` ones were made by somebody who was shown the secret once; `login` ones are refresh tokens that
-    `docker login` was given. Times are seconds since 1970; `expires` None: never; `used` None: not yet, else about when
-    last."""
+    """A secret that replaces the password of an account. `limits` None: all rights of the account. `purpose`:
+    `personal` for tokens that people make, `login` for refresh tokens that `docker login` gets. Times are seconds since
+    1970. `expires` None: never. `used`: about when it was last used; None: never."""
 
     id: str
     account: AccountName
@@ -183,8 +183,8 @@ class ApiToken:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """Signs the tokens of `/token`. `retired`: signs no more since then, and what it signed is taken until `until`,
-    whatever it says itself. Times are seconds since 1970."""
+    """A key that signs the tokens of `/token`. `retired`: since when it does not sign any more; tokens that it signed
+    are valid until `until` at most. Times are seconds since 1970."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -195,9 +195,9 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A line of the audit log. `target`: whom or what: `alice`, `group:dev`, `team/app`, `team/app:latest`,
-    `team/app@sha256:…`. `count`: how often the same came within a moment (logins and denials are gathered). `id`: where
-    it stands in the log, for `AuditQuery.before`; the store gives it."""
+    """A line of the audit log. `target`: what was acted on: `alice`, `group:dev`, `team/app`, `team/app:latest`,
+    `team/app@sha256:…`. `count`: number of equal events that this line stands for (logins and denials are combined).
+    `id`: position in the log, for `AuditQuery.before`; the store sets it."""
 
     at: float
     actor: str
@@ -214,8 +214,8 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which lines: all of the fields that are given must hold. `target`: that of a repository finds what is in it as
-    well. `since`: seconds since 1970. `before`: those that follow the line with this id, going back in time."""
+    """A filter for lines; all fields that are given must match. `target`: a repository also matches its tags and
+    manifests. `since`: seconds since 1970. `before`: only lines older than the one with this id."""
 
     actor: str | None = None
     action: str | None = None

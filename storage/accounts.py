@@ -1,7 +1,7 @@
-"""Who may do what, as the store keeps it (`Accounts`). The words are those of `storage.access`.
+"""The store of accounts, groups, grants, API tokens, keys and the audit log (`Accounts`). Types: `storage.access`.
 
-Reads take microseconds and run inline. Changes return when they are durable; the line of the audit log that tells of
-one is written in its own transaction.
+Reads take microseconds and run on the event loop. Changes return when they are durable. The audit log line of a change
+is written in its transaction.
 """
 
 from __future__ import annotations
@@ -26,38 +26,37 @@ from storage.patterns import NamePattern
 
 
 class Accounts(Protocol):
-    """All changes take `by`, which goes to the audit log, and make it known to every process: `epoch` differs after
-    them. What is so already is not changed, and has no line. Raises of changes: AccountInvalid, AccountUnknown,
-    AccountExists, StorageFull, StorageFailed. Cancelled: they are made or not, never half."""
+    """Changes take `by`, the actor for the audit log, and increment `epoch`, so that every process notices them. A
+    change that changes nothing does neither. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull,
+    StorageFailed. Cancelled: a change is made or not, never half."""
 
-    # What every request asks
+    # Read by every request
 
     def epoch(self) -> int:
-        """A number that differs whenever anything has changed of which a principal's rights are made: accounts, groups,
-        grants, tokens revoked, keys. Every process sees another one from the change's commit on. Takes about two
-        microseconds."""
+        """Returns a number that every change of rights increments: of accounts, groups, grants, keys, and revoked
+        tokens. Every process sees the new number from the change's commit on. Takes about two microseconds."""
         ...
 
     def closed(self) -> bool:
-        """Whether there was ever an account. Until then everything is open."""
+        """Returns whether there ever was an account. Until then, everybody may do everything."""
         ...
 
     def instance(self) -> str:
-        """This store's own random name: the issuer of its tokens."""
+        """Returns this store's random name, the issuer of its tokens."""
         ...
 
     # Accounts
 
     def account(self, name: AccountName) -> Account:
-        """Raises AccountUnknown."""
+        """Returns the account. Raises AccountUnknown."""
         ...
 
     def password_hash(self, name: AccountName) -> str | None:
-        """None: there is no such account, or it has no password."""
+        """Returns the hash of the password; None if there is no such account or it has no password."""
         ...
 
     def accounts(self, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
-        """A page may end before `limit` when it grows large."""
+        """Returns accounts in the order of their names. A page may end before `limit` when it grows large."""
         ...
 
     async def add_account(
@@ -70,47 +69,47 @@ class Accounts(Protocol):
         note: str = "",
         by: Actor,
     ) -> Account:
-        """The first one closes the registry for good."""
+        """Adds an account. The first one ever closes the registry to anonymous clients for good."""
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        """Ends what was proved with the one before: its refresh tokens and those of `/token`. Raises AccountInvalid for
-        a robot."""
+        """Sets or removes the password, and invalidates refresh tokens and bearer tokens that were issued before.
+        Raises AccountInvalid for a robot."""
         ...
 
     async def improve_hash(self, name: AccountName, old: str, new: str) -> None:
-        """The same password, hashed anew with other parameters; nothing else changes."""
+        """Replaces the hash `old` with `new`, of the same password with other parameters. Changes nothing else."""
         ...
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """`keep_admin`: raises LastAdmin where no admin who is enabled would be left."""
+        """Enables or disables the account. `keep_admin`: raises LastAdmin if no enabled admin would be left."""
         ...
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """`keep_admin`: as `set_enabled` has it."""
+        """Makes the account an admin or not. `keep_admin`: as in `set_enabled`."""
         ...
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
-        """Its tokens, memberships and grants go as well, so that nobody inherits them who takes the name later.
-        `keep_admin`: as `set_enabled` has it."""
+        """Removes the account with its tokens, memberships and grants, so that a later account of the same name does
+        not get them. `keep_admin`: as in `set_enabled`."""
         ...
 
     # Groups
 
     def groups(self, after: str | None, limit: int) -> Page[tuple[AccountName, tuple[str, ...]]]:
-        """Groups and their members. A page may end before `limit` when it grows large."""
+        """Returns groups and their members. A page may end before `limit` when it grows large."""
         ...
 
     def group(self, name: AccountName) -> tuple[AccountName, tuple[str, ...]]:
-        """A group and its members. Raises AccountUnknown."""
+        """Returns a group and its members. Raises AccountUnknown."""
         ...
 
     def known_groups(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that are groups here."""
+        """Returns those of `names` that are groups."""
         ...
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
-        """`member` need not be in the store."""
+        """Returns the groups of `member`, which need not have an account here."""
         ...
 
     async def add_group(self, name: AccountName, *, by: Actor) -> None: ...
@@ -118,7 +117,7 @@ class Accounts(Protocol):
     async def remove_group(self, name: AccountName, *, by: Actor) -> None: ...
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        """`member` need not be in the store. Raises AccountInvalid: it is a group."""
+        """Adds `member`, which need not have an account here. Raises AccountInvalid if it is a group."""
         ...
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None: ...
@@ -126,21 +125,21 @@ class Accounts(Protocol):
     # Rights
 
     def grants(self, subjects: Sequence[Grantee] | None = None) -> list[Grant]:
-        """Those of the subjects; None: all."""
+        """Returns the grants of the subjects; None: all grants."""
         ...
 
     def grant_page(self, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
-        """The same, page by page, in the order of their keys: `group:dev team/**`."""
+        """Returns the same in pages, in the order of keys such as `group:dev team/**`."""
         ...
 
     def granted(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """The same in short: the patterns that the subjects together were granted the same actions for. Takes a
-        microsecond for each grant."""
+        """Returns the same, combined: for each set of actions, the patterns for which any of the subjects has it. Takes
+        a microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        """In place of what the subject had for that pattern. Raises AccountUnknown: no such group or robot;
-        AccountInvalid: `user:ci` where ci is a robot, and the like; more than a subject can have."""
+        """Sets the subject's actions for the pattern. Raises AccountUnknown (no such group or robot), AccountInvalid (a
+        wrong kind, such as `user:ci` for a robot, or too many grants)."""
         ...
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None: ...
@@ -148,69 +147,72 @@ class Accounts(Protocol):
     # API tokens
 
     def token(self, token_id: str) -> tuple[ApiToken, bytes]:
-        """With the hash of its secret. Raises AccountUnknown: never made, revoked, or expired."""
+        """Returns the token and the hash of its secret. Raises AccountUnknown, also if it was revoked or has
+        expired."""
         ...
 
     def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
-        """A page may end before `limit` when it grows large."""
+        """Returns the tokens of an account; None: all. A page may end before `limit` when it grows large."""
         ...
 
     async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
-        """Of an account in the store. `epoch` stays: nobody can have remembered anything of it."""
+        """Adds a token of an account. Does not increment `epoch`, since no process can have cached anything about
+        it."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None: ...
 
     async def note_use(self, token_id: str, at: float) -> None:
-        """Not durable, and no change of `epoch`."""
+        """Stores when the token was last used. Not durable; does not increment `epoch`."""
         ...
 
     # Keys
 
     def signing_keys(self) -> list[SigningKey]:
-        """Those that count, the one that signs first."""
+        """Returns the valid keys; the one that signs comes first."""
         ...
 
     async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """The key that signs. Where there is none yet, `make` (called in another thread) gives the first; of several
+        """Returns the key that signs. If there is none, `make` (called in another thread) makes the first; of several
         processes that find none, all get the same."""
         ...
 
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """`key` signs from now on. The one before is retired, and taken for `keep` seconds more; 0.0: not at all, for a
-        key that others have come to know."""
+        """Makes `key` the one that signs. The key before stays valid for `keep` seconds more; 0.0, for a leaked key,
+        invalidates it at once."""
         ...
 
-    # Pace of attempts to log in, held for all processes
+    # Throttling of logins, for all processes
 
     def pace(self, key: str) -> float:
-        """Until when (seconds since 1970) the failures counted under `key` have been paid for; 0.0: there are none."""
+        """Returns until when `key` is throttled (seconds since 1970); 0.0: it is not."""
         ...
 
     async def note_failure(self, keys: Mapping[str, float]) -> None:
-        """One more failed attempt under each key, which costs that many seconds (GCRA: `max(now, pace) + seconds`).
-        Not durable."""
+        """Adds a failed attempt under each key, which throttles it by so many seconds more (GCRA: `max(now, pace) +
+        seconds`). Not durable."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
-        """Failures under these keys count no more. Not durable."""
+        """Ends the throttling of the keys. Not durable."""
         ...
 
     # Audit
 
     async def note(self, entries: Sequence[AuditEntry]) -> None:
-        """Logins and denials, gathered by the caller. Not durable."""
+        """Stores lines for logins and denials, which the caller has collected. Not durable."""
         ...
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Newest first. Changes of content, accounts and rights, logins, denials; tags as well, of which `tag_history`
-        keeps the lines. Raises AccountInvalid for a `before` that is no line's id."""
+        """Returns lines, newest first: changes of content, tags, accounts and rights, logins, denials. Raises
+        AccountInvalid for a `before` that is no line's id."""
         ...
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """As `audit`, without holding up the event loop: conditions may match few lines of many."""
+        """Returns the same without blocking the event loop, for conditions that may match few lines of many."""
         ...
 
     async def prune_audit(self, before: float) -> int:
-        """Drops lines older than `before` (seconds since 1970); how many. The history of tags stays."""
+        """Deletes lines older than `before` (seconds since 1970), and returns their number. The history of tags
+        stays."""
         ...

@@ -1,4 +1,4 @@
-"""What registry content is: descriptors, manifests with their exact bytes, spans, pages, and who acts."""
+"""Registry content: descriptors, manifests with their exact bytes, spans, pages, and the actor of a request."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 
 CHECK_CACHE_BYTES: Final = 8 * 1024
-"""Bytes up to which a manifest's check is remembered: an image with several tags is pushed once under each."""
+"""Size up to which a checked manifest is cached: an image with several tags is pushed once for each."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What points at content: its type, digest and size in bytes (OCI image spec, "Content Descriptors"). `verified`:
-    the content is here and has this digest and size; else somebody says so."""
+    """Type, digest and size in bytes of content (OCI image spec, "Content Descriptors"). `verified`: the content is
+    stored here with this digest and size; otherwise another party says so."""
 
     media_type: str
     digest: Digest
@@ -40,7 +40,7 @@ class Descriptor:
     verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        """As it stands in an index."""
+        """Returns the descriptor as a JSON document, as an index has it."""
         document: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
@@ -51,14 +51,14 @@ class Descriptor:
         return document
 
     def json(self) -> bytes:
-        """The same as JSON; annotations that are JSON already are not read for it."""
+        """Returns the same as JSON text. Stored annotations are JSON already and are copied."""
         if not isinstance(self.annotations, StoredAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
         return b'%b,"annotations":%b}' % (replace(self, annotations=None).json()[:-1], self.annotations.json)
 
 
 class StoredAnnotations(Mapping[str, str]):
-    """Annotations as JSON, as the store has them: a list of referrers passes them on without reading them."""
+    """Annotations as JSON text, as the store has them. A list of referrers copies them without parsing."""
 
     def __init__(self, json_text: bytes) -> None:
         self.json = json_text
@@ -78,11 +78,12 @@ class StoredAnnotations(Mapping[str, str]):
         return len(self._read)
 
     def __bool__(self) -> bool:
-        """Empty ones are not stored."""
+        """Returns True: empty annotations are not stored."""
         return True
 
 
 def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
+    """Returns annotations as JSON text."""
     if isinstance(annotations, StoredAnnotations):
         return annotations.json
     return manifest_parser.annotations_json(annotations)
@@ -93,13 +94,15 @@ BLOB_TYPE = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes `start` to `stop` (exclusive; None: to the end). A negative `start` counts from the end, with no `stop`."""
+    """Bytes from `start` to `stop` (exclusive; None: the end). A negative `start` counts from the end, without
+    `stop`."""
 
     start: int
     stop: int | None = None
 
     def within(self, size: int) -> tuple[int, int]:
-        """First byte and the one after the last, inside `size` bytes (RFC 9110, 14.1.2). Raises RangeInvalid."""
+        """Returns the first byte and the one after the last, inside `size` bytes (RFC 9110, 14.1.2). Raises
+        RangeInvalid."""
         if self.start < 0:
             start, stop = max(size + self.start, 0), size
         else:
@@ -111,7 +114,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """An open file descriptor (its owner closes it) and the offset at which the content's byte 0 lies."""
+    """An open file descriptor, which its owner closes, and the offset of the content's byte 0 in the file."""
 
     fd: int
     offset: int = 0
@@ -122,8 +125,8 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A part of a list. `more` says that something may follow. `place`: where the list goes on, given as `after`; None:
-    after the last item. Of a list that shows only a part of what there is, it may be something that is not shown."""
+    """A part of a list. `more`: something may follow. `place`: the value of `after` for the next page; None: the last
+    item. Where a list hides some items, `place` may be a hidden one."""
 
     items: Sequence[T]
     more: bool = False
@@ -132,7 +135,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, for tag history and logs."""
+    """The client of a request, for tag history and logs."""
 
     name: str = "anonymous"
     address: str = ""
@@ -142,13 +145,14 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a tag must point at for a PUT to go through: one of `digests`; `absent` and no digests: nothing at all;
-    neither: anything that exists (RFC 9110, 13.1.1 and 13.1.2)."""
+    """What a tag must point at for a PUT to succeed: one of `digests`; with `absent`, none of them, and without any the
+    tag must not exist; with neither, the tag must exist (RFC 9110, 13.1.1 and 13.1.2)."""
 
     digests: frozenset[str] = frozenset()
     absent: bool = False
 
     def holds(self, current: Digest | None) -> bool:
+        """Returns whether the condition holds for a tag that points at `current` (None: there is no tag)."""
         if self.absent:
             return current is None if not self.digests else current not in self.digests
         return current is not None and (not self.digests or current in self.digests)
@@ -156,7 +160,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamCheck:
-    """That an upstream was asked about a reference: when (seconds since 1970), and whether it had it."""
+    """A question to an upstream about a reference: when it was asked (seconds since 1970), and whether it had it."""
 
     at: float
     known: bool
@@ -164,16 +168,26 @@ class UpstreamCheck:
 
 @dataclass(frozen=True, slots=True)
 class PartialFailures:
-    """How often owners of a blob on its way in have given it up, and what the last of them left as the reason."""
+    """How often owners of a partial blob have stopped fetching it, and the reason that the last one gave."""
 
     times: int = 0
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
+class PartialSummary:
+    """A partial blob as a listing shows it: `received` of `size` bytes are here; `is_owned`: a process is fetching the
+    rest now."""
+
+    digest: Digest
+    size: int
+    received: int
+    is_owned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BadSender:
-    """That an endpoint sent other bytes for a blob than its digest says: how often, and when the last time (seconds
-    since 1970)."""
+    """How often an endpoint sent bytes with another digest for a blob, and when it last did (seconds since 1970)."""
 
     times: int
     at: float
@@ -181,8 +195,8 @@ class BadSender:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What an upstream still lets us ask: `remaining` requests (None: it does not say) of `limit`, as of `at`; none
-    before `until` (0.0: no such wish). Times in seconds since 1970."""
+    """Rate limit of an upstream: `remaining` requests (None: unknown) of `limit`, as of `at`, and no request before
+    `until` (0.0: at any time). Times in seconds since 1970."""
 
     at: float
     remaining: int | None = None
@@ -191,16 +205,15 @@ class Allowance:
 
 
 def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
-    """The digest of `body`."""
+    """Returns the digest of `body`."""
     return Digest(f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest or index: its exact bytes, and what they say. The bytes are never changed.
+    """A manifest or index: its exact bytes, which never change, and their parsed content.
 
-    Made from bytes of unknown origin by `Manifest.parse`, which checks them; the plain constructor trusts its caller
-    (the store, which checked them when they came)."""
+    `Manifest.parse` checks bytes of unknown origin. The plain constructor is for the store, which has checked them."""
 
     body: bytes = field(repr=False)
     media_type: str
@@ -208,8 +221,8 @@ class Manifest:
 
     @classmethod
     def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
-        """Checks and takes a pushed manifest. `media_type` is the Content-Type without parameters; None or empty: the
-        body's own. Raises ManifestInvalid, DigestInvalid (not the `expected` digest)."""
+        """Checks a pushed manifest and returns it. `media_type`: the Content-Type without parameters; None or empty:
+        the one in the body. Raises ManifestInvalid, DigestInvalid (not the `expected` digest)."""
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
@@ -217,13 +230,13 @@ class Manifest:
 
     @cached_property
     def _parts(self) -> manifest_parser.Parts:
-        """Raises ManifestInvalid for a stored manifest that is beyond today's bounds: its bytes are served all the
-        same."""
+        """Parsed content. Raises ManifestInvalid for a stored manifest that exceeds the present limits; its bytes are
+        served all the same."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), index=self.media_type in INDEXES)
 
     @property
     def readable(self) -> bool:
-        """Whether what it refers to can be read. False only for what an earlier version stored."""
+        """Whether the content can be parsed. False only for some manifests that an earlier version stored."""
         try:
             self._parts  # noqa: B018  it is kept
         except ManifestInvalid:
@@ -232,7 +245,7 @@ class Manifest:
 
     @property
     def descriptor(self) -> Descriptor:
-        """Of the manifest itself, with artifact type and annotations as the referrers API lists them."""
+        """Descriptor of the manifest itself, with artifact type and annotations as the referrers API lists them."""
         return Descriptor(self.media_type, self.digest, len(self.body), self.artifact_type, self.annotations or None)
 
     @cached_property
@@ -245,24 +258,24 @@ class Manifest:
 
     @cached_property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Config and layers; those only held elsewhere (`urls`, non-distributable types) are in `foreign` as well."""
+        """Config and layers, the foreign ones included."""
         return (*((self.config,) if self.config else ()), *self.layers)
 
     @cached_property
     def foreign(self) -> frozenset[Digest]:
-        """Blobs that need not be here: non-distributable layers."""
+        """Blobs that the registry need not have: non-distributable layers."""
         return frozenset(
             d.digest for d in self.blobs if "nondistributable" in d.media_type or "foreign" in d.media_type
         )
 
     @cached_property
     def manifests(self) -> tuple[Descriptor, ...]:
-        """An index's children."""
+        """Children of an index."""
         return self._describe_all(self._parts.manifests)
 
     @cached_property
     def blob_children(self) -> frozenset[Digest]:
-        """An index's entries whose type is no manifest's; they may be blobs. BuildKit's cache lists its layers so."""
+        """Entries of an index that have no manifest's type and may be blobs, as in BuildKit's cache indexes."""
         return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
 
     @property
@@ -272,7 +285,7 @@ class Manifest:
 
     @property
     def artifact_type(self) -> str | None:
-        """Its own; an image manifest without one: its config's type (spec, "Listing Referrers")."""
+        """The manifest's own type, or else its config's (distribution spec, "Listing Referrers")."""
         if own := self._parts.artifact_type:
             return own
         return self._parts.config["mediaType"] if self._parts.config else None
@@ -300,7 +313,8 @@ class Manifest:
 
 
 def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
-    """Raises ManifestInvalid. The document itself is not kept: it takes up to thirty times the memory of its bytes."""
+    """Raises ManifestInvalid. Does not keep the parsed document, which takes up to thirty times the memory of its
+    bytes."""
     document = manifest_parser.load_object(body)
     manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:

@@ -1,7 +1,7 @@
-"""The one family of errors a registry raises.
+"""Errors that a registry raises (`RegistryError`).
 
-A subclass per error code of the OCI distribution spec ("Error Codes"), plus a few the spec has no code of its own for.
-The core knows codes, never HTTP statuses: `registry.http.errors.STATUS` gives each class its status.
+There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and some for which the spec has no
+code. The library knows codes, not HTTP statuses: `registry.http.errors.STATUS` gives each class its status.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class RegistryError(Exception):
-    """Something a client can be told: `code` for programs, `message` for people, `detail` for either (any JSON)."""
+    """An error for clients: `code` for programs, `message` for people, `detail` (any JSON) for both."""
 
     code: ClassVar[str] = "UNKNOWN"
     default: ClassVar[str] = "the registry could not do this"
@@ -52,7 +52,7 @@ class ManifestInvalid(RegistryError):
 
 
 class TagInvalid(ManifestInvalid):
-    """A tag outside the grammar. The spec has no code of its own for it; the reference belongs to a manifest."""
+    """A tag does not match the grammar. The spec has no code for this, so it is a kind of invalid manifest."""
 
     default = "the tag is not valid"
 
@@ -88,10 +88,9 @@ class SizeInvalid(RegistryError):
 
 
 class RangeInvalid(RegistryError):
-    """A span outside the content, or a chunk that does not start where the upload stands.
+    """A span lies outside the content, or a chunk does not start at the upload's offset.
 
-    `size` is the whole length in bytes where it is known (for `Content-Range: bytes */size`), `offset` where an upload
-    stands.
+    `size`: length of the content in bytes, if known (for `Content-Range: bytes */size`). `offset`: the upload's offset.
     """
 
     code = "BLOB_UPLOAD_INVALID"
@@ -104,8 +103,8 @@ class RangeInvalid(RegistryError):
 
 
 class Unauthorized(RegistryError):
-    """Who asks is not known, or shows less than it takes. `reason` tells programs why a token was not enough:
-    `invalid_token` or `insufficient_scope` (RFC 6750, 3.1)."""
+    """The client is unknown or has too few rights. `reason`: why a token was not enough, `invalid_token` or
+    `insufficient_scope` (RFC 6750, 3.1)."""
 
     code = "UNAUTHORIZED"
     default = "log in first"
@@ -126,7 +125,7 @@ class Unsupported(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """`retry_after` is in seconds."""
+    """The client or the upstream is rate limited. `retry_after`: seconds."""
 
     code = "TOOMANYREQUESTS"
     default = "too many requests; wait a little"
@@ -137,7 +136,7 @@ class TooManyRequests(RegistryError):
 
 
 class UpstreamUnavailable(RegistryError):
-    """`retry_after`: in so many seconds it is worth another try; None: nobody knows."""
+    """No upstream answers. `retry_after`: seconds after which a retry makes sense; None: unknown."""
 
     code = "UNAVAILABLE"
     default = "the upstream registry does not answer"
@@ -152,28 +151,28 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 
 class PartialLost(RegistryError):
-    """A blob on its way in has no owner any more; what came of it is kept for the next."""
+    """A partial blob has no owner any more. Its bytes are kept for the next owner."""
 
     code = "UNAVAILABLE"
     default = "the blob's way in was broken off; try again"
 
 
 class StorageFull(RegistryError):
-    """The disk (or a quota on it) is full. Nothing of the refused write is kept."""
+    """The disk, or a quota on it, is full. Nothing of the refused write is kept."""
 
     code = "STORAGE_FULL"
     default = "the registry's disk is full; free some space or ask its operator to"
 
 
 class StorageFailed(RegistryError):
-    """The disk or the database answered with an error that is nobody's request's fault."""
+    """The disk or the database failed, through no fault of the request."""
 
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; its log says how"
 
 
 class TooManyOpenFiles(StorageFailed):
-    """The process, or the machine, has as many files open as it may. `retry_after` is in seconds."""
+    """The process or the machine has too many files open. `retry_after`: seconds."""
 
     code = "UNAVAILABLE"
     default = "the registry has as many files open as it may; try again in a moment"
@@ -181,7 +180,7 @@ class TooManyOpenFiles(StorageFailed):
 
 
 def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
-    """For a DELETE of a blob that `manifest` refers to."""
+    """Returns the error for a DELETE of a blob that `manifest` refers to."""
     return Unsupported(
         f"manifests of {repo} refer to the blob {digest}; delete those first, such as {manifest}: "
         "blobs that nothing refers to any more are then collected",

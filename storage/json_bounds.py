@@ -1,8 +1,8 @@
-"""Bounds on JSON from outside, checked on its bytes before anything is built from them.
+"""Limits on JSON from clients and upstreams, checked on its bytes before it is parsed (`Bounds`).
 
-CPython decodes an array in one call that holds the interpreter lock from its first to its last value, and each value
-takes fifty bytes of memory or more: 8 MiB of `[],[],…` stop every other thread for a second and take 200 MiB. The check
-reads the bytes in slices, at about 200 MB/s, and lets other threads run between two of them.
+CPython parses an array in one call that holds the interpreter's lock, and each value takes at least fifty bytes of
+memory: 8 MiB of `[],[],…` block every other thread for a second and take 200 MiB. The check reads the bytes in slices,
+at about 200 MB/s, and lets other threads run in between.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 from typing import Final
 
 SMALL: Final = 16 * 1024
-"""Bytes up to which no document can hold anything up: they are not counted."""
+"""Size in bytes up to which a document is not checked, since it cannot block other threads for long."""
 _SLICE: Final = 64 * 1024
 _OPENING: Final = b"[{,"
 
 
 class OutOfBounds(ValueError):
-    """The document is larger than it may be; the text says in what."""
+    """The document exceeds a limit, which the text names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The largest document that is decoded. The defaults suit the largest manifests known: indexes of some thousand
+    """The largest document that is parsed. The defaults suit the largest known manifests: indexes of some thousand
     images, artifacts of some thousand files with annotations on each."""
 
     values: int = 60_000
-    """Values in all: members of objects and arrays, these included."""
+    """Number of values, objects and arrays included."""
     escapes: int = 1_000_000
-    """Backslashes. Each one makes the decoder start a new piece of its text."""
+    """Number of backslashes. At each one the parser starts a new piece of the text."""
     digits: int = 64
-    """Characters of a number. To read one takes time that grows with the square of its length."""
+    """Characters of a number. Parsing takes time quadratic in them."""
 
 
 BOUNDS: Final = Bounds()
 
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
-    """Raises OutOfBounds. A `body` that is no JSON may pass; one that passes costs the decoder a bounded time."""
+    """Raises OutOfBounds. A `body` that passes takes the parser a bounded time; it need not be JSON."""
     if len(body) <= SMALL:
         return
     values = escapes = at = 0
@@ -61,25 +61,25 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
 
 
 def _slice_end(body: bytes, start: int) -> int:
-    """Where a slice ends that cuts no escape in two: never after an odd number of backslashes."""
+    """Returns the end of a slice that splits no escape: never after an odd number of backslashes."""
     stop = min(start + _SLICE, len(body))
     last = body[start:stop]
     return stop + (len(last) - len(last.rstrip(b"\\"))) % 2
 
 
 def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
-    """What `json.loads` gives. Raises ValueError (also: OutOfBounds), RecursionError."""
+    """Parses JSON. Raises ValueError (OutOfBounds is one), RecursionError."""
     check_bounds(body, bounds)
     return _DECODER.decode(body.decode("utf-8"))
 
 
 def whole_number(text: str) -> int:
-    """For `json.JSONDecoder(parse_int=...)`. Raises OutOfBounds."""
+    """Parses an integer, for `json.JSONDecoder(parse_int=...)`. Raises OutOfBounds."""
     return int(_number(text))
 
 
 def fraction(text: str) -> float:
-    """For `json.JSONDecoder(parse_float=...)`. Raises OutOfBounds."""
+    """Parses a float, for `json.JSONDecoder(parse_float=...)`. Raises OutOfBounds."""
     return float(_number(text))
 
 

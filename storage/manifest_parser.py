@@ -1,4 +1,4 @@
-"""Reading a manifest's JSON strictly: what two readers could understand in two ways is refused.
+"""Parses a manifest's JSON strictly: refuses what two parsers could understand differently.
 
 Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4 for duplicate names.
 """
@@ -15,15 +15,15 @@ from storage.json_bounds import OutOfBounds, check_bounds, fraction, whole_numbe
 from storage.names import Digest, shown
 
 DEPTH = 64
-"""Nesting of objects and arrays at the most. Real manifests have five or six levels."""
+"""Deepest nesting of objects and arrays. Real manifests have five or six levels."""
 REFERENCES = 10_000
-"""Blobs and manifests that a pushed manifest may refer to. Each is a row or two, written by the one writer thread."""
+"""Most blobs and manifests that a pushed manifest may refer to. Each takes the writer thread a row or two."""
 TYPE_LENGTH = 255
-"""Characters of a media type or an artifact type that is pushed: 127, a '/', and 127 (RFC 6838, 4.2)."""
+"""Most characters of a pushed media type or artifact type: 127, a '/', and 127 (RFC 6838, 4.2)."""
 
 
 class Part(TypedDict):
-    """A descriptor's JSON once it is checked."""
+    """The checked JSON of a descriptor."""
 
     mediaType: str
     digest: str
@@ -38,7 +38,7 @@ _FIELDS: Final = frozenset(Part.__annotations__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a manifest refers to."""
+    """The parsed parts of a manifest."""
 
     config: Part | None
     layers: tuple[Part, ...]
@@ -84,7 +84,7 @@ def _too_deep(document: object) -> bool:
 
 
 def _texts_in(document: object) -> Iterator[str]:
-    """Each text in it, names of members included."""
+    """Yields all strings in the document, names of members included."""
     waiting = [document]
     while waiting:
         node = waiting.pop()
@@ -98,7 +98,7 @@ def _texts_in(document: object) -> Iterator[str]:
 
 
 def _has_half_characters(document: object) -> bool:
-    """Whether a text in it is not Unicode: JSON's escapes can write what UTF-8, and so no database, can hold."""
+    """Returns whether a string has a lone surrogate: JSON escapes can write one, but UTF-8 and the database cannot."""
     try:
         for text in _texts_in(document):
             if not text.isascii():
@@ -109,8 +109,8 @@ def _has_half_characters(document: object) -> bool:
 
 
 def load_object(body: bytes) -> dict[str, object]:
-    """The JSON object in `body`. Raises ManifestInvalid: no UTF-8, no JSON, a name twice, too deep, too many values, no
-    object."""
+    """Parses the JSON object in `body`. Raises ManifestInvalid: not UTF-8, not JSON, not an object, a duplicate name,
+    too deep, too many values."""
     try:
         check_bounds(body)
         document = _JSON.decode(body.decode("utf-8"))
@@ -130,8 +130,8 @@ def load_object(body: bytes) -> dict[str, object]:
 
 
 def media_type(document: dict[str, object], declared: str | None) -> str:
-    """The manifest's type: `declared` (Content-Type), which the body must not contradict; else the body's own; else
-    what its shape says. Raises ManifestInvalid."""
+    """Returns the manifest's type: `declared` (the Content-Type), which the body must not contradict; or the body's
+    own; or the one that its members imply. Raises ManifestInvalid."""
     own = document.get("mediaType")
     if own is not None and not isinstance(own, str):
         raise ManifestInvalid("the manifest's mediaType is not text")
@@ -163,7 +163,7 @@ def _text(value: object, where: str) -> str | None:
 
 
 def check_pushed(parts: Parts) -> None:
-    """What holds for manifests that come in, beside what `read_parts` asks of those that were stored before. Raises
+    """Checks the limits that apply to pushed manifests, but not to those that earlier versions stored. Raises
     ManifestInvalid."""
     count = len(parts.layers) + len(parts.manifests)
     if count > REFERENCES:
@@ -188,8 +188,8 @@ def _check_length(kind: str | None, what: str) -> None:
 
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
-    """JSON of annotations. Member by member: `json.dumps` lets no other thread run before it is done with all. In
-    UTF-8: one character of another script can make a text four times as large in memory."""
+    """Returns annotations as JSON in UTF-8. Writes member by member, since `json.dumps` holds the interpreter's lock to
+    its end; in bytes, since one non-Latin character makes a string up to four times as large in memory."""
     parts = [b"{"]
     for name, text in annotations.items():
         parts += (*_quoted(name), b":", *_quoted(text), b",")
@@ -197,7 +197,7 @@ def annotations_json(annotations: Mapping[str, str]) -> bytes:
 
 
 def _quoted(text: str) -> Iterator[bytes]:
-    """The text as JSON in UTF-8, slice by slice."""
+    """Yields the text as JSON in UTF-8, in slices."""
     yield b'"'
     for at in range(0, len(text), _SLICE):
         yield _escaped(text[at : at + _SLICE])[1:-1].encode("utf-8")
@@ -220,7 +220,7 @@ def _part(value: object, where: str) -> Part:
     _text(value.get("artifactType"), f"{where}.artifactType")
     if not isinstance(value.get("platform") or {}, dict):
         raise ManifestInvalid(f"{where}.platform is not an object")
-    if not value.keys() <= _FIELDS:  # what nobody asks for is not kept in memory
+    if not value.keys() <= _FIELDS:  # other members are not kept in memory
         value = {name: value[name] for name in _FIELDS if name in value}
     return cast("Part", value)
 
@@ -235,7 +235,7 @@ def _part_list(document: dict[str, object], name: str) -> tuple[Part, ...]:
 
 
 def read_parts(document: dict[str, object], *, index: bool) -> Parts:
-    """What the manifest refers to, each descriptor checked. Raises ManifestInvalid."""
+    """Returns the parts of the manifest, with each descriptor checked. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
     artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
     if not (version == 2 and type(version) is int) and not artifact:

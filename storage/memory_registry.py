@@ -1,7 +1,7 @@
-"""`MemoryRegistry`: the reference model of `storage.interface.Registry`, in dicts, as plain as can be.
+"""The reference model of `storage.interface.Registry`, in plain dicts (`MemoryRegistry`).
 
-It says what every other registry has to answer; the contract and model tests hold them against it, and tests that need
-a registry but no disk build over it. No method awaits anything, so each one is a transaction. Nothing survives it.
+It defines the right answers: contract and model tests compare other registries with it, and tests without a disk use
+it. No method awaits anything, so each is a transaction. It stores nothing durably.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_a
 from storage.patterns import ALL_NAMES, NameSet
 
 CHUNK = 1 << 20
-"""Bytes a reader yields at once."""
+"""Bytes that a reader yields at once."""
 
 S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Sorted by code points, which is the order of the UTF-8 bytes as well."""
+    """Returns a page sorted by code points, which is also the order of the UTF-8 bytes."""
     following = [item for item in sorted(items) if after is None or item > after]
     return Page(following[:limit], len(following) > limit)
 
@@ -54,13 +54,14 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 
 def _referred(manifest: Manifest) -> set[Digest]:
-    """The blobs that the manifest keeps from collection."""
+    """Returns the blobs that the manifest protects from collection."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
 @dataclass
 class _Repository:
-    """One that had content once. `needed` says when each blob was last linked, resolved, or let go by a manifest."""
+    """A repository that has had content. `needed`: when each blob was last linked, resolved, or dropped by a
+    manifest."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     needed: dict[Digest, float] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class _Repository:
         return {digest for manifest in self.manifests.values() for digest in _referred(manifest)}
 
     def missing(self, manifest: Manifest) -> set[Digest]:
-        """What the manifest refers to and is not here."""
+        """Returns the references of the manifest that are not here."""
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
         return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
@@ -79,8 +80,7 @@ class _Repository:
 
 @dataclass
 class _Session:
-    """An upload of `owner` (None: of nobody). `generation` counts the requests it went to: only the newest may touch
-    it."""
+    """An upload session of `owner` (None: everybody's). `generation` counts its owners: only the newest may use it."""
 
     repo: RepositoryName
     owner: str | None
@@ -92,7 +92,7 @@ class _Session:
 
 
 class MemoryBlobReader:
-    """A `BlobReader` over bytes. What happens to the blob after it was opened does not matter to it."""
+    """A `BlobReader` over bytes, which later changes of the blob do not affect."""
 
     def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
         self.descriptor = descriptor
@@ -104,7 +104,7 @@ class MemoryBlobReader:
         self._data = data
 
     async def ready(self, at: int) -> int:
-        """All of it is here."""
+        """Returns the end of the span: all bytes are here."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -113,11 +113,11 @@ class MemoryBlobReader:
             yield self._data[place : min(place + CHUNK, stop)]
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""
 
 
 class MemoryBlobWriter:
-    """A `BlobWriter` over a session of its registry."""
+    """A `BlobWriter` over a session of a `MemoryRegistry`."""
 
     def __init__(self, registry: MemoryRegistry, upload: UploadID, session: _Session) -> None:
         self.id = upload
@@ -132,7 +132,7 @@ class MemoryBlobWriter:
         return self._offset
 
     def _owned(self) -> _Session:
-        """The session, if it is still this writer's. Raises BlobUploadInvalid."""
+        """Returns the session, if this writer still owns it. Raises BlobUploadInvalid."""
         if self._closed or not self._registry.is_live(self.id, self._session):
             raise BlobUploadInvalid("this upload session has ended or was let go")
         if self._session.generation != self._generation:
@@ -165,14 +165,14 @@ class MemoryBlobWriter:
 
 
 class MemoryRegistry:
-    """A `Registry` in memory. `clock` gives seconds; only `collect` asks how old something is."""
+    """A `Registry` in memory. `clock` returns seconds; only `collect` uses it to decide."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._repositories: dict[RepositoryName, _Repository] = {}
         self._uploads: dict[UploadID, _Session] = {}
 
-    # Looking things up
+    # Lookups
 
     def _known(self, repo: RepositoryName) -> _Repository:
         if repo not in self._repositories:
@@ -180,7 +180,7 @@ class MemoryRegistry:
         return self._repositories[repo]
 
     def _of(self, repo: RepositoryName) -> _Repository:
-        """The repository for reading: one that is not known has nothing in it."""
+        """Returns the repository for reads; an empty one if it is unknown."""
         return self._repositories.get(repo, _Repository())
 
     def _of_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
@@ -195,18 +195,18 @@ class MemoryRegistry:
             raise BlobUploadUnknown(detail={"upload": upload})
         return session
 
-    # What the writers of this registry call
+    # For the writers of this registry
 
     def is_live(self, upload: UploadID, session: _Session) -> bool:
-        """Whether `session` has neither been committed nor cancelled."""
+        """Returns whether `session` was neither committed nor cancelled."""
         return self._uploads.get(upload) is session
 
     def end(self, upload: UploadID) -> None:
-        """Forgets a session and its bytes."""
+        """Drops a session and its bytes."""
         del self._uploads[upload]
 
     def link(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
-        """Makes `data` a blob of `repo`, which is known from now on."""
+        """Makes `data` a blob of `repo`."""
         found = self._repositories.setdefault(repo, _Repository())
         found.blobs[digest] = data
         found.needed[digest] = self._clock()
@@ -337,8 +337,8 @@ class MemoryRegistry:
     # Upkeep
 
     def collect(self, grace: float) -> None:
-        """Takes from each repository the blobs that none of its manifests refers to and that were last needed `grace`
-        seconds ago or more."""
+        """Removes from each repository the blobs that none of its manifests refers to and that were last needed `grace`
+        seconds ago or longer."""
         latest = self._clock() - grace
         for found in self._repositories.values():
             referred = found.referred()

@@ -1,4 +1,4 @@
-"""Names that cannot be wrong: each class checks the text when it is made, so one in hand is valid and path-safe.
+"""Validated names: each class checks the text when it is made, so that every instance is valid and path-safe.
 
 Grammar: OCI distribution spec, "Pulling manifests"; OCI image spec, "Digests"; RFC 9562 for upload ids.
 """
@@ -13,7 +13,7 @@ from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInv
 
 DEFAULT_TAG = "latest"
 NAME_LENGTH = 255
-"""Characters of a repository name at the most. Many clients cut host + '/' + name off there."""
+"""Longest repository name, in characters. Many clients limit host + '/' + name to it."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -24,12 +24,12 @@ ALGORITHMS = ("sha256", "sha512")
 
 
 def shown(text: str, most: int = 80) -> str:
-    """`text` as a message can carry it: quoted, escaped, cut after `most` characters."""
+    """Returns `text` for a message: quoted, escaped, cut after `most` characters."""
     return repr(text if len(text) <= most else text[:most] + "…")
 
 
 class RepositoryName(str):
-    """A repository's name. Raises NameInvalid."""
+    """Name of a repository. The constructor raises NameInvalid."""
 
     __slots__ = ()
 
@@ -45,7 +45,7 @@ class RepositoryName(str):
 
 
 class Tag(str):
-    """A tag. Raises TagInvalid."""
+    """Tag. The constructor raises TagInvalid."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class Tag(str):
 
 
 class Digest(str):
-    """A content digest, `algorithm:hex`. Raises DigestInvalid for a bad one and for an algorithm not supported."""
+    """Content digest, `algorithm:hex`. The constructor raises DigestInvalid, also for an algorithm not supported."""
 
     __slots__ = ()
 
@@ -73,7 +73,7 @@ class Digest(str):
 
     @property
     def encoded(self) -> str:
-        """The hash in hex."""
+        """Hash in hex."""
         return self.partition(":")[2]
 
 
@@ -81,7 +81,8 @@ Reference = Tag | Digest
 
 
 class UploadID(str):
-    """An upload session's id, a UUID. Raises BlobUploadUnknown: a text that is no id names no session."""
+    """Id of an upload session, a UUID. The constructor raises BlobUploadUnknown: a text that is no id names no
+    session."""
 
     __slots__ = ()
 
@@ -96,7 +97,7 @@ class UploadID(str):
 
 
 class ImageReference(NamedTuple):
-    """Where a manifest is: a repository and a reference in it."""
+    """A repository and a reference in it."""
 
     repository: RepositoryName
     reference: Reference
@@ -107,20 +108,20 @@ class ImageReference(NamedTuple):
 
 
 def as_algorithm(text: str) -> str:
-    """`text` if it names a digest algorithm supported here. Raises DigestInvalid."""
+    """Returns `text` if it names a supported digest algorithm. Raises DigestInvalid."""
     if text not in ALGORITHMS:
         raise DigestInvalid(f"{shown(text)} is not a digest algorithm supported here: {', '.join(ALGORITHMS)}")
     return text
 
 
 def as_reference(text: str) -> Reference:
-    """A tag or a digest; what holds a ':' is taken for a digest. Raises TagInvalid, DigestInvalid."""
+    """Returns a tag or a digest; a text with a ':' is a digest. Raises TagInvalid, DigestInvalid."""
     return Digest(text) if ":" in text else Tag(text)
 
 
 def parse_reference(text: str) -> ImageReference:
-    """What people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. No tag means `latest`; `app:1@sha256:…` means the
-    digest, as docker reads it. Raises NameInvalid, TagInvalid, DigestInvalid."""
+    """Parses what people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. No tag means `latest`; `app:1@sha256:…`
+    means the digest, as docker reads it. Raises NameInvalid, TagInvalid, DigestInvalid."""
     rest, at, digest = text.partition("@")
     head, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:

@@ -1,8 +1,8 @@
-"""A digest that is computed while bytes arrive, and can be put down and taken up again, in another process as well.
+"""Digests that are computed while bytes arrive, and whose state another process can continue from (`RunningDigest`).
 
-`hashlib` cannot give its state away; libcrypto's SHA256_CTX and SHA512_CTX are plain structures that can be copied out.
-They are reached through the library that `hashlib` itself is linked to. Where that is not to be had, `save` gives None
-and whoever takes over reads the bytes again.
+`hashlib` cannot export its state, but libcrypto's SHA256_CTX and SHA512_CTX are plain structures that can be copied.
+They are reached through the library that `hashlib` is linked to. Where that is not available, `save` returns None, and
+the next owner reads the bytes again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Data = bytes | bytearray | memoryview
 
 
 class RunningDigest(Protocol):
-    """The digest of the bytes so far. `update` lets other threads run."""
+    """Digest of the bytes so far. `update` lets other threads run."""
 
     algorithm: str
 
     def update(self, data: Data) -> None: ...
 
     def digest(self) -> Digest:
-        """Of all bytes so far; more may follow."""
+        """Returns the digest of all bytes so far; more may follow."""
         ...
 
     def save(self) -> bytes | None:
-        """The state, for `restore_digest` on this machine."""
+        """Returns the state, for `restore_digest` on this machine; None where it cannot be exported."""
         ...
 
 
@@ -99,7 +99,7 @@ class HashlibDigest:
 
 @cache
 def _libcrypto(algorithm: str) -> _Calls | None:
-    """libcrypto's calls, tried out once: a structure of another shape than ours must not be trusted."""
+    """Returns libcrypto's functions, or None if a test shows that its structures have another layout than `_LAYOUT`."""
     size, length = _LAYOUT[algorithm]
     try:
         import _hashlib
@@ -125,13 +125,13 @@ def _libcrypto(algorithm: str) -> _Calls | None:
 
 
 def start_digest(algorithm: str) -> RunningDigest:
-    """A digest of no bytes yet. Raises DigestInvalid for an algorithm not supported."""
+    """Returns the digest of no bytes yet. Raises DigestInvalid for an algorithm that is not supported."""
     calls = _libcrypto(as_algorithm(algorithm))
     return LibcryptoDigest(algorithm, calls) if calls else HashlibDigest(algorithm)
 
 
 def restore_digest(algorithm: str, state: bytes | None) -> RunningDigest | None:
-    """Takes a saved digest up again; None where that cannot be done, and the bytes must be read again."""
+    """Restores a saved digest. Returns None where that is impossible and the bytes must be read again."""
     calls = _libcrypto(as_algorithm(algorithm))
     if calls is None or state is None or len(state) != calls.size:
         return None

@@ -1,4 +1,4 @@
-"""Answers that are kept until what they were made of changes."""
+"""A cache whose values become invalid when a version changes (`VersionedCache`)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 LARGEST_SHARE: Final = 16
-"""An answer that needs more than this part of the room is not kept."""
+"""A value that takes more than one part in so many of the capacity is not cached."""
 ASKED_KEYS: Final = 4096
-"""The most questions of which it is known that they were asked; at least half as many."""
+"""Most keys that are remembered as asked for; at least half as many are."""
 A = TypeVar("A")
 
 
 class VersionedCache(Generic[A]):
-    """`version` gives a mark of what answers are made of; under another one all of them are forgotten, so none is ever
-    given that a change has made stale. Answers together weigh at most `room`; then the oldest go first."""
+    """`version` returns the version of the data behind the values. When it changes, all values are dropped, so the
+    cache never returns a stale one. Values together weigh at most `room`; the oldest are evicted first."""
 
     def __init__(self, version: Callable[[], object], room: int) -> None:
         self.version = version
         self.of: object = None
-        """The mark that the last answer was asked for under."""
+        """Version at the last `get`."""
         self._room = room
         self._left = room
         self._kept: dict[Hashable, tuple[A, int]] = {}
@@ -27,7 +27,7 @@ class VersionedCache(Generic[A]):
         self._asked_before: set[int] = set()
 
     def get(self, key: Hashable) -> A | None:
-        """What was kept under `key` and is still the answer."""
+        """Returns the value of `key` if it is cached and still valid."""
         version = self.version()
         if version != self.of:
             self._forget(version)
@@ -36,20 +36,20 @@ class VersionedCache(Generic[A]):
         return None if found is None else found[0]
 
     def wanted(self, key: Hashable) -> bool:
-        """Whether an answer to `key` is worth keeping: it was asked for before, not long ago. Questions that go all
-        over a store are mostly asked once; keeping their answers costs more than it saves, and drives out others."""
+        """Returns whether a value for `key` is worth caching: the key was asked for before, not long ago. A scan of the
+        whole store asks for most keys once; caching them would cost more than it saves, and evict others."""
         mark = hash(key)
         if mark in self._asked or mark in self._asked_before:
             return True
         if (
             len(self._asked) >= ASKED_KEYS // 2
-        ):  # half at a time: finding the oldest of a dict that others went from is slow
+        ):  # half at a time: finding the oldest key of a dict with many deletions is slow
             self._asked_before, self._asked = self._asked, set()
         self._asked.add(mark)
         return False
 
     def keep(self, key: Hashable, answer: A, weight: int, since: object) -> None:
-        """`since` is a mark that was taken before the answer was looked up. `weight` is about its size in bytes."""
+        """Caches a value. `since`: the version taken before the lookup. `weight`: approximate size in bytes."""
         if since != self.of:
             if since != self.version():
                 return

@@ -26,7 +26,7 @@ from registry.auth.token_service.service import ScopePolicy, TokenService
 from registry.config import Settings
 from registry.config.auth_settings import token_service_name
 from storage.accounts import Accounts
-from storage.interface import Leases
+from storage.leases import Leases
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,10 +83,10 @@ def prepare_data_directory(settings: Settings, *, create: bool) -> None:
 
     `create`: creates a data directory where there is none. An existing one is not migrated, since a server may be
     running on it. Raises DataDirectoryError and OwnerError."""
-    from storage.composition import check_version, layout_of, prepare_data_dir
+    from storage.composition import check_version, has_data, prepare_data_dir
     from storage.data_dir.check import DataDirectoryError
 
-    if create and not layout_of(settings.data).metadata.exists():
+    if create and not has_data(settings.data):
         become_owner(settings.data)
         prepare_data_dir(settings.data)
         return

@@ -19,8 +19,10 @@ from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClie
 from registry.single_flight import SingleFlight
 from storage.content import Actor, Manifest
 from storage.errors import BlobUnknown, StorageFull, UpstreamTimeout
-from storage.interface import Leases, Registry, UpstreamRecords
+from storage.interface import Registry
+from storage.leases import Leases
 from storage.names import Digest, RepositoryName
+from storage.upstream_records import UpstreamRecords
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
 """The actor recorded for content that comes from upstreams."""

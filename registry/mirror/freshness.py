@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 from registry.config import Upstream
 from storage.content import UpstreamCheck
 from storage.errors import StorageFailed, StorageFull
-from storage.interface import UpstreamRecords
 from storage.names import Digest, Reference, RepositoryName
+from storage.upstream_records import UpstreamRecords
 
 
 class Verdict(Enum):

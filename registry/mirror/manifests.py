@@ -26,8 +26,10 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import Leases, Registry, UpstreamRecords
+from storage.interface import Registry
+from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.upstream_records import UpstreamRecords
 
 log = logging.getLogger("registry.mirror")
 

@@ -19,9 +19,12 @@ from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClie
 from registry.request import set_notice
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
-from storage.interface import BlobReader, BlobWriter, Leases, Partials, Registry, UpstreamRecords
+from storage.interface import BlobReader, BlobWriter, Registry
+from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
+from storage.upstream_records import UpstreamRecords
 from storage.wrappers import RefusingRegistry
 
 

@@ -23,7 +23,8 @@ from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, time_limit
 from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenEndpoint
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
-from storage.interface import Leases, UpstreamRecords
+from storage.leases import Leases
+from storage.upstream_records import UpstreamRecords
 
 PING_VALID_SECONDS = 600.0
 """Time for which the response at `/v2/` is used: a login is required, or none."""

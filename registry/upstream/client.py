@@ -28,8 +28,9 @@ from storage.errors import (
     RegistryError,
     UpstreamUnavailable,
 )
-from storage.interface import Leases, UpstreamRecords
+from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.upstream_records import UpstreamRecords
 
 MANIFEST_SIZE = 8 * MIB
 """Largest manifest, in bytes."""

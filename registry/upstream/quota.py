@@ -17,7 +17,7 @@ from registry.upstream.destinations import loggable_origin
 from registry.upstream.upstream_responses import parse_count
 from storage.content import Allowance
 from storage.errors import StorageFailed, StorageFull, TooManyRequests
-from storage.interface import UpstreamRecords
+from storage.upstream_records import UpstreamRecords
 
 log = logging.getLogger("registry.upstream")
 

@@ -31,8 +31,9 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import Leases, UpstreamRecords
+from storage.leases import Leases
 from storage.names import RepositoryName
+from storage.upstream_records import UpstreamRecords
 
 T = TypeVar("T")
 

@@ -23,7 +23,8 @@ from registry.upstream.quota import MAX_RETRY_AFTER_SECONDS, RateLimitBackoff
 from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, KIB, time_limit
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
-from storage.interface import Leases, UpstreamRecords
+from storage.leases import Leases
+from storage.upstream_records import UpstreamRecords
 
 log = logging.getLogger("registry.upstream")
 

@@ -1,4 +1,4 @@
-"""The data directory before anything is opened in it: can it be used, and what is it?"""
+"""Checks a data directory before anything is opened in it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _NETWORK = frozenset(
 )
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
-"""How mountinfo writes a space, a tab, a line's end and a backslash (proc(5))."""
+"""Escapes in mountinfo for space, tab, newline and backslash (proc(5))."""
 
 
 class DataDirectoryError(Exception):
-    """The data directory cannot be used; the message says why and what to do, in one line."""
+    """The data directory cannot be used. The message says why and what to do, in one line."""
 
 
 def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
-    """The type of the file system `path` lies on, as /proc/self/mountinfo names it; empty where that is unknown."""
+    """Returns the type of the file system of `path`, as /proc/self/mountinfo names it; empty if unknown."""
     try:
         text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mountinfo is None else mountinfo
     except OSError:
@@ -41,14 +41,15 @@ def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
 
 
 def describe_error(error: OSError) -> str:
-    """What the system says, and what to do where the disk is full."""
+    """Returns the error's text, with advice if the disk is full."""
     advice = "; free some space there, or choose another data directory with --data" if error.errno in FULL else ""
     return f"{error.strerror}{advice}"
 
 
 def check_writable(root: Path) -> None:
-    """Makes the directory if it is missing. Raises DataDirectoryError: no directory, not writable, on a network file
-    system (their locks do not hold, and SQLite's WAL needs shared memory). A full disk is writable."""
+    """Creates the directory if it is missing. Raises DataDirectoryError if it is no directory, cannot be written, or
+    lies on a network file system (locks are unreliable there, and SQLite's WAL needs shared memory). A full disk is
+    accepted."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -64,5 +65,5 @@ def check_writable(root: Path) -> None:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        if error.errno not in FULL:  # there is no room, or there are no inodes: that need not keep it from serving
+        if error.errno not in FULL:  # a disk without free space or inodes can still serve
             raise DataDirectoryError(f"cannot write to the data directory {root}: {error.strerror}") from None

@@ -1,56 +1,27 @@
-"""Durable steps on blob files, as plain blocking functions: each is called once, in a thread.
+"""Writes, syncs and creates files and directories, durably. All functions block.
 
-Orders (architecture, "What is kept where"): content is synced under a temporary name, renamed into place, and its
-directory synced, before any metadata names it; it is moved away only after no metadata names it any more.
+Order (architecture, "What is kept where"): content is synced under a temporary name, renamed into place, and its
+directory synced, before metadata names it; it is moved away only after no metadata names it any more.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
 from storage.data_dir.system import FULL, System
-from storage.errors import StorageFailed, StorageFull, TooManyOpenFiles
 
 WRITEBACK = 8 * 1024 * 1024
-"""Bytes after which the kernel is asked to start writing a growing file to the disk."""
-
-
-class _AsStorageErrors:
-    """Not made with `contextmanager`: that takes five times as long, and every small blob passes here."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise storage_error(error) from error
-
-
-_AS_STORAGE_ERRORS = _AsStorageErrors()
-
-
-def storage_error(error: OSError, what: str = "the registry's storage failed") -> StorageFull | StorageFailed:
-    """What the disk says, as an error that a client can be told. `what` went wrong."""
-    if error.errno in FULL:
-        return StorageFull()
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return TooManyOpenFiles()
-    return StorageFailed(f"{what}: {error.strerror or error}")
-
-
-def as_storage_errors() -> AbstractContextManager[None]:
-    """Turns what the disk says into StorageFull or StorageFailed."""
-    return _AS_STORAGE_ERRORS
+"""Bytes of a growing file after which the kernel is asked to start writing them to the disk."""
 
 
 def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-    """Writes the chunks at `offset`; returns where they end. On an error the file is cut back to `offset`."""
+    """Writes the chunks at `offset`, and returns where they end. On an error it truncates the file to `offset`. Raises
+    OSError."""
     start, rest = offset, list(chunks)
     try:
         while rest:
@@ -73,7 +44,16 @@ def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], off
     return offset
 
 
+def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`. Unlike `write_all`, it leaves the bytes of a write that fails. Raises
+    OSError."""
+    while data:
+        done = system.write(fd, [data], offset)
+        data, offset = data[done:], offset + done
+
+
 def sync_directory(system: System, path: Path) -> None:
+    """Makes the names in a directory durable. Raises OSError."""
     fd = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         system.sync(fd)
@@ -82,8 +62,9 @@ def sync_directory(system: System, path: Path) -> None:
 
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
-    """Makes those that are missing, and syncs their parents once; also where nothing was missing, since whoever made
-    them may have been stopped before. What others on this machine could read in `root` they can no longer."""
+    """Creates the directories that are missing, and syncs each parent once; also if none was missing, since the process
+    that created them may have been stopped before its sync. Takes away access to directories in `root` from other users
+    of the machine. Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
     for path in paths:
         try:
@@ -93,12 +74,12 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
                 path.chmod(mode & ~0o007)
         parents[path.parent] = None
     for parent in parents:
-        with suppress(PermissionError):  # somebody else's directory around the data directory
+        with suppress(PermissionError):  # the data directory may lie in a directory of another user
             sync_directory(system, parent)
 
 
 def make_files(system: System, paths: Iterable[Path]) -> None:
-    """Makes empty files where they are missing. On a full disk as many as there is room for. Raises OSError."""
+    """Creates empty files that are missing; on a full disk, as many as there is space for. Raises OSError."""
     for directory, wanted in groupby(paths, lambda path: path.parent):
         there = set(os.listdir(directory))
         for path in wanted:
@@ -110,27 +91,3 @@ def make_files(system: System, paths: Iterable[Path]) -> None:
                 if error.errno not in FULL:
                     raise
                 return
-
-
-def try_flock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-class Flock:
-    """Holds the lock of an open file in a `with` block; waits for it. For steps that last no longer than one write.
-    Raises OSError. Every change of the metadata passes here: see `_AsStorageErrors`."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __enter__(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)

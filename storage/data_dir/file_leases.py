@@ -1,22 +1,22 @@
-"""Whose turn it is, over all processes (`Leases`): locks on the bytes of one file, which nobody ever writes.
+"""Leases across processes (`Leases`): locks on the bytes of one file, which stays empty.
 
-A key has a byte, and so has each slot of a name; there are 2^62 of them, so that two that should not meet do not. The
-file is opened once: between processes its byte locks decide, within this one what is kept here. Nobody can wait for
-several bytes at once, so whoever has to wait looks again after a short pause, which costs a microsecond or two.
+Each key has a byte, and so has each slot of a name, by a hash onto 2^62 bytes, so that collisions are out of the
+question. The file is opened once per process: its byte locks decide between processes, and a set in memory decides
+within one. No call can wait for one of several bytes, so a waiter polls, which costs a microsecond or two.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from storage.data_dir.durable_files import as_storage_errors
-from storage.data_dir.locks import KeyedLocks, is_byte_locked, try_lock_byte, unlock_byte
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.locks import PollBackOff, is_byte_locked, try_lock_byte, unlock_byte
 from storage.data_dir.system import System
+from storage.keyed_locks import KeyedLocks
 
 FIRST_PAUSE = 0.0005
 LONGEST_PAUSE = 0.01
@@ -24,7 +24,7 @@ SLOTS = 1 << 16
 
 
 class FileLeases:
-    """For one process and its event loop; `path` is made if it is missing."""
+    """For one process and its event loop. Creates the file at `path` if it is missing."""
 
     def __init__(self, path: Path, system: System) -> None:
         with as_storage_errors():
@@ -33,13 +33,13 @@ class FileLeases:
         self._held: set[int] = set()
 
     def close(self) -> None:
-        """Lets go of all that is held."""
+        """Releases all leases."""
         os.close(self._fd)
         self._fd = -1
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[None]:
-        """In this process in the order of asking. Cancelled: the turn is the next one's."""
+        """Within this process in the order of the requests. Cancelled: the lease goes to the next."""
         at = _byte("turn", key)
         async with self._queues.hold((at, 0)):
             await _until(lambda: self._try(at))
@@ -50,7 +50,7 @@ class FileLeases:
 
     @asynccontextmanager
     async def slot(self, name: str, count: int, leave: int = 0) -> AsyncIterator[None]:
-        """In this process in the order of asking among those with the same `leave`."""
+        """Within this process in the order of the requests with the same `leave`."""
         first = _byte("slots", name, SLOTS)
         found: list[int] = []
 
@@ -76,7 +76,7 @@ class FileLeases:
                 self._leave(at)
 
     def _try_slot(self, first: int, count: int, leave: int) -> int | None:
-        """The byte of the slot that was taken."""
+        """Takes a slot if one is free, and returns its byte."""
         for at in range(first, first + count):
             if self._try(at):
                 free = sum(not self._is_held(other) for other in range(first, first + count)) if leave else 0
@@ -106,13 +106,13 @@ class FileLeases:
 
 
 async def _until(look: Callable[[], bool]) -> None:
-    pause = FIRST_PAUSE
+    """Polls until `look` returns True."""
+    back_off = PollBackOff(FIRST_PAUSE, LONGEST_PAUSE)
     while not look():
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        await back_off.pause()
 
 
 def _byte(kind: str, text: str, room: int = 1) -> int:
-    """The byte of `text`, and so many after it: the same in every process."""
+    """Returns the first of `room` bytes for `text`: the same in every process."""
     digest = hashlib.blake2b(f"{kind} {text}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 2) // room * room

@@ -1,18 +1,17 @@
-"""The data directory's tree; the only module that knows paths.
+"""Paths in the data directory. The only module that knows them.
 
     DATA/
       entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
       locks/metadata                                    one writer of metadata at a time
-      locks/collect                                     one collector at a time
       locks/00 … ff                                     stripes: one change of a blob file at a time
-      locks/turns                                       turns and slots of the mirror, by byte
+      locks/turns                                       leases, by byte
       blobs/sha256/ab/abcdef…                           content, by digest
       uploads/UUID/GENERATION                           an upload session's bytes; who took it over last
-      partials/SOURCE~sha256-abcdef….SIZE.data, .state  a blob on its way in; which bytes of it are there
-      trash/                                            files on their way out
-      reserve                                           room for deletes on a full disk (`storage.data_dir.reserve`)
+      partials/SOURCE~sha256-abcdef….SIZE.data, .state  a partial blob; which bytes of it are there
+      trash/                                            removed files, to be deleted
+      reserve                                           space for deletes on a full disk (`storage.data_dir.reserve`)
 
-All of it lies on one file system, so that a rename moves a file without copying it.
+Everything lies on one file system, so that a rename moves a file without copying it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SHARDS = 256 * len(ALGORITHMS)
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths below one data directory."""
+    """Paths in one data directory."""
 
     root: Path
 
@@ -45,10 +44,6 @@ class Layout:
     @property
     def metadata_lock(self) -> Path:
         return self.locks / "metadata"
-
-    @property
-    def collect_lock(self) -> Path:
-        return self.locks / "collect"
 
     @property
     def trash(self) -> Path:
@@ -71,14 +66,15 @@ class Layout:
 
     @staticmethod
     def partial(digest: Digest, size: int, source: str = "") -> str:
-        """The name of a partial blob, which its files have before their endings. Who has a size from a manifest does
-        not know whether it is right: it is a part of the name, so that a wrong one is in nobody's way."""
+        """Returns the name of a partial blob, the stem of its files. The size comes from a manifest and may be wrong,
+        so it is part of the name: requests with another size are not affected."""
         own = f"{digest.algorithm}-{digest.encoded}.{size}"
         return f"{source}~{own}" if source else own
 
     @staticmethod
     def partial_of(file: str) -> tuple[str, Digest]:
-        """The partial blob that a file in `partials` belongs to: its name and digest. Raises DigestInvalid: to none."""
+        """Returns the name and digest of the partial blob that a file in `partials` belongs to. Raises DigestInvalid if
+        it belongs to none."""
         name = file.rpartition(".")[0]
         return name, Digest(name.rpartition("~")[2].partition(".")[0].replace("-", ":", 1))
 
@@ -93,7 +89,7 @@ class Layout:
 
     @staticmethod
     def place(digest: Digest) -> str:
-        """Where a blob lies below the data directory; what metadata keeps as its place."""
+        """Returns a blob's path relative to the data directory, which metadata stores as its place."""
         return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
     def at(self, place: str) -> Path:
@@ -107,22 +103,22 @@ class Layout:
         return self.root / "locks"
 
     def lock_files(self) -> Iterator[Path]:
-        """All that are ever locked. They are made with the data directory: where no file can be made any more, what
-        is deleted has to be locked all the same."""
-        yield from (self.metadata_lock, self.collect_lock, self.leases)
+        """Yields all lock files. They are created with the data directory, since deletes need them on a full disk,
+        where no file can be created."""
+        yield from (self.metadata_lock, self.leases)
         yield from (self.locks / f"{number:02x}" for number in range(STRIPES))
 
     def shards(self) -> Iterator[Path]:
-        """The directories blobs lie in."""
+        """Yields the directories that blobs lie in."""
         return map(self.shard, range(SHARDS))
 
     def shard(self, number: int) -> Path:
-        """One of the `SHARDS` directories blobs lie in."""
+        """Returns one of the `SHARDS` directories that blobs lie in."""
         return self.root / "blobs" / ALGORITHMS[number // 256] / f"{number % 256:02x}"
 
     def directories(self) -> Iterator[Path]:
-        """What must exist, parents first. The shards are made with the data directory, so that a push never has to make
-        one durable first."""
+        """Yields the directories that must exist, parents first. The shards are created with the data directory, so
+        that no push has to create one and make it durable."""
         yield from (self.locks, self.uploads, self.partials, self.trash, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)
         yield from self.shards()

@@ -1,18 +1,17 @@
-"""Room kept back on the file system of the data directory, so that a full disk can be emptied.
+"""Disk space that is reserved so that a full disk can be emptied (`Reserve`).
 
-A DELETE writes to the database's log before anything is freed, and a start needs room for the index of that log. So a
-file of `SIZE` bytes is allocated in advance. Whoever has to write and finds no room gives its blocks up, writes, and
-takes back what is free then. As long as the file is smaller than it should be, nothing new is stored: pushes and fills
-get StorageFull, and what was given up is left for deletes.
+A DELETE writes to the database's log before anything is freed, and a start needs space for the index of that log. So a
+file of `SIZE` bytes is allocated in advance. A writer that finds no space truncates the file, writes, and extends the
+file again as far as there is space. While the file is shorter than it should be, nothing new is stored: pushes and
+mirror downloads get StorageFull, and the released space is left for deletes.
 
-The state is the length of the file, which all processes see. A process that dies between giving up and taking back
-leaves a short file, and the next one that looks takes the rest back.
+The length of the file is the state, which all processes see. If a process dies after it has truncated the file, the
+next one that checks extends it again.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -22,17 +21,18 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
+from storage.data_dir.locks import Flock, try_flock, unlock_flock
 from storage.data_dir.system import System
 from storage.errors import StorageFull
 
 SIZE: Final = 16 * 1024 * 1024
 """Bytes. Deleting a manifest of 25,000 entries writes 7 MiB to the log."""
 SHARE: Final = 16
-"""The reserve is no more than this part of the file system (one sixteenth)."""
+"""The reserve takes at most one part in so many of the file system."""
 FIRST: Final = 256 * 1024
-"""Bytes that are given up first: enough for most changes, and for opening the database."""
+"""Bytes that are released first: enough for most changes, and for opening the database."""
 STEP: Final = 4096
-"""The least that is worth taking back."""
+"""Fewest bytes that are worth taking back."""
 LOW: Final = 1024 * 1024
 """Free bytes below which the disk counts as full."""
 FEW_INODES: Final = 16
@@ -43,21 +43,21 @@ T = TypeVar("T")
 
 
 class ReserveUse(IntEnum):
-    """How a change may use the reserve."""
+    """Which part of the reserve a change may use."""
 
     GROWTH = 0
-    """Stores something: refused unless the reserve is whole."""
+    """Stores something: refused while the reserve is not whole."""
     SMALL = 1
-    """A small row that others depend on, such as a failed login or a grant: may use one half of it."""
+    """A small row that others depend on, such as a failed login or a grant: may use half of it."""
     RELIEF = 2
-    """Frees room, takes rights away or changes a secret: may use all of it."""
+    """Frees space, takes rights away or changes a secret: may use all of it."""
 
 
 class Reserve:
-    """The reserve of one data directory, as one process sees it. Blocking; may be used from any thread."""
+    """The reserve of one data directory. All calls block; any thread may call them."""
 
     def __init__(self, path: Path, system: System) -> None:
-        """Neither makes nor changes the file; `establish` does."""
+        """Opens the file if it exists; `establish` creates it."""
         self._path = path
         self._system = system
         self._fd = -1
@@ -73,55 +73,56 @@ class Reserve:
                 os.close(fd)
 
     def establish(self) -> None:
-        """Makes the file if it is missing, and takes what is free up to its size. Raises nothing: a full disk has no
-        reserve until there is room."""
+        """Creates the file if it is missing, and allocates as much as there is space for. Raises nothing: a full disk
+        has no reserve until there is space."""
         with suppress(OSError):
             self._open(os.O_CREAT)
         if self._fd < 0:
             return
         with self._held():
-            with suppress(OSError):  # a copy of the data directory may have a hole in its place
+            with suppress(OSError):  # in a copy of the data directory the file may be sparse
                 if length := self._length():
                     self._system.allocate(self._fd, length)
             self._take_back()
 
     @property
     def is_whole(self) -> bool:
-        """Also where the file system can keep no room back: there is nothing to wait for."""
+        """Whether all of the reserve is allocated. True also if the file system cannot allocate in advance."""
         return not self._possible or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.size)
 
     def allows(self, need: ReserveUse) -> bool:
-        """Whether a change of that kind may be tried now."""
+        """Returns whether a change of that kind may be tried now."""
         if self.is_whole or self.restore():
             return True
         return need is ReserveUse.RELIEF or (need is ReserveUse.SMALL and self._length() >= self.size // 2)
 
     def require_room(self) -> None:
-        """For whoever stores something. Raises StorageFull."""
+        """Raises StorageFull if nothing new may be stored now."""
         if not self.allows(ReserveUse.GROWTH):
             raise StorageFull()
 
     def restore(self) -> bool:
-        """Takes back what is free; whether the reserve is whole then. Never waits for another thread or process."""
+        """Extends the file as far as there is space, and returns whether the reserve is whole then. Never waits for
+        another thread or process."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
             with suppress(OSError):
                 self._open(os.O_CREAT)
-            if self._fd < 0 or not _try_lock(self._fd):
-                return False
-            try:
-                self._take_back()
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-            return self.is_whole
+                if self._fd >= 0 and try_flock(self._fd):
+                    try:
+                        self._take_back()
+                    finally:
+                        unlock_flock(self._fd)
+                    return self.is_whole
+            return False
         finally:
             self._lock.release()
 
     def spend(self, attempt: Callable[[], T], full: type[Exception]) -> T:
-        """Makes the attempt with ever more of the reserve given up, as long as it raises `full`; one at a time over all
-        processes. Takes back what is free afterwards. A stranger who writes at the same moment can take no more than
-        what was given up, so that is little at first."""
+        """Calls `attempt` with more and more of the reserve released, as long as it raises `full`, and extends the file
+        again afterwards. Only one process does so at a time. Another program may take what was released, so that is
+        little at first."""
         if self._fd < 0 or not self._possible:
             return attempt()
         with self._held():
@@ -136,7 +137,7 @@ class Reserve:
                 self._take_back()
 
     def storage_problem(self) -> str | None:
-        """Why nothing can be stored at present, in a sentence; None where nothing is known. Does not wait."""
+        """Says in a sentence why nothing can be stored at present; None if nothing is known. Does not wait."""
         if self._fd >= 0 and not self.is_whole:
             return _FULL_DISK
         try:
@@ -159,12 +160,8 @@ class Reserve:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        with self._lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        with self._lock, Flock(self._fd):
+            yield
 
     def _give_up(self, part: int) -> None:
         with suppress(OSError):
@@ -172,7 +169,7 @@ class Reserve:
             self._system.sync(self._fd)  # ext4 gives freed blocks to others once they are committed as free
 
     def _take_back(self) -> None:
-        """As much as there is, up to the whole."""
+        """Extends the file as far as there is space."""
         have = self._length()
         part = self.size - have
         with suppress(OSError):
@@ -184,7 +181,7 @@ class Reserve:
                 self._system.allocate(self._fd, have + part)
                 return
             except OSError as error:
-                # Some file systems keep a part of it then, and a quota may be smaller than the room.
+                # Some file systems keep a part that was allocated, and a quota may be smaller than the free space.
                 with suppress(OSError):
                     self._system.truncate(self._fd, have)
                 self._note_unsupported(error)
@@ -198,14 +195,6 @@ class Reserve:
                 self._path.parent,
                 error.strerror,
             )
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _size_on(directory: Path) -> int:

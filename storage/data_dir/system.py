@@ -1,7 +1,7 @@
-"""The system calls that decide what survives a crash, in one place.
+"""The system calls that decide what survives a crash (`System`).
 
-Everything in `storage` that creates, writes, syncs, renames or removes goes through a `System`, and so does the commit
-of a metadata transaction. Tests hand in one that records the steps, stops before one of them, or lets one fail.
+All code in `storage` that creates, writes, syncs, renames or deletes files calls a `System`, and so does the commit of
+a metadata transaction. Tests pass one that records the calls, stops before one of them, or lets one fail.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import cast
 
 SYNC_FILE_RANGE_WRITE = 2
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors that mean no room: the disk is full, the quota is used up, the file would be too large."""
+"""Errors for a full disk, a used-up quota, and a file that would be too large."""
 
 
 class System:
-    """The real calls. All of them block; errors are OSError."""
+    """The real calls. All block and raise OSError."""
 
     def __init__(self) -> None:
         self._start_writeback = _sync_file_range()
@@ -28,22 +28,22 @@ class System:
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        """Writes at `offset`; returns the count of bytes taken, which may be fewer than given."""
+        """Writes at `offset`, and returns the number of bytes written, which may be less than given."""
         return os.pwritev(fd, chunks, offset)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
     def allocate(self, fd: int, size: int) -> None:
-        """Gives the file room for its first `size` bytes, and that length if it was shorter."""
+        """Allocates disk space for the first `size` bytes of the file, and extends a shorter file to that length."""
         os.posix_fallocate(fd, 0, size)
 
     def sync(self, fd: int) -> None:
         os.fsync(fd)
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
-        """Asks the kernel to begin writing these bytes to the disk, and does not wait: the fsync at the end of a large
-        upload then has little left to do. Promises nothing."""
+        """Asks the kernel to start writing these bytes to the disk, without waiting, so that the fsync at the end of a
+        large upload has little left to do. Guarantees nothing."""
         if self._start_writeback is not None:
             self._start_writeback(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 
@@ -60,7 +60,7 @@ class System:
         os.rmdir(path)
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        """Runs the commit of a metadata transaction; `durable`: it is one that syncs the database's log."""
+        """Commits a metadata transaction. `durable`: the commit syncs the database's log."""
         commit()
 
 
@@ -75,7 +75,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 def boot_id() -> str:
-    """Names this run of the machine: what was only in the page cache under another one may be gone."""
+    """Returns a name for this run of the machine; empty if unknown. Bytes that another run left in the page cache may
+    be lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What exists and who points at what (`Metadata`): one method, one transaction."""
+"""Which blobs, manifests, tags and upload sessions there are (`Metadata`). Each method is one transaction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 NOBODY = ""
-"""The owner of an upload session that everybody may go on with."""
+"""Owner of an upload session that everybody may continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A blob as a repository has it. `is_unreferenced`: nothing in the repository refers to it; the collector may take
-    it."""
+    """A blob of a repository. `place`: key in the blob store, opaque here. `is_unreferenced`: no manifest of the
+    repository refers to it, so the collector may remove it. `needed`: when a client last relied on it (seconds since
+    1970)."""
 
     digest: Digest
     size: int
@@ -28,8 +29,8 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
-    """An upload session: what its digest covers so far, under which run of the machine its bytes were written, and
-    whose it is."""
+    """An upload session. `offset`, `state`, `boot`: its last checkpoint (`storage.blobs.blob_store.Checkpoint`).
+    `owner`: the actor that may continue it."""
 
     id: UploadID
     repository: RepositoryName
@@ -42,59 +43,60 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class DroppedLink:
-    """A blob that may have lost its last reference in a repository (by its number)."""
+    """A blob that may have lost its last reference in a repository (given by its number)."""
 
     repository: int
     digest: Digest
 
 
 class Metadata(Protocol):
-    """Changes return when they are durable, unless said otherwise. Errors: StorageFull, StorageFailed, those named."""
+    """Changes return when they are durable, unless noted otherwise. All raise StorageFull, StorageFailed, and the
+    errors named."""
 
     @property
     def version(self) -> Callable[[], object]:
-        """Gives a mark of all that is kept there, accounts included. Equal ones mean that nothing has changed in
-        between, by any process; what is looked up after a mark was taken is at least as new as it."""
+        """Function that returns the version of all stored data, accounts included. Two equal versions mean that no
+        process has changed anything in between. A lookup after a version was taken sees at least its data."""
         ...
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        """Raises BlobUnknown."""
+        """Returns a blob of the repository. Raises BlobUnknown."""
         ...
 
     async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Says that a client was told the blob is there (not durable). Raises BlobUnknown."""
+        """Stores that a client was told of the blob (not durable). Raises BlobUnknown."""
         ...
 
     async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
-        """A published blob becomes the repository's; its upload session ends. Raises BlobUploadUnknown."""
+        """Adds a published blob to the repository, and ends its upload session. Raises BlobUploadUnknown."""
         ...
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
-        """A published blob that came without an upload session becomes the repository's."""
+        """Adds a published blob without an upload session to the repository."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Returns the blob's size. Raises BlobUnknown."""
+        """Adds a blob of `source` to the repository, and returns its size. Raises BlobUnknown."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
-        """Not durable, as with all of an upload's progress: a power cut may forget it."""
+        """Stores a new session. Not durable, like all progress of uploads: a power cut may lose it."""
         ...
 
     async def upload(self, repo: RepositoryName, upload: UploadID) -> UploadRow:
-        """Raises BlobUploadUnknown."""
+        """Returns the session. Raises BlobUploadUnknown."""
         ...
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Not durable. Raises BlobUploadUnknown."""
+        """Stores a checkpoint, unless a later one is stored. Not durable. Raises BlobUploadUnknown."""
         ...
 
     async def end_upload(self, upload: UploadID) -> None:
-        """Not durable. Raises BlobUploadUnknown."""
+        """Deletes the session. Not durable. Raises BlobUploadUnknown."""
         ...
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor: ...
@@ -116,7 +118,7 @@ class Metadata(Protocol):
     async def delete_tag(self, repo: RepositoryName, tag: Tag, by: Actor) -> None: ...
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:
-        """Whether anything was ever put there; also when all of it is deleted."""
+        """Returns whether the repository ever had content, even if all of it was deleted."""
         ...
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]: ...
@@ -127,34 +129,35 @@ class Metadata(Protocol):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]: ...
 
-    # What the collector asks for.
+    # For the collector
 
     async def dropped_links(self, before: float, limit: int) -> list[DroppedLink]:
-        """Blobs whose last reference in a repository was dropped before `before`, oldest first."""
+        """Returns blobs whose last reference in a repository was dropped before `before`, oldest first."""
         ...
 
     async def dropped_blobs(self, limit: int) -> list[Digest]:
-        """Blobs that the last repository let go."""
+        """Returns blobs that no repository has any more."""
         ...
 
     async def drop_link(self, entry: DroppedLink, before: float) -> bool:
-        """Takes a blob out of a repository in which nothing refers to it and nobody needed it since `before`. Returns
-        whether it did; in any case the queue is brought up to date."""
+        """Removes a blob from a repository if nothing there refers to it and no client relied on it since `before`.
+        Returns whether it did; updates the queue in either case."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Removes the row of a blob no repository has; returns its place, or None where one has it (again). Call it
-        with the digest's lock held, and take the file away after."""
+        """Deletes the row of a blob and returns its place; does nothing and returns None if a repository has the blob
+        again. Call it with the digest's lock held, and remove the bytes afterwards."""
         ...
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Those of `digests` that have a row."""
+        """Returns those of `digests` that have a row."""
         ...
 
     async def stale_uploads(self, before: float, limit: int) -> list[UploadID]: ...
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
-        """Ends a session without progress since `before`. False: it made some, or is gone. Not durable."""
+        """Deletes a session without progress since `before`. Returns False if it made progress or is gone. Not
+        durable."""
         ...
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]: ...

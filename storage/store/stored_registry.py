@@ -1,25 +1,38 @@
-"""The registry hosted here (`Registry`), told in calls to metadata and blob files."""
+"""The hosted registry (`Registry`): each call becomes calls to metadata and to the blob store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from storage.accounts import Accounts
-from storage.blobs.files.file_blob_store import FileBlobStore
+from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
-from storage.interface import BlobReader, Leases, Partials, UpstreamRecords
+from storage.interface import BlobReader
+from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
-from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
+from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
-from storage.running_digest import start_digest
-from storage.store.stored_upload import StoredUpload, check_not_truncated, resume
+from storage.store.publication import Publication
+from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
+from storage.upstream_records import UpstreamRecords
 
-FRESH = 60.0
-"""Seconds for which a blob that was needed just now is not noted again; half the grace at the most."""
+NEED_NOTED_SECONDS = 60.0
+"""A blob that a client was told of within this time is not noted again. At most half the collector's grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageHealth:
+    """How the registry asks about the storage below it. `problem` says in a sentence why nothing can be stored at
+    present, or returns None. `retire` exists where the metadata was opened read-only, since there was no space to open
+    it for changes; it ends the reading, once another registry is open in its place."""
+
+    problem: Callable[[], str | None]
+    retire: Callable[[], None] | None = None
 
 
 class StoredRegistry:
@@ -29,52 +42,52 @@ class StoredRegistry:
     def __init__(
         self,
         metadata: Metadata,
-        blobs: FileBlobStore,
+        blobs: BlobStore,
         clock: Callable[[], float],
-        boot: str,
         collector: Collector,
+        health: StorageHealth,
         *,
         partials: Partials,
         records: UpstreamRecords,
+        locks: DigestLocks,
         leases: Leases,
         accounts: Accounts,
-        frozen: ImmutableDatabase | None = None,
     ) -> None:
-        """`frozen`: there was no room to open the metadata, and this is what it is read from."""
-        self._frozen = frozen
-        self._fresh = min(FRESH, collector.grace / 2)
+        self._need_noted = min(NEED_NOTED_SECONDS, collector.grace / 2)
+        self._clock = clock
+        self._health = health
+        self._publication = Publication(blobs, metadata, locks)
         self.metadata = metadata
         self.blobs = blobs
-        self._clock = clock
-        self._boot = boot
         self.collector = collector
         self.partials = partials
         self.records = records
+        self.locks = locks
         self.leases = leases
         self.accounts = accounts
 
     def storage_problem(self) -> str | None:
-        """Why nothing can be stored at present, in a sentence; None where nothing is known."""
-        return NO_ROOM if self.frozen else self.blobs.reserve.storage_problem()
+        """Says in a sentence why nothing can be stored at present; None if nothing is known."""
+        return self._health.problem()
 
     @property
-    def frozen(self) -> bool:
-        """Whether the metadata is only read, since there was no room to open it."""
-        return self._frozen is not None
+    def is_read_only(self) -> bool:
+        """Whether the metadata was opened read-only, since there was no space to open it for changes."""
+        return self._health.retire is not None
 
     def retire(self) -> None:
-        """Ends that: another registry has been opened in the place of this one."""
-        if self._frozen is not None:
-            self._frozen.retire()
+        """Ends reading read-only metadata: another registry has been opened in the place of this one."""
+        if self._health.retire is not None:
+            self._health.retire()
 
     async def known(self, repo: RepositoryName) -> bool:
-        """Whether anything was ever put into that repository; also when all of it is deleted."""
+        """Returns whether the repository ever had content, even if all of it was deleted."""
         return await self.metadata.is_known_repository(repo)
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
-        if row.is_unreferenced and self._clock() - row.needed > self._fresh:
-            with suppress(StorageFull):  # it is told apart from a blob that is not there all the same
+        if row.is_unreferenced and self._clock() - row.needed > self._need_noted:
+            with suppress(StorageFull):  # the blob is here all the same
                 await self.metadata.need_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 
@@ -82,12 +95,12 @@ class StoredRegistry:
         row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)
-        except FileNotFoundError:
-            # Collected between the two, and perhaps pushed again: the row knows.
+        except BytesMissing:
+            # Collected after the row was read, and perhaps pushed again: the row says so.
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)
-        except FileNotFoundError:
+        except BytesMissing:
             raise StorageFailed(f"the file of {digest} is missing; push it again to restore it") from None
 
     async def _open(self, row: BlobRow, span: Span | None) -> BlobReader:
@@ -103,9 +116,10 @@ class StoredRegistry:
         self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
     ) -> StoredUpload:
         owner = by.name if by else NOBODY
-        row = UploadRow(UploadID.random(), repo, as_algorithm(algorithm), 0, None, self._boot, owner)
-        await self.metadata.start_upload(row.id, repo, algorithm, self._boot, owner)
-        return StoredUpload(self.blobs, self.metadata, self._boot, row, start_digest(algorithm))
+        upload = UploadID.random()
+        await self.metadata.start_upload(upload, repo, as_algorithm(algorithm), self.blobs.boot, owner)
+        session = self.blobs.start_upload(upload, algorithm)
+        return StoredUpload(self.blobs, self.metadata, self._publication, repo, upload, session)
 
     async def resume_upload(
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
@@ -119,12 +133,12 @@ class StoredRegistry:
 
         row = await self._session(repo, upload, by)
 
-        def check_before(size: int) -> None:
-            check_not_truncated(row, size)
-            check(size)
+        def check_before(stored: int) -> None:
+            checkpoint_of(row).check_not_truncated(stored)
+            check(stored)
 
-        before = check_before if row.boot == self._boot else None
-        return await resume(self.blobs, self.metadata, self._boot, repo, upload, before, check)
+        before = check_before if row.boot == self.blobs.boot else None
+        return await resume(self.blobs, self.metadata, self._publication, repo, upload, before, check)
 
     async def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
         row = await self.metadata.upload(repo, upload)
@@ -134,10 +148,10 @@ class StoredRegistry:
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
         row = await self._session(repo, upload, by)
-        if row.boot == self._boot:
-            size = await self.blobs.session_size(upload)
-            check_not_truncated(row, size)
-            return size
+        if row.boot == self.blobs.boot:
+            stored = await self.blobs.upload_size(upload)
+            checkpoint_of(row).check_not_truncated(stored)
+            return stored
         taken = await self.resume_upload(repo, upload)
         try:
             return taken.offset

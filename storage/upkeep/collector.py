@@ -1,8 +1,8 @@
-"""Online garbage collection: what nothing refers to any more goes, while the registry serves.
+"""Online garbage collection: removes content that nothing refers to, while the registry serves.
 
-It reads the queue that changes fill, so its cost follows the garbage and not the store. What a crash left behind
-without a trace in the metadata (a file renamed into place whose row was never committed) is found by looking at a few
-directories in each round.
+The collector reads a queue that changes fill, so its cost depends on the garbage, not on the size of the store. Bytes
+that a crash left without a row in the metadata (published, but never committed) are found by listing a few parts of the
+blob store in each round.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from dataclasses import dataclass
 
 from storage.blobs.blob_store import BlobStore
 from storage.errors import StorageFull
-from storage.interface import Partials
+from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
+from storage.partials import Partials
 
 PORTION = 500
 IDLE_ON_FULL_DISK = 60.0
-"""Seconds after which a blob on its way in that nobody fetches makes way on a full disk."""
+"""Seconds after which an idle partial blob is dropped on a full disk."""
 SHARDS = 16
-"""Directories of blobs looked at in one round."""
+"""Parts of the blob store that are listed in one round."""
 log = logging.getLogger("storage.collect")
 
 
 @dataclass(slots=True)
 class CollectionReport:
-    """What one round took away."""
+    """Numbers of what one round removed."""
 
     links: int = 0
     blobs: int = 0
@@ -40,16 +41,18 @@ class CollectionReport:
 
 
 class Collector:
-    """`grace` and `expire` in seconds: how long a blob may lie without a manifest that refers to it, and an upload
-    session or a partial blob without progress. Several processes may collect at once; they do no harm to each other.
-    `is_full` says whether the disk is: then what is removed is unlinked at once, and blobs on their way in that nobody
-    fetches go early. The grace holds there as well."""
+    """Several processes may collect at once without harm.
+
+    `grace`: seconds for which a blob stays without a manifest that refers to it. `expire`: seconds for which an upload
+    session or a partial blob stays without progress. While `is_full`, removed bytes are deleted at once and idle
+    partial blobs expire early; the grace stays the same."""
 
     def __init__(
         self,
         metadata: Metadata,
         blobs: BlobStore,
         partials: Partials,
+        locks: DigestLocks,
         clock: Callable[[], float],
         grace: float,
         expire: float,
@@ -58,6 +61,7 @@ class Collector:
         self._metadata = metadata
         self._blobs = blobs
         self._partials = partials
+        self._locks = locks
         self._clock = clock
         self.grace = grace
         self._expire = expire
@@ -65,7 +69,8 @@ class Collector:
         self._next_shard = int(clock()) % blobs.shards
 
     async def collect(self) -> CollectionReport:
-        """One round. Raises StorageFull, StorageFailed; what it did until then stays done. Cancelled: likewise."""
+        """Runs one round. Raises StorageFull, StorageFailed. After an error or a cancellation, what was removed stays
+        removed."""
         done = CollectionReport()
         failed: StorageFull | None = None
         for step in (
@@ -79,7 +84,7 @@ class Collector:
         ):
             try:
                 await step(done)
-            except StorageFull as error:  # the steps after it may free what it lacked
+            except StorageFull as error:  # later steps may free the space that this one needs
                 failed = failed or error
         if done:
             log.info(
@@ -91,7 +96,7 @@ class Collector:
         return done
 
     async def _empty_trash(self, _done: CollectionReport) -> None:
-        await self._blobs.empty_trash()
+        await self._blobs.reclaim_space()
 
     async def _drop_partials(self, done: CollectionReport) -> None:
         idle = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
@@ -102,14 +107,14 @@ class Collector:
         while stale := await self._metadata.stale_uploads(before, PORTION):
             for upload in stale:
                 if await self._metadata.drop_upload(upload, before):
-                    await self._blobs.discard(upload)
+                    await self._blobs.discard_upload(upload)
                     done.uploads += 1
         cut = self._clock() - max(self.grace, 60)
-        old = [upload for upload, changed in await self._blobs.sessions() if changed < cut]
+        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < cut]
         known = await self._metadata.known_uploads(old)
         for upload in old:
             if upload not in known:
-                await self._blobs.discard(upload)
+                await self._blobs.discard_upload(upload)
 
     async def _drop_links(self, done: CollectionReport) -> None:
         before = self._clock() - self.grace
@@ -118,29 +123,30 @@ class Collector:
                 done.links += await self._metadata.drop_link(entry, before)
 
     async def _drop_blobs(self, done: CollectionReport) -> None:
-        """Blobs without any link need no grace: what could bring them back holds their lock, or pushes them anew."""
+        """Removes blobs that no repository has, row first. They need no grace: a push of the same digest waits for the
+        lock and then stores its own bytes."""
         while digests := await self._metadata.dropped_blobs(PORTION):
             for digest in digests:
-                async with self._blobs.hold(digest):
+                async with self._locks.hold(digest):
                     place = await self._metadata.drop_blob(digest)
                     if place is not None:
                         await self._blobs.remove(place)
                         done.blobs += 1
                 if self._is_full():
-                    await self._blobs.empty_trash()
-            await self._blobs.empty_trash()
+                    await self._blobs.reclaim_space()
+            await self._blobs.reclaim_space()
 
     async def _drop_strays(self, done: CollectionReport) -> None:
         for _ in range(SHARDS):
             number, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
             cut = self._clock() - max(self.grace, 60)
-            old = {digest: place for digest, place, written in await self._blobs.shard(number) if written < cut}
+            old = {digest: place for digest, place, written in await self._blobs.list_shard(number) if written < cut}
             known = await self._metadata.known_blobs(list(old))
             for digest in old.keys() - known:
                 done.strays += await self._drop_stray(digest, old[digest])
 
     async def _drop_stray(self, digest: Digest, place: str) -> bool:
-        async with self._blobs.hold(digest):
+        async with self._locks.hold(digest):
             if digest in await self._metadata.known_blobs([digest]):
                 return False
             await self._blobs.remove(place)

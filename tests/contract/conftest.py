@@ -20,7 +20,10 @@ from storage.errors import NameUnknown
 from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
+from tests.fakes.object_store.multipart_blob_store import open_objects
 from tests.fakes.store_accounts import acting_as
+
+PART_BYTES = 64 * 1024
 
 
 class InTurns:
@@ -105,6 +108,22 @@ async def _stored_twice(data: Path) -> AsyncIterator[Any]:
         yield InTurns(one, two)
 
 
+@asynccontextmanager
+async def _in_objects(data: Path) -> AsyncIterator[Registry]:
+    """Blobs in an object store, whose parts are small enough that a test fills several."""
+    prepare_data_dir(data)
+    async with open_registry(data, open_content=open_objects(data / "bucket", PART_BYTES)) as registry:
+        yield registry
+
+
+@asynccontextmanager
+async def _in_objects_twice(data: Path) -> AsyncIterator[Any]:
+    prepare_data_dir(data)
+    content = open_objects(data / "bucket", PART_BYTES)
+    async with open_registry(data, open_content=content) as one, open_registry(data, open_content=content) as two:
+        yield InTurns(one, two)
+
+
 KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
     "guarded": _guarded,
     "memory": _memory,
@@ -114,6 +133,8 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
     "routed, with a default upstream": _routed_with_default,
     "stored": _stored,
     "stored, by two": _stored_twice,
+    "stored in objects": _in_objects,
+    "stored in objects, by two": _in_objects_twice,
 }
 
 

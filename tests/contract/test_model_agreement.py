@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
-from storage.composition import open_registry, prepare_data_dir
+from storage.composition import OpenContent, open_files, open_registry, prepare_data_dir
 from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Condition, Manifest, Span, digest_of
 from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
@@ -26,6 +26,7 @@ from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES, NO_NAMES, NameSet
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collector import Collector
+from tests.fakes.object_store.multipart_blob_store import open_objects
 from tests.fakes.registry_content import descriptor_of, image_of, index_of
 from tests.fakes.temporary_files import memory_root
 
@@ -89,8 +90,14 @@ class Agreement(RuleBasedStateMachine):
     def clock(self) -> float:
         return self.now
 
+    def content(self) -> OpenContent:
+        """Where the bytes lie."""
+        return open_files
+
     def open(self) -> StoredRegistry:
-        self.opened: AbstractAsyncContextManager[StoredRegistry] = open_registry(self.data, clock=self.clock)
+        self.opened: AbstractAsyncContextManager[StoredRegistry] = open_registry(
+            self.data, clock=self.clock, open_content=self.content()
+        )
         self.stored = self.loop.run_until_complete(self.opened.__aenter__())
         return self.stored
 
@@ -431,7 +438,8 @@ class Agreement(RuleBasedStateMachine):
         self.wait(hours)
         self.model.collect(grace)
         expire = 1000 * 24 * HOUR
-        collector = Collector(self.stored.metadata, self.stored.blobs, self.stored.partials, self.clock, grace, expire)
+        stored = self.stored
+        collector = Collector(stored.metadata, stored.blobs, stored.partials, stored.locks, self.clock, grace, expire)
         self.loop.run_until_complete(collector.collect())
         self.changed = True
 
@@ -470,12 +478,18 @@ class Agreement(RuleBasedStateMachine):
         self.changed = True
 
 
+class AgreementInObjects(Agreement):
+    """The same over an object store. A layer of the model has several parts."""
+
+    def content(self) -> OpenContent:
+        return open_objects(self.data / "bucket", min_part_bytes=100)
+
+
 pytestmark = pytest.mark.slow
 RUNS = int(os.environ.get("ENTREPOT_MODEL_RUNS", "50"))
 NIGHT = "ENTREPOT_MODEL_RUNS" in os.environ
 
-TestAgreement = Agreement.TestCase
-TestAgreement.settings = settings(
+SETTINGS = settings(
     max_examples=RUNS,
     stateful_step_count=40,
     derandomize=not NIGHT,
@@ -485,3 +499,8 @@ TestAgreement.settings = settings(
     # Each step goes to a real disk; how long that takes says nothing about the strategies.
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+TestAgreement = Agreement.TestCase
+TestAgreement.settings = SETTINGS
+TestAgreementInObjects = AgreementInObjects.TestCase
+TestAgreementInObjects.settings = SETTINGS

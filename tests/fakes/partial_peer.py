@@ -19,8 +19,8 @@ from typing import Any
 from storage.composition import open_registry
 from storage.content import digest_of
 from storage.errors import RegistryError
-from storage.interface import Partial
 from storage.names import Digest, RepositoryName
+from storage.partials import Partial
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.server_process import ROOT
 

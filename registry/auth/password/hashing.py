@@ -26,7 +26,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from storage.access import AccountInvalid
 from storage.errors import TooManyRequests
-from storage.interface import Leases
+from storage.leases import Leases
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1024
 """Bytes of a password. The upper bound limits what a stranger can make the server hash."""

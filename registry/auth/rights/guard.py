@@ -14,9 +14,9 @@ from registry.auth.rights.principal import PRINCIPAL, REQUESTED_NAME, Principal
 from registry.auth.rights.sealed_cursors import CursorKind, SealedCursors, process_secrets
 from storage.access import Action
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
-from storage.data_dir.locks import KeyedLocks
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, RegistryError, Unauthorized
 from storage.interface import BlobReader, BlobWriter, Registry
+from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import ALL_NAMES, NameSet
 from storage.wrappers import RefusingRegistry

@@ -13,10 +13,10 @@ from registry.cli.output import human_size, new_table, plain_console
 from registry.config import Settings, Upstream
 from registry.mirror.freshness import Freshness, Verdict
 from registry.upstream.quota import limited_until
-from storage.blobs.files.partial_files import list_partials
+from storage.composition import list_partials, open_inventory
 from storage.content import Allowance
-from storage.interface import UpstreamRecords
-from storage.metadata.sqlite.inventory import Inventory, open_inventory
+from storage.inventory import Inventory
+from storage.upstream_records import UpstreamRecords
 
 
 async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _allowance(allowance: Allowance | None, until: float | None) -> dict[str, An
 
 def _fills(data: Path) -> list[dict[str, Any]]:
     return [
-        {"digest": each.digest, "size": each.size, "here": each.here, "running": each.owned}
+        {"digest": each.digest, "size": each.size, "here": each.received, "running": each.is_owned}
         for each in list_partials(data)
     ]
 

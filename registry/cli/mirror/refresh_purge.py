@@ -10,9 +10,9 @@ from registry.cli.output import human_size, local_time, plural
 from registry.config import format_duration
 from registry.mirror.mirror import Mirror
 from registry.router import Destination, Router
+from storage.composition import open_inventory
 from storage.content import Actor
 from storage.errors import ManifestUnknown, NameUnknown, UpstreamUnavailable
-from storage.metadata.sqlite.inventory import open_inventory
 from storage.names import Digest, ImageReference, Reference, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 

@@ -29,8 +29,8 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import Partial
 from storage.names import RepositoryName
+from storage.partials import Partial
 
 log = logging.getLogger("registry.mirror")
 

@@ -30,8 +30,8 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import Partial, Partials
 from storage.names import Digest, RepositoryName
+from storage.partials import Partial, Partials
 
 log = logging.getLogger("registry.mirror")
 

@@ -23,8 +23,8 @@ from storage.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from storage.interface import UpstreamRecords
 from storage.names import Digest, RepositoryName
+from storage.upstream_records import UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
 """Seconds without progress after which a blob that has readers is given up. Longer than the restart of an upstream and

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from registry.mirror.upstream_client import UpstreamClient
-from storage.interface import Leases
+from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
 """Connections that a fill without waiting clients leaves to others."""

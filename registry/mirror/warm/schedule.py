@@ -13,7 +13,7 @@ from registry.mirror.warm.warmer import FindStored, Locate, Warmer, WarmObserver
 from registry.single_flight import cancel_and_wait
 from storage.content import Descriptor
 from storage.errors import StorageFailed
-from storage.interface import Leases
+from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"

@@ -1,7 +1,7 @@
-"""Opening and reading what the kernel has in memory already, without ever waiting for the disk.
+"""Opens and reads files that the kernel has cached, without ever waiting for the disk.
 
-Such a call takes a microsecond or two, so it is made where the caller stands; only what it says has to wait goes to a
-thread, which costs fifty times that. See openat2(2), RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
+Such a call takes a microsecond or two, so it runs on the event loop. Only calls that would wait go to a thread, which
+costs fifty times as much. See openat2(2), RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import sys
 from collections.abc import Callable
 
-_SYS_OPENAT2 = 437  # the same on every architecture but one, which has it not
+_SYS_OPENAT2 = 437  # on every architecture but Alpha, where the kernel then answers ENOSYS
 _RESOLVE_CACHED = 0x20
 _LACKING = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
-"""An older kernel; one that knows openat2 but not the flag; a sandbox that knows no openat2."""
+"""Errors of an older kernel, of one that knows openat2 but not the flag, and of a sandbox that refuses openat2."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -23,7 +23,7 @@ class _OpenHow(ctypes.Structure):
 
 
 class CachedOpener:
-    """Opens files below one directory for reading, where their names are in memory."""
+    """Opens files in one directory for reading, if the kernel has their names cached."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Raises OSError."""
@@ -36,7 +36,7 @@ class CachedOpener:
         os.close(self._directory)
 
     def open(self, path: str) -> int | None:
-        """A file descriptor; None when that would take waiting, or cannot be known here. Raises OSError."""
+        """Returns a file descriptor, or None if opening the file would or might wait. Raises OSError."""
         if self._call is None:
             return None
         fd = self._call(
@@ -55,7 +55,7 @@ class CachedOpener:
 def _openat2() -> Callable[..., int] | None:
     if sys.platform != "linux":
         return None
-    # PyDLL: it does not wait, so the interpreter's lock need not be let go and fought for.
+    # PyDLL keeps the interpreter's lock: the call does not wait, and releasing the lock would cost more.
     call = ctypes.PyDLL(None, use_errno=True).syscall
     call.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
     call.restype = ctypes.c_long
@@ -63,7 +63,7 @@ def _openat2() -> Callable[..., int] | None:
 
 
 def read_cached(fd: int, offset: int, length: int) -> bytes | None:
-    """`length` bytes at `offset`, fewer where the file ends; None when the disk would have to be waited for. Raises
+    """Returns `length` bytes at `offset`, or None if they are not all cached or the file ends before. Raises
     OSError."""
     if sys.platform != "linux":
         return None
@@ -74,5 +74,5 @@ def read_cached(fd: int, offset: int, length: int) -> bytes | None:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
             return None
         raise
-    # The call ends early at the first page that is not in memory.
+    # The call ends early at the first page that is not cached.
     return bytes(buffer) if count == length else None

@@ -1,4 +1,4 @@
-"""Which bytes of a file are there."""
+"""Sets of bytes of a file, as extents (`Extents`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Extent = tuple[int, int]
 
 
 class Extents:
-    """A set of bytes, kept as its extents, merged and in order. A change costs the logarithm of their number, and the
-    shifting of a short list."""
+    """A set of bytes, stored as merged extents in order. A change takes time logarithmic in their number, plus a shift
+    in a short list."""
 
     __slots__ = ("_bounds",)
 
     def __init__(self, extents: Iterable[Extent] = ()) -> None:
-        # start, stop, start, stop, …, all different: an index is odd inside an extent.
+        # start, stop, start, stop, …, all different. `bisect_right` of a byte is odd if the byte is inside an extent.
         self._bounds: list[int] = []
         for start, stop in extents:
             self.add(start, stop)
@@ -26,7 +26,7 @@ class Extents:
         return zip(bounds[::2], bounds[1::2], strict=True)
 
     def __len__(self) -> int:
-        """The number of extents."""
+        """Returns the number of extents."""
         return len(self._bounds) // 2
 
     def copy(self) -> Extents:
@@ -47,7 +47,7 @@ class Extents:
             bounds[left:right] = [start] * (left % 2) + [stop] * (right % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:
-        """What is not there between `start` and `stop`."""
+        """Returns the gaps between `start` and `stop`."""
         bounds = self._bounds
         found = []
         at = self.reach(start)
@@ -62,6 +62,6 @@ class Extents:
         return found
 
     def reach(self, at: int) -> int:
-        """How far the bytes go from `at` without a gap; `at` itself where its byte is not there."""
+        """Returns how far the bytes reach from `at` without a gap; `at` itself if its byte is not in the set."""
         following = bisect_right(self._bounds, at)
         return self._bounds[following] if following % 2 else at

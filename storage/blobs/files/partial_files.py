@@ -1,11 +1,9 @@
-"""The files of partial blobs: found, made, dropped. All calls block.
+"""Creates, opens and deletes the files of partial blobs. All calls block.
 
-A partial blob has two files in `partials/`: its bytes, and its state (`storage.blobs.files.partial_state`). Whoever
-holds the lock on a state file that still has its name owns the partial, and only the owner changes either file or name.
-The state is the first to come and the last to go, and says what became of the bytes before they lose their name; so
-whoever opened the state and finds it running after opening the bytes has the two that belong together.
-
-Which blobs are on their way in, and how far they are, for a person to see. Nothing is locked or changed.
+A partial blob has two files in `partials/`: its bytes (`.data`), and its state (`storage.blobs.files.partial_state`).
+The process that holds the lock on the state file owns the partial, as long as the file still has its name. Only the
+owner changes the files and their names. The state file is created first and deleted last, and its status changes before
+the data file loses its name. So if the state still says `RUNNING` after the data file was opened, both belong together.
 """
 
 from __future__ import annotations
@@ -17,17 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.blobs.files.partial_state import RECORD_SIZE, PartialStatus, Progress, read_progress
+from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import is_byte_locked, try_lock_byte
+from storage.data_dir.locks import try_lock_byte
 from storage.data_dir.reserve import Reserve
-from storage.data_dir.system import System, boot_id
+from storage.data_dir.system import System
 from storage.errors import DigestInvalid, StorageFull
 from storage.names import Digest
 
 
 @dataclass(frozen=True, slots=True)
 class PartialPaths:
-    """Where a partial's files are, and where its bytes go in the end."""
+    """Paths of a partial blob's files, and the path of the blob that it becomes."""
 
     state: Path
     data: Path
@@ -40,7 +39,7 @@ class PartialPaths:
 
 @dataclass(frozen=True, slots=True)
 class OpenedPartial:
-    """Two open files, and what the state said. `owned`: the lock was free and is held."""
+    """Both files, open, and the progress in the state file. `owned`: the lock was free, and this opening holds it."""
 
     state: int
     data: int
@@ -52,16 +51,16 @@ class OpenedPartial:
         os.close(self.data)
 
 
-def open_partial(system: System, names: PartialPaths, size: int, boot: str, reserve: Reserve) -> OpenedPartial | None:
-    """The partial of `size` bytes, made where there is none. Another owner is about to set it up or to end it: None;
-    ask again soon. Raises StorageFull, OSError."""
-    if not names.state.exists():
+def open_partial(system: System, paths: PartialPaths, size: int, boot: str, reserve: Reserve) -> OpenedPartial | None:
+    """Opens the partial of `size` bytes, or creates it. Returns None while another owner is creating or ending it: try
+    again soon. Raises StorageFull, OSError."""
+    if not paths.state.exists():
         reserve.require_room()
-    state = _open_or_create(system, names.state)
+    state = _open_or_create(system, paths.state)
     if state is None:
         return None
     try:
-        opened = _take(system, names, state, size, boot) if try_lock_byte(state) else _join(names, state)
+        opened = _take(system, paths, state, size, boot) if try_lock_byte(state) else _join(paths, state)
     except BaseException:
         os.close(state)
         raise
@@ -70,24 +69,25 @@ def open_partial(system: System, names: PartialPaths, size: int, boot: str, rese
     return opened
 
 
-def expire_partial(system: System, names: PartialPaths, before: float, boot: str) -> bool:
-    """Drops what nobody owns and nobody wrote since `before`, or what another run of the machine left behind."""
-    if not _is_stale(names, before, boot):
+def expire_partial(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
+    """Drops the partial if it has no owner, and was last written before `before` or under another run of the machine.
+    Returns whether it did."""
+    if not _is_stale(paths, before, boot):
         return False
-    state = _open_or_create(system, names.state)
+    state = _open_or_create(system, paths.state)
     if state is None:
         return False
     try:
-        if not try_lock_byte(state) or not is_named(state, names.state):
+        if not try_lock_byte(state) or not is_named(state, paths.state):
             return False
-        drop_partial(system, names, state, PartialStatus.DROPPED)
+        drop_partial(system, paths, state, PartialStatus.DROPPED)
         return True
     finally:
         os.close(state)
 
 
 def partials_in(layout: Layout) -> list[tuple[str, Digest]]:
-    """Those that have a file of either kind: their names and digests."""
+    """Returns the names and digests of the partials that have at least one file."""
     found = set()
     for file in os.listdir(layout.partials):
         with suppress(DigestInvalid):
@@ -96,26 +96,28 @@ def partials_in(layout: Layout) -> list[tuple[str, Digest]]:
 
 
 def is_named(fd: int, path: Path) -> bool:
-    """Whether `path` names the open file."""
+    """Returns whether `path` names the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
         return False
 
 
-def drop_partial(system: System, names: PartialPaths, state: int, why: PartialStatus) -> None:
-    """The owner's: tells all who have it open what became of it, and takes both names away."""
+def drop_partial(system: System, paths: PartialPaths, state: int, why: PartialStatus) -> None:
+    """Stores the final status for the processes that have the state file open, and deletes both files. For the
+    owner."""
     progress = read_progress(state)
-    with suppress(OSError):  # on a broken disk: they learn of it when the lock falls
+    with suppress(OSError):  # on a broken disk, the others learn of it when the lock is released
         write_progress(system, state, replace(progress or Progress("", 0), status=why, extents=()))
     with suppress(FileNotFoundError):
-        system.unlink(names.data)
+        system.unlink(paths.data)
     with suppress(FileNotFoundError):
-        system.unlink(names.state)
+        system.unlink(paths.state)
 
 
 def close_data(threads: Executor, data: int) -> None:
-    """In a thread where its name is gone: the last to close such a file waits while the file system frees its room."""
+    """Closes the data file. If it was deleted, a thread does it: closing waits while the file system frees its
+    blocks."""
     if os.fstat(data).st_nlink:
         os.close(data)
         return
@@ -126,14 +128,7 @@ def close_data(threads: Executor, data: int) -> None:
 
 
 def write_progress(system: System, state: int, progress: Progress) -> None:
-    write_out(system, state, memoryview(progress.encode()), 0)
-
-
-def write_out(system: System, fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of it, and nothing else: what follows and what was there before stays."""
-    while data:
-        done = system.write(fd, [data], offset)
-        data, offset = data[done:], offset + done
+    write_fully(system, state, memoryview(progress.encode()), 0)
 
 
 def _open_or_create(system: System, path: Path) -> int | None:
@@ -144,40 +139,40 @@ def _open_or_create(system: System, path: Path) -> int | None:
     return None
 
 
-def _take(system: System, names: PartialPaths, state: int, size: int, boot: str) -> OpenedPartial | None:
-    """With the lock held. What cannot be gone on with makes way for a new one."""
-    if not is_named(state, names.state):
+def _take(system: System, paths: PartialPaths, state: int, size: int, boot: str) -> OpenedPartial | None:
+    """Opens the partial whose state file was just locked. Drops one that cannot be continued, and returns None then."""
+    if not is_named(state, paths.state):
         return None
     if os.fstat(state).st_size == 0:
-        return _set_up(system, names, state, size, boot)
+        return _set_up(system, paths, state, size, boot)
     progress = read_progress(state)
     if progress is None or (progress.boot, progress.size, progress.status) != (boot, size, PartialStatus.RUNNING):
         data = None
     else:
-        data = _open_data(names, progress)
+        data = _open_data(paths, progress)
     if progress is None or data is None:
-        drop_partial(system, names, state, PartialStatus.DROPPED)
+        drop_partial(system, paths, state, PartialStatus.DROPPED)
         return None
     return OpenedPartial(state, data, progress, owned=True)
 
 
-def _open_data(names: PartialPaths, progress: Progress) -> int | None:
-    """An owner that was killed at the very end may have put the bytes in their place already."""
+def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
+    """Opens the data file. An owner that was killed during the commit may have moved it to the blob's path already."""
     with suppress(FileNotFoundError):
-        return os.open(names.data, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     if list(progress.extents) == [(0, progress.size)]:
         with suppress(FileNotFoundError):
-            return os.open(names.place, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(paths.place, os.O_RDWR | os.O_CLOEXEC)
     return None
 
 
-def _join(names: PartialPaths, state: int) -> OpenedPartial | None:
-    """While somebody else has the lock."""
+def _join(paths: PartialPaths, state: int) -> OpenedPartial | None:
+    """Opens the partial while another process owns it."""
     before = read_progress(state)
     if before is None or before.status is not PartialStatus.RUNNING:
         return None
     try:
-        data = os.open(names.data, os.O_RDWR | os.O_CLOEXEC)
+        data = os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     progress = read_progress(state)
@@ -187,33 +182,33 @@ def _join(names: PartialPaths, state: int) -> OpenedPartial | None:
     return OpenedPartial(state, data, progress, owned=False)
 
 
-def _set_up(system: System, names: PartialPaths, state: int, size: int, boot: str) -> OpenedPartial:
-    """The file of the bytes has its whole length from the start and takes no room yet; whether there is enough is asked
-    once, so that a blob that cannot fit is refused before anything of it is fetched."""
+def _set_up(system: System, paths: PartialPaths, state: int, size: int, boot: str) -> OpenedPartial:
+    """Creates the data file, sparse and of the full length, and the state. Checks once whether the disk has space for
+    all of it, so that a blob that cannot fit is refused before any byte is fetched."""
     data = -1
     try:
         found = os.fstatvfs(state)
         if size > found.f_bavail * found.f_frsize:
             raise StorageFull(f"there is no room for a blob of {size} bytes")
         with suppress(FileNotFoundError):
-            system.unlink(names.data)
-        data = system.open(names.data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            system.unlink(paths.data)
+        data = system.open(paths.data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         system.truncate(data, size)
-        write_out(system, state, memoryview(bytes(RECORD_SIZE)), 0)
+        write_fully(system, state, memoryview(bytes(RECORD_SIZE)), 0)
         progress = Progress(boot, size)
         write_progress(system, state, progress)
     except BaseException:
         if data >= 0:
             os.close(data)
         with suppress(OSError):
-            drop_partial(system, names, state, PartialStatus.DROPPED)
+            drop_partial(system, paths, state, PartialStatus.DROPPED)
         raise
     return OpenedPartial(state, data, progress, owned=True)
 
 
-def _is_stale(names: PartialPaths, before: float, boot: str) -> bool:
+def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
     try:
-        state = os.open(names.state, os.O_RDONLY | os.O_CLOEXEC)
+        state = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         progress = None
     else:
@@ -223,48 +218,7 @@ def _is_stale(names: PartialPaths, before: float, boot: str) -> bool:
             os.close(state)
     if progress is not None and progress.boot != boot:
         return True
-    for path in (names.data, names.state):
+    for path in (paths.data, paths.state):
         with suppress(FileNotFoundError):
             return os.stat(path).st_mtime < before
     return False
-
-
-TRIES = 10
-"""Readings of a state that is being written just then."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartialSummary:
-    """A partial blob: its bytes, those that are here, and whether a process fetches it now."""
-
-    digest: Digest
-    size: int
-    here: int
-    owned: bool
-
-
-def list_partials(data: Path) -> list[PartialSummary]:
-    """Those that the next who asks for them can go on with. Raises OSError."""
-    layout = Layout(data.absolute())
-    boot = boot_id()
-    found = []
-    for name, digest in partials_in(layout):
-        try:
-            state = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # it is whole, or was given up, since the directory was read
-            continue
-        try:
-            progress = _read(state)
-            if progress is not None and progress.status is PartialStatus.RUNNING and progress.boot == boot:
-                here = sum(stop - start for start, stop in progress.extents)
-                found.append(PartialSummary(digest, progress.size, here, is_byte_locked(state)))
-        finally:
-            os.close(state)
-    return found
-
-
-def _read(state: int) -> Progress | None:
-    for _ in range(TRIES):
-        if (progress := read_progress(state)) is not None:
-            return progress
-    return None

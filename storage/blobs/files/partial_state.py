@@ -1,10 +1,11 @@
-"""How far a partial blob is, as its state file says it to all processes and to those that come after a crash.
+"""The state file of a partial blob: its progress, for all processes and for those that start after a crash.
 
-One record, written whole over the one before and closed by a checksum: whoever reads while it is written sees that, and
-reads again. It is written with a call and not through a mapping, since a full disk is told to a call and kills whoever
-writes to a mapping. A power cut may leave any of it, so it counts only under the run of the machine that wrote it.
+The progress is one record with a checksum, overwritten as a whole. A reader that meets a write sees a wrong checksum
+and reads again. The file is written with system calls, not through a mapping: on a full disk a call returns an error,
+while a write to a mapping kills the process (SIGBUS). After a power cut the record may hold anything, so it counts only
+under the run of the machine that wrote it.
 
-A second record follows once an owner has given up: why it did.
+A second record holds the failures that owners have reported.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _HEAD = struct.Struct("<8sIIQ40s")
 _SUM = struct.Struct("<I")
 _FAILURES = struct.Struct("<II")
 MOST_REASON_BYTES = 2048
-"""Bytes of a reason that are kept."""
+"""Longest stored reason, in bytes."""
 MOST_EXTENTS = (RECORD_SIZE - _HEAD.size - _SUM.size) // 16
-"""Extents that are kept; those after them are fetched again when the owner dies."""
+"""Most extents in a record; when the owner dies, bytes in further extents are fetched again."""
 
 
 class PartialStatus(IntEnum):
-    """What became of a partial blob. All but the first are for ever."""
+    """Status of a partial blob. All but the first are final."""
 
     RUNNING = 0
     COMMITTED = 1
@@ -42,7 +43,7 @@ class PartialStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`boot` names the run of the machine under which the bytes were written."""
+    """Which bytes are there. `boot` names the run of the machine under which they were written."""
 
     boot: str
     size: int
@@ -50,6 +51,7 @@ class Progress:
     extents: Sequence[Extent] = ()
 
     def encode(self) -> bytes:
+        """Returns the record."""
         bounds = [bound for extent in self.extents[:MOST_EXTENTS] for bound in extent]
         head = _HEAD.pack(MAGIC, self.status, len(bounds), self.size, self.boot.encode()[:40])
         body = head + struct.pack(f"<{len(bounds)}Q", *bounds)
@@ -57,7 +59,7 @@ class Progress:
 
 
 def decode_progress(data: bytes) -> Progress | None:
-    """None where this is no whole record."""
+    """Reads a record. Returns None if it is incomplete."""
     if len(data) < _HEAD.size + _SUM.size:
         return None
     magic, status, count, size, boot = _HEAD.unpack_from(data)
@@ -71,14 +73,15 @@ def decode_progress(data: bytes) -> Progress | None:
     return Progress(boot.rstrip(b"\0").decode(), size, PartialStatus(status), extents)
 
 
-def encode_failures(given_up: PartialFailures) -> bytes:
-    reason = given_up.reason.encode(errors="replace")[:MOST_REASON_BYTES]
-    body = _FAILURES.pack(given_up.times, len(reason)) + reason
+def encode_failures(failures: PartialFailures) -> bytes:
+    """Returns the second record."""
+    reason = failures.reason.encode(errors="replace")[:MOST_REASON_BYTES]
+    body = _FAILURES.pack(failures.times, len(reason)) + reason
     return body + _SUM.pack(zlib.crc32(body))
 
 
 def read_failures(fd: int) -> PartialFailures:
-    """Nobody did where it cannot be read. Raises OSError."""
+    """Reads the second record; an incomplete one counts as no failures. Raises OSError."""
     data = os.pread(fd, _FAILURES.size + MOST_REASON_BYTES + _SUM.size, RECORD_SIZE)
     if len(data) < _FAILURES.size + _SUM.size:
         return PartialFailures()
@@ -90,5 +93,5 @@ def read_failures(fd: int) -> PartialFailures:
 
 
 def read_progress(fd: int) -> Progress | None:
-    """Raises OSError."""
+    """Reads the progress; None if the record is incomplete. Raises OSError."""
     return decode_progress(os.pread(fd, RECORD_SIZE, 0))

@@ -1,4 +1,4 @@
-"""Who waits here for bytes of partial blobs, and how they learn that some have come."""
+"""Waiters of this process for bytes of partial blobs, and how they are woken."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Protocol
 from storage.errors import RegistryError
 
 TICK = 0.003
-"""Seconds between two looks at a file another process fills."""
+"""Seconds between two polls of a partial that another process fills."""
 GAP = 0.006
-"""Seconds between two looks at a file this process fills, at the least: a fast fill must not keep the event loop busy
-with waking those who follow it, for a few bytes each time."""
+"""Least seconds between two wake-ups for a partial that this process fills: a fast download must not keep the event
+loop busy with waking readers for a few bytes each time."""
 
 
 class GrowingFile(Protocol):
-    """What can be waited for."""
+    """A partial blob, as the waiters see it."""
 
     is_notified: bool
     refreshed_at: float
 
     @property
     def filled_here(self) -> bool:
-        """Its owner is in this process and will `notify`."""
+        """Whether its owner is in this process and calls `notify`."""
         ...
 
-    def look(self) -> None:
-        """Learns what others have done. Raises RegistryError."""
+    def refresh(self) -> None:
+        """Reads the progress that another process has stored. Raises RegistryError."""
         ...
 
-    def there(self, at: int) -> int | None:
-        """How far the bytes reach from `at`; None: not there yet. Raises RegistryError."""
+    def available_from(self, at: int) -> int | None:
+        """Returns how far the bytes reach from `at`; None if that byte is not there yet. Raises RegistryError."""
         ...
 
 
 class PartialWaiters:
-    """All who wait in this process, on its event loop. Nothing runs while nobody waits."""
+    """Waiters on one event loop. Polls only while somebody waits."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -44,40 +44,41 @@ class PartialWaiters:
         self._ticking: asyncio.TimerHandle | None = None
 
     async def wait(self, file: GrowingFile, at: int) -> int:
-        """What `there` gives once it gives something. A cancellation leaves nothing."""
+        """Waits until `available_from(at)` returns a value or raises, and does the same. A cancellation leaves
+        nothing."""
         future: asyncio.Future[int] = self._loop.create_future()
         queue = self._waiting.setdefault(file, {})
         queue[future] = at
         try:
-            self._look(file)  # after it is on the list: what comes from here on is told
+            self._look(file)  # after it is on the list, so that no change is missed
             return await future
         finally:
             del queue[future]
             if not queue:
                 del self._waiting[file]
             if future.done() and not future.cancelled():
-                future.exception()  # told, also to one that was cancelled just now
+                future.exception()  # marks it as retrieved, also if this wait was cancelled just now
 
     def notify(self, file: GrowingFile) -> None:
-        """Something has changed. From any thread; costs next to nothing while nobody waits."""
+        """Wakes waiters after a change. May be called in any thread; costs next to nothing while nobody waits."""
         if file in self._waiting and not file.is_notified:
             file.is_notified = True
             with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._poked, file)
+                self._loop.call_soon_threadsafe(self._on_notify, file)
 
-    def _poked(self, file: GrowingFile) -> None:
+    def _on_notify(self, file: GrowingFile) -> None:
         early = file.refreshed_at + GAP - self._loop.time()
         if early > 0:
-            self._loop.call_later(early, self._poked, file)
+            self._loop.call_later(early, self._on_notify, file)
         else:
             self._look(file)
 
     def _look(self, file: GrowingFile) -> None:
         file.is_notified, file.refreshed_at = False, self._loop.time()
         if (queue := self._waiting.get(file)) is None:
-            return  # whoever waited has left, and the file may be closed by now
+            return  # the waiters have left, and the file may be closed by now
         try:
-            file.look()
+            file.refresh()
         except RegistryError as error:
             for future in queue:
                 _tell(future, error)
@@ -86,7 +87,7 @@ class PartialWaiters:
             if future.done():
                 continue
             try:
-                reached = file.there(at)
+                reached = file.available_from(at)
             except RegistryError as error:
                 _tell(future, error)
             else:

@@ -1,7 +1,7 @@
-"""The digest of a file that is filled in any order, computed from its start while it comes.
+"""The digest of a file that is filled in any order, computed while it is filled (`PrefixDigest`).
 
-A step in a thread reads what has come without a gap and ends when it has caught up; no thread waits for bytes. What it
-reads was written a moment ago and is still in memory.
+A step in a thread hashes the bytes from the start of the file up to the first gap, and ends when it has caught up; no
+thread waits for bytes. The bytes it reads were written a moment ago and are still in the page cache.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from storage.running_digest import start_digest
 
 PIECE = 1024 * 1024
 PIECES_PER_STEP = 64
-"""Pieces after which a step lets another file's have its thread."""
+"""Pieces after which a step leaves its thread to the steps of other files."""
 
 
 class PrefixDigest:
-    """Of the file `fd` of `size` bytes. `prefix` says how many bytes are there from the start; `keep` runs a step with
-    the file kept open, or not at all."""
+    """Digest of the file `fd` of `size` bytes. `prefix` returns how many bytes there are before the first gap. `keep`
+    runs a step with the file kept open, or does not run it if the file is closed."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class PrefixDigest:
         self._failed = False
 
     def notify(self) -> None:
-        """More has come. Starts a step where none is under way and there is enough to do."""
+        """Starts a step after new bytes were written, if none runs and there is enough to hash."""
         with self._changed:
             if self._busy or self._finishing or self._failed or not self._due():
                 return
@@ -68,7 +68,7 @@ class PrefixDigest:
             self._changed.notify_all()
 
     def _due(self) -> int:
-        """Bytes that can be read now and are worth it."""
+        """Returns the number of bytes to hash next; 0 if there is too little to be worth it."""
         prefix = self._prefix()
         waiting = min(PIECE, prefix - self._at)
         return waiting if waiting == PIECE or prefix == self._size else 0
@@ -88,12 +88,12 @@ class PrefixDigest:
         try:
             self._keep(follow)
         except OSError:
-            self._failed = True  # `finish` meets it again, and has somebody to tell
+            self._failed = True  # `finish` meets the error again and raises it
         if again:
             self._submit()
             return
         self._rest()
-        self.notify()  # what came between the last look and the rest
+        self.notify()  # for bytes that were written since the last check
 
     def _take(self, buffer: memoryview, length: int) -> None:
         done = os.preadv(self._fd, [buffer[:length]], self._at)
@@ -106,7 +106,7 @@ class PrefixDigest:
             self._system.start_writeback(self._fd, begin, self._at - begin)
 
     def finish(self) -> Digest:
-        """The digest of the whole file, once all of it is there. Raises OSError."""
+        """Returns the digest of the whole file, once all bytes are there. Blocking. Raises OSError."""
         with self._changed:
             self._finishing = True
             while self._busy:
@@ -117,5 +117,5 @@ class PrefixDigest:
         return self._running.digest()
 
     def stop(self) -> None:
-        """Nobody wants it any more."""
+        """Ends the computation."""
         self._finishing = True

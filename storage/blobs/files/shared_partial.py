@@ -1,4 +1,4 @@
-"""A partial blob as one process sees it: two open files, shared by all who asked for it here."""
+"""A partial blob in one process (`SharedPartial`): two open files, shared by all its users there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from storage.blobs.files.partial_files import (
     close_data,
     drop_partial,
     is_named,
-    write_out,
     write_progress,
 )
 from storage.blobs.files.partial_flags import PartialFlags
@@ -31,7 +30,8 @@ from storage.blobs.files.partial_state import (
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.prefix_digest import PrefixDigest
 from storage.content import PartialFailures
-from storage.data_dir import durable_files
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.durable_files import sync_directory, write_fully
 from storage.data_dir.locks import is_byte_locked, try_lock_byte, unlock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -40,11 +40,11 @@ from storage.names import Digest
 
 
 class SharedPartial:
-    """`owner` is whoever owns the partial in this process, any object. What is in memory is the truth while there is
-    one, else what `look` last found. The files are open while somebody uses them: `retain` and `release`.
+    """The owner in this process is any object. While there is one, the extents in memory are right; otherwise they are
+    those that `refresh` read last. The files stay open between `retain` and `release`.
 
-    Two locks: `_lock` for what is in memory, held for no longer than that takes; `_publishing` around writing the state
-    file, where the disk may have to be waited for, and the event loop must not.
+    Two locks: `_lock` guards memory and is never held across a system call that may wait; `_publishing` is held while
+    the state file is written, which may wait for the disk, so the event loop never takes it.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class SharedPartial:
         system: System,
         reserve: Reserve,
         threads: Executor,
-        watch: PartialWaiters,
-        names: PartialPaths,
+        waiters: PartialWaiters,
+        paths: PartialPaths,
         digest: Digest,
         opened: OpenedPartial,
     ) -> None:
@@ -62,18 +62,18 @@ class SharedPartial:
         self.data = opened.data
         self.is_notified = False
         self.refreshed_at = 0.0
-        self.marks = PartialFlags(opened.state)
+        self.flags = PartialFlags(opened.state)
         self._system = system
         self._reserve = reserve
         self._threads = threads
-        self._watch = watch
-        self._names = names
+        self._waiters = waiters
+        self._paths = paths
         self._state = opened.state
         self._boot = opened.progress.boot
         self._status = opened.progress.status
         self._extents = Extents(opened.progress.extents)
         self._coming = Extents()
-        """What is being written."""
+        """Bytes that are being written."""
         self._owner: object | None = None
         self._leaving = False
         self._at_work = 0
@@ -89,14 +89,15 @@ class SharedPartial:
             self._system, self._threads, self.data, self.size, self.digest.algorithm, self._prefix, self._run_kept
         )
 
-    # Who uses it, and whose it is.
+    # Users and owner
 
     @property
     def open(self) -> bool:
+        """Whether the files are open."""
         return self._state >= 0
 
     def retain(self) -> bool:
-        """One more uses the files. False: they are closed."""
+        """Adds a user of the files. Returns False if they are closed."""
         with self._lock:
             if self._state < 0:
                 return False
@@ -104,6 +105,7 @@ class SharedPartial:
             return True
 
     def release(self) -> None:
+        """Removes a user; the last one closes the files."""
         with self._lock:
             self._uses -= 1
             if self._uses:
@@ -121,6 +123,7 @@ class SharedPartial:
 
     @property
     def running(self) -> bool:
+        """Whether the partial is neither committed nor dropped."""
         return self._status is PartialStatus.RUNNING
 
     @property
@@ -128,10 +131,12 @@ class SharedPartial:
         return self._owner is not None
 
     def is_owner(self, who: object) -> bool:
+        """Returns whether `who` owns the partial."""
         return self._owner is who and not self._leaving and self._status is PartialStatus.RUNNING
 
     def own(self, who: object, *, locked: bool = False) -> bool:
-        """Makes `who` the owner where there is none; `locked`: the lock is held already. Raises OSError."""
+        """Makes `who` the owner if there is none, and returns whether it is the owner now. `locked`: this opening has
+        the file's lock already. Raises OSError."""
         with self._lock:
             if self._status is not PartialStatus.RUNNING:
                 return False
@@ -140,17 +145,18 @@ class SharedPartial:
             if not locked and not (try_lock_byte(self._state) and self._take_over()):
                 return False
             self._owner, self._orphan = who, False
-            # Anew: what this process hashed before may have been written once more since, by another owner.
+            # Start over: another owner may since have written the bytes that this process hashed.
             self._hashed = self._start_digest()
         self._hashed.notify()
         return True
 
     def _take_over(self) -> bool:
-        """With the file's lock just taken: goes on from what the last owner told, if the file still counts."""
+        """Takes the last owner's progress, with the file's lock just taken. Releases the lock and returns False if the
+        partial was committed or dropped."""
         progress = read_progress(self._state)
         if progress is not None and progress.status is not PartialStatus.RUNNING:
             self._status = progress.status
-        elif progress is None or not is_named(self._state, self._names.state):
+        elif progress is None or not is_named(self._state, self._paths.state):
             self._status = PartialStatus.DROPPED
         if progress is None or self._status is not PartialStatus.RUNNING:
             unlock_byte(self._state)
@@ -158,8 +164,8 @@ class SharedPartial:
         self._extents = Extents(progress.extents)
         return True
 
-    def let_go(self, who: object) -> None:
-        """`who` is the owner no more, once what it is doing has ended."""
+    def disown(self, who: object) -> None:
+        """Ends the ownership of `who`, once its running steps have ended."""
         with self._lock:
             if self._owner is not who:
                 return
@@ -171,17 +177,18 @@ class SharedPartial:
         self._owner, self._leaving = None, False
         self._orphan = True
         self._hashed.stop()
-        self.marks.end()
+        self.flags.end()
         with suppress(OSError):
             unlock_byte(self._state)
-        self._watch.notify(self)
+        self._waiters.notify(self)
 
     @contextmanager
-    def working(self, who: object) -> Iterator[None]:
-        """A step of the owner's. Raises PartialLost. The place stays the owner's until the step has ended."""
+    def owner_step(self, who: object) -> Iterator[None]:
+        """Runs a step of the owner, which stays the owner until the step has ended. Raises PartialLost if `who` is not
+        the owner."""
         with self._lock:
             if self._owner is not who or self._leaving or self._status is not PartialStatus.RUNNING:
-                raise PartialLost("the blob on its way in was given up here")
+                raise PartialLost("this process does not own the partial blob any more")
             self._at_work += 1
             self._uses += 1
         try:
@@ -193,14 +200,14 @@ class SharedPartial:
                     self._free()
             self.release()
 
-    # What is there.
+    # Bytes that are there
 
-    def look(self) -> None:
-        """Learns what the owner in another process has done. Raises StorageFailed."""
+    def refresh(self) -> None:
+        """Reads the progress that an owner in another process has stored. Raises StorageFailed."""
         if self._owner is not None:
             return
-        with durable_files.as_storage_errors():
-            orphan = not is_byte_locked(self._state)  # asked first: what an owner told before it went is read then
+        with as_storage_errors():
+            orphan = not is_byte_locked(self._state)  # first, so that the last progress of an owner that left is read
             progress = read_progress(self._state)
         with self._lock:
             if self._owner is not None:
@@ -211,9 +218,9 @@ class SharedPartial:
                 if progress.status is PartialStatus.RUNNING:
                     self._extents = Extents(progress.extents)
 
-    def there(self, at: int) -> int | None:
-        """How far the bytes reach from `at`; at `size`: whether the blob is content. None: not there yet. Raises
-        PartialLost, DigestInvalid."""
+    def available_from(self, at: int) -> int | None:
+        """Returns how far the bytes reach from `at`; `size` once the blob is committed; None if the byte is not there
+        yet. Raises PartialLost, DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size
@@ -226,25 +233,26 @@ class SharedPartial:
             return None
 
     async def wait(self, at: int) -> int:
+        """Waits until `available_from(at)` has an answer. Raises PartialLost, DigestInvalid, StorageFailed."""
         if not self.retain():
-            raise PartialLost("the blob on its way in was let go here")
+            raise PartialLost("this process has released the partial blob")
         try:
-            self.look()
-            if (reached := self.there(at)) is not None:
+            self.refresh()
+            if (reached := self.available_from(at)) is not None:
                 return reached
-            return await self._watch.wait(self, at)
+            return await self._waiters.wait(self, at)
         finally:
             self.release()
 
     @property
     def owner_failures(self) -> PartialFailures:
-        """Raises StorageFailed."""
-        with durable_files.as_storage_errors():
+        """Failures that owners have reported. Raises StorageFailed."""
+        with as_storage_errors():
             return read_failures(self._state)
 
     def missing(self) -> list[Extent]:
-        """Raises StorageFailed."""
-        self.look()
+        """Returns the gaps. Raises StorageFailed."""
+        self.refresh()
         with self._lock:
             return [] if self._status is PartialStatus.COMMITTED else self._extents.gaps(0, self.size)
 
@@ -252,11 +260,11 @@ class SharedPartial:
         with self._lock:
             return 0 if self._owner is None else self._extents.reach(0)
 
-    # The owner's steps. They block; call them inside `working`.
+    # Steps of the owner. They block; call them inside `owner_step`.
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Bytes that are there already, or are being written by somebody else, stay as they are: nobody's bytes change
-        after they were read. Raises SizeInvalid, StorageFull, StorageFailed."""
+        """Writes the bytes that are neither there nor being written by another thread: bytes never change after they
+        were read. Raises SizeInvalid, StorageFull, StorageFailed."""
         stop = offset + len(data)
         if offset < 0 or stop > self.size:
             raise SizeInvalid(f"the blob has {self.size} bytes; {offset} to {stop} lie outside")
@@ -266,20 +274,20 @@ class SharedPartial:
                 self._coming.add(*part)
         try:
             self._reserve.require_room()
-            with durable_files.as_storage_errors():
+            with as_storage_errors():
                 self._write(offset, data, wanted)
                 self._publish()
         except StorageFull:
-            self.drop(PartialStatus.DROPPED)  # the first bytes to go, so that others can work
+            self.drop(PartialStatus.DROPPED)  # to free space for other requests
             raise
-        self._watch.notify(self)
+        self._waiters.notify(self)
         self._hashed.notify()
 
     def _write(self, offset: int, data: memoryview, parts: list[Extent]) -> None:
         done = False
         try:
             for start, stop in parts:
-                write_out(self._system, self.data, data[start - offset : stop - offset], start)
+                write_fully(self._system, self.data, data[start - offset : stop - offset], start)
             done = True
         finally:
             with self._lock:
@@ -290,7 +298,7 @@ class SharedPartial:
                         self._version += 1
 
     def _publish(self) -> None:
-        """Tells the other processes. Of several that come together, one tells for all."""
+        """Stores the progress for other processes. Of several threads that come together, one stores it for all."""
         wanted = self._version
         with self._publishing:
             if self._published >= wanted:
@@ -302,31 +310,32 @@ class SharedPartial:
             self._published = version
 
     def report_failure(self, reason: str) -> None:
-        """Raises OSError."""
-        told = PartialFailures(read_failures(self._state).times + 1, reason)
-        write_out(self._system, self._state, memoryview(encode_failures(told)), RECORD_SIZE)
+        """Stores one more failure. Raises OSError."""
+        failures = PartialFailures(read_failures(self._state).times + 1, reason)
+        write_fully(self._system, self._state, memoryview(encode_failures(failures)), RECORD_SIZE)
 
     def finish_digest(self) -> Digest:
-        """Of all the bytes. Raises OSError, also where the file has lost some since they were read."""
+        """Returns the digest of all bytes. Raises OSError, also if the file was truncated since they were read."""
         digest = self._hashed.finish()
         if (length := os.fstat(self.data).st_size) != self.size:
             raise OSError(f"the file has {length} bytes, not {self.size}")
         return digest
 
     def sync(self) -> None:
+        """Makes the bytes durable. Raises OSError."""
         self._system.sync(self.data)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced bytes to `target`, durably. An owner that was killed then may have done it before."""
+        """Moves the synced file to `target`, durably. A former owner that was killed may have moved it already."""
         try:
-            self._system.rename(self._names.data, target)
+            self._system.rename(self._paths.data, target)
         except FileNotFoundError:
             if not is_named(self.data, target):
                 raise
-        durable_files.sync_directory(self._system, target.parent)
+        sync_directory(self._system, target.parent)
 
     def drop(self, why: PartialStatus) -> None:
-        """What became of it, told to all; nothing of it stays in `partials/`. Raises nothing."""
+        """Stores the final status, deletes the files in `partials/`, and wakes all waiters. Raises nothing."""
         with self._publishing:
             with self._lock:
                 if self._status is not PartialStatus.RUNNING:
@@ -335,5 +344,5 @@ class SharedPartial:
                 self._version += 1
                 self._published = self._version
             with suppress(OSError):
-                drop_partial(self._system, self._names, self._state, why)
-        self._watch.notify(self)
+                drop_partial(self._system, self._paths, self._state, why)
+        self._waiters.notify(self)

@@ -1,9 +1,9 @@
-"""The bytes of one upload session, and who may write them.
+"""The file of one upload session, and who may write it (`UploadFile`).
 
-They lie in `uploads/UUID/GENERATION`. Taking a session over renames the file to the next generation; the one before
-finds its name gone and stops. Each write checks the name and writes under the file's lock, and so does the rename:
-whoever lost the session cannot change a byte after the new owner has looked at the length. It never has to be asked,
-so a half-open connection cannot hold a session.
+The bytes lie in `uploads/UUID/GENERATION`. Taking a session over renames the file to the next generation; the former
+owner then finds its name gone and stops. Each write checks the name and writes with the file's lock held, and so does
+the rename: the former owner cannot change a byte after the new one has read the length. The new owner never waits for
+the former one, so a half-open connection cannot keep a session.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.data_dir import durable_files
+from storage.data_dir.durable_files import sync_directory, write_all
+from storage.data_dir.locks import Flock
 from storage.data_dir.system import System
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown
 
@@ -21,8 +22,8 @@ PIECE = 1024 * 1024
 
 
 class UploadFile:
-    """An upload session's file, owned by this generation. All calls block; they raise OSError, and BlobUploadInvalid
-    once a newer generation has taken the session over."""
+    """The file, owned as one generation. All calls block. They raise OSError, and BlobUploadInvalid once a newer
+    generation has taken the session over."""
 
     def __init__(self, system: System, path: Path, fd: int) -> None:
         self._system = system
@@ -32,7 +33,7 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """A new session's file. Raises BlobUploadInvalid when somebody has resumed the session already."""
+        """Creates a new session's file. Raises BlobUploadInvalid if another request has taken the session over."""
         path = directory / "1"
         try:
             system.mkdir(directory)
@@ -42,7 +43,8 @@ class UploadFile:
 
     @classmethod
     def take_over(cls, system: System, directory: Path) -> UploadFile:
-        """The session in `directory`, from whoever has it; a new one where there is none."""
+        """Takes over the session in `directory` from its owner; creates an empty one if there is none. Raises
+        BlobUploadUnknown if another request is just ending the session."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         while True:
@@ -73,7 +75,7 @@ class UploadFile:
 
     @contextmanager
     def _owning(self) -> Iterator[None]:
-        with durable_files.Flock(self._fd):
+        with Flock(self._fd):
             try:
                 same = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
             except FileNotFoundError:
@@ -83,12 +85,13 @@ class UploadFile:
             yield
 
     def size(self) -> int:
+        """Returns the number of bytes."""
         return os.fstat(self._fd).st_size
 
     def append(self, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        """Writes at `offset`, the end; returns the new end."""
+        """Writes at `offset`, the end of the file, and returns the new end."""
         with self._owning():
-            return durable_files.write_all(self._system, self._fd, chunks, offset)
+            return write_all(self._system, self._fd, chunks, offset)
 
     def restart(self) -> None:
         """Drops all bytes."""
@@ -96,16 +99,17 @@ class UploadFile:
             self._system.truncate(self._fd, 0)
 
     def cut(self, size: int) -> None:
-        """Drops what follows the first `size` bytes."""
+        """Drops the bytes after the first `size`."""
         with self._owning():
             self._system.truncate(self._fd, size)
 
     def read_at(self, offset: int, length: int) -> bytes:
+        """Returns `length` bytes, fewer where the file ends."""
         with self._owning():
             return os.pread(self._fd, length, offset)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` to `stop`, fewer where the file ends."""
+        """Yields the bytes from `start` to `stop`, fewer where the file ends. Checks no owner."""
         while start < stop:
             piece = os.pread(self._fd, min(PIECE, stop - start), start)
             if not piece:
@@ -114,46 +118,48 @@ class UploadFile:
             start += len(piece)
 
     def sync(self) -> None:
+        """Makes the bytes durable."""
         self._system.sync(self._fd)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced bytes to `target`, durably; the session's directory goes. A file already there has the same
-        content and is replaced."""
+        """Moves the synced file to `target`, durably, and deletes the session's directory. A file that is there has the
+        same content and is replaced."""
         with self._owning():
             self._system.rename(self.path, target)
             self._published = True
-            durable_files.sync_directory(self._system, target.parent)
+            sync_directory(self._system, target.parent)
         self._drop_directory()
 
     def discard(self) -> None:
-        """Drops the session's bytes. Those that were published are the session's no more and stay."""
+        """Deletes the session's bytes. Published bytes belong to the blob and stay."""
         if not self._published:
             with self._owning():
                 self._system.unlink(self.path)
         self._drop_directory()
 
     def _drop_directory(self) -> None:
-        # Not empty: a newer request is at work there. Gone: it was quicker.
+        # It is not empty if a newer request uses it, and missing if that has deleted it.
         with suppress(OSError):
             self._system.rmdir(self.path.parent)
 
     def detach(self) -> int:
-        """The file's number, which is the caller's to close from here on; -1: it is closed already."""
+        """Returns the descriptor, which the caller has to close from now on; -1 if it was closed or detached before."""
         number, self._fd = self._fd, -1
         return number
 
     def close(self) -> None:
+        """Closes the file. Idempotent."""
         if (number := self.detach()) >= 0:
             os.close(number)
 
 
 def _generation(directory: Path) -> int | None:
-    """The highest generation there; None where the session has no bytes yet."""
+    """Returns the newest generation; None if the session has no file yet."""
     return max((int(name) for name in os.listdir(directory) if name.isdigit()), default=None)
 
 
 def upload_size(directory: Path) -> int:
-    """Bytes the session has, without taking it over."""
+    """Returns the number of bytes of a session, without taking it over; 0 if there is none."""
     while True:
         try:
             generation = _generation(directory)

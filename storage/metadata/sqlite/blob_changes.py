@@ -1,4 +1,4 @@
-"""Changes to blobs, their links and upload sessions, as functions of a connection inside a transaction."""
+"""Changes of blobs, their links and upload sessions: functions of a connection inside a transaction."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
 HOLDERS_LOOKED_AT = 1_000
-"""Repositories with a blob that are looked at for one that it may be mounted from, at the most."""
+"""Most repositories with a blob that are searched for one that it may be mounted from."""
 EVERYWHERE = 0
-"""The collect queue's repository number for a blob as a whole."""
+"""Repository number in the collect queue for a blob that no repository has any more."""
 _HELD = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
@@ -32,7 +32,7 @@ SELECT m.digest FROM manifest_blob p JOIN manifest m ON m.id = p.manifest
 
 
 def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> int:
-    """The repository's number; it is made if it is missing."""
+    """Returns the repository's number; inserts the repository if it is missing."""
     number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     if number is None:
         number = db.execute("INSERT INTO repository (name, created) VALUES (?, ?) RETURNING id", (repo, now)).get
@@ -40,7 +40,7 @@ def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> in
 
 
 def is_referred(db: apsw.Connection, repository: int, digest: Digest) -> bool:
-    """Whether a manifest of the repository refers to the blob."""
+    """Returns whether a manifest of the repository refers to the blob."""
     return (
         db.execute("SELECT 1 FROM manifest_blob WHERE repository = ? AND digest = ? LIMIT 1", (repository, digest)).get
         is not None
@@ -62,7 +62,7 @@ def unqueue(db: apsw.Connection, repository: int, digest: Digest) -> None:
 def link(
     db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, confirmed: bool = False
 ) -> None:
-    """Gives the repository the blob. Until a manifest refers to it, the collector may take it after its grace.
+    """Adds the blob to the repository. Until a manifest refers to it, the collector may remove it after its grace.
     `confirmed`: see `confirm_blob`."""
     db.execute(
         "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
@@ -91,7 +91,7 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
-    """Marks the link: the upstream itself says that the repository has the blob. Does nothing where there is none."""
+    """Marks the link as confirmed by the upstream. Does nothing if the repository does not have the blob."""
     db.execute(
         "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -115,8 +115,8 @@ def mount_blob(
 
 
 def _held_within(db: apsw.Connection, digest: Digest, names: NameSet) -> tuple[int, int, str]:
-    """The blob's number and size, and a repository of the set that has it. Not all are looked at: others wait for this
-    transaction, and a client that is told that there is none uploads the blob."""
+    """Returns the blob's number and size, and a repository of the set that has it. Searches a limited number: other
+    changes wait for this transaction, and a client whose mount fails uploads the blob. Raises BlobUnknown."""
     most = HOLDERS_LOOKED_AT // names.weight + 1
     rows: list[Any] = db.execute(_HELD + " LIMIT ?", (digest, most)).fetchall()
     for blob, size, holder in rows:
@@ -149,13 +149,14 @@ def delete_blob(
 
 
 def _referring(db: apsw.Connection, repository: int, digest: Digest) -> str | None:
-    """The digest of a manifest that refers to the blob."""
+    """Returns the digest of a manifest that refers to the blob."""
     found: str | None = db.execute(_REFERRING, (repository, digest)).get
     return found
 
 
 def unlink(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:
-    """Takes the blob from the repository; queues it as a whole when that was the last one. False: it was not there."""
+    """Removes the blob from the repository, and queues it for deletion if no other has it. Returns False if it was not
+    there."""
     db.execute("DELETE FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob))
     if db.changes() == 0:
         return False
@@ -176,7 +177,8 @@ def start_upload(
 
 
 def save_upload(db: apsw.Connection, upload: UploadID, offset: int, state: bytes | None, boot: str, now: float) -> None:
-    """Keeps what covers most: an owner that lost the session may save late. A new run of the machine starts over."""
+    """Keeps the larger offset, since an owner that lost the session may save late; a new run of the machine overwrites
+    it. Raises BlobUploadUnknown."""
     db.execute(
         "UPDATE upload SET offset = ?2, state = ?3, boot = ?4, touched = ?5 "
         "WHERE id = ?1 AND (offset <= ?2 OR boot <> ?4)",
@@ -202,7 +204,7 @@ def drop_link(db: apsw.Connection, entry: DroppedLink, before: float, now: float
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
     ).get
     if since is None or since > before:
-        return False  # referred to and let go again since the queue was read: its grace began anew
+        return False  # linked and dropped again since the queue was read, so its grace has started again
     row = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (entry.digest, entry.repository),

@@ -1,7 +1,4 @@
-"""How a connection to the metadata database is set up.
-
-Brings the database to this version's tables: numbered SQL files, one transaction each.
-"""
+"""Connections to the metadata database, and its migrations: numbered SQL files, one transaction each."""
 
 from __future__ import annotations
 
@@ -23,38 +20,39 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import FULL, System
 
 BUSY = 10_000
-"""Milliseconds to wait for somebody outside (a backup, a person with a shell) who holds the database."""
+"""Milliseconds to wait for another program (a backup, a shell) that has locked the database."""
 PAGE: Final = 4096
 """Bytes of memory that are mapped at once."""
 INDEX: Final = 160 * 1024
-"""Bytes of the log's index that are allocated where blocks are small: enough for a log of 80 MiB."""
+"""Bytes of the log's index that are allocated in advance on file systems with small blocks: enough for a log of 80
+MiB."""
 ROOM_TO_OPEN: Final = 512 * 1024
-"""Free bytes that the index can surely be mapped with."""
+"""Free bytes with which the index can surely be mapped."""
 LONGEST_LOG: Final = 16 * 1024 * 1024
-"""Bytes: a log that grew beyond is cut back to this once it begins anew."""
+"""Size in bytes to which SQLite truncates a larger log when it starts over."""
 
 
 def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
-    """A connection to the database at `path`, which must exist, with its log open. `read_only` refuses changes; the
-    file is still opened for writing, since readers keep their marks in the shared memory beside it. On a full disk that
-    memory gets its room from the reserve. Raises apsw.Error; FullError: there is no room."""
+    """Opens the database at `path`, which must exist, and its log. `read_only` refuses changes; the file is opened for
+    writing all the same, since readers write to the shared memory of the log's index. On a full disk that memory gets
+    its space from the reserve. Raises apsw.Error; FullError if there is no space."""
     return _with_room(path, lambda: _connect(path, read_only))
 
 
 def create(path: Path) -> apsw.Connection:
-    """A connection to the database at `path`, made if it is missing, in WAL mode. Tokens of upstreams stand in it, so
-    it is made, and an older one becomes, unreadable for others on the machine. Raises OSError, and what `connect`
-    raises."""
+    """Opens the database at `path` in WAL mode, and creates it if it is missing. Takes away read access from other
+    users of the machine, since it stores tokens of upstreams. Raises OSError, and what `connect` raises."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660))
     for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with suppress(FileNotFoundError, PermissionError):  # those who may not change it do not own it
+        with suppress(FileNotFoundError, PermissionError):  # another user owns the file
             if (mode := stat.S_IMODE(name.stat().st_mode)) & 0o007:
                 name.chmod(mode & ~0o007)
     return _with_room(path, lambda: _create(path))
 
 
 def is_full(db: apsw.Connection, error: BaseException) -> bool:
-    """Whether the last call on `db` failed for want of room. SQLite itself calls only some of these errors that."""
+    """Returns whether the last call on `db` failed for lack of space. SQLite reports only some of these as
+    FullError."""
     if isinstance(error, apsw.IOError | apsw.CantOpenError):
         return db.system_errno in FULL
     return isinstance(error, apsw.FullError)
@@ -66,8 +64,8 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
     def set_up() -> None:
         _keep_log(db)
         db.pragma("foreign_keys", True)
-        # Without this SQLite plans a statement anew for each value it is given, since a partial index or a LIKE might
-        # then apply: a look-up by tag took 15 µs, and takes 2.
+        # Without this, SQLite prepares a statement again for each new value, since a partial index or a LIKE might
+        # apply then: a lookup by tag took 15 µs instead of 2.
         db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         if read_only:
             db.pragma("query_only", True)
@@ -88,8 +86,8 @@ def _create(path: Path) -> apsw.Connection:
 
 
 def _keep_log(db: apsw.Connection) -> None:
-    """The log and its index stay as files when the last connection is closed, the log empty: the next start then needs
-    no new file. What a statement puts aside stays in memory, not on a disk that may be full."""
+    """Keeps the files of the log and its index when the last connection is closed, so that the next start needs no new
+    file, and temporary data in memory: the disk may be full."""
     db.set_busy_timeout(BUSY)
     db.pragma("wal_autocheckpoint", 0)
     db.pragma("journal_size_limit", LONGEST_LOG)
@@ -128,8 +126,9 @@ def _with_room(path: Path, attempt: Callable[[], apsw.Connection]) -> apsw.Conne
 
 
 def _has_small_blocks(path: Path) -> bool:
-    """SQLite writes one byte to each page of the index before it maps it. Where a block is smaller than a page, that
-    does not allocate all of the page, and who writes to the rest on a full disk is killed (SIGBUS)."""
+    """Returns whether blocks are smaller than a page. SQLite writes one byte to each page of the index before it maps
+    it. With small blocks that does not allocate the whole page, and a write to the rest on a full disk kills the
+    process (SIGBUS)."""
     return os.statvfs(path.parent).f_bsize < PAGE
 
 
@@ -139,7 +138,8 @@ def _free(path: Path) -> int:
 
 
 def _allocate_index(path: Path) -> None:
-    """Through SQLite's own descriptor: to close another one of this file would drop the locks that SQLite has on it."""
+    """Allocates the index through SQLite's own descriptor: closing another descriptor of the file would drop SQLite's
+    locks on it."""
     name = os.path.realpath(f"{path}-shm")
     for number in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
@@ -152,7 +152,7 @@ def _allocate_index(path: Path) -> None:
 
 
 def migrations() -> list[tuple[int, str]]:
-    """The migrations, by number: (number, SQL)."""
+    """Returns the migrations in order: (number, SQL)."""
     found = []
     for file in resources.files("storage.metadata.sqlite.migrations").iterdir():
         if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
@@ -161,8 +161,8 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def migrate(db: apsw.Connection) -> None:
-    """Applies what is missing. The caller holds the writers' lock. Raises DataDirectoryError when the database was
-    written by a newer version."""
+    """Applies missing migrations. The caller holds the writers' lock. Raises DataDirectoryError if a newer version
+    wrote the database."""
     have = db.pragma("user_version")
     known = migrations()
     newest = known[-1][0]

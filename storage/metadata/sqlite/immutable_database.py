@@ -1,9 +1,9 @@
-"""The metadata of a registry that finds no room to open its database: read as the file stands, changed by nobody.
+"""The metadata database, opened read-only on a disk without any free space (`ImmutableDatabase`).
 
-SQLite wants 32 KiB for the index of its log before it reads anything. Where there is no byte free and no reserve, the
-database's file can still be read without a log ("immutable"), as long as the log is empty and nobody changes the file.
-A shared hold on the writers' lock sees to that: whoever writes needs the lock alone. So writers wait until the last
-such reader has opened the database anew, which each does as soon as there is room.
+SQLite needs 32 KiB for the index of its log before it reads anything. If not even that is free, the file can still be
+read without the log ("immutable"), as long as the log is empty and nobody changes the file. A shared lock on the
+writers' lock file ensures that, since writers need it exclusively. So writers wait until the last such reader has
+opened the database normally, which each does as soon as there is space.
 
 Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.
 """
@@ -11,7 +11,6 @@ Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import apsw
 
 from storage.data_dir.blocking_calls import UncancellableFuture
 from storage.data_dir.layout import Layout
+from storage.data_dir.locks import try_flock, unlock_flock
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
 from storage.metadata.sqlite.writer_thread import Change
@@ -32,19 +32,17 @@ OPENED_ANEW = "the database was opened anew just now; try again"
 
 
 class ImmutableDatabase:
-    """A database that is only read, in the place of a connection's `DataVersion`, `SharedReadTransaction` and `Writer`.
+    """Replaces `DataVersion`, `SharedReadTransaction` and `WriterThread` for a database that is only read.
 
-    To be closed after all other connections of this process to the same file: closing it drops their locks.
+    Close it after all other connections of this process to the same file: closing it drops their locks.
     """
 
     def __init__(self, layout: Layout) -> None:
-        """Raises StorageFull: the log is not empty, or somebody writes; apsw.Error, OSError."""
+        """Raises StorageFull if the log is not empty or another process is writing; apsw.Error, OSError."""
         self._lock = os.open(layout.metadata_lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StorageFull(NO_ROOM) from None
+            if not try_flock(self._lock, shared=True):
+                raise StorageFull(NO_ROOM)
             if _size(Path(f"{layout.metadata}-wal")):
                 raise StorageFull(f"{NO_ROOM}, and the log of the database has to be read first")
             where = f"file:{quote(str(layout.metadata))}?immutable=1"
@@ -55,20 +53,20 @@ class ImmutableDatabase:
         self._ended = False
 
     def retire(self) -> None:
-        """From here on others may write, and nothing is read here any more."""
+        """Lets others write, and refuses all reads from now on."""
         self._ended = True
-        self.db.set_exec_trace(_refuse)  # some use the connection directly
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.db.set_exec_trace(_refuse)  # for users of the connection itself
+        unlock_flock(self._lock)
 
     def close(self) -> None:
         self.db.close()
         os.close(self._lock)
 
     def __call__(self) -> object:
-        """A mark, as of `DataVersion`."""
+        """Returns a version, as `DataVersion` does."""
         return object() if self._ended else self
 
-    def at(self, _mark: object) -> apsw.Connection:
+    def at(self, _version: object) -> apsw.Connection:
         if self._ended:
             raise StorageFull(OPENED_ANEW)
         return self.db
@@ -76,7 +74,7 @@ class ImmutableDatabase:
     def run(
         self, change: Change[T], *, durable: bool = True, need: ReserveUse = ReserveUse.GROWTH
     ) -> UncancellableFuture[T]:
-        """Refuses, as `Writer.run` does on a full disk."""
+        """Refuses the change, as `WriterThread.run` does on a full disk."""
         refused: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         refused.set_exception(StorageFull(NO_ROOM))
         return refused
@@ -86,15 +84,15 @@ class ImmutableDatabase:
 
 
 class ImmutableScans:
-    """Look-ups that look at many rows, in the place of a `ScanThread`. They run on the event loop: the database has
-    this one connection, and a second one would drop the process's locks when it is closed."""
+    """Replaces `ScanThread`. Lookups run on the event loop: a second connection would drop this process's locks on the
+    file when it is closed."""
 
-    def __init__(self, frozen: ImmutableDatabase) -> None:
-        self._frozen = frozen
+    def __init__(self, database: ImmutableDatabase) -> None:
+        self._database = database
 
     async def run(self, look: Callable[[apsw.Connection], T]) -> T:
-        """Raises what `look` raises, and StorageFull once the database was opened anew."""
-        return look(self._frozen.at(None))
+        """Runs `look` and returns its result. Raises what `look` raises, and StorageFull after `retire`."""
+        return look(self._database.at(None))
 
     def close(self) -> None:
         """Does nothing: the connection is closed with `ImmutableDatabase`."""

@@ -1,21 +1,17 @@
-"""What the data directory holds, counted for a person, and what a removal would take along.
-
-Read on a connection of its own: counting takes as long as there is much to count, and runs beside a server.
-"""
+"""The inventory of a metadata database (`Inventory`), read with a connection of its own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from storage.data_dir.layout import Layout
 from storage.errors import ManifestUnknown, NameUnknown
+from storage.inventory import ContentTotals, RemovalPlan
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -46,59 +42,33 @@ SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AN
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
 
 
-@dataclass(frozen=True, slots=True)
-class ContentTotals:
-    """Repositories with content, and what is in them; a blob in several counts once. `size` in bytes, of the blobs."""
-
-    repositories: int
-    manifests: int
-    tags: int
-    blobs: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalPlan:
-    """What goes with a reference: tags, manifests (indexes before their children), and bytes of blobs that nothing
-    refers to afterwards."""
-
-    repository: RepositoryName
-    tags: tuple[Tag, ...]
-    manifests: tuple[Digest, ...]
-    size: int
-
-
 @contextmanager
-def open_inventory(data: Path) -> Iterator[Inventory]:
-    """For a data directory of this version (`storage.composition.check_version`)."""
-    db = connect(Layout(data.absolute()).metadata, read_only=True)
+def open_inventory(database: Path) -> Iterator[SqliteInventory]:
+    """Opens the inventory of a database of this version. Raises apsw.Error."""
+    db = connect(database, read_only=True)
     try:
-        yield Inventory(db)
+        yield SqliteInventory(db)
     finally:
         db.close()
 
 
-class Inventory:
+class SqliteInventory:
     """Made by `open_inventory`."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
 
     def below(self, name: str) -> ContentTotals:
-        """What the repositories whose names begin with `name` and `/` hold."""
         span = (f"{name}/", f"{name}0")  # in byte order, "0" comes after "/"
         counts: tuple[Any, ...] = self._db.execute(_COUNTS, span).get
         blobs: tuple[Any, ...] = self._db.execute(_BLOBS, span).get
         return ContentTotals(*counts, *blobs)
 
     def tags_below(self, name: str) -> list[tuple[RepositoryName, Tag]]:
-        """The tags of these repositories, in order."""
         rows = self._db.execute(_TAGS, (f"{name}/", f"{name}0")).fetchall()
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
 
     def removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """With a tag goes its manifest, unless something else holds that; with a manifest go all tags at it, and its
-        children and referrers that nothing else holds. Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -118,7 +88,6 @@ class Inventory:
         return self._described(repo, repository, tags, self._along_with(root))
 
     def removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
-        """Everything in the repository. Raises NameUnknown."""
         repository = lookups.repository_id(self._db, repo)
         gone = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not gone:
@@ -127,9 +96,10 @@ class Inventory:
         return self._described(repo, repository, [Tag(name) for name in tags], gone)
 
     def _along_with(self, root: int) -> list[int]:
-        """`root`, and what hangs on nothing but it. What is tagged stays, and so does what another index lists."""
+        """Returns `root` and the manifests that only it refers to. Tagged manifests stay, and so do those that another
+        index lists."""
         gone = [root]
-        for number in gone:  # it grows while we go
+        for number in gone:  # grows while it is iterated
             for below in [*self._column(_CHILDREN, number), *self._column(_REFERRERS, number)]:
                 if below not in gone and not self._tags(below) and set(self._column(_HELD_BY, below)) <= set(gone):
                     gone.append(below)

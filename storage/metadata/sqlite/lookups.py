@@ -1,5 +1,7 @@
-"""Reads of the metadata, as functions of a connection. Each is one statement, read to its end: none leaves a read
-transaction open that it has begun."""
+"""Lookups in the metadata: functions of a connection.
+
+Each reads its statements to their end, so that none leaves a read transaction open.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,22 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 PAGE_BYTES = 1024 * 1024
-"""Bytes of one page of referrers, about: a page may be larger by one referrer."""
+"""Approximate size of a page of referrers in bytes; a page may be larger by one referrer."""
 ANNOTATIONS_BYTES = 1024 * 1024
-"""JSON of one manifest's annotations that lists show. Beyond, a referrer stands there without any: an index that no
-client takes (most read 4 MiB at most) would hide all the others."""
+"""Largest annotations of a manifest, in bytes of JSON, that lists show. A referrer with larger ones is listed without
+any: most clients read an index of 4 MiB at most, so a larger one would hide all other referrers."""
 WORK = 200_000
-"""What one page of repositories may cost, in letters of names that are looked at: about a tenth of a second."""
+"""Work limit of a page of repositories, in characters of names that are read: about a tenth of a second."""
 SEEK = 100
-"""What a statement costs, in the same unit."""
+"""Cost of a statement, in the same unit."""
 LOOK = 10
-"""What a name costs beside its letters."""
+"""Cost of a name beside its characters."""
 FIND = 2
-"""What it costs to find where the set goes on, for each letter: the name is read once more, there and back."""
+"""Cost per character of finding the next name in the set: the name is read twice more."""
 FIRST_BATCH, LARGEST_BATCH = 4, 512
-"""Names that are read at once. The more of them were of use, the more are read the next time."""
+"""Names that are read at once: more after a batch with many matches, fewer after one with few."""
 REFERRERS_LOOKED_AT = 5_000
-"""Referrers that one page looks at, at the most."""
+"""Most referrers that are read for one page."""
 
 _BLOB = """
 SELECT b.size, b.place, l.needed,
@@ -48,7 +50,7 @@ _BY_DIGEST = """
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
 LARGE = 64 * 1024
-"""Bytes of a manifest from which on those who want the same one share it."""
+"""Size in bytes from which concurrent readers of a manifest share one copy."""
 _MANIFEST = f"SELECT iif(m.size <= {LARGE}, m.body, NULL), m.media_type, m.digest, m.id"
 _MANIFESTS = tuple(_MANIFEST + where for where in (_BY_TAG, _BY_DIGEST))
 _LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
@@ -58,14 +60,14 @@ SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
-"""Types and annotations of any length came in with earlier versions; they are left where they are."""
+"""Leaves out types and annotations that are too long, which earlier versions accepted."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
 
 
 def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
-    """Raises NameUnknown."""
+    """Returns the repository's number. Raises NameUnknown."""
     number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     if number is None:
         raise NameUnknown(f"there is no repository {repo}")
@@ -101,12 +103,12 @@ def _one(db: apsw.Connection, by_either: Sequence[str], repo: RepositoryName, re
 
 
 def _digest(text: str) -> Digest:
-    """A digest from the database: it was checked when it came."""
+    """Returns a digest from the database without checking it again."""
     return str.__new__(Digest, text)
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    """Without artifact type and annotations, which may be large and which nobody asks for here."""
+    """Returns the descriptor without artifact type and annotations, which may be large and are not needed here."""
     media_type, digest, size = _one(db, _DESCRIPTORS, repo, reference)
     return Descriptor(media_type, _digest(digest), size)
 
@@ -114,7 +116,7 @@ def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Re
 def manifest(
     db: apsw.Connection, repo: RepositoryName, reference: Reference, large: MutableMapping[Digest, Manifest]
 ) -> Manifest:
-    """`large`: large ones that somebody has at the moment."""
+    """Returns the manifest. `large`: large manifests that are in memory now."""
     body, media_type, digest, number = _one(db, _MANIFESTS, repo, reference)
     if body is not None:
         return Manifest(body, media_type, _digest(digest))
@@ -138,13 +140,13 @@ def _rows(db: apsw.Connection, first: str, most: int) -> list[Any]:
 
 
 def _name(text: str) -> RepositoryName:
-    """A repository's name from the database: it was checked when it came."""
+    """Returns a name from the database without checking it again."""
     return str.__new__(RepositoryName, text)
 
 
 class _Walk:
-    """Through the repositories of a set, for one page. Stretches without any of them are passed over. When the page has
-    cost `WORK` it ends, however little was found."""
+    """Walks through the repositories of a set for one page, and skips ranges of names that are outside the set. Ends
+    the page once it has cost `WORK`, even if it has few items."""
 
     def __init__(self, db: apsw.Connection, limit: int, within: NameSet) -> None:
         self._db = db
@@ -155,7 +157,7 @@ class _Walk:
         self._left = WORK
 
     def page(self, first: str) -> Page[RepositoryName]:
-        """From `first` on."""
+        """Returns the page that starts at `first`."""
         start = self._within.first_from(first)
         batch = FIRST_BATCH
         while start is not None:
@@ -205,7 +207,7 @@ def referrers(
     looked_at: int = REFERRERS_LOOKED_AT,
     size: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
-    """A page that looks at so many referrers at the most, and holds so many bytes, about."""
+    """Returns a page of referrers, limited by their number, and approximately by their bytes."""
     found: list[Descriptor] = []
     taken = 0
     asked = (repo, subject, after or "", looked_at + 1)
@@ -226,6 +228,6 @@ def referrers(
 
 
 def known(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
-    """Those of `values` that stand in a column."""
+    """Returns the values that occur in the column."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

@@ -1,4 +1,4 @@
-"""Changes to manifests and tags, as functions of a connection inside a transaction."""
+"""Changes of manifests and tags: functions of a connection inside a transaction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SELECT ?1, g.digest, ?3 FROM manifest_blob g
    AND NOT EXISTS (SELECT 1 FROM manifest_blob o
                     WHERE o.repository = ?1 AND o.digest = g.digest AND o.manifest <> ?2)
     ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since"""
-"""Blobs that only this manifest refers to."""
+"""Queues the blobs that only this manifest refers to."""
 
 
 def put_manifest(
@@ -87,7 +87,7 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
 
 
 def _listed(digests: Iterable[Digest]) -> str:
-    """As JSON, in order, for `json_each`: nothing in a digest has to be escaped. One statement for all of them runs
+    """Returns the digests as sorted JSON for `json_each`; no digest needs escaping. One statement for all of them runs
     without the interpreter's lock."""
     return '["' + '","'.join(sorted(digests)) + '"]'
 
@@ -100,7 +100,7 @@ def _missing(db: apsw.Connection, sql: str, repository: int, wanted: Set[Digest]
 
 
 def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
-    """The manifest's number, and whether it is new to the repository."""
+    """Stores the manifest. Returns its number, and whether it is new to the repository."""
     have = db.execute(
         "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get

@@ -1,9 +1,9 @@
-"""A connection whose look-ups share a read transaction, as long as one turn of the event loop lasts.
+"""A connection whose lookups share one read transaction per iteration of the event loop.
 
-To begin and to end a transaction takes SQLite as long as a look-up in a small store: it locks a byte of a file twice
-and compares the log's index. A loaded server does several look-ups in a turn. None is older than the mark it was asked
-for under: when that has changed, the transaction is another. It ends with the turn, since the log cannot begin anew
-while somebody reads what stands in it.
+To begin and end a transaction takes SQLite as long as a lookup in a small store: it locks a byte of a file twice and
+compares the log's index. A loaded server makes several lookups per iteration. When the data version has changed, the
+next lookup starts a new transaction, so none sees older data than that of its version. The transaction ends with the
+iteration, since SQLite cannot reuse the log's space while somebody reads from it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class SharedReadTransaction:
     def __init__(self, path: Path) -> None:
         """Raises apsw.Error."""
         self._db = connect(path, read_only=True)
-        self._mark: object = None
+        self._version: object = None
         self._ending: asyncio.Handle | None = None
 
-    def at(self, mark: object) -> apsw.Connection:
-        """For look-ups that end before anything is awaited. They see what `mark` stands for, a mark of the database's
-        `DataVersion` that was taken just now, or something newer. Raises apsw.Error."""
+    def at(self, version: object) -> apsw.Connection:
+        """Returns the connection for lookups that end before the next `await`. They see the data of `version`, which
+        was taken just now, or newer data. Raises apsw.Error."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().call_soon(self._end)
-        elif mark == self._mark:
+        elif version == self._version:
             return self._db
         else:
             self._finish()
         self._db.execute("BEGIN")
-        self._mark = mark
+        self._version = version
         return self._db
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class SharedReadTransaction:
         self._finish()
 
     def _finish(self) -> None:
-        self._mark = None
+        self._version = None
         if self._db.in_transaction:  # an error may have ended it
             try:
                 self._db.execute("COMMIT")

@@ -1,6 +1,6 @@
-"""Look-ups that look at many rows. They run in a thread, one after the other, with a connection of their own.
+"""Lookups that read many rows. They run in a thread, one after the other, with a connection of their own.
 
-The event loop goes on meanwhile: SQLite lets go of Python's lock at every row, and Python itself every 5 ms.
+The event loop continues meanwhile: SQLite releases Python's lock at every row, and Python itself does every 5 ms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class ScanThread:
-    """Used from one event loop. The thread is started by the first look-up."""
+    """Used from one event loop. The first lookup starts the thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,12 +30,13 @@ class ScanThread:
         self._closed = False
 
     async def run(self, look: Callable[[apsw.Connection], T]) -> T:
-        """What `look` gives, which reads each of its statements to the end. It sees every commit that was made before
-        this was called. Raises what it raises, and apsw.Error. Cancelled: it does not begin, or runs to its end."""
+        """Runs `look`, which must read each of its statements to the end, and returns its result. It sees every commit
+        that was made before this call. Raises what `look` raises, and apsw.Error. Cancelled: the lookup does not start,
+        or runs to its end."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, look)
 
     def close(self) -> None:
-        """Ends what runs, and waits for that."""
+        """Interrupts the running lookup, and waits for its end."""
         with self._opening:
             self._closed = True
             if self._db is not None:

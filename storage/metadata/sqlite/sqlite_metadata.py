@@ -1,7 +1,7 @@
 """Metadata in an embedded SQLite database (`Metadata`).
 
-Reads run inline on the event loop's own connections: they take microseconds, and see what any process has committed.
-Those that may look at many rows run in a thread. Changes go through the `WriterThread`.
+Lookups run on the event loop with its own connections: they take microseconds, and see all commits of all processes.
+Those that may read many rows run in a thread. Changes go through the `WriterThread`.
 """
 
 from __future__ import annotations
@@ -14,37 +14,31 @@ from weakref import WeakValueDictionary
 import apsw
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
-from storage.data_dir.layout import Layout
-from storage.data_dir.reserve import Reserve, ReserveUse
-from storage.data_dir.system import System
+from storage.data_dir.reserve import ReserveUse
 from storage.metadata.catalog import BlobRow, DroppedLink, UploadRow
 from storage.metadata.sqlite import blob_changes, lookups, manifest_changes
-from storage.metadata.sqlite.access.sqlite_accounts import SqliteAccounts
-from storage.metadata.sqlite.data_version import DataVersion
-from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.sqlite_upstream_records import SqliteUpstreamRecords
 from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 from storage.versioned_cache import VersionedCache
 
 CACHE_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of answers that are kept, about."""
+"""Approximate size of the lookup cache in bytes."""
 MANIFEST_WEIGHT: Final = 8
-"""Bytes of memory that a manifest and what it says take, for each of its own."""
+"""Memory that a manifest and its parsed content take, per byte of the manifest."""
 _FEW: Final = 1024
-"""What an answer weighs that is a few fields: about its bytes."""
+"""Approximate size in bytes of a cached value of a few fields."""
 _SMALL_PAGE: Final = 1000
-"""Repositories of a page that the event loop reads itself, where no name has to be matched."""
+"""Largest page of repositories that is read on the event loop, if no name has to be matched."""
 _FEW_REFERRERS: Final = 100
-"""Referrers that the event loop reads itself,"""
+"""Most referrers that are read on the event loop,"""
 _FEW_ANNOTATIONS: Final = 64 * 1024
-"""with so many bytes of annotations."""
+"""and most bytes of their annotations."""
 _PORTION: Final = 500
-"""Rows that are looked for in one turn of the event loop: 5 ms."""
+"""Rows that are looked up in one iteration of the event loop: about 5 ms."""
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
@@ -54,7 +48,7 @@ def _page_size(page: Page[Tag] | Page[RepositoryName]) -> int:
 
 
 def _manifest_size(manifest: Manifest) -> int:
-    return _FEW + MANIFEST_WEIGHT * len(manifest.body)  # some ask what it says, and that is kept with it
+    return _FEW + MANIFEST_WEIGHT * len(manifest.body)  # the parsed content is cached with it
 
 
 def _row_size(_: BlobRow | Descriptor) -> int:
@@ -62,63 +56,50 @@ def _row_size(_: BlobRow | Descriptor) -> int:
 
 
 class SqliteMetadata:
-    """Opened after a fork, by the process that uses it; used from one event loop."""
+    """Made by `SqliteDatabase`, which closes what this uses."""
 
     def __init__(
         self,
-        layout: Layout,
-        system: System,
+        db: apsw.Connection,
+        version: Callable[[], object],
+        reading: SharedReadTransaction | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        writer: WriterThread | ImmutableDatabase,
         clock: Callable[[], float],
-        reserve: Reserve,
-        *,
-        frozen: ImmutableDatabase | None = None,
     ) -> None:
-        """`frozen`: what is read instead of a connection; closed with this. Raises apsw.FullError: there is no room."""
-        self._db = frozen.db if frozen else connect(layout.metadata, read_only=True)
-        self.version = frozen or DataVersion(self._db)
-        self._reading = frozen or SharedReadTransaction(layout.metadata)
-        self._scans = ImmutableScans(frozen) if frozen else ScanThread(layout.metadata)
-        self._remembered: VersionedCache[Any] = VersionedCache(self.version, CACHE_BYTES)
-        self._writer = frozen or WriterThread(layout, system, self.version, reserve)
-        self.frozen = frozen
+        """`version` gives the version of the data, `reading` a connection that sees it; `scans` runs slow lookups,
+        `writer` changes."""
+        self._db = db
+        self.version = version
+        self._reading = reading
+        self._scans = scans
+        self._cache: VersionedCache[Any] = VersionedCache(version, CACHE_BYTES)
+        self._writer = writer
         self._large: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         self._clock = clock
-        self.records = SqliteUpstreamRecords(self._db, self._writer, clock)
-        self.accounts = SqliteAccounts(self._db, self._writer, clock, self.version, self._scans)
-
-    def close(self) -> None:
-        """Makes the changes that wait, then closes."""
-        if self.frozen is not None:
-            self.frozen.close()
-            return
-        self._writer.close()
-        self._scans.close()
-        self.version.close()
-        self._reading.close()
-        self._db.close()
 
     def _look(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
-        """`look(db, *what)`, or what it gave since the last commit. What it raises is not kept."""
+        """Returns `look(db, *what)`, from the cache if there was no commit since. Errors are not cached."""
         key = (look, *what)
-        kept = self._remembered.get(key)
+        kept = self._cache.get(key)
         if kept is not None:
             return cast("T", kept)
-        since = self._remembered.of
+        since = self._cache.of
         answer = look(self._reading.at(since), *what)
-        if self._remembered.wanted(key):
-            self._remembered.keep(key, answer, weigh(answer), since)
+        if self._cache.wanted(key):
+            self._cache.keep(key, answer, weigh(answer), since)
         return answer
 
     async def _scan(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
-        """The same in the thread for scans."""
+        """Does the same in the thread for slow lookups."""
         key = (look, *what)
-        kept = self._remembered.get(key)
+        kept = self._cache.get(key)
         if kept is not None:
             return cast("T", kept)
-        since = self._remembered.of
+        since = self._cache.of
         answer = await self._scans.run(lambda db: look(db, *what))
-        if self._remembered.wanted(key):
-            self._remembered.keep(key, answer, weigh(answer), since)
+        if self._cache.wanted(key):
+            self._cache.keep(key, answer, weigh(answer), since)
         return answer
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
@@ -248,7 +229,8 @@ class SqliteMetadata:
         return await self._known("upload", "id", uploads)
 
     async def _known(self, table: str, column: str, values: Sequence[S]) -> set[S]:
-        """In portions, between which the event loop goes on: a folder may hold tens of thousands of names."""
+        """Looks the values up in portions, and lets the event loop continue in between: there may be tens of
+        thousands."""
         found: set[S] = set()
         for start in range(0, len(values), _PORTION):
             if start:

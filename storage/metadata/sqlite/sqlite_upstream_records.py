@@ -1,4 +1,4 @@
-"""What the mirror remembers of its upstreams, in the metadata database (`UpstreamRecords`)."""
+"""The mirror's records of its upstreams in the metadata database (`UpstreamRecords`)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.names import Digest, Reference, RepositoryName
 
 UNKNOWN_KEPT = 10_000
-"""References an upstream did not have that are remembered, about: anybody can ask for more of them."""
+"""Approximate limit of stored 'not found' checks, since any client can cause more of them."""
 PRUNE_EVERY = 64
 REFERRING = 8
 READ_SIZE = 256 * 1024
-"""Bytes of the manifests, together, that are looked into for a blob's size. That happens on the event loop; of a blob
-that only larger ones name, the upstream is asked for the size."""
+"""Total bytes of the manifests that are parsed, on the event loop, for a blob's size. If only larger manifests name the
+blob, the mirror asks the upstream for the size."""
 LOOKED_AT = 500
-"""Manifests that name the blob, of which the newest are taken."""
+"""Most manifests naming the blob from which the newest are taken."""
 _REFERRING = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
@@ -94,7 +94,7 @@ class SqliteUpstreamRecords:
         await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
-        # Bodies are read once it is known which ones: sorting them along would read all.
+        # Bodies are read afterwards: sorting rows with their bodies would read all of them.
         limits = REFERRING, READ_SIZE, LOOKED_AT
         rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, *limits)).fetchall()
         found, left = [], READ_SIZE
@@ -112,7 +112,7 @@ class SqliteUpstreamRecords:
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, BadSender]:
         now = self._clock()
-        # A clock that was set back makes what was noted old, not young.
+        # If the clock was set back, records from the future count as old.
         rows: list[Any] = self._db.execute(
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + 1.0),
@@ -169,7 +169,7 @@ class SqliteUpstreamRecords:
         return None if row is None else Allowance(*row)
 
     async def note_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """What is left is as the newest of them says; a wish to be left alone lasts as long as the longest says."""
+        """Keeps the newest `remaining`, and the latest `until`."""
         await self._change(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "
@@ -185,12 +185,12 @@ class SqliteUpstreamRecords:
 
 
 def _key(reference: Reference, blob: bool) -> str:
-    """What stands for a blob has a space: no tag and no digest, so that no client can name it."""
+    """Returns the key of a check. That of a blob has a space, which no reference from a client has."""
     return f"blob {reference}" if blob else reference
 
 
 def _prune(db: apsw.Connection) -> None:
-    """Forgets the oldest of too many."""
+    """Deletes the oldest 'not found' checks beyond the limit."""
     db.execute(
         "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "
         "ORDER BY at DESC LIMIT 1 OFFSET ?)",

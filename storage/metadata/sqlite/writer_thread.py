@@ -1,11 +1,11 @@
-"""The one place metadata is written: a thread that commits what waits for it, together.
+"""The only writer of metadata in a process: a thread that commits queued changes in batches.
 
-SQLite lets one connection write at a time. Left to its busy timeout, a writer among several processes can starve for
-seconds; behind one `flock` the processes take turns. What several requests ask for meanwhile goes into one transaction
-and costs one fsync. Checkpoints run here too, under the same lock, so nobody is ever surprised by one.
+SQLite lets one connection write at a time. With its busy timeout alone, a writer among several processes can starve for
+seconds; with one `flock` around each transaction, the processes alternate. Changes that are queued meanwhile share one
+transaction and one fsync. Checkpoints run in this thread with the same lock, so that none delays a commit unexpectedly.
 
-On a full disk, changes that free room or take rights away get theirs from the reserve (`storage.data_dir.reserve`), and
-so do checkpoints; changes that store something are refused.
+On a full disk, changes that free space or take rights away use the reserve (`storage.data_dir.reserve`), and so do
+checkpoints; changes that store something are refused.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any, TypeVar
 
 import apsw
 
-from storage.data_dir.blocking_calls import UncancellableFuture
-from storage.data_dir.durable_files import Flock, as_storage_errors, sync_directory
+from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_errors
+from storage.data_dir.durable_files import sync_directory
 from storage.data_dir.layout import Layout
+from storage.data_dir.locks import Flock
 from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
@@ -37,7 +38,7 @@ BATCH = 256
 CHECKPOINT_PAGES = 1000
 RESTART_PAGES = 16_000
 RIGHTS_TABLE = "access"
-"""The table whose row every change of rights raises in its own transaction
+"""Table with the epoch, which every change of rights increments in its own transaction
 (`storage.metadata.sqlite.access.account_table`)."""
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
@@ -55,12 +56,12 @@ class _Waiting:
     committed: bool = False
 
     def fail(self, error: BaseException) -> None:
-        """Gives the wait an error, where it has no outcome of its own yet."""
+        """Sets the error of a change that was not committed and has no error of its own."""
         if not self.committed and self.error is None:
             self.error = _as_registry_error(error)
 
     def tell(self) -> None:
-        """Ends the wait. Called in the writer's thread; a loop that has ended meanwhile waits for nothing."""
+        """Delivers the result to the event loop, unless that has ended. Called in the writer's thread."""
         if self.error is None:
             end = partial(self.done.set_result, self.result)
         else:
@@ -70,11 +71,10 @@ class _Waiting:
 
 
 class WriterThread:
-    """Runs changes of the database, in order. A change is a function of the connection; it never waits for anything."""
+    """Runs changes in order. A change is a function of the connection and never waits for anything."""
 
     def __init__(self, layout: Layout, system: System, version: Callable[[], object], reserve: Reserve) -> None:
-        """`version`: marks of the database (`storage.metadata.sqlite.data_version`). They and `reserve` must last until
-        this is closed."""
+        """`version` returns the database's data version. It and `reserve` must stay usable until `close`."""
         self._layout = layout
         self._system = system
         self._version = version
@@ -93,20 +93,20 @@ class WriterThread:
     def run(
         self, change: Change[T], *, durable: bool = True, need: ReserveUse = ReserveUse.GROWTH
     ) -> UncancellableFuture[T]:
-        """Runs `change` in a transaction and gives its result once that is committed; `durable`: and would survive a
-        power cut; `need`: how it may use the reserve of a full disk. Raises what the change raised, and then nothing
-        of it is kept; StorageFull, StorageFailed. Cancelled: who waits learns of it once the change is made."""
+        """Runs `change` in a transaction and returns its result once that is committed. `durable`: the commit survives
+        a power cut. `need`: how the change may use the reserve of a full disk. Raises what the change raises, and then
+        nothing of it is kept; StorageFull, StorageFailed. A cancellation takes effect once the change is made."""
         done: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._queue.put(_Waiting(change, durable, need, done))
         return done
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Whether nothing lies between two marks but one commit of this writer that changed nobody's rights. Who knows
-        them as of `before` need not look again."""
+        """Returns whether the only difference between two data versions is one commit of this writer that changed no
+        rights. Rights that were read at `before` are then still right."""
         return self._same_rights == (before, after)
 
     def close(self) -> None:
-        """Makes the changes that wait, then ends."""
+        """Makes the queued changes, then ends the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -125,12 +125,14 @@ class WriterThread:
                 try:
                     with Flock(lock):
                         self._commit_with_room(db, batch)
-                except BaseException as error:  # of the lock, or unforeseen: without this thread nothing can be written
+                except (
+                    BaseException
+                ) as error:  # from the lock, or unexpected: the thread must go on, or nothing could be written
                     log.warning("a change of the metadata was broken off", exc_info=error)
                     self._roll_back(db)
                     for waiting in batch:
                         waiting.fail(error)
-                # Last of all, since who is told wants to go on in Python, and so would what came after this.
+                # Last, since the event loop then competes with this thread for the interpreter's lock.
                 for waiting in batch:
                     waiting.tell()
                 if self._pages >= CHECKPOINT_PAGES:
@@ -154,7 +156,7 @@ class WriterThread:
         return batch
 
     def _commit_with_room(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
-        """Those that find no room and may use the reserve are tried again with it."""
+        """Commits the batch. Tries changes that find no space, and may use the reserve, again with the reserve."""
         whole = self._reserve.is_whole or self._reserve.restore()
         left = batch
         if not whole:
@@ -178,19 +180,19 @@ class WriterThread:
             with suppress(StorageFull):
                 self._reserve.spend(attempt, StorageFull)
         if not whole:
-            # The log begins anew once all of it is checkpointed: then it has room for the next ones.
+            # Once all of the log is checkpointed, the next commits reuse its space.
             self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _commit(self, db: apsw.Connection, batch: list[_Waiting]) -> None:
-        """One transaction for all; each change in a savepoint of its own, unless it is the only one. Where the whole
-        cannot be committed, each is tried alone: a small change may fit where a large one does not."""
+        """Commits all changes in one transaction, each in its own savepoint if there are several. If that fails,
+        commits each alone: a small change may fit where a large one does not."""
         try:
             self._transact(db, batch)
         except BaseException as error:
             full = is_full(db, error)
             self._roll_back(db)
             if any(waiting.committed for waiting in batch):
-                raise  # nothing may be done twice
+                raise  # a committed change must not be made again
             if len(batch) > 1:
                 for waiting in batch:
                     self._commit(db, [waiting])
@@ -209,14 +211,14 @@ class WriterThread:
         before, self._rights_changed = self._version(), False
         several = len(batch) > 1
         for waiting in batch:
-            waiting.error = None  # of a try together with others
+            waiting.error = None  # from an attempt together with others
             if several:
                 db.execute("SAVEPOINT change")
             try:
                 waiting.result = waiting.change(db)
             except Exception as error:
                 if isinstance(error, apsw.FullError | apsw.IOError | apsw.CantOpenError) or not db.in_transaction:
-                    raise  # SQLite may have rolled back all of the batch, what went before included
+                    raise  # SQLite may have rolled back the whole batch
                 if several:
                     db.execute("ROLLBACK TO change")
                 waiting.error = _as_registry_error(error)
@@ -233,8 +235,8 @@ class WriterThread:
                 self._same_rights = before, after
 
     def _name_log(self, db: apsw.Connection) -> None:
-        """Before the first commit: makes the WAL's own name durable. SQLite does it only where the connection that made
-        the file is also the first to sync it."""
+        """Makes the name of the WAL file durable, before the first commit. SQLite does so only if the connection that
+        created the file is also the first to sync it."""
         if not self._named:
             db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # opens the WAL
             with as_storage_errors():
@@ -242,8 +244,8 @@ class WriterThread:
             self._named = True
 
     def _sync_commits(self, db: apsw.Connection, full: bool) -> None:
-        """An upload's progress need not survive a power cut, and is not worth an fsync. A later full commit syncs it
-        along."""
+        """Switches fsync at commits on or off. The progress of an upload need not survive a power cut and is not worth
+        an fsync; the next full commit syncs it as well."""
         if full is not self._full:
             db.pragma("synchronous", "FULL" if full else "NORMAL")
             self._full = full
@@ -265,7 +267,7 @@ class WriterThread:
             log.warning("the metadata could not be checkpointed: %s", error, exc_info=error)
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> None:
-        """With the lock held."""
+        """Runs a checkpoint, with the lock held."""
         self._pages = 0
 
         def attempt() -> None:
@@ -282,7 +284,7 @@ class WriterThread:
             except StorageFull:
                 self._reserve.spend(attempt, StorageFull)
         except (apsw.Error, StorageFull) as error:
-            # Nothing is lost: it all stands in the WAL, and the next commit tries again.
+            # Nothing is lost: the changes are in the WAL, and the next commit tries again.
             log.warning("the metadata could not be checkpointed: %s", error)
 
 
@@ -296,5 +298,5 @@ def _as_registry_error(error: BaseException, *, full: bool = False) -> RegistryE
     if full:
         return StorageFull()
     failed = StorageFailed("the registry's metadata failed; its log says how")
-    failed.__cause__ = error  # for whoever logs it: that is done once, at the edge
+    failed.__cause__ = error  # for the log: the HTTP layer logs it once
     return failed

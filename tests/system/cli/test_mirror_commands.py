@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from storage.blobs.files.partial_files import list_partials
+from storage.composition import list_partials
 from tests.fakes.client_images import MIB
 from tests.fakes.commands import STACK_DUMP, entrepot, error_line, wait_for_output
 from tests.fakes.hub.hub import Hub, hub, repeated, union
@@ -203,7 +203,7 @@ def test_interrupted_warming_goes_on(tmp_path: Path, upstream: Hub, images: dict
     upstream.fault(on="blob", match=layer.digest, stall_after=MIB, times=100)
     with started(tmp_path, "warm", "app:1", *FOR_AMD64) as running:
         upstream.wait(1, "blob", digest=layer.digest)
-        upstream.until(lambda: any(fill.here >= MIB for fill in list_partials(tmp_path / "data")))
+        upstream.until(lambda: any(fill.received >= MIB for fill in list_partials(tmp_path / "data")))
         running.send_signal(signal.SIGINT)
         out, err = wait_for_output(running)
     assert (running.returncode, out) == (130, "")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.composition import open_registry, prepare_data_dir
+from storage.composition import prepare_data_dir
 from storage.store.stored_registry import StoredRegistry
-from tests.system.race.gated_system import BOOT, GatedSystem, PeerRegistry, peer_in_process, peer_process
+from tests.system.race.content_kinds import KINDS, ContentKind
+from tests.system.race.gated_system import GatedSystem, PeerRegistry, open_gated, peer_in_process, peer_process
 
 
 def later() -> float:
@@ -29,14 +30,19 @@ def system() -> GatedSystem:
     return GatedSystem()
 
 
+@pytest.fixture(params=sorted(KINDS))
+def kind(request: pytest.FixtureRequest) -> ContentKind:
+    return KINDS[request.param]
+
+
 @pytest.fixture
-async def registry(data: Path, system: GatedSystem) -> AsyncIterator[StoredRegistry]:
-    async with open_registry(data, grace=0, system=system, boot=BOOT, clock=later) as opened:
+async def registry(data: Path, kind: ContentKind, system: GatedSystem) -> AsyncIterator[StoredRegistry]:
+    async with open_gated(data, kind, system, later) as opened:
         yield opened
 
 
 @pytest.fixture(params=["one process", "two processes"])
-async def peer(request: pytest.FixtureRequest, data: Path) -> AsyncIterator[PeerRegistry]:
+async def peer(request: pytest.FixtureRequest, data: Path, kind: ContentKind) -> AsyncIterator[PeerRegistry]:
     opening = peer_in_process if request.param == "one process" else peer_process
-    async with opening(data, later) as opened:
+    async with opening(data, kind, later) as opened:
         yield opened

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.server_process import ROOT
+from tests.system.race.content_kinds import KINDS, ContentKind
 
 BY = Actor(name="tester")
 TIMEOUT_SECONDS = 60.0
@@ -62,7 +63,8 @@ class GatedSystem(System):
         self.gate = StepGate(name, where)
         return self.gate
 
-    def _enter(self, name: str, where: str = "") -> None:
+    def enter(self, name: str, where: str = "") -> None:
+        """Waits at the gate, if this is its step."""
         if self.gate is not None:
             self.gate.enter(name, where)
 
@@ -72,20 +74,20 @@ class GatedSystem(System):
             done = super().write(fd, chunks, offset)
         else:
             done = super().write(fd, [chunks[0][:half]], offset)
-            self._enter("write")
+            self.enter("write")
         self.written += done
         return done
 
     def sync(self, fd: int) -> None:
-        self._enter("sync", os.readlink(f"/proc/self/fd/{fd}"))
+        self.enter("sync", os.readlink(f"/proc/self/fd/{fd}"))
         super().sync(fd)
 
     def rename(self, source: Path, target: Path) -> None:
-        self._enter("rename", f"{source} {target}")
+        self.enter("rename", f"{source} {target}")
         super().rename(source, target)
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        self._enter("commit")
+        self.enter("commit")
         super().commit(commit, durable=durable)
 
 
@@ -198,17 +200,25 @@ async def _told(registry: StoredRegistry, what: str, repo: str, body: bytes) -> 
     return None
 
 
+def open_gated(
+    data: Path, kind: ContentKind, system: GatedSystem, clock: Callable[[], float], boot: str = BOOT
+) -> AbstractAsyncContextManager[StoredRegistry]:
+    """A registry all of whose steps can be stopped at."""
+    content = kind.opener(data, system.enter)
+    return open_registry(data, grace=0, system=system, boot=boot, clock=clock, open_content=content)
+
+
 @asynccontextmanager
-async def peer_in_process(data: Path, clock: Callable[[], float]) -> AsyncIterator[PeerRegistry]:
+async def peer_in_process(data: Path, kind: ContentKind, clock: Callable[[], float]) -> AsyncIterator[PeerRegistry]:
     system = GatedSystem()
-    async with open_registry(data, grace=0, system=system, boot=BOOT, clock=clock) as registry:
+    async with open_gated(data, kind, system, clock) as registry:
         yield PeerInProcess(registry, system)
 
 
 @asynccontextmanager
-async def peer_process(data: Path, clock: Callable[[], float]) -> AsyncIterator[PeerRegistry]:
+async def peer_process(data: Path, kind: ContentKind, clock: Callable[[], float]) -> AsyncIterator[PeerRegistry]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.system.race.gated_system", str(data), str(clock() + 60),
+        sys.executable, "-m", "tests.system.race.gated_system", str(data), kind.name, str(clock() + 60),
         cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26,
     )  # fmt: skip
     try:
@@ -219,9 +229,9 @@ async def peer_process(data: Path, clock: Callable[[], float]) -> AsyncIterator[
         await process.wait()
 
 
-async def _main(data: Path, now: float) -> None:
+async def _main(data: Path, kind: ContentKind, now: float) -> None:
     system = GatedSystem()
-    async with open_registry(data, grace=0, system=system, boot=BOOT, clock=lambda: now) as registry:
+    async with open_gated(data, kind, system, lambda: now) as registry:
         while line := await asyncio.to_thread(sys.stdin.readline):
             what, repo, body, *where = json.loads(line)
             gate = system.stop_at(*where)
@@ -234,4 +244,4 @@ async def _main(data: Path, now: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1]), float(sys.argv[2])))
+    asyncio.run(_main(Path(sys.argv[1]), KINDS[sys.argv[2]], float(sys.argv[3])))

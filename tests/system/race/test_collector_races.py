@@ -13,6 +13,7 @@ from storage.errors import BlobUnknown, ManifestBlobUnknown, Unsupported
 from storage.names import RepositoryName
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
+from tests.system.race.content_kinds import ContentKind, is_stored
 from tests.system.race.gated_system import BY, GatedSystem, PeerRegistry, act, manifest_of, pull, push
 
 APP, WEB = RepositoryName("team/app"), RepositoryName("team/web")
@@ -26,35 +27,35 @@ async def _dropped(registry: StoredRegistry) -> None:
     await registry.delete_blob(APP, DIGEST, by=BY)
 
 
-@pytest.mark.parametrize("gate", [("rename", "/blobs/"), ("sync", "/blobs/"), ("commit", "")])
+@pytest.mark.parametrize("gate", ["publish", "published", "commit"])
 async def test_a_push_under_way_keeps_its_blob_from_the_collector(
-    gate: tuple[str, str], registry: StoredRegistry, peer: PeerRegistry
+    gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """A collection that starts while a push of the same digest stands before its rename, before the directory's sync,
     or before a commit, does not take the blob that the push then acknowledges."""
     await _dropped(registry)
-    await peer.start("push", APP, BODY, gate)
+    await peer.start("push", APP, BODY, kind.steps[gate])
     collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
     await asyncio.wait([collecting], timeout=0.05)
     assert await peer.finish() is None
     await collecting
     # Without a manifest, and without any grace, it may be the collector's by now; but then all of it.
-    there = registry.blobs.layout.blob(DIGEST).exists()
+    there = await is_stored(registry, DIGEST)
     try:
         assert await pull(registry, APP, DIGEST) == BODY
     except BlobUnknown:
         assert not there
 
 
-@pytest.mark.parametrize("gate", [("rename", "/blobs/"), ("sync", "/blobs/"), ("commit", "")])
+@pytest.mark.parametrize("gate", ["publish", "published", "commit"])
 async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_it(
-    gate: tuple[str, str], registry: StoredRegistry, peer: PeerRegistry
+    gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """The same with a manifest that refers to the blob: after push and collection it is served, byte for byte."""
     await push(registry, APP, BODY)
     await registry.put_manifest(APP, manifest_of(BODY), by=BY)
     await registry.delete_blob(APP, DIGEST, by=BY, even_if_referenced=True)
-    await peer.start("push", APP, BODY, gate)
+    await peer.start("push", APP, BODY, kind.steps[gate])
     collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
     await asyncio.wait([collecting], timeout=0.05)
     assert await peer.finish() is None
@@ -62,14 +63,14 @@ async def test_a_pushed_blob_that_a_manifest_needs_survives_a_collection_beside_
     assert await pull(registry, APP, DIGEST) == BODY
 
 
-@pytest.mark.parametrize("gate", [("rename", "/trash/"), ("commit", "")])
+@pytest.mark.parametrize("gate", ["remove", "commit"])
 async def test_a_collection_under_way_does_not_take_what_is_pushed_meanwhile(
-    gate: tuple[str, str], registry: StoredRegistry, peer: PeerRegistry
+    gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """A push that comes while the collector stands before a commit, or between the row's end and the file's move, is
     acknowledged with its bytes in place."""
     await _dropped(registry)
-    await peer.start("collect", APP, BODY, gate)
+    await peer.start("collect", APP, BODY, kind.steps[gate])
     pushing = asyncio.create_task(push(registry, APP, BODY))
     await asyncio.wait([pushing], timeout=0.05)
     assert not pushing.done(), "the push did not wait for the collector's step"
@@ -79,12 +80,11 @@ async def test_a_collection_under_way_does_not_take_what_is_pushed_meanwhile(
 
 
 async def test_a_stray_file_is_not_swept_away_under_a_push(
-    registry: StoredRegistry, peer: PeerRegistry, data: Path
+    registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind, data: Path
 ) -> None:
     """A file without a row, which the sweep is just taking, is pushed again: the push's bytes stay."""
-    stray = registry.blobs.layout.blob(DIGEST)
-    stray.write_bytes(b"left by a crash")
-    await peer.start("sweep", APP, BODY, ("rename", "/trash/"))
+    kind.leave_stray(data, DIGEST, BODY)
+    await peer.start("sweep", APP, BODY, kind.steps["remove"])
     pushing = asyncio.create_task(_push_for_good(registry))
     await asyncio.wait([pushing], timeout=0.05)
     assert not pushing.done()
@@ -100,18 +100,18 @@ async def _push_for_good(registry: StoredRegistry) -> None:
 
 
 async def test_a_mount_of_what_is_collected_either_fails_or_keeps_it(
-    registry: StoredRegistry, peer: PeerRegistry
+    registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """While the collector moves the file, a mount finds no blob; while a mount commits, the collector finds a link."""
     await _dropped(registry)
-    await peer.start("collect", APP, BODY, ("rename", "/trash/"))
+    await peer.start("collect", APP, BODY, kind.steps["remove"])
     with pytest.raises(BlobUnknown):
         await registry.mount_blob(WEB, DIGEST, ALL_NAMES, BY)
     assert await peer.finish() is None
 
     await push(registry, APP, BODY)
     await registry.put_manifest(APP, manifest_of(BODY), by=BY)
-    await peer.start("mount", WEB, BODY, ("commit", ""))
+    await peer.start("mount", WEB, BODY, kind.steps["commit"])
     deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY, even_if_referenced=True))
     assert await peer.finish() is None
     await deleting
@@ -124,11 +124,11 @@ class _Count:
 
 
 async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_the_other(
-    registry: StoredRegistry, peer: PeerRegistry
+    registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """A manifest that is put while its blob is being taken is refused; one that is being put keeps its blob."""
     await push(registry, APP, BODY)
-    await peer.start("collect", APP, BODY, ("commit", ""))
+    await peer.start("collect", APP, BODY, kind.steps["commit"])
     putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
     await asyncio.wait([putting], timeout=0.05)
     assert await peer.finish() is None
@@ -136,7 +136,7 @@ async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_th
         await putting
 
     await push(registry, APP, BODY)
-    await peer.start("manifest", APP, BODY, ("commit", ""))
+    await peer.start("manifest", APP, BODY, kind.steps["commit"])
     collecting = asyncio.create_task(act(registry, "collect", APP, BODY))
     await asyncio.wait([collecting], timeout=0.05)
     assert await peer.finish() is None
@@ -145,12 +145,12 @@ async def test_a_manifest_and_the_collection_of_its_blob_come_in_one_order_or_th
 
 
 async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_other(
-    registry: StoredRegistry, peer: PeerRegistry
+    registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
     """While a manifest is being committed, a deletion of its blob waits and is then refused; so is a manifest while the
     deletion is being committed. Never are both acknowledged."""
     await push(registry, APP, BODY)
-    await peer.start("manifest", APP, BODY, ("commit", ""))
+    await peer.start("manifest", APP, BODY, kind.steps["commit"])
     deleting = asyncio.create_task(registry.delete_blob(APP, DIGEST, by=BY))
     await asyncio.wait([deleting], timeout=0.05)
     assert await peer.finish() is None
@@ -159,7 +159,7 @@ async def test_a_manifest_and_the_deletion_of_its_blob_come_in_one_order_or_the_
     assert await pull(registry, APP, DIGEST) == BODY
 
     await registry.delete_manifest(APP, manifest_of(BODY).digest, by=BY)
-    await peer.start("delete", APP, BODY, ("commit", ""))
+    await peer.start("delete", APP, BODY, kind.steps["commit"])
     putting = asyncio.create_task(registry.put_manifest(APP, manifest_of(BODY), by=BY))
     await asyncio.wait([putting], timeout=0.05)
     assert await peer.finish() is None
@@ -176,7 +176,7 @@ async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(r
     firsts = [await anext(chunks) for _, chunks in parts]
     await registry.delete_blob(APP, digest_of(body), by=BY)
     await act(registry, "collect", APP, body)
-    assert not registry.blobs.layout.blob(digest_of(body)).exists()
+    assert not await is_stored(registry, digest_of(body))
     for first, (reader, chunks) in zip(firsts, parts, strict=True):
         assert first + b"".join([chunk async for chunk in chunks]) == body
         await reader.aclose()
@@ -184,9 +184,11 @@ async def test_pulls_under_way_end_well_when_the_blob_is_deleted_and_collected(r
         await registry.open_blob(APP, digest_of(body))
 
 
-async def test_two_pushes_of_one_digest_both_succeed(registry: StoredRegistry, peer: PeerRegistry) -> None:
+async def test_two_pushes_of_one_digest_both_succeed(
+    registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
+) -> None:
     """Two who push the same content at once, into two repositories, are both acknowledged, and both can pull."""
-    await peer.start("push", WEB, BODY, ("sync", "/blobs/"))
+    await peer.start("push", WEB, BODY, kind.steps["published"])
     pushing = asyncio.create_task(push(registry, APP, BODY))
     await asyncio.wait([pushing], timeout=0.05)
     assert await peer.finish() is None

@@ -1,1 +1,1 @@
-"""Who may do what, in the metadata database: functions of a connection, by idea; `store` puts them together."""
+"""Accounts, groups, grants, tokens, keys and the audit log in the metadata database: functions of a connection."""

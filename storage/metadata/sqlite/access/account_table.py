@@ -1,8 +1,6 @@
-"""Accounts: people and robots.
+"""Accounts of people and robots, the epoch of rights, and pages of lists whose entries differ in size.
 
-The one row that every request reads, and that every change of rights raises in its own transaction.
-
-Pages of lists whose entries differ in size.
+The epoch is one row that every request reads, and that every change of rights increments in its transaction.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ _PAGE = _ACCOUNT + " WHERE (?1 IS NULL OR a.kind = ?1) AND a.name > ?2 ORDER BY 
 
 
 def known_name(text: str) -> AccountName:
-    """A name from the database: it was checked when it came."""
+    """Returns a name from the database without checking it again."""
     return str.__new__(AccountName, text)
 
 
@@ -63,13 +61,13 @@ def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit
 
 
 def check_free(db: apsw.Connection, name: AccountName) -> None:
-    """Raises AccountExists: people, robots and groups share their names."""
+    """Raises AccountExists if a person, a robot or a group has the name."""
     if (kind := kind_of(db, name)) is not None:
         raise AccountExists(f"there is a {kind} {name} already")
 
 
 def kind_of(db: apsw.Connection, name: AccountName) -> str | None:
-    """`user`, `robot` or `group`; None: nobody here has the name."""
+    """Returns `user`, `robot` or `group`; None if nobody has the name."""
     found: str | None = db.execute(
         "SELECT kind FROM account WHERE name = ?1 UNION ALL SELECT 'group' FROM account_group WHERE name = ?1", (name,)
     ).get
@@ -128,12 +126,12 @@ def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, adm
 
 
 def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
-    """The version is the epoch, and so no earlier account of that name ever had it."""
+    """Changes a column and the version, which becomes the epoch, so that no earlier account of the name had it."""
     db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, raise_epoch(db), name))
 
 
 def _check_not_last_admin(db: apsw.Connection, name: AccountName) -> None:
-    """Raises LastAdmin: it is an admin and enabled, and nobody else is."""
+    """Raises LastAdmin if no other account is an enabled admin."""
     admins = db.execute("SELECT name FROM account WHERE admin = 1 AND enabled = 1 LIMIT 2").fetchall()
     if admins == [(name,)]:
         raise LastAdmin(f"{name} is the last admin who is enabled; make somebody else one before")
@@ -162,18 +160,18 @@ READ_INSTANCE = "SELECT instance FROM access"
 
 
 def raise_epoch(db: apsw.Connection) -> int:
-    """Gives the new one."""
+    """Increments the epoch and returns it."""
     epoch: int = db.execute("UPDATE access SET epoch = epoch + 1 RETURNING epoch").get
     return epoch
 
 
 def close_registry(db: apsw.Connection) -> None:
-    """There is an account. Once and for all."""
+    """Stores that there is an account, for good."""
     db.execute("UPDATE access SET closed = 1 WHERE closed = 0")
 
 
 PARTS: Final = 10_000
-"""Parts (a group's members, an account's groups, a token's limits) that the entries of a page have together, about."""
+"""Approximate limit of a page's parts: members of groups, groups of accounts, limits of tokens."""
 T = TypeVar("T")
 Row = Sequence[Any]
 
@@ -181,9 +179,9 @@ Row = Sequence[Any]
 def page_of(
     rows: Iterable[Any], entry_of: Callable[[Any], T], parts_of: Callable[[T], int], limit: int, most: int = PARTS
 ) -> Page[T]:
-    """At most `limit` entries of `rows`, which are one more. The page ends earlier, after at least one entry, when its
-    entries have `most` parts together, so that no page takes long to make and to send. Reads no row that it does not
-    need; the rows are closed where they can be."""
+    """Returns at most `limit` entries of `rows`, of which there may be one more. The page ends earlier, after at least
+    one entry, once its entries have `most` parts, so that no page takes long to make and to send. Reads no more rows
+    than it needs, and closes the cursor."""
     found: list[T] = []
     parts = 0
     more = False

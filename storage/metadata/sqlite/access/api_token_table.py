@@ -1,4 +1,4 @@
-"""API tokens. One that has expired is as one that never was."""
+"""API tokens. An expired token is treated as if it did not exist."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.access.grant_table import known_pattern
 
 MOST_TOKENS = 500
-"""API tokens of one account that people made: whoever may make some may not fill the disk with them."""
+"""Most personal API tokens of an account, so that nobody can fill the disk with them."""
 LIMITS_OF_A_PAGE = 500
-"""Limits of all tokens on a page, about."""
+"""Approximate limit of the token limits on a page."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _ONE = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -53,7 +53,7 @@ def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str 
 
 
 def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash: bytes) -> None:
-    """The epoch stays: what nobody knew before, nobody has remembered."""
+    """Adds a token. The epoch stays, since no process can have cached anything about the token."""
     _prune(db, now)
     account(db, made.account)
     if db.execute("SELECT 1 FROM api_token WHERE id = ?", (made.id,)).get is not None:
@@ -72,7 +72,8 @@ def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash:
 
 
 def _check_room(db: apsw.Connection, made: ApiToken) -> None:
-    """Raises AccountInvalid. Of those that logins made, who makes them ends the oldest."""
+    """Raises AccountInvalid if the account has too many personal tokens. For login tokens, the caller removes the
+    oldest."""
     counted = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
     if made.purpose == "personal" and db.execute(counted, (made.account,)).get >= MOST_TOKENS:
         raise AccountInvalid(

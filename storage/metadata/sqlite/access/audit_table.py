@@ -1,9 +1,8 @@
-"""The audit log's own lines, written in the transaction of what they tell of.
+"""The audit log: lines are written in the transaction of the change, and read in pages together with `tag_history`.
 
-Pages of the audit log: its own lines and those of `tag_history`, as one list, newest first.
-
-Of two lines of the same time, those of the log come first, then the higher number. A line's id says where it stands in
-that order, so a page goes on after it whatever is written or dropped meanwhile.
+Pages are newest first. Of two lines with the same time, those of the log come before those of `tag_history`, then the
+higher number comes first. A line's id is its position in that order, so the next page is right whatever is written or
+deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def record(
     *,
     part: str = "",
 ) -> None:
-    """A line for a change that is being made. `part`: what of the target it is about, with the sign before it."""
+    """Writes a line for a change. `part`: the tag or digest in the target, with its ':' or '@'."""
     db.execute(
         _INSERT,
         (
@@ -57,7 +56,7 @@ def record_content(
     digest: Digest,
     detail: Mapping[str, object] | None = None,
 ) -> None:
-    """A line for a change of what is in a repository."""
+    """Writes a line for a change of a repository's content."""
     record(db, by, now, action, repo, detail, part=f"@{digest}")
 
 
@@ -75,7 +74,7 @@ def _values(entry: AuditEntry) -> tuple[str | float | None, ...]:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """`team/app:latest` and `team/app@sha256:…` as repository and part; `group:dev`, and what else there is, whole."""
+    """Splits `team/app:latest` and `team/app@sha256:…` into repository and part; other targets have no part."""
     kind, colon, _ = target.partition(":")
     if "@" not in target and (not colon or kind in set(GranteeKind)):
         return target, ""
@@ -84,13 +83,13 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
-    """Drops lines, `limit` at the most; how many."""
+    """Deletes at most `limit` lines, and returns their number."""
     db.execute("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY at LIMIT ?)", (before, limit))
     return db.changes()
 
 
 def counted(**counts: int) -> dict[str, object]:
-    """What went along with something, for a line's detail."""
+    """Returns the counts that are not 0, for a line's detail."""
     return {name: count for name, count in counts.items() if count}
 
 
@@ -111,7 +110,7 @@ _AFTER = "{0}at <= :at AND ({0}at < :at OR {0}id < :number)"
 
 
 class _Place(NamedTuple):
-    """Where a line stands: of two, the greater is the newer."""
+    """Position of a line; the greater of two is newer."""
 
     at: float
     logged: bool
@@ -119,7 +118,7 @@ class _Place(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> _Place:
-        """Raises AccountInvalid."""
+        """Parses a line's id. Raises AccountInvalid."""
         if (found := _ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is the id of no line of the audit log")
         (at,) = struct.unpack(">d", bytes.fromhex(found[1]))
@@ -129,7 +128,7 @@ class _Place(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{_LOG if self.logged else _TAGS}{self.number}"
 
     def bound(self, logged: bool) -> int:
-        """Of the log's lines (or the tags') of this very time, those with lower numbers are older."""
+        """Returns the number below which lines of the log (or of the tags) with the same time are older."""
         if logged is self.logged:
             return self.number
         return _HIGHEST if self.logged else 0
@@ -139,7 +138,7 @@ _NEWEST = _Place(math.inf, True, _HIGHEST)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Each of the two is asked for as many lines as the page may hold: one statement each, read to its end."""
+    """Returns a page. Reads as many lines from each of the two tables as the page may have."""
     after = _NEWEST if query.before is None else _Place.parse(query.before)
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
@@ -165,7 +164,7 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
 
 def _log_sql(query: AuditQuery, part: str) -> str:
     terms = [f"{name} = :{name}" for name in ("actor", "action", "outcome") if getattr(query, name) is not None]
-    # Said so, SQLite knows that a line with that value is in the index of the rarer ones.
+    # This condition lets SQLite use the partial index.
     if query.outcome not in (None, "ok"):
         terms.append("outcome <> 'ok'")
     if query.action not in (None, "manifest.put"):
@@ -180,7 +179,7 @@ def _log_sql(query: AuditQuery, part: str) -> str:
 
 
 def _tag_sql(query: AuditQuery, part: str) -> str:
-    """Empty: no line of `tag_history` can be meant."""
+    """Returns the statement for `tag_history`; empty if no line of it can match."""
     if query.action not in (None, _PUT, _DELETE) or query.outcome not in (None, "ok"):
         return ""
     terms = [] if query.actor is None else ["h.actor = :actor"]

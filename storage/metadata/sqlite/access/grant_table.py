@@ -1,4 +1,4 @@
-"""Grants: who may do what to which repositories."""
+"""Grants of actions on repositories to users, robots and groups."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
 MOST_GRANTS = 5_000
-"""Grants of one subject: each request of theirs may have to look at all of them."""
+"""Most grants of one subject, since each of its requests may have to read all of them."""
 MOST_WILD = 64 * 1024
-"""Characters from the first star on, in those of a subject's patterns that are more than a text and `**`."""
+"""Most characters after the first star, over those patterns of a subject that are not simple prefixes."""
 
 
 def known_pattern(text: str) -> NamePattern:
-    """A pattern from the database: it was checked when it came."""
+    """Returns a pattern from the database without checking it again."""
     return str.__new__(NamePattern, text)
 
 
@@ -58,7 +58,7 @@ def granted(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, fr
 
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
-    """In the order of their keys."""
+    """Returns grants in the order of their keys."""
     kind, name, pattern = _parts(after or "")
     if subjects is None:
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
@@ -88,7 +88,7 @@ def _grant(row: Any) -> Grant:
 
 
 def _parts(key: str) -> tuple[str, str, str]:
-    """Kind, name and pattern of a key, which is `group:dev team/**`. No name has what stands between them."""
+    """Splits a key such as `group:dev team/**` into kind, name and pattern. No name has a colon or a space."""
     subject, _, pattern = key.partition(" ")
     kind, _, name = subject.partition(":")
     return kind, name, pattern
@@ -113,7 +113,7 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
 
 
 def _check_room(db: apsw.Connection, grant: Grant) -> None:
-    """Raises AccountInvalid. What was granted before this bound was set stays."""
+    """Raises AccountInvalid if the subject has too many grants. Grants from before the limit existed stay."""
     subject, pattern = grant.subject, grant.pattern
     known = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(known, (subject.kind, subject.name, pattern)).get is not None:
@@ -134,7 +134,8 @@ def _check_room(db: apsw.Connection, grant: Grant) -> None:
 
 
 def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
-    """Robots and groups are in the store; people need not be. Raises AccountUnknown, AccountInvalid."""
+    """Checks that a robot or a group exists; a user need not have an account here. Raises AccountUnknown,
+    AccountInvalid."""
     if subject.kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED):
         return
     kind = kind_of(db, AccountName(subject.name))

@@ -1,4 +1,4 @@
-"""Groups and who is in them. A member may be somebody who is not in the store."""
+"""Groups and their members, which need not have an account here."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from storage.metadata.sqlite.access.account_table import check_free, kind_of, kn
 from storage.metadata.sqlite.access.audit_table import counted, record
 
 MOST_MEMBERS = 10_000
-"""Members of a group."""
+"""Most members of a group."""
 MOST_GROUPS = 1_000
-"""Groups that somebody is in: each request of theirs may have to look at what was granted to all of them."""
+"""Most groups of one member, since each of its requests may have to read the grants of all of them."""
 _GROUP = """
 SELECT g.name, (SELECT json_group_array(m.member ORDER BY m.member) FROM group_member m WHERE m.name = g.name)
   FROM account_group g"""
@@ -87,7 +87,7 @@ def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, m
 
 
 def _check_room(db: apsw.Connection, group: AccountName, member: AccountName) -> None:
-    """Raises AccountInvalid. Who is in the group already stays."""
+    """Raises AccountInvalid if the group or the member would exceed its limit. Present members stay."""
     if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
         return
     members: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get

@@ -1,7 +1,4 @@
-"""The keys that sign the tokens of `/token`.
-
-Failed attempts to log in, counted by what each has cost (GCRA, as rate limiters count).
-"""
+"""The keys that sign the tokens of `/token`, and the throttling of failed logins (GCRA)."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
 
 
 def note_failure(db: apsw.Connection, now: float, keys: Mapping[str, float]) -> None:
-    """What has been paid for is forgotten on the way: what is kept is what failures of late have cost."""
+    """Adds the cost of a failed login to each key, and deletes keys that are not throttled any more."""
     db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
     db.executemany(
         "INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?3) "

@@ -1,4 +1,4 @@
-"""Who may do what, in an embedded SQLite database (`Accounts`)."""
+"""Accounts and rights in the metadata database (`Accounts`)."""
 
 from __future__ import annotations
 
@@ -36,15 +36,14 @@ from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.patterns import NamePattern
 
 PRUNED_AT_ONCE = 5000
-"""Lines of the audit log that one transaction drops, so that others get their turn."""
+"""Lines of the audit log that one transaction deletes, so that other changes are not delayed for long."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class SqliteAccounts:
-    """Reads with `db`, on the event loop, or where they may look at many rows with `scans`; changes through `writer`.
-    `version` is a mark of the database that every
-    commit changes."""
+    """Reads with `db` on the event loop, or with `scans` where there may be many rows; changes through `writer`.
+    `version` returns the data version."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class SqliteAccounts:
         *what: P.args,
         **more: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """What adds something leaves half of the reserve alone."""
+        """Makes a change that adds something. It may use half of the reserve."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.SMALL)
 
@@ -219,7 +218,7 @@ class SqliteAccounts:
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
         await self._change(login_tables.rotate_key, by, key, keep)
 
-    # Pace
+    # Throttling of logins
 
     def pace(self, key: str) -> float:
         return login_tables.throttled_until(self._db, self._clock(), key)

@@ -14,6 +14,7 @@ from storage.content import Descriptor, digest_of
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.blob_files import layout_behind
 from tests.unit.registry.conftest import REPO, V2
 
 SMALL = os.urandom(4096)
@@ -40,7 +41,7 @@ async def push(stored: StoredRegistry, data: bytes) -> Descriptor:
 
 
 def file_of(stored: StoredRegistry, blob: Descriptor) -> Path:
-    return stored.blobs.layout.blob(blob.digest)
+    return layout_behind(stored).blob(blob.digest)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 65536, 65537, 1 << 20, len(LARGE)])
@@ -135,7 +136,7 @@ def blob_descriptors(stored: StoredRegistry) -> list[str]:
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(str(stored.blobs.layout.root / "blobs")):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(str(layout_behind(stored).root / "blobs")):
                 found.append(fd)
         except FileNotFoundError:
             pass  # the listing's own

@@ -55,7 +55,7 @@ async def test_prepare_can_be_repeated_and_keeps_what_is_there(tmp_path: Path) -
 def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
     """Four processes that make one data directory at the same time all succeed."""
     script = "import sys; from pathlib import Path; from storage.composition import prepare_data_dir\n"
-    script += "sys.stdin.readline(); prepare(Path(sys.argv[1]))"
+    script += "sys.stdin.readline(); prepare_data_dir(Path(sys.argv[1]))"
     for turn in range(3):
         data = tmp_path / f"data {turn}"
         processes = [

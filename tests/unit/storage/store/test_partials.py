@@ -16,8 +16,8 @@ from storage.blobs.files.partial_state import MOST_EXTENTS, Progress, decode_pro
 from storage.composition import open_registry
 from storage.content import PartialFailures, digest_of
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
-from storage.interface import Partial
 from storage.names import RepositoryName
+from storage.partials import Partial
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import BOOT, UBUNTU, content, digest
 from tests.system.crash.workload import files_below, read

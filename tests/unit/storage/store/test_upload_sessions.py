@@ -20,6 +20,7 @@ from storage.content import digest_of
 from storage.errors import BlobUploadUnknown
 from storage.names import ALGORITHMS, RepositoryName
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.blob_files import layout_behind
 from tests.fakes.server_process import ROOT, running_server
 from tests.system.crash.full_disk import ask, start
 
@@ -93,7 +94,7 @@ async def test_a_session_whose_bytes_a_commit_took_is_unknown(tmp_path: Path) ->
         writer = await registry.start_upload(APP)
         await writer.write(b"a" * 1000)
         await writer.aclose()
-        layout = registry.blobs.layout
+        layout = layout_behind(registry)
         (layout.upload(writer.id) / "1").rename(layout.blob(digest_of(b"a" * 1000)))
         with pytest.raises(BlobUploadUnknown):
             await registry.upload_offset(APP, writer.id)
@@ -107,7 +108,7 @@ async def test_a_large_file_is_not_closed_on_the_event_loop(
     end: str, registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file system may let a close wait for what is being written: so long nobody else would be answered."""
-    layout, close, body = registry.blobs.layout, os.close, bytes(3 * MIB)
+    layout, close, body = layout_behind(registry), os.close, bytes(3 * MIB)
     places = (f"{layout.uploads}/", f"{layout.root}/blobs/")
     on_the_loop: list[bool] = []
 

@@ -17,7 +17,7 @@ from registry.mirror.fill.slots import PULL_LINGER_SECONDS
 from storage.composition import prepare_data_dir
 from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
-from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
+from storage.metadata.sqlite.sqlite_database import SqliteDatabase
 from storage.names import Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import read_blob
@@ -176,10 +176,10 @@ async def test_a_start_on_a_full_disk_warms_nothing(
     """A service that opened its database read-only is replaced once there is room. It must not hold the lease for
     warming, which its replacement needs."""
 
-    def without_room(*args: Any, frozen: Any = None) -> Any:
-        if full and frozen is None:
+    def without_room(*args: Any, immutable: Any = None) -> Any:
+        if full and immutable is None:
             raise apsw.FullError("database or disk is full")
-        return SqliteMetadata(*args, frozen=frozen)
+        return SqliteDatabase(*args, immutable=immutable)
 
     settings = Settings.model_validate(
         {
@@ -189,9 +189,9 @@ async def test_a_start_on_a_full_disk_warms_nothing(
         }
     )
     prepare_data_dir(settings.data)
-    monkeypatch.setattr("storage.composition.SqliteMetadata", without_room)
+    monkeypatch.setattr("storage.composition.SqliteDatabase", without_room)
     async with open_router(settings, serving=True, may_freeze=True) as router:
         assert isinstance(router.hosted, StoredRegistry)
-        assert router.hosted.frozen == full
+        assert router.hosted.is_read_only == full
         rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
         assert len(rounds) == (0 if full else 1)

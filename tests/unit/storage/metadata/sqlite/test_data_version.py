@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
 import pytest
 
-from storage.metadata.sqlite.data_version import DataVersion, is_next
+from storage.metadata.sqlite.data_version import (
+    DataVersion,
+    PragmaDataVersion,
+    UnknownLayout,
+    is_next,
+    open_data_version,
+)
 from storage.metadata.sqlite.database import connect
 
 COUNT = "SELECT count(*) FROM word"
@@ -197,3 +205,54 @@ def test_nothing_follows_a_mark_that_is_none(version: DataVersion, writing: apsw
     assert not is_next(before, version())
     assert not is_next(version(), version())
     assert not is_next(None, before)
+
+
+@pytest.fixture
+def moved(version: DataVersion) -> Callable[[apsw.Connection], int]:
+    """Where the header would be in an SQLite that puts something before it."""
+    mark = version()
+    assert isinstance(mark, bytes)
+    memory = ctypes.create_string_buffer(bytes(8) + mark)
+    found: Callable[[apsw.Connection], int] = lambda _: ctypes.addressof(memory)  # noqa: E731
+    found.__dict__["memory"] = memory
+    return found
+
+
+@pytest.mark.parametrize("place", [0, 12, 14, 16, 44])
+def test_a_header_of_another_layout_is_not_read(version: DataVersion, reading: apsw.Connection, place: int) -> None:
+    """Another format, page size, or checksum: the check at the start notices it in both copies."""
+    mark = version()
+    assert isinstance(mark, bytes)
+    header = bytearray(mark)
+    for copy in (0, 48):
+        header[copy + place] ^= 0xFF
+    memory = ctypes.create_string_buffer(bytes(header))
+    with pytest.raises(UnknownLayout):
+        DataVersion(reading, lambda _: ctypes.addressof(memory))
+
+
+def test_without_a_known_layout_sqlite_is_asked(
+    moved: Callable[[apsw.Connection], int],
+    reading: apsw.Connection,
+    writing: apsw.Connection,
+    file: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each commit changes the version, reading does not; of two threads' versions none equals the other's."""
+    version = open_data_version(reading, lambda: connect(file, read_only=True), moved)
+    assert isinstance(version, PragmaDataVersion)
+    assert "unknown layout" in caplog.text
+    for number in range(1, 10):
+        before = version()
+        assert version() == before
+        writing.execute(INSERT)
+        assert version() != before
+        assert not is_next(before, version())
+        assert reading.execute(COUNT).get == number
+    elsewhere: list[object] = []
+    thread = threading.Thread(target=lambda: elsewhere.append(version()))
+    thread.start()
+    thread.join()
+    assert elsewhere != [version()]
+    version.close()
+    assert version() != version()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from storage.composition import open_registry, prepare_data_dir
+from storage.composition import open_inventory, open_registry, prepare_data_dir
 from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Descriptor, Manifest, digest_of
 from storage.errors import ManifestUnknown, NameUnknown
 from storage.interface import Registry
-from storage.metadata.sqlite.inventory import ContentTotals, Inventory, open_inventory
+from storage.inventory import ContentTotals, Inventory
 from storage.names import Digest, RepositoryName, Tag
 
 UBUNTU = RepositoryName("docker.io/library/ubuntu")

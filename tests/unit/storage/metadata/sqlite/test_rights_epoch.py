@@ -17,7 +17,7 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import StorageFailed
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
+from storage.metadata.sqlite.sqlite_database import SqliteDatabase
 from storage.names import RepositoryName, UploadID
 from tests.unit.storage.metadata.account_views import BY_ROOT
 
@@ -27,10 +27,10 @@ OTHER = "INSERT INTO repository (name, created) VALUES (?, 0)"
 
 
 @contextmanager
-def opened(data: Path, system: System | None = None) -> Iterator[SqliteMetadata]:
-    metadata = SqliteMetadata(Layout(data), system or System(), lambda: 0.0, Reserve(Layout(data).reserve, System()))
-    yield metadata
-    metadata.close()
+def opened(data: Path, system: System | None = None) -> Iterator[SqliteDatabase]:
+    database = SqliteDatabase(Layout(data), system or System(), lambda: 0.0, Reserve(Layout(data).reserve, System()))
+    yield database
+    database.close()
 
 
 @pytest.fixture
@@ -54,32 +54,32 @@ class Interrupted(System):
             self.then()
 
 
-async def start_upload(metadata: SqliteMetadata, number: int) -> None:
+async def start_upload(database: SqliteDatabase, number: int) -> None:
     """A change that leaves everybody's rights as they are."""
-    await metadata.start_upload(UploadID(str(UUID(int=number))), REPO, "sha256", "boot", "")
+    await database.metadata.start_upload(UploadID(str(UUID(int=number))), REPO, "sha256", "boot", "")
 
 
 async def test_after_a_change_of_ones_own_nothing_is_looked_up(data: Path) -> None:
     """Neither by the process that made it, nor where it was undone; one that changes rights is looked at."""
-    with opened(data) as metadata:
-        first = metadata.accounts.epoch()
+    with opened(data) as database:
+        first = database.accounts.epoch()
         looked: list[str] = []
 
         def note(_cursor: object, statement: str, _values: object) -> bool:
             looked.append(statement)
             return True
 
-        metadata._db.set_exec_trace(note)
+        database._db.set_exec_trace(note)
         for number in range(5):
-            await start_upload(metadata, number)
-            assert metadata.accounts.epoch() == first
+            await start_upload(database, number)
+            assert database.accounts.epoch() == first
         with pytest.raises(StorageFailed):
-            await start_upload(metadata, 0)
-        assert metadata.accounts.epoch() == first
+            await start_upload(database, 0)
+        assert database.accounts.epoch() == first
         assert looked == []
-        await metadata.accounts.add_account(AccountName("bob"), AccountKind.USER, password_hash=None, by=BY_ROOT)
-        assert metadata.accounts.epoch() > first
-        assert metadata.accounts.closed()
+        await database.accounts.add_account(AccountName("bob"), AccountKind.USER, password_hash=None, by=BY_ROOT)
+        assert database.accounts.epoch() > first
+        assert database.accounts.closed()
         assert len(looked) == 1
 
 
@@ -88,13 +88,13 @@ async def test_rights_that_somebody_changes_right_after_our_commit_are_seen(
 ) -> None:
     """Between a commit and what is noted of it nobody takes turns with a person with a shell."""
     system = Interrupted()
-    with opened(data, system) as metadata:
+    with opened(data, system) as database:
         for number in range(3):
-            before = metadata.accounts.epoch()
+            before = database.accounts.epoch()
             system.then = lambda: outside.execute(RAISE)
-            await start_upload(metadata, number)
+            await start_upload(database, number)
             system.then = None
-            assert metadata.accounts.epoch() == before + 1
+            assert database.accounts.epoch() == before + 1
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,4 +1,4 @@
-"""Blobs on their way in from an upstream (`Partials`), and how they become blobs."""
+"""Partial blobs in files (`Partials`): blobs that are being fetched from an upstream, shared by all processes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from storage.blobs.files.file_blob_store import FileBlobStore
 from storage.blobs.files.partial_files import OpenedPartial, PartialPaths, expire_partial, open_partial, partials_in
 from storage.blobs.files.partial_state import PartialStatus
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.shared_partial import SharedPartial
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
-from storage.data_dir.durable_files import as_storage_errors
-from storage.data_dir.locks import KeyedLocks
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.disk import Disk
+from storage.data_dir.locks import PollBackOff
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
-from storage.metadata.catalog import Metadata
+from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
-from storage.store.publication import publish
 
 THREADS = 4
-"""For digests that are computed while the bytes come."""
+"""Threads that compute digests while the bytes come."""
+FIRST_PAUSE = 0.001
+LONGEST_PAUSE = 0.02
 
 
-class StoredPartial:
-    """One who asked for a partial blob (`Partial`). All who did so in this process share the open files."""
+class FilePartial:
+    """A user of a partial blob (`Partial`). All users in this process share its open files."""
 
-    def __init__(self, partials: StoredPartials, shared: SharedPartial) -> None:
+    def __init__(self, partials: FilePartials, shared: SharedPartial) -> None:
         self.digest = shared.digest
         self.size = shared.size
         self.file = OpenFile(shared.data)
@@ -40,7 +41,7 @@ class StoredPartial:
         return self._shared.is_owner(self)
 
     def own(self) -> bool:
-        """Never true again once it was dropped: claim it anew."""
+        """Returns False for good once the partial was dropped: claim it again."""
         with as_storage_errors():
             return not self._closed and self._shared.own(self)
 
@@ -48,7 +49,7 @@ class StoredPartial:
         return self._shared.missing()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        with self._shared.working(self):
+        with self._shared.owner_step(self):
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, at: int) -> int:
@@ -56,22 +57,22 @@ class StoredPartial:
 
     def want(self) -> None:
         if not self._closed:
-            self._shared.marks.want(self)
+            self._shared.flags.want(self)
 
     @property
     def wanted(self) -> bool:
-        return not self._closed and self._shared.marks.wanted(self)
+        return not self._closed and self._shared.flags.wanted(self)
 
     def begin(self) -> None:
         if self.owned:
-            self._shared.marks.begin()
+            self._shared.flags.begin()
 
     @property
     def begun(self) -> bool:
-        return not self._closed and self._shared.marks.begun()
+        return not self._closed and self._shared.flags.begun()
 
     async def report_failure(self, reason: str) -> None:
-        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.working(self):
+        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.owner_step(self):
             await self._partials.run(lambda: self._shared.report_failure(reason))
 
     @property
@@ -84,55 +85,73 @@ class StoredPartial:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._shared.marks.stop_waiting(self)
-            self._shared.let_go(self)
+            self._shared.flags.stop_waiting(self)
+            self._shared.disown(self)
             self._shared.release()
 
 
-class StoredPartials:
-    """For one process and its running event loop. `boot` names the run of the machine."""
+class CompletePartial:
+    """The verified and synced bytes of a partial blob (`VerifiedContent`)."""
 
-    def __init__(self, blobs: FileBlobStore, metadata: Metadata, boot: str) -> None:
-        self._blobs = blobs
-        self.run = blobs.run
-        self._metadata = metadata
+    def __init__(self, disk: Disk, shared: SharedPartial) -> None:
+        self.digest = shared.digest
+        self.size = shared.size
+        self.place = disk.layout.place(shared.digest)
+        self.file = OpenFile(shared.data)
+        """For a blob store that keeps its blobs elsewhere and copies the bytes."""
+        self._disk = disk
+        self._shared = shared
+
+    async def publish(self) -> None:
+        await self._disk.run(lambda: self._shared.publish(self._disk.layout.at(self.place)))
+
+
+Adopt = Callable[[RepositoryName, CompletePartial], Awaitable[None]]
+"""Makes the content a blob of a repository, durably. Raises StorageFull, StorageFailed."""
+
+
+class FilePartials:
+    """For one process and its running event loop."""
+
+    def __init__(self, disk: Disk, boot: str, adopt: Adopt) -> None:
+        """`boot` names this run of the machine. `adopt` gets the content of each complete partial."""
+        self.run = disk.run
+        self._disk = disk
         self._boot = boot[:40]
+        self._adopt = adopt
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="partials")
-        self._watch = PartialWaiters()
+        self._waiters = PartialWaiters()
         self._claiming = KeyedLocks[str]()
         self._shared: dict[str, SharedPartial] = {}
         self._finishing: set[asyncio.Task[Descriptor]] = set()
 
     async def aclose(self) -> None:
-        """Waits for what is being committed."""
+        """Waits for commits that are running."""
         if self._finishing:
             await asyncio.wait(self._finishing)
-        self._watch.close()
+        self._waiters.close()
         self._threads.shutdown()
 
-    async def claim(self, digest: Digest, size: int, source: str = "") -> StoredPartial:
-        """One that was committed a moment ago is not known any more: a new owner of nothing looks among the blobs
-        first. Cancelled: it is nobody's."""
+    async def claim(self, digest: Digest, size: int, source: str = "") -> FilePartial:
+        """A partial that was committed a moment ago is gone, so a new owner should look for the blob first."""
         if size < 0:
             raise SizeInvalid(f"a blob has no {size} bytes")
-        name = self._blobs.layout.partial(digest, size, source)
+        name = self._disk.layout.partial(digest, size, source)
         async with self._claiming.hold(name):
-            pause = 0.001
+            back_off = PollBackOff(FIRST_PAUSE, LONGEST_PAUSE)
             while True:
-                # Whoever has it is just beginning or ending with it; that takes no longer than a few steps on the disk.
                 partial = self._join(name) or await self._open(name, digest, size)
                 if partial is not None:
                     return partial
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 0.02)
+                await back_off.pause()  # its owner is just setting it up or ending it: a few calls to the disk
 
-    def _join(self, name: str) -> StoredPartial | None:
+    def _join(self, name: str) -> FilePartial | None:
         shared = self._shared.get(name)
         if shared is None or not shared.retain():
             return None
         try:
-            shared.look()
-            partial = StoredPartial(self, shared)
+            shared.refresh()
+            partial = FilePartial(self, shared)
             partial.own()
             if shared.running:
                 return partial
@@ -142,9 +161,10 @@ class StoredPartials:
         shared.release()
         return None
 
-    async def _open(self, name: str, digest: Digest, size: int) -> StoredPartial | None:
-        names = PartialPaths.of(self._blobs.layout, name, digest)
-        step = self._blobs.run(lambda: open_partial(self._blobs.system, names, size, self._boot, self._blobs.reserve))
+    async def _open(self, name: str, digest: Digest, size: int) -> FilePartial | None:
+        paths = PartialPaths.of(self._disk.layout, name, digest)
+        disk = self._disk
+        step = disk.run(lambda: open_partial(disk.system, paths, size, self._boot, disk.reserve))
         try:
             opened = await step
         except asyncio.CancelledError:
@@ -153,11 +173,9 @@ class StoredPartials:
             raise
         if opened is None:
             return None
-        shared = SharedPartial(
-            *(self._blobs.system, self._blobs.reserve, self._threads, self._watch, names, digest), opened=opened
-        )
+        shared = SharedPartial(*(disk.system, disk.reserve, self._threads, self._waiters, paths, digest), opened=opened)
         shared.retain()
-        partial = StoredPartial(self, shared)
+        partial = FilePartial(self, shared)
         if opened.owned:
             shared.own(partial, locked=True)
         self._keep(name, shared)
@@ -169,24 +187,24 @@ class StoredPartials:
         self._shared[name] = shared
 
     async def expire(self, before: float) -> int:
-        layout = self._blobs.layout
+        layout = self._disk.layout
 
         def drop_old() -> int:
             return sum(
-                expire_partial(self._blobs.system, PartialPaths.of(layout, name, digest), before, self._boot)
+                expire_partial(self._disk.system, PartialPaths.of(layout, name, digest), before, self._boot)
                 for name, digest in partials_in(layout)
             )
 
-        return await self._blobs.run(drop_old)
+        return await self._disk.run(drop_old)
 
     def finish(
         self,
-        partial: StoredPartial,
+        partial: FilePartial,
         shared: SharedPartial,
         repo: RepositoryName,
         blame: Callable[[], Awaitable[None]] | None,
     ) -> asyncio.Task[Descriptor]:
-        """Commits, whatever becomes of who asked for it."""
+        """Starts a commit that runs to its end, even if its caller is cancelled."""
         task = asyncio.ensure_future(self._commit(partial, shared, repo, blame))
         self._finishing.add(task)
         task.add_done_callback(self._finished)
@@ -195,19 +213,19 @@ class StoredPartials:
     def _finished(self, task: asyncio.Task[Descriptor]) -> None:
         self._finishing.discard(task)
         if not task.cancelled():
-            task.exception()  # told to who asked, unless that one is gone
+            task.exception()  # marks it as retrieved, if its caller was cancelled
 
     async def _commit(
         self,
-        partial: StoredPartial,
+        partial: FilePartial,
         shared: SharedPartial,
         repo: RepositoryName,
         blame: Callable[[], Awaitable[None]] | None,
     ) -> Descriptor:
-        run = self._blobs.run
-        with shared.working(partial):
+        run = self._disk.run
+        with shared.owner_step(partial):
             if shared.missing():
-                raise PartialLost("the blob has not come whole yet")
+                raise PartialLost("bytes of the partial blob are missing")
             try:
                 actual = await run(shared.finish_digest)
                 if actual != shared.digest:
@@ -221,19 +239,13 @@ class StoredPartials:
                         {"expected": shared.digest, "actual": actual},
                     )
                 await run(shared.sync)
-                await self._publish(shared, repo)
+                await self._adopt(repo, CompletePartial(self._disk, shared))
             except (StorageFull, StorageFailed):
                 # After a failed fsync the kernel forgets which bytes never reached the disk: they cannot be trusted.
                 await run(lambda: shared.drop(PartialStatus.DROPPED))
                 raise
             await run(lambda: shared.drop(PartialStatus.COMMITTED))
         return Descriptor(BLOB_TYPE, shared.digest, shared.size)
-
-    async def _publish(self, shared: SharedPartial, repo: RepositoryName) -> None:
-        async def add(place: str) -> None:
-            await self._metadata.adopt_blob(repo, shared.digest, shared.size, place)
-
-        await publish(self._blobs, self._metadata, shared, shared.digest, add)
 
 
 def _close(opened: OpenedPartial | None) -> None:

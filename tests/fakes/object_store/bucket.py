@@ -1,0 +1,151 @@
+"""A bucket as an S3 client sees it (`Bucket`).
+
+Objects appear whole or not at all, and every later call of every process sees them. An object is never appended to,
+renamed, or changed in place. Each object is one file of a folder, so that several processes can share the bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from urllib.parse import quote, unquote
+
+MIN_PART_BYTES = 5 * 1024 * 1024
+"""Least size of every part of a multipart upload but the last (Amazon S3, "Multipart upload limits")."""
+MOST_PARTS = 10_000
+
+
+class NoSuchKey(Exception):
+    """404."""
+
+
+class PreconditionFailed(Exception):
+    """412: `If-None-Match: *` was sent, and the object exists."""
+
+
+class EntityTooSmall(Exception):
+    """400: a part before the last one is smaller than the least size."""
+
+
+class ObjectInfo(NamedTuple):
+    """An entry of a listing. `modified`: seconds since 1970."""
+
+    key: str
+    size: int
+    modified: float
+
+
+class Bucket:
+    """All calls block. `before(operation, key)` runs before each one that changes something."""
+
+    def __init__(
+        self,
+        folder: Path,
+        min_part_bytes: int = MIN_PART_BYTES,
+        before: Callable[[str, str], None] = lambda operation, key: None,
+    ) -> None:
+        self.min_part_bytes = min_part_bytes
+        self._before = before
+        self._objects, self._uploads = folder / "objects", folder / "uploads"
+        self._count = itertools.count()
+        for directory in (self._objects, self._uploads):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def put(self, key: str, data: bytes) -> None:
+        """PutObject with `If-None-Match: *`. Raises PreconditionFailed."""
+        self._before("put", key)
+        temporary = self._temporary()
+        temporary.write_bytes(data)
+        self._appear(temporary, key)
+
+    def get(self, key: str, start: int = 0) -> BinaryIO:
+        """GetObject from the byte `start` on: a stream that goes on when the object is deleted. Raises NoSuchKey."""
+        try:
+            stream = open(self._file(key), "rb")  # noqa: SIM115  the caller closes it
+        except FileNotFoundError:
+            raise NoSuchKey(key) from None
+        stream.seek(start)
+        return stream
+
+    def read(self, key: str, start: int = 0, length: int = -1) -> bytes:
+        """GetObject of a range. Raises NoSuchKey."""
+        with self.get(key, start) as stream:
+            return stream.read(length)
+
+    def exists(self, key: str) -> bool:
+        """HeadObject."""
+        return self._file(key).exists()
+
+    def delete(self, key: str) -> None:
+        """DeleteObject. An object that does not exist is no error."""
+        self._before("delete", key)
+        self._file(key).unlink(missing_ok=True)
+
+    def list_objects(self, prefix: str) -> list[ObjectInfo]:
+        """ListObjectsV2, all pages: in the order of the keys."""
+        found = []
+        for entry in os.scandir(self._objects):
+            if (key := unquote(entry.name)).startswith(prefix):
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    found.append(ObjectInfo(key, status.st_size, status.st_mtime))
+        return sorted(found)
+
+    def create_multipart(self, key: str) -> str:
+        """CreateMultipartUpload. Returns the upload's id."""
+        self._before("create", key)
+        upload = uuid.uuid4().hex
+        (self._uploads / upload).mkdir()
+        return upload
+
+    def copy_part(self, upload: str, number: int, source: str) -> str:
+        """UploadPartCopy of a whole object, from 1 on. Returns the part's ETag. Raises NoSuchKey."""
+        assert 1 <= number <= MOST_PARTS
+        data = self.read(source)
+        (self._uploads / upload / str(number)).write_bytes(data)
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+    def complete_multipart(self, upload: str, key: str, tags: list[str]) -> None:
+        """CompleteMultipartUpload with `If-None-Match: *`: makes the object of the parts with these ETags. Raises
+        EntityTooSmall, PreconditionFailed."""
+        self._before("complete", key)
+        temporary = self._temporary()
+        with temporary.open("wb") as whole:
+            for number, tag in enumerate(tags, 1):
+                data = (self._uploads / upload / str(number)).read_bytes()
+                assert hashlib.md5(data, usedforsecurity=False).hexdigest() == tag
+                if number < len(tags) and len(data) < self.min_part_bytes:
+                    temporary.unlink()
+                    raise EntityTooSmall(f"part {number} has {len(data)} bytes")
+                whole.write(data)
+        self._appear(temporary, key)
+        self.abort_multipart(upload)
+
+    def abort_multipart(self, upload: str) -> None:
+        """AbortMultipartUpload."""
+        shutil.rmtree(self._uploads / upload, ignore_errors=True)
+
+    def open_multiparts(self) -> int:
+        """ListMultipartUploads: how many there are."""
+        return sum(entry.is_dir() for entry in os.scandir(self._uploads))
+
+    def _file(self, key: str) -> Path:
+        return self._objects / quote(key, safe="")
+
+    def _temporary(self) -> Path:
+        return self._uploads / f"{os.getpid()}-{id(self)}-{next(self._count)}.temporary"
+
+    def _appear(self, temporary: Path, key: str) -> None:
+        try:
+            os.link(temporary, self._file(key))
+        except FileExistsError:
+            raise PreconditionFailed(key) from None
+        finally:
+            temporary.unlink()

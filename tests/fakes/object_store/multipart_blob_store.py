@@ -1,0 +1,303 @@
+"""Blobs and upload sessions as objects of a bucket (`BlobStore`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.blobs.blob_store import BlobStore, BytesMissing, Checkpoint, ListedBlob
+from storage.blobs.files.file_partials import CompletePartial, FilePartials
+from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
+from storage.data_dir.disk import Disk
+from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, StorageFailed
+from storage.leases import DigestLocks
+from storage.metadata.catalog import Metadata
+from storage.names import Digest, RepositoryName, UploadID
+from storage.partials import Partials
+from storage.running_digest import RunningDigest, restore_digest, start_digest
+from storage.store.publication import Publication
+from tests.fakes.object_store.bucket import Bucket, NoSuchKey, PreconditionFailed
+from tests.fakes.object_store.upload_objects import PREFIX, UploadObjects
+
+PIECE = 256 * 1024
+SMALL = 64 * 1024
+SHARDS = "0123456789abcdef"
+
+
+class ObjectReader:
+    """A ranged GET that has begun (`BlobReader`)."""
+
+    file: OpenFile | None = None
+    location: str | None = None
+    is_incomplete = False
+
+    def __init__(
+        self, disk: Disk, stream: BinaryIO, data: bytes | None, descriptor: Descriptor, span: tuple[int, int]
+    ) -> None:
+        self.data = data
+        self.descriptor = descriptor
+        self.span = span
+        self._disk = disk
+        self._stream = stream
+
+    async def ready(self, at: int) -> int:
+        return self.span[1]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self.data is not None:
+            if self.data:
+                yield self.data
+            return
+        left = self.span[1] - self.span[0]
+        while left:
+            size = min(PIECE, left)
+            piece = await self._disk.run(lambda size=size: self._stream.read(size))  # type: ignore[misc]
+            if not piece:
+                raise StorageFailed("the object is shorter than its blob")
+            left -= len(piece)
+            yield piece
+
+    async def aclose(self) -> None:
+        self._stream.close()
+
+
+class MultipartSession:
+    """Collects a part in memory; puts it as an object when it is full, or when the session is flushed."""
+
+    def __init__(self, disk: Disk, objects: UploadObjects, running: RunningDigest, stored: int = 0) -> None:
+        """`running` covers the `stored` bytes."""
+        self._disk = disk
+        self._objects = objects
+        self._running = running
+        self._stored = stored
+        """Bytes that are in objects, those of `_part` included."""
+        self._start = stored
+        """Where `_part` begins."""
+        self._part = bytearray()
+
+    @classmethod
+    def resumed(cls, disk: Disk, objects: UploadObjects, algorithm: str, checkpoint: Checkpoint) -> MultipartSession:
+        """Blocking. A last chunk that is smaller than a part is taken into memory, to become one."""
+        stored = objects.size()
+        checkpoint.check_not_truncated(stored)
+        running, covered = restore_digest(algorithm, checkpoint.state), checkpoint.offset
+        if running is None:
+            running, covered = start_digest(algorithm), 0
+        for piece in objects.read(covered, stored):
+            running.update(piece)
+        session = cls(disk, objects, running, stored)
+        chunks = objects.chunks()
+        if chunks and chunks[-1].length < objects.bucket.min_part_bytes:
+            session._start = chunks[-1].start
+            session._part = bytearray(b"".join(objects.read(session._start, stored)))
+        return session
+
+    @property
+    def offset(self) -> int:
+        return self._start + len(self._part)
+
+    async def append(self, data: bytes | memoryview) -> None:
+        self._part += data
+        if len(self._part) >= self._objects.bucket.min_part_bytes:
+            await self._disk.run(self._put_part)
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        await self._disk.run(self._put_part)
+        await self._disk.run(self._objects.check_owner)
+        return await self._disk.run(lambda: b"".join(self._objects.read(offset, offset + length)))
+
+    async def flush(self) -> Checkpoint:
+        await self._disk.run(self._put_part)
+        return Checkpoint(self._stored, self._running.save(), "")
+
+    def _put_part(self) -> None:
+        self._objects.begin()
+        if self.offset == self._stored:
+            return
+        data = bytes(self._part)
+        self._objects.put_chunk(self._start, data)
+        self._running.update(data[self._stored - self._start :])
+        self._stored = self.offset
+        if len(data) >= self._objects.bucket.min_part_bytes:
+            self._start, self._part = self._stored, bytearray()
+
+    async def verify(self, digest: Digest) -> UploadedObjects:
+        await self._disk.run(self._put_part)
+        actual = await self._disk.run(lambda: self._digest(digest.algorithm))
+        if actual != digest:
+            raise DigestInvalid("the content has another digest", {"expected": digest, "actual": actual})
+        return UploadedObjects(self._disk, self._objects, digest, self._stored)
+
+    def _digest(self, algorithm: str) -> Digest:
+        if algorithm == self._running.algorithm:
+            return self._running.digest()
+        other = start_digest(algorithm)
+        for piece in self._objects.read(0, self._stored):
+            other.update(piece)
+        return other.digest()
+
+    async def discard(self) -> None:
+        def drop() -> None:
+            if self._objects.generation:
+                self._objects.end()
+                self._objects.delete()
+
+        await self._disk.run(drop)
+
+    def release(self) -> None:
+        self._part = bytearray()
+        self._start = self._stored
+
+    async def close(self) -> None:
+        self.release()
+
+
+class ClaimedObjects:
+    """A session that was just taken over (`ClaimedUpload`)."""
+
+    def __init__(self, disk: Disk, objects: UploadObjects) -> None:
+        self._disk = disk
+        self._objects = objects
+
+    async def resume(self, algorithm: str, checkpoint: Checkpoint) -> MultipartSession:
+        return await self._disk.run(lambda: MultipartSession.resumed(self._disk, self._objects, algorithm, checkpoint))
+
+    async def discard(self) -> None:
+        with suppress(BlobUploadInvalid):
+            await MultipartSession(self._disk, self._objects, start_digest("sha256")).discard()
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class UploadedObjects:
+    """The chunks of a session, whose digest is right (`VerifiedContent`)."""
+
+    def __init__(self, disk: Disk, objects: UploadObjects, digest: Digest, size: int) -> None:
+        self.digest = digest
+        self.size = size
+        self.place = place_of(digest)
+        self._disk = disk
+        self._objects = objects
+
+    async def publish(self) -> None:
+        await self._disk.run(self._publish)
+
+    def _publish(self) -> None:
+        self._objects.end()
+        bucket = self._objects.bucket
+        with suppress(PreconditionFailed):  # the same content is there
+            if not self.size:
+                bucket.put(self.place, b"")
+            else:
+                self._assemble(bucket)
+        self._objects.delete()
+
+    def _assemble(self, bucket: Bucket) -> None:
+        multipart = bucket.create_multipart(self.place)
+        try:
+            chunks = self._objects.chunks()
+            assert chunks[-1].stop == self.size
+            keys = map(self._objects.key, chunks)
+            tags = [bucket.copy_part(multipart, number, key) for number, key in enumerate(keys, 1)]
+            bucket.complete_multipart(multipart, self.place, tags)
+        except BaseException:
+            bucket.abort_multipart(multipart)
+            raise
+
+
+class MultipartBlobStore:
+    """Everything is durable at once, so nothing depends on the machine's run."""
+
+    boot = ""
+    shards = len(SHARDS)
+
+    def __init__(self, disk: Disk, bucket: Bucket) -> None:
+        """`disk` lends its threads."""
+        self.bucket = bucket
+        self._disk = disk
+
+    async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> ObjectReader:
+        within = span.within(size) if span else (0, size)
+        try:
+            stream = await self._disk.run(lambda: self.bucket.get(place, within[0]))
+        except NoSuchKey:
+            raise BytesMissing(place) from None
+        length = within[1] - within[0]
+        data = await self._disk.run(lambda: stream.read(length)) if length <= SMALL else None
+        return ObjectReader(self._disk, stream, data, Descriptor(BLOB_TYPE, digest, size), within)
+
+    def start_upload(self, upload: UploadID, algorithm: str) -> MultipartSession:
+        return MultipartSession(self._disk, UploadObjects(self.bucket, upload), start_digest(algorithm))
+
+    def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[ClaimedObjects]:
+        def take() -> ClaimedObjects:
+            if check is not None:
+                check(UploadObjects(self.bucket, upload).size())
+            return ClaimedObjects(self._disk, UploadObjects.take_over(self.bucket, upload))
+
+        return self._disk.run(take)
+
+    async def upload_size(self, upload: UploadID) -> int:
+        return await self._disk.run(UploadObjects(self.bucket, upload).size)
+
+    async def discard_upload(self, upload: UploadID) -> None:
+        """Also one whose commit was stopped in its midst."""
+        await self._disk.run(UploadObjects(self.bucket, upload).delete)
+
+    async def list_uploads(self) -> list[tuple[UploadID, float]]:
+        found: dict[str, float] = {}
+        for listed in await self._disk.run(lambda: self.bucket.list_objects(PREFIX)):
+            upload = listed.key.split("/")[1]
+            found[upload] = max(found.get(upload, 0.0), listed.modified)
+        with suppress(BlobUploadUnknown):
+            return [(UploadID(upload), modified) for upload, modified in found.items()]
+        raise AssertionError(f"{found} are not all sessions")
+
+    async def remove(self, place: str) -> None:
+        await self._disk.run(lambda: self.bucket.delete(place))
+
+    async def reclaim_space(self) -> None:
+        """Nothing: what is deleted takes no space."""
+
+    async def list_shard(self, number: int) -> list[ListedBlob]:
+        found = []
+        for algorithm in ("sha256", "sha512"):
+            prefix = f"blobs/{algorithm}:{SHARDS[number]}"
+            for listed in await self._disk.run(lambda prefix=prefix: self.bucket.list_objects(prefix)):  # type: ignore[misc]
+                found.append(ListedBlob(Digest(listed.key.removeprefix("blobs/")), listed.key, listed.modified))
+        return found
+
+
+def place_of(digest: Digest) -> str:
+    return f"blobs/{digest}"
+
+
+OpenObjects = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
+
+
+def open_objects(folder: Path, min_part_bytes: int, before: Callable[[str, str], None] | None = None) -> OpenObjects:
+    """For `open_registry`: blobs and uploads in the bucket in `folder`. Partial blobs are filled in files, and copied
+    to the bucket once they are complete."""
+
+    @asynccontextmanager
+    async def opened(
+        disk: Disk, boot: str, metadata: Metadata, locks: DigestLocks
+    ) -> AsyncIterator[tuple[BlobStore, Partials]]:
+        bucket = Bucket(folder, min_part_bytes, before) if before else Bucket(folder, min_part_bytes)
+        blobs = MultipartBlobStore(disk, bucket)
+        publication = Publication(blobs, metadata, locks)
+
+        async def adopt(repo: RepositoryName, content: CompletePartial) -> None:
+            session = blobs.start_upload(UploadID.random(), content.digest.algorithm)
+            while session.offset < content.size:
+                await session.append(await disk.run(lambda: os.pread(content.file.fd, PIECE, session.offset)))
+            await publication.adopt(repo, await session.verify(content.digest))
+
+        async with aclosing(FilePartials(disk, boot, adopt)) as partials:
+            yield blobs, partials
+
+    return opened

@@ -1,0 +1,108 @@
+"""A blob store over multipart objects: the rules of the object store, and what the contract cannot see."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.content import Span, digest_of
+from storage.errors import BlobUploadInvalid
+from storage.names import RepositoryName
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.object_store.bucket import MIN_PART_BYTES, Bucket, EntityTooSmall, NoSuchKey, PreconditionFailed
+from tests.fakes.object_store.multipart_blob_store import MultipartBlobStore, open_objects, place_of
+from tests.fakes.object_store.upload_objects import UploadObjects
+
+APP = RepositoryName("team/app")
+BODY = random.Random(5).randbytes(2 * MIN_PART_BYTES + 12_345)
+
+
+@pytest.fixture
+async def stored(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path / "data")
+    content = open_objects(tmp_path / "bucket", MIN_PART_BYTES)
+    async with open_registry(tmp_path / "data", open_content=content) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bucket(stored: StoredRegistry) -> Bucket:
+    assert isinstance(stored.blobs, MultipartBlobStore)
+    return stored.blobs.bucket
+
+
+async def test_parts_have_the_least_size_but_the_last(stored: StoredRegistry, bucket: Bucket) -> None:
+    """However small the chunks are that a client sends in requests of its own; nothing but the blob stays."""
+    writer = await stored.start_upload(APP)
+    cuts = [0, 1, 70_000, MIN_PART_BYTES - 1, MIN_PART_BYTES + 5, len(BODY)]
+    for start, stop in itertools.pairwise(cuts):
+        await writer.write(BODY[start:stop])
+        await writer.aclose()
+        writer = await stored.resume_upload(APP, writer.id, stop)
+    chunks = UploadObjects(bucket, writer.id).chunks()
+    assert [chunk.length >= MIN_PART_BYTES for chunk in chunks[:-1]] == [True] * (len(chunks) - 1)
+    assert len(chunks) == 2
+    await writer.commit(digest_of(BODY))
+    await writer.aclose()
+    assert [listed.key for listed in bucket.list_objects("")] == [place_of(digest_of(BODY))]
+    assert bucket.open_multiparts() == 0
+    reader = await stored.open_blob(APP, digest_of(BODY), Span(MIN_PART_BYTES - 3, MIN_PART_BYTES + 3))
+    assert b"".join([piece async for piece in reader]) == BODY[MIN_PART_BYTES - 3 : MIN_PART_BYTES + 3]
+    await reader.aclose()
+
+
+async def test_what_a_former_owner_puts_late_does_not_count(stored: StoredRegistry, bucket: Bucket) -> None:
+    """A part whose put was under way while somebody took the session over is no part of the content."""
+    writer = await stored.start_upload(APP)
+    await writer.write(b"first ")
+    await writer.aclose()
+    former = UploadObjects(bucket, writer.id, generation=1)
+    writer = await stored.resume_upload(APP, writer.id)
+    bucket.put(former.key(UploadObjects(bucket, writer.id).chunks()[0]).replace("00006-", "00011-"), b"first wrong")
+    with pytest.raises(BlobUploadInvalid):
+        former.put_chunk(6, b"wrong")
+    await writer.write(b"right")
+    await writer.commit(digest_of(b"first right"))
+    await writer.aclose()
+    assert bucket.read(place_of(digest_of(b"first right"))) == b"first right"
+
+
+async def test_a_partial_blob_is_copied_into_the_bucket(stored: StoredRegistry, bucket: Bucket, tmp_path: Path) -> None:
+    """Mirrored content is collected in a file, and becomes an object once it is complete."""
+    partial = await stored.partials.claim(digest_of(BODY), len(BODY))
+    partial.write_at(0, BODY)
+    await partial.commit(APP)
+    partial.close()
+    assert bucket.read(place_of(digest_of(BODY))) == BODY
+    assert list((tmp_path / "data" / "partials").iterdir()) == []
+    assert (await stored.resolve_blob(APP, digest_of(BODY))).size == len(BODY)
+
+
+async def test_objects_without_a_row_are_swept(stored: StoredRegistry, bucket: Bucket) -> None:
+    """A commit that was stopped before its row leaves an object; the collector finds it in the listing."""
+    bucket.put(place_of(digest_of(b"stray")), b"stray")
+    stored.collector.grace = 0.0
+    stored.collector._clock = lambda: 4e9
+    assert (await stored.collector.collect()).strays == 1
+    assert bucket.list_objects("") == []
+
+
+def test_the_bucket_keeps_the_rules_of_an_object_store(tmp_path: Path) -> None:
+    """No second put of a key, no small part but the last, no read of what is not there."""
+    bucket = Bucket(tmp_path, min_part_bytes=4)
+    bucket.put("a", b"abc")
+    with pytest.raises(PreconditionFailed):
+        bucket.put("a", b"other")
+    multipart = bucket.create_multipart("b")
+    tags = [bucket.copy_part(multipart, number, "a") for number in (1, 2)]
+    with pytest.raises(EntityTooSmall):
+        bucket.complete_multipart(multipart, "b", tags)
+    bucket.complete_multipart(multipart, "b", tags[:1])
+    assert bucket.read("b", 1, 1) == b"b"
+    with pytest.raises(NoSuchKey):
+        bucket.read("c")

@@ -1,0 +1,120 @@
+"""A data directory of the release before this one is opened, served and continued."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.access import AccountName, Grantee, GranteeKind
+from storage.composition import check_version, has_had_account, list_partials, open_registry, prepare_data_dir
+from storage.content import Actor, Allowance, UpstreamCheck, digest_of
+from storage.data_dir.system import boot_id
+from storage.names import Digest, RepositoryName, Tag, UploadID
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes import written_data_dir as before
+
+APP, UBUNTU = RepositoryName("team/app"), RepositoryName("docker.io/library/ubuntu")
+LATEST = Tag("latest")
+ALICE = Actor("alice")
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> before.Written:
+    return before.write_data_dir(tmp_path / "data", boot_id())
+
+
+@pytest.fixture
+async def registry(tmp_path: Path, written: before.Written) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data", clock=lambda: before.NOW + 60) as opened:
+        yield opened
+
+
+async def read(registry: StoredRegistry, repo: RepositoryName, digest: Digest) -> bytes:
+    reader = await registry.open_blob(repo, digest)
+    try:
+        return b"".join([chunk async for chunk in reader])
+    finally:
+        await reader.aclose()
+
+
+def test_it_is_of_this_version(written: before.Written, tmp_path: Path) -> None:
+    """Commands beside a server open it without any change; its partial blob is listed, and it had an account."""
+    check_version(tmp_path / "data")
+    assert has_had_account(tmp_path / "data")
+    (partial,) = list_partials(tmp_path / "data")
+    assert (partial.digest, partial.size) == (digest_of(before.PARTIAL), len(before.PARTIAL))
+    assert (partial.received, partial.is_owned) == (before.PARTIAL_STOP, False)
+
+
+async def test_its_content_is_served(registry: StoredRegistry, written: before.Written) -> None:
+    """Hosted and mirrored images, by tag, byte for byte."""
+    assert (await registry.get_manifest(APP, LATEST)).body == written.manifest
+    assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.far_manifest
+    for repo, blob in ((APP, before.CONFIG), (APP, before.LAYER), (UBUNTU, before.FAR_LAYER)):
+        assert await read(registry, repo, digest_of(blob)) == blob
+
+
+async def test_its_uploads_go_on(registry: StoredRegistry) -> None:
+    """A session with bytes goes on after them, without one, from its start."""
+    rest = b"and the other half"
+    upload = UploadID(before.UPLOAD)
+    assert await registry.upload_offset(APP, upload, by=ALICE) == len(before.HALF)
+    for number, had in ((before.UPLOAD, before.HALF), (before.BARE_UPLOAD, b"")):
+        writer = await registry.resume_upload(APP, UploadID(number), len(had), by=ALICE)
+        await writer.write(rest)
+        await writer.commit(digest_of(had + rest))
+        await writer.aclose()
+        assert await read(registry, APP, digest_of(had + rest)) == had + rest
+    assert await registry.blobs.list_uploads() == []
+
+
+async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path: Path) -> None:
+    """Only what is missing has to come."""
+    size = len(before.PARTIAL)
+    partial = await registry.partials.claim(digest_of(before.PARTIAL), size, "docker.io")
+    assert partial.missing() == [(before.PARTIAL_STOP, size)]
+    partial.write_at(before.PARTIAL_STOP, before.PARTIAL[before.PARTIAL_STOP :])
+    await partial.commit(UBUNTU)
+    partial.close()
+    assert await read(registry, UBUNTU, digest_of(before.PARTIAL)) == before.PARTIAL
+    assert list((tmp_path / "data" / "partials").iterdir()) == []
+
+
+async def test_its_accounts_and_records_are_known(registry: StoredRegistry) -> None:
+    """Accounts, groups, grants and keys; what the mirror remembers of its upstreams."""
+    accounts, records = registry.accounts, registry.records
+    assert (accounts.closed(), accounts.epoch()) == (True, 5)
+    assert accounts.account(AccountName("alice")).admin
+    assert accounts.password_hash(AccountName("alice")) == "a hash"
+    (grant,) = accounts.grants([Grantee(GranteeKind.GROUP, "dev")])
+    assert str(grant.pattern) == "team/**"
+    (key,) = accounts.signing_keys()
+    assert key.id == "key"
+    assert await records.check(UBUNTU, LATEST) == UpstreamCheck(before.NOW, True)
+    assert await records.token("docker.io pull ubuntu") == ("a token", 4e9)
+    assert await records.allowance("docker.io") == Allowance(before.NOW, 97, 100, 0.0)
+    assert await records.confirmed(UBUNTU, digest_of(before.FAR_LAYER))
+
+
+async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path) -> None:
+    """The trash goes, and an image that is deleted; what is referred to stays."""
+    manifest = await registry.resolve_manifest(UBUNTU, LATEST)
+    await registry.delete_manifest(UBUNTU, manifest.digest, by=ALICE)
+    registry.collector.grace = 0.0
+    await registry.collector.collect()
+    assert list((tmp_path / "data" / "trash").iterdir()) == []
+    assert not await registry.metadata.known_blobs([digest_of(before.FAR_LAYER)])
+    assert await read(registry, APP, digest_of(before.LAYER)) == before.LAYER
+
+
+def test_partial_records_are_written_as_before(tmp_path: Path) -> None:
+    """Byte for byte, so that a process of the release before, which still runs, reads them."""
+    from storage.blobs.files.partial_state import Progress, decode_progress
+
+    record = Progress("boot", 10, extents=[(0, 4)]).encode()
+    assert struct.unpack_from("<8sIIQ40s2Q", record)[:4] == (b"partial1", 0, 2, 10)
+    assert decode_progress(record) == Progress("boot", 10, extents=[(0, 4)])
