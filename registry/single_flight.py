@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from registry.request import detached_context
 from storage.errors import UpstreamUnavailable
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class SingleFlight(Generic[T]):
         if task is None:
             if self._closed:
                 raise _stopping()
-            task = asyncio.create_task(start())
+            task = asyncio.create_task(start(), context=detached_context())
             self._flying[key] = task
             task.add_done_callback(lambda ended: self._land(key, ended))
         return task

@@ -28,7 +28,7 @@ NamePath = Annotated[str, Path(examples=["alice"])]
 @router.get("/me", tags=["me"])
 async def get_me(caller: AnyCaller) -> models.Me:
     """Who asks, and what they may do. 401 for nobody, unless there are no accounts yet."""
-    if not caller.open and caller.principal.nobody:
+    if not caller.open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     proof = caller.principal.identity
     grants: Page[Grant] = Page([]) if proof.name is None else _grants(caller, proof.name, proof.groups)

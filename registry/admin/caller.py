@@ -6,7 +6,6 @@ first account.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Protocol
@@ -20,12 +19,11 @@ from registry.auth.administration import Administration
 from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
-from registry.http.cross_site import is_loopback
-from registry.http.exchange import Header
+from registry.client_addresses import is_loopback, is_loopback_host
+from registry.http.asgi import Header, unauthenticated_actor
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
-_USER_AGENT = 256
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
@@ -78,20 +76,13 @@ _BASIC: Final = _SecurityScheme("basic", "Account and password, or an API token 
 _BEARER: Final = _SecurityScheme("bearer", "An API token")
 
 
-def actor_of(request: Request) -> Actor:
-    """Where a request comes from, before anybody knows by whom."""
-    address = request.client.host if request.client else ""
-    agent = request.headers.get("user-agent", "")[:_USER_AGENT]
-    return Actor(address=address, request_id=os.urandom(8).hex(), user_agent=agent)
-
-
 async def identify_caller(
     request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
 ) -> Caller:
     """Who asks, if anybody. Raises Unauthorized for credentials that are wrong, TooManyRequests; HTTPException for what
     a page of another site wants to change in a session."""
-    management: ManagementComponents = request.app.management
-    actor = actor_of(request)
+    management: ManagementComponents = request.app.service.access.management
+    actor = unauthenticated_actor(request.scope)
     address = actor.address
     session = None if "authorization" in request.headers else cookies.read_session(request, management.public_url)
     if session is not None:
@@ -116,7 +107,7 @@ async def require_login(caller: AnyCaller) -> Caller:
             "there are no accounts yet, so only the registry's own machine may do this: run there "
             "entrepot user add NAME --admin"
         )
-    if not caller.authority.admin and caller.principal.nobody:
+    if not caller.authority.admin and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     return caller
 
@@ -139,4 +130,4 @@ def _is_from_this_machine(request: Request, address: str) -> bool:
     if any(name in request.headers for name in _FORWARDED):
         return False
     host = request.url.hostname or ""
-    return is_loopback(address) and (host == "localhost" or is_loopback(host))
+    return is_loopback(address) and is_loopback_host(host)

@@ -30,12 +30,12 @@ async def live() -> Health:
 async def ready(request: Request, response: Response) -> Health:
     """The registry answers a small question; 503 where it does not. A full disk is told with 200: with 503, load
     balancers would keep those away who read, and who can make room."""
-    registry: Lister = request.app.unguarded
+    registry: Lister = request.app.service.unguarded
     try:
         await registry.repositories(None, 1)
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)
-    if (trouble := request.app.storage_problem()) is not None:
+    if (trouble := request.app.service.storage_problem()) is not None:
         return Health(status="disk full", reason=trouble)
     return Health(status="ok")

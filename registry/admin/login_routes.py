@@ -14,12 +14,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from registry.admin import cookies
-from registry.admin.caller import actor_of
 from registry.auth.external import login_attempts
 from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed, OpenIDLogin
 from registry.auth.token import login_sessions
-from registry.http.errors import RequestInvalid, status_of
+from registry.http.asgi import unauthenticated_actor
+from registry.http.errors import status_of
 from registry.http.query import Query
+from registry.request import RequestInvalid
 from storage.errors import RegistryError, TooManyRequests
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ async def finish(request: Request) -> Response:
     """Back from the provider."""
     kept = cookies.read_cookie(request, cookies.ATTEMPT_COOKIE, _public(request))
     try:
-        session = await _login(request).finish(_answer(request), kept, actor_of(request))
+        session = await _login(request).finish(_answer(request), kept, unauthenticated_actor(request.scope))
     except LoginFailed as failed:
         refused = _error_page(failed.said)
         if failed.is_finished:
@@ -113,13 +114,13 @@ async def end(request: Request) -> Response:
 
 
 def _login(request: Request) -> OpenIDLogin:
-    login: OpenIDLogin | None = request.app.access.openid
+    login: OpenIDLogin | None = request.app.service.access.components.openid
     assert login is not None  # without it there are no such routes
     return login
 
 
 def _public(request: Request) -> str | None:
-    public_url: str | None = request.app.management.public_url
+    public_url: str | None = request.app.service.access.management.public_url
     return public_url
 
 

@@ -19,6 +19,7 @@ from typing import Final
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token.api_tokens import is_use_due
+from registry.request import detached_context
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -61,7 +62,7 @@ class AuditBuffer:
         else:
             self._dropped += entry.count
         if self._timer is None and not self._closed:
-            self._timer = asyncio.create_task(self._later())
+            self._timer = asyncio.create_task(self._later(), context=detached_context())
 
     async def flush(self) -> None:
         """Writes what has been gathered. When that fails it is lost, and the log says so."""
@@ -147,7 +148,7 @@ class LoginAudit:
         """Takes note that an API token is in use, at most once an hour."""
         now = self._clock()
         if is_use_due(token, now) and token.id not in self._using:
-            self._using[token.id] = asyncio.create_task(self._note_use(token.id, now))
+            self._using[token.id] = asyncio.create_task(self._note_use(token.id, now), context=detached_context())
 
     async def aclose(self) -> None:
         """Waits for what is being noted."""

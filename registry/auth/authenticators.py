@@ -1,11 +1,11 @@
-"""From a request's headers to the principal who acts in it.
+"""Authenticators: find the principal of a request from its headers.
 
-The hot path is one look: what an `Authorization` header proved is remembered by keyed hash, together with the principal
-it made and the accounts' `epoch` that was read for it. Every request reads the epoch; under another one the credentials
-are asked again, and the principal is made anew.
+On the hot path this is one cache look-up: the principal that an `Authorization` header proved is cached under a keyed
+hash of the header, with the accounts' epoch that was read for it. Every request reads the epoch; after a change the
+credentials are verified again and the principal is computed anew.
 
-Who calls the management API: by Basic (a password, or an API token in its place), by an API token as Bearer, or in
-the session of a login at the OpenID provider.
+Callers of the management API authenticate by Basic (a password, or an API token in its place), by an API token as
+Bearer, or by the session of a login at the OpenID provider.
 """
 
 from __future__ import annotations
@@ -19,32 +19,24 @@ from registry.auth.authorization_header import REFUSED, Basic, Bearer, parse_aut
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.rights.guard import Guarded
 from registry.auth.rights.policy import Policy
-from registry.auth.rights.principal import (
-    ANONYMOUS,
-    PRINCIPAL,
-    REQUESTED_NAME,
-    UNPRIVILEGED,
-    Identity,
-    Principal,
-    open_principal,
-)
+from registry.auth.rights.principal import ANONYMOUS, UNPRIVILEGED, Identity, Principal, open_principal
 from registry.auth.token import api_tokens
 from registry.auth.token.login_sessions import SESSION_ENDED, LoginSessions
-from registry.http.exchange import Exchange, Header
+from registry.request import RequestContext
 from storage.content import Actor
 from storage.errors import Unauthorized
 from storage.names import RepositoryName
 
 INVALID_TOKEN: Final = "invalid_token"
 _MOST_CACHED: Final = 1024
-"""Headers that are remembered in a process."""
+"""Headers whose principals a process caches."""
 _REVERIFY_SECONDS: Final = 600.0
-"""Seconds after which the credentials are asked again in any case."""
+"""Seconds after which credentials are verified again in any case."""
 
 
 class CachedPrincipal:
-    """What a header proved. Counts until `until` (seconds since 1970). `foreign`: it rests on something that is not in
-    the store as well, so no epoch tells of its end."""
+    """The principal that a header proved. Valid for one epoch, until `until` (seconds since 1970). `foreign`: it also
+    rests on something outside the store, whose changes no epoch covers."""
 
     __slots__ = ("epoch", "foreign", "principal", "until")
 
@@ -56,8 +48,8 @@ class CachedPrincipal:
 
 
 class HeaderAuthenticator:
-    """An `Authenticator` by the `Authorization` header. While there are no accounts, the header is not looked at: some
-    clients send here what they log in with elsewhere."""
+    """Authenticates by the `Authorization` header (`registry.http.challenge.Authenticator`). While there are no
+    accounts, the header is ignored: some clients send the login for another registry."""
 
     def __init__(
         self,
@@ -74,110 +66,110 @@ class HeaderAuthenticator:
         self._credentials = credentials
         self._epoch_now = policy.accounts.epoch
         self._clock = clock
-        self._marking = blake2b(digest_size=16, key=key)  # copying it costs half of what making one does
-        self._begun, self._last_address = self._marking, ""  # most requests come from where the one before came from
-        self._remembered: dict[bytes, CachedPrincipal] = {}
+        self._keyed_hash = blake2b(digest_size=16, key=key)  # a copy costs half of what a new one does
+        self._address_hash, self._last_address = self._keyed_hash, ""  # most requests come from the last one's address
+        self._cached: dict[bytes, CachedPrincipal] = {}
         self._epoch: int | None = None
-        self._nobody = UNPRIVILEGED
+        self._anonymous = UNPRIVILEGED
 
-    async def authenticate(self, exchange: Exchange) -> None:
+    async def authenticate(self, request: RequestContext) -> None:
         epoch = self._epoch_now()
         if epoch != self._epoch:
             await self._policy.prepare(ANONYMOUS)
             epoch = self._epoch_now()
-            self._nobody, self._epoch = self._policy.nobody(), epoch
-        principal = self._nobody
+            self._anonymous, self._epoch = self._policy.anonymous(), epoch
+        principal = self._anonymous
         if not principal.open:
-            shown = exchange.headers(b"authorization")
+            shown = request.headers(b"authorization")
             if shown:
-                mark = self._mark(shown[0], exchange.address)
-                found = self._remembered.get(mark)
-                if found is None or not self._counts(found) or len(shown) > 1:
-                    found = await self._look(shown, mark, exchange)
+                key = self._key(shown[0], request.address)
+                found = self._cached.get(key)
+                if found is None or not self._is_current(found) or len(shown) > 1:
+                    found = await self._verify_again(shown, key, request)
                 principal = found.principal
-        PRINCIPAL.set(principal)
-        REQUESTED_NAME.set(exchange.asked)
-        exchange.name = principal.name
-        exchange.is_admitted = principal.is_admitted
+        request.principal = principal
 
-    def known(self, shown: Sequence[bytes], address: str) -> bytes | None:
-        """What `authenticate` found out last, if it still counts and there is no more to it than the store holds."""
-        if self._nobody.open or not shown:
+    def credential_key(self, shown: Sequence[bytes], address: str) -> bytes | None:
+        """Returns the cache key of these headers, while their principal is cached and rests on the store alone."""
+        if self._anonymous.open or not shown:
             return b""
-        mark = self._mark(shown[0], address)
-        found = self._remembered.get(mark)
-        return None if found is None or not self._counts(found) or len(shown) > 1 else mark
+        key = self._key(shown[0], address)
+        found = self._cached.get(key)
+        return None if found is None or not self._is_current(found) or len(shown) > 1 else key
 
     def check_push(self, repo: RepositoryName) -> None:
         self._guard.check_push(repo)
 
-    def _mark(self, shown: bytes, address: str) -> bytes:
-        """What others have shown right is not to be guessed from here, so the address counts as well."""
+    def _key(self, shown: bytes, address: str) -> bytes:
+        """Returns a keyed hash of the header and the address. A cache hit skips the login throttle, so an address must
+        not be able to guess credentials that another one has shown."""
         if address != self._last_address:
-            begun = self._marking.copy()
-            begun.update(address.encode() + b"\0")  # no address holds a NUL, so the two are apart
-            self._last_address, self._begun = address, begun
-        marking = self._begun.copy()
-        marking.update(shown)
-        return marking.digest()
+            hashed = self._keyed_hash.copy()
+            hashed.update(address.encode() + b"\0")  # no address holds a NUL, so the two cannot run together
+            self._last_address, self._address_hash = address, hashed
+        hashed = self._address_hash.copy()
+        hashed.update(shown)
+        return hashed.digest()
 
-    def _counts(self, found: CachedPrincipal) -> bool:
+    def _is_current(self, found: CachedPrincipal) -> bool:
         return found.epoch == self._epoch and found.until > self._clock() and not found.foreign
 
-    async def _look(self, shown: list[bytes], mark: bytes, exchange: Exchange) -> CachedPrincipal:
-        """What the header proves now. Raises Unauthorized, TooManyRequests."""
-        self._remembered.pop(mark, None)
-        proof = await self._verify(shown, exchange)
+    async def _verify_again(self, shown: list[bytes], key: bytes, request: RequestContext) -> CachedPrincipal:
+        """Verifies the header and caches its principal. Raises Unauthorized, TooManyRequests."""
+        self._cached.pop(key, None)
+        proof = await self._verify(shown, request)
         await self._policy.prepare(proof)
-        epoch = self._epoch_now()  # before the rights: what changes between the two is seen the next time
+        epoch = self._epoch_now()  # read before the rights, so that a change meanwhile is noticed the next time
         found = CachedPrincipal(self._policy.principal(proof), epoch, self._clock() + _REVERIFY_SECONDS)
-        if len(self._remembered) >= _MOST_CACHED:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[mark] = found
+        if len(self._cached) >= _MOST_CACHED:
+            del self._cached[next(iter(self._cached))]
+        self._cached[key] = found
         return found
 
-    async def _verify(self, shown: list[bytes], exchange: Exchange) -> Identity:
+    async def _verify(self, shown: list[bytes], request: RequestContext) -> Identity:
         credential = parse_authorization(shown)
         if credential is None:
             return ANONYMOUS
         if not isinstance(credential, Bearer):
-            return await self._credentials.verify_basic(credential.user, credential.secret, exchange.actor)
+            return await self._credentials.verify_basic(credential.user, credential.secret, request.actor)
         try:
-            return await self._credentials.verify_bearer(credential.token, exchange.actor)
+            return await self._credentials.verify_bearer(credential.token, request.actor)
         except Unauthorized as error:
             raise Unauthorized(error.message, reason=INVALID_TOKEN) from None
 
 
 class OpenAuthenticator:
-    """An `Authenticator` for a registry that keeps no accounts: everybody may do everything, but pull below `guarded`
-    first segments."""
+    """Authenticates nobody, for a registry without a store of accounts: every request may do everything, except below
+    the `guarded` first segments."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard
         self._principal = open_principal(guarded)
 
-    def known(self, shown: Sequence[bytes], address: str) -> bytes:
+    def credential_key(self, shown: Sequence[bytes], address: str) -> bytes:
         return b""
 
     def check_push(self, repo: RepositoryName) -> None:
         self._guard.check_push(repo)
 
-    async def authenticate(self, exchange: Exchange) -> None:
-        PRINCIPAL.set(self._principal)
-        REQUESTED_NAME.set(exchange.asked)
+    async def authenticate(self, request: RequestContext) -> None:
+        request.principal = self._principal
 
 
 class ManagementAuthenticator:
-    """An `Authenticator`. While there are no accounts, the header is not looked at: everybody is nobody."""
+    """Authenticates callers of the management API (`registry.admin.caller.CallerAuthenticator`). While there are no
+    accounts, the header is ignored and every caller is anonymous."""
 
     def __init__(self, policy: Policy, credentials: CredentialVerifier, sessions: LoginSessions) -> None:
         self._policy = policy
         self._credentials = credentials
         self._sessions = sessions
 
-    async def authenticate(self, headers: Sequence[Header], by: Actor, session: str | None = None) -> Principal:
+    async def authenticate(
+        self, headers: Sequence[tuple[bytes, bytes]], by: Actor, session: str | None = None
+    ) -> Principal:
         if not self._policy.closed:
-            return self._policy.nobody()
+            return self._policy.anonymous()
         match authorization_header.parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Basic(user, secret):
                 return await self._principal(await self._credentials.verify_basic(user, secret, by))
@@ -198,7 +190,7 @@ class ManagementAuthenticator:
             raise Unauthorized(SESSION_ENDED) from None
 
     async def _api_token(self, text: str, by: Actor) -> Principal:
-        """One that a client was given at its login is for `/token` alone."""
+        """Returns an API token's principal. Raises Unauthorized for a refresh token: it is valid at `/token` only."""
         proof = await self._credentials.verify_refresh(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":

@@ -22,6 +22,7 @@ from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token import api_tokens
 from registry.auth.token.bearer_tokens import BearerTokens
+from registry.request import detached_context
 from storage.access import AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -141,7 +142,7 @@ class CredentialVerifier:
     async def _share(self, key: bytes, start: Callable[[], Coroutine[Any, Any, Identity]]) -> Identity:
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = asyncio.create_task(start())
+            flight = self._flights[key] = asyncio.create_task(start(), context=detached_context())
             flight.add_done_callback(lambda ended: self._land(key, ended))
         return await asyncio.shield(flight)
 

@@ -62,17 +62,19 @@ def serve(
 def run_server(settings: Settings) -> int:
     """Serves; the exit code. The socket is bound first, so that a port below 1024 works although the process then
     becomes the data directory's owner. Raises DataDirectoryError, OwnerError."""
-    from registry.app import create_app, rate_limit_of
+    from registry.app import create_app
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_provider import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
     from registry.backend import preload_mirrors
     from registry.cli.data_owner import become_owner
+    from registry.client_addresses import is_loopback
     from registry.config.auth_settings import has_external_logins
     from registry.log_output import log_to_stderr
     from registry.server.gate.certificates import CertificateError
     from registry.server.gate.listener import ListenError, address_of, bind
     from registry.server.process.run import serve as serve_app
+    from registry.service_factory import shared_rate_limit
     from storage.composition import has_had_account, prepare_data_dir
 
     try:
@@ -97,14 +99,18 @@ def run_server(settings: Settings) -> int:
         )
         try:
             check_insecure_open(
-                bound_is_loopback=is_loopback(bound), closed=closed, insecure_open=settings.insecure_open
+                bound_is_loopback=is_loopback(bound.getsockname()[0]),
+                closed=closed,
+                insecure_open=settings.insecure_open,
             )
         except InsecureOpenError as error:
             fail(str(error))
         text = startup_banner(settings, address_of(bound), bound, closed=closed)
-        pace = rate_limit_of(settings)
+        rate_limit = shared_rate_limit(settings)
         return serve_app(
-            lambda: cast("ASGI3Application", create_app(settings, pace=pace)),  # ASGI, typed otherwise by starlette
+            lambda: cast(
+                "ASGI3Application", create_app(settings, rate_limit=rate_limit)
+            ),  # starlette types it otherwise
             sockets=[bound],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
@@ -200,8 +206,3 @@ def docker_address(bound: socket.socket) -> str:
     if host in ("0.0.0.0", "::", "::1"):
         host = "localhost"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def is_loopback(bound: socket.socket) -> bool:
-    host: str = bound.getsockname()[0]
-    return host.startswith("127.") or host == "::1"

@@ -5,7 +5,6 @@ The settings of the login for people at an OpenID provider: `[oidc]`.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from registry.client_addresses import is_loopback_host
 from registry.config.field_types import Duration
 from registry.config.mirror_settings import SettingsGroup
 from storage.access import AccountInvalid, AccountName
@@ -31,13 +31,6 @@ def _service(value: str) -> str:
     return value
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def check_identity_url(value: str, example: str, power: str) -> None:
     """Of something outside that is asked who somebody is: https, or http on this machine. Raises ValueError, which
     says what whoever changes its answers on their way can do: `power`."""
@@ -50,7 +43,7 @@ def check_identity_url(value: str, example: str, power: str) -> None:
         known = False
     if not known or parts.fragment or parts.scheme not in ("http", "https"):
         raise ValueError(f"{value!r} is not an address like {example}")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
         raise ValueError(f"{value!r} must begin with https://: whoever can change what comes from there {power}")
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from registry.config import Upstream, format_duration
-from registry.memory_budget import share_scope
+from registry.memory_budget import ShareScope
 from registry.mirror.freshness import Freshness, Verdict
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
 from registry.request import set_notice
@@ -122,10 +122,16 @@ class MirroredManifests:
             return None
 
     async def _in_turn(self, repo: RepositoryName, reference: Reference, force: bool = False) -> str | None:
+        with ShareScope() as memory:
+            return await self._ask_in_turn(repo, reference, force, memory)
+
+    async def _ask_in_turn(
+        self, repo: RepositoryName, reference: Reference, force: bool, memory: ShareScope
+    ) -> str | None:
         """One process at a time; the next finds what the first one heard, and does not wait as long once more when that
         was nothing: clients give up."""
         asked, since = self._freshness.now(), time.monotonic()
-        async with self._turns.take(f"manifest {repo} {reference}"), share_scope():
+        async with self._turns.take(f"manifest {repo} {reference}"):
             check = await self._records.check(repo, reference)
             held = await self._held(repo, reference)
             verdict = self._freshness.judge(reference, check)
@@ -138,20 +144,26 @@ class MirroredManifests:
             if held is None or isinstance(reference, Digest):
                 if time.monotonic() - since > self._patience and not force:
                     raise UpstreamTimeout(f"{self._name} does not answer in time")
-                await self._first(repo, reference)
+                await self._first(repo, reference, memory)
                 return None
-            return await self._again(repo, reference, held, check, force)
+            return await self._again(repo, reference, held, check, force, memory)
 
-    async def _first(self, repo: RepositoryName, reference: Reference) -> None:
+    async def _first(self, repo: RepositoryName, reference: Reference, memory: ShareScope) -> None:
         try:
-            manifest = await self._source.get_manifest(self._far(repo), reference)
+            manifest = await self._source.get_manifest(self._far(repo), reference, memory)
         except ManifestUnknown:
             await self._note(repo, reference, False)
             raise
         await self._store(repo, reference, manifest)
 
     async def _again(
-        self, repo: RepositoryName, tag: Tag, held: Descriptor, check: UpstreamCheck | None, force: bool
+        self,
+        repo: RepositoryName,
+        tag: Tag,
+        held: Descriptor,
+        check: UpstreamCheck | None,
+        force: bool,
+        memory: ShareScope,
     ) -> str | None:
         """A tag that is here: HEAD tells whether it still points there. A notice when nobody could say."""
         if self._source.exhausted() and not force:
@@ -159,7 +171,7 @@ class MirroredManifests:
         try:
             found = await self._source.resolve_manifest(self._far(repo), tag)
             if found.digest != held.digest:
-                await self._store(repo, tag, await self._take(repo, tag, found.digest))
+                await self._store(repo, tag, await self._take(repo, tag, found.digest, memory))
             else:
                 await self._note(repo, tag, True)
         except (
@@ -178,14 +190,14 @@ class MirroredManifests:
             raise
         return None
 
-    async def _take(self, repo: RepositoryName, tag: Tag, digest: Digest) -> Manifest:
+    async def _take(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """The manifest the tag points at now: from here if it is here."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
-            return await self._source.get_manifest(self._far(repo), digest)
+            return await self._source.get_manifest(self._far(repo), digest, memory)
         except ManifestUnknown:  # it moved on between the two requests, or another server of theirs lags behind
-            return await self._source.get_manifest(self._far(repo), tag)
+            return await self._source.get_manifest(self._far(repo), tag, memory)
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
         tags = [] if isinstance(reference, Digest) else [reference]

@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.slots import ImagePull
+from registry.request import detached_context
 from registry.single_flight import cancel_and_wait
 from storage.content import MANIFESTS, Descriptor, Manifest
 from storage.errors import RegistryError
@@ -175,7 +176,7 @@ class PrefetchQueue:
         if self._closed:
             return
         for _ in range(min(FILLS_AT_ONCE - len(self._runners), len(self._waiting))):
-            runner = asyncio.create_task(self._run())
+            runner = asyncio.create_task(self._run(), context=detached_context())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from registry.memory_budget import ShareScope
 from storage.content import Descriptor, Manifest, Page, Span
 from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -70,8 +71,11 @@ class UpstreamClient(Protocol):
         may not be the registry's own, a GET follows."""
         ...
 
-    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Raises ManifestUnknown; UpstreamUnavailable also for bytes of another digest."""
+    async def get_manifest(
+        self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
+    ) -> Manifest:
+        """Raises ManifestUnknown; UpstreamUnavailable also for bytes of another digest. The memory of a large manifest
+        counts until the block of `memory` ends."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:

@@ -10,7 +10,7 @@ import httpx2
 
 from registry import __version__
 from registry.config import Upstream
-from registry.memory_budget import MemoryBudget, keep_share
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
@@ -71,12 +71,13 @@ class ApiClient:
         content: bool = True,
         reach: Reach | None = None,
         trial: EndpointAttempt | None = None,
+        memory: ShareScope | None = None,
     ) -> UpstreamResponse:
         """The answer, with its body; without it where `content` is false and the answer is a success. Redirects are
         followed, except for a `form`. `reach`: where an address may be that the settings do not name. `trial` is told
         how the endpoint does. Raises UpstreamUnavailable (also: more than `most` bytes, a body that is compressed, an
-        address out of reach), UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until the
-        block ends that it is asked for in (`registry.memory_budget.share_scope`)."""
+        address out of reach), UpstreamTimeout, TooManyRequests (no memory left for it). A large body counts until
+        the block of `memory` ends; None: while it is received."""
         route = RedirectChain(url, headers, reach or self._led)
         while True:
             told = None if route.moved else trial
@@ -88,7 +89,7 @@ class ApiClient:
                 if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION_EXTENSION)):
                     continue
                 wanted = method != "HEAD" and (content or not response.is_success)
-                body = await self._body(response, most) if wanted else b""
+                body = await self._body(response, most, memory) if wanted else b""
             finally:
                 await response.aclose()
             network = route.reach.network or NetworkClass.PUBLIC
@@ -121,7 +122,7 @@ class ApiClient:
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
         return self._gate.network(peer[0] if peer else None)
 
-    async def _body(self, response: httpx2.Response, most: int) -> bytes:
+    async def _body(self, response: httpx2.Response, most: int, memory: ShareScope | None) -> bytes:
         success, where = response.is_success, loggable_origin(str(response.url))
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if success and coding not in ("identity", ""):
@@ -155,7 +156,10 @@ class ApiClient:
             raise
         finally:
             body.clear()
-        keep_share(share)
+        if memory is None:
+            share.close()
+        else:
+            memory.hold(share)
         return whole
 
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from registry.request import detached_context
 from storage.errors import UpstreamTimeout
 
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -35,7 +36,7 @@ class UpstreamSingleFlight:
         others may wait for it, and what it gets is kept."""
         task = self._tasks.get(key)
         if task is None:
-            task = self._tasks[key] = asyncio.create_task(start())
+            task = self._tasks[key] = asyncio.create_task(start(), context=detached_context())
             task.add_done_callback(lambda done: self._landed(key, done))
         try:
             return await asyncio.shield(task)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from registry.config import Upstream
+from registry.memory_budget import ShareScope
 from registry.mirror.upstream_client import (
     RangesUnsupported,
     UnconfirmedBlobUnknown,
@@ -208,6 +209,7 @@ class UpstreamRequester:
         content: bool = True,
         accepted: Collection[int] = (),
         after: UpstreamResponse | None = None,
+        memory: ShareScope | None = None,
     ) -> UpstreamResponse:
         """A small request, `send_authorized`. `path` starts below `/v2/` and the repository's name, or is a whole
         address there, which the answer `after` that it comes has named."""
@@ -224,6 +226,7 @@ class UpstreamRequester:
                     content=content,
                     reach=reach,
                     trial=trial,
+                    memory=memory,
                 )
 
         return await self.send_authorized(endpoint, trial, repo, kind, send, unknown, accepted)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from registry.memory_budget import share_scope
+from registry.memory_budget import ShareScope
 from registry.upstream.api_client import KIB, ApiClient
 from registry.upstream.configured_login import UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
@@ -129,8 +129,8 @@ class TokenClient:
             asked = self._clock()
             if 0 < (wait := self._held.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
                 raise self._holds.refusal(wait)
-            async with share_scope():  # its own: whoever began this may be gone
-                answer = await self._ask(service, scope, login)
+            with ShareScope() as memory:
+                answer = await self._ask(service, scope, login, memory)
                 if answer.status == 429:
                     raise self._hold(flight, answer)
                 token, lifetime = _parse_token(answer, login)
@@ -142,7 +142,9 @@ class TokenClient:
                 log.warning("a token for %s could not be kept for the other workers: %s", self._name, error)
             return token
 
-    async def _ask(self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None) -> UpstreamResponse:
+    async def _ask(
+        self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, memory: ShareScope
+    ) -> UpstreamResponse:
         """GET with the password; where that is not done, and for an identity token, POST."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
@@ -152,7 +154,9 @@ class TokenClient:
             query += [("account", login.username)] if login else []
             url = parts._replace(query=urlencode(query), fragment="").geturl()
             headers = {"Authorization": login.basic()} if login else {}
-            answer = await self._exchange.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach)
+            answer = await self._exchange.ask(
+                "GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach, memory=memory
+            )
             if login is None or answer.status not in (404, 405):
                 return answer
         form = {"client_id": "entrepot", "service": service.service, "scope": scope}
@@ -161,7 +165,7 @@ class TokenClient:
         else:
             form |= {"grant_type": "password", "username": login.username, "password": login.password}
         return await self._exchange.ask(
-            "POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach
+            "POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach, memory=memory
         )
 
     def _remember(self, key: str, token: str, expires: float) -> None:

@@ -33,6 +33,7 @@ from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
+from registry.client_addresses import is_loopback_host
 from registry.upstream.challenges import registrable_domain
 from registry.upstream.destinations import AddressPolicy, Reach, origin
 from registry.upstream.request_limits import KeyedSemaphore, UpstreamSingleFlight
@@ -302,7 +303,7 @@ class OutboundProxies:
         """The proxy's address; None: straight there. Raises UpstreamUnavailable for a proxy of a kind not known."""
         scheme, host, port = origin(url)
         proxy = self._by_scheme.get(scheme) or self._by_scheme.get("all")
-        if not proxy or _is_loopback(host) or any(_matches_no_proxy(entry, host, port) for entry in self._spared):
+        if not proxy or is_loopback_host(host) or any(_matches_no_proxy(entry, host, port) for entry in self._spared):
             return None
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         if urlsplit(proxy).scheme not in ("http", "https"):
@@ -310,13 +311,6 @@ class OutboundProxies:
                 f"the environment names a {urlsplit(proxy).scheme} proxy; only http and https proxies are supported"
             )
         return proxy
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _matches_no_proxy(entry: str, host: str, port: int) -> bool:

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from registry.memory_budget import MemoryBudget, share_scope
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
 from registry.upstream.api_client import MIB
 from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin
@@ -91,8 +91,8 @@ class UpstreamLists:
         last: UpstreamResponse | None = None
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
-                async with share_scope():
-                    answer = await self._tags_page(endpoint, trial, repo, path, last)
+                with ShareScope() as memory:
+                    answer = await self._tags_page(endpoint, trial, repo, path, last, memory)
                     tags = await self._parser.run(len(answer.body), partial(_parse_tags, answer))
                     await room.take(answer, len(tags) * TAG_SIZE)
                 found.update(tags)
@@ -109,18 +109,22 @@ class UpstreamLists:
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
+        memory: ShareScope,
     ) -> UpstreamResponse:
         answer = await self._asking.ask(
             *(endpoint, trial, repo, RequestKind.LIST, "GET", path, NameUnknown()),
             most=MAX_PAGE_SIZE,
             accepted=(400,),
             after=last,
+            memory=memory,
         )
         if answer.status != 400:
             return answer
         # It does not like our `n`.
         return await self._asking.ask(
-            endpoint, trial, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown(), most=MAX_PAGE_SIZE
+            *(endpoint, trial, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown()),
+            most=MAX_PAGE_SIZE,
+            memory=memory,
         )
 
     async def _sorted(self, found: set[Tag]) -> list[Tag]:
@@ -164,10 +168,10 @@ class UpstreamLists:
         last: UpstreamResponse | None = None
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
-                async with share_scope():
-                    answer = await self._referrers_page(endpoint, trial, repo, path, last)
+                with ShareScope() as memory:
+                    answer = await self._referrers_page(endpoint, trial, repo, path, last, memory)
                     if answer.status in _NO_REFERRERS:
-                        held = _of_type(await self._by_tag(endpoint, trial, repo, subject), artifact_type)
+                        held = _of_type(await self._by_tag(endpoint, trial, repo, subject, memory), artifact_type)
                         return CompleteList(
                             held, 1, DESCRIPTOR_SIZE * len(held)
                         )  # never more than one beside the first
@@ -190,6 +194,7 @@ class UpstreamLists:
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
+        memory: ShareScope,
     ) -> UpstreamResponse:
         return await self._asking.ask(
             endpoint,
@@ -203,10 +208,16 @@ class UpstreamLists:
             most=MAX_PAGE_SIZE,
             accepted=_NO_REFERRERS if last is None else (),
             after=last,
+            memory=memory,
         )
 
     async def _by_tag(
-        self, endpoint: UpstreamEndpoint, trial: EndpointAttempt, repo: RepositoryName, subject: Digest
+        self,
+        endpoint: UpstreamEndpoint,
+        trial: EndpointAttempt,
+        repo: RepositoryName,
+        subject: Digest,
+        memory: ShareScope,
     ) -> Sequence[Descriptor]:
         """By the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index named after the digest."""
         tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
@@ -220,6 +231,7 @@ class UpstreamLists:
             ManifestUnknown(),
             headers={"Accept": OCI_INDEX},
             most=MAX_PAGE_SIZE,
+            memory=memory,
         )
         unique = {each.digest: each for each in await self._parser.descriptors(answer)}
         return [unique[digest] for digest in sorted(unique)]

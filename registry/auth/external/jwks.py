@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from registry.auth.external.identity_http import NoAnswer, send_request
+from registry.request import detached_context
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class FetchedKeySet:
 
     def _launch(self) -> None:
         if self._flight is None and self._clock() >= self._next:
-            self._flight = asyncio.create_task(self._renew())
+            self._flight = asyncio.create_task(self._renew(), context=detached_context())
 
     async def _renew(self) -> None:
         pause = RETRY_SECONDS

@@ -27,6 +27,7 @@ import jwt
 from registry.auth.external.identity_http import NoAnswer, send_request
 from registry.auth.external.jwks import FetchedKeySet, KeySet, fetch_key_set
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, OIDCSettings, check_identity_url
+from registry.request import detached_context
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class OpenIDProvider:
         kept = self._kept
         if self._clock() - kept.fetched >= METADATA_FRESH_SECONDS:
             if kept.flight is None and self._clock() >= kept.next:
-                kept.flight = asyncio.create_task(self._renew())
+                kept.flight = asyncio.create_task(self._renew(), context=detached_context())
             if kept.flight is not None:
                 await asyncio.wait([kept.flight])  # what came of it is kept, or is not
         if kept.description is None or self._clock() - kept.fetched > METADATA_STALE_SECONDS:

@@ -21,6 +21,7 @@ from registry.auth.password.htpasswd import HtpasswdFile
 from registry.auth.password.throttle import LoginThrottle
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
+from registry.request import detached_context
 from storage.access import AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.errors import RegistryError, Unauthorized
@@ -125,7 +126,7 @@ class PasswordCheck:
 
     def _improve(self, name: AccountName, old: str, password: str) -> None:
         """Now that the password is known, hashes it with the parameters of now."""
-        task = asyncio.create_task(self._rehash(name, old, password))
+        task = asyncio.create_task(self._rehash(name, old, password), context=detached_context())
         self._improving.add(task)
         task.add_done_callback(self._improving.discard)
 

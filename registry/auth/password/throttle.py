@@ -15,13 +15,13 @@ does not come here at all; nor does a wrong one that has been counted already (`
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from registry.client_addresses import network_of
 from storage.accounts import Accounts
 from storage.errors import RegistryError, TooManyRequests
 
@@ -101,20 +101,6 @@ class LoginThrottle:
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
         return bool(network) and self._accounts.pace(_familiar_key(name, network)) > now
-
-
-def network_of(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the 64 bits of an IPv6 network that one host can choose from.
-    Empty for what is neither."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
-    return str(found)
 
 
 def _address_key(network: str) -> str:

@@ -247,10 +247,8 @@ async def _open(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistr
     """As one more process beside those that serve."""
     import logging
 
-    from registry.backend import open_router
-    from storage.store.stored_registry import StoredRegistry
+    from registry.backend import open_backend
 
     logging.getLogger("registry").addHandler(logging.NullHandler())  # what goes wrong is told here
-    async with open_router(settings) as router:
-        assert isinstance(router.hosted, StoredRegistry)
-        yield router, router.hosted
+    async with open_backend(settings) as backend:
+        yield backend.router, backend.stored

@@ -21,6 +21,7 @@ from registry.mirror.fill.slots import ConnectionSlots, Demand, ImagePull
 from registry.mirror.freshness import NegativeCache
 from registry.mirror.manifests import MIRROR_ACTOR
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
+from registry.request import detached_context
 from registry.single_flight import cancel_and_wait
 from storage.content import Descriptor, OpenFile
 from storage.errors import (
@@ -343,7 +344,7 @@ class Fills:
         if self._closed:
             raise UpstreamUnavailable("the server is stopping; try again in a moment")
         fill = Fill(self._tools, repo, digest, size)
-        task = asyncio.create_task(self._run(fill))
+        task = asyncio.create_task(self._run(fill), context=detached_context())
         task.add_done_callback(lambda _: fill.abandon())
         self._fills[digest, size] = (fill, task)
         return fill

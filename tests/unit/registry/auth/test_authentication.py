@@ -119,12 +119,12 @@ async def test_a_bad_token_is_told_from_a_bad_password(service: AppInProcess) ->
 
 async def test_what_is_remembered_holds_no_secret_and_is_bounded(service: AppInProcess) -> None:
     """Only keyed hashes of headers; a header that proved nothing leaves nothing."""
-    authenticator = service.app.distribution._authenticator
+    authenticator = service.app.service.distribution._authenticator
     assert isinstance(authenticator, HeaderAuthenticator)
     login = await service.token("alice")
     assert await status(service, login) == 200
     assert await status(service, "Bearer abc.def.ghi") == 401
-    (mark,) = authenticator._remembered
+    (mark,) = authenticator._cached
     assert len(mark) == 16
     assert login not in repr(vars(authenticator))
 

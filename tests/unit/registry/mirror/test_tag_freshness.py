@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
-from registry.request import NOTICE
+from registry.request import RequestContext, enter_request
 from storage.content import Manifest, digest_of
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Tag
@@ -63,12 +63,13 @@ async def test_a_waiter_that_leaves_ends_nothing(site: MirrorStore, worker: Mirr
 
 async def test_a_fresh_tag_asks_nobody(site: MirrorStore, worker: MirrorWorker) -> None:
     """Within its time to live a tag is served from here, also while upstream is down."""
+    enter_request(request := RequestContext())
     await pulled(site, worker)
     site.clock.now += 299
     site.far.faults.down = UpstreamUnavailable()
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert site.far.calls == {"get manifest": 1}
-    assert NOTICE.get() is None
+    assert request.notice is None
 
 
 async def pulled(site: MirrorStore, worker: MirrorWorker) -> Manifest:
@@ -129,11 +130,12 @@ async def test_patterns(site: MirrorStore) -> None:
 async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Exception) -> None:
     """While upstream does not answer, does not let us in, or something that may not be the upstream says that there is
     no such tag, a tag of any age is served as it was, and the client is told so. It stays."""
+    enter_request(request := RequestContext())
     image = await pulled(site, worker)
     site.clock.now += 30 * 86400
     site.far.faults.down = error  # type: ignore[assignment]
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-    told = NOTICE.get()
+    told = request.notice
     assert told is not None
     assert "docker.io/library/app:1" in told
     assert "30d" in told
@@ -146,13 +148,14 @@ async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Ex
 
 async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
     """A client that can be given something older does not wait long for an upstream that stalls."""
+    enter_request(request := RequestContext())
     site.patience = 0.02
     async with site.worker() as worker:
         image = await pulled(site, worker)
         site.clock.now += 3600
         site.far.faults.hold = asyncio.Event()
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-    told = NOTICE.get()
+    told = request.notice
     assert told is not None
     assert "slow" in told
 
@@ -170,13 +173,14 @@ async def test_errors_without_anything_older(site: MirrorStore, worker: MirrorWo
 
 async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
     """When few requests are left, an expired tag is served as it was; one that is not here is still asked for."""
+    enter_request(request := RequestContext())
     await pulled(site, worker)
     other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
     site.far.faults.few_left = True
     for age in (400, 4000):
         site.clock.now += age
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    assert NOTICE.get() is not None
+    assert request.notice is not None
     assert site.far.calls == {"get manifest": 1}
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))).digest == other.digest
 
@@ -282,6 +286,7 @@ async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> Non
 async def test_a_full_disk_takes_nothing_away(site: MirrorStore, worker: MirrorWorker) -> None:
     """While nothing can be written, a tag that is here is served, outdated where upstream has a newer one, and unknown
     ones are unknown."""
+    enter_request(request := RequestContext())
     image = await pulled(site, worker)
     site.disk.full = True
     for newer in (False, True):
@@ -289,7 +294,7 @@ async def test_a_full_disk_takes_nothing_away(site: MirrorStore, worker: MirrorW
             site.far.add_image(UPSTREAM_REPO, b"a newer layer")
         site.clock.now += 601
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-        assert (NOTICE.get() is not None) is newer
+        assert (request.notice is not None) is newer
     with pytest.raises(ManifestUnknown):
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("none"))
     with pytest.raises(BlobUnknown):
