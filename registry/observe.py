@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from registry.request import current_request
@@ -22,40 +22,34 @@ from storage.wrappers import Call, ForwardingRegistry
 log = logging.getLogger("registry.calls")
 
 T = TypeVar("T")
+A = TypeVar("A")
 _OPENS_WRITER: Final = frozenset({"start_upload", "resume_upload"})
 
 
-class _CallLine:
-    """A context manager around one call: writes its line when the block ends, however it ends."""
-
-    __slots__ = ("_begun", "_by", "_operation", "_reference", "_repo")
-
-    def __init__(self, operation: str, repo: str, reference: str, by: Actor | None = None) -> None:
-        self._operation = operation
-        self._repo = repo
-        self._reference = reference
-        self._by = by
-        self._begun = time.perf_counter()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        request = current_request()
-        caller = self._by or request
-        if error is None:
-            outcome = "OK"
-            if request.logged_calls is not None:
-                line = partial(_write_cached_line, self._operation, self._repo, self._reference)
-                request.logged_calls.append(line)
-        else:
-            outcome = error.code if isinstance(error, RegistryError) else type(error).__name__
-        milliseconds = (time.perf_counter() - self._begun) * 1000
+async def log_call(
+    make: Callable[[A], Awaitable[T]], argument: A, operation: str, repo: str, reference: str, by: Actor | None = None
+) -> T:
+    """Awaits `make(argument)`, writes its line however it ends, and returns its result."""
+    if not log.isEnabledFor(logging.INFO):
+        return await make(argument)
+    outcome, begun = "OK", time.perf_counter()
+    request = current_request()
+    try:
+        result = await make(argument)
+        if request.logged_calls is not None:
+            request.logged_calls.append(partial(_write_cached_line, operation, repo, reference))
+        return result
+    except RegistryError as error:
+        outcome = error.code
+        raise
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        caller = by or request
+        milliseconds = (time.perf_counter() - begun) * 1000
         _write_line(
-            *(self._operation, self._repo, self._reference, outcome, milliseconds),
-            *(caller.name, caller.address, caller.request_id),
+            *(operation, repo, reference, outcome, milliseconds), caller.name, caller.address, caller.request_id
         )
 
 
@@ -104,27 +98,21 @@ class _ObservedWriter:
         return self._inner.offset
 
     async def commit(self, digest: Digest) -> Descriptor:
-        if not log.isEnabledFor(logging.INFO):
-            return await self._inner.commit(digest)
-        with _CallLine("commit_upload", self._repo, digest):
-            return await self._inner.commit(digest)
+        return await log_call(self._inner.commit, digest, "commit_upload", self._repo, digest)
 
     async def cancel(self) -> None:
-        if not log.isEnabledFor(logging.INFO):
-            await self._inner.cancel()
-            return
-        with _CallLine("cancel_upload", self._repo, self.id):
-            await self._inner.cancel()
+        await log_call(lambda _: self._inner.cancel(), None, "cancel_upload", self._repo, self.id)
 
 
 class Observed(ForwardingRegistry):
     """`inner`, with a log line for each call."""
 
-    async def handle(self, call: Call[T]) -> T:
-        if not log.isEnabledFor(logging.INFO):
-            return await call.on(self.inner)
-        with _CallLine(call.operation, call.repo, call.reference, call.by):
-            result: Any = await call.on(self.inner)
+    def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if call.operation in _OPENS_WRITER:
-            result = _ObservedWriter(result, call.repo)
-        return cast(T, result)
+            return self._open_writer(call)
+        return log_call(self.forward, call, call.operation, call.repo, call.reference, call.options.get("by"))
+
+    async def _open_writer(self, call: Call[T]) -> T:
+        repo = call.repo
+        opened: Any = await log_call(self.forward, call, call.operation, repo, call.reference, call.by)
+        return cast(T, _ObservedWriter(opened, repo))

@@ -26,7 +26,7 @@ class Restricted(ForwardingRegistry):
     async def handle(self, call: Call[T]) -> T:
         if (reason := self._refusals.get(call.action)) is not None:
             raise Unsupported(reason)
-        return await call.on(self.inner)
+        return await self.forward(call)
 
 
 def restrict(registry: Registry, *, read_only: bool, delete: bool) -> Registry:

@@ -127,7 +127,7 @@ class Guarded(ForwardingRegistry):
         if rule is None:
             return await self._handle_other(call)
         if self._allows(rule.bits, call.repo):
-            return await call.on(self.inner)
+            return await self.forward(call)
         if call.operation == "resolve_blob":
             return await self._resolve_blob(rule, call)
         try:
@@ -136,7 +136,7 @@ class Guarded(ForwardingRegistry):
             if call.operation == "referrers":  # an unknown repository has an empty list
                 return cast(T, Page([]))
             raise
-        return await call.on(self.inner)
+        return await self.forward(call)
 
     async def _handle_other(self, call: Call[T]) -> T:
         match call.operation:
@@ -146,7 +146,7 @@ class Guarded(ForwardingRegistry):
                 self.check_push(call.repo)
                 digest, source = call.args
                 call.args = digest, await self._mount_source(source, digest)
-                return await call.on(self.inner)
+                return await self.forward(call)
             case "put_manifest":
                 # The body may have taken as long as the client liked: the rights of now count.
                 principal = current_principal()
@@ -157,7 +157,7 @@ class Guarded(ForwardingRegistry):
             case _:
                 raise Unsupported
         self.check_push(call.repo)
-        return await call.on(self.inner)
+        return await self.forward(call)
 
     def check_push(self, repo: RepositoryName) -> None:
         """Raises what a push to `repo` is refused with: Unauthorized, Denied."""
@@ -167,7 +167,10 @@ class Guarded(ForwardingRegistry):
 
     def _allows(self, bits: int, repo: RepositoryName) -> bool:
         """Returns whether the action of `bits` is allowed on every stored name that `repo` may lead to."""
-        principal, requested = current_principal(), current_request().requested_name or repo
+        request = current_request()
+        principal, requested = request.principal, request.requested_name or repo
+        if type(principal) is not Principal:  # as `current_principal`, without a call on the hot path
+            return False
         if not self._is_mirroring:
             return principal.actions(repo, requested) & bits != 0
         return all(principal.actions(name, requested) & bits for name in self._naming.candidates(repo))
@@ -217,10 +220,10 @@ class Guarded(ForwardingRegistry):
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
         """Asks by the requested name, not the stored one: the router asks no upstream about a blob of a name that was
         never pushed. A push meanwhile can lead the name elsewhere, so the rights are checked once more afterwards."""
-        missing = rule.missing(call)
-        await self._settle(rule, call.repo, missing)
-        found = await call.on(self.inner)
-        await self._settle(rule, call.repo, missing)
+        repo, missing = call.repo, rule.missing(call)
+        await self._settle(rule, repo, missing)
+        found = await self.forward(call)
+        await self._settle(rule, repo, missing)
         return found
 
     async def _mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
