@@ -1,7 +1,7 @@
-"""One upstream's mirror, put together. Apart from `registry.backend`, since it brings the HTTP clients along, which a
-server that mirrors nothing need not load.
+"""Opens the backend: the store, a mirror of each upstream, and the router over them. For the server, and for commands
+that work beside it.
 
-What is hosted and what is mirrored, opened together: for the server, and for commands that work beside it.
+A server without mirrors needs no HTTP client: what mirrors need is imported only where there are any.
 """
 
 from __future__ import annotations
@@ -9,42 +9,59 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from registry.config import Settings, Upstream
-from registry.mirror.mirror import Mirror
-from registry.router import ReadableCheck, Router, everything_readable
-from registry.upstream.client import make_upstream_client
+from registry.naming import NamingRules
+from registry.router import Router
 from storage.composition import open_registry
 from storage.interface import Registry
 from storage.store.stored_registry import StoredRegistry
 
+if TYPE_CHECKING:
+    from registry.mirror.mirror import Mirror
+
+
+class Backend(NamedTuple):
+    """The opened store, and the router over it and the mirrors."""
+
+    stored: StoredRegistry
+    router: Router
+
 
 def make_mirror(upstream: Upstream, stored: StoredRegistry, clock: Callable[[], float]) -> Mirror:
-    """Nothing is contacted yet. Its `aclose` ends it, the source included."""
-    source = make_upstream_client(upstream, stored.records, stored.leases, clock)
-    return Mirror(stored, source, stored.partials, stored.records, stored.leases, upstream, clock)
+    """Returns an upstream's mirror over the store. Makes no connection. Its `aclose` closes its client as well."""
+    from registry.mirror.mirror import Mirror
+    from registry.upstream.client import make_upstream_client
+
+    client = make_upstream_client(upstream, stored.records, stored.leases, clock)
+    return Mirror(stored, client, stored.partials, stored.records, stored.leases, upstream, clock)
 
 
 def preload_mirrors(settings: Settings) -> None:
-    """Loads what mirrors need, where there are any. Called before a fork, the workers share that memory."""
+    """Imports the modules that mirrors need, where there are any. Called before the fork, so that the workers share
+    that memory."""
     if settings.upstream:
-        import registry.backend  # noqa: F401
+        import registry.mirror.mirror
+        import registry.mirror.warm.schedule
+        import registry.upstream.client  # noqa: F401
 
 
 @asynccontextmanager
-async def open_router(
+async def open_backend(
     settings: Settings,
     *,
     collect_every: float | None = None,
     serving: bool = False,
     may_freeze: bool = False,
     clock: Callable[[], float] = time.time,
-    readable: ReadableCheck = everything_readable,
-) -> AsyncIterator[Router]:
-    """The router over the (prepared) data directory and a mirror of each upstream, for this process and its running
-    event loop. No upstream is contacted. `collect_every`, in seconds: see `storage.composition.open_registry`.
-    `serving`: this is the server. What `[warm]` names is warmed meanwhile, by one process at a time, and the log says
-    when the disk is full. `may_freeze`: see `storage.composition.open_registry`. `readable`: see `Router`."""
+) -> AsyncIterator[Backend]:
+    """Opens the (prepared) data directory and the mirrors, for this process and its running event loop. Makes no
+    connection to an upstream.
+
+    `serving`: this process is a server. It warms the references of `[warm]` meanwhile, one process at a time, and logs
+    when the disk is full. `clock`: seconds since 1970. `collect_every`, in seconds, and `may_freeze`: see
+    `storage.composition.open_registry`."""
     async with AsyncExitStack() as stack:
         stored = await stack.enter_async_context(
             open_registry(
@@ -63,16 +80,13 @@ async def open_router(
             mirror = make_mirror(upstream, stored, clock)
             stack.push_async_callback(mirror.aclose)
             mirrors[upstream.name] = mirror
-        default = settings.default_upstream
         router = Router(
             stored,
             mirrors,
             stored.known,
-            default=default,
-            prefixes=settings.hosted.prefixes,
-            readable=readable,
+            NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.private],
-            confirmed=stored.records.confirmed,
+            is_confirmed=stored.records.confirmed,
         )
         # A read-only registry can store nothing, and would keep the lease from the one that replaces it.
         if serving and mirrors and not stored.is_read_only:
@@ -81,4 +95,4 @@ async def open_router(
             await stack.enter_async_context(
                 warm_on_schedule(settings.warm, router.locate, stored.metadata.known_blobs, stored.leases)
             )
-        yield router
+        yield Backend(stored, router)

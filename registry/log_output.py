@@ -1,8 +1,8 @@
-"""How log lines get to stderr: a line each, cheap enough for one per request.
+"""Writes log lines to stderr, cheaply enough for one line per request.
 
-A write for every line costs a request more than all else it does. So what merely informs is gathered for a moment while
-an event loop runs; what warns is written at once, after what was gathered before it. A kill loses that moment's
-information, never a warning.
+A write per line would cost a request more than everything else it does. So while an event loop runs, lines below
+WARNING are buffered for a moment; a warning is written at once, after the lines buffered before it. A kill loses the
+buffered lines, never a warning.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
-BUFFER_BYTES = 16 * 1024
-FLUSH_SECONDS = 0.2
-
+BUFFER_BYTES: Final = 16 * 1024
+FLUSH_SECONDS: Final = 0.2
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -26,21 +25,22 @@ _UNUSED_FIELDS = {
     "lineno": 0,
     "relativeCreated": 0.0,
 }
-"""What other formatters than ours may ask of a record."""
+"""Fields of a record that only other formatters use."""
 
 
 def mark_logged(error: BaseException) -> None:
-    """Whoever catches it further up has nothing to log any more."""
+    """Marks an error as logged, so that callers further up do not log it again."""
     error.__dict__["logged"] = True
 
 
 def was_logged(error: BaseException | None) -> bool:
-    """Whether `mark_logged` was called."""
+    """Returns whether `mark_logged` was called for the error."""
     return error is not None and "logged" in error.__dict__
 
 
 class LineRecord(logging.LogRecord):
-    """A record with what a line shows. Finding out the rest, and that on every request, costs more than the line."""
+    """A record with only the fields that a line shows. To find out the others, for every request, would cost more than
+    the line."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class LineRecord(logging.LogRecord):
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time; the calendar is asked once a
-    second."""
+    """`2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: in local time, which is
+    formatted once a second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class LineFormatter(logging.Formatter):
 
 
 class BufferedHandler(logging.Handler):
-    """Writes lines to `stream` in portions."""
+    """Writes lines to `stream`, several at a time."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class BufferedHandler(logging.Handler):
             self.handleError(record)
 
     def _flush_later(self) -> bool:
-        """Whether an event loop of this thread will flush soon."""
+        """Returns whether an event loop of this thread will flush the buffer soon."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -127,7 +127,7 @@ class BufferedHandler(logging.Handler):
         try:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
-                with suppress(OSError):  # the log's own disk is full: what does not fit is lost
+                with suppress(OSError):  # the disk of the log is full: lines that do not fit are lost
                     self._stream.write("\n".join(lines) + "\n")
                     self._stream.flush()
         finally:
@@ -135,14 +135,15 @@ class BufferedHandler(logging.Handler):
 
 
 def flush_output() -> None:
-    """Writes what is buffered for stdout and stderr. Where their disk is full, it stays buffered."""
+    """Flushes stdout and stderr. Where their disk is full, the text stays buffered."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
 
 
 def end_output() -> None:
-    """For the end of the process: drops what cannot be written. The interpreter would turn that into exit code 120."""
+    """Flushes stdout and stderr at the end of the process and drops text that cannot be written: the interpreter would
+    end with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -155,14 +156,14 @@ def end_output() -> None:
 
 
 def log_to_stderr(level: str) -> None:
-    """Every log line of this process, and of those it forks, goes to stderr; stdout is the greeting's alone."""
-    # What our lines do not show need not be found out for each (the logging documentation, "Optimization").
+    """Sends the log lines of this process, and of those it forks, to stderr; stdout is for the start banner alone."""
+    # Our lines do not show these fields (the logging documentation, "Optimization").
     for fact, off in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, fact, off)
     logging.setLogRecordFactory(LineRecord)
     handler = BufferedHandler(sys.stderr)
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # Their lines hold whole addresses, and that of a redirect can be a key to what it leads to.
+    # Their lines hold whole URLs, and the URL of a redirect can hold a secret.
     for library in ("httpx2", "httpcore2", "urllib3"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -1,28 +1,27 @@
-"""`Router`: repository name → which registry. Who owns a name is decided here, and nowhere else.
+"""`Router`: decides which registry serves a repository name: the one hosted here, or an upstream's mirror.
 
-- Under an upstream's name (`ghcr.io/org/app`): that upstream's mirror. Pushes are refused.
-- With a default upstream, `library/*` is its mirror's as well; pushes are refused.
-- A name that matches a pattern of `[hosted] prefixes`, or was ever pushed, is hosted here and never asked upstream: not
-  per tag, not per digest, not after everything in it was deleted.
-- Any other name without a host, with a default upstream: pushes make it hosted; until then the mirror of the default
-  upstream answers. `ubuntu` means `library/ubuntu` on Docker Hub.
-- All else is hosted, a name with the host of a registry that is not mirrored included.
+`registry.naming` says what a name may mean. Where it may be hosted here or belong to the default upstream:
 
-What is mirrored has one stored name, however it is asked for: `docker.io/library/ubuntu`.
+- A name that was ever pushed is hosted here and never requested upstream: not per tag, not per digest, not after
+  everything in it was deleted.
+- Until then the mirror of the default upstream answers reads, and a push makes the name hosted.
+- Pushes to a name that belongs to an upstream are refused.
 
-A client that pushes looks first which blobs are there. For a name that is nobody's yet and that nothing was pulled by,
-the answer is "none" without asking anybody: so pushes work while the upstream does not, and tell it no private names.
-What is pulled by a private name before its first push tells it; `[hosted] prefixes` keeps it from that, too.
+A client that pushes first asks which blobs exist. For a name that was never pushed and that nothing was pulled by, the
+answer is "none" without a request upstream: so pushes work while the upstream is down, and it learns no private names.
+It does learn a private name that is pulled before its first push; `[hosted] prefixes` prevents that, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, TypeVar
 
-from registry.config import DOCKER_HUB, HUB_LIBRARY
-from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
+from registry.naming import NamingRules
+from registry.request import current_request
+from storage.access import Action
+from storage.content import Actor, Descriptor, Manifest
 from storage.errors import (
     BlobUnknown,
     Denied,
@@ -34,39 +33,32 @@ from storage.errors import (
     TooManyRequests,
     UpstreamUnavailable,
 )
-from storage.interface import BlobReader, BlobWriter, Registry
-from storage.names import NAME_LENGTH, Digest, Reference, RepositoryName, Tag, UploadID
-from storage.patterns import ALL_NAMES, NamePattern, NameSet
-from storage.wrappers import RefusingRegistry
+from storage.interface import Registry
+from storage.names import Digest, RepositoryName
+from storage.wrappers import Call, RefusingRegistry
 
+T = TypeVar("T")
 _MAX_USED_NAMES: Final = 65536
-"""Names known to the store that are kept in memory, at the most."""
+"""Names that were pushed to, cached in memory."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
     *(Denied, DigestInvalid, PartialLost, TooManyRequests, UpstreamUnavailable),
 )
-"""What says that something is neither here nor to be had from its upstream now."""
+"""The errors of content that is not here and cannot be fetched from its upstream now."""
 
-
-ReadableCheck = Callable[[RepositoryName], bool]
-
-
+UsedCheck = Callable[[RepositoryName], Awaitable[bool]]
+"""Returns whether anything was ever put into a repository, by its stored name. Must never turn false again."""
 ConfirmedCheck = Callable[[RepositoryName, Digest], Awaitable[bool]]
-"""Whether a repository has a blob by its upstream's own word."""
-
-
-def everything_readable(repo: RepositoryName) -> bool:
-    """Everything may be read."""
-    return True
+"""Returns whether the upstream itself has said that a mirrored repository has the blob."""
 
 
 async def nothing_confirmed(repo: RepositoryName, digest: Digest) -> bool:
-    """Nothing is confirmed."""
+    """Returns False: no link is confirmed."""
     return False
 
 
 class Destination(NamedTuple):
-    """Where reads of a name go. `upstream`: the mirror's it is; None: it is hosted here."""
+    """Where reads of a name go. `upstream`: the one whose mirror `registry` is; None: the name is hosted here."""
 
     registry: Registry
     repo: RepositoryName
@@ -74,279 +66,172 @@ class Destination(NamedTuple):
 
 
 class Router(RefusingRegistry):
-    """`hosted` and the mirrors, by their upstreams' names. `default` is one of those, `prefixes` the patterns of names
-    that are ours; `known` tells whether anything was ever put into a repository of the store that `hosted` is and the
-    mirrors share, which must never become untrue. `readable` tells whether who acts may read a mirror's repository, by
-    its stored name; what nobody asked to read is not brought over for them. `private` are the upstreams of which the
-    store may hold links that the upstream has not confirmed; `confirmed` tells of one whether it has. Nothing is
-    mounted by the others."""
+    """The registry `hosted` and the mirrors, by their upstreams' names, which share one store.
+
+    `is_used`: whether a stored name was ever put to use. `private`: the upstreams of which the store may hold links
+    that the upstream has not confirmed; `is_confirmed` tells for one link. Nothing is mounted by other links."""
 
     def __init__(
         self,
         hosted: Registry,
         mirrors: Mapping[str, Registry],
-        known: Callable[[RepositoryName], Awaitable[bool]],
+        is_used: UsedCheck,
+        naming: NamingRules,
         *,
-        default: str | None = None,
-        prefixes: Sequence[str] = (),
-        readable: ReadableCheck = everything_readable,
         private: Collection[str] = (),
-        confirmed: ConfirmedCheck = nothing_confirmed,
+        is_confirmed: ConfirmedCheck = nothing_confirmed,
     ) -> None:
-        if default is not None and default not in mirrors:
-            raise ValueError(f"the default upstream {default} is not mirrored")
         self.hosted = hosted
         self.mirrors = dict(mirrors)
-        self.default = default
-        self._known = known
-        self._readable = readable
+        self.naming = naming
+        self._store_is_used = is_used
         self._private = frozenset(private)
-        self._confirmed = confirmed
-        self._patterns = [NamePattern(prefix) for prefix in prefixes]
-        self._seen: set[RepositoryName] = set()
-
-    # Who owns a name
-
-    def upstream_of(self, repo: RepositoryName) -> str | None:
-        """The upstream to which a name belongs whatever is pushed here; None: it can be hosted."""
-        first, slash, _ = repo.partition("/")
-        if first in self.mirrors:
-            return first
-        return self.default if first == HUB_LIBRARY and slash else None
-
-    async def owns(self, repo: RepositoryName) -> bool:
-        """Whether the name is hosted here for good, by pattern or because it was pushed once. Only "yes" is
-        remembered: a push on another worker counts from its commit on."""
-        if self.upstream_of(repo) is not None:
-            return False
-        return self._matches(repo) or await self._used(repo)
-
-    def settled(self, repo: RepositoryName) -> bool:
-        """Whether it is certain, without asking anybody, that reads of the name are answered by what is hosted here,
-        and always will be."""
-        if self.upstream_of(repo) is not None:
-            return False
-        return not self._open_to_default(repo) or self._matches(repo) or repo in self._seen
-
-    async def _used(self, repo: RepositoryName) -> bool:
-        if repo in self._seen:
-            return True
-        if not await self._known(repo):
-            return False
-        if len(self._seen) >= _MAX_USED_NAMES:
-            self._seen.clear()
-        self._seen.add(repo)
-        return True
-
-    def _matches(self, repo: RepositoryName) -> bool:
-        return any(pattern.matches(repo) for pattern in self._patterns)
+        self._is_confirmed = is_confirmed
+        self._used: set[RepositoryName] = set()
 
     async def locate(self, repo: RepositoryName) -> Destination:
-        """Where reads of a name go, and under which name it is stored. Raises NameUnknown for the bare name of an
+        """Returns where reads of a name go, and under which stored name. Raises NameUnknown for the bare name of an
         upstream."""
-        upstream = self.upstream_of(repo)
+        upstream = self.naming.upstream_of(repo)
         if upstream is not None:
-            return Destination(self.mirrors[upstream], self._stored(repo, upstream), upstream)
-        if not self._open_to_default(repo) or await self.owns(repo):
+            return Destination(self.mirrors[upstream], self.naming.mirrored_name(repo, upstream), upstream)
+        default = self.naming.default_name(repo)
+        if default is None or await self._is_used(repo):
             return Destination(self.hosted, repo)
-        return self._on_default(repo)
+        return self._on_default(default)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
-        """The name that reads of `repo` lead to; the bare name of an upstream leads nowhere, and stays."""
-        candidates = self.candidates(repo)
+        """Returns the stored name that reads of `repo` lead to; the bare name of an upstream as it is."""
+        candidates = self.naming.candidates(repo)
         return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
 
-    def candidates(self, repo: RepositoryName) -> tuple[RepositoryName, ...]:
-        """The stored names that reads of `repo` may lead to, without a look at what was pushed."""
-        upstream = self.upstream_of(repo)
-        if upstream is not None:
-            return (repo if repo == upstream else self._stored(repo, upstream),)
-        if not self._open_to_default(repo) or self._matches(repo):
-            return (repo,)
-        return repo, self._on_default(repo).repo
-
-    def _open_to_default(self, repo: RepositoryName) -> bool:
-        """Whether the default upstream may be asked for a name: not for one that has another registry's host, nor for
-        one that would be too long below the upstream's."""
-        first, slash, _ = repo.partition("/")
-        if self.default is None or (slash and ("." in first or first == "localhost")):
+    def is_always_hosted(self, repo: RepositoryName) -> bool:
+        """Returns whether it is certain, without a look-up, that what is hosted here answers every read of the name,
+        now and later."""
+        if self.naming.upstream_of(repo) is not None:
             return False
-        return len(repo) + len(self.default) + len(HUB_LIBRARY) + 2 <= NAME_LENGTH
+        return self.naming.default_name(repo) is None or repo in self._used
 
-    def _on_default(self, repo: RepositoryName) -> Destination:
-        assert self.default is not None
-        stored = self._stored(RepositoryName(f"{self.default}/{repo}"), self.default)
-        return Destination(self.mirrors[self.default], stored, self.default)
+    async def _is_used(self, repo: RepositoryName) -> bool:
+        """Returns whether the name was ever pushed to or pulled by. Only "yes" is cached: a push through another worker
+        counts from its commit on."""
+        if repo in self._used:
+            return True
+        if not await self._store_is_used(repo):
+            return False
+        if len(self._used) >= _MAX_USED_NAMES:
+            self._used.clear()
+        self._used.add(repo)
+        return True
 
-    def _stored(self, repo: RepositoryName, upstream: str) -> RepositoryName:
-        """The one name of mirrored content."""
-        first, slash, rest = repo.partition("/")
-        if first != upstream:
-            rest = repo
-        elif not slash:
-            raise NameUnknown(f"{upstream} is mirrored here and is no repository itself; pull {upstream}/NAME")
-        if upstream == DOCKER_HUB and "/" not in rest:
-            rest = f"{HUB_LIBRARY}/{rest}"
-        return RepositoryName(f"{upstream}/{rest}")
+    def _on_default(self, stored: RepositoryName) -> Destination:
+        upstream = self.naming.default
+        assert upstream is not None, "only a default upstream gives a default name"
+        return Destination(self.mirrors[upstream], stored, upstream)
 
-    def _check_push(self, repo: RepositoryName) -> None:
-        """Raises Denied for a name that is mirrored whatever is pushed."""
-        if (upstream := self.upstream_of(repo)) is not None:
-            self._deny(repo, upstream)
+    async def handle(self, call: Call[T]) -> T:
+        if call.action is Action.PUSH:
+            return await self._push(call)
+        if not call.repo:  # the list of repositories, mirrored ones under their stored names
+            return await call.on(self.hosted)
+        place = await self.locate(call.repo)
+        if call.operation == "resolve_blob" and await self._is_unknown_blob(call.repo, place):
+            raise BlobUnknown(detail={"digest": call.args[0]})
+        call.repo = place.repo
+        return await call.on(place.registry)
 
-    def _deny(self, repo: RepositoryName, upstream: str) -> NoReturn:
-        raise Denied(
-            f"{repo} is mirrored from {upstream} and takes no pushes; push under a name of your own, such as team/app"
-        )
+    async def _is_unknown_blob(self, repo: RepositoryName, place: Destination) -> bool:
+        """Returns whether a question for a blob comes from a client that is about to push: one that pulls has fetched
+        a manifest by that name before."""
+        if place.upstream is None or self.naming.upstream_of(repo) is not None:
+            return False
+        return not await self._is_used(place.repo)
 
-    # Reader and Lister: where the name leads
+    async def _push(self, call: Call[T]) -> T:
+        """Makes a call of a Writer: always on what is hosted here."""
+        if (upstream := self.naming.upstream_of(call.repo)) is not None:
+            raise Denied(
+                f"{call.repo} is mirrored from {upstream} and takes no pushes; push under a name of your own, such as "
+                "team/app"
+            )
+        match call.operation:
+            case "mount_blob":
+                return await self._mount_blob(call)
+            case "put_manifest":
+                return await self._put_manifest(call)
+        return await call.on(self.hosted)
 
-    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Who pulls has had a manifest by that name first; who asks without that is about to push."""
-        place = await self.locate(repo)
-        if place.upstream is not None and self.upstream_of(repo) is None and not await self._used(place.repo):
-            raise BlobUnknown(detail={"digest": digest})
-        return await place.registry.resolve_blob(place.repo, digest)
-
-    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
-        place = await self.locate(repo)
-        return await place.registry.open_blob(place.repo, digest, span)
-
-    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        place = await self.locate(repo)
-        return await place.registry.resolve_manifest(place.repo, reference)
-
-    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        place = await self.locate(repo)
-        return await place.registry.get_manifest(place.repo, reference)
-
-    async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """All that the store holds, mirrored ones under their stored names."""
-        return await self.hosted.repositories(after, limit, within)
-
-    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        place = await self.locate(repo)
-        return await place.registry.tags(place.repo, after, limit)
-
-    async def referrers(
-        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
-    ) -> Page[Descriptor]:
-        place = await self.locate(repo)
-        return await place.registry.referrers(place.repo, subject, artifact_type, after, limit)
-
-    # Deleter: what a mirror has of it goes
-
-    async def delete_blob(
-        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
-    ) -> None:
-        place = await self.locate(repo)
-        await place.registry.delete_blob(place.repo, digest, by=by, even_if_referenced=even_if_referenced)
-
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        place = await self.locate(repo)
-        await place.registry.delete_manifest(place.repo, digest, by=by)
-
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        place = await self.locate(repo)
-        await place.registry.delete_tag(place.repo, tag, by=by)
-
-    # Writer: always into what is hosted here
-
-    async def start_upload(
-        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
-    ) -> BlobWriter:
-        self._check_push(repo)
-        return await self.hosted.start_upload(repo, algorithm, by=by)
-
-    async def resume_upload(
-        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
-    ) -> BlobWriter:
-        self._check_push(repo)
-        return await self.hosted.resume_upload(repo, upload, offset, by=by)
-
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        self._check_push(repo)
-        return await self.hosted.upload_offset(repo, upload, by=by)
-
-    async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
-    ) -> Descriptor:
-        """The source may be mirrored; what of it is here can be mounted. A set is one of stored names; in those of
-        private upstreams nothing is looked for unless the source is named."""
-        self._check_push(repo)
+    async def _mount_blob(self, call: Call[T]) -> T:
+        """Mounts from a hosted repository, or from what the store has of a mirrored one. A set of sources is one of
+        stored names; private upstreams are left out of it, and have to be named."""
+        digest, source = call.args
         if isinstance(source, RepositoryName):
-            return await self._mount_from((await self.locate(source)).repo, repo, digest, by)
-        if self._private:
-            source = source.without(self._private)
-        return await self.hosted.mount_blob(repo, digest, source, by)
+            stored = (await self.locate(source)).repo
+            await self._check_source(stored, digest)
+            call.args = digest, stored
+        elif self._private:
+            call.args = digest, source.without(self._private)
+        return await call.on(self.hosted)
 
-    async def _mount_from(self, source: RepositoryName, repo: RepositoryName, digest: Digest, by: Actor) -> Descriptor:
-        """`source` is a stored name. Raises BlobUnknown."""
-        if source.partition("/")[0] in self._private and not await self._confirmed(source, digest):
+    async def _check_source(self, source: RepositoryName, digest: Digest) -> None:
+        """Raises BlobUnknown for a link in a private upstream's repository that the upstream has not confirmed."""
+        if source.partition("/")[0] in self._private and not await self._is_confirmed(source, digest):
             raise BlobUnknown(f"{source} has no blob {digest}")
-        return await self.hosted.mount_blob(repo, digest, source, by)
 
-    async def put_manifest(
-        self,
-        repo: RepositoryName,
-        manifest: Manifest,
-        tags: Sequence[Tag] = (),
-        *,
-        by: Actor,
-        sparse: bool = False,
-        condition: Condition | None = None,
-    ) -> Descriptor:
-        """As its reads were answered by a mirror until now, a client may take for pushed what only that mirror has: it
-        is brought over first. While the name is nobody's, that may mean to fetch it."""
-        self._check_push(repo)
+    async def _put_manifest(self, call: Call[T]) -> T:
+        """Stores a manifest. Until its first push, a mirror answered the reads of this name, so a client may believe
+        that blobs are pushed which only that mirror has: they are copied first, or fetched from the upstream."""
         try:
-            return await self.hosted.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
+            return await call.on(self.hosted)
         except ManifestBlobUnknown as missing:
-            source = await self._former(repo)
+            source = await self._former_source(call.repo)
             if source is None:
                 raise
             try:
-                await self._bring(manifest, source, repo, by)
+                await self._copy_parts(call.args[0], source, call.repo, call.options["by"])
             except _UNOBTAINABLE:
                 raise missing from None
-        return await self.hosted.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
+        return await call.on(self.hosted)
 
-    async def _former(self, repo: RepositoryName) -> Destination | None:
-        """Where reads of a name that can be hosted may have led before its first push, if something was pulled there
-        and may be read; of one that is ours by now, only what is here."""
-        if not self._open_to_default(repo) or self._matches(repo):
+    async def _former_source(self, repo: RepositoryName) -> Destination | None:
+        """Returns where reads of a name went before its first push; None: nowhere else, nothing was pulled there, or
+        the principal may not pull there. For a name that is hosted by now, only content that is here."""
+        default = self.naming.default_name(repo)
+        if default is None or not current_request().may_pull(default) or not await self._is_used(default):
             return None
-        place = self._on_default(repo)
-        if not self._readable(place.repo) or not await self._used(place.repo):
-            return None
-        return place._replace(registry=self.hosted) if await self.owns(repo) else place
+        place = self._on_default(default)
+        return place._replace(registry=self.hosted) if await self._is_used(repo) else place
 
-    async def _bring(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Has in `repo` what `manifest` refers to. Raises `_UNOBTAINABLE`. Cancelled: what was brought stays, as pushed
-        blobs do."""
+    async def _copy_parts(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+        """Copies everything that `manifest` refers to into `repo`. Raises `_UNOBTAINABLE`. Cancelled: what was copied
+        stays, as pushed blobs do."""
         for digest in ({part.digest for part in manifest.blobs} - manifest.foreign) | manifest.blob_children:
-            await self._bring_blob(digest, source, repo, by)
+            await self._copy_blob(digest, source, repo, by)
         for child in {part.digest for part in manifest.manifests} - manifest.blob_children:
-            await self._bring_manifest(child, source, repo, by)
+            await self._copy_manifest(child, source, repo, by)
 
-    async def _bring_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+    async def _copy_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         with suppress(BlobUnknown):
             await self.hosted.resolve_blob(repo, digest)
             return
         with suppress(BlobUnknown):
-            await self._mount_from(source.repo, repo, digest, by)
+            await self._mount(digest, source.repo, repo, by)
             return
-        # A client that does not wait until all of it is here finds it there the next time.
+        # A client that does not wait for the end of the download finds the blob here the next time.
         async with aclosing(await source.registry.open_blob(source.repo, digest)) as reader:
             start, stop = reader.span
             if start < stop:
                 await reader.ready(stop - 1)
-        await self._mount_from(source.repo, repo, digest, by)
+        await self._mount(digest, source.repo, repo, by)
 
-    async def _bring_manifest(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+    async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:
+        await self._check_source(source, digest)
+        return await self.hosted.mount_blob(repo, digest, source, by)
+
+    async def _copy_manifest(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         with suppress(ManifestUnknown):
             await self.hosted.resolve_manifest(repo, digest)
             return
         child = await source.registry.get_manifest(source.repo, digest)
-        await self._bring(child, source, repo, by)
+        await self._copy_parts(child, source, repo, by)
         await self.hosted.put_manifest(repo, child, by=by)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Iterable
-from contextvars import Context
 from typing import Any, Generic, TypeVar
 
+from registry.request import detached_context
 from storage.errors import UpstreamUnavailable
 
 T = TypeVar("T")
@@ -21,9 +21,9 @@ def server_stopping() -> UpstreamUnavailable:
 
 
 def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Starts a task that may outlive the request that causes it. The task gets an empty context: nothing of the
-    request (caller, notices, memory shares) is visible in it."""
-    return asyncio.get_running_loop().create_task(work, context=Context())
+    """Starts a task that may outlive the request that causes it, or serves several. The task has no request: its caller
+    and its notices are not visible in it."""
+    return asyncio.get_running_loop().create_task(work, context=detached_context())
 
 
 class SingleFlight(Generic[T]):

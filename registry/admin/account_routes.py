@@ -26,7 +26,7 @@ router = APIRouter(route_class=ManagementRoute)
 @router.get("/me", tags=["me"])
 async def get_me(caller: AnyCaller) -> models.Me:
     """Shows your account and what you may do. Answers 401 without a login, unless there are no accounts yet."""
-    if not caller.is_open and caller.principal.nobody:
+    if not caller.is_open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _grants(caller, identity.name, identity.groups)

@@ -6,7 +6,6 @@ over by adding the first account.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
@@ -21,13 +20,12 @@ from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
-from registry.client_addresses import is_loopback
+from registry.client_addresses import is_loopback, is_loopback_host
+from registry.http.asgi import unauthenticated_actor
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
-_USER_AGENT: Final = 256
-"""Characters of a User-Agent that are kept."""
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 """Headers that a proxy adds."""
 
@@ -82,20 +80,13 @@ _BASIC: Final = _SecurityScheme("basic", "Account and password, or an API token 
 _BEARER: Final = _SecurityScheme("bearer", "An API token")
 
 
-def actor_of(request: Request) -> Actor:
-    """Returns the origin of a request, before it is authenticated."""
-    address = request.client.host if request.client else ""
-    agent = request.headers.get("user-agent", "")[:_USER_AGENT]
-    return Actor(address=address, request_id=os.urandom(8).hex(), user_agent=agent)
-
-
 async def identify_caller(
     request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
 ) -> Caller:
     """Returns the caller, with or without an account. Raises Unauthorized for wrong credentials, TooManyRequests, and
     HTTPException where a page of another site would change something in a session."""
-    management: ManagementComponents = request.app.management
-    actor = actor_of(request)
+    management: ManagementComponents = request.app.service.access.management
+    actor = unauthenticated_actor(request.scope)
     cookies = BrowserCookies(request, management.public_url)
     session = None if "authorization" in request.headers else cookies.session
     if session is not None:
@@ -125,7 +116,7 @@ async def require_login(caller: AnyCaller) -> Caller:
             "there are no accounts yet, so only the registry's own machine may do this: run there "
             "entrepot user add NAME --admin"
         )
-    if not caller.rights.admin and caller.principal.nobody:
+    if not caller.rights.admin and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     return caller
 
@@ -148,4 +139,4 @@ def _is_from_this_machine(request: Request, address: str) -> bool:
     if any(name in request.headers for name in _FORWARDED):
         return False
     host = request.url.hostname or ""
-    return is_loopback(address) and (host == "localhost" or is_loopback(host))
+    return is_loopback(address) and is_loopback_host(host)

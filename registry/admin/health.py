@@ -31,12 +31,12 @@ async def live() -> Health:
 async def ready(request: Request, response: Response) -> Health:
     """Makes a small request to the registry; answers 503 if that fails. A full disk is reported with 200: with 503,
     load balancers would stop reads, and deletes that make room."""
-    registry: Lister = request.app.unguarded
+    registry: Lister = request.app.service.unguarded
     try:
         await registry.repositories(None, 1)
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)
-    if (problem := request.app.storage_problem()) is not None:
+    if (problem := request.app.service.storage_problem()) is not None:
         return Health(status="disk full", reason=problem)
     return Health(status="ok")

@@ -13,13 +13,14 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from registry.admin.caller import actor_of
 from registry.admin.cookies import ATTEMPT_COOKIE, SESSION_COOKIE, BrowserCookies
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS
 from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed, OpenIDLogin
 from registry.auth.token.login_sessions import SESSION_SECONDS
-from registry.http.errors import RequestInvalid, status_of
+from registry.http.asgi import unauthenticated_actor
+from registry.http.errors import status_of
 from registry.http.query import Query
+from registry.request import RequestInvalid
 from storage.errors import RegistryError, TooManyRequests
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ async def finish(request: Request) -> Response:
     """Ends the login when the browser comes back from the provider."""
     browser = _cookies(request)
     try:
-        result = await _login(request).finish(_answer(request), browser.read(ATTEMPT_COOKIE), actor_of(request))
+        actor = unauthenticated_actor(request.scope)
+        result = await _login(request).finish(_answer(request), browser.read(ATTEMPT_COOKIE), actor)
     except LoginFailed as failed:
         response: Response = _error_page(failed.answer_error)
         if failed.is_finished:
@@ -111,13 +113,13 @@ async def end(request: Request) -> Response:
 
 
 def _login(request: Request) -> OpenIDLogin:
-    login: OpenIDLogin | None = request.app.access.openid_login
+    login: OpenIDLogin | None = request.app.service.access.components.openid_login
     assert login is not None  # these routes exist only with a provider
     return login
 
 
 def _cookies(request: Request) -> BrowserCookies:
-    return BrowserCookies(request, request.app.management.public_url)
+    return BrowserCookies(request, request.app.service.access.management.public_url)
 
 
 def _answer(request: Request) -> AuthorizationResponse:

@@ -18,8 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from registry.admin.cookies import SAFE_METHODS
-from registry.http.api import raw_path
-from registry.http.exchange import Message, Receive
+from registry.http.asgi import Message, Receive, raw_path
 from registry.http.query import check_parameter_count
 from storage.access import AccountName
 from storage.content import Actor
@@ -121,7 +120,7 @@ def _audit_denial(request: Request, name: str) -> None:
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         place = raw_path(request.scope).decode("ascii", "replace").removeprefix("/api/v1/")[:_LONGEST_TARGET]
-        request.app.management.on_denied(actor, f"management.{name}", place)
+        request.app.service.access.management.on_denied(actor, f"management.{name}", place)
 
 
 def _log_call(request: Request, name: str, outcome: str, seconds: float) -> None:

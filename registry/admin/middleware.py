@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.http.errors import error_json, status_of
-from registry.http.responses import API_VERSION
+from registry.http.headers import API_VERSION
 from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
 
 log = logging.getLogger("registry.management")

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token.api_tokens import is_use_due
+from registry.single_flight import start_detached
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -65,7 +66,7 @@ class AuditBuffer:
         else:
             self._dropped += entry.count
         if self._timer is None and not self._closed:
-            self._timer = asyncio.create_task(self._flush_later())
+            self._timer = start_detached(self._flush_later())
 
     def record(
         self,
@@ -159,7 +160,7 @@ class LoginAudit:
         """Records that an API token is in use, at most once an hour."""
         now = self._clock()
         if is_use_due(token, now) and token.id not in self._writes:
-            self._writes[token.id] = asyncio.create_task(self._write_use(token.id, now))
+            self._writes[token.id] = start_detached(self._write_use(token.id, now))
 
     async def aclose(self) -> None:
         """Waits for writes that are under way."""

@@ -1,11 +1,11 @@
-"""From a request's headers to the principal who acts in it.
+"""Authenticators: find the principal of a request from its headers.
 
 On the hot path this is one look-up in the cache of verified credentials, which holds the principal as well
 (`registry.auth.credential_cache`). Every request reads the accounts' epoch; after a change the credential is checked
-again and the principal is made anew.
+again and the principal is computed anew.
 
-Who calls the management API: by Basic (a password, or an API token in its place), by an API token as Bearer, or in the
-session of a login at the OpenID provider.
+Callers of the management API authenticate by Basic (a password, or an API token in its place), by an API token as
+Bearer, or by the session of a login at the OpenID provider.
 """
 
 from __future__ import annotations
@@ -18,18 +18,10 @@ from registry.auth.credential_cache import VerifiedCredential
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.rights.guard import Guarded
 from registry.auth.rights.policy import Policy
-from registry.auth.rights.principal import (
-    ANONYMOUS,
-    PRINCIPAL,
-    REQUESTED_NAME,
-    UNPRIVILEGED,
-    Identity,
-    Principal,
-    open_principal,
-)
+from registry.auth.rights.principal import ANONYMOUS, UNPRIVILEGED, Identity, Principal, open_principal
 from registry.auth.token import api_tokens
 from registry.auth.token.login_sessions import SESSION_ENDED, LoginSessions
-from registry.http.exchange import Exchange, Header
+from registry.request import RequestContext
 from storage.content import Actor
 from storage.errors import Unauthorized
 from storage.names import RepositoryName
@@ -48,8 +40,8 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
 
 
 class HeaderAuthenticator:
-    """An `Authenticator` by the `Authorization` header. While there are no accounts, the header is not looked at: some
-    clients send here what they log in with elsewhere."""
+    """Authenticates by the `Authorization` header (`registry.http.challenge.Authenticator`). While there are no
+    accounts, the header is ignored: some clients send the login for another registry."""
 
     def __init__(
         self,
@@ -67,28 +59,25 @@ class HeaderAuthenticator:
         self._clock = clock
         self._cache = credentials.cache
         self._epoch: int | None = None
-        self._nobody = UNPRIVILEGED
+        self._anonymous = UNPRIVILEGED
 
-    async def authenticate(self, exchange: Exchange) -> None:
+    async def authenticate(self, request: RequestContext) -> None:
         epoch = self._epoch_now()
         if epoch != self._epoch:
             await self._policy.prepare(ANONYMOUS)
             epoch = self._epoch_now()
-            self._nobody, self._epoch = self._policy.nobody(), epoch
-        principal = self._nobody
+            self._anonymous, self._epoch = self._policy.anonymous(), epoch
+        principal = self._anonymous
         if not principal.open:
-            shown = exchange.headers(b"authorization")
+            shown = request.headers(b"authorization")
             if shown:
-                found = self._cached(self._cache.key_of(shown[0], exchange.address))
-                principal = await self._verify(shown, exchange) if found is None or len(shown) > 1 else found
-        PRINCIPAL.set(principal)
-        REQUESTED_NAME.set(exchange.asked)
-        exchange.name = principal.name
-        exchange.is_admitted = principal.is_admitted
+                found = self._cached(self._cache.key_of(shown[0], request.address))
+                principal = await self._verify(shown, request) if found is None or len(shown) > 1 else found
+        request.principal = principal
 
-    def known(self, shown: Sequence[bytes], address: str) -> bytes | None:
-        """What `authenticate` found out last, if it still counts and there is no more to it than the store holds."""
-        if self._nobody.open or not shown:
+    def credential_key(self, shown: Sequence[bytes], address: str) -> bytes | None:
+        """Returns the cache key of these headers, while their principal is cached and rests on the store alone."""
+        if self._anonymous.open or not shown:
             return b""
         key = self._cache.key_of(shown[0], address)
         found = self._cached(key)
@@ -98,7 +87,7 @@ class HeaderAuthenticator:
         self._guard.check_push(repo)
 
     def _cached(self, key: bytes) -> Principal | None:
-        """Returns the principal that a header made before, if it still counts."""
+        """Returns the cached principal of a header, if it is current."""
         found = self._cache.get(key)
         if found is None or found.principal is None or found.principal.epoch != self._epoch:
             return None
@@ -106,13 +95,13 @@ class HeaderAuthenticator:
             return None
         return found.principal
 
-    async def _verify(self, shown: list[bytes], exchange: Exchange) -> Principal:
+    async def _verify(self, shown: list[bytes], request: RequestContext) -> Principal:
         """Returns the principal of a header that is not cached. Raises Unauthorized, TooManyRequests."""
         credential = parse_authorization(shown)
         if credential is None:
-            return self._nobody
+            return self._anonymous
         try:
-            return await principal_of(self._policy, await self._credentials.verify(credential, exchange.actor))
+            return await principal_of(self._policy, await self._credentials.verify(credential, request.actor))
         except Unauthorized as error:
             if isinstance(credential, Bearer):
                 raise Unauthorized(error.message, reason=INVALID_TOKEN) from None
@@ -120,35 +109,37 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """An `Authenticator` for a registry that keeps no accounts: everybody may do everything, but pull below `guarded`
-    first segments."""
+    """Authenticates nobody, for a registry without a store of accounts: every request may do everything, except below
+    the `guarded` first segments."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard
         self._principal = open_principal(guarded)
 
-    def known(self, shown: Sequence[bytes], address: str) -> bytes:
+    def credential_key(self, shown: Sequence[bytes], address: str) -> bytes:
         return b""
 
     def check_push(self, repo: RepositoryName) -> None:
         self._guard.check_push(repo)
 
-    async def authenticate(self, exchange: Exchange) -> None:
-        PRINCIPAL.set(self._principal)
-        REQUESTED_NAME.set(exchange.asked)
+    async def authenticate(self, request: RequestContext) -> None:
+        request.principal = self._principal
 
 
 class ManagementAuthenticator:
-    """An `Authenticator`. While there are no accounts, the header is not looked at: everybody is nobody."""
+    """Authenticates callers of the management API. While there are no accounts, the header is ignored and every caller
+    is anonymous."""
 
     def __init__(self, policy: Policy, credentials: CredentialVerifier, sessions: LoginSessions) -> None:
         self._policy = policy
         self._credentials = credentials
         self._sessions = sessions
 
-    async def authenticate(self, headers: Sequence[Header], by: Actor, session: str | None = None) -> Principal:
+    async def authenticate(
+        self, headers: Sequence[tuple[bytes, bytes]], by: Actor, session: str | None = None
+    ) -> Principal:
         if not self._policy.closed:
-            return self._policy.nobody()
+            return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Bearer(token) if api_tokens.is_well_formed(token):
                 return await self._api_token(token, by)
@@ -167,7 +158,7 @@ class ManagementAuthenticator:
             raise Unauthorized(SESSION_ENDED) from None
 
     async def _api_token(self, text: str, by: Actor) -> Principal:
-        """One that a client was given at its login is for `/token` alone."""
+        """Returns an API token's principal. Raises Unauthorized for a refresh token: it is valid at `/token` only."""
         proof = await self._credentials.verify_refresh(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":

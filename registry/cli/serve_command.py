@@ -67,11 +67,12 @@ def run_server(settings: Settings) -> int:
 
     Binds the port first, as root if need be, so that a port below 1024 works although the process then becomes the
     owner of the data directory. Raises DataDirectoryError and OwnerError."""
-    from registry.app import create_app, rate_limit_of
+    from registry.app import create_app
     from registry.cli.startup_banner import startup_banner
     from registry.log_output import log_to_stderr
     from registry.server.gate.listener import ListenError, address_of, bind
     from registry.server.process.run import serve as serve_app
+    from registry.service_factory import shared_rate_limit
 
     try:
         bound = bind(settings.listen)
@@ -81,9 +82,9 @@ def run_server(settings: Settings) -> int:
     with bound:
         listener_options, closed = _prepare(settings, bound)
         banner = startup_banner(settings, address_of(bound), bound, closed=closed)
-        pace = rate_limit_of(settings)
+        rate_limit = shared_rate_limit(settings)
         return serve_app(
-            lambda: cast("AsgiApp", create_app(settings, pace=pace)),
+            lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit)),
             sockets=[bound],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
@@ -100,6 +101,7 @@ def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions,
     from registry.auth.password.htpasswd import HtpasswdError
     from registry.backend import preload_mirrors
     from registry.cli.data_owner import become_owner
+    from registry.client_addresses import is_loopback
     from registry.config.auth_settings import has_external_logins
     from registry.server.gate.certificates import CertificateError
     from storage.composition import has_had_account, prepare_data_dir
@@ -112,7 +114,9 @@ def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions,
         prepare_data_dir(settings.data)
         external = has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer)
         closed = external or has_had_account(settings.data)
-        check_insecure_open(bound_is_loopback=is_loopback(bound), closed=closed, insecure_open=settings.insecure_open)
+        check_insecure_open(
+            bound_is_loopback=is_loopback(bound.getsockname()[0]), closed=closed, insecure_open=settings.insecure_open
+        )
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
     return options, closed
@@ -162,9 +166,3 @@ def check_insecure_open(*, bound_is_loopback: bool, closed: bool, insecure_open:
             "this address can be reached from other machines, and there are no accounts: add one with "
             "`entrepot user add NAME --admin`, or let anyone push and delete with --insecure-open"
         )
-
-
-def is_loopback(bound: socket.socket) -> bool:
-    """Returns whether only this machine can reach the socket."""
-    host: str = bound.getsockname()[0]
-    return host.startswith("127.") or host == "::1"

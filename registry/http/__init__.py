@@ -1,4 +1,4 @@
-"""HTTP to clients: the OCI distribution API over a Registry."""
+"""HTTP to clients: the OCI distribution API over a registry."""
 
 from registry.http.api import DistributionAPI
 from registry.http.challenge import Authenticator, Challenges

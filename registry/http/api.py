@@ -1,7 +1,7 @@
-"""Everything below `/v2`: one ASGI callable over a Registry.
+"""`DistributionAPI`: everything below `/v2`, as one ASGI callable over a registry.
 
-A handler reads the request, makes its call on the registry, and writes the answer. What goes wrong is raised, and
-mapped to an answer in one place: here.
+A handler parses the request, makes its call on the registry, and sends the answer. Errors are raised, and answered in
+one place: here.
 """
 
 from __future__ import annotations
@@ -11,41 +11,23 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
-from urllib.parse import quote
 
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.answer_cache import AnswerCache, CachedAnswer
+from registry.http.asgi import Header, Receive, Scope, Send, new_request_id, raw_path
 from registry.http.body_memory import BodyMemory
 from registry.http.challenge import Authenticator, Challenges
 from registry.http.cross_site import CrossSiteCheck
-from registry.http.errors import MethodUnknown, status_of
-from registry.http.exchange import (
-    ACTING,
-    ClientGone,
-    Exchange,
-    Header,
-    Receive,
-    RequestLimits,
-    Scope,
-    Send,
-    new_request_id,
-)
+from registry.http.disconnect import ClientGone
+from registry.http.errors import MethodUnknown
+from registry.http.exchange import Exchange, RequestLimits
+from registry.http.failures import log_cut, log_failure, send_error, send_failure
+from registry.http.headers import JSON, REVALIDATE, allow_header
 from registry.http.namespaces import Namespaces
 from registry.http.rate_limit import RateLimit, check_rate, rate_key
-from registry.http.responses import JSON, REVALIDATE, allow_header, send_empty, send_error, send_failure, send_whole
 from registry.http.routing import parse_path
-from registry.log_output import mark_logged
-from registry.request import NOTICE
-from storage.errors import (
-    DigestInvalid,
-    PartialLost,
-    RegistryError,
-    StorageFailed,
-    StorageFull,
-    TooManyOpenFiles,
-    Unauthorized,
-    UpstreamUnavailable,
-)
+from registry.request import UNRESTRICTED, enter_request
+from storage.errors import RegistryError, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
 
@@ -56,10 +38,10 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 async def ping(exchange: Exchange) -> None:
     """Says that this is a registry of version 2 ("Determining Support", end-1). Docker reads a challenge here and
-    nowhere else, so who has shown nothing gets one, also where a pull takes nothing."""
-    if not exchange.is_admitted:
+    nowhere else, so a request without credentials gets one, even where pulls need none."""
+    if not exchange.principal.is_admitted:
         raise Unauthorized
-    await send_whole(exchange, 200, b"{}", JSON, REVALIDATE)
+    await exchange.send_whole(200, b"{}", JSON, REVALIDATE)
 
 
 HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
@@ -85,26 +67,15 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
         },
     }
 )
-"""What each kind of place does, by method."""
+"""The handlers of each kind of resource, by method."""
 
 _ALLOWED: Final[Mapping[str, tuple[str, ...]]] = {kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()}
-
-
-def raw_path(scope: Scope) -> bytes:
-    """The path as it came, still percent-encoded."""
-    raw: bytes | None = scope.get("raw_path")
-    return raw if raw is not None else quote(scope["path"]).encode("ascii")
-
-
-def is_distribution(path: bytes) -> bool:
-    """Whether a raw path is `/v2` or lies below it."""
-    return path.startswith(b"/v2") and (len(path) == 3 or path[3] == 0x2F)
 
 
 class DistributionAPI:
     """The OCI distribution API over `registry`, as an ASGI application.
 
-    Addresses in Location are paths without a host, or lie under `public_url` where that is set."""
+    URLs in Location are paths without a host, or below `public_url` where that is set."""
 
     def __init__(
         self,
@@ -115,151 +86,119 @@ class DistributionAPI:
         namespaces: Namespaces | None = None,
         authenticator: Authenticator | None = None,
         service: str = "entrepot",
-        pace: RateLimit | None = None,
-        answers: AnswerCache | None = None,
-        pages: CrossSiteCheck | None = None,
-        intake: BodyMemory | None = None,
+        rate_limit: RateLimit | None = None,
+        answer_cache: AnswerCache | None = None,
+        cross_site: CrossSiteCheck | None = None,
+        body_memory: BodyMemory | None = None,
     ) -> None:
-        """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` means nothing.
-        `authenticator`: None: nobody is asked who they are. `service`: what tokens are for, in challenges.
-        `pace`: the limit of requests; None: there is none.
-        `answers`: None: each request is answered anew. `pages`: refuses what pages in browsers ask for; None: as for a
-        registry that is open and has no name. `body_memory`: the worker's, for bodies held in memory; None: one of its
-        own."""
+        """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` is ignored.
+        `authenticator`: None: requests are not authenticated. `service`: the service that tokens are for, in
+        challenges. `rate_limit`: None: there is none. `answer_cache`: None: no answer is cached. `cross_site`: None:
+        that of a registry without accounts and host names. `body_memory`: the worker's; None: one of its own."""
         self.registry = registry
-        self._intake = intake or BodyMemory()
-        self._pages = CrossSiteCheck(public_url, (), lambda: True) if pages is None else pages
-        self._answers = answers
-        self._known = _everybody if authenticator is None else authenticator.known
-        self._pace = pace
-        self._namespaces = namespaces
-        self._authenticator = authenticator
-        self._challenges = None if authenticator is None else Challenges(public_url, service)
         self.limits = limits or RequestLimits()
         self._base = (public_url or "").rstrip("/")
+        self._namespaces = namespaces
+        self._authenticator = authenticator
+        self._credential_key = _same_for_all if authenticator is None else authenticator.credential_key
+        self._challenges = None if authenticator is None else Challenges(public_url, service)
+        self._rate_limit = rate_limit
+        self._answer_cache = answer_cache
+        self._cross_site = CrossSiteCheck(public_url, (), lambda: True) if cross_site is None else cross_site
+        self._body_memory = body_memory or BodyMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send, self._intake)
-        ACTING.set(exchange)
+        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send, self._body_memory)
+        enter_request(exchange)
         try:
-            if self._answers is not None and self._answers.watch(exchange):
+            if self._answer_cache is not None and self._answer_cache.record(exchange):
                 await self._answer(exchange)
-                self._answers.keep(exchange)
+                self._answer_cache.store(exchange)
             else:
                 await self._answer(exchange)
         except ClientGone:
             return
         except RegistryError as error:
             if exchange.started:
-                _log_cut(exchange, error)
+                log_cut(exchange, error)
                 raise
-            _log_failure(exchange, error)
-            error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold the body of the request
+            log_failure(exchange, error)
+            error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold the request's body
             await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:
             if exchange.started:
                 error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
                 raise
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                _log_failure(exchange, busy := TooManyOpenFiles())
+                log_failure(exchange, busy := TooManyOpenFiles())
                 await send_error(exchange, busy)
                 return
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
             await send_failure(exchange)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """The answer to a request without a body, if it is ready, and the id that the request has got: for a server
-        that asks before it calls. All that goes with an answer has happened then, but the sending."""
-        answer = None if self._answers is None else self._answers.find(scope, self._known)
+        """Returns the cached answer to a request without a body, and the request's id; None: there is none. For a
+        server that asks before it calls the application; it only has to send the answer."""
+        answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._credential_key)
         if answer is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
-        if self._pace is not None and self._pace(rate_key(answer.name, answer.named, address)):
+        if self._rate_limit is not None and self._rate_limit(rate_key(answer.name, answer.is_account, address)):
             return None
-        request = new_request_id()
-        for retell in answer.calls:
-            retell(answer.name, address, request)
-        return answer, request
-
-    async def _enter(self, exchange: Exchange) -> None:
-        """Finds out what the request is about, and who acts in it. One that is refused here counts as well: whoever
-        shows wrong credentials, or asks for nothing, has no more requests than others."""
-        try:
-            self._locate(exchange)
-            self._pages.check(exchange)
-            if self._authenticator is not None:
-                await self._authenticator.authenticate(exchange)
-        except RegistryError:
-            self._take(exchange)
-            raise
-        self._take(exchange)
-
-    def _locate(self, exchange: Exchange) -> None:
-        place = parse_path(raw_path(exchange.scope))
-        exchange.kind = place.kind
-        exchange.allowed = _ALLOWED[place.kind]
-        exchange.item = place.item
-        if place.name or place.kind not in ("ping", "catalog"):
-            exchange.repo = exchange.asked = RepositoryName(place.name)
-        if exchange.scope.get("query_string"):
-            exchange.query  # noqa: B018  a query that cannot be read is refused even where nothing in it is wanted
-
-    def _take(self, exchange: Exchange) -> None:
-        """Counts the request. Raises TooManyRequests."""
-        if self._pace is not None:
-            check_rate(self._pace, rate_key(exchange.name, exchange.named, exchange.address))
+        request_id = new_request_id()
+        for log_call in answer.logged_calls:
+            log_call(answer.name, address, request_id)
+        return answer, request_id
 
     async def _answer(self, exchange: Exchange) -> None:
         await self._enter(exchange)
-        if self._namespaces is not None and exchange.asked:
-            NOTICE.set(None)
-            self._namespaces.enter(exchange)
+        if self._namespaces is not None and exchange.requested_name:
+            self._namespaces.apply(exchange)
         if self._authenticator is not None and exchange.kind == "manifests" and exchange.method == "PUT":
-            self._authenticator.check_push(exchange.repo)  # all of its body is read before the registry is asked
+            self._authenticator.check_push(exchange.repo)  # before the body is read; the registry is called after it
         handler = HANDLERS[exchange.kind].get(exchange.method)
         if handler is not None:
             await handler(exchange)
         elif exchange.method == "OPTIONS":
-            await send_empty(exchange, 204, allow_header(exchange.allowed))
+            await exchange.send_empty(204, allow_header(exchange.allowed))
         else:
             raise MethodUnknown(f"{exchange.method[:20]} does nothing here")
+
+    async def _enter(self, exchange: Exchange) -> None:
+        """Finds the resource and the principal, and counts the request against the rate limit. Requests that are
+        refused here count as well: wrong credentials and invalid paths give nobody more requests."""
+        try:
+            self._route(exchange)
+            self._cross_site.check(exchange)
+            if self._authenticator is None:
+                exchange.principal = UNRESTRICTED
+            else:
+                await self._authenticator.authenticate(exchange)
+        except RegistryError:
+            self._count(exchange)
+            raise
+        self._count(exchange)
+
+    def _count(self, exchange: Exchange) -> None:
+        """Counts the request against the rate limit. Raises TooManyRequests."""
+        if self._rate_limit is not None:
+            check_rate(self._rate_limit, rate_key(exchange.name, exchange.is_account, exchange.address))
+
+    def _route(self, exchange: Exchange) -> None:
+        resource = parse_path(raw_path(exchange.scope))
+        exchange.kind = resource.kind
+        exchange.allowed = _ALLOWED[resource.kind]
+        exchange.item = resource.item
+        if resource.name or resource.kind not in ("ping", "catalog"):
+            exchange.repo = exchange.requested_name = RepositoryName(resource.name)
+        if exchange.scope.get("query_string"):
+            exchange.query  # noqa: B018  a query that cannot be parsed is refused even where it is not used
 
     def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
 
 
-def _everybody(shown: Sequence[bytes], address: str) -> bytes:
-    """Where nobody is asked who they are, all are the same."""
+def _same_for_all(shown: Sequence[bytes], address: str) -> bytes:
+    """Returns one key for all requests, where they are not authenticated."""
     return b""
-
-
-def _log_failure(exchange: Exchange, error: RegistryError) -> None:
-    """What is nobody's request's fault is the operator's to know."""
-    status = status_of(error)
-    if status >= 500:
-        level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
-        text = f"request {exchange.request_id} answered {status} {error.code}: {_in_full(error)}"
-        log.log(level, "%s", text, exc_info=error if _is_strange(error) else None)
-
-
-def _log_cut(exchange: Exchange, error: RegistryError) -> None:
-    """An answer that breaks off after its headers. One line, whoever sees the error next: none of these is a fault of
-    the program. What was wrong with an upstream's bytes has been logged by who fetched them."""
-    if isinstance(error, StorageFull | StorageFailed):
-        level = logging.ERROR
-    else:
-        level = logging.INFO if isinstance(error, DigestInvalid) else logging.WARNING
-    text = f"request {exchange.request_id} was cut off, {error.code}: {_in_full(error)}"
-    log.log(level, "%s", text, exc_info=error if _is_strange(error) else None)
-    mark_logged(error)
-
-
-def _in_full(error: RegistryError) -> str:
-    """With what the disk said."""
-    return f"{error} ({error.__cause__})" if isinstance(error.__cause__, OSError) else str(error)
-
-
-def _is_strange(error: RegistryError) -> bool:
-    """Whether it takes a traceback to understand: the store failed, and not because of what the disk said."""
-    return isinstance(error, StorageFailed) and error.__cause__ is not None and _in_full(error) == str(error)

@@ -1,4 +1,4 @@
-"""Blobs: pull whole or in ranges, ask, delete (OCI distribution spec, end-2, end-10; RFC 9110, section 14)."""
+"""Blobs: GET whole or in ranges, HEAD, DELETE (OCI distribution spec, end-2, end-10; RFC 9110, section 14)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import aclosing, closing, suppress
 from typing import Final, NamedTuple
 
 from registry.http import fields
+from registry.http.asgi import Message
 from registry.http.disconnect import DisconnectWatch
-from registry.http.exchange import Exchange, Message
-from registry.http.responses import OCTET_STREAM, blob_headers, send_empty, send_head, send_part
+from registry.http.exchange import Exchange
+from registry.http.headers import OCTET_STREAM, blob_headers
 from storage.content import Descriptor, OpenFile, Span
 from storage.errors import PartialLost, RangeInvalid
 from storage.interface import BlobReader
@@ -19,29 +20,30 @@ from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
 _PARTS_PER_TURN: Final = 16
-"""Parts of one answer that are sent before other requests have their turn: 1,024 small ones take 100 ms."""
+"""Parts of one answer that are sent before the event loop runs other requests: 1,024 small ones take 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:
-    """Range is for GET alone (RFC 9110, 14.2), so it is not looked at."""
+    """Answers HEAD. Ignores Range, which is for GET alone (RFC 9110, 14.2)."""
     digest = Digest(exchange.item)
     found = await exchange.registry.resolve_blob(exchange.repo, digest)
     headers = blob_headers(digest, verified=found.verified)
     if fields.not_modified(exchange, _validator(found)):
-        await send_empty(exchange, 304, *headers)
+        await exchange.send_empty(304, *headers)
         return
-    await send_head(exchange, 200, [OCTET_STREAM, (b"content-length", b"%d" % found.size), *headers])
-    await send_part(exchange, b"")
+    await exchange.send_head(200, [OCTET_STREAM, (b"content-length", b"%d" % found.size), *headers])
+    await exchange.send_part(b"")
 
 
 async def get_blob(exchange: Exchange) -> None:
+    """Answers GET: the whole blob, one range, or several ranges as a multipart body."""
     digest = Digest(exchange.item)
     validator: Digest | None = digest
     conditional = fields.is_conditional(exchange)
     if conditional:
         validator = _validator(await exchange.registry.resolve_blob(exchange.repo, digest))
         if fields.not_modified(exchange, validator):
-            await send_empty(exchange, 304, *blob_headers(digest, verified=True))
+            await exchange.send_empty(304, *blob_headers(digest, verified=True))
             return
     spans = fields.read_ranges(exchange, validator)
     if spans and len(spans) > 1:
@@ -60,11 +62,11 @@ async def get_blob(exchange: Exchange) -> None:
 
 async def delete_blob(exchange: Exchange) -> None:
     await exchange.registry.delete_blob(exchange.repo, Digest(exchange.item), by=exchange.actor)
-    await send_empty(exchange, 202)
+    await exchange.send_empty(202)
 
 
 def _validator(found: Descriptor) -> Digest | None:
-    """What conditions are compared with; None: nobody has checked the content yet."""
+    """Returns the digest that conditions are compared with; None until the content has been verified."""
     return found.digest if found.verified else None
 
 
@@ -75,23 +77,24 @@ async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) ->
     headers = [OCTET_STREAM, (b"content-length", b"%d" % (stop - start)), *known]
     if partial:
         headers.append((b"content-range", _content_range(start, stop, size)))
-    await send_head(exchange, 206 if partial else 200, headers)
+    await exchange.send_head(206 if partial else 200, headers)
     if reader.data is not None:
-        await send_part(exchange, reader.data)
+        await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
-        # A server keeps the headers for the first bytes, which may take longer than a client waits for headers.
-        await send_part(exchange, b"", more=True)
-    with closing(DisconnectWatch(exchange)) as leaving:
-        await _send_stream(exchange, _body_parts(exchange, reader, leaving), stop - start, leaving)
+        # Makes the server send the headers now: the first bytes may take longer than a client waits for headers.
+        await exchange.send_part(b"", more=True)
+    with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
+        await _send_stream(exchange, _body_parts(exchange, reader, watch), stop - start, watch)
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """The spans that the blob has, in the order asked for; none: all of it, when they add up to more than the blob.
+    """Returns the spans that lie in the blob, in the requested order. Empty: the whole blob is to be sent, since
+    together they are longer than the blob.
 
-    They are not merged: clients pair the parts with the ranges they named. The bound keeps overlapping ranges from
-    costing more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown, RangeInvalid (none lies
-    inside)."""
+    They are not merged: clients match the parts with the ranges they requested. The bound keeps overlapping ranges from
+    costing more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown, RangeInvalid (none lies in the
+    blob)."""
     size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
     inside = []
     for span in spans:
@@ -103,8 +106,8 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
 
 
 async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
-    """`multipart/byteranges` (RFC 9110, 14.6). The first part is opened before anything is sent; a later one that fails
-    cuts the connection."""
+    """Sends `multipart/byteranges` (RFC 9110, 14.6). The first part is opened before the head is sent; a later one that
+    fails breaks the connection."""
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0])
     size = reader.descriptor.size
     boundary = secrets.token_hex(16).encode("ascii")
@@ -113,7 +116,7 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
     length = sum(map(len, heads)) + sum((span.stop or 0) - span.start for span in spans) + len(tail)
     kind = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
 
-    async def pieces() -> AsyncGenerator[BodyPart, None]:
+    async def parts() -> AsyncGenerator[BodyPart, None]:
         opened = reader
         for place, (head, span) in enumerate(zip(heads, spans, strict=True)):
             if place:
@@ -124,15 +127,15 @@ async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> 
                 if opened.is_incomplete and not reader.is_incomplete:
                     raise PartialLost("the blob was dropped here after its first part was sent; try again")
                 yield head
-                async for piece in _body_parts(exchange, opened, leaving):
-                    yield piece
+                async for part in _body_parts(exchange, opened, watch):
+                    yield part
         yield tail
 
-    with closing(DisconnectWatch(exchange)) as leaving:
-        async with aclosing(reader), aclosing(pieces()) as stream:
+    with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
+        async with aclosing(reader), aclosing(parts()) as stream:
             known = blob_headers(digest, verified=not reader.is_incomplete)
-            await send_head(exchange, 206, [kind, (b"content-length", b"%d" % length), *known])
-            await _send_stream(exchange, stream, length, leaving)
+            await exchange.send_head(206, [kind, (b"content-length", b"%d" % length), *known])
+            await _send_stream(exchange, stream, length, watch)
 
 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
@@ -148,7 +151,7 @@ def _content_range(start: int, stop: int, size: int) -> bytes:
 
 
 class FilePart(NamedTuple):
-    """Bytes that lie in an open file, and need not be read to be sent."""
+    """Bytes of an open file, which the server can send without reading them."""
 
     file: OpenFile
     start: int
@@ -158,16 +161,14 @@ class FilePart(NamedTuple):
 BodyPart = bytes | FilePart
 
 
-async def _body_parts(
-    exchange: Exchange, reader: BlobReader, leaving: DisconnectWatch
-) -> AsyncGenerator[BodyPart, None]:
-    """The reader's bytes; where they lie in a file and the server can send files, the file (ASGI's zero-copy
-    extension). Of a blob that is still on its way in, what of it is there, piece by piece."""
+async def _body_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
+    """Yields the reader's bytes; parts of its file, where it has one and the server can send files (ASGI's zero-copy
+    extension). For a blob that is still being fetched, yields each part as it arrives."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         at, stop = reader.span
         while at < stop:
-            reach = await leaving.cancel_on_disconnect(reader.ready(at))
+            reach = await watch.cancel_on_disconnect(reader.ready(at))
             yield FilePart(file, at, reach - at)
             at = reach
     else:
@@ -176,27 +177,27 @@ async def _body_parts(
 
 
 async def _send_stream(
-    exchange: Exchange, stream: AsyncIterable[BodyPart], length: int, leaving: DisconnectWatch
+    exchange: Exchange, stream: AsyncIterable[BodyPart], length: int, watch: DisconnectWatch
 ) -> None:
-    """A body of `length` bytes, piece by piece. Many a server takes what is sent to nobody without a word, so from the
-    second piece on somebody watches for the client's leaving. Raises ClientGone, and whatever reading raises: the
-    connection is cut then, since the promised length is not reached."""
+    """Sends a body of `length` bytes in parts. Some servers accept data for a client that has disconnected, so the
+    client is watched from the second part on. Raises ClientGone, and the errors of reading: the server then breaks the
+    connection, since the body is shorter than its Content-Length."""
     first = True
     left = length
-    async for piece in stream:
+    async for part in stream:
         if not first:
-            leaving.check()
+            watch.check()
         first = False
-        left -= piece.length if isinstance(piece, FilePart) else len(piece)
-        await _send_body_part(exchange, piece, more=left > 0)
+        left -= part.length if isinstance(part, FilePart) else len(part)
+        await _send_body_part(exchange, part, more=left > 0)
     if not length:
-        await send_part(exchange, b"")
+        await exchange.send_part(b"")
 
 
-async def _send_body_part(exchange: Exchange, piece: BodyPart, *, more: bool) -> None:
-    if isinstance(piece, bytes):
-        await send_part(exchange, piece, more=more)
+async def _send_body_part(exchange: Exchange, part: BodyPart, *, more: bool) -> None:
+    if isinstance(part, bytes):
+        await exchange.send_part(part, more=more)
         return
-    file, start, length = piece
+    file, start, length = part
     message: Message = {"type": _ZERO_COPY, "file": file, "offset": file.offset + start, "count": length}
     await exchange.send({**message, "more_body": more})

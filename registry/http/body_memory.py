@@ -1,4 +1,4 @@
-"""Bodies that are held in memory: within a budget over all requests, at a least rate, and read one at a time.
+"""Memory for bodies that are held whole: within budgets over all requests, and received at a minimum rate.
 
 Blobs stream to the disk and do not come through here.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from registry.http.disconnect import DisconnectWatch
+from registry.http.asgi import Header, Message, Receive, Send
+from registry.http.disconnect import ClientGone, DisconnectWatch
 from registry.http.errors import BodyTooSlow
-from registry.http.exchange import ClientGone, Exchange, Header, Message, Receive, Send
-from registry.http.responses import send_whole
 from registry.memory_budget import MIB, MemoryBudget, Share
 from storage.errors import RegistryError, TooManyRequests
 
@@ -22,24 +21,42 @@ T = TypeVar("T")
 REQUEST_BODY_BYTES: Final = 16 * MIB
 """Bytes of request bodies that a worker holds at the same time."""
 FORM_BYTES: Final = 4 * MIB
-"""The same for forms and JSON that are no part of the distribution API. Nobody needs an account to send them, so they
-take no memory of manifests."""
+"""The same for forms and JSON beside the distribution API. Clients can send them without an account, so they must not
+take the memory of manifests."""
 ANSWER_BYTES: Final = 24 * MIB
-"""Bytes of answers that a worker holds for clients that have not taken them yet."""
+"""Bytes of answers that a worker holds until their clients have received them."""
 COUNTED_ANSWER_BYTES: Final = 256 * 1024
-"""Bytes of an answer from which on it counts: the kernel takes smaller ones at once, from nearly every client."""
+"""Answers up to this size are not counted: the kernel takes them at once, for nearly every client."""
 SLOW_CLIENT_SECONDS: Final = 30.0
-"""While somebody waits for room, an answer that its client has been taking for longer than this is cut off."""
+"""While a request waits for memory, answers that take longer than this to send are cut off."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""Bytes by which the share of a body grows."""
+"""Bytes by which a body's share of the budget grows."""
 BODY_STALL_SECONDS: Final = 20.0
-"""How long a body may stop, or fall behind the least rate."""
+"""Seconds that a body may pause, or fall behind the minimum rate."""
 LEAST_BYTES_PER_SECOND: Final = 8 * 1024
-"""Bytes a second that a body has to come at, when it takes longer than the grace."""
+"""The minimum rate of a body that takes longer than `BODY_STALL_SECONDS`."""
+
+
+class BodyExchange(Protocol):
+    """What is used of a request here (`registry.http.exchange.Exchange`)."""
+
+    method: str
+
+    @property
+    def length(self) -> int | None: ...
+
+    @property
+    def is_disconnected(self) -> bool: ...
+
+    def body(self) -> AsyncIterator[bytes | memoryview]: ...
+
+    async def wait_disconnected(self) -> None: ...
+
+    async def send_whole(self, status: int, body: bytes, *headers: Header) -> None: ...
 
 
 class BodyMemory:
-    """One worker's. `grace` in seconds, `rate` in bytes a second."""
+    """The memory of one worker. `stall_seconds` and `bytes_per_second` are the minimum rate of request bodies."""
 
     def __init__(
         self,
@@ -47,39 +64,43 @@ class BodyMemory:
         bodies: MemoryBudget | None = None,
         forms: MemoryBudget | None = None,
         answers: MemoryBudget | None = None,
-        grace: float = BODY_STALL_SECONDS,
-        rate: float = LEAST_BYTES_PER_SECOND,
+        stall_seconds: float = BODY_STALL_SECONDS,
+        bytes_per_second: float = LEAST_BYTES_PER_SECOND,
     ) -> None:
         self.bodies = bodies or MemoryBudget(REQUEST_BODY_BYTES, "request bodies")
         self.forms = forms or MemoryBudget(FORM_BYTES, "forms")
-        self.answers = answers or MemoryBudget(ANSWER_BYTES, "answers", slow=SLOW_CLIENT_SECONDS)
-        self.grace = grace
-        self.rate = rate
+        self.answers = answers or MemoryBudget(ANSWER_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
+        self.stall_seconds = stall_seconds
+        self.bytes_per_second = bytes_per_second
         self._turn = asyncio.Semaphore(1)
 
     @asynccontextmanager
-    async def body(self, exchange: Exchange, most: int, too_large: Callable[[], RegistryError]) -> AsyncIterator[bytes]:
-        """The request's whole body, held as long as the block lasts. Raises what `too_large` makes for one of more than
-        `most` bytes, BodyTooSlow, TooManyRequests (no memory left for it), ClientGone."""
+    async def body(
+        self, exchange: BodyExchange, most: int, too_large: Callable[[], RegistryError]
+    ) -> AsyncIterator[bytes]:
+        """Yields the request's whole body; its memory counts until the block ends. Raises the error of `too_large` for
+        more than `most` bytes, BodyTooSlow, TooManyRequests (no memory left), ClientGone."""
         share = self.bodies.share()
         try:
             yield await self._read(exchange, share, most, too_large)
         finally:
             share.close()
 
-    async def _read(self, exchange: Exchange, share: Share, most: int, too_large: Callable[[], RegistryError]) -> bytes:
+    async def _read(
+        self, exchange: BodyExchange, share: Share, most: int, too_large: Callable[[], RegistryError]
+    ) -> bytes:
         if exchange.length:
             if exchange.length > most:
                 raise too_large()
             await share.grow(exchange.length)
         body = bytearray()
-        steady = _MinimumRate(self, share)
+        rate = _MinimumRate(self, share)
         try:
-            async with steady:
+            async with rate:
                 async for data in exchange.body():
                     if len(body) + len(data) > most:
                         raise too_large()
-                    await steady.take(len(data))
+                    await rate.count(len(data))
                     body += data
             return bytes(body)
         finally:
@@ -87,39 +108,38 @@ class BodyMemory:
 
     @asynccontextmanager
     async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
-        """`receive` and `send` of an application that holds its request's body: the same rules for it, until it
-        answers or the block ends. Their errors are raised by what the block is given."""
+        """Yields `receive` and `send` for an application that holds its request's body, with the same limits for it,
+        until it answers or the block ends. The yielded callables raise the errors."""
         share = self.forms.share()
+        rate, ended = _MinimumRate(self, share), False
 
-        steady, ended = _MinimumRate(self, share), False
-
-        async def counted() -> Message:
+        async def metered_receive() -> Message:
             nonlocal ended
-            if ended:  # it only waits for the client's leaving
+            if ended:  # the application only waits for the client to disconnect
                 return await receive()
-            async with steady:
+            async with rate:
                 message = await receive()
-                await steady.take(len(message.get("body", b"")))
+                await rate.count(len(message.get("body", b"")))
             ended = not message.get("more_body", False)
             return message
 
-        async def answered(message: Message) -> None:
+        async def metered_send(message: Message) -> None:
             share.close()
             await send(message)
 
         try:
-            yield counted, answered
+            yield metered_receive, metered_send
         finally:
             share.close()
 
-    async def in_turn(self, exchange: Exchange, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` gives. One at a time for all requests of the worker: what it does takes much memory, and as much
-        of the interpreter as there is. It must not wait for a network. Raises ClientGone: the client left while it
-        waited, and nothing was done."""
-        with closing(DisconnectWatch(exchange)) as leaving:
-            await leaving.cancel_on_disconnect(self._turn.acquire())
+    async def in_turn(self, exchange: BodyExchange, call: Callable[[], Awaitable[T]]) -> T:
+        """Returns the result of `call`, which runs for one request of the worker at a time: it takes much memory and
+        holds the interpreter. It must not wait for a network. Raises ClientGone without a call: the client disconnected
+        while it waited for its turn."""
+        with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
+            await watch.cancel_on_disconnect(self._turn.acquire())
         try:
-            if exchange.left:
+            if exchange.is_disconnected:
                 raise ClientGone
             return await call()
         finally:
@@ -131,110 +151,113 @@ class BodyMemory:
         return self.answers.used > self.answers.size // 2
 
     def try_reserve(self, size: int, key: str | None = None) -> Share | None:
-        """Room for `room` to go on with, if there is some at once."""
+        """Returns a share for `reserve`, if there is memory for it at once."""
         share = self.answers.share(key)
         return share if share.try_grow(size) else None
 
     @asynccontextmanager
-    async def room(self, size: int, key: str | None = None, share: Share | None = None) -> AsyncIterator[None]:
-        """Room for an answer of `size` bytes inside the block. `key` stands for the body, where others send the very
-        same; `share`: what `try_reserve` gave for both. Raises TooManyRequests; also out of the block, when its client
-        takes the answer too slowly and others wait."""
+    async def reserve(self, size: int, key: str | None = None, share: Share | None = None) -> AsyncIterator[None]:
+        """Counts `size` bytes of an answer inside the block. `key`: the same for answers that hold the same bytes.
+        `share`: the result of `try_reserve`. Raises TooManyRequests; out of the block as well, where the client
+        receives the answer too slowly while other requests wait."""
         if share is None:
             share = self.answers.share(key)
-        taken = asyncio.timeout(None)
+        cut = asyncio.timeout(None)
         loop = asyncio.get_running_loop()
         try:
             if not share.size:
                 await share.grow(size)
-            async with taken:
-                share.cut = lambda: taken.reschedule(loop.time())
+            async with cut:
+                share.on_cut = lambda: cut.reschedule(loop.time())
                 try:
                     yield
                 finally:
-                    share.cut = None
+                    share.on_cut = None
         except TimeoutError:
-            if not taken.expired():
+            if not cut.expired():
                 raise
             raise TooManyRequests("the client takes the answer too slowly, and others wait for memory") from None
         finally:
             share.close()
 
-    async def answer(self, exchange: Exchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]) -> None:
-        """Sends what `make` gives: a body and its headers. A large one is sent when there is room for it; where it
-        has to wait for that, it is not held meanwhile but made twice. Raises TooManyRequests."""
+    async def send_answer(
+        self, exchange: BodyExchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
+    ) -> None:
+        """Sends the body and headers that `make` returns. A large answer waits for memory; it is not held meanwhile
+        but made again. Raises TooManyRequests."""
         body, headers = await make()
         if len(body) <= COUNTED_ANSWER_BYTES or exchange.method == "HEAD":
-            await send_whole(exchange, 200, body, *headers)
+            await exchange.send_whole(200, body, *headers)
             return
         length = len(body)
         share = self.try_reserve(length)
         if share is None:
             body = b""
-        async with self.room(length, share=share):
+        async with self.reserve(length, share=share):
             if share is None:
                 body, headers = await make()
-            await send_whole(exchange, 200, body, *headers)
+            await exchange.send_whole(200, body, *headers)
 
 
 class _MinimumRate:
-    """Around reading a body: its share of memory, and its pace. Each byte buys time, up to the grace, so a body that
-    came fast at first may not stop for longer than any other."""
+    """A context manager around reading a body: counts its memory and enforces the minimum rate. Each byte earns time,
+    up to the stall limit, so a body that was fast at first may not pause for longer than any other."""
 
-    def __init__(self, intake: BodyMemory, share: Share) -> None:
-        self._intake = intake
+    def __init__(self, memory: BodyMemory, share: Share) -> None:
+        self._memory = memory
         self._share = share
         self._received = 0
-        self._left = intake.grace
+        self._seconds_left = memory.stall_seconds
         self._entered = 0.0
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> None:
         self._entered = asyncio.get_running_loop().time()
-        self._timeout = asyncio.timeout_at(self._entered + self._left)
+        self._timeout = asyncio.timeout_at(self._entered + self._seconds_left)
         await self._timeout.__aenter__()
-        self._share.cut = self._cut
+        self._share.on_cut = self._cut
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         assert self._timeout is not None
-        self._share.cut = None
-        self._left -= asyncio.get_running_loop().time() - self._entered
+        self._share.on_cut = None
+        self._seconds_left -= asyncio.get_running_loop().time() - self._entered
         try:
             await self._timeout.__aexit__(kind, error, trace)  # type: ignore[arg-type]
         except TimeoutError:
             raise BodyTooSlow(
-                f"the body comes too slowly: after {self._intake.grace:g} s at least {self._intake.rate:g} bytes a "
-                "second are expected, and more while other requests wait for memory"
+                f"the body comes too slowly: after {self._memory.stall_seconds:g} s at least "
+                f"{self._memory.bytes_per_second:g} bytes a second are expected, and more while other requests wait "
+                "for memory"
             ) from None
 
-    async def take(self, count: int) -> None:
-        """So many bytes have come. Raises TooManyRequests."""
-        self._received += count
+    async def count(self, received: int) -> None:
+        """Counts bytes that were received. Raises TooManyRequests."""
+        self._received += received
         wanted = self._received - self._share.size
         if wanted > 0:
             step = wanted if self._received <= SHARE_STEP_BYTES else -(-wanted // SHARE_STEP_BYTES) * SHARE_STEP_BYTES
             if not self._share.try_grow(step):
-                await self._wait_for_room(step)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._left = min(self._left - (now - self._entered) + count / self._intake.rate, self._intake.grace)
+                await self._wait_for_memory(step)
+        now = asyncio.get_running_loop().time()
+        earned = received / self._memory.bytes_per_second
+        self._seconds_left = min(self._seconds_left - (now - self._entered) + earned, self._memory.stall_seconds)
         self._entered = now
         if self._timeout is not None:
-            self._timeout.reschedule(now + self._left)
+            self._timeout.reschedule(now + self._seconds_left)
 
-    async def _wait_for_room(self, step: int) -> None:
-        """The client cannot help that: the time does not count."""
+    async def _wait_for_memory(self, step: int) -> None:
+        """Waits for the share to grow. The client cannot speed that up, so the time does not count against it."""
         assert self._timeout is not None
         loop = asyncio.get_running_loop()
         began = loop.time()
-        cut, self._share.cut = self._share.cut, None
+        on_cut, self._share.on_cut = self._share.on_cut, None
         self._timeout.reschedule(None)
         try:
             await self._share.grow(step)
         finally:
-            self._share.cut = cut
+            self._share.on_cut = on_cut
             self._entered += loop.time() - began
-            self._timeout.reschedule(self._entered + self._left)
+            self._timeout.reschedule(self._entered + self._seconds_left)
 
     def _cut(self) -> None:
         if self._timeout is not None:

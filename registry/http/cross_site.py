@@ -1,13 +1,13 @@
-"""Requests that a page in a browser makes somebody send.
+"""Refuses requests that a page of another site makes a browser send.
 
-A browser sends what any page asks for, also to a registry on the reader's own machine or in their network. It says from
-where: in Sec-Fetch-Site, over plain http to other machines in Origin alone. Registry clients send neither.
+A browser sends the requests of any page, also to a registry on its own machine or network. It names the page's site: in
+Sec-Fetch-Site, and over plain http to other machines in Origin alone. Registry clients send neither.
 
-- What changes something is refused when a page of another site asks for it, and so is the question that a browser asks
-  before (a preflight).
-- A page can also give its own host name this machine's address (DNS rebinding); for the browser the registry is then
-  the page's own site. So while there are no accounts, a browser on this machine is refused that uses a host name which
-  is not known to be the registry's.
+- A request that changes something is refused if it comes from a page of another site, and so is the browser's preflight
+  for it.
+- A page can point its own host name at this machine (DNS rebinding); the browser then takes the registry for the page's
+  own site. So while there are no accounts, a browser on this machine is refused if it uses a host name that is not
+  known to be the registry's.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
 """
@@ -20,20 +20,21 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from registry.client_addresses import is_loopback
-from registry.http.exchange import Exchange, Header
+from registry.http.asgi import Header
+from registry.http.exchange import Exchange
 from registry.http.namespaces import hosts_of, without_port
 from storage.errors import Denied
 from storage.names import shown
 
 BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"accept-language"})
-"""Headers of which a browser sends one at least, whatever a page asks for; clients of registries send none of them."""
+"""Headers of which a browser sends at least one with every request. Registry clients send none of them."""
 _READS: Final = ("GET", "HEAD")
 _OWN_SITE: Final = frozenset({b"same-origin", b"none"})
 
 
 class CrossSiteCheck:
-    """`public_url`: the registry's address as clients see it, if that is set; `hosts`: further host names that it has.
-    `is_open` tells whether there are no accounts yet."""
+    """`public_url`: the registry's address as clients see it, if it is set. `hosts`: further host names of it.
+    `is_open` returns whether there are no accounts yet."""
 
     def __init__(self, public_url: str | None, hosts: Collection[str], is_open: Callable[[], bool]) -> None:
         self._public = _netloc(public_url or "")
@@ -41,7 +42,7 @@ class CrossSiteCheck:
         self._is_open = is_open
 
     def check(self, exchange: Exchange) -> None:
-        """Raises Denied. The headers that decide are in no request that a ready answer is given to."""
+        """Raises Denied. The response cache is not used for requests with these headers, so none escapes the check."""
         sent = [header for header in exchange.scope["headers"] if header[0] in BROWSER_HEADERS]
         if not sent:
             return
@@ -74,12 +75,12 @@ class CrossSiteCheck:
 
 
 def is_local_name(name: str) -> bool:
-    """No name server is asked for it."""
+    """Returns whether a name is resolved without a name server."""
     return name == "localhost" or name.endswith(".localhost")
 
 
 def _is_address(name: str) -> bool:
-    """Whether a host is an IP address, which no name server can make another."""
+    """Returns whether a host is an IP address, so that no name server can redirect it."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -88,7 +89,7 @@ def _is_address(name: str) -> bool:
 
 
 def _netloc(url: str) -> str:
-    """Its host and port, without one that the scheme has anyway; empty: it has none, as `null`, or cannot be read."""
+    """Returns a URL's host and port, without a default port; empty for `null` and for text that cannot be parsed."""
     try:
         return urlsplit(url).netloc.lower().removesuffix(":80").removesuffix(":443")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Errors as HTTP tells them: the one table from error class to status, and the body in the OCI spec's shape.
+"""Errors in HTTP: the one table from error class to status, and the body in the OCI spec's shape.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429 and 431.
 """
@@ -9,15 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from registry.request import RequestInvalid
 from storage import access, errors
 from storage.errors import RegistryError
-
-
-class RequestInvalid(RegistryError):
-    """A request that HTTP itself, or the query, makes unreadable. The spec has no code of its own for it."""
-
-    code = "UNSUPPORTED"
-    default = "the request cannot be read"
 
 
 class BodyTooSlow(RequestInvalid):
@@ -29,7 +23,7 @@ class FormTooLarge(RequestInvalid):
 
 
 class FormInvalid(RequestInvalid):
-    """A form of the token service. `oauth`: RFC 6749's word for what is wrong (5.2)."""
+    """An invalid form of the token service. `oauth`: its error code in RFC 6749, 5.2."""
 
     default = "the form is not valid"
 
@@ -44,7 +38,7 @@ class PathUnknown(RegistryError):
 
 
 class MethodUnknown(RegistryError):
-    """A method that the thing at this path does not have. The answer lists those it has, in Allow."""
+    """A method that the resource does not have. The answer lists those it has, in Allow."""
 
     code = "UNSUPPORTED"
     default = "this method does nothing here"
@@ -92,16 +86,16 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     MethodUnknown: 405,
     TooManyTags: 414,
 }
-"""The status of each class. A test demands that it names every one."""
+"""The status of each error class. A test checks that none is missing."""
 
 
 def status_of(error: RegistryError) -> int:
-    """The status an error is answered with: its own class's, or its nearest base's."""
+    """Returns the status of an error: its class's, or that of the nearest base class in the table."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def error_json(code: str, message: str, detail: object = None) -> bytes:
-    """An error's JSON as the spec has it."""
+    """Returns an error's JSON in the shape of the spec."""
     error: dict[str, object] = {"code": code, "message": message}
     if detail is not None:
         error["detail"] = detail

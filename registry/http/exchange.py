@@ -1,59 +1,58 @@
-"""One request and its answer, as handlers see them.
-
-How much one request may ask for.
-"""
+"""One request and its answer, as handlers see them, and the limits of one request."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 from urllib.parse import quote
 
+from registry.http.asgi import Header, Message, Receive, Scope, Send, new_request_id
+from registry.http.body_memory import BodyMemory
+from registry.http.disconnect import ClientGone
+from registry.http.headers import API_VERSION, EMPTY, NO_SNIFF, REQUEST_ID
 from registry.http.query import Query
-from storage.content import Actor
+from registry.memory_budget import MIB
+from registry.request import UNAUTHENTICATED, LogCall, RequestContext
 from storage.interface import Registry
 from storage.names import RepositoryName
 
-if TYPE_CHECKING:
-    from registry.http.body_memory import BodyMemory
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Header = tuple[bytes, bytes]
-
-ACTING: ContextVar[Exchange | None] = ContextVar("acting", default=None)
-"""The exchange a call on a registry is made for: logs say whose call it was, of reads too."""
-
-_NOBODY: Final = Actor().name
+_BODY_EXTENSION: Final = "entrepot.body"
+"""The ASGI extension by which our server hands over a body without copying it (`receive`), and says whether the client
+has disconnected (`left`)."""
 _NO_NAME: Final = str.__new__(RepositoryName)
-_USER_AGENT = 256
-"""Characters of a User-Agent that are kept."""
 
 
-def new_request_id() -> str:
-    """A request's id."""
-    return os.urandom(8).hex()
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Limits of one request. The defaults suit the clients that were tested; each says why."""
+
+    manifest: int = 8 * MIB
+    """Bytes of a manifest. The spec wants at least 4 MB ("Pushing Manifests"); beyond: 413."""
+    tags_per_put: int = 64
+    """Tags that one PUT may set. The spec wants at least 10; beyond: 414. Each is a header line of the answer, and
+    common HTTP clients refuse answers with more than 100 lines."""
+    tags_page: int = 10_000
+    """Tags on a page, with or without `n`. Generous, for clients that do not follow Link."""
+    catalog_page: int = 1_000
+    """Repositories on a page when the client sends no `n`."""
+    catalog_most: int = 10_000
+    """Repositories on a page, whatever `n` says."""
+    referrers_page: int = 1_000
+    """Descriptors on a page of referrers."""
+    referrers_bytes: int = 4 * MIB - 64 * 1024
+    """Bytes of a page of referrers: it has to fit where a manifest of 4 MiB fits ("Listing Referrers")."""
+    ranges: int = 1_024
+    """Ranges in one request. Clients that read layers in part ask for up to 1024, and for half as many after a 400."""
 
 
-class ClientGone(Exception):
-    """The client closed the connection before its request was whole. Nobody is left to answer."""
+class Exchange(RequestContext):
+    """A request and its answer. It is the request's context as well: see `RequestContext` for its attributes.
 
-
-class Exchange:
-    """A request, what it is about, and the way back.
-
-    `kind`, `repo` and `item` (the path's last part) are set by the API; `started` says that a status has been sent.
-    `asked` is the repository's name as the client wrote it (empty where it speaks of none), `namespace` the upstream
-    that it named beside it (`ns`). `name` is who acts; `is_admitted` says that they have shown who they are, be it
-    nobody in particular, or need not. `looked_at` holds the names of the headers that were asked for. `sent` and
-    `calls` are what was sent, unless it came in parts, and what tells of the calls that were made, where somebody wants
-    to know (`registry.http.answer_cache`).
-    """
+    The API sets `kind`, `repo` and `item` (the last part of the path), `allowed` (the methods of this resource) and
+    `namespace` (the upstream that the request names by `ns`). `started`: a status has been sent. `headers_read`: the
+    names of the headers that were looked up. `sent_messages`: the answer, recorded only while it is a list, and dropped
+    where the answer is streamed (`registry.http.answer_cache`)."""
 
     __slots__ = (
         "_headers",
@@ -61,23 +60,18 @@ class Exchange:
         "_receive",
         "_send",
         "allowed",
-        "asked",
         "base",
         "body_memory",
-        "calls",
-        "is_admitted",
+        "headers_read",
         "item",
         "kind",
         "limits",
-        "looked_at",
         "method",
-        "name",
         "namespace",
         "registry",
         "repo",
-        "request_id",
         "scope",
-        "sent",
+        "sent_messages",
         "started",
     )
 
@@ -91,40 +85,42 @@ class Exchange:
         send: Send,
         body_memory: BodyMemory,
     ) -> None:
+        # The base class's fields are set here: its constructor would cost every request a call.
+        self.principal = UNAUTHENTICATED
+        self.requested_name = _NO_NAME
+        client = scope.get("client")
+        self.address = client[0] if client else ""
+        self.request_id = new_request_id()
+        self.notice = None
+        self.logged_calls: list[LogCall] | None = None
         self.registry = registry
         self.limits = limits
         self.body_memory = body_memory
         self.base = base
         self.scope = scope
         self.method: str = scope["method"]
-        self.request_id = new_request_id()
         self.started = False
         self.allowed: Sequence[str] = ()
         self.kind = ""
         self.repo: RepositoryName = _NO_NAME
-        self.asked: RepositoryName = _NO_NAME
         self.namespace: str | None = None
-        self.name = _NOBODY
-        self.is_admitted = True
         self.item = ""
-        self.looked_at: set[bytes] = set()
-        self.sent: list[Message] | None = None
-        self.calls: list[Callable[[str, str, str], None]] | None = None
+        self.headers_read: set[bytes] = set()
+        self.sent_messages: list[Message] | None = None
         self._headers: list[Header] = scope["headers"]
         self._query: Query | None = None
         self._receive = receive
         self._send = send
 
-    # -- what came
+    # The request
 
     def headers(self, name: bytes) -> list[bytes]:
-        """Each value of a header, in order. `name` is in lower case."""
-        self.looked_at.add(name)
+        self.headers_read.add(name)
         return [value for key, value in self._headers if key == name]
 
     def header(self, name: bytes) -> bytes | None:
-        """A header's first value."""
-        self.looked_at.add(name)
+        """Returns a header's first value. `name` is in lower case."""
+        self.headers_read.add(name)
         for key, value in self._headers:
             if key == name:
                 return value
@@ -132,48 +128,37 @@ class Exchange:
 
     @property
     def query(self) -> Query:
-        """Raises RequestInvalid for a query that cannot be read."""
+        """The parameters of the query. Raises RequestInvalid for a query that cannot be parsed."""
         if self._query is None:
             self._query = Query(self.scope.get("query_string", b""))
         return self._query
 
     @property
     def length(self) -> int | None:
-        """The body's length in bytes; None where it is not known before (chunked transfer coding)."""
+        """The body's length in bytes; None for a body in chunked transfer coding."""
         value = self.header(b"content-length")
         if value is not None and value.isdigit():
             return int(value[:20])
         return None if self.header(b"transfer-encoding") else 0
 
     @property
-    def named(self) -> bool:
-        """An account acts, not just anybody."""
-        return self.name != _NOBODY
-
-    @property
-    def address(self) -> str:
-        """The client's; empty where it has none."""
-        client = self.scope.get("client")
-        return client[0] if client else ""
-
-    @property
-    def actor(self) -> Actor:
-        agent = (self.header(b"user-agent") or b"")[:_USER_AGENT].decode("latin-1")
-        return Actor(self.name, self.address, self.request_id, agent)
+    def is_account(self) -> bool:
+        """Whether an account acts."""
+        return not self.principal.is_anonymous
 
     async def body(self) -> AsyncIterator[bytes | memoryview]:
-        """The body as it comes. Raises ClientGone when it ends early. The views are the taker's to keep: nobody writes
-        to their memory again."""
-        extension = (self.scope.get("extensions") or {}).get("entrepot.body")
+        """Yields the body as it arrives. Raises ClientGone when it ends early. The caller may keep the views: their
+        memory is not written again."""
+        extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         receive = extension["receive"] if extension else self._receive_copied
         more = True
         while more:
-            came = await receive()
-            if came is None:
+            received = await receive()
+            if received is None:
                 raise ClientGone
-            pieces, more = came
-            for piece in pieces:
-                yield piece
+            chunks, more = received
+            for chunk in chunks:
+                yield chunk
 
     async def _receive_copied(self) -> tuple[Sequence[bytes], bool] | None:
         message = await self._receive()
@@ -183,60 +168,61 @@ class Exchange:
         return [data] if data else [], message.get("more_body", False)
 
     @property
-    def left(self) -> bool:
-        """Whether the server knows already that the client has left."""
-        extension = (self.scope.get("extensions") or {}).get("entrepot.body")
+    def is_disconnected(self) -> bool:
+        """Whether the server has already seen the client disconnect."""
+        extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         return bool(extension and extension["left"]())
 
-    async def gone(self) -> None:
-        """Returns when the client has left. What it still sends is thrown away."""
+    async def wait_disconnected(self) -> None:
+        """Returns when the client has disconnected. Discards what it still sends."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    # -- the way back
+    # The answer
 
     async def send(self, message: Message) -> None:
+        """Sends one ASGI message."""
         self.started = True
         await self._send(message)
-        if self.sent is not None:
-            self.sent.append(message)
+        if self.sent_messages is not None:
+            self.sent_messages.append(message)
             if message.get("more_body"):
-                self.sent = None  # nobody keeps it in parts: they would stay in memory until the last one has left
+                self.sent_messages = None  # a streamed answer is not cached, and must not stay in memory
 
-    def locate(self, *parts: str) -> bytes:
-        """The address of something in this repository, for Location: under the name the client uses."""
+    async def send_head(self, status: int, headers: Iterable[Header]) -> None:
+        """Sends status and headers; a body has to follow."""
+        if self.namespace is not None:
+            headers = (*headers, (b"oci-namespace", self.namespace.encode("ascii")))
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [API_VERSION, NO_SNIFF, (REQUEST_ID, self.request_id.encode()), *headers],
+            }
+        )
+
+    async def send_part(self, body: bytes, *, more: bool = False) -> None:
+        """Sends a part of the body; the last one unless `more`."""
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def send_empty(self, status: int, *headers: Header) -> None:
+        """Sends an answer without a body. 204 and 304 have no Content-Length (RFC 9110, 8.6)."""
+        await self.send_head(status, headers if status in (204, 304) else (*headers, EMPTY))
+        await self.send_part(b"")
+
+    async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:
+        """Sends an answer with its whole body at once; to HEAD, without the body."""
+        await self.send_head(status, (*headers, (b"content-length", b"%d" % len(body))))
+        await self.send_part(b"" if self.method == "HEAD" else body)
+
+    def location(self, *parts: str) -> bytes:
+        """Returns the URL of something in this repository, for Location, under the name that the client uses."""
         scope = f"?ns={self.namespace}" if self.namespace else ""
-        return f"{self.base}/v2/{self.asked}/{'/'.join(parts)}{scope}".encode("ascii")
+        return f"{self.base}/v2/{self.requested_name}/{'/'.join(parts)}{scope}".encode("ascii")
 
     def link(self, path: str, parameters: dict[str, str]) -> Header:
-        """The Link header that leads to a list's next page."""
+        """Returns the Link header to the next page of a list."""
         if self.namespace:
             parameters = {"ns": self.namespace, **parameters}
-        asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
-        return b"link", f'<{path}?{asked}>; rel="next"'.encode("ascii")
-
-
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """Limits of one request. The defaults suit the clients that were looked at; each says why."""
-
-    manifest: int = 8 * MIB
-    """Bytes of a manifest. The spec wants at least 4 MB ("Pushing Manifests"); beyond: 413."""
-    tags_per_put: int = 64
-    """Tags that one PUT may set. The spec wants at least 10; beyond: 414. Each is a header line of the answer, and
-    common HTTP clients refuse one with more than 100 lines."""
-    tags_page: int = 10_000
-    """Tags on a page when the client names no `n`, and at the most. Generous, for clients that do not follow Link."""
-    catalog_page: int = 1_000
-    """Repositories on a page when the client names no `n`."""
-    catalog_most: int = 10_000
-    """Repositories on a page at the most, whatever `n` says."""
-    referrers_page: int = 1_000
-    """Descriptors on a page of referrers at the most."""
-    referrers_bytes: int = 4 * MIB - 64 * 1024
-    """Bytes of a page of referrers: it has to fit where a manifest of 4 MiB fits ("Listing Referrers")."""
-    ranges: int = 1_024
-    """Ranges in one request. Clients that read layers in part ask for up to 1024, and for half as many after a 400."""
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())
+        return b"link", f'<{path}?{query}>; rel="next"'.encode("ascii")

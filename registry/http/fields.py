@@ -1,11 +1,12 @@
-"""Header fields and parameters, read strictly where being wrong would cost bytes, leniently where RFC 9110 says so."""
+"""Parses header fields and parameters: strictly where a mistake would damage content, leniently where RFC 9110 says
+so."""
 
 from __future__ import annotations
 
 import re
 
-from registry.http.errors import RequestInvalid
 from registry.http.exchange import Exchange
+from registry.request import RequestInvalid
 from storage.content import Condition, Span
 from storage.errors import BlobUploadInvalid, DigestInvalid, ManifestInvalid, PreconditionFailed, SizeInvalid
 from storage.names import Digest, shown
@@ -16,9 +17,9 @@ _CONTENT_RANGE = re.compile(rb"([0-9]+)-([0-9]+)")
 _ENTITY_TAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _COUNT = re.compile(r"[0-9]{1,18}")
 _MATCHES_NOTHING = frozenset({""})
-"""What no digest is in. An empty set would mean any."""
+"""A set that contains no digest. An empty set would mean any digest."""
 _BEYOND_ANY_BLOB = 10**18
-"""Beyond any blob: a number with more digits means the same."""
+"""A position beyond any blob. A number with more digits is replaced by it."""
 
 
 def _number(digits: bytes) -> int:
@@ -26,10 +27,10 @@ def _number(digits: bytes) -> int:
 
 
 def read_ranges(exchange: Exchange, digest: Digest | None) -> list[Span] | None:
-    """What Range asks for (RFC 9110, 14.2); None: everything, for no Range at all, one that If-Range voids, another
-    unit, or one that cannot be read. A span that ends before it starts is kept: opening it answers 416.
-    `digest`: what validates the content; None: nothing does, so that no If-Range holds.
-    Raises RequestInvalid for more ranges than are served at once."""
+    """Returns the spans of the Range header (RFC 9110, 14.2). None: the whole content, as there is no Range, If-Range
+    does not hold, or the Range has another unit or cannot be parsed. A span that ends before it starts is kept: opening
+    it answers 416. `digest`: the content's validator; None: it has none, so no If-Range holds. Raises RequestInvalid
+    for more ranges than one request may have."""
     fields = exchange.headers(b"range")
     if len(fields) != 1 or not (given := _RANGES.fullmatch(fields[0])):
         return None
@@ -56,8 +57,9 @@ def _span(first: bytes, last: bytes) -> Span:
 
 
 def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
-    """First byte of a chunk and its length, from Content-Range as the spec writes it: `0-99`, both inclusive, no unit.
-    None: the chunk is simply the next one. Raises BlobUploadInvalid, SizeInvalid (Content-Length says otherwise)."""
+    """Returns a chunk's first byte and its length, from Content-Range in the form of the spec: `0-99`, both inclusive,
+    no unit. None: there is none, so the chunk is the next one. Raises BlobUploadInvalid, SizeInvalid (it contradicts
+    Content-Length)."""
     fields = exchange.headers(b"content-range")
     if not fields:
         return None
@@ -74,7 +76,7 @@ def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
 
 
 def read_digest(exchange: Exchange, name: str) -> Digest | None:
-    """A digest in the query; None when it is missing. Raises DigestInvalid, also when it is there twice."""
+    """Returns a digest from the query; None without it. Raises DigestInvalid, also for two of them."""
     values = exchange.query.all(name)
     if len(values) > 1:
         raise DigestInvalid(f"the query gives {name} {len(values)} times; once is meant")
@@ -82,7 +84,7 @@ def read_digest(exchange: Exchange, name: str) -> Digest | None:
 
 
 def read_count(exchange: Exchange) -> int | None:
-    """`n`, how many entries a list may have; None when it is missing. Raises RequestInvalid."""
+    """Returns `n`, the number of entries that a page may have; None without it. Raises RequestInvalid."""
     text = exchange.query.one("n")
     if text is None:
         return None
@@ -92,7 +94,7 @@ def read_count(exchange: Exchange) -> int | None:
 
 
 def read_media_type(exchange: Exchange) -> str | None:
-    """Content-Type without parameters; None when it is missing. Raises ManifestInvalid."""
+    """Returns Content-Type without its parameters; None without it. Raises ManifestInvalid."""
     fields = {field.partition(b";")[0].strip(b" \t") for field in exchange.headers(b"content-type")}
     if len(fields) > 1:
         raise ManifestInvalid("the request has more than one Content-Type")
@@ -103,8 +105,8 @@ def read_media_type(exchange: Exchange) -> str | None:
 
 
 def _entity_tags(exchange: Exchange, name: bytes, *, weak: bool, strict: bool) -> frozenset[str] | None:
-    """The entity tags a condition lists (RFC 9110, 8.8.3); empty for `*`, None where the header is missing.
-    `weak`: weak ones count as well. What is no entity tag matches nothing; `strict`: raises RequestInvalid."""
+    """Returns the entity tags of a conditional header (RFC 9110, 8.8.3); empty for `*`, None without the header.
+    `weak`: weak tags count as well. Text that is no entity tag matches nothing; `strict`: it raises RequestInvalid."""
     fields = exchange.headers(name)
     if not fields:
         return None
@@ -119,16 +121,16 @@ def _entity_tags(exchange: Exchange, name: bytes, *, weak: bool, strict: bool) -
 
 
 def is_conditional(exchange: Exchange) -> bool:
-    """Whether the answer to a GET depends on what validates the content (RFC 9110, 13.1)."""
+    """Returns whether the answer to a GET depends on the content's validator (RFC 9110, 13.1)."""
     if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
         return True
     return exchange.header(b"range") is not None and exchange.header(b"if-range") is not None
 
 
 def not_modified(exchange: Exchange, digest: Digest | None) -> bool:
-    """Whether the client has this content already (RFC 9110, 13.1.2). `digest`: what validates it; None: nothing does,
-    so nobody is known to have it. Raises PreconditionFailed: If-Match names other content, or what cannot be
-    compared."""
+    """Returns whether the client has this content already (RFC 9110, 13.1.2). `digest`: the content's validator; None:
+    it has none, so no tag of the client matches. Raises PreconditionFailed: If-Match names other content, or there is
+    no validator."""
     wanted = _entity_tags(exchange, b"if-match", weak=False, strict=False)
     if wanted and (digest is None or digest not in wanted):
         raise PreconditionFailed("If-Match names other content than this")
@@ -137,7 +139,7 @@ def not_modified(exchange: Exchange, digest: Digest | None) -> bool:
 
 
 def read_condition(exchange: Exchange) -> Condition | None:
-    """What If-Match or If-None-Match demands of a PUT; None: nothing. Raises RequestInvalid."""
+    """Returns the condition that If-Match or If-None-Match puts on a PUT; None without them. Raises RequestInvalid."""
     wanted = _entity_tags(exchange, b"if-match", weak=False, strict=True)
     unwanted = _entity_tags(exchange, b"if-none-match", weak=True, strict=True)
     if wanted is not None and unwanted is not None:

@@ -5,34 +5,22 @@ from __future__ import annotations
 import asyncio
 
 from registry.http import fields
+from registry.http.asgi import Header
 from registry.http.body_memory import COUNTED_ANSWER_BYTES
 from registry.http.errors import TooManyTags
-from registry.http.exchange import Exchange, Header
-from registry.http.responses import (
-    IMMUTABLE,
-    REVALIDATE,
-    content_headers,
-    send_empty,
-    send_head,
-    send_part,
-    send_whole,
-    warning_headers,
-)
+from registry.http.exchange import Exchange
+from registry.http.headers import IMMUTABLE, REVALIDATE, content_headers, warning_headers
 from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
 _PARSED_ON_LOOP_BYTES = 16 * 1024
-"""Bytes up to which a manifest is read on the event loop: in less than a millisecond. Most are smaller."""
-
-
-def _cache_control(reference: Reference) -> Header:
-    return IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
+"""Bytes of a manifest that is parsed on the event loop, in less than a millisecond. Most are smaller."""
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """The bytes as they were pushed. Accept is not looked at: nothing is ever converted. A large one that has to wait
-    for room is not held meanwhile, so it is read twice."""
+    """Sends a manifest as it was pushed. Accept is ignored: nothing is converted. A large manifest that has to wait for
+    memory is not held meanwhile, so it is read twice."""
     reference = as_reference(exchange.item)
     found: Descriptor | None = None
     manifest: Manifest | None = None
@@ -51,7 +39,7 @@ async def get_manifest(exchange: Exchange) -> None:
     share = exchange.body_memory.try_reserve(found.size, found.digest)
     if share is None:
         manifest = None
-    async with exchange.body_memory.room(found.size, found.digest, share):
+    async with exchange.body_memory.reserve(found.size, found.digest, share):
         if manifest is None:
             manifest = await exchange.registry.get_manifest(exchange.repo, found.digest)
         await _send(exchange, reference, manifest)
@@ -61,30 +49,34 @@ async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) ->
     if fields.not_modified(exchange, manifest.digest):
         await _send_unchanged(exchange, reference, manifest.digest)
         return
-    headers = [*content_headers(manifest.digest), _cache_control(reference), *warning_headers()]
-    await send_whole(exchange, 200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
+    headers = _headers(exchange, reference, manifest.digest)
+    await exchange.send_whole(200, manifest.body, (b"content-type", manifest.media_type.encode("ascii")), *headers)
 
 
 async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
-    headers = [*content_headers(digest), _cache_control(reference), *warning_headers()]
-    await send_empty(exchange, 304, *headers)
+    await exchange.send_empty(304, *_headers(exchange, reference, digest))
+
+
+def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
+    caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
+    return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
 
 async def head_manifest(exchange: Exchange) -> None:
     reference = as_reference(exchange.item)
     found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    headers = [*content_headers(found.digest), _cache_control(reference), *warning_headers()]
     if fields.not_modified(exchange, found.digest):
-        await send_empty(exchange, 304, *headers)
+        await _send_unchanged(exchange, reference, found.digest)
         return
     kind = (b"content-type", found.media_type.encode("ascii"))
-    await send_head(exchange, 200, [kind, (b"content-length", b"%d" % found.size), *headers])
-    await send_part(exchange, b"")
+    headers = _headers(exchange, reference, found.digest)
+    await exchange.send_head(200, [kind, (b"content-length", b"%d" % found.size), *headers])
+    await exchange.send_part(b"")
 
 
 async def put_manifest(exchange: Exchange) -> None:
-    """By tag or digest, with further tags in the query. Location names the digest: it is what was just stored, whatever
-    becomes of the tag."""
+    """Stores a manifest under a tag or its digest, and under the tags in the query. Location names the digest, which
+    stays right when the tag moves."""
     reference = as_reference(exchange.item)
     extra = _read_tags(exchange)
     condition = fields.read_condition(exchange)
@@ -96,12 +88,12 @@ async def put_manifest(exchange: Exchange) -> None:
         del body
         headers = await _store(exchange, manifest, reference, extra, condition)
         del manifest
-    await send_empty(exchange, 201, *headers)  # nothing is held for a client that does not read it
+    await exchange.send_empty(201, *headers)  # outside the block: nothing is held for a client that does not read it
 
 
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
-    """A large one is read in its turn. What is read of it takes up to three times its bytes, so storing it needs no
-    turn: that may take as long as an upstream does."""
+    """Parses a manifest; large ones one at a time, since parsing takes up to three times their bytes. Storing does not
+    wait for a turn: it may take as long as an upstream does."""
     if len(body) <= _PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
     return await exchange.body_memory.in_turn(
@@ -112,7 +104,7 @@ async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expect
 async def _store(
     exchange: Exchange, manifest: Manifest, reference: Reference, extra: list[Tag], condition: Condition | None
 ) -> list[Header]:
-    """The headers of the answer."""
+    """Stores the manifest and returns the headers of the answer."""
     tags = extra
     if isinstance(reference, Tag):
         tags = [reference, *(tag for tag in extra if tag != reference)]
@@ -120,7 +112,7 @@ async def _store(
         await _check_digest(exchange, reference, condition)
         condition = None
     stored = await exchange.registry.put_manifest(exchange.repo, manifest, tags, by=exchange.actor, condition=condition)
-    headers = [(b"location", exchange.locate("manifests", stored.digest)), *content_headers(stored.digest)]
+    headers = [(b"location", exchange.location("manifests", stored.digest)), *content_headers(stored.digest)]
     if extra:
         headers += [(b"oci-tag", tag.encode("ascii")) for tag in extra]
     if manifest.subject:
@@ -129,13 +121,13 @@ async def _store(
 
 
 async def delete_manifest(exchange: Exchange) -> None:
-    """A digest with every tag at it, or just a tag."""
+    """Deletes a manifest with all its tags, by its digest, or a single tag."""
     reference = as_reference(exchange.item)
     if isinstance(reference, Digest):
         await exchange.registry.delete_manifest(exchange.repo, reference, by=exchange.actor)
     else:
         await exchange.registry.delete_tag(exchange.repo, reference, by=exchange.actor)
-    await send_empty(exchange, 202)
+    await exchange.send_empty(202)
 
 
 def _read_tags(exchange: Exchange) -> list[Tag]:
@@ -152,7 +144,8 @@ def _too_large(exchange: Exchange, most: int) -> ManifestTooLarge:
 
 
 async def _check_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
-    """A condition on a PUT by digest. What a digest names never changes, so asking before is enough."""
+    """Checks the condition on a PUT by digest. The content of a digest never changes, so a check before the PUT is
+    enough."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:

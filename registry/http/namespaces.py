@@ -1,5 +1,5 @@
-"""Which upstream's names a request speaks of: by `?ns=`, or by the host it was sent to. Both are keys in a closed list
-and never addresses to dial.
+"""Finds the upstream that a request names by `?ns=` or by the host it was sent to. Both are keys of a fixed list, never
+addresses to connect to.
 
 Source: OCI distribution spec, "Registry Proxying".
 """
@@ -11,41 +11,42 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from registry.http.exchange import Exchange
+from registry.naming import NamingRules
 from storage.errors import NameUnknown
-from storage.names import RepositoryName, shown
+from storage.names import shown
 
 
 @dataclass(frozen=True)
 class Namespaces:
-    """`upstreams`: the names that `ns` may have. `hosts`: this server's own hosts that stand for one of them each.
-    `own`: further hosts of this server, such as its public address's; `ns` with one of them means nothing. `aliases`:
-    what `ns` may be instead of an upstream's name, such as its host and port."""
+    """`naming`: has the names of the upstreams, which `ns` may be. `hosts`: hosts of this server that stand for one
+    upstream each. `own`: further hosts of this server, such as its public one; `ns` with one of them has no effect.
+    `aliases`: other values of `ns` for an upstream, such as its host and port."""
 
-    upstreams: frozenset[str]
+    naming: NamingRules
     hosts: Mapping[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    def enter(self, exchange: Exchange) -> None:
-        """Puts the request's repository below the upstream it speaks of. A name that has the upstream in its path
-        already stays: clients whose mirror is set up with a path send both. Raises NameUnknown, RequestInvalid."""
+    def apply(self, exchange: Exchange) -> None:
+        """Puts the request's repository below the upstream that the request names. A name that is below it already
+        stays: clients with a path in their mirror's URL send both. Raises NameUnknown, RequestInvalid."""
         asked = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = (exchange.header(b"host") or b"").decode("latin-1").lower() if asked or self.hosts else ""
         if asked:
             name = asked.lower()
-            if (meant := self.aliases.get(name, name)) in self.upstreams:
+            if (upstream := self.aliases.get(name, name)) in self.naming.upstreams:
                 exchange.namespace = name
-                exchange.repo = _below(meant, exchange.repo)
+                exchange.repo = self.naming.below(upstream, exchange.repo)
                 return
             if name not in self.own and name not in self.hosts and name not in (host, without_port(host)):
                 raise NameUnknown(f"{shown(asked)} is not mirrored here")
-        upstream = self.hosts.get(host) or self.hosts.get(without_port(host))
-        if upstream is not None:
-            exchange.repo = _below(upstream, exchange.repo)
+        by_host = self.hosts.get(host) or self.hosts.get(without_port(host))
+        if by_host is not None:
+            exchange.repo = self.naming.below(by_host, exchange.repo)
 
 
 def hosts_of(public_url: str | None) -> frozenset[str]:
-    """What `ns` may call the server at that address: with its port, and without."""
+    """Returns the hosts by which `ns` may name the server at that URL: with its port, and without."""
     host = urlsplit(public_url or "").netloc.lower()
     return frozenset({host, without_port(host)} - {""})
 
@@ -53,7 +54,3 @@ def hosts_of(public_url: str | None) -> frozenset[str]:
 def without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host
-
-
-def _below(upstream: str, repo: RepositoryName) -> RepositoryName:
-    return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")

@@ -1,4 +1,4 @@
-"""The query string, read strictly: what two readers could understand in two ways is refused.
+"""The query string, parsed strictly: input that two parsers could read in two ways is refused.
 
 Sources: RFC 3986, 2.1 (percent-encoding); the `application/x-www-form-urlencoded` format for '+' and '&'.
 """
@@ -9,17 +9,18 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from registry.http.errors import RequestInvalid
+from registry.request import RequestInvalid
 from storage.names import shown
 
 MAX_PARAMETERS: Final = 1000
-"""Parameters of a query at the most. Clients send a hundred tags, or a scope for each repository of a build; to read
-ten thousand would hold the event loop for 30 ms."""
+"""Parameters of a query. Clients send a hundred tags, or a scope for each repository of a build; parsing ten thousand
+would block the event loop for 30 ms."""
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def percent_decode(raw: bytes, what: str) -> str:
-    """Percent-decoded text. Raises RequestInvalid: a '%' without two hex digits, not UTF-8, or a NUL in it."""
+    """Returns percent-decoded text; `what` names it in errors. Raises RequestInvalid for a '%' without two hex digits,
+    bytes that are not UTF-8, and a NUL character."""
     if _BAD_ESCAPE.search(raw):
         raise RequestInvalid(f"{what} has a '%' that is not followed by two hex digits")
     try:
@@ -38,7 +39,7 @@ def check_parameter_count(raw: bytes) -> None:
 
 
 class Query:
-    """The parameters of a query string. Raises RequestInvalid when it cannot be read, or has too many."""
+    """The parameters of a query string. Raises RequestInvalid for one that cannot be parsed or has too many."""
 
     __slots__ = ("_values",)
 
@@ -53,11 +54,11 @@ class Query:
                 )
 
     def all(self, name: str) -> list[str]:
-        """Each value of a parameter, in order."""
+        """Returns each value of a parameter, in order."""
         return self._values.get(name, [])
 
     def one(self, name: str) -> str | None:
-        """A parameter that may be given once; None when it is missing. Raises RequestInvalid."""
+        """Returns the value of a parameter that may be given once; None without it. Raises RequestInvalid."""
         values = self._values.get(name)
         if values is None:
             return None

@@ -1,54 +1,51 @@
-"""The limit of requests, in one place for all that is asked for: `/v2`, and everything beside it."""
+"""The rate limit of requests, for `/v2` and for everything beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from math import ceil
 from typing import Final
 
 from registry.client_addresses import network_of
+from registry.http.asgi import ASGIApp, Receive, Scope, Send, client_address
 from registry.http.errors import error_json, status_of
-from registry.http.exchange import Receive, Scope, Send
 from storage.errors import TooManyRequests
 
 HEALTH_PATH: Final = "/health/"
 HEALTH_KEY: Final = "health "
-"""The payer of a request for the registry's health begins with it."""
+"""The prefix of the keys that health checks count against."""
 
 RateLimit = Callable[[str], float]
-"""Takes a request of somebody. How many seconds they have to wait; 0.0: they need not, and else nothing was taken."""
+"""Counts a request against a key. Returns 0.0 if it is within the limit; else the seconds to wait, without counting
+it."""
 
 
-def rate_key(name: str, named: bool, address: str) -> str:
-    """Returns the key that a request counts against: the account, or without one the client's address."""
-    return f"account {name}" if named else network_of(address)
+def rate_key(name: str, is_account: bool, address: str) -> str:
+    """Returns the key that a request counts against: the account, or without one the client's network."""
+    return f"account {name}" if is_account else network_of(address)
 
 
-def check_rate(pace: RateLimit | None, payer: str) -> None:
-    """Counts a request. Raises TooManyRequests, with the time to wait in whole seconds, as Retry-After has it."""
-    if pace is not None and (wait := pace(payer)):
+def check_rate(rate_limit: RateLimit | None, key: str) -> None:
+    """Counts a request. Raises TooManyRequests, with the seconds to wait rounded up, for Retry-After."""
+    if rate_limit is not None and (wait := rate_limit(key)):
         raise TooManyRequests(retry_after=max(1, ceil(wait)))
 
 
 class RateLimitedApp:
-    """What lies beside `/v2`. Its requests count with those of the client's address, since it is found out later who
-    asks. Those for the registry's health count by themselves, so that the pulls of an address do not make the registry
-    look ill to whoever watches it from there."""
+    """The application beside `/v2`, with the rate limit. Its requests count against the client's network, since the
+    account is found out later. Health checks count by themselves: many pulls from a network must not make the registry
+    look unhealthy to a monitor in that network."""
 
-    def __init__(
-        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], pace: Callable[[], RateLimit | None]
-    ) -> None:
-        """`pace` gives the limit, if there is one."""
+    def __init__(self, app: ASGIApp, rate_limit: RateLimit | None) -> None:
         self._app = app
-        self._pace = pace
+        self._rate_limit = rate_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            client = scope.get("client")
-            network = network_of(client[0]) if client else ""
-            payer = HEALTH_KEY + network if scope["path"].startswith(HEALTH_PATH) else network
+            network = network_of(client_address(scope))
+            key = HEALTH_KEY + network if scope["path"].startswith(HEALTH_PATH) else network
             try:
-                check_rate(self._pace(), payer)
+                check_rate(self._rate_limit, key)
             except TooManyRequests as error:
                 await _refuse(send, error)
                 return

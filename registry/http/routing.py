@@ -1,19 +1,21 @@
-"""From a raw path to what it is about. Names may hold any word, so a path is read from its end.
+"""Parses the path of a request below `/v2`.
 
-Each segment is percent-decoded by itself: an escaped '/' never parts segments.
+Repository names may hold any word, so a path is parsed from its end. Each segment is percent-decoded by itself: an
+escaped '/' never separates segments.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from registry.http.errors import PathUnknown, RequestInvalid
+from registry.http.errors import PathUnknown
 from registry.http.query import percent_decode
+from registry.request import RequestInvalid
 from storage.errors import NameInvalid
 
 
 class Resource(NamedTuple):
-    """What a path is about: a kind of thing, the repository's name, and what is left."""
+    """The resource that a path names: its kind, the repository's name, and the last segment."""
 
     kind: str
     name: str = ""
@@ -38,16 +40,16 @@ def _segments(path: bytes) -> list[str]:
 
 
 def parse_path(path: bytes) -> Resource:
-    """What a raw path below `/v2` (or `/v2` itself) is about. Raises PathUnknown, NameInvalid."""
+    """Returns the resource of a raw path: `/v2` or a path below it. Raises PathUnknown, NameInvalid."""
     if path in (b"/v2/", b"/v2"):
         return _PING
     segments = _segments(path[4:])
     if segments == ["_catalog"]:
         return _CATALOG
-    place = _parse_segments(segments)
-    if place is None or place.name.startswith("_") or "/_" in place.name:
+    resource = _parse_segments(segments)
+    if resource is None or resource.name.startswith("_") or "/_" in resource.name:
         raise PathUnknown
-    return place
+    return resource
 
 
 def _parse_segments(segments: list[str]) -> Resource | None:

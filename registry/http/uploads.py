@@ -1,8 +1,8 @@
 """Upload sessions: start, mount, chunks, status, close, cancel (OCI distribution spec, end-4 to end-6, end-11, 13, 14).
 
-What can be checked without the body is checked before it is read. A client that leaves midway gets no answer; its
-session keeps what came. Once the body is whole nothing looks at the client any more: a commit goes through to its end,
-and a client that lost the answer finds the blob there.
+Everything that can be checked without the body is checked before it is read. A client that disconnects midway gets no
+answer; its session keeps what was received. Once the body is complete, a disconnect no longer matters: the commit runs
+to its end, and a client that lost the answer finds the blob.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 from contextlib import aclosing, suppress
 
 from registry.http import fields
-from registry.http.exchange import ClientGone, Exchange
-from registry.http.responses import content_headers, send_empty, upload_headers
+from registry.http.asgi import Header
+from registry.http.disconnect import ClientGone
+from registry.http.exchange import Exchange
+from registry.http.headers import content_headers, upload_headers
 from storage.content import Descriptor
 from storage.errors import BlobUnknown, BlobUploadInvalid, DigestInvalid, NameUnknown, RegistryError, SizeInvalid
 from storage.interface import BlobWriter
@@ -22,8 +24,8 @@ CANCEL_TRIES = 5
 
 
 async def start_upload(exchange: Exchange) -> None:
-    """Mounts a blob, or takes a whole one, or starts a session, whatever the query asks for. A mount that cannot be
-    done becomes a session ("Mounting a blob from another repository")."""
+    """Mounts a blob, stores a whole one, or starts a session, by the query. A mount that is not possible becomes a
+    session ("Mounting a blob from another repository")."""
     mount, digest = fields.read_digest(exchange, "mount"), fields.read_digest(exchange, "digest")
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
@@ -38,13 +40,13 @@ async def start_upload(exchange: Exchange) -> None:
     writer = await exchange.registry.start_upload(exchange.repo, algorithm, by=exchange.actor)
     async with aclosing(writer):
         if digest is None:
-            await send_empty(exchange, 202, *upload_headers(exchange, writer.id, writer.offset))
+            await exchange.send_empty(202, *_session_headers(exchange, writer.id, writer.offset))
         else:
-            await _take_whole(exchange, writer, digest)
+            await _store_whole(exchange, writer, digest)
 
 
 async def append_chunk(exchange: Exchange) -> None:
-    """A chunk: with Content-Range at its place, without one as the next."""
+    """Appends a chunk: at the place of its Content-Range, or after the last one."""
     upload = UploadID(exchange.item)
     chunk = fields.read_content_range(exchange)
     writer = await exchange.registry.resume_upload(
@@ -52,11 +54,11 @@ async def append_chunk(exchange: Exchange) -> None:
     )
     async with aclosing(writer):
         await _write_body(exchange, writer, chunk[1] if chunk else None)
-    await send_empty(exchange, 202, *upload_headers(exchange, upload, writer.offset))
+    await exchange.send_empty(202, *_session_headers(exchange, upload, writer.offset))
 
 
 async def close_upload(exchange: Exchange) -> None:
-    """The end of a session, with or without a last chunk."""
+    """Closes a session, with or without a last chunk, and stores the blob."""
     upload = UploadID(exchange.item)
     digest = fields.read_digest(exchange, "digest")
     if digest is None:
@@ -72,15 +74,15 @@ async def close_upload(exchange: Exchange) -> None:
 
 
 async def get_upload(exchange: Exchange) -> None:
-    """Where the session stands. Nobody who is writing to it is disturbed."""
+    """Reports a session's progress. Does not disturb a request that writes to it."""
     upload = UploadID(exchange.item)
     offset = await exchange.registry.upload_offset(exchange.repo, upload, by=exchange.actor)
-    await send_empty(exchange, 204, *upload_headers(exchange, upload, offset))
+    await exchange.send_empty(204, *_session_headers(exchange, upload, offset))
 
 
 async def cancel_upload(exchange: Exchange) -> None:
-    """A request whose connection broke, and which the client takes for dead, may still be on its way to the session and
-    take it over from this one: then once more."""
+    """Cancels a session. An earlier request, whose connection the client has given up, may still arrive and take the
+    session over; so this tries several times."""
     upload = UploadID(exchange.item)
     for left in reversed(range(CANCEL_TRIES)):
         writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)
@@ -92,7 +94,7 @@ async def cancel_upload(exchange: Exchange) -> None:
                 raise
         else:
             break
-    await send_empty(exchange, 204)
+    await exchange.send_empty(204)
 
 
 def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
@@ -104,20 +106,20 @@ def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
     return as_algorithm(given)
 
 
-async def _take_whole(exchange: Exchange, writer: BlobWriter, digest: Digest) -> None:
-    """A blob in a single POST. Nobody was told of the session, so it does not outlive a failure."""
+async def _store_whole(exchange: Exchange, writer: BlobWriter, digest: Digest) -> None:
+    """Stores a blob from a single POST. The client does not know the session, so a failure cancels it."""
     try:
         await _write_body(exchange, writer, None)
     except (ClientGone, RegistryError):
-        with suppress(RegistryError):  # what went wrong first is what the client is told
+        with suppress(RegistryError):  # the client gets the first error
             await writer.cancel()
         raise
     await _send_blob(exchange, await writer.commit(digest))
 
 
 async def _write_body(exchange: Exchange, writer: BlobWriter, declared: int | None) -> None:
-    """Takes the body, of which `declared` bytes are announced. Raises SizeInvalid when they are more or fewer; the
-    session keeps those that came, up to the declared length, and its status says so."""
+    """Writes the body to the session. `declared`: the length by Content-Range. Raises SizeInvalid for another length;
+    the session keeps the received bytes, up to the declared length."""
     left = declared
     async for data in exchange.body():
         if left is None:
@@ -133,5 +135,9 @@ async def _write_body(exchange: Exchange, writer: BlobWriter, declared: int | No
 
 
 async def _send_blob(exchange: Exchange, stored: Descriptor) -> None:
-    location = (b"location", exchange.locate("blobs", stored.digest))
-    await send_empty(exchange, 201, location, *content_headers(stored.digest))
+    location = (b"location", exchange.location("blobs", stored.digest))
+    await exchange.send_empty(201, location, *content_headers(stored.digest))
+
+
+def _session_headers(exchange: Exchange, upload: str, offset: int) -> list[Header]:
+    return upload_headers(exchange.location("blobs/uploads", upload), upload, offset)

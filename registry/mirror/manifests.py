@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from registry.config import Upstream, format_duration
-from registry.memory_budget import share_scope
+from registry.memory_budget import ShareScope
 from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.freshness import Freshness, Verdict
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
@@ -129,7 +129,7 @@ class MirroredManifests:
         previous holder recorded. If there is none, it fails when the wait took longer than `stale_wait`, since its
         clients would time out."""
         asked, since = self._freshness.now(), time.monotonic()
-        async with self._leases.take(f"manifest {repo} {reference}"), share_scope():
+        async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.check(repo, reference)
             held = await self._held(repo, reference)
             verdict = self._freshness.judge(reference, check)
@@ -148,14 +148,15 @@ class MirroredManifests:
 
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
         """Fetches and stores a manifest of which nothing is cached."""
-        try:
-            manifest = await self._upstream.get_manifest(self._upstream_name(repo), reference)
-        except UnconfirmedManifestUnknown:  # may not be the upstream's own word, so it is not cached
-            raise
-        except ManifestUnknown:
-            await self._note(repo, reference, False)
-            raise
-        await self._store(repo, reference, manifest)
+        with ShareScope() as memory:
+            try:
+                manifest = await self._upstream.get_manifest(self._upstream_name(repo), reference, memory)
+            except UnconfirmedManifestUnknown:  # may not be the upstream's own word, so it is not cached
+                raise
+            except ManifestUnknown:
+                await self._note(repo, reference, False)
+                raise
+            await self._store(repo, reference, manifest)
 
     async def _revalidate_tag(
         self, repo: RepositoryName, tag: Tag, held: Descriptor, check: UpstreamCheck | None, force: bool
@@ -167,7 +168,8 @@ class MirroredManifests:
         try:
             found = await self._upstream.resolve_manifest(self._upstream_name(repo), tag)
             if found.digest != held.digest:
-                await self._store(repo, tag, await self._fetch_moved(repo, tag, found.digest))
+                with ShareScope() as memory:
+                    await self._store(repo, tag, await self._fetch_moved(repo, tag, found.digest, memory))
             else:
                 await self._note(repo, tag, True)
         except (
@@ -186,14 +188,14 @@ class MirroredManifests:
             raise
         return None
 
-    async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest) -> Manifest:
+    async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest that the tag refers to now, from the store if possible."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
-            return await self._upstream.get_manifest(self._upstream_name(repo), digest)
+            return await self._upstream.get_manifest(self._upstream_name(repo), digest, memory)
         except ManifestUnknown:  # the tag moved between the two requests, or an upstream replica is behind
-            return await self._upstream.get_manifest(self._upstream_name(repo), tag)
+            return await self._upstream.get_manifest(self._upstream_name(repo), tag, memory)
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
         tags = [] if isinstance(reference, Digest) else [reference]

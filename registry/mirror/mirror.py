@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TypeVar
 
 from registry.config import Upstream
 from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
@@ -17,15 +17,18 @@ from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
 from registry.mirror.upstream_client import UnconfirmedNameUnknown, UpstreamClient
 from registry.request import set_notice
-from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
+from storage.access import Action
+from storage.content import Actor, Descriptor, Manifest, Page, Span
 from storage.errors import Denied, NameUnknown, TooManyRequests, UpstreamUnavailable
-from storage.interface import BlobReader, BlobWriter, Registry
+from storage.interface import BlobReader, Registry
 from storage.leases import Leases
-from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
+from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.upstream_records import UpstreamRecords
-from storage.wrappers import RefusingRegistry
+from storage.wrappers import Call, RefusingRegistry
+
+T = TypeVar("T")
 
 
 class Mirror(RefusingRegistry):
@@ -174,35 +177,8 @@ class Mirror(RefusingRegistry):
         finally:
             await self._records.forget_checks(repo, tag)
 
-    async def start_upload(
-        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
-    ) -> BlobWriter:
-        self._deny(repo)
-
-    async def resume_upload(
-        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
-    ) -> BlobWriter:
-        self._deny(repo)
-
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        self._deny(repo)
-
-    async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
-    ) -> Descriptor:
-        self._deny(repo)
-
-    async def put_manifest(
-        self,
-        repo: RepositoryName,
-        manifest: Manifest,
-        tags: Sequence[Tag] = (),
-        *,
-        by: Actor,
-        sparse: bool = False,
-        condition: Condition | None = None,
-    ) -> Descriptor:
-        self._deny(repo)
-
-    def _deny(self, repo: RepositoryName) -> NoReturn:
-        raise Denied(f"{repo} is mirrored from {self._name}; push under another name")
+    async def handle(self, call: Call[T]) -> T:
+        """Refuses what has no method of its own here: pushes."""
+        if call.action is Action.PUSH:
+            raise Denied(f"{call.repo} is mirrored from {self._name}; push under another name")
+        return await super().handle(call)

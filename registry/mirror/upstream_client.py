@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from registry.memory_budget import ShareScope
 from storage.content import Descriptor, Manifest, Page, Span
 from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -71,9 +72,11 @@ class UpstreamClient(Protocol):
         answer has no digest or may not come from the registry itself. Raises ManifestUnknown."""
         ...
 
-    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Returns a manifest. Raises ManifestUnknown; UpstreamUnavailable also when the bytes do not match the
-        digest."""
+    async def get_manifest(
+        self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
+    ) -> Manifest:
+        """Returns a manifest. The memory of a large one counts until the block of `memory` ends. Raises
+        ManifestUnknown; UpstreamUnavailable also when the bytes do not match the digest."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:

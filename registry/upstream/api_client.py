@@ -9,7 +9,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx2
 
 from registry.config import Upstream
-from registry.memory_budget import MemoryBudget, keep_share
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_ANSWER
@@ -64,12 +64,13 @@ class ApiClient:
         content: bool = True,
         reach: Reach | None = None,
         attempt: EndpointAttempt | None = None,
+        memory: ShareScope | None = None,
     ) -> UpstreamResponse:
         """Returns the response with its body; without the body if `content` is False and the request succeeded. Follows
         redirects, except with a `form`. `reach`: where the URL may lead if the settings do not name it. `attempt` is
-        current how the endpoint responds. Raises UpstreamUnavailable (also for a body above `most` bytes, a compressed
+        told how the endpoint responds. Raises UpstreamUnavailable (also for a body above `most` bytes, a compressed
         body, or an address out of reach), UpstreamTimeout, TooManyRequests (no memory for the body). A large body
-        counts against the memory budget until the `registry.memory_budget.share_scope` around the call ends."""
+        counts against the memory budget until the block of `memory` ends; None: while it is received."""
         route = RedirectChain(url, headers, reach or self._redirect_reach)
         while True:
             current = None if route.has_moved else attempt
@@ -81,7 +82,7 @@ class ApiClient:
                 if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION_EXTENSION)):
                     continue
                 wanted = method != "HEAD" and (content or not response.is_success)
-                body = await self._body(response, most) if wanted else b""
+                body = await self._body(response, most, memory) if wanted else b""
             finally:
                 await response.aclose()
             network = route.reach.network or NetworkClass.PUBLIC
@@ -114,7 +115,7 @@ class ApiClient:
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
         return self._policy.classify(peer[0] if peer else None)
 
-    async def _body(self, response: httpx2.Response, most: int) -> bytes:
+    async def _body(self, response: httpx2.Response, most: int, memory: ShareScope | None) -> bytes:
         success, where = response.is_success, loggable_origin(str(response.url))
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if success and coding not in ("identity", ""):
@@ -148,7 +149,10 @@ class ApiClient:
             raise
         finally:
             body.clear()
-        keep_share(share)
+        if memory is None:
+            share.close()
+        else:
+            memory.hold(share)
         return whole
 
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from registry.config import Upstream
-from registry.memory_budget import MemoryBudget, share_scope
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import BlobSink, UnconfirmedBlobUnknown, UnconfirmedManifestUnknown, UpstreamClient
 from registry.upstream.api_client import ApiClient
 from registry.upstream.blob_client import BlobClient
@@ -79,17 +79,19 @@ class HttpUpstreamClient:
                 if answer.status not in _NO_HEAD and digest and answer.length and answer.media_type:
                     _check_same_digest(answer, digest, "manifest")
                     return Descriptor(answer.media_type, digest, answer.length)
-            async with share_scope():
-                answer = await self._manifest(endpoint, attempt, repo, "GET", reference)
+            with ShareScope() as memory:
+                answer = await self._manifest(endpoint, attempt, repo, "GET", reference, memory)
                 return (await self._parser.verified_manifest(answer, reference)).descriptor
 
         return await self._requester.try_endpoints(
             operation, repo, RequestKind.HEAD, any_endpoint=isinstance(reference, Digest)
         )
 
-    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+    async def get_manifest(
+        self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
+    ) -> Manifest:
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
-            answer = await self._manifest(endpoint, attempt, repo, "GET", reference)
+            answer = await self._manifest(endpoint, attempt, repo, "GET", reference, memory)
             return await self._parser.verified_manifest(answer, reference)
 
         return await self._requester.try_endpoints(
@@ -103,6 +105,7 @@ class HttpUpstreamClient:
         repo: RepositoryName,
         method: str,
         reference: Reference,
+        memory: ShareScope | None = None,
     ) -> UpstreamResponse:
         return await self._requester.request(
             endpoint,
@@ -115,6 +118,7 @@ class HttpUpstreamClient:
             headers={"Accept": ACCEPTED_MANIFESTS},
             most=MANIFEST_SIZE,
             accepted=_NO_HEAD if method == "HEAD" else (),
+            memory=memory,
         )
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:

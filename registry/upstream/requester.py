@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from registry.config import Upstream
+from registry.memory_budget import ShareScope
 from registry.mirror.upstream_client import (
     RangesUnsupported,
     UnconfirmedBlobUnknown,
@@ -226,6 +227,7 @@ class UpstreamRequester:
         content: bool = True,
         accepted: Collection[int] = (),
         after: UpstreamResponse | None = None,
+        memory: ShareScope | None = None,
     ) -> UpstreamResponse:
         """Sends a small request through `send_authorized`. `path` is relative to `/v2/` and the repository's name, or a
         whole URL there that the response `after` named."""
@@ -242,6 +244,7 @@ class UpstreamRequester:
                     content=content,
                     reach=reach,
                     attempt=attempt,
+                    memory=memory,
                 )
 
         return await self.send_authorized(endpoint, attempt, repo, kind, send, unknown, accepted)

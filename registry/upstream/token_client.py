@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from registry.memory_budget import share_scope
+from registry.memory_budget import ShareScope
 from registry.single_flight import SingleFlight
 from registry.upstream.api_client import ApiClient
 from registry.upstream.configured_login import UpstreamLogin
@@ -141,8 +141,8 @@ class TokenClient:
             asked = self._clock()
             if 0 < (wait := self._limited_until.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
                 raise self._backoff.error(wait)
-            async with share_scope():  # not the request's scope, which may have ended
-                answer = await self._ask(service, scope, login)
+            with ShareScope() as memory:
+                answer = await self._ask(service, scope, login, memory)
                 if answer.status == 429:
                     raise self._note_limit(flight, answer)
                 token, lifetime = _parse_token(answer, login)
@@ -154,7 +154,9 @@ class TokenClient:
                 log.warning("cannot store a token for %s for the other workers: %s", self._name, error)
             return ObtainedToken(token, is_new=True)
 
-    async def _ask(self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None) -> UpstreamResponse:
+    async def _ask(
+        self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, memory: ShareScope
+    ) -> UpstreamResponse:
         """Sends a GET with the password; a POST for an identity token, or if the service does not support GET."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
@@ -164,7 +166,7 @@ class TokenClient:
             query += [("account", login.username)] if login else []
             url = parts._replace(query=urlencode(query), fragment="").geturl()
             headers = {"Authorization": login.basic()} if login else {}
-            answer = await self._api.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach)
+            answer = await self._api.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach, memory=memory)
             if login is None or answer.status not in (404, 405):
                 return answer
         form = {"client_id": "entrepot", "service": service.service, "scope": scope}
@@ -172,7 +174,9 @@ class TokenClient:
             form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
         else:
             form |= {"grant_type": "password", "username": login.username, "password": login.password}
-        return await self._api.ask("POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach)
+        return await self._api.ask(
+            "POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach, memory=memory
+        )
 
     def _remember(self, key: str, token: str, expires: float) -> None:
         if len(self._tokens) >= MAX_CACHED_TOKENS:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from registry.memory_budget import MemoryBudget, share_scope
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
 from registry.single_flight import SingleFlight
 from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin
@@ -87,8 +87,8 @@ class UpstreamLists:
         last: UpstreamResponse | None = None
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
-                async with share_scope():
-                    answer = await self._tags_page(endpoint, attempt, repo, path, last)
+                with ShareScope() as memory:
+                    answer = await self._tags_page(endpoint, attempt, repo, path, last, memory)
                     tags = await self._parser.run(len(answer.body), partial(_parse_tags, answer))
                     await room.take(answer, len(tags) * TAG_SIZE)
                 found.update(tags)
@@ -105,18 +105,22 @@ class UpstreamLists:
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
+        memory: ShareScope,
     ) -> UpstreamResponse:
         answer = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
             most=MAX_PAGE_SIZE,
             accepted=(400,),
             after=last,
+            memory=memory,
         )
         if answer.status != 400:
             return answer
         # The registry does not accept our `n`.
         return await self._requester.request(
-            endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown(), most=MAX_PAGE_SIZE
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown()),
+            most=MAX_PAGE_SIZE,
+            memory=memory,
         )
 
     async def _sorted(self, found: set[Tag]) -> list[Tag]:
@@ -160,10 +164,10 @@ class UpstreamLists:
         last: UpstreamResponse | None = None
         with closing(_ListMemory(self._memory)) as room:
             for page in range(MAX_PAGES):
-                async with share_scope():
-                    answer = await self._referrers_page(endpoint, attempt, repo, path, last)
+                with ShareScope() as memory:
+                    answer = await self._referrers_page(endpoint, attempt, repo, path, last, memory)
                     if answer.status in _NO_REFERRERS:
-                        held = _of_type(await self._by_tag(endpoint, attempt, repo, subject), artifact_type)
+                        held = _of_type(await self._by_tag(endpoint, attempt, repo, subject, memory), artifact_type)
                         return CompleteList(
                             held, 1, DESCRIPTOR_SIZE * len(held)
                         )  # falls back on the first page only, so at most one list is in memory
@@ -186,6 +190,7 @@ class UpstreamLists:
         repo: RepositoryName,
         path: str,
         last: UpstreamResponse | None,
+        memory: ShareScope,
     ) -> UpstreamResponse:
         return await self._requester.request(
             endpoint,
@@ -199,10 +204,16 @@ class UpstreamLists:
             most=MAX_PAGE_SIZE,
             accepted=_NO_REFERRERS if last is None else (),
             after=last,
+            memory=memory,
         )
 
     async def _by_tag(
-        self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, subject: Digest
+        self,
+        endpoint: UpstreamEndpoint,
+        attempt: EndpointAttempt,
+        repo: RepositoryName,
+        subject: Digest,
+        memory: ShareScope,
     ) -> Sequence[Descriptor]:
         """Returns the referrers listed under the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index
         named after the digest."""
@@ -217,6 +228,7 @@ class UpstreamLists:
             ManifestUnknown(),
             headers={"Accept": OCI_INDEX},
             most=MAX_PAGE_SIZE,
+            memory=memory,
         )
         unique = {each.digest: each for each in await self._parser.descriptors(answer)}
         return [unique[digest] for digest in sorted(unique)]

@@ -79,3 +79,10 @@ def test_signals_can_end_every_event_loop(path: Path) -> None:
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
     assert "asyncio.run" not in called
     assert "asyncio.Runner" not in called or path == ROOT / "registry" / "cli" / "interrupts.py"
+
+
+def test_there_is_one_context_variable() -> None:
+    """Values reach a function through its arguments, or through the request's context."""
+    found = [path for path in MODULES if "ContextVar(" in path.read_text()]
+    assert found == [ROOT / "registry" / "request.py"]
+    assert found[0].read_text().count("ContextVar(") == 1

@@ -12,6 +12,7 @@ import pytest
 
 from registry.auth.rights.guard import Guarded
 from registry.auth.rights.principal import Identity, Principal, Rights
+from registry.naming import NamingRules
 from registry.observe import Observed
 from registry.restrict import Restricted
 from registry.router import Router
@@ -51,7 +52,7 @@ async def _restricted(_: Path) -> AsyncIterator[Registry]:
     yield Restricted(MemoryRegistry())
 
 
-def _router(hosted: MemoryRegistry, **options: Any) -> Router:
+def _router(hosted: MemoryRegistry, default: str | None = None) -> Router:
     async def known(repo: RepositoryName) -> bool:
         try:
             await hosted.tags(repo, None, 1)
@@ -59,7 +60,7 @@ def _router(hosted: MemoryRegistry, **options: Any) -> Router:
             return False
         return True
 
-    return Router(hosted, {"docker.io": MemoryRegistry()}, known, **options)
+    return Router(hosted, {"docker.io": MemoryRegistry()}, known, NamingRules(["docker.io"], default=default))
 
 
 @asynccontextmanager
@@ -91,7 +92,7 @@ class AsAdmin:
 @asynccontextmanager
 async def _guarded(_: Path) -> AsyncIterator[Any]:
     router = _router(MemoryRegistry(), default="docker.io")
-    yield AsAdmin(Guarded(router, router))
+    yield AsAdmin(Guarded(router, router.naming, router.stored_name))
 
 
 @asynccontextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from registry.app import Entrepot, create_app, rate_limit_of
+from registry.app import Entrepot, create_app
 from registry.auth.token import api_tokens
 from registry.config import Settings
+from registry.service_factory import shared_rate_limit
 from storage.access import AccountName, TokenLimit
 from storage.accounts import Accounts
 from storage.composition import prepare_data_dir
@@ -24,13 +26,14 @@ from tests.fakes.store_accounts import BY, add_account
 class AppInProcess:
     """A running application: `client` asks it, `accounts` and `hosted` are what it is over."""
 
-    def __init__(self, app: Entrepot, hosted: Registry, accounts: Accounts, data: Path) -> None:
+    def __init__(self, app: Entrepot, data: Path) -> None:
+        assert app.service.access is not None
         self.app = app
         self.data = data
         self.client = AsgiClient(app)
-        self.hosted = hosted
-        self.accounts = accounts
-        self.audit_buffer = app.access.audit_buffer
+        self.hosted: Registry = app.service.unguarded
+        self.accounts: Accounts = app.service.access.policy.accounts
+        self.audit_buffer = app.service.access.components.audit_buffer
 
     async def user(self, name: str, *, admin: bool = False, robot: bool = False) -> str:
         """A new account; the Authorization header of a login with an API token."""
@@ -53,10 +56,12 @@ class AppInProcess:
 
 
 @asynccontextmanager
-async def running_app(folder: Path, **settings: Any) -> AsyncIterator[AppInProcess]:
+async def running_app(
+    folder: Path, clock: Callable[[], float] = time.time, **settings: Any
+) -> AsyncIterator[AppInProcess]:
     """The application over a new store in `folder`."""
     prepare_data_dir(folder)
     made = Settings(data=folder, **settings)
-    app = create_app(made, pace=rate_limit_of(made))
+    app = create_app(made, rate_limit=shared_rate_limit(made), clock=clock)
     async with app.router.lifespan_context(app):
-        yield AppInProcess(app, app.unguarded, app.policy.accounts, folder)
+        yield AppInProcess(app, folder)

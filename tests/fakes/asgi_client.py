@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.http.answer_cache import CACHED_ANSWER_EXTENSION
-from registry.http.exchange import Message, Receive, Scope, Send
-from registry.http.responses import REQUEST_ID
+from registry.http.asgi import Message, Receive, Scope, Send
+from registry.http.headers import REQUEST_ID
 
 ZERO_COPY = "http.response.zerocopysend"
 Headers = dict[str, str] | Sequence[tuple[str, str]]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from registry.memory_budget import ShareScope
 from registry.mirror.upstream_client import BlobSink, RangesUnsupported
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Page, Span, digest_of
 from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError, UpstreamUnavailable
@@ -89,7 +90,9 @@ class FakeSource:
         await self._called("head manifest")
         return self._manifest(repo, reference).descriptor
 
-    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+    async def get_manifest(
+        self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
+    ) -> Manifest:
         await self._called("get manifest")
         return self._manifest(repo, reference)
 

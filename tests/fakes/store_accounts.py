@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from registry.auth.rights.principal import PRINCIPAL, REQUESTED_NAME, Identity, Principal
+from registry.auth.rights.principal import Identity, Principal
+from registry.request import RequestContext, enter_request, leave_request
 from storage.access import AccountKind, AccountName, Action, Grant, Grantee, TokenLimit
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -33,9 +34,8 @@ def limit(pattern: str, actions: str) -> TokenLimit:
 @contextmanager
 def acting_as(principal: Principal, asked: str = "") -> Iterator[None]:
     """Inside the block the calls are made by `principal`, who asked by that name."""
-    who, name = PRINCIPAL.set(principal), REQUESTED_NAME.set(asked)
+    token = enter_request(RequestContext(principal, asked))
     try:
         yield
     finally:
-        PRINCIPAL.reset(who)
-        REQUESTED_NAME.reset(name)
+        leave_request(token)

@@ -25,7 +25,7 @@ from registry.auth.external.openid_provider import (
 from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import LoginSessions
 from registry.config.auth_settings import OIDCSettings
-from registry.http.errors import RequestInvalid
+from registry.request import RequestInvalid
 from storage.access import Account, AccountExists, AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.content import Actor

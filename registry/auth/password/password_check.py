@@ -21,6 +21,7 @@ from registry.auth.password.htpasswd import HtpasswdFile
 from registry.auth.password.throttle import LoginThrottle
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
+from registry.single_flight import start_detached
 from storage.access import AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.errors import RegistryError, Unauthorized
@@ -128,7 +129,7 @@ class PasswordCheck:
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
         """Starts to hash a password that was right with the current parameters."""
-        task = asyncio.create_task(self._rehash(name, old, password))
+        task = start_detached(self._rehash(name, old, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)
 

@@ -15,13 +15,13 @@ throttled; nor are wrong passwords that have been counted already (`registry.aut
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from registry.client_addresses import network_of
 from storage.accounts import Accounts
 from storage.errors import RegistryError, TooManyRequests
 
@@ -62,7 +62,7 @@ class LoginThrottle:
 
     def check(self, name: str, address: str) -> None:
         """Raises TooManyRequests, with the same text for all reasons, if it is too early for another attempt."""
-        now, network = self._clock(), counted_network(address)
+        now, network = self._clock(), network_of(address)
         wait = 0.0
         if network:
             wait = max(
@@ -78,7 +78,7 @@ class LoginThrottle:
     async def record_failure(self, name: str, address: str) -> None:
         """Counts a failed attempt. From an address that is familiar to the account, the failure does not count against
         the account: it is probably the owner's own mistake."""
-        now, network = self._clock(), counted_network(address)
+        now, network = self._clock(), network_of(address)
         costs = {}
         if network:
             costs = {_address_key(network): BY_ADDRESS.cost, _pair_key(name, network): BY_PAIR.cost}
@@ -89,7 +89,7 @@ class LoginThrottle:
     async def record_success(self, name: str, address: str) -> None:
         """Clears the failures of this account from this address, and makes the address familiar. A full disk does not
         prevent the login."""
-        network = counted_network(address)
+        network = network_of(address)
         if not network:
             return
         try:
@@ -103,20 +103,6 @@ class LoginThrottle:
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
         return bool(network) and self._accounts.pace(_familiar_key(name, network)) > now
-
-
-def counted_network(address: str) -> str:
-    """Returns what counts as one address: an IPv4 address, or the 64-bit network of an IPv6 address, from which one
-    host can choose. Empty if `address` is neither."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
-    return str(found)
 
 
 def _address_key(network: str) -> str:

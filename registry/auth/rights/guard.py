@@ -1,114 +1,203 @@
-"""`Guarded`: asks what the principal may do before each call on the registry behind it.
+"""`Guarded`: checks the principal's rights before each call on the registry behind it.
 
-A refusal depends on who asks for what, never on what is there, and nothing is looked up before it. Reads are checked
-against the name under which content is stored, writes against the name that is written to. Methods this class does not
-know are refused.
+A refusal depends on who asks for what, never on what is stored, and no look-up comes before it. Reads and deletes are
+checked against the name under which content is stored, pushes against the name that is pushed to. A call without a
+rule here is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from registry.auth.rights.principal import PRINCIPAL, REQUESTED_NAME, Principal
+from registry.auth.rights.principal import Principal, current_principal
 from registry.auth.rights.sealed_cursors import CursorKind, SealedCursors, process_secrets
+from registry.naming import NamingRules
+from registry.request import current_request
 from storage.access import Action
-from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
-from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, RegistryError, Unauthorized
-from storage.interface import BlobReader, BlobWriter, Registry
+from storage.content import Actor, Page
+from storage.errors import (
+    BlobUnknown,
+    Denied,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+    Unauthorized,
+    Unsupported,
+)
+from storage.interface import Registry
 from storage.keyed_locks import KeyedLocks
-from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
-from storage.patterns import ALL_NAMES, NameSet
-from storage.wrappers import RefusingRegistry
+from storage.names import Digest, RepositoryName
+from storage.patterns import NameSet
+from storage.wrappers import Call, ForwardingRegistry
 
+T = TypeVar("T")
 INSUFFICIENT_SCOPE: Final = "insufficient_scope"
-_PULL: Final = Action.PULL.value
 _PUSH: Final = Action.PUSH.value
-_DELETE: Final = Action.DELETE.value
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 
-
-class RepositoryResolver(Protocol):
-    """Where names lead, where some are mirrored (`registry.router`)."""
-
-    def candidates(self, repo: RepositoryName) -> Sequence[RepositoryName]:
-        """The stored names that `repo` may stand for, without a look at what there is."""
-        ...
-
-    async def stored_name(self, repo: RepositoryName) -> RepositoryName:
-        """The one of them that it stands for now. It may change once, to `repo` itself."""
-        ...
-
-
 OnDenied = Callable[[Principal, Action, str], None]
+ResolveName = Callable[[RepositoryName], Awaitable[RepositoryName]]
+
+
+def _no_blob(call: Call[Any]) -> RegistryError:
+    return BlobUnknown(f"{call.repo} has no blob {call.args[0]}")
+
+
+def _no_manifest(call: Call[Any]) -> RegistryError:
+    return ManifestUnknown(f"{call.repo} has no manifest {call.args[0]}")
+
+
+def _no_repository(call: Call[Any]) -> RegistryError:
+    return NameUnknown(f"there is no repository {call.repo}")
+
+
+class _Rule(NamedTuple):
+    """How a read or a delete is checked. `bits`: those of `action`, as a plain number. `missing`: makes the error that
+    the store raises where nothing is there. `hidden`: a denied account gets that error in place of Denied."""
+
+    action: Action
+    bits: int
+    missing: Callable[[Call[Any]], RegistryError]
+    hidden: bool
+
+
+def _reads(missing: Callable[[Call[Any]], RegistryError]) -> _Rule:
+    return _Rule(Action.PULL, Action.PULL.value, missing, hidden=True)
+
+
+def _deletes(missing: Callable[[Call[Any]], RegistryError]) -> _Rule:
+    return _Rule(Action.DELETE, Action.DELETE.value, missing, hidden=False)
+
+
+_RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
+    {
+        "resolve_blob": _reads(_no_blob),
+        "open_blob": _reads(_no_blob),
+        "resolve_manifest": _reads(_no_manifest),
+        "get_manifest": _reads(_no_manifest),
+        "tags": _reads(_no_repository),
+        "referrers": _reads(_no_repository),
+        "delete_blob": _deletes(_no_blob),
+        "delete_manifest": _deletes(_no_repository),
+        "delete_tag": _deletes(_no_repository),
+    }
+)
+"""The rules of reads and deletes; `Guarded._handle_other` has those of the other calls."""
 
 
 def ignore_denial(principal: Principal, action: Action, name: str) -> None:
-    """Nobody is told of a denial."""
+    """Records no denial."""
 
 
 async def keep_principal(principal: Principal) -> Principal:
-    """It is what it was."""
+    """Returns the principal as it is."""
     return principal
 
 
-class Guarded(RefusingRegistry):
-    """`inner`, for the principal in `PRINCIPAL`. `places`: None: nothing is mirrored, and every name is a stored one.
-    `denied` is told what was refused to an account, and by which name it asked. `renew` gives what a principal is by
-    now, or raises Unauthorized."""
+class Guarded(ForwardingRegistry):
+    """`inner`, for the principal of the current request.
+
+    `naming`: which stored names a requested name may lead to; none without mirrors. `resolve_name`: which of them it
+    leads to now; it may change once, to the requested name itself. `denied` is called for what an account was refused,
+    with the name it requested. `renew` returns a principal as of now, or raises Unauthorized. `cursors` seals places in
+    lists; None: with a key of this process."""
 
     def __init__(
         self,
         inner: Registry,
-        places: RepositoryResolver | None = None,
+        naming: NamingRules | None = None,
+        resolve_name: ResolveName | None = None,
         denied: OnDenied = ignore_denial,
         renew: Callable[[Principal], Awaitable[Principal]] = keep_principal,
-        positions: SealedCursors | None = None,
+        cursors: SealedCursors | None = None,
     ) -> None:
-        """`cursors` seals places in lists; None: with a key of this process."""
-        self.inner = inner
-        self._positions = positions or SealedCursors(process_secrets())
-        self._lists: KeyedLocks[str] = KeyedLocks()
-        self._renew = renew
-        self._places = places
+        super().__init__(inner)
+        self._naming = naming or NamingRules()
+        self._is_mirroring = bool(self._naming.upstreams)
+        self._resolve_name = resolve_name
         self._denied = denied
+        self._renew = renew
+        self._cursors = cursors or SealedCursors(process_secrets())
+        self._lists: KeyedLocks[str] = KeyedLocks()
 
-    # What may be done
+    async def handle(self, call: Call[T]) -> T:
+        rule = _RULES.get(call.operation)
+        if rule is None:
+            return await self._handle_other(call)
+        if self._allows(rule.bits, call.repo):
+            return await self.forward(call)
+        if call.operation == "resolve_blob":
+            return await self._resolve_blob(rule, call)
+        try:
+            call.repo = await self._settle(rule, call.repo, rule.missing(call))
+        except NameUnknown:
+            if call.operation == "referrers":  # an unknown repository has an empty list
+                return cast(T, Page([]))
+            raise
+        return await self.forward(call)
+
+    async def _handle_other(self, call: Call[T]) -> T:
+        match call.operation:
+            case "start_upload" | "resume_upload" | "upload_offset":
+                call.options["by"] = call.by or Actor(current_principal().name)
+            case "mount_blob":
+                self.check_push(call.repo)
+                digest, source = call.args
+                call.args = digest, await self._mount_source(source, digest)
+                return await self.forward(call)
+            case "put_manifest":
+                # The body may have taken as long as the client liked: the rights of now count.
+                principal = current_principal()
+                if (renewed := await self._renew(principal)) is not principal:
+                    current_request().principal = renewed
+            case "repositories":
+                return cast(T, await self._repositories(*call.args))
+            case _:
+                raise Unsupported
+        self.check_push(call.repo)
+        return await self.forward(call)
 
     def check_push(self, repo: RepositoryName) -> None:
         """Raises what a push to `repo` is refused with: Unauthorized, Denied."""
-        principal = PRINCIPAL.get()
-        if not principal.actions(repo, REQUESTED_NAME.get() or repo) & _PUSH:
+        principal = current_principal()
+        if not principal.actions(repo, current_request().requested_name or repo) & _PUSH:
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
-    def _allows(self, action: int, repo: RepositoryName) -> bool:
-        """Whether `action` is allowed wherever the name may lead."""
-        principal, asked = PRINCIPAL.get(), REQUESTED_NAME.get() or repo
-        if self._places is None:
-            return principal.actions(repo, asked) & action != 0
-        return all(principal.actions(name, asked) & action for name in self._places.candidates(repo))
+    def _allows(self, bits: int, repo: RepositoryName) -> bool:
+        """Returns whether the action of `bits` is allowed on every stored name that `repo` may lead to."""
+        request = current_request()
+        principal, requested = request.principal, request.requested_name or repo
+        if type(principal) is not Principal:  # as `current_principal`, without a call on the hot path
+            return False
+        if not self._is_mirroring:
+            return principal.actions(repo, requested) & bits != 0
+        return all(principal.actions(name, requested) & bits for name in self._naming.candidates(repo))
 
-    async def _settle(
-        self, action: Action, repo: RepositoryName, missing: RegistryError, *, hidden: bool = True
-    ) -> RepositoryName:
-        """The stored name that `repo` leads to, where `action` is allowed on some of those it may lead to, and on that
-        one. It is what the call goes on with: between here and there, somebody may push to `repo`.
+    async def _settle(self, rule: _Rule, repo: RepositoryName, missing: RegistryError) -> RepositoryName:
+        """Returns the stored name that `repo` leads to, where the action is allowed on it and not on all the names it
+        may lead to. The call goes on with that name: somebody may push to `repo` meanwhile.
 
-        Raises `missing` in place of Denied where `hidden`; and for a name that is nobody's yet, so that a mirror would
-        answer, to whom the name itself would be open: nothing of theirs is there. Raises Unauthorized, Denied."""
-        principal, asked = PRINCIPAL.get(), REQUESTED_NAME.get() or repo
-        names: Sequence[RepositoryName] = (repo,)
-        if self._places is not None:
-            names = self._places.candidates(repo)
-            allowed = [name for name in names if principal.may(action, name, asked)]
-            if allowed:
-                stored = await self._places.stored_name(repo)
-                if stored in allowed:
-                    return stored
-                if repo in allowed:
-                    raise missing
-                names = (stored,)
-        raise self._refusal(principal, action, repo, names, missing if hidden else None)
+        Raises `missing` in place of Denied where the rule hides what is there; and where a name that was never pushed
+        leads to a mirror that is closed to this principal, while the name itself is open: nothing of its own is there.
+        Raises Unauthorized, Denied."""
+        principal, requested = current_principal(), current_request().requested_name or repo
+        names: Sequence[RepositoryName] = self._naming.candidates(repo)
+        allowed = [name for name in names if principal.may(rule.action, name, requested)]
+        if allowed:
+            stored = await self._stored_name(repo, names)
+            if stored in allowed:
+                return stored
+            if repo in allowed:
+                raise missing
+            names = (stored,)
+        raise self._refusal(principal, rule.action, repo, names, missing if rule.hidden else None)
+
+    async def _stored_name(self, repo: RepositoryName, candidates: Sequence[RepositoryName]) -> RepositoryName:
+        if len(candidates) == 1 or self._resolve_name is None:
+            return candidates[0]
+        return await self._resolve_name(repo)
 
     def _refusal(
         self,
@@ -118,183 +207,59 @@ class Guarded(RefusingRegistry):
         names: Sequence[RepositoryName],
         missing: RegistryError | None = None,
     ) -> RegistryError:
-        """What `action` on `repo` is refused with, which leads to one of the stored `names`: the table in
-        docs/adr/0011-who-may-do-what.md. `missing`: as if it were not there."""
-        asked, doing = REQUESTED_NAME.get() or repo, _ACTION_PHRASES[action]
+        """Returns the error for `action` on `repo`, which leads to one of the stored `names`: the table in
+        docs/adr/0011-who-may-do-what.md. `missing`: the error to use in place of Denied."""
+        requested, doing = current_request().requested_name or repo, _ACTION_PHRASES[action]
         if any(principal.entitled(action, name) for name in names):
-            return Unauthorized(f"the token shown is not for this: to {doing} {asked}", reason=INSUFFICIENT_SCOPE)
-        if principal.nobody:
-            return Unauthorized(_grant_needed(names) if principal.open else f"log in to {doing} {asked}")
-        self._denied(principal, action, asked)
-        return missing or Denied(f"{principal.name} may not {doing} {asked}")
+            return Unauthorized(f"the token shown is not for this: to {doing} {requested}", reason=INSUFFICIENT_SCOPE)
+        if principal.is_anonymous:
+            return Unauthorized(_grant_needed(names) if principal.open else f"log in to {doing} {requested}")
+        self._denied(principal, action, requested)
+        return missing or Denied(f"{principal.name} may not {doing} {requested}")
 
-    # Reader
-
-    async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        if self._allows(_PULL, repo):
-            return await self.inner.resolve_blob(repo, digest)
-        missing = no_blob(repo, digest)
-        await self._settle(Action.PULL, repo, missing)
-        # By the name as it was asked: of one that is nobody's yet the router asks no upstream.
-        found = await self.inner.resolve_blob(repo, digest)
-        await self._settle(Action.PULL, repo, missing)  # pushed to meanwhile, it may have led elsewhere
+    async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
+        """Asks by the requested name, not the stored one: the router asks no upstream about a blob of a name that was
+        never pushed. A push meanwhile can lead the name elsewhere, so the rights are checked once more afterwards."""
+        repo, missing = call.repo, rule.missing(call)
+        await self._settle(rule, repo, missing)
+        found = await self.forward(call)
+        await self._settle(rule, repo, missing)
         return found
 
-    async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
-        if not self._allows(_PULL, repo):
-            repo = await self._settle(Action.PULL, repo, no_blob(repo, digest))
-        return await self.inner.open_blob(repo, digest, span)
-
-    async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        if not self._allows(_PULL, repo):
-            repo = await self._settle(Action.PULL, repo, no_manifest(repo, reference))
-        return await self.inner.resolve_manifest(repo, reference)
-
-    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        if not self._allows(_PULL, repo):
-            repo = await self._settle(Action.PULL, repo, no_manifest(repo, reference))
-        return await self.inner.get_manifest(repo, reference)
-
-    # Writer
-
-    async def start_upload(
-        self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
-    ) -> BlobWriter:
-        self.check_push(repo)
-        return await self.inner.start_upload(repo, algorithm, by=by or _acting())
-
-    async def resume_upload(
-        self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
-    ) -> BlobWriter:
-        self.check_push(repo)
-        return await self.inner.resume_upload(repo, upload, offset, by=by or _acting())
-
-    async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        self.check_push(repo)
-        return await self.inner.upload_offset(repo, upload, by=by or _acting())
-
-    async def mount_blob(
-        self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
-    ) -> Descriptor:
-        """A source that may not be read has nothing to mount: BlobUnknown."""
-        self.check_push(repo)
+    async def _mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
+        """Returns the stored name of a mount's source, or the set of names that may be pulled. Raises BlobUnknown for a
+        source that may not be read. A token is checked by the source's own name, whatever the request names."""
+        principal = current_principal()
         if isinstance(source, NameSet):
-            return await self.inner.mount_blob(repo, digest, self._within(source, self._sources()), by)
-        return await self.inner.mount_blob(repo, digest, await self._source(source, digest), by)
-
-    def _sources(self) -> NameSet:
-        return PRINCIPAL.get().names(Action.PULL)
-
-    async def _source(self, source: RepositoryName, digest: Digest) -> RepositoryName:
-        """The stored name of a mount's source. Raises BlobUnknown. A token names it by itself, whatever the request's
-        own repository was asked for by."""
-        principal = PRINCIPAL.get()
-        candidates = (source,) if self._places is None else self._places.candidates(source)
+            return _intersect(source, principal.names(Action.PULL))
+        candidates = self._naming.candidates(source)
         allowed = [name for name in candidates if principal.may(Action.PULL, name, source)]
-        stored = candidates[0]
-        if allowed and self._places is not None and len(candidates) > 1:
-            stored = await self._places.stored_name(source)
+        stored = await self._stored_name(source, candidates) if allowed else candidates[0]
         if stored not in allowed:
-            raise no_blob(source, digest)
+            raise BlobUnknown(f"{source} has no blob {digest}")
         return stored
 
-    async def put_manifest(
-        self,
-        repo: RepositoryName,
-        manifest: Manifest,
-        tags: Sequence[Tag] = (),
-        *,
-        by: Actor,
-        sparse: bool = False,
-        condition: Condition | None = None,
-    ) -> Descriptor:
-        """By the rights of now: since the request began, its body may have taken as long as the client liked."""
-        PRINCIPAL.set(await self._renew(PRINCIPAL.get()))
-        self.check_push(repo)
-        return await self.inner.put_manifest(repo, manifest, tags, by=by, sparse=sparse, condition=condition)
-
-    # Deleter
-
-    async def delete_blob(
-        self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
-    ) -> None:
-        if not self._allows(_DELETE, repo):
-            missing = no_blob(repo, digest)
-            repo = await self._settle(Action.DELETE, repo, missing, hidden=False)
-        await self.inner.delete_blob(repo, digest, by=by, even_if_referenced=even_if_referenced)
-
-    async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        if not self._allows(_DELETE, repo):
-            repo = await self._settle(Action.DELETE, repo, no_repository(repo), hidden=False)
-        await self.inner.delete_manifest(repo, digest, by=by)
-
-    async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        if not self._allows(_DELETE, repo):
-            repo = await self._settle(Action.DELETE, repo, no_repository(repo), hidden=False)
-        await self.inner.delete_tag(repo, tag, by=by)
-
-    # Lister
-
-    async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Those that may be pulled. Raises Unauthorized for who has shown nothing, and for a token without the catalog:
-        a client that can log in only does so when it is told to; RequestInvalid for a place that nobody gave. Those who
-        act under one name have their lists one after the other, so that none of them keeps the others' waiting."""
-        principal = PRINCIPAL.get()
+    async def _repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
+        """Lists the repositories that may be pulled. Raises Unauthorized without a credential and for a token without
+        the catalog, since some clients log in only after such an answer; RequestInvalid for an unknown cursor. An
+        account's lists run one at a time, so that they do not delay those of others."""
+        principal = current_principal()
         if not principal.may_list:
             reason = INSUFFICIENT_SCOPE if principal.identity.access is not None else None
             raise Unauthorized("log in to list repositories", reason=reason)
-        after = await self._positions.read(CursorKind.REPOSITORIES, after)
+        after = await self._cursors.read(CursorKind.REPOSITORIES, after)
         async with self._lists.hold(principal.name):
-            page = await self.inner.repositories(after, limit, self._within(within, principal.listed))
+            page = await self.inner.repositories(after, limit, _intersect(within, principal.listed))
         if page.place is None or page.place in page.items[-1:]:
             return page
-        return Page(page.items, page.more, await self._positions.seal(CursorKind.REPOSITORIES, page.place))
-
-    async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        if not self._allows(_PULL, repo):
-            repo = await self._settle(Action.PULL, repo, no_repository(repo))
-        return await self.inner.tags(repo, after, limit)
-
-    async def referrers(
-        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
-    ) -> Page[Descriptor]:
-        if not self._allows(_PULL, repo):
-            try:
-                repo = await self._settle(Action.PULL, repo, no_repository(repo))
-            except NameUnknown:
-                return Page([])
-        return await self.inner.referrers(repo, subject, artifact_type, after, limit)
-
-    def _within(self, wanted: NameSet, allowed: NameSet) -> NameSet:
-        """Both at once, where one of them is everything; other sets nobody asks for."""
-        if not wanted.everything and not allowed.everything:
-            self.refuse()
-        return allowed if wanted.everything else wanted
+        return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.place))
 
 
-# What is not there, as the store says it.
-
-
-def no_blob(repo: RepositoryName, digest: Digest) -> BlobUnknown:
-    return BlobUnknown(f"{repo} has no blob {digest}")
-
-
-def no_manifest(repo: RepositoryName, reference: Reference) -> ManifestUnknown:
-    return ManifestUnknown(f"{repo} has no manifest {reference}")
-
-
-def no_repository(repo: RepositoryName) -> NameUnknown:
-    return NameUnknown(f"there is no repository {repo}")
-
-
-def may_pull(repo: RepositoryName) -> bool:
-    """Whether who acts may pull from a repository, by its stored name."""
-    return PRINCIPAL.get().may(Action.PULL, repo, REQUESTED_NAME.get() or repo)
-
-
-def _acting() -> Actor:
-    """Who is behind a call that does not say so."""
-    return Actor(PRINCIPAL.get().name)
+def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
+    """Returns the names in both sets. Raises Unsupported unless one of them holds every name: no caller needs more."""
+    if not wanted.everything and not allowed.everything:
+        raise Unsupported
+    return allowed if wanted.everything else wanted
 
 
 def _grant_needed(names: Sequence[RepositoryName]) -> str:

@@ -1,19 +1,18 @@
-"""What a credential proved: who holds it, and what it is limited to. Not yet what they may do.
+"""Identities, rights and principals.
 
-Who acts, and what they may do at this moment.
-
-The principal of a request is in the context variable `PRINCIPAL`. Where none was put there, nothing is allowed: who
-forgets to ask gets nowhere.
+An `Identity` is what a credential proved: whose it is, and what it is limited to. `Rights` are what an account may do.
+A `Principal` is both together, at one moment: who acts and what they may do now. `current_principal` returns the one of
+the current request; without a request, nothing is allowed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
+from registry.request import current_request
 from storage.access import EVERY_ACTION, Action, TokenLimit
 from storage.content import Actor
 from storage.errors import NameInvalid
@@ -22,19 +21,21 @@ from storage.pattern_matcher import SharedMatcher
 from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, NameSet
 
 CATALOG: Final = "registry:catalog"
-"""In `access`, with any action: the right to list repositories (scope `registry:catalog:*`). No repository is called
-that: their names hold no colon."""
+"""The key in `Identity.access` that stands for listing repositories (scope `registry:catalog:*`). No repository has
+this name, since repository names hold no colon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Holds as long as `stands` of what made it; `registry.auth.rights.policy` asks that anew after every change.
+    """What a credential proved. It holds until what it rests on changes or is revoked; `registry.auth.rights.policy`
+    checks that again after every change of the accounts.
 
-    `name`: None is nobody, who holds an anonymous token or nothing at all. `version`: the account's at the time, None
-    for one that is not in the store (htpasswd, an issuer). `stamp`: the same for those. `token`: the API token that was
-    shown, or of which the token was made. `groups`: those an issuer or the OpenID provider says, beside the store's.
-    `access`: what a token of `/token` was granted, by name; None: all. `limits`: what an API token is limited to; None:
-    nothing. `expires`: seconds since 1970.
+    `name`: the account's; None for an anonymous token or no credential at all. `version`: the account's at that time;
+    None for an account that is not in the store (htpasswd, an issuer). `stamp`: the version of such an account.
+    `token`: the id of the API token that was shown, or from which the bearer token was made. `groups`: groups that an
+    issuer or the OpenID provider asserts, in addition to the store's. `access`: the access of a bearer token, by
+    repository name; None: everything. `limits`: what an API token is limited to; None: nothing. `expires`: seconds
+    since 1970.
     """
 
     name: str | None
@@ -49,14 +50,13 @@ class Identity:
 
 
 ANONYMOUS: Final = Identity(None)
-"""Nothing was shown."""
-
+"""The identity of a request without credentials."""
 
 _MOST_CACHED: Final = 64
-"""Repositories for which a principal's actions are kept, at the most. There may be a thousand principals, one for each
-token that anybody can have."""
+"""Repositories for which a principal caches its actions. A process may hold a thousand principals, one for each token,
+and every client can get tokens."""
 _SLOW_WEIGHT: Final = 8
-"""The weight of patterns that make a principal slow."""
+"""Patterns with more weight than this make a principal slow."""
 _CONTENT: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 _ACTIONS: Final = (*_CONTENT, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
@@ -64,14 +64,14 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What an account may do, or nobody: names by the actions that are allowed on them; several entries may have the
-    same action. `admin`: may do everything, also beside repositories. `more`: further entries."""
+    """What an account, or an anonymous client, may do: names, by the actions that are allowed on them. `more`: further
+    entries, which may repeat an action. `admin`: may do everything, beyond repositories as well."""
 
     names: Mapping[Action, NameSet]
     admin: bool = False
     more: Sequence[tuple[Action, NameSet]] = ()
     _alike: Mapping[NameSet, int] = field(init=False, repr=False, compare=False)
-    """The bits of all actions that are allowed on the same names: most rights are, and a name is looked at once."""
+    """The bits of all actions that are allowed on the same set of names, so that a name is matched once per set."""
 
     def __post_init__(self) -> None:
         alike: dict[NameSet, int] = {}
@@ -81,19 +81,21 @@ class Rights:
 
     @classmethod
     def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
-        """Every action on every name, except below `guarded` first segments; the right to grant with `admin` alone."""
+        """Returns every action on every name except those below the `guarded` first segments. Only with `admin` does
+        that include the right to grant."""
         names = NameSet(ALL_NAMES.patterns, frozenset(guarded))
         return cls(dict.fromkeys(_ACTIONS if admin else _CONTENT, names), admin)
 
     def of(self, action: Action) -> NameSet:
+        """Returns the names on which `action` is allowed."""
         found = [names for actions, names in (*self.names.items(), *self.more) if action in actions]
         if len(found) <= 1:
             return found[0] if found else NO_NAMES
         return NameSet(frozenset().union(*(names.patterns for names in found)), found[0].guarded)
 
     def at(self, name: str) -> int:
-        """Bits of the actions allowed on a stored name. Plain numbers: each `|` of two actions takes half a
-        microsecond, and a store has more repositories than those for which the outcome is remembered."""
+        """Returns the bits of the actions allowed on a stored name. Plain numbers, since each `|` of two `Action`s
+        takes half a microsecond."""
         found = 0
         for names, bits in self._alike.items():
             if name in names:
@@ -102,12 +104,12 @@ class Rights:
 
     @property
     def weight(self) -> int:
-        """See `NameSet.weight`."""
+        """The cost of matching one name; see `NameSet.weight`."""
         return sum(names.weight for names in self._alike)
 
     @property
     def actions_everywhere(self) -> int | None:
-        """What `at` gives for every name; None: that depends on the name."""
+        """The result of `at` where it is the same for every name; None: it depends on the name."""
         names, bits = next(iter(self._alike.items()), (NO_NAMES, 0))
         return bits if names.everything and len(self._alike) == 1 else None
 
@@ -116,12 +118,15 @@ NO_RIGHTS: Final = Rights({})
 
 
 class Principal:
-    """Who acts. `name` is that of an account, or `anonymous`; `nobody` says that no account is behind it. `admin`: may
-    do everything, to accounts as well, and is limited in nothing. `expires` (seconds since 1970): it counts until then.
-    `open`: there are no accounts here yet. `epoch`: the accounts' when its rights were read; None: of no store.
-    `is_admitted`: has shown something, be it the token that anybody gets.
+    """Who acts, and what they may do.
 
-    Names are of two kinds: rights speak of the stored name, what a token was granted of the one the client asked by.
+    `name`: an account's, or `anonymous`; `is_anonymous`: no account acts. `admin`: may do everything, to accounts as
+    well, without limits. `expires`: seconds since 1970. `open`: the registry has no accounts yet. `epoch`: that of the
+    accounts when the rights were read; None without a store. `is_admitted`: a credential was shown, be it an anonymous
+    token, or none is needed.
+
+    Methods take names of two kinds: rights speak of the stored name, a bearer token's access of the name that the
+    client requested.
     """
 
     __slots__ = (
@@ -134,8 +139,8 @@ class Principal:
         "expires",
         "identity",
         "is_admitted",
+        "is_anonymous",
         "name",
-        "nobody",
         "open",
         "rights",
         "robot",
@@ -152,7 +157,7 @@ class Principal:
         self.identity = identity
         self.rights = rights
         self.name = Actor().name if identity.name is None else identity.name
-        self.nobody = identity.name is None
+        self.is_anonymous = identity.name is None
         self.robot = identity.robot
         self.expires = identity.expires
         self.open = open
@@ -170,8 +175,8 @@ class Principal:
     # One repository
 
     def actions(self, stored: str, asked: str) -> int:
-        """Bits of `Action`: what may be done to the repository of that stored name, when asked for by the other.
-        Remembered where it depends on the names, so that a request costs one look."""
+        """Returns the bits of the actions allowed on the repository stored as `stored` and requested as `asked`. Cached
+        where the result depends on the names."""
         if self._everywhere is not None:
             return self._everywhere
         key = (stored, asked)
@@ -184,16 +189,16 @@ class Principal:
         return found
 
     def may(self, action: Action, stored: str, asked: str | None = None) -> bool:
-        """Whether all of `action` is allowed. `asked`: None: by its stored name."""
+        """Returns whether all of `action` is allowed. `asked`: the requested name; None: the stored one."""
         wanted = action.value
         return self.actions(stored, stored if asked is None else asked) & wanted == wanted
 
     def entitled(self, action: Action, stored: str) -> bool:
-        """Whether the account may, if perhaps not with this credential."""
+        """Returns whether the account may do it, though perhaps not with this credential."""
         return self.rights.at(stored) & action.value == action.value
 
     def _left(self, stored: str, asked: str) -> int:
-        """Bits of what the credential's limits leave."""
+        """Returns the bits of the actions that the credential's access and limits leave."""
         left = _EVERY_BIT
         access = self.identity.access
         if access is not None:
@@ -208,15 +213,15 @@ class Principal:
 
     @property
     def slow(self) -> bool:
-        """There are so many patterns that a look at a name may take a millisecond."""
+        """Whether there are so many patterns that matching one name may take a millisecond."""
         limits = 0 if self._limits is None else sum(limiting.matcher.weight for _, limiting in self._limits)
         return self.rights.weight + limits > _SLOW_WEIGHT
 
     # Many
 
     def names(self, action: Action) -> NameSet:
-        """Every stored name on which `action` is allowed: for mounts from anywhere. A token that was granted access to
-        some repositories reaches those alone, where they are stored under the names it has for them."""
+        """Returns every stored name on which `action` is allowed, for mounts from any repository. A bearer token
+        reaches only the repositories in its access that are stored under the requested name."""
         if self.identity.access is None:
             return self._unscoped(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))
@@ -224,18 +229,19 @@ class Principal:
 
     @property
     def may_list(self) -> bool:
-        """Whether it gets a list of repositories: everybody who is let in; a token if it was granted the catalog."""
+        """Whether it may list repositories: with any credential, but a bearer token needs the catalog in its
+        access."""
         return self.is_admitted and (self.identity.access is None or CATALOG in self.identity.access)
 
     @property
     def listed(self) -> NameSet:
-        """The names that such a list shows: all that may be pulled."""
+        """The names that such a list shows: those that may be pulled."""
         if self._listed is None:
             self._listed = self._unscoped(Action.PULL)
         return self._listed
 
     def _unscoped(self, action: Action) -> NameSet:
-        """The names regardless of what a token was granted."""
+        """Returns the names on which `action` is allowed, whatever the bearer token's access is."""
         names = self.rights.of(action)
         if self.identity.limits is None:
             return names
@@ -250,7 +256,7 @@ def _by_actions(limits: Iterable[TokenLimit]) -> list[tuple[int, SharedMatcher]]
 
 
 def _is_name(text: str) -> bool:
-    """A pattern is none: what a token was granted is never taken for one."""
+    """Returns whether `text` is a repository name. A pattern is none: a token's access holds exact names only."""
     try:
         RepositoryName(text)
     except NameInvalid:
@@ -259,17 +265,17 @@ def _is_name(text: str) -> bool:
 
 
 def open_principal(guarded: Iterable[str] = ()) -> Principal:
-    """Who acts while there are no accounts: everybody may do everything to content, except below `guarded` upstreams;
-    nobody grants anything."""
+    """Returns the principal of every request while there are no accounts: it may do everything to content, except
+    below the `guarded` upstreams, and grants nothing."""
     return Principal(ANONYMOUS, Rights.everything(guarded), open=True)
 
 
-OPEN_PRINCIPAL: Final = open_principal()
 UNPRIVILEGED: Final = Principal(ANONYMOUS, NO_RIGHTS)
-"""May do nothing."""
+"""A principal that may do nothing."""
 
-PRINCIPAL: ContextVar[Principal] = ContextVar("principal", default=UNPRIVILEGED)
-"""Who acts in the request being answered here."""
-REQUESTED_NAME: ContextVar[str] = ContextVar("asked", default="")
-"""The repository's name as the client of that request wrote it, which is what its token's access speaks of; empty: the
-name that the registry is called with."""
+
+def current_principal() -> Principal:
+    """Returns the principal of the current request; `UNPRIVILEGED` without a request, or before it is
+    authenticated."""
+    principal = current_request().principal
+    return principal if type(principal) is Principal else UNPRIVILEGED

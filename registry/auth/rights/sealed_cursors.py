@@ -1,8 +1,8 @@
-"""Places in lists that show only a part of what there is.
+"""Cursors of lists that show only a part of the store.
 
-A page may end at something that its reader may not see: when it has cost enough, or at an entry that is left out. The
-place to go on from is then sealed: encrypted and authenticated with a key of the store, of one length whatever it is.
-Every process of the store can read it. A place that can be seen stays as it is.
+A page may end at an entry that its reader must not see: when the page has cost enough, or at an entry that was left
+out. The cursor to continue from is then sealed: encrypted and authenticated with a key of the store, always of the same
+length. Every process of the store can read it. A cursor that its reader may see is passed as it is.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from registry.http.errors import RequestInvalid
+from registry.request import RequestInvalid
 
 _PREFIX: Final = "~"
-"""A sealed place begins with it. No name does."""
+"""The first character of a sealed cursor. No name begins with it."""
 _NONCE_BYTES: Final = 12
 _PLAIN_BYTES: Final = 482
-"""Bytes that are encrypted: more than any place has."""
+"""Bytes that are encrypted; every cursor is shorter and is padded to this."""
 SEALED_LENGTH: Final = len(_PREFIX) + (_NONCE_BYTES + _PLAIN_BYTES + 16) * 4 // 3
-"""Characters of a sealed place. The tag has 16 bytes, and base64 needs no padding."""
+"""Characters of a sealed cursor. The authentication tag has 16 bytes; base64 needs no padding at this length."""
 
 
 class CursorKind(StrEnum):
-    """A kind of list. A place in one of them is none in another."""
+    """A kind of list. A cursor of one kind is refused by the others."""
 
     REPOSITORIES = "repositories"
     GRANTS = "grants"
@@ -40,7 +40,7 @@ Secrets = Callable[[], Awaitable[Sequence[bytes]]]
 
 
 def process_secrets() -> Secrets:
-    """For a registry without a store of accounts: a secret that this process alone has."""
+    """Returns a secret of this process alone, for a registry without a store of accounts."""
     secret = os.urandom(32)
 
     async def secrets() -> Sequence[bytes]:
@@ -50,13 +50,13 @@ def process_secrets() -> Secrets:
 
 
 class SealedCursors:
-    """`secrets` gives those of the store: the first one seals, each of them is tried to read."""
+    """Seals and reads cursors. `secrets` returns the store's: the first one seals, all are tried when reading."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
 
     async def seal(self, listing: CursorKind, place: str) -> str:
-        """Raises StorageFull, StorageFailed."""
+        """Returns the sealed cursor for `place`. Raises StorageFull, StorageFailed."""
         text = place.encode("utf-8", "surrogatepass")
         nonce = os.urandom(_NONCE_BYTES)
         sealed = nonce + _cipher((await self._secrets())[0]).encrypt(
@@ -65,8 +65,8 @@ class SealedCursors:
         return _PREFIX + base64.urlsafe_b64encode(sealed).decode("ascii")
 
     async def read(self, listing: CursorKind, given: str | None) -> str | None:
-        """The place that somebody gives to go on from. Raises RequestInvalid for one of another kind of list, and for
-        one that another store has sealed, or a key that is gone."""
+        """Returns the place that a client's cursor stands for. Raises RequestInvalid for a sealed cursor of another
+        kind of list, of another store, or of a key that was removed."""
         if given is None or not given.startswith(_PREFIX) or len(given) != SEALED_LENGTH:
             return given
         try:

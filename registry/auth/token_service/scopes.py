@@ -1,6 +1,6 @@
-"""Scopes: what a client asks a token for (Distribution's "Token Scope Documentation").
+"""Scopes: the access that a client requests for a token (Distribution's "Token Scope Documentation").
 
-`repository:team/app:pull,push`, `registry:catalog:*`; several are parted by spaces, or come as parameters of their own.
+`repository:team/app:pull,push`, `registry:catalog:*`. Several are separated by spaces or sent as several parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from registry.auth.rights.principal import CATALOG
-from registry.http.errors import RequestInvalid
+from registry.request import RequestInvalid
 from storage.access import Action
 from storage.errors import NameInvalid
 from storage.names import RepositoryName
@@ -19,18 +19,18 @@ from storage.names import RepositoryName
 MOST_NAMES: Final = 100
 """Different names in one request."""
 LONGEST_NAMES: Final = 8 * 1024
-"""Characters of all the names together: the token has to fit into a request's headers."""
+"""Characters of all names together, so that the token fits into a request's headers."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
-"""What a token can be granted for a repository. Rights are granted with an account, never with a token."""
+"""The actions that a token can be granted on a repository. The right to grant needs an account, never a token."""
 
 _REPOSITORY: Final = re.compile(r"repository(\([a-z0-9]+\))?")
-"""With its class, such as `repository(plugin)`, which makes no difference here."""
+"""May carry a class, such as `repository(plugin)`, which is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedAccess:
-    """What is asked for, by name (`CATALOG` among them). `unreadable`: there were scopes beside it that mean nothing
-    here; they are granted nothing."""
+    """The requested actions, by name (`CATALOG` is one of the names). `unreadable`: there were scopes that this
+    registry does not know; they are granted nothing."""
 
     actions: Mapping[str, Action]
     unreadable: bool = False
@@ -41,13 +41,13 @@ class RequestedAccess:
 
     @property
     def is_pull_only(self) -> bool:
-        """Something is asked for, and nothing beyond pulling."""
+        """Whether pulls, and nothing else, are requested."""
         readable = bool(self.actions) and not self.unreadable and CATALOG not in self.actions
         return readable and all(actions == Action.PULL for actions in self.actions.values())
 
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
-    """Raises RequestInvalid: more than `MOST_NAMES` names."""
+    """Parses scopes. Raises RequestInvalid for more than `MOST_NAMES` names."""
     found: dict[str, Action] = {}
     unreadable = False
     for scope in (scope for value in values for scope in value.split()):
@@ -64,7 +64,7 @@ def parse_scopes(values: Iterable[str]) -> RequestedAccess:
 
 
 def format_scopes(granted: Mapping[str, Action]) -> str:
-    """As a scope, in an answer."""
+    """Returns granted access in the form of a scope."""
     return " ".join(
         f"{CATALOG}:*" if name == CATALOG else f"repository:{name}:{','.join((actions & CONTENT_ACTIONS).words)}"
         for name, actions in granted.items()
@@ -72,7 +72,7 @@ def format_scopes(granted: Mapping[str, Action]) -> str:
 
 
 def _parse_scope(scope: str) -> tuple[str, Action]:
-    """Its name, empty where it means nothing here, and its actions; those that are not known are left out."""
+    """Returns a scope's name, empty for an unknown kind of scope, and its actions; unknown ones are left out."""
     kind, _, rest = scope.partition(":")
     name, _, listed = rest.rpartition(":")
     words = listed.split(",")

@@ -1,10 +1,10 @@
-"""The token service: who asks, what for, and what they get. HTTP is `registry.auth.token_service.routes`.
+"""The token service: issues bearer tokens. `registry.admin.token_endpoint` serves it over HTTP.
 
 Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
 
-A token gets what is asked for as far as its owner may do it now; the rest is left out, and the registry refuses what
-it does not cover. Credentials that are wrong are refused, with one exception: a request for nothing but pulls that
-everyone may do gets the token that anybody gets. Classic docker sends its login for Docker Hub to every mirror of it.
+A token grants the requested access as far as its owner has it now; the rest is left out, and the registry refuses what
+a token does not cover. Wrong credentials are refused, with one exception: a request for pulls alone, which everyone may
+do, gets an anonymous token. Classic docker sends its Docker Hub login to every mirror of Docker Hub.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
 from registry.auth.token import api_tokens
 from registry.auth.token.bearer_tokens import BearerTokens, IssuedToken
 from registry.auth.token_service.scopes import CONTENT_ACTIONS, RequestedAccess
-from registry.http.errors import RequestInvalid
+from registry.request import RequestInvalid
 from storage.access import AccountName, Action
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -28,30 +28,30 @@ from storage.errors import RegistryError, TooManyRequests, Unauthorized
 from storage.names import shown
 
 MOST_REFRESH_TOKENS: Final = 100
-"""Refresh tokens of one account; a further login ends the one that was used longest ago."""
+"""Refresh tokens of one account; one more login revokes the least recently used."""
 _LONGEST_CLIENT: Final = 64
-"""Characters of a client's name that are kept."""
+"""Characters of a client's name that are stored."""
 
 
 class ScopePolicy(Protocol):
-    """What somebody may do at this moment (`registry.auth.rights.policy`)."""
+    """Computes the access that a token can have (`registry.auth.rights.policy`)."""
 
     async def allowed(self, proof: Identity, names: Iterable[str]) -> Mapping[str, Action]:
-        """What a token for each of `names`, as clients write them, can be granted at the most."""
+        """Returns the most that a token can be granted, by each of the requested `names`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """A refresh token, shown in place of a login."""
+    """A refresh token, sent in place of a login."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """A request for a token. `service` None: it does not say. `offline`: a refresh token is asked for as well. `client`
-    is what the client calls itself."""
+    """A request for a token. `service`: the service it names, if any. `offline`: a refresh token is requested as well.
+    `client`: the name that the client gives itself."""
 
     login: Basic | Bearer | RefreshToken | None
     wanted: RequestedAccess
@@ -62,7 +62,8 @@ class TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:
-    """`granted` is what the token covers. `refresh` None: none was asked for, or this login cannot have one."""
+    """A token, the access it grants, and the refresh token; None: none was requested, or this login cannot have
+    one."""
 
     token: IssuedToken
     granted: Mapping[str, Action]
@@ -70,7 +71,7 @@ class TokenResponse:
 
 
 class TokenService:
-    """For one process and its event loop. `refresh_lifetime` in seconds; `clock`: seconds since 1970."""
+    """Issues the tokens of one process. `refresh_lifetime` is in seconds; `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -90,14 +91,14 @@ class TokenService:
         self._clock = clock
 
     async def answer(self, ask: TokenRequest, by: Actor) -> TokenResponse:
-        """A token. Raises Unauthorized, TooManyRequests (too many failed logins), RequestInvalid (another service),
-        StorageFull, StorageFailed. Cancelled: a refresh token may have been made that nobody has."""
+        """Returns a token. Raises Unauthorized, TooManyRequests (too many failed logins), RequestInvalid (another
+        service), StorageFull, StorageFailed. Cancelled: a refresh token may be stored that no client has."""
         if ask.service is not None and ask.service != self._tokens.service:
             raise RequestInvalid(f"tokens are made for {self._tokens.service} here, not for {shown(ask.service)}")
         try:
             proof = await self._prove(ask.login, by)
         except (Unauthorized, TooManyRequests):
-            if not await self._is_everyones(ask.wanted):
+            if not await self._everyone_may_pull(ask.wanted):
                 raise
             proof = ANONYMOUS
         granted = await self._grant(proof, ask.wanted)
@@ -115,11 +116,11 @@ class TokenService:
                 return await self._credentials.verify_refresh(text, by)
             case Bearer(text):
                 proof = await self._credentials.verify_bearer(text, by)
-                if proof.access is not None:  # a token would live for ever if it could be shown for the next one
+                if proof.access is not None:  # a token that could be exchanged for the next one would never expire
                     raise Unauthorized(REFUSED)
                 return proof
 
-    async def _is_everyones(self, wanted: RequestedAccess) -> bool:
+    async def _everyone_may_pull(self, wanted: RequestedAccess) -> bool:
         if not wanted.is_pull_only:
             return False
         found = await self._rights.allowed(ANONYMOUS, wanted.actions)
@@ -129,15 +130,15 @@ class TokenService:
         granted = {}
         allowed = await self._rights.allowed(proof, [name for name in wanted.actions if name != CATALOG])
         for name, actions in wanted.actions.items():
-            # Everybody may ask for the list of repositories: it shows what they may pull.
+            # The list of repositories is open to everyone: it shows only what its reader may pull.
             found = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
             if found:
                 granted[name] = found
         return granted
 
     async def _refresh(self, proof: Identity, ask: TokenRequest, by: Actor) -> str | None:
-        """One for who has logged in with a password of the store. Others go on with what they have: an API token, whose
-        end would not be this one's, or a login that the store does not keep."""
+        """Makes a refresh token for a login with a password of the store. Other logins get none: an API token, since
+        its revocation would not revoke the refresh token, and accounts that are not in the store."""
         if proof.name is None or proof.version is None or proof.token is not None or proof.stamp is not None:
             return None
         account, now = AccountName(proof.name), self._clock()
@@ -150,15 +151,15 @@ class TokenService:
         )
         who = Actor(account, by.address, by.request_id, by.user_agent)
         await self._accounts.add_token(made.token, made.secret_hash, by=who)
-        await self._end_oldest(account, who)
+        await self._revoke_oldest(account, who)
         return made.text
 
-    async def _end_oldest(self, account: AccountName, by: Actor) -> None:
+    async def _revoke_oldest(self, account: AccountName, by: Actor) -> None:
         page = self._accounts.tokens(account, None, 10 * MOST_REFRESH_TOKENS)
         logins = [token for token in page.items if token.purpose == "login"]
         logins.sort(key=lambda token: token.used or token.created)
         for token in logins[: max(0, len(logins) - MOST_REFRESH_TOKENS)]:
-            with suppress(RegistryError):  # gone meanwhile, or a disk that is full: the login holds all the same
+            with suppress(RegistryError):  # revoked meanwhile, or the disk is full: the login succeeds all the same
                 await self._accounts.revoke_token(token.id, by=by)
 
 

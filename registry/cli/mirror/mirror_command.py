@@ -238,13 +238,11 @@ async def _open(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistr
     """Opens the registry as one more process next to the server's workers."""
     import logging
 
-    from registry.backend import open_router
-    from storage.store.stored_registry import StoredRegistry
+    from registry.backend import open_backend
 
     logging.getLogger("registry").addHandler(logging.NullHandler())  # the command prints errors itself
-    async with open_router(settings) as router:
-        assert isinstance(router.hosted, StoredRegistry)
-        yield router, router.hosted
+    async with open_backend(settings) as backend:
+        yield backend.router, backend.stored
 
 
 def _load(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:

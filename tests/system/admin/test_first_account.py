@@ -9,12 +9,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.admin.management_api import management_components
 from registry.app import create_app
-from registry.auth.assembly import open_auth_components
-from registry.auth.rights.policy import Policy
 from registry.config import Settings
-from storage.composition import open_registry, prepare_data_dir
+from storage.composition import prepare_data_dir
 from tests.fakes.admin_site import PASSWORD, code_of
 from tests.fakes.commands import entrepot_output
 from tests.fakes.server_process import running_server
@@ -25,16 +22,10 @@ ROOT = {"name": "root", "password": PASSWORD, "admin": True}
 @asynccontextmanager
 async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False) -> AsyncIterator[httpx2.AsyncClient]:
     """Yields a client of the application, at any address."""
-    settings = Settings(data=folder / "data")
+    settings = Settings(data=folder / "data", trusted_proxies=["192.0.2.0/24"] if proxied else [])
     prepare_data_dir(settings.data)
-    async with (
-        open_registry(settings.data) as stored,
-        open_auth_components(settings, stored.accounts, stored.leases) as access,
-    ):
-        app = create_app(settings)
-        app.management = management_components(
-            access, Policy(access.accounts, access.revocation_check), proxied=proxied
-        )
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app, client=(address, 4711))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:5000/api/v1") as client:
             yield client

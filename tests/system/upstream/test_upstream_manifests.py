@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from registry.config import Upstream
-from registry.memory_budget import MemoryBudget, keep_share, share_scope
+from registry.memory_budget import MemoryBudget, ShareScope
 from registry.single_flight import SingleFlight
 from registry.upstream.api_client import ApiClient
 from registry.upstream.client import HttpUpstreamClient
@@ -296,15 +296,15 @@ async def test_memory_of_work_that_outlives_its_block() -> None:
     memory = MemoryBudget(MIB, "answers")
     go, flights = asyncio.Event(), SingleFlight[None]()
 
-    async def work() -> None:
+    async def work(scope: ShareScope) -> None:
         await go.wait()
         share = memory.share()
         await share.grow(1000)
-        keep_share(share)
+        scope.hold(share)
 
     async def begin() -> None:
-        async with share_scope():
-            await flights.run("it", work)
+        with ShareScope() as scope:
+            await flights.run("it", lambda: work(scope))
 
     first = asyncio.create_task(begin())
     await asyncio.sleep(0)
@@ -312,7 +312,7 @@ async def test_memory_of_work_that_outlives_its_block() -> None:
     with suppress(asyncio.CancelledError):
         await first
     go.set()
-    await flights.run("it", work)
+    await flights.run("it", lambda: work(ShareScope()))
     assert memory.used == 0
 
 
@@ -333,9 +333,9 @@ async def test_memory_of_a_token(registry: StoredRegistry) -> None:
         assert isinstance(source, HttpUpstreamClient)
 
         async def get() -> None:
-            async with share_scope():
+            with ShareScope() as scope:
                 with pytest.raises(ManifestUnknown):
-                    await source.get_manifest(REPO, Tag("1"))
+                    await source.get_manifest(REPO, Tag("1"), scope)
                 assert source._api._memory.used == 0, "of the token, which is read"
 
         one = asyncio.create_task(get())
@@ -355,8 +355,8 @@ async def test_large_answers_wait_for_memory() -> None:
     )
 
     async def ask(url: str) -> int:
-        async with share_scope():
-            found = await exchange.ask("GET", url, {}, most=MIB)
+        with ShareScope() as scope:
+            found = await exchange.ask("GET", url, {}, most=MIB, memory=scope)
             assert memory.used == 2 * len(body)
         return len(found.body)
 
@@ -374,8 +374,9 @@ async def test_an_answer_that_breaks_off_holds_nothing() -> None:
     exchange = ApiClient(
         settings, OutboundProxies(), TrustStore(settings.ca_file), AddressPolicy(settings.name), memory
     )
-    async with scripted_server(always(answer(200, body)[:-1])) as script, share_scope():
-        with pytest.raises(UpstreamUnavailable):
-            await exchange.ask("GET", script.url, {}, most=MIB)
-        assert memory.used == 0
+    async with scripted_server(always(answer(200, body)[:-1])) as script:
+        with ShareScope() as scope:
+            with pytest.raises(UpstreamUnavailable):
+                await exchange.ask("GET", script.url, {}, most=MIB, memory=scope)
+            assert memory.used == 0
     await exchange.aclose()

@@ -145,7 +145,7 @@ async def test_a_store_is_opened_again_however_that_failed_before(
     data = tmp_path / "data"
     prepare_data_dir(data)
     frozen = ImmutableDatabase(layout_of(data))
-    app = create_app(settings := Settings(data=data))
+    app = create_app(Settings(data=data))
     (data / "entrepot.db").rename(data / "elsewhere")
     async with AsyncExitStack() as stack:
         stack.callback(frozen.close)
@@ -157,7 +157,7 @@ async def test_a_store_is_opened_again_however_that_failed_before(
 
         logging.getLogger("registry").addFilter(note)
         stack.callback(logging.getLogger("registry").removeFilter, note)
-        thawing = asyncio.create_task(reopen_store(app, settings, stack, frozen.retire))
+        thawing = asyncio.create_task(reopen_store(app, stack, frozen.retire))
         async with asyncio.timeout(20):
             failed = asyncio.create_task(refused.wait())
             await asyncio.wait([thawing, failed], return_when=asyncio.FIRST_COMPLETED)

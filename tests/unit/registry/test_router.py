@@ -7,6 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
+from registry.naming import NamingRules
+from registry.request import UNRESTRICTED, RequestContext, enter_request
 from registry.router import Router
 from storage.content import OCI_MANIFEST, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUnknown, Denied, ManifestBlobUnknown, ManifestUnknown, NameUnknown, UpstreamUnavailable
@@ -77,7 +79,9 @@ class RouterSetup:
         self.hub, self.ghcr = FillingMirror(self.hosted), RecordingMirror()
         self.known_asked = 0
         mirrors = {"docker.io": self.hub, "ghcr.io": self.ghcr}
-        self.router = Router(self.hosted, mirrors, self._known, default=default, prefixes=prefixes)
+        self.router = Router(
+            self.hosted, mirrors, self._known, NamingRules(mirrors, default=default, prefixes=prefixes)
+        )
 
     async def _known(self, repo: RepositoryName) -> bool:
         self.known_asked += 1
@@ -94,6 +98,12 @@ class RouterSetup:
         """Which registry answers reads of a name, and under which name."""
         place = await self.router.locate(RepositoryName(name))
         return self.name_of(place.registry), place.repo
+
+
+@pytest.fixture(autouse=True)
+async def request_without_accounts() -> None:
+    """The calls are those of a request that nobody has to authenticate."""
+    enter_request(RequestContext(UNRESTRICTED))
 
 
 @pytest.fixture
@@ -368,6 +378,6 @@ async def test_a_manifest_with_a_blob_that_nobody_has(houses: RouterSetup, down:
 
 
 def test_a_default_that_is_not_mirrored() -> None:
-    """It is refused when the router is made."""
+    """It is refused when the rules are made."""
     with pytest.raises(ValueError, match=r"docker\.io is not mirrored"):
-        Router(MemoryRegistry(), {}, RouterSetup()._known, default="docker.io")
+        NamingRules((), default="docker.io")

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+from registry.auth.rights.guard import Guarded
 from registry.http import DistributionAPI
 from registry.observe import Observed
-from registry.restrict import Restricted
+from registry.restrict import Restricted, restrict
 from registry.router import Router
+from storage.access import Action
 from storage.content import OCI_MANIFEST, Actor, Manifest, digest_of
+from storage.errors import Unsupported
 from storage.interface import Deleter, Lister, Reader, Registry, Writer
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName, Tag, UploadID
-from storage.wrappers import ReadOnlyRegistry, RefusingRegistry
+from storage.wrappers import Call, ForwardingRegistry, RefusingRegistry
 from tests.fakes.asgi_client import AsgiClient
 from tests.unit.registry.conftest import V2, image, put_blob, put_image
 
+T = TypeVar("T")
 REPO = RepositoryName("team/app")
 BY = Actor("somebody", "192.0.2.1", "r1")
 DIGEST = digest_of(b"x")
@@ -64,7 +68,7 @@ async def outcome(registry: Registry, name: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("wrapper", [RefusingRegistry, ReadOnlyRegistry, Restricted, Observed, Router])
+@pytest.mark.parametrize("wrapper", [RefusingRegistry, ForwardingRegistry, Restricted, Observed, Guarded, Router])
 def test_no_call_of_the_interface_is_inherited_from_the_protocol(wrapper: type) -> None:
     """A method that the interface gains must be given a meaning here: a Protocol's own body would answer None."""
     for name in calls_of(Registry):
@@ -78,11 +82,44 @@ async def test_refusing_refuses(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
-async def test_reading_hands_on_what_reads(name: str) -> None:
-    """Reader and Lister calls answer as the inner registry does; the others are refused."""
+async def test_forwarding_answers_alike(name: str) -> None:
+    """Each call answers as the inner registry does."""
+    assert await outcome(ForwardingRegistry(MemoryRegistry()), name) == await outcome(MemoryRegistry(), name)
+
+
+class Recording(RefusingRegistry):
+    """Records the calls it refuses."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call[Any]] = []
+
+    async def handle(self, call: Call[T]) -> T:
+        self.calls.append(call)
+        return await super().handle(call)
+
+
+@pytest.mark.parametrize("name", calls_of(Registry))
+async def test_a_call_says_what_it_does(name: str) -> None:
+    """Its action is that of the Protocol that declares it, so that no wrapper takes a write for a read; it names the
+    repository; and made again, it has the same arguments."""
+    protocols = {Reader: Action.PULL, Lister: Action.PULL, Writer: Action.PUSH, Deleter: Action.DELETE}
+    first, again = Recording(), Recording()
+    await outcome(first, name)
+    (call,) = first.calls
+    assert call.operation == name
+    assert [action for protocol, action in protocols.items() if name in calls_of(protocol)] == [call.action]
+    assert call.repo == ("" if name == "repositories" else REPO)
+    with pytest.raises(Unsupported):
+        await call.on(again)
+    (same,) = again.calls
+    assert (same.operation, same.repo, same.args, same.options) == (call.operation, call.repo, call.args, call.options)
+
+
+def test_nothing_is_wrapped_where_nothing_is_switched_off() -> None:
+    """A usual server has no wrapper there."""
     inner = MemoryRegistry()
-    expected = await outcome(inner, name) if name in calls_of(Reader, Lister) else "Unsupported"
-    assert await outcome(ReadOnlyRegistry(inner), name) == expected
+    assert restrict(inner, read_only=False, delete=True) is inner
+    assert isinstance(restrict(inner, read_only=False, delete=False), Restricted)
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))

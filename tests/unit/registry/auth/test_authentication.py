@@ -119,7 +119,9 @@ async def test_a_bad_token_is_told_from_a_bad_password(service: AppInProcess) ->
 
 async def test_what_is_remembered_holds_no_secret_and_is_bounded(service: AppInProcess) -> None:
     """The cache holds keyed hashes of headers; a header that proves nothing is not cached."""
-    cache = service.app.access.credential_verifier.cache
+    access = service.app.service.access
+    assert access is not None
+    cache = access.components.credential_verifier.cache
     login = await service.token("alice")
     assert await status(service, login) == 200
     assert await status(service, "Bearer abc.def.ghi") == 401

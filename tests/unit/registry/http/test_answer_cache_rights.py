@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 import bcrypt
 import pytest
 
-from registry.auth.assembly import open_auth_components
 from registry.auth.password.hashing import hash_password
 from registry.auth.token import api_tokens
-from registry.backend import open_router
 from storage.access import AccountKind, AccountName, Grantee
 from storage.patterns import NamePattern
 from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
@@ -116,14 +113,10 @@ async def test_a_changed_password_ends_what_the_old_one_got(site: AnswerCacheSit
 
 
 @pytest.mark.parametrize("way", ["basic", "bearer"])
-async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+async def test_a_token_that_has_run_out_is_refused_although_nothing_changed(tmp_path: Path, way: str) -> None:
     """The ready answer ends with it, to the second."""
     clock = AuthClock(time.time())
-    monkeypatch.setattr("registry.app.open_auth_components", partial(open_auth_components, clock=clock))
-    monkeypatch.setattr("registry.app.open_router", partial(open_router, clock=clock))
-    async with running_app(tmp_path / "data") as service:
+    async with running_app(tmp_path / "data", clock) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
         await add_account(service.accounts, "alice")
         await add_grant(service.accounts, "user:alice", "team/**", "pull")

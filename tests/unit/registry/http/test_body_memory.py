@@ -17,9 +17,10 @@ from registry.admin.management_route import ManagementRoute
 from registry.app import create_app
 from registry.config import Settings
 from registry.http import DistributionAPI
+from registry.http.asgi import Message
 from registry.http.body_memory import COUNTED_ANSWER_BYTES, BodyMemory
-from registry.http.exchange import Message, RequestLimits
-from registry.memory_budget import MAX_WAITING, MIB, SMALL_SHARE_BYTES, MemoryBudget, Share, keep_share, share_scope
+from registry.http.exchange import RequestLimits
+from registry.memory_budget import MAX_WAITING, MIB, SMALL_SHARE_BYTES, MemoryBudget, Share, ShareScope
 from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
 from storage.errors import TooManyRequests
 from storage.memory_registry import MemoryRegistry
@@ -84,7 +85,7 @@ class PiecewiseSender:
 
 
 def api_of(registry: MemoryRegistry, intake: BodyMemory) -> DistributionAPI:
-    return DistributionAPI(registry, intake=intake)
+    return DistributionAPI(registry, body_memory=intake)
 
 
 def budget(size: int, **more: float) -> MemoryBudget:
@@ -99,7 +100,7 @@ async def until(true: Callable[[], object]) -> None:
 
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
     """Whoever finds no memory within the wait is told so, and when to come again; nothing of the body is read."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait=0.05, slow=60))
+    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
     await put_blob(registry, b"{}")
     first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
     held = first.start()
@@ -116,7 +117,7 @@ async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> Non
 
 async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) -> None:
     """In the order of asking."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait=30, slow=60))
+    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     senders = [PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "abc"]
     tasks = [sender.start() for sender in senders]
@@ -128,7 +129,7 @@ async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) ->
 
 async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
     """A part of the budget is for bodies that are small, as nearly all manifests are."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait=30, slow=60))
+    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
     tasks = [first.start(), second.start()]
@@ -144,7 +145,7 @@ async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> 
 
 async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
     """After its grace, however fast the most of it came, and its memory is free again."""
-    intake = BodyMemory(grace=0.05, rate=1024 * KIB)
+    intake = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
     sender = PiecewiseSender(api_of(registry, intake), large_image())
     sender.send(sender.body[:-10])
     task = sender.start()
@@ -164,7 +165,7 @@ async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
 
 async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> None:
     """The one that takes longest makes room for the one that waits."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait=30, slow=0.01))
+    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
     await put_blob(registry, b"{}")
     slow, other = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
     slow.send(slow.body[:100])
@@ -316,7 +317,7 @@ async def test_storing_holds_no_other_manifest_up() -> None:
 async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
     """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
     several is held once."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait=0.05))
+    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
     api = api_of(registry, intake)
@@ -353,7 +354,7 @@ async def test_forms_and_json_count_too() -> None:
     """Bodies for what is not the distribution API: a budget of its own, which anybody may fill, the same
     least rate, and an answer that says so."""
     app = create_app(Settings(), MemoryRegistry())
-    app.body_memory = BodyMemory(grace=0.05, rate=1024 * KIB)
+    app.body_memory = BodyMemory(stall_seconds=0.05, bytes_per_second=1024 * KIB)
 
     @app.post("/form")
     async def form(request: Request) -> int:
@@ -404,7 +405,7 @@ class UnreadGet:
 @pytest.mark.parametrize("part", ["start", "body"])
 async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
     """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait=30, slow=0.0))
+    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=30, slow_seconds=0.0))
     await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
     slow = [UnreadGet(api_of(registry, intake), "a", part=part) for _ in range(5)]
@@ -422,7 +423,7 @@ async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: 
 
 async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
     """If-None-Match is looked at first."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait=0.05))
+    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=0.05))
     await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
     await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
     slow = UnreadGet(api_of(registry, intake), "a")
@@ -456,7 +457,7 @@ async def test_a_large_manifest_is_read_once() -> None:
 async def test_the_management_api_says_why_a_body_is_refused(size: int, status: int) -> None:
     """No memory for it, or too slow: not a 400 as for a body that is no JSON."""
     app = create_app(Settings(), MemoryRegistry())
-    app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait=0.05), grace=0.05)
+    app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=0.05), stall_seconds=0.05)
     await app.body_memory.forms.share().grow(MIB - 1000)
     router = APIRouter(route_class=ManagementRoute)
 
@@ -515,26 +516,26 @@ async def test_the_answer_to_a_form_holds_nothing_of_it() -> None:
 
 
 async def test_what_is_kept_in_a_block_is_held_until_it_ends() -> None:
-    """Whatever is called inside; without a block it is let go at once."""
+    """A share that comes after the end is closed at once."""
     memory = budget(SMALL_SHARE_BYTES)
 
-    async def fetch() -> None:
+    async def fetch(scope: ShareScope) -> None:
         share = memory.share()
         await share.grow(10)
-        keep_share(share)
+        scope.hold(share)
 
-    async with share_scope():
-        await fetch()
-        await fetch()
+    with ShareScope() as scope:
+        await fetch(scope)
+        await fetch(scope)
         assert memory.used == 20
     assert memory.used == 0
-    await fetch()
+    await fetch(scope)
     assert memory.used == 0
 
 
 async def test_a_cancelled_wait_leaves_no_trace() -> None:
     """Those behind it get in."""
-    memory = budget(4 * SMALL_SHARE_BYTES, wait=30)
+    memory = budget(4 * SMALL_SHARE_BYTES, wait_seconds=30)
     first, second, third = memory.share(), memory.share(), memory.share()
     await first.grow(3 * SMALL_SHARE_BYTES)
     waiting = [asyncio.create_task(share.grow(2 * SMALL_SHARE_BYTES)) for share in (second, third)]
@@ -548,7 +549,7 @@ async def test_a_cancelled_wait_leaves_no_trace() -> None:
 
 async def test_small_shares_do_not_starve_a_large_one() -> None:
     """While a large one waits, small ones get the last quarter only, so what others give back goes to it."""
-    memory = budget(16 * SMALL_SHARE_BYTES, wait=30, slow=60)
+    memory = budget(16 * SMALL_SHARE_BYTES, wait_seconds=30, slow_seconds=60)
     small = [memory.share() for _ in range(16)]
     for share in small:
         await share.grow(SMALL_SHARE_BYTES)
@@ -566,7 +567,7 @@ async def test_small_shares_do_not_starve_a_large_one() -> None:
 
 async def test_slow_bodies_make_way_together() -> None:
     """As many as the one that waits needs are cut off at once, those that have come in for longest."""
-    memory = budget(16 * SMALL_SHARE_BYTES, wait=1, slow=0.0)  # one at a look would need two seconds
+    memory = budget(16 * SMALL_SHARE_BYTES, wait_seconds=1, slow_seconds=0.0)  # one at a look would need two seconds
     small = [memory.share() for _ in range(16)]
     cut: list[Share] = []
 
@@ -576,7 +577,7 @@ async def test_slow_bodies_make_way_together() -> None:
 
     for share in small:
         await share.grow(SMALL_SHARE_BYTES)
-        share.cut = partial(end, share)
+        share.on_cut = partial(end, share)
         await asyncio.sleep(0.001)  # they have to differ in age
     async with asyncio.timeout(10):
         await memory.share().grow(4 * SMALL_SHARE_BYTES)
@@ -585,11 +586,11 @@ async def test_slow_bodies_make_way_together() -> None:
 
 async def test_many_who_wait_do_not_hold_the_loop() -> None:
     """A bounded number waits, the others are refused at once; those who wait are not looked at one by one."""
-    memory = budget(16 * SMALL_SHARE_BYTES, wait=1, slow=60)
+    memory = budget(16 * SMALL_SHARE_BYTES, wait_seconds=1, slow_seconds=60)
     held = [memory.share() for _ in range(16)]
     for share in held:
         await share.grow(SMALL_SHARE_BYTES)
-        share.cut = share.close
+        share.on_cut = share.close
     began = time.thread_time()
 
     async def come() -> bool:

@@ -25,7 +25,7 @@ def client_of(
     is_open: Callable[[], bool] = lambda: True,
 ) -> AsgiClient:
     pages = CrossSiteCheck(public_url, {"mirror.example.com"}, is_open)
-    client = AsgiClient(DistributionAPI(registry, public_url=public_url, pages=pages))
+    client = AsgiClient(DistributionAPI(registry, public_url=public_url, cross_site=pages))
     client.address = address
     return client
 

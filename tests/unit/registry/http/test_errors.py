@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -17,7 +18,7 @@ from storage.errors import RegistryError
 from storage.interface import BlobReader
 from storage.memory_registry import MemoryRegistry
 from storage.names import Digest, RepositoryName
-from storage.wrappers import RefusingRegistry
+from storage.wrappers import Call, RefusingRegistry
 from tests.fakes.asgi_client import AsgiClient
 from tests.unit.registry.conftest import V2, put_blob
 
@@ -43,13 +44,16 @@ def ours() -> list[type[RegistryError]]:
     return [kind for kind in classes if kind.__module__ != "registry.mirror.upstream_client"]
 
 
+T = TypeVar("T")
+
+
 class Failing(RefusingRegistry):
     """Answers every call with one error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def refuse(self) -> None:  # type: ignore[override]
+    async def handle(self, call: Call[T]) -> T:
         raise self.error
 
 

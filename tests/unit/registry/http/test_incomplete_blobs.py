@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.http import DistributionAPI
-from registry.http.exchange import Message, Receive, Scope, Send
+from registry.http.asgi import Message, Receive, Scope, Send
 from registry.log_output import was_logged
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span, digest_of
 from storage.errors import (

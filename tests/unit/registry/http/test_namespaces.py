@@ -8,6 +8,7 @@ import pytest
 
 from registry.http import DistributionAPI, Namespaces
 from registry.http.namespaces import hosts_of
+from registry.naming import NamingRules
 from registry.observe import Observed
 from registry.request import set_notice
 from registry.router import Router
@@ -15,7 +16,7 @@ from storage.content import Descriptor, Manifest, Page
 from storage.errors import NameUnknown
 from storage.memory_registry import MemoryRegistry
 from storage.names import Digest, Reference, RepositoryName, Tag
-from storage.wrappers import ReadOnlyRegistry
+from storage.wrappers import ForwardingRegistry
 from tests.fakes.asgi_client import AsgiClient
 from tests.unit.registry.conftest import put_blob, put_image
 
@@ -35,13 +36,9 @@ async def known(registry: MemoryRegistry, repo: RepositoryName) -> bool:
 
 def client_of(registry: MemoryRegistry) -> AsgiClient:
     """Over a router whose mirrors are the store itself: what it has below an upstream's name is what they answer."""
-    router = Router(
-        registry,
-        {"docker.io": registry, "ghcr.io": registry},
-        lambda repo: known(registry, repo),
-        default="docker.io",
-    )
-    namespaces = Namespaces(frozenset(router.mirrors), HOSTS, hosts_of(PUBLIC), ALIASES)
+    naming = NamingRules(("docker.io", "ghcr.io"), default="docker.io")
+    router = Router(registry, {"docker.io": registry, "ghcr.io": registry}, lambda repo: known(registry, repo), naming)
+    namespaces = Namespaces(naming, HOSTS, hosts_of(PUBLIC), ALIASES)
     return AsgiClient(DistributionAPI(Observed(router), namespaces=namespaces))
 
 
@@ -249,7 +246,7 @@ async def test_without_upstreams_ns_means_nothing(registry: MemoryRegistry) -> N
 
 async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
     """Were a push under `ns` taken, its Location would lead to the same repository."""
-    client = AsgiClient(DistributionAPI(registry, namespaces=Namespaces(frozenset({"docker.io"}))))
+    client = AsgiClient(DistributionAPI(registry, namespaces=Namespaces(NamingRules(["docker.io"]))))
     location = urlsplit((await client("POST", "/v2/team/app/blobs/uploads/?ns=docker.io"))["location"])
     assert location.path.startswith("/v2/team/app/blobs/uploads/")
     assert location.query == "ns=docker.io"
@@ -257,7 +254,7 @@ async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
     assert (await client("GET", location.path)).status == 404
 
 
-class WarningRegistry(ReadOnlyRegistry):
+class WarningRegistry(ForwardingRegistry):
     """Tells something about tags that it answers."""
 
     def __init__(self, inner: MemoryRegistry, notice: str) -> None:
@@ -295,7 +292,7 @@ async def test_a_notice_is_a_warning(registry: MemoryRegistry, notice: str, head
     """Manifests by GET, HEAD and 304 carry it, and lists, as one header the client can read; the next answer does
     not."""
     image = await put_image(registry, "stale", "fresh", repo=HUB)
-    api = DistributionAPI(WarningRegistry(registry, notice), namespaces=Namespaces(frozenset({"docker.io"})))
+    api = DistributionAPI(WarningRegistry(registry, notice), namespaces=Namespaces(NamingRules(["docker.io"])))
     client = AsgiClient(api)
     for method, headers, status in (
         ("GET", {}, 200),
@@ -313,6 +310,6 @@ async def test_a_notice_is_a_warning(registry: MemoryRegistry, notice: str, head
 async def test_a_long_notice_is_cut(registry: MemoryRegistry) -> None:
     """The spec allows 4096 bytes of warnings."""
     await put_image(registry, "stale", repo=HUB)
-    api = DistributionAPI(WarningRegistry(registry, '"' * 9000), namespaces=Namespaces(frozenset({"docker.io"})))
+    api = DistributionAPI(WarningRegistry(registry, '"' * 9000), namespaces=Namespaces(NamingRules(["docker.io"])))
     answer = await AsgiClient(api)("GET", f"/v2/{HUB}/manifests/stale")
     assert len(answer["warning"]) < 4096

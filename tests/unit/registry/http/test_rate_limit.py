@@ -8,12 +8,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.app import create_app, rate_limit_of
+from registry.app import create_app
 from registry.config import Settings
 from registry.config.settings import LimitSettings
 from registry.http import DistributionAPI
-from registry.http.exchange import Exchange
 from registry.http.rate_limit import HEALTH_KEY
+from registry.request import RequestContext
+from registry.service_factory import shared_rate_limit
 from storage.composition import prepare_data_dir
 from storage.errors import Unauthorized
 from storage.memory_registry import MemoryRegistry
@@ -39,7 +40,7 @@ class CountingLimiter:
 async def test_too_many_requests(registry: MemoryRegistry) -> None:
     """429 in the spec's shape, with whole seconds to wait, at least one; what was asked for makes no difference."""
     pace = CountingLimiter(2, 0.2)
-    client = AsgiClient(DistributionAPI(registry, pace=pace.take))
+    client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take))
     assert [(await client("GET", "/v2/")).status for _ in range(2)] == [200, 200]
     for path in ("/v2/", "/v2/a/manifests/b", "/v2/nothing"):
         answer = await client("GET", path)
@@ -52,10 +53,10 @@ async def test_too_many_requests(registry: MemoryRegistry) -> None:
 class DenyingAuth:
     """Lets nobody in."""
 
-    async def authenticate(self, exchange: Exchange) -> None:
+    async def authenticate(self, request: RequestContext) -> None:
         raise Unauthorized
 
-    def known(self, shown: Sequence[bytes], address: str) -> None:
+    def credential_key(self, shown: Sequence[bytes], address: str) -> None:
         return None
 
     def check_push(self, repo: RepositoryName) -> None:
@@ -65,7 +66,7 @@ class DenyingAuth:
 async def test_refused_requests_count(registry: MemoryRegistry) -> None:
     """Wrong credentials, names and queries that are none: whoever sends them is slowed like anybody else."""
     pace = CountingLimiter(3, 1)
-    client = AsgiClient(DistributionAPI(registry, pace=pace.take, authenticator=DenyingAuth()))
+    client = AsgiClient(DistributionAPI(registry, rate_limit=pace.take, authenticator=DenyingAuth()))
     for path, status in (("/v2/", 401), ("/v2/A/tags/list", 400), ("/v2/?n=%", 400), ("/v2/", 429), ("/v2/A/x", 429)):
         assert (await client("GET", path)).status == status
     assert len(pace.keys) == 5
@@ -74,12 +75,12 @@ async def test_refused_requests_count(registry: MemoryRegistry) -> None:
 async def test_the_key_is_the_address(registry: MemoryRegistry) -> None:
     """Of IPv6 the network of 64 bits."""
     pace = CountingLimiter(10, 1)
-    api = DistributionAPI(registry, pace=pace.take)
+    api = DistributionAPI(registry, rate_limit=pace.take)
     client = AsgiClient(api)
     for address in ("192.0.2.1", "2001:db8::1", "2001:db8::2"):
         client.address = address
         await client("GET", "/v2/")
-    assert pace.keys == ["192.0.2.1", "2001:0db8:0000:0000::/64", "2001:0db8:0000:0000::/64"]
+    assert pace.keys == ["192.0.2.1", "2001:db8::/64", "2001:db8::/64"]
 
 
 async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
     a refusal has the headers that browsers want."""
     prepare_data_dir(tmp_path)
     pace = CountingLimiter(0, 1.5)
-    app = create_app(Settings(data=tmp_path), pace=pace.take)
+    app = create_app(Settings(data=tmp_path), rate_limit=pace.take)
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app, client=("192.0.2.9", 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
@@ -112,9 +113,9 @@ async def test_all_that_is_asked_for_counts(tmp_path: Path) -> None:
 async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry) -> None:
     """Who watches is not refused because of others at the same address, and may ask often whatever the limit is; but
     not as often as they like."""
-    take = rate_limit_of(Settings(limits=LimitSettings(requests_per_second=0.001, burst=1)))
+    take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=0.001, burst=1)))
     assert take is not None
-    transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, pace=take))
+    transport = httpx2.ASGITransport(app=create_app(Settings(data=tmp_path), registry, rate_limit=take))
     async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
         assert [(await client.get("/v2/")).status_code for _ in range(2)] == [200, 429]
         assert {(await client.get("/health/live")).status_code for _ in range(20)} == {200}
@@ -124,12 +125,12 @@ async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry)
 
 def test_what_the_settings_say() -> None:
     """Nothing set: no limit. Without a burst, ten seconds' worth of requests may come at once, at least one."""
-    assert rate_limit_of(Settings()) is None
+    assert shared_rate_limit(Settings()) is None
     for per_second, burst in ((2, 20), (0.01, 1)):
-        take = rate_limit_of(Settings(limits=LimitSettings(requests_per_second=per_second)))
+        take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=per_second)))
         assert take is not None
         assert [take("a") == 0.0 for _ in range(burst + 1)] == [True] * burst + [False]
-    take = rate_limit_of(Settings(limits=LimitSettings(requests_per_second=1, burst=3)))
+    take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=1, burst=3)))
     assert take is not None
     assert [take("a") == 0.0 for _ in range(4)] == [True] * 3 + [False]
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry.request import NOTICE
+from registry.request import RequestContext, enter_request
 from storage.content import digest_of
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, UpstreamUnavailable
 from storage.interface import Registry
@@ -82,20 +82,22 @@ async def test_a_delete_forgets_what_was_unknown(site: MirrorStore, worker: Mirr
 
 async def test_tags(site: MirrorStore, worker: MirrorWorker) -> None:
     """The upstream's tags are listed. While it is down, the cached tags are listed, with a notice."""
+    enter_request(request := RequestContext())
     site.far.add_image(UPSTREAM_REPO, b"layer", tags=("1", "2", "3"))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
     page = await worker.mirror.tags(MIRRORED_REPO, "1", 1)
     assert (list(page.items), page.more) == (["2"], True)
-    assert NOTICE.get() is None
+    assert request.notice is None
     site.far.faults.down = UpstreamUnavailable()
     assert list((await worker.mirror.tags(MIRRORED_REPO, None, 10)).items) == ["2"]
-    assert NOTICE.get() is not None
+    assert request.notice is not None
     with pytest.raises(UpstreamUnavailable):
         await worker.mirror.tags(RepositoryName("docker.io/library/never"), None, 10)
 
 
 async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
     """The upstream's referrers are listed. While it is down, the cached ones are listed."""
+    enter_request(request := RequestContext())
     image = site.far.add_image(UPSTREAM_REPO, b"layer")
     signatures = [
         site.far.add_manifest(UPSTREAM_REPO, image_of(site.far.add_blob(UPSTREAM_REPO, text), subject=image.digest))
@@ -107,7 +109,7 @@ async def test_referrers(site: MirrorStore, worker: MirrorWorker) -> None:
     site.far.faults.down = UpstreamUnavailable()
     page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
     assert [found.digest for found in page.items] == [signatures[0].digest]
-    assert NOTICE.get() is not None
+    assert request.notice is not None
 
 
 async def test_repositories(site: MirrorStore, worker: MirrorWorker) -> None:

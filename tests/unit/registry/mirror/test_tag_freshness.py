@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
-from registry.request import NOTICE
+from registry.request import RequestContext, enter_request
 from storage.content import Manifest, digest_of
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Tag
@@ -65,12 +65,13 @@ async def test_a_waiter_that_leaves_ends_nothing(site: MirrorStore, worker: Mirr
 
 async def test_a_fresh_tag_asks_nobody(site: MirrorStore, worker: MirrorWorker) -> None:
     """A fresh tag is served from the store, also while the upstream is down."""
+    enter_request(request := RequestContext())
     await pulled(site, worker)
     site.clock.now += 299
     site.far.faults.down = UpstreamUnavailable()
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     assert site.far.calls == {"get manifest": 1}
-    assert NOTICE.get() is None
+    assert request.notice is None
 
 
 async def pulled(site: MirrorStore, worker: MirrorWorker) -> Manifest:
@@ -131,11 +132,12 @@ async def test_patterns(site: MirrorStore) -> None:
 async def test_stale_if_error(site: MirrorStore, worker: MirrorWorker, error: Exception) -> None:
     """While the upstream fails, refuses our login, or an unconfirmed answer says that there is no such tag, a tag of
     any age is served with a notice. It is not dropped."""
+    enter_request(request := RequestContext())
     image = await pulled(site, worker)
     site.clock.now += 30 * 86400
     site.far.faults.down = error  # type: ignore[assignment]
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-    told = NOTICE.get()
+    told = request.notice
     assert told is not None
     assert "docker.io/library/app:1" in told
     assert "30d" in told
@@ -161,13 +163,14 @@ async def test_an_unconfirmed_unknown_is_not_cached(site: MirrorStore, worker: M
 
 async def test_a_slow_upstream_is_not_waited_for(site: MirrorStore) -> None:
     """A client that can get a stale copy does not wait long for a stalled upstream."""
+    enter_request(request := RequestContext())
     site.stale_wait = 0.02
     async with site.worker() as worker:
         image = await pulled(site, worker)
         site.clock.now += 3600
         site.far.faults.hold = asyncio.Event()
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-    told = NOTICE.get()
+    told = request.notice
     assert told is not None
     assert "slow" in told
 
@@ -185,13 +188,14 @@ async def test_errors_without_anything_older(site: MirrorStore, worker: MirrorWo
 
 async def test_few_requests_left(site: MirrorStore, worker: MirrorWorker) -> None:
     """When few requests are left, an expired tag is served as it was. A tag that is not cached is still requested."""
+    enter_request(request := RequestContext())
     await pulled(site, worker)
     other = site.far.add_image(UPSTREAM_REPO, b"other", tags=("2",))
     site.far.faults.few_left = True
     for age in (400, 4000):
         site.clock.now += age
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    assert NOTICE.get() is not None
+    assert request.notice is not None
     assert site.far.calls == {"get manifest": 1}
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))).digest == other.digest
 
@@ -297,6 +301,7 @@ async def test_workers_do_not_wait_one_after_the_other(site: MirrorStore) -> Non
 async def test_a_full_disk_takes_nothing_away(site: MirrorStore, worker: MirrorWorker) -> None:
     """While nothing can be written, a cached tag is served, stale if the upstream has a newer one; unknown tags are
     unknown."""
+    enter_request(request := RequestContext())
     image = await pulled(site, worker)
     site.disk.full = True
     for newer in (False, True):
@@ -304,7 +309,7 @@ async def test_a_full_disk_takes_nothing_away(site: MirrorStore, worker: MirrorW
             site.far.add_image(UPSTREAM_REPO, b"a newer layer")
         site.clock.now += 601
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-        assert (NOTICE.get() is not None) is newer
+        assert (request.notice is not None) is newer
     with pytest.raises(ManifestUnknown):
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("none"))
     with pytest.raises(BlobUnknown):

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.auth.password.throttle import (
-    BY_ACCOUNT,
-    BY_ADDRESS,
-    BY_PAIR,
-    FAMILIAR_SECONDS,
-    LoginThrottle,
-    counted_network,
-)
+from registry.auth.password.throttle import BY_ACCOUNT, BY_ADDRESS, BY_PAIR, FAMILIAR_SECONDS, LoginThrottle
+from registry.client_addresses import network_of
 from storage.content import Actor
 from storage.errors import TooManyRequests, Unauthorized
 from tests.fakes.auth_worker import ALICE, AT_HOME, ELSEWHERE, PASSWORD, AuthClock, AuthWorker, auth_worker
@@ -181,9 +175,9 @@ async def test_a_new_password_counts_at_once(worker: AuthWorker) -> None:
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
         ("", ""),
-        ("unix:", ""),
+        ("unix:", "unix:"),
     ],
 )
 def test_network(given: str, network: str) -> None:
     """An IPv4 address counts as one, however it is written; of IPv6, a network of 64 bits."""
-    assert counted_network(given) == network
+    assert network_of(given) == network

@@ -9,6 +9,7 @@ import pytest
 
 from registry.auth.revocation import RevocationCheck
 from registry.auth.rights.policy import Policy
+from registry.naming import NamingRules
 from storage.accounts import Accounts
 from storage.composition import open_registry, prepare_data_dir
 from storage.store.stored_registry import StoredRegistry
@@ -32,4 +33,4 @@ def accounts(stored: StoredRegistry) -> Accounts:
 @pytest.fixture
 def policy(accounts: Accounts) -> Policy:
     """With two upstreams, one of which wants a grant of its own."""
-    return Policy(accounts, RevocationCheck(accounts), upstreams=UPSTREAMS, guarded=GUARDED)
+    return Policy(accounts, RevocationCheck(accounts), naming=NamingRules(UPSTREAMS), guarded=GUARDED)

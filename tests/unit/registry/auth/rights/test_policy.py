@@ -8,7 +8,7 @@ import pytest
 
 from registry.auth.revocation import RevocationCheck
 from registry.auth.rights.policy import Policy
-from registry.auth.rights.principal import ANONYMOUS, CATALOG, PRINCIPAL, Identity
+from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity, current_principal
 from storage.access import EVERY_ACTION, AccountName, Action, ApiToken, Grantee
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
@@ -21,7 +21,7 @@ PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
 
 def test_without_a_principal_nothing_is_allowed() -> None:
     """Who forgets to say who acts gets nowhere."""
-    nobody = PRINCIPAL.get()
+    nobody = current_principal()
     assert nobody.actions("team/app", "team/app") == 0
     assert not nobody.may_list
     assert not nobody.admin
@@ -48,7 +48,7 @@ async def test_an_open_store_allows_all_to_everybody_until_the_first_account(
 async def test_accounts_from_elsewhere_close_the_store(accounts: Accounts) -> None:
     """With an htpasswd file or an issuer there is no time in which everybody may do everything."""
     policy = Policy(accounts, RevocationCheck(accounts), closed=True)
-    assert not policy.nobody().may(PULL, "team/app")
+    assert not policy.anonymous().may(PULL, "team/app")
 
 
 async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
@@ -67,7 +67,7 @@ async def test_grants_add_up(accounts: Accounts, policy: Policy) -> None:
     ]  # fmt: skip
     seen = policy.principal(bob)
     assert [seen.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, PULL, PULL]
-    seen = policy.nobody()
+    seen = policy.anonymous()
     assert [seen.actions(name, name) for name in ("own/a", "team/a", "shared/x", "public/x")] == [0, 0, 0, PULL]
 
 
@@ -207,7 +207,7 @@ async def test_a_list_takes_the_catalog_and_shows_what_may_be_pulled(accounts: A
     seen = policy.principal(replace(alice, access={CATALOG: PULL}))
     assert seen.may_list
     assert seen.listed.patterns == {NamePattern("team/**"), NamePattern("public/**")}
-    assert not policy.nobody().may_list
+    assert not policy.anonymous().may_list
     anonymous = policy.principal(Identity(None, access={CATALOG: PULL}))
     assert anonymous.may_list
     assert anonymous.listed.patterns == {NamePattern("public/**")}

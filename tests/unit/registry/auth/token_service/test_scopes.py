@@ -6,7 +6,7 @@ import pytest
 
 from registry.auth.rights.principal import CATALOG
 from registry.auth.token_service.scopes import CONTENT_ACTIONS, MOST_NAMES, format_scopes, parse_scopes
-from registry.http.errors import RequestInvalid
+from registry.request import RequestInvalid
 from storage.access import Action
 
 PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE

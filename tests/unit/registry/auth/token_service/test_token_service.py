@@ -13,10 +13,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from registry.admin.token_endpoint import LARGEST_FORM, token_router
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.principal import CATALOG, Identity
-from registry.auth.token_service.routes import LARGEST_FORM, token_router
 from registry.auth.token_service.service import MOST_REFRESH_TOKENS
+from registry.naming import NamingRules
 from storage.access import Action
 from storage.errors import Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, PASSWORD, AuthClock, AuthWorker, auth_worker, basic
@@ -366,7 +367,7 @@ async def test_mirrored_names(worker: AuthWorker) -> None:
     """A name is asked for as clients write it, without the upstream that they name beside it: a grant on what is stored
     below one is enough for a pull, and for no push."""
     await worker.grant("user:alice", "docker.io/**", "pull,push")
-    async with client_of(worker, upstreams=("docker.io",)) as client:
+    async with client_of(worker, naming=NamingRules(["docker.io"])) as client:
         answer = await get(client, "repository:library/ubuntu:pull,push", login=basic("alice", PASSWORD))
         assert (await proved(worker, answer)).access == {"library/ubuntu": Action.PULL}
         assert (await proved(worker, await get(client, "repository:library/ubuntu:pull"))).access == {}

@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from registry.backend import open_router
+from registry.backend import open_backend
 from registry.config import Settings
 from registry.mirror.fill.slots import PULL_LINGER_SECONDS
 from storage.composition import prepare_data_dir
@@ -19,7 +19,6 @@ from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
 from storage.names import Tag
-from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.mirror.conftest import (
     MIRRORED_REPO,
@@ -190,8 +189,7 @@ async def test_a_start_on_a_full_disk_warms_nothing(
     )
     prepare_data_dir(settings.data)
     monkeypatch.setattr("storage.composition.SqliteDatabase", without_room)
-    async with open_router(settings, serving=True, may_freeze=True) as router:
-        assert isinstance(router.hosted, StoredRegistry)
-        assert router.hosted.is_read_only == full
+    async with open_backend(settings, serving=True, may_freeze=True) as backend:
+        assert backend.stored.is_read_only == full
         rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
         assert len(rounds) == (0 if full else 1)

@@ -1,12 +1,11 @@
-"""`/token` over HTTP: GET as Distribution has it, POST as OAuth 2.0 has it (RFC 6749).
+"""The token endpoint `/token`: GET in the form of Distribution, POST in the form of OAuth 2.0 (RFC 6749).
 
-Errors have the OCI spec's shape; those of POST have RFC 6749's fields as well, so both kinds of clients can read them.
+Errors have the OCI spec's shape; those of POST have RFC 6749's fields as well, so that both kinds of clients read them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
@@ -16,15 +15,15 @@ from fastapi import APIRouter, Request, Response
 from registry.auth.authorization_header import Basic, parse_authorization
 from registry.auth.token_service import scopes
 from registry.auth.token_service.service import RefreshToken, TokenRequest, TokenResponse, TokenService
+from registry.http.asgi import unauthenticated_actor
 from registry.http.errors import FormInvalid, FormTooLarge, error_json, status_of
+from registry.http.headers import API_VERSION
 from registry.http.query import Query
-from registry.http.responses import API_VERSION
 from storage.content import Actor
 from storage.errors import RegistryError, TooManyRequests
 
 LARGEST_FORM: Final = 64 * 1024
 """Bytes of a POST's body."""
-_USER_AGENT: Final = 256
 _FORM: Final = "application/x-www-form-urlencoded"
 _NEVER_STORE: Final = {
     "cache-control": "no-store",
@@ -36,14 +35,14 @@ _OAUTH: Final = {401: "invalid_grant", 400: "invalid_request", 413: "invalid_req
 
 
 def token_router(service_of: Callable[[Request], TokenService]) -> APIRouter:
-    """The routes. `service_of`: the service that answers a request."""
+    """Returns the routes. `service_of` returns the service that answers a request."""
     router = APIRouter(tags=["token"])
 
     @router.get("/token", summary="A token for clients of the registry")
     async def get_token(request: Request) -> Response:
-        """Query: `service`, `scope` (repeated, or several parted by spaces), `offline_token`, `client_id`. Who logs in
-        does so with Basic; nobody has to."""
-        actor = _actor(request)
+        """Query: `service`, `scope` (repeated, or several separated by spaces), `offline_token`, `client_id`. A login
+        is sent by Basic; it is optional."""
+        actor = unauthenticated_actor(request.scope)
         try:
             query = Query(request.scope.get("query_string", b""))
             ask = TokenRequest(
@@ -61,7 +60,7 @@ def token_router(service_of: Callable[[Request], TokenService]) -> APIRouter:
     async def post_token(request: Request) -> Response:
         """Form: `grant_type` (`password` or `refresh_token`), `service`, `client_id`, `scope`, `access_type`
         (`offline`), `username` and `password`, or `refresh_token`."""
-        actor = _actor(request)
+        actor = unauthenticated_actor(request.scope)
         try:
             reply = await service_of(request).answer(_token_request(await _read_form(request)), actor)
             return _token_response(reply, scope=scopes.format_scopes(reply.granted))
@@ -108,12 +107,6 @@ def _first(query: Query, name: str) -> str | None:
 
 def _authorization(request: Request) -> list[bytes]:
     return [value for name, value in request.scope["headers"] if name == b"authorization"]
-
-
-def _actor(request: Request) -> Actor:
-    agent = request.headers.get("user-agent", "")[:_USER_AGENT]
-    address = request.client.host if request.client else ""
-    return Actor(address=address, request_id=os.urandom(8).hex(), user_agent=agent)
 
 
 def _token_response(reply: TokenResponse, **more: str) -> Response:

@@ -1,0 +1,211 @@
+"""`ServiceFactory`: builds a worker's service from the settings and an opened backend. The composition root.
+
+The layers, from the outside: the distribution API over HTTP, the log of calls, the guard, the restrictions, and the
+router or the store. Everything is complete when it is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from registry.admin.caller import ManagementComponents
+from registry.admin.management_api import management_components
+from registry.auth.assembly import AuthComponents, open_auth_components
+from registry.auth.authenticators import HeaderAuthenticator, OpenAuthenticator
+from registry.auth.rights.guard import Guarded, OnDenied
+from registry.auth.rights.policy import Policy
+from registry.auth.rights.principal import Principal
+from registry.auth.token_service.service import TokenService
+from registry.backend import Backend, open_backend
+from registry.config import Settings
+from registry.config.auth_settings import has_external_logins, token_service_name
+from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
+from registry.http.answer_cache import AnswerCache
+from registry.http.body_memory import ANSWER_BYTES, REQUEST_BODY_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
+from registry.http.cross_site import CrossSiteCheck
+from registry.http.namespaces import hosts_of
+from registry.http.rate_limit import HEALTH_KEY, RateLimit
+from registry.memory_budget import MemoryBudget
+from registry.naming import NamingRules
+from registry.observe import Observed
+from registry.request import current_request
+from registry.restrict import restrict
+from registry.server.shared_counters import SharedRateLimiter
+from storage.access import Action
+from storage.interface import Registry
+
+HEALTH_PER_SECOND: Final = 20.0
+"""Health checks from one network that are always allowed, per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessControl:
+    """The parts of a service with accounts."""
+
+    components: AuthComponents
+    policy: Policy
+    tokens: TokenService
+    management: ManagementComponents
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a worker serves. `distribution` answers `/v2`. `unguarded`: the registry behind the guard, for health
+    checks. `storage_problem` returns why nothing can be stored now; None: it can. `access`: None without accounts.
+    `retire`: tells the store that another service has replaced this one. `is_frozen`: the store had no room to
+    be opened for writing, and serves reads only."""
+
+    distribution: DistributionAPI
+    unguarded: Registry
+    access: AccessControl | None = None
+    storage_problem: Callable[[], str | None] = lambda: None
+    retire: Callable[[], None] = lambda: None
+    is_frozen: bool = False
+
+
+class ServiceFactory:
+    """Builds the services of one worker. `rate_limit`: made before the fork, see `shared_rate_limit`. `clock`: seconds
+    since 1970."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        rate_limit: RateLimit | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.rate_limit = rate_limit
+        self.clock = clock
+        self.body_memory = _body_memory(settings)
+        self._guarded = [upstream.name for upstream in settings.upstream if upstream.guarded]
+        self._own_hosts = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
+
+    def without_accounts(self, registry: Registry) -> Service:
+        """Returns a service of `registry` that is open to everybody."""
+        restricted = self._restrict(registry)
+        guard = Guarded(restricted)
+        return Service(self._distribution(guard, OpenAuthenticator(guard, self._guarded)), restricted)
+
+    @asynccontextmanager
+    async def open(self, *, may_freeze: bool) -> AsyncIterator[Service]:
+        """Opens the store, the mirrors and the accounts, and yields a service of them. A read-only registry collects no
+        garbage; its mirrors still fill, since only what clients push or delete is refused. `may_freeze`: without room
+        to open the store for writing, it is opened for reads. Raises StorageFull without it."""
+        settings = self.settings
+        every = None if settings.read_only else settings.gc.interval
+        async with (
+            open_backend(
+                settings, collect_every=every, serving=True, may_freeze=may_freeze, clock=self.clock
+            ) as backend,
+            open_auth_components(
+                settings, backend.stored.accounts, backend.stored.leases, clock=self.clock
+            ) as components,
+        ):
+            yield self._with_accounts(backend, components)
+
+    def _with_accounts(self, backend: Backend, components: AuthComponents) -> Service:
+        settings, stored, router = self.settings, backend.stored, backend.router
+        policy = Policy(
+            components.accounts,
+            components.revocation_check,
+            naming=router.naming,
+            guarded=self._guarded,
+            closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
+        )
+        restricted = self._restrict(router if router.mirrors else stored)
+        guard = Guarded(
+            restricted,
+            router.naming,
+            router.stored_name,
+            denied=_denial_recorder(components),
+            renew=policy.reevaluate,
+            cursors=components.cursors,
+        )
+        authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
+        answer_cache = AnswerCache(stored.metadata.version, router.is_always_hosted, by_host=bool(self._own_hosts))
+        behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
+        management = management_components(components, policy, proxied=behind_proxy, public_url=settings.public_url)
+        return Service(
+            self._distribution(guard, authenticator, answer_cache, lambda: not policy.closed),
+            restricted,
+            AccessControl(components, policy, components.token_service(policy), management),
+            stored.storage_problem,
+            stored.retire,
+            stored.is_read_only,
+        )
+
+    def _restrict(self, registry: Registry) -> Registry:
+        return restrict(registry, read_only=self.settings.read_only, delete=self.settings.delete)
+
+    def _distribution(
+        self,
+        guard: Guarded,
+        authenticator: Authenticator,
+        answer_cache: AnswerCache | None = None,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> DistributionAPI:
+        settings = self.settings
+        return DistributionAPI(
+            Observed(guard),
+            limits=RequestLimits(manifest=settings.limits.manifest),
+            public_url=settings.public_url,
+            namespaces=self._namespaces(),
+            rate_limit=self.rate_limit,
+            authenticator=authenticator,
+            service=token_service_name(settings.auth, settings.public_url),
+            answer_cache=answer_cache,
+            cross_site=CrossSiteCheck(settings.public_url, self._own_hosts, is_open),
+            body_memory=self.body_memory,
+        )
+
+    def _namespaces(self) -> Namespaces | None:
+        """Returns the upstreams that requests may name; None without mirrors."""
+        upstreams = self.settings.upstream
+        if not upstreams:
+            return None
+        return Namespaces(
+            NamingRules.from_settings(self.settings),
+            self._own_hosts,
+            hosts_of(self.settings.public_url),
+            {alias: upstream.name for upstream in upstreams for alias in upstream.aliases},
+        )
+
+
+def shared_rate_limit(settings: Settings) -> RateLimit | None:
+    """Returns the rate limit of the settings, if there is one. Made before the fork, it counts for all workers
+    together. Health checks have a limit of their own, which always allows several monitors one check per second."""
+    per_second = settings.limits.requests_per_second
+    if not per_second:
+        return None
+    requests = SharedRateLimiter(per_second, settings.limits.burst or max(1, round(10 * per_second)))
+    health_per_second = max(per_second, HEALTH_PER_SECOND)
+    health = SharedRateLimiter(health_per_second, round(10 * health_per_second))
+
+    def count(key: str) -> float:
+        return (health if key.startswith(HEALTH_KEY) else requests).take(key)
+
+    return count
+
+
+def _body_memory(settings: Settings) -> BodyMemory:
+    """Returns budgets that hold two manifests of the largest size."""
+    least = 2 * settings.limits.manifest
+    return BodyMemory(
+        bodies=MemoryBudget(max(REQUEST_BODY_BYTES, least), "request bodies"),
+        answers=MemoryBudget(max(ANSWER_BYTES, least), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
+    )
+
+
+def _denial_recorder(components: AuthComponents) -> OnDenied:
+    """Returns a function that records a denial of the current request in the audit log."""
+
+    def record(principal: Principal, action: Action, name: str) -> None:
+        by = replace(current_request().actor, name=principal.name)
+        components.audit_buffer.record(by, ",".join(action.words), name, "denied")
+
+    return record

@@ -1,0 +1,87 @@
+"""From the name that a client asks for to the stored names that it may mean."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.naming import NamingRules
+from storage.errors import NameInvalid, NameUnknown
+from storage.names import NAME_LENGTH, RepositoryName
+
+UPSTREAMS = ("docker.io", "ghcr.io")
+RULES = NamingRules(UPSTREAMS, default="docker.io", prefixes=["own/**", "shop"])
+
+
+def candidates(name: str, rules: NamingRules = RULES) -> list[str]:
+    return list(rules.candidates(RepositoryName(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("ghcr.io/org/app", ["ghcr.io/org/app"]),
+        ("docker.io/ubuntu", ["docker.io/library/ubuntu"]),
+        ("docker.io/library/ubuntu", ["docker.io/library/ubuntu"]),
+        ("library/ubuntu", ["docker.io/library/ubuntu"]),
+        ("ubuntu", ["ubuntu", "docker.io/library/ubuntu"]),
+        ("team/app", ["team/app", "docker.io/team/app"]),
+        ("library", ["library", "docker.io/library/library"]),
+        ("own/app", ["own/app"]),
+        ("shop", ["shop"]),
+        ("quay.io/org/app", ["quay.io/org/app"]),
+        ("localhost/app", ["localhost/app"]),
+        ("docker.io", ["docker.io"]),
+        ("a" * (NAME_LENGTH - 5), ["a" * (NAME_LENGTH - 5)]),
+    ],
+)
+def test_candidates(name: str, stored: list[str]) -> None:
+    """An upstream's names are its own; hosts that are not mirrored, patterns of ours and names that would be too long
+    are hosted; any other may be ours or the default upstream's."""
+    assert candidates(name) == stored
+
+
+def test_without_a_default_upstream() -> None:
+    """Only names below an upstream's are mirrored."""
+    rules = NamingRules(UPSTREAMS)
+    assert candidates("ubuntu", rules) == ["ubuntu"]
+    assert candidates("library/ubuntu", rules) == ["library/ubuntu"]
+    assert candidates("ghcr.io/a", rules) == ["ghcr.io/a"]
+
+
+def test_without_upstreams() -> None:
+    """Every name is a stored one."""
+    assert candidates("docker.io/ubuntu", NamingRules()) == ["docker.io/ubuntu"]
+    assert NamingRules().possible_names("ubuntu") == ()
+
+
+def test_the_bare_name_of_an_upstream_is_no_repository() -> None:
+    with pytest.raises(NameUnknown):
+        RULES.mirrored_name(RepositoryName("ghcr.io"), "ghcr.io")
+
+
+def test_below() -> None:
+    """A name that is below the upstream already stays."""
+    assert RULES.below("ghcr.io", RepositoryName("a/b")) == "ghcr.io/a/b"
+    assert RULES.below("ghcr.io", RepositoryName("ghcr.io/a")) == "ghcr.io/a"
+    with pytest.raises(NameInvalid):
+        RULES.below("ghcr.io", RepositoryName("a" * NAME_LENGTH))
+
+
+PARTS = st.sampled_from(["library", "ubuntu", "team", "own", "docker.io", "ghcr.io", "quay.io", "localhost", "a" * 120])
+NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda name: len(name) <= NAME_LENGTH)
+
+
+@given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))
+def test_a_token_covers_whatever_a_request_may_lead_to(name: str, named: str | None, default: str | None) -> None:
+    """For each name and upstream that a request may name: each stored name that the guard checks is the requested one
+    or one of `possible_names`, by which tokens are granted."""
+    rules = NamingRules(UPSTREAMS, default=default)
+    requested = RepositoryName(name)
+    try:
+        asked = requested if named is None else rules.below(named, requested)
+        stored = rules.candidates(asked)
+    except (NameInvalid, NameUnknown):
+        return
+    assert set(stored) <= {name, *rules.possible_names(name), *((asked,) if asked in UPSTREAMS else ())}

@@ -1,0 +1,90 @@
+"""The context of a request, and work that leaves it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from registry.http import DistributionAPI
+from registry.request import (
+    NO_REQUEST,
+    UNAUTHENTICATED,
+    UNRESTRICTED,
+    RequestContext,
+    current_request,
+    detached_context,
+    enter_request,
+    leave_request,
+    set_notice,
+)
+from registry.single_flight import SingleFlight
+from storage.content import Manifest
+from storage.memory_registry import MemoryRegistry
+from storage.names import Reference, RepositoryName
+from storage.wrappers import ForwardingRegistry
+from tests.fakes.asgi_client import AsgiClient
+from tests.unit.registry.conftest import V2, put_image
+
+
+async def test_without_a_request_nothing_is_allowed_or_kept() -> None:
+    """Nobody acts, a notice is dropped, and no caller can give rights to background work."""
+    assert current_request() is NO_REQUEST
+    assert NO_REQUEST.principal is UNAUTHENTICATED
+    assert not NO_REQUEST.may_pull("team/app")
+    set_notice("dropped")
+    assert NO_REQUEST.notice is None
+    with pytest.raises(AttributeError, match="no request"):
+        NO_REQUEST.principal = UNRESTRICTED
+    assert not NO_REQUEST.may_pull("team/app")
+
+
+async def test_a_request_is_entered_and_left() -> None:
+    """Inside it is the current one; its notice is its own."""
+    request = RequestContext(UNRESTRICTED, "team/app", "192.0.2.1", "r1")
+    token = enter_request(request)
+    set_notice("may be outdated")
+    assert current_request() is request
+    leave_request(token)
+    assert current_request() is NO_REQUEST
+    assert request.notice == "may be outdated"
+    assert request.may_pull("team/app")
+    actor = request.actor
+    assert (actor.name, actor.address, actor.request_id) == ("anonymous", "192.0.2.1", "r1")
+
+
+async def test_a_detached_task_sees_no_request() -> None:
+    """It acts for nobody, and what it says reaches no client."""
+    enter_request(request := RequestContext(UNRESTRICTED))
+
+    async def work() -> bool:
+        set_notice("of nobody")
+        return current_request() is NO_REQUEST
+
+    assert await asyncio.create_task(work(), context=detached_context())
+    assert await SingleFlight[bool]().run("key", work)
+    assert request.notice is None
+    assert current_request() is request
+
+
+class Watching(ForwardingRegistry):
+    """Records the request that each manifest is read for."""
+
+    def __init__(self, inner: MemoryRegistry) -> None:
+        super().__init__(inner)
+        self.seen: list[RequestContext] = []
+
+    async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        self.seen.append(current_request())
+        return await super().get_manifest(repo, reference)
+
+
+async def test_a_call_sees_the_request_it_is_made_for(registry: MemoryRegistry) -> None:
+    """Its id, its address and the name that the client used; each request has its own."""
+    await put_image(registry, "1")
+    watching = Watching(registry)
+    client = AsgiClient(DistributionAPI(watching))
+    answers = await asyncio.gather(*(client("GET", f"{V2}/manifests/1") for _ in range(3)))
+    assert {answer["x-request-id"] for answer in answers} == {request.request_id for request in watching.seen}
+    assert len({id(request) for request in watching.seen}) == 3
+    assert all(request.requested_name == "team/app" and request.address for request in watching.seen)
