@@ -72,13 +72,15 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
         lock = system.open(layout.metadata_lock, os.O_RDWR | os.O_CREAT)
         try:
             with Flock(lock):
-                if setup.prepare_database(layout, system, lambda: free_disk_space(layout, system, boot_id())):
-                    durable_files.sync_directory(system, layout.root)
+                setup.prepare_database(layout, system, lambda: free_disk_space(layout, system, boot_id()))
+                durable_files.sync_directory(system, layout.root)
         finally:
             os.close(lock)
     except OSError as error:
         where = error.filename or layout.root
         raise DataDirectoryError(f"cannot set up the data directory: {where}: {describe_error(error)}") from None
+    except StorageFull:
+        setup.check_readable(layout)
     with closing(Reserve(layout.reserve, system)) as reserve:
         reserve.establish()
 

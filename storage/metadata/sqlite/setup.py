@@ -15,24 +15,27 @@ from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.access.account_table import READ_CLOSED
 from storage.metadata.sqlite.database import connect, create, is_full, migrate, migrations
-from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
 
 
-def prepare_database(layout: Layout, system: System, free_space: Callable[[], None]) -> bool:
+def prepare_database(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
     """Makes the database, or migrates it to this version; the caller holds the writers' lock. On a full disk it calls
-    `free_space`, and then uses the reserve; where that is not enough, it leaves a database of this version as it is,
-    for reads, and returns False. Raises DataDirectoryError."""
+    `free_space`, and then uses the reserve. Raises DataDirectoryError; StorageFull if there is no space even so."""
     try:
         _create_or_migrate(layout, system, free_space)
-        return True
     except apsw.FullError:
-        if not _is_readable(layout):
-            raise DataDirectoryError(
-                f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
-            ) from None
-        return False
+        raise StorageFull(NO_ROOM) from None
     except apsw.Error as error:
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
+
+
+def check_readable(layout: Layout) -> None:
+    """Raises DataDirectoryError unless the database is of this version and can be read without any free space. The
+    caller must not hold the writers' lock: the check shares it."""
+    if not _is_readable(layout):
+        raise DataDirectoryError(
+            f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
+        )
 
 
 def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
