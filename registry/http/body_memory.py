@@ -31,6 +31,8 @@ SLOW_CLIENT_SECONDS: Final = 30.0
 """While a request waits for memory, answers that take longer than this to send are cut off."""
 SHARE_STEP_BYTES: Final = 64 * 1024
 """Bytes by which a body's share of the budget grows."""
+SMALL_BODY_BYTES: Final = 16 * 1024
+"""Bodies up to this size that were received together with the head are not counted."""
 BODY_STALL_SECONDS: Final = 20.0
 """Seconds that a body may pause, or fall behind the minimum rate."""
 LEAST_BYTES_PER_SECOND: Final = 8 * 1024
@@ -49,6 +51,8 @@ class BodyExchange(Protocol):
     def is_disconnected(self) -> bool: ...
 
     def body(self) -> AsyncIterator[bytes | memoryview]: ...
+
+    def take_whole_body(self) -> bytes | None: ...
 
     async def wait_disconnected(self) -> None: ...
 
@@ -73,6 +77,14 @@ class BodyMemory:
         self.stall_seconds = stall_seconds
         self.bytes_per_second = bytes_per_second
         self._turn = asyncio.Semaphore(1)
+
+    @staticmethod
+    def small_body(exchange: BodyExchange) -> bytes | None:
+        """Returns the request's whole body if it is small and was received already, as most manifests are; otherwise
+        takes nothing and returns None. Such a body needs no timer, and no share of the budget: the connection has
+        buffered as much anyway."""
+        length = exchange.length
+        return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
     @asynccontextmanager
     async def body(

@@ -160,6 +160,14 @@ class Exchange(RequestContext):
             for chunk in chunks:
                 yield chunk
 
+    def take_whole_body(self) -> bytes | None:
+        """Returns the whole body if the server has received all of it; otherwise takes nothing and returns None. Never
+        waits. Always None on servers without our body extension."""
+        extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
+        take = extension.get("take_whole") if extension else None
+        pieces = take() if take else None
+        return None if pieces is None else b"".join(pieces)
+
     async def _receive_copied(self) -> tuple[Sequence[bytes], bool] | None:
         message = await self._receive()
         if message["type"] == "http.disconnect":

@@ -6,7 +6,7 @@ import asyncio
 
 from registry.http import fields
 from registry.http.asgi import Header
-from registry.http.body_memory import COUNTED_ANSWER_BYTES
+from registry.http.body_memory import COUNTED_ANSWER_BYTES, SMALL_BODY_BYTES
 from registry.http.errors import TooManyTags
 from registry.http.exchange import Exchange
 from registry.http.headers import IMMUTABLE, REVALIDATE, content_headers, warning_headers
@@ -14,7 +14,7 @@ from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
-_PARSED_ON_LOOP_BYTES = 16 * 1024
+_PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
 """Bytes of a manifest that is parsed on the event loop, in less than a millisecond. Most are smaller."""
 
 
@@ -83,11 +83,15 @@ async def put_manifest(exchange: Exchange) -> None:
     media_type = fields.read_media_type(exchange)
     expected = reference if isinstance(reference, Digest) else None
     most = exchange.limits.manifest
-    async with exchange.body_memory.body(exchange, most, lambda: _too_large(exchange, most)) as body:
-        manifest = await _parse(exchange, body, media_type, expected)
-        del body
-        headers = await _store(exchange, manifest, reference, extra, condition)
-        del manifest
+    small = exchange.body_memory.small_body(exchange) if most >= SMALL_BODY_BYTES else None
+    if small is not None:
+        headers = await _store(exchange, Manifest.parse(small, media_type, expected), reference, extra, condition)
+    else:
+        async with exchange.body_memory.body(exchange, most, lambda: _too_large(exchange, most)) as body:
+            manifest = await _parse(exchange, body, media_type, expected)
+            del body
+            headers = await _store(exchange, manifest, reference, extra, condition)
+            del manifest
     await exchange.send_empty(201, *headers)  # outside the block: nothing is held for a client that does not read it
 
 

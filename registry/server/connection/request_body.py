@@ -104,7 +104,11 @@ class RequestBody:
 
     def extension(self) -> dict[str, Any]:
         """Returns what the application finds in its scope under `BODY_EXTENSION`."""
-        return {"receive": self.receive_pieces, "left": lambda: self.is_disconnected}
+        return {
+            "receive": self.receive_pieces,
+            "take_whole": self.take_whole,
+            "left": lambda: self.is_disconnected,
+        }
 
     async def receive(self) -> Message:
         """Returns the next ASGI message: `http.request`, or `http.disconnect`."""
@@ -135,6 +139,18 @@ class RequestBody:
             self._event.clear()
         if self.is_closed:
             return None
+        return self._take_pieces(), self.more
+
+    def take_whole(self) -> list[memoryview] | None:
+        """Returns the whole body, as `receive_pieces` would, if it was received to its end and nothing of it was taken;
+        otherwise takes nothing and returns None. Never waits."""
+        if self.more or self.is_closed or not self._event.is_set():
+            return None
+        self.expects_continue = False
+        self._event.clear()
+        return self._take_pieces()
+
+    def _take_pieces(self) -> list[memoryview]:
         pieces, self._pieces = self._pieces, []
         self.held_bytes = 0
-        return pieces, self.more
+        return pieces

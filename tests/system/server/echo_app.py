@@ -86,9 +86,16 @@ class EchoApp:
 
     async def digest(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Answers with the digest and size of the body, received without copies, or `copied`; `keep`: all parts are
-        kept to the end."""
+        kept to the end; `whole`: taken at once, if it was received to its end."""
         running, size, kept, more = hashlib.sha256(), 0, [], True
-        take = scope.get("extensions", {}).get("entrepot.body", {}).get("receive")
+        extension = scope.get("extensions", {}).get("entrepot.body", {})
+        take = extension.get("receive")
+        whole = extension["take_whole"]() if "whole" in query else None
+        if whole is not None:
+            assert extension["take_whole"]() is None
+            kept, size, more = whole, sum(map(len, whole)), False
+        elif "whole" in query:
+            print_line("not whole")
         while more:
             if take is None or "copied" in query:
                 message = await receive()
@@ -101,7 +108,8 @@ class EchoApp:
                 running.update(b"".join(kept))
                 kept.clear()
         running.update(b"".join(kept))
-        await answer(send, 200, json.dumps({"digest": running.hexdigest(), "size": size}).encode())
+        seen = {"digest": running.hexdigest(), "size": size, "whole": whole is not None}
+        await answer(send, 200, json.dumps(seen).encode())
 
     async def refuse(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await answer(send, 403, b"no")

@@ -127,6 +127,19 @@ async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) ->
         assert sender.status == 201
 
 
+async def test_a_received_small_manifest_needs_no_budget(registry: MemoryRegistry) -> None:
+    """A manifest of a few KiB that arrived together with its head is stored while other bodies use the whole budget."""
+    memory = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    await put_blob(registry, b"{}")
+    share = memory.bodies.share()
+    assert share.try_grow(200 * KIB)
+    small = PiecewiseSender(api_of(registry, memory), image(), "small")
+    small.scope["extensions"]["entrepot.body"]["take_whole"] = lambda: [small.body[:9], small.body[9:]]
+    await small.start()
+    assert small.status == 201
+    assert (await registry.get_manifest(RepositoryName(REPO), Tag("small"))).body == small.body
+
+
 async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
     """A part of the budget is for bodies that are small, as nearly all manifests are."""
     intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
