@@ -172,6 +172,14 @@ class Exchange:
             for piece in pieces:
                 yield piece
 
+    def take_whole_body(self) -> bytes | None:
+        """Takes the whole body at once, if all of it has been received already; else takes nothing and returns None.
+        Never waits. Servers without the extension `entrepot.body` cannot tell, so the answer is None."""
+        extension = (self.scope.get("extensions") or {}).get("entrepot.body")
+        take = extension.get("take_whole") if extension else None
+        pieces = take() if take else None
+        return None if pieces is None else b"".join(pieces)
+
     async def _receive_copied(self) -> tuple[Sequence[bytes], bool] | None:
         message = await self._receive()
         if message["type"] == "http.disconnect":

@@ -32,6 +32,8 @@ TAKEN_SECONDS: Final = 30.0
 """While somebody waits for room, an answer that its client has been taking for longer than this is cut off."""
 STEP: Final = 64 * 1024
 """Bytes by which the share of a body grows."""
+SMALL_BODY: Final = 16 * 1024
+"""Bytes up to which a body that has been received with its head is taken as it is."""
 GRACE_SECONDS: Final = 20.0
 """How long a body may stop, or fall behind the least rate."""
 LEAST_RATE: Final = 8 * 1024
@@ -56,6 +58,14 @@ class Intake:
         self.grace = grace
         self.rate = rate
         self._turn = asyncio.Semaphore(1)
+
+    @staticmethod
+    def small_body(exchange: Exchange) -> bytes | None:
+        """Returns the request's whole body if it is small and has been received already, as most manifests are; else
+        takes nothing and returns None. Such a body needs no timer, and no share of the budget either: the connection
+        has buffered as much anyway."""
+        length = exchange.length
+        return exchange.take_whole_body() if length and length <= SMALL_BODY else None
 
     @asynccontextmanager
     async def body(self, exchange: Exchange, most: int, too_large: Callable[[], RegistryError]) -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ import asyncio
 from registry.http import params
 from registry.http.errors import TooManyTags
 from registry.http.exchange import Exchange, Header
-from registry.http.intake import HELD
+from registry.http.intake import HELD, SMALL_BODY
 from registry.http.responses import (
     IMMUTABLE,
     REVALIDATE,
@@ -22,7 +22,7 @@ from storage.content import Condition, Descriptor, Manifest
 from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
-_PARSED_HERE = 16 * 1024
+_PARSED_HERE = SMALL_BODY
 """Bytes up to which a manifest is read on the event loop: in less than a millisecond. Most are smaller."""
 
 
@@ -91,11 +91,15 @@ async def put_manifest(exchange: Exchange) -> None:
     media_type = params.read_media_type(exchange)
     expected = reference if isinstance(reference, Digest) else None
     most = exchange.limits.manifest
-    async with exchange.intake.body(exchange, most, lambda: _too_large(exchange, most)) as body:
-        manifest = await _parse(exchange, body, media_type, expected)
-        del body
-        headers = await _store(exchange, manifest, reference, extra, condition)
-        del manifest
+    small = exchange.intake.small_body(exchange) if most >= SMALL_BODY else None
+    if small is not None:
+        headers = await _store(exchange, Manifest.parse(small, media_type, expected), reference, extra, condition)
+    else:
+        async with exchange.intake.body(exchange, most, lambda: _too_large(exchange, most)) as body:
+            manifest = await _parse(exchange, body, media_type, expected)
+            del body
+            headers = await _store(exchange, manifest, reference, extra, condition)
+            del manifest
     await send_empty(exchange, 201, *headers)  # nothing is held for a client that does not read it
 
 

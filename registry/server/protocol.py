@@ -265,7 +265,7 @@ class RegistryProtocol(HttpToolsProtocol):
         else:
             framing: Framing = Chunked(self.limits.header_bytes) if length is None else Sized(length)
             self.body = Body(framing, self.receiving)
-            self.scope["extensions"][PIECES] = {"receive": self.latest.receive_pieces, "left": self.latest.left}
+            self.scope["extensions"][PIECES] = self.latest.extension
         if self.active is None:
             self._answer(self.latest)
         else:

@@ -34,6 +34,11 @@ class RequestBody(RequestResponseCycle):
     """The application waits for the body."""
     sending: FileSending | None = None
 
+    @property
+    def extension(self) -> dict[object, object]:
+        """What the application finds in `scope["extensions"]` of a request that has a body."""
+        return {"receive": self.receive_pieces, "take_whole": self.take_whole, "left": self.left}
+
     def take_body(self, pieces: list[memoryview]) -> None:
         size = sum(map(len, pieces))
         if self.rest is not None:
@@ -75,8 +80,7 @@ class RequestBody(RequestResponseCycle):
     async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
         """`receive` without a copy: what has come of the body, and whether there is more; None is the disconnect.
 
-        The application finds it in `scope["extensions"]`. Nobody writes to this memory again: it stays as it is for as
-        long as a view of it is held.
+        Nobody writes to this memory again: it stays as it is for as long as a view of it is held.
         """
         if self.waiting_for_100_continue:
             self.waiting_for_100_continue = False
@@ -94,6 +98,18 @@ class RequestBody(RequestResponseCycle):
             self.message_event.clear()
         if self.disconnected or self.response_complete:
             return None
+        return self._take_pieces(), self.more_body
+
+    def take_whole(self) -> list[memoryview] | None:
+        """Takes the whole body, as `receive_pieces` would, if all of it has come already; else takes nothing and
+        returns None. Never waits."""
+        if self.more_body or self.disconnected or self.response_complete or not self.message_event.is_set():
+            return None
+        self.waiting_for_100_continue = False
+        self.message_event.clear()
+        return self._take_pieces()
+
+    def _take_pieces(self) -> list[memoryview]:
         pieces, self.pieces = self.pieces, []
         self.held = 0
-        return pieces, self.more_body
+        return pieces

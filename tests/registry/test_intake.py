@@ -127,6 +127,19 @@ async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) ->
         assert sender.status == 201
 
 
+async def test_a_small_manifest_that_has_come_needs_no_budget(registry: MemoryRegistry) -> None:
+    """A manifest of a few KiB that came together with its head is stored while other bodies use the whole budget."""
+    intake = Intake(bodies=budget(200 * KIB, wait=30, slow=60))
+    await put_blob(registry, b"{}")
+    share = intake.bodies.share()
+    assert share.try_grow(200 * KIB)
+    small = Sender(api_of(registry, intake), image(), "small")
+    small.scope["extensions"]["entrepot.body"]["take_whole"] = lambda: [small.body[:9], small.body[9:]]
+    await small.start()
+    assert small.status == 201
+    assert (await registry.get_manifest(RepositoryName(REPO), Tag("small"))).body == small.body
+
+
 async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
     """A part of the budget is for bodies that are small, as nearly all manifests are."""
     intake = Intake(bodies=budget(200 * KIB, wait=30, slow=60))

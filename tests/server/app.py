@@ -85,9 +85,17 @@ class App:
         await answer(send, 200, json.dumps(seen).encode())
 
     async def digest(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """What came of the body: in the memory it was received into, or `copied`; `keep`: looked at only at the end."""
+        """What came of the body: in the memory it was received into, or `copied`; `keep`: looked at only at the end;
+        `whole`: taken at once, if all of it has come."""
         running, size, kept, more = hashlib.sha256(), 0, [], True
-        take = scope.get("extensions", {}).get("entrepot.body", {}).get("receive")
+        extension = scope.get("extensions", {}).get("entrepot.body", {})
+        take = extension.get("receive")
+        whole = extension["take_whole"]() if "whole" in query else None
+        if whole is not None:
+            assert extension["take_whole"]() is None
+            kept, size, more = whole, sum(map(len, whole)), False
+        elif "whole" in query:
+            say("not whole")
         while more:
             if take is None or "copied" in query:
                 message = await receive()
@@ -100,7 +108,8 @@ class App:
                 running.update(b"".join(kept))
                 kept.clear()
         running.update(b"".join(kept))
-        await answer(send, 200, json.dumps({"digest": running.hexdigest(), "size": size}).encode())
+        seen = {"digest": running.hexdigest(), "size": size, "whole": whole is not None}
+        await answer(send, 200, json.dumps(seen).encode())
 
     async def refuse(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         await answer(send, 403, b"no")

@@ -191,6 +191,27 @@ def test_large_bodies(server: Running, way: str, size: int) -> None:
     assert (seen["digest"], seen["size"]) == (hashlib.sha256(content).hexdigest(), len(content))
 
 
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 5\r\n\r\nabcde", b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n"]
+)
+def test_a_body_that_has_come_is_taken_at_once(server: Running, framing: bytes) -> None:
+    """The application takes a body that came together with its head without waiting; of one that has not come to its
+    end it takes nothing so, and gets all of it as ever. Either way the next request on the connection is served."""
+    head = b"POST /digest?whole=1 HTTP/1.1\r\nHost: test\r\n"
+    told = {"digest": hashlib.sha256(b"abcde").hexdigest(), "size": 5}
+    with server.connect() as sock:
+        sock.sendall(head + framing)
+        assert json.loads(read_response(sock)[2]) == {**told, "whole": True}
+        sock.sendall(head + framing[:-1])
+        server.said("not whole")
+        sock.sendall(framing[-1:])
+        assert json.loads(read_response(sock)[2]) == {**told, "whole": False}
+        sock.sendall(head + b"Expect: 100-continue\r\n" + framing)
+        assert json.loads(read_response(sock)[2]) == {**told, "whole": True}
+        sock.sendall(b"GET /echo HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert json.loads(read_response(sock)[2])["method"] == "GET"
+
+
 def test_idle_connections_hold_no_buffers(server: Running) -> None:
     """What a body was received into is free once nobody holds it, however long the connection stays."""
     with server.connect() as first:
