@@ -108,7 +108,9 @@ class EchoApp:
                 running.update(b"".join(kept))
                 kept.clear()
         running.update(b"".join(kept))
-        seen = {"digest": running.hexdigest(), "size": size, "whole": whole is not None}
+        seen: dict[str, object] = {"digest": running.hexdigest(), "size": size}
+        if "whole" in query:
+            seen["whole"] = whole is not None
         await answer(send, 200, json.dumps(seen).encode())
 
     async def refuse(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
