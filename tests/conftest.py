@@ -25,11 +25,12 @@ TOGETHER = (
     "tests/system/clients/replay/",
     "tests/system/clients/",
     "tests/system/admin/",
-    "tests/system/hostile/test_memory_bound.py",
-    "tests/system/hostile/",
     "tests/conformance/",
 )
-"""Where tests share fixtures of the session: a group each, the first that fits. Elsewhere each module is one."""
+"""Folders whose tests share fixtures of the session: a group each, the first that fits. Elsewhere each module is one."""
+ALONE = tuple(f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher"))
+"""The modules with the marker `alone`: one group, which begins last. Were they spread, each of their tests would keep all
+other processes waiting."""
 LONG = ("tests/system/clients", "tests/system/hostile", "tests/system/crash", "tests/system/cli", "tests/system/mirror")
 """Folders with the groups that take longest. They begin first, so that none of them is left over for the end."""
 
@@ -50,6 +51,8 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
+        if path in ALONE:
+            return "alone"
         return next((group for group in TOGETHER if path.startswith(group)), path)
 
 

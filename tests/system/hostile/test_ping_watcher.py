@@ -17,10 +17,10 @@ from tests.system.hostile import attack_requests
 from tests.system.hostile.ping_watcher import PingWatcher, Stall
 from tests.system.hostile.stalls import BOUND
 
+pytestmark = pytest.mark.alone
+
 WORKER = """
 import asyncio, hashlib, json, os, threading, time
-
-pytestmark = pytest.mark.alone
 
 async def serve(reader, writer):
     while line := await reader.readline():
