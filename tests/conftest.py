@@ -27,10 +27,9 @@ TOGETHER = (
     "tests/system/admin/",
     "tests/conformance/",
 )
-"""Folders whose tests share fixtures of the session: a group each, the first that fits. Elsewhere each module is one."""
+"""Folders whose tests share fixtures of the session: each is a group. Elsewhere each module is one."""
 ALONE = tuple(f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher"))
-"""The modules with the marker `alone`: one group, which begins last. Were they spread, each of their tests would keep all
-other processes waiting."""
+"""The modules with the marker `alone` are one group, which begins last, so that they keep no other group waiting."""
 LONG = ("tests/system/clients", "tests/system/hostile", "tests/system/crash", "tests/system/cli", "tests/system/mirror")
 """Folders with the groups that take longest. They begin first, so that none of them is left over for the end."""
 
