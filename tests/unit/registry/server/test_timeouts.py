@@ -69,7 +69,7 @@ def test_the_address_is_the_network() -> None:
     timeouts = ConnectionTimeouts(FIRST_BYTE, 0.0)
     found = timeouts.eviction_candidate(idle, 1.0, requests_begun=1, client="2001:db8::1")
     assert found is not None
-    assert found.address == "2001:0db8:0000:0000::/64"
+    assert found.address == "2001:db8::/64"
     found = timeouts.eviction_candidate(idle, 1.0, requests_begun=1, client=None)
     assert found is not None
     assert found.address is None
