@@ -109,8 +109,9 @@ class Entrepot(FastAPI):
 
 
 async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire: Callable[[], None]) -> None:
-    """Opens the store again as soon as there is room, makes `app` serve it, and calls `retire`. `stack` closes it; the
-    store that was opened first is closed last (`storage.metadata.sqlite.immutable_database`)."""
+    """Replaces a store that was opened read-only because the disk was full: opens it again as soon as there is room,
+    makes `app` serve it, and calls `retire`, which ends the read-only one. `stack` closes both
+    (`storage.metadata.sqlite.immutable_database`)."""
     logged = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
@@ -118,7 +119,7 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire: Callable[[]
             service = await stack.enter_async_context(app.factory.open(may_freeze=False))
         except StorageFull:
             continue
-        except Exception as error:  # until it succeeds, no other worker can write
+        except Exception as error:  # retried: while this worker reads the file as it stands, no other one can write
             if logged != (logged := repr(error)):
                 log.exception("the store cannot be opened again; the next try is in a second")
             continue

@@ -99,8 +99,8 @@ def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[
 async def _page(
     caller: Caller, subjects: list[Grantee] | None, after: str | None, limit: int, *, own: bool
 ) -> Page[Grant]:
-    """Returns a page of the grants that the caller may see. The page has a `place` if it ends at a grant that the
-    caller may not see."""
+    """Returns a page of the grants that the caller may see. If the page stopped
+    before it was full, its `place` is the last grant that was compared, which the caller may be unable to see."""
     if own or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     found: list[Grant] = []

@@ -1,5 +1,9 @@
 """Checks whether an identity is still valid: its account, its API token, its line in the htpasswd file, and the
-settings of its issuer or provider."""
+settings of its issuer or provider.
+
+A change by another worker is noticed by the accounts' epoch, which `storage.metadata.sqlite.data_version` tells to be
+read again.
+"""
 
 from __future__ import annotations
 

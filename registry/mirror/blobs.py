@@ -55,9 +55,9 @@ class MirroredBlobs:
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
-        """Opens a stored blob, or follows its fill. Waits until the upstream starts to send, never for the whole blob;
-        when the upstream has no free connection, only until the start timeout. Raises BlobUnknown, RangeInvalid,
-        UpstreamTimeout, and what the upstream raises."""
+        """Opens a stored blob, or follows its fill. Waits until the upstream starts to send; for small blobs, until all
+        bytes were checked. If the fill is still queued at the start timeout, returns a reader that waits on; otherwise
+        raises UpstreamTimeout. Raises BlobUnknown, RangeInvalid, and what the upstream raises."""
         deadline = self._deadline()
         if await self._entitlement.is_confirmed(repo, digest):
             with suppress(BlobUnknown):
@@ -106,7 +106,8 @@ class MirroredBlobs:
         return await self._entitlement.prove(repo, digest, deadline, running.size if running else None)
 
     async def _wait_started(self, fill: Fill, deadline: float) -> bool:
-        """Returns whether the fill can be followed now; False: it has ended, and the blob is in the store."""
+        """Returns whether a reader has to follow the fill, which has started or is still queued at the deadline; False
+        if the blob is in the store."""
         try:
             async with asyncio.timeout_at(deadline):
                 if fill.size > SMALL_BLOB:

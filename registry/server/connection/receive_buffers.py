@@ -95,7 +95,7 @@ class BodyBuffer:
         return self.take(self._buffer[start : self._filled])
 
     def take(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses bytes that were received elsewhere. Returns and raises the same as `filled`."""
+        """Parses `data`, or queues it behind bytes that wait. Returns and raises the same as `filled`."""
         self._waiting.append(data)
         return self.take_waiting() if len(self._waiting) == 1 else ([], memoryview(b""))
 

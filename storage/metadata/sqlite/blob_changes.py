@@ -91,7 +91,7 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
-    """Marks the link as confirmed by the upstream. Does nothing if the repository does not have the blob."""
+    """Marks the repository's right to the blob as proven by its upstream. Does nothing if it does not have the blob."""
     db.execute(
         "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -204,7 +204,7 @@ def drop_link(db: apsw.Connection, entry: DroppedLink, before: float, now: float
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
     ).get
     if since is None or since > before:
-        return False  # linked and dropped again since the queue was read, so its grace has started again
+        return False  # it left the queue, or was queued again, so that its grace has started again
     row = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (entry.digest, entry.repository),

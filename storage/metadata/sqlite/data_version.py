@@ -6,6 +6,9 @@ commits, the length of the log, a checksum. Every commit writes both copies afte
 shortest statement takes 2.5. This is the only module that knows the layout. Where a check at the start finds another
 layout than this, `PRAGMA data_version` serves instead.
 
+Response caches, cached look-ups and the epoch of rights are valid for one version: so a worker notices a change of
+another worker, such as a revoked right, with its next request.
+
 Sources: "WAL-mode File Format" (sqlite.org/walformat.html), sections 2.1 and 4.4; `sqlite3_io_methods`; "PRAGMA
 data_version" (sqlite.org/pragma.html).
 """
