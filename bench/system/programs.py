@@ -68,11 +68,21 @@ def log_tail(log: Path, size: int = 4000) -> str:
 
 
 def run_to_end(command: Sequence[str], timeout: float, *, env: Mapping[str, str] | None = None) -> str:
-    """Runs a program and returns its output. Raises TrialFailed when it fails or does not end in time."""
+    """Runs a program and returns its output. Raises TrialFailed when it fails or does not end in time.
+
+    The program runs in the folder of temporary files: `python -m` imports from the current folder first, and must not
+    find the code of this checkout when `env` names another one.
+    """
     environment = env or clean_environment(Path(tempfile.gettempdir()), PYTHONPATH=str(REPOSITORY_ROOT))
     try:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            command,
+            env=environment,
+            cwd=tempfile.gettempdir(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
         raise TrialFailed(f"{command[0]} did not end within {timeout:.0f} s") from None
