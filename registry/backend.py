@@ -83,7 +83,7 @@ async def open_backend(
         router = Router(
             stored,
             mirrors,
-            stored.known,
+            stored.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.private],
             is_confirmed=stored.records.confirmed,

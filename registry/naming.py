@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from registry.config import DOCKER_HUB, HUB_LIBRARY, Settings
 from storage.errors import NameInvalid, NameUnknown
-from storage.names import NAME_LENGTH, RepositoryName
+from storage.names import MAX_NAME_LENGTH, RepositoryName
 from storage.patterns import NamePattern
 
 
@@ -66,7 +66,7 @@ class NamingRules:
         first, slash, _ = repo.partition("/")
         if self.default is None or (slash and ("." in first or first == "localhost")):
             return None
-        if len(repo) + len(self.default) + len(HUB_LIBRARY) + 2 > NAME_LENGTH:
+        if len(repo) + len(self.default) + len(HUB_LIBRARY) + 2 > MAX_NAME_LENGTH:
             return None
         if self.upstream_of(repo) is not None or any(pattern.matches(repo) for pattern in self._hosted):
             return None

@@ -110,9 +110,9 @@ class Observed(ForwardingRegistry):
     def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if call.operation in _OPENS_WRITER:
             return self._open_writer(call)
-        return log_call(self.forward, call, call.operation, call.repo, call.reference, call.options.get("by"))
+        return log_call(self.forward, call, call.operation, call.repo, call.item, call.options.get("by"))
 
     async def _open_writer(self, call: Call[T]) -> T:
         repo = call.repo
-        opened: Any = await log_call(self.forward, call, call.operation, repo, call.reference, call.by)
+        opened: Any = await log_call(self.forward, call, call.operation, repo, call.item, call.actor)
         return cast(T, _ObservedWriter(opened, repo))

@@ -133,12 +133,12 @@ class Router(RefusingRegistry):
         if call.action is Action.PUSH:
             return await self._push(call)
         if not call.repo:  # the list of repositories, mirrored ones under their stored names
-            return await call.on(self.hosted)
+            return await call.invoke_on(self.hosted)
         place = await self.locate(call.repo)
         if call.operation == "resolve_blob" and await self._is_unknown_blob(call.repo, place):
             raise BlobUnknown(detail={"digest": call.args[0]})
         call.repo = place.repo
-        return await call.on(place.registry)
+        return await call.invoke_on(place.registry)
 
     async def _is_unknown_blob(self, repo: RepositoryName, place: Destination) -> bool:
         """Returns whether a question for a blob comes from a client that is about to push: one that pulls has fetched
@@ -159,7 +159,7 @@ class Router(RefusingRegistry):
                 return await self._mount_blob(call)
             case "put_manifest":
                 return await self._put_manifest(call)
-        return await call.on(self.hosted)
+        return await call.invoke_on(self.hosted)
 
     async def _mount_blob(self, call: Call[T]) -> T:
         """Mounts from a hosted repository, or from what the store has of a mirrored one. A set of sources is one of
@@ -170,8 +170,8 @@ class Router(RefusingRegistry):
             await self._check_source(stored, digest)
             call.args = digest, stored
         elif self._private:
-            call.args = digest, source.without(self._private)
-        return await call.on(self.hosted)
+            call.args = digest, source.without_segments(self._private)
+        return await call.invoke_on(self.hosted)
 
     async def _check_source(self, source: RepositoryName, digest: Digest) -> None:
         """Raises BlobUnknown for a link in a private upstream's repository that the upstream has not confirmed."""
@@ -182,7 +182,7 @@ class Router(RefusingRegistry):
         """Stores a manifest. Until its first push, a mirror answered the reads of this name, so a client may believe
         that blobs are pushed which only that mirror has: they are copied first, or fetched from the upstream."""
         try:
-            return await call.on(self.hosted)
+            return await call.invoke_on(self.hosted)
         except ManifestBlobUnknown as missing:
             source = await self._former_source(call.repo)
             if source is None:
@@ -191,7 +191,7 @@ class Router(RefusingRegistry):
                 await self._copy_parts(call.args[0], source, call.repo, call.options["by"])
             except _UNOBTAINABLE:
                 raise missing from None
-        return await call.on(self.hosted)
+        return await call.invoke_on(self.hosted)
 
     async def _former_source(self, repo: RepositoryName) -> Destination | None:
         """Returns where reads of a name went before its first push; None: nowhere else, nothing was pulled there, or

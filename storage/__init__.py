@@ -1,1 +1,1 @@
-"""What registry content is and how it is kept. Knows no HTTP; usable without a web framework."""
+"""A library that stores the content of a container registry. It knows no HTTP and needs no web framework."""

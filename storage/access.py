@@ -1,7 +1,7 @@
-"""Types of access control: accounts, groups, API tokens, grants, keys, and the audit log.
+"""Types of access control: accounts, groups, grants, API tokens, signing keys, and lines of the audit log.
 
-`storage.accounts.Accounts` stores them; `registry.auth` decides by them. Passwords and API tokens are stored as hashes,
-keys that sign tokens in plain form.
+`storage.accounts.Accounts` stores them, and `registry.auth` uses them to decide about requests. The store keeps only
+hashes of passwords and API tokens. It keeps signing keys in plain form, because they are needed to sign.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from storage.errors import RegistryError
 from storage.names import shown
 from storage.patterns import NamePattern
 
-_ACCOUNT = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-RESERVED = frozenset({"anonymous", "everyone", "authenticated", "system"})
-"""Names with another meaning, which no account or group may have."""
+_ACCOUNT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
+"""Names that no account or group may have, because grants and the audit log use them for something else."""
 
 
 class AccountInvalid(RegistryError):
@@ -29,48 +29,52 @@ class AccountInvalid(RegistryError):
 
 
 class AccountUnknown(RegistryError):
-    """There is no such account, group, API token or grant."""
+    """An account, group, API token or grant does not exist."""
 
     code = "ACCOUNT_UNKNOWN"
     default = "there is no such account"
 
 
 class AccountExists(RegistryError):
+    """A new account or group has the name of an existing one."""
+
     code = "ACCOUNT_EXISTS"
     default = "that name is taken"
 
 
 class LastAdmin(RegistryError):
-    """Refused: no enabled admin would be left."""
+    """The change was refused, because no enabled admin would be left after it."""
 
     code = "LAST_ADMIN"
     default = "that is the last admin who is enabled; make somebody else one before"
 
 
 class AccountName(str):
-    """Name of an account or a group: at most 64 lower-case letters, digits, '.', '_' and '-'. People, robots and
-    groups share one set of names. The constructor raises AccountInvalid."""
+    """Name of an account or a group: at most 64 lower-case letters, digits, '.', '_' and '-'. An account and a group
+    cannot have the same name. The constructor raises AccountInvalid."""
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        if not _ACCOUNT.fullmatch(text) or text in RESERVED:
+        if not _ACCOUNT_NAME.fullmatch(text) or text in RESERVED_NAMES:
             raise AccountInvalid(
                 f"{shown(text)} is no name for an account: up to 64 lower-case letters, digits, '.', '_' and '-', "
-                f"beginning and ending with a letter or digit, and none of {', '.join(sorted(RESERVED))}"
+                f"beginning and ending with a letter or digit, and none of {', '.join(sorted(RESERVED_NAMES))}"
             )
         return super().__new__(cls, text)
 
 
 class AccountKind(enum.StrEnum):
-    """Kind of an account. A robot has no password and logs in with API tokens only."""
+    """Kind of an account. A user is a person. A robot is a program, such as a CI job; it has no password and logs in
+    with API tokens only."""
 
     USER = "user"
     ROBOT = "robot"
 
 
 class Action(enum.IntFlag):
-    """Actions on a repository. None implies another; `ADMIN` is the right to grant all of them."""
+    """A set of actions on a repository. No action implies another one: `PUSH` does not include `PULL`. `ADMIN` is the
+    right to grant others all actions on the repository."""
 
     NONE = 0
     PULL = 1
@@ -80,7 +84,7 @@ class Action(enum.IntFlag):
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """Parses a list such as `pull,push`; `*` means all. Raises ValueError."""
+        """Parses a list such as `pull,push`; `*` means all actions. Raises ValueError, with a text for the user."""
         found = cls.NONE
         for word in filter(None, (part.strip().lower() for part in text.split(","))):
             if word != "*" and word.upper() not in cls.__members__:
@@ -92,7 +96,7 @@ class Action(enum.IntFlag):
 
     @property
     def words(self) -> list[str]:
-        """Returns the actions as words, such as `["pull", "push"]`, in a fixed order."""
+        """The actions of the set as words, such as `["pull", "push"]`, always in the same order."""
         return [action.name.lower() for action in EVERY_ACTION if action in self and action.name]
 
 
@@ -100,7 +104,8 @@ EVERY_ACTION = Action.PULL | Action.PUSH | Action.DELETE | Action.ADMIN
 
 
 class GranteeKind(enum.StrEnum):
-    """Kind of a grantee. `everyone` includes anonymous clients; `authenticated` means every account."""
+    """Kind of a grantee. `everyone` means all clients, also anonymous ones; `authenticated` means all clients that have
+    logged in."""
 
     USER = "user"
     ROBOT = "robot"
@@ -111,15 +116,16 @@ class GranteeKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grantee:
-    """Who gets a grant: `user:alice`, `group:dev`, `everyone`. A user need not have an account here (htpasswd, external
-    issuers)."""
+    """Those who get a grant, in text form `user:alice`, `robot:ci`, `group:dev`, `everyone` or `authenticated`. `name`
+    is empty for the last two. A user need not have an account in the store: users of an htpasswd file or of an external
+    token issuer have none."""
 
     kind: GranteeKind
     name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Grantee:
-        """Parses the text form. Raises AccountInvalid."""
+        """Parses the text form, such as `user:alice`. Raises AccountInvalid."""
         kind, colon, name = text.partition(":")
         if kind not in set(GranteeKind) or bool(colon) == (kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED)):
             raise AccountInvalid(
@@ -133,8 +139,9 @@ class Grantee:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account. `version` grows with every change that invalidates earlier logins: disabling, a new password. An
-    `admin` may do everything. Times are seconds since 1970."""
+    """An account. `enabled`: False if it may not log in. `admin`: it may do everything. `version` is incremented by
+    every change that invalidates earlier logins: disabling the account, setting a password. `created`: seconds since
+    1970. `groups`: the groups that it is a member of. `note`: free text for people."""
 
     name: AccountName
     kind: AccountKind
@@ -149,8 +156,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Allows `subject` the `actions` on the repositories that `pattern` matches. There is one per subject and
-    pattern."""
+    """Allows `subject` the `actions` on all repositories whose names match `pattern`. For each pair of subject and
+    pattern there is at most one grant."""
 
     subject: Grantee
     pattern: NamePattern
@@ -159,7 +166,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """Limits an API token to `actions` on the repositories that `pattern` matches, as far as its account has them."""
+    """One permission of a limited API token: `actions` on the repositories whose names match `pattern`. It gives the
+    token no action that its account does not have."""
 
     pattern: NamePattern
     actions: Action
@@ -167,9 +175,10 @@ class TokenLimit:
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """A secret that replaces the password of an account. `limits` None: all rights of the account. `purpose`:
-    `personal` for tokens that people make, `login` for refresh tokens that `docker login` gets. Times are seconds since
-    1970. `expires` None: never. `used`: about when it was last used; None: never."""
+    """An API token: a secret that an account uses in place of its password. `purpose`: `personal` for tokens that
+    people make, `login` for refresh tokens that `docker login` gets. `note`: free text for people. `created`, `expires`
+    and `used` are seconds since 1970. `expires`: None if the token never expires. `limits`: None if the token has all
+    rights of its account. `used`: approximate time of the last use; None if it was never used."""
 
     id: str
     account: AccountName
@@ -183,8 +192,9 @@ class ApiToken:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key that signs the tokens of `/token`. `retired`: since when it does not sign any more; tokens that it signed
-    are valid until `until` at most. Times are seconds since 1970."""
+    """A key that signs the bearer tokens of `/token`. All times are seconds since 1970. `retired`: when another key
+    replaced it; None for the key that signs now. `until`: when a replaced key stops verifying tokens; None for the key
+    that signs now."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -195,9 +205,11 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A line of the audit log. `target`: what was acted on: `alice`, `group:dev`, `team/app`, `team/app:latest`,
-    `team/app@sha256:…`. `count`: number of equal events that this line stands for (logins and denials are combined).
-    `id`: position in the log, for `AuditQuery.before`; the store sets it."""
+    """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, or
+    `anonymous`. `target`: the object of the action, such as `alice`, `group:dev`, `team/app`, `team/app:latest` or
+    `team/app@sha256:…`. `address`: the client's IP address. `count`: number of equal events that this line stands for,
+    because equal logins and denials are combined into one line. `id`: position in the log, for `AuditQuery.before`; the
+    store sets it."""
 
     at: float
     actor: str
@@ -214,8 +226,9 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """A filter for lines; all fields that are given must match. `target`: a repository also matches its tags and
-    manifests. `since`: seconds since 1970. `before`: only lines older than the one with this id."""
+    """A filter for lines of the audit log. A line must match all fields that are not None. `target`: the name of a
+    repository also matches lines about its tags and manifests. `since`: only lines from this time on, in seconds since
+    1970. `before`: only lines older than the line with this id."""
 
     actor: str | None = None
     action: str | None = None

@@ -1,6 +1,7 @@
-"""The composition root: chooses SQLite for metadata and files for blobs, and opens a registry over them.
+"""The composition root of the store: builds a registry from SQLite for metadata and files for blobs.
 
-A data directory is prepared once (`prepare_data_dir`), then opened by each process for itself (`open_registry`).
+The parent process prepares a data directory once (`prepare_data_dir`). After the fork, each process opens it for itself
+(`open_registry`). A *partial blob* is a blob that is still being downloaded from an upstream registry.
 """
 
 from __future__ import annotations
@@ -52,17 +53,19 @@ from storage.upkeep.collector import Collector
 from storage.upkeep.disk_space import DiskSpaceMonitor
 from storage.upkeep.schedule import cancel_all, run_rounds
 
-DAY = 86400.0
+DAY_SECONDS = 86400.0
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
-"""Opens where the bytes lie, given the machine's run (`boot_id`) and what publishing needs."""
+"""A function that opens the blob store and the partial blobs. Its arguments: the disk, the id of the machine's current
+boot (`boot_id`), the metadata, and the locks by digest."""
 
 
 def prepare_data_dir(data: Path, system: System | None = None) -> None:
-    """Makes the data directory, or migrates it to this version; leaves nothing open. Called before any fork. On a full
-    disk it uses the reserve, and drops the trash and idle partial blobs; where that is not enough, it leaves a data
-    directory of this version as it is, for reads. Raises DataDirectoryError."""
+    """Creates the data directory, or migrates an existing one to this version. Leaves no file open, so it is called
+    before any fork. On a full disk it makes room: it shrinks the *reserve*, a file that only occupies space, and
+    deletes trash and idle partial blobs. If there is still no room, a data directory of this version stays as it is and
+    can be read. Raises DataDirectoryError."""
     layout = layout_of(data)
     system = system or System()
     check_writable(layout.root)
@@ -77,8 +80,8 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
         finally:
             os.close(lock)
     except OSError as error:
-        where = error.filename or layout.root
-        raise DataDirectoryError(f"cannot set up the data directory: {where}: {describe_error(error)}") from None
+        path = error.filename or layout.root
+        raise DataDirectoryError(f"cannot set up the data directory: {path}: {describe_error(error)}") from None
     except StorageFull:
         setup.check_readable(layout)
     with closing(Reserve(layout.reserve, system)) as reserve:
@@ -86,34 +89,36 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
 
 
 def layout_of(data: Path) -> Layout:
-    """Returns the paths in a data directory, absolute: the process may change its working directory later."""
+    """Returns the paths of all files in a data directory. They are absolute, because the process may change its working
+    directory later."""
     return Layout(data.absolute())
 
 
 def has_data(data: Path) -> bool:
-    """Returns whether there is a registry in the data directory."""
+    """Returns whether the directory contains the data of a registry."""
     return layout_of(data).metadata.exists()
 
 
 def check_version(data: Path) -> None:
-    """For commands that only read. Raises DataDirectoryError: no registry in there, one of another version, or a
-    database that cannot be read."""
+    """Checks, for a command that only reads, that the data directory is of this version. Raises DataDirectoryError if
+    it contains no registry, if another version wrote it, or if its database cannot be read."""
     setup.check_database_version(layout_of(data), data)
 
 
 def has_had_account(data: Path) -> bool:
-    """Returns whether a prepared data directory ever had an account (`Accounts.closed`). Leaves nothing open, so it may
-    be called before a fork. Raises StorageFailed."""
+    """Returns whether there ever was an account in a prepared data directory. Leaves no file open, so it may be called
+    before a fork. Raises StorageFailed."""
     return setup.read_had_account(layout_of(data))
 
 
 def list_partials(data: Path) -> list[PartialSummary]:
-    """Returns the blobs that are being fetched, or can still be completed. Changes nothing. Raises OSError."""
+    """Returns the partial blobs: those that a process is downloading now, and those whose download can be continued.
+    Changes nothing. Raises OSError."""
     return leftovers.list_partials(layout_of(data), boot_id())
 
 
 def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
-    """Opens the inventory of a data directory of this version (`check_version`)."""
+    """Opens the inventory of a data directory, which `check_version` must have accepted."""
     return inventory.open_inventory(layout_of(data).metadata)
 
 
@@ -121,10 +126,10 @@ def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
 async def open_files(
     disk: Disk, boot: str, metadata: Metadata, locks: DigestLocks
 ) -> AsyncIterator[tuple[BlobStore, Partials]]:
-    """Opens blobs, uploads and partial blobs as files in the data directory."""
+    """Opens the stores that keep blobs, uploads and partial blobs as files in the data directory. An `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        async with aclosing(FilePartials(disk, boot, publication.adopt)) as partials:
+        async with aclosing(FilePartials(disk, boot, publication.commit_content)) as partials:
             yield blobs, partials
 
 
@@ -132,12 +137,12 @@ async def open_files(
 async def open_registry(
     data: Path,
     *,
-    grace: float = DAY,
-    expire: float = 7 * DAY,
+    grace: float = DAY_SECONDS,
+    expire: float = 7 * DAY_SECONDS,
     collect_every: float | None = None,
     watch_disk_space: bool = False,
     may_open_read_only: bool = False,
-    keep_audit: float = 365 * DAY,
+    keep_audit: float = 365 * DAY_SECONDS,
     clock: Callable[[], float] = time.time,
     system: System | None = None,
     boot: str | None = None,
@@ -145,11 +150,14 @@ async def open_registry(
 ) -> AsyncIterator[StoredRegistry]:
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
-    Times are in seconds: `grace` for unreferenced blobs, `expire` for idle uploads and partial blobs, `keep_audit` for
-    lines of the audit log, `collect_every` between rounds of the collector (None: no rounds; one process at a time does
-    them). `watch_disk_space`: log when the disk becomes full. `may_open_read_only`: open the metadata read-only if
-    there is no space to open it for changes (`StoredRegistry.retire`). `boot`: the machine's run, if not the real one.
-    `open_content`: where the bytes lie. Raises StorageFull, StorageFailed.
+    These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
+    to. `expire`: for how long an upload or partial blob is kept without progress. `keep_audit`: for how long lines of
+    the audit log are kept. `collect_every`: the interval of the garbage collector, which runs in one process at a time
+    (None: it does not run).
+
+    `watch_disk_space`: whether to log when the disk becomes full. `may_open_read_only`: whether to open the metadata
+    read-only if the disk has no space to open it for changes (`StoredRegistry.is_read_only`). `boot`: an id in place of
+    the machine's boot id, for tests. `open_content`: opens the blob store. Raises StorageFull, StorageFailed.
     """
     layout = layout_of(data)
     system = system or System()
@@ -172,7 +180,9 @@ async def open_registry(
             blobs,
             clock,
             collector,
-            StorageHealth(reserve.storage_problem) if immutable is None else StorageHealth(_no_room, immutable.retire),
+            StorageHealth(reserve.storage_problem)
+            if immutable is None
+            else StorageHealth(_no_room_problem, immutable.retire),
             partials=partials,
             records=database.records,
             locks=locks,
@@ -189,11 +199,11 @@ async def open_registry(
             upkeep.append(asyncio.create_task(monitor.run()))
         if collect_every is not None and immutable is None:
 
-            async def tidy() -> None:
+            async def do_upkeep() -> None:
                 await collector.collect()
                 await database.accounts.prune_audit(clock() - keep_audit)
 
-            upkeep.append(asyncio.create_task(run_rounds(tidy, leases, collect_every, is_full)))
+            upkeep.append(asyncio.create_task(run_rounds(do_upkeep, leases, collect_every, is_full)))
         yield registry
 
 
@@ -201,8 +211,8 @@ async def open_registry(
 async def open_accounts(
     data: Path, *, clock: Callable[[], float] = time.time, system: System | None = None
 ) -> AsyncIterator[Accounts]:
-    """Opens accounts and rights in a prepared data directory, and nothing else of it: for commands that work beside a
-    running server. The server's workers see a change from its commit on. Raises StorageFull."""
+    """Opens only the accounts and rights in a prepared data directory, for commands that may run at the same time as a
+    server. The server's processes see a change as soon as it is committed. Raises StorageFull."""
     layout = layout_of(data)
     system = system or System()
     with (
@@ -214,7 +224,8 @@ async def open_accounts(
 
 
 def _open_database(disk: Disk, clock: Callable[[], float], *, may_open_read_only: bool = False) -> SqliteDatabase:
-    """Raises StorageFull."""
+    """Opens the database for changes. If the disk has no space for that, opens it read-only with `may_open_read_only`,
+    and raises StorageFull without it."""
     parts = disk.layout, disk.system, clock, disk.reserve
     try:
         return SqliteDatabase(*parts)
@@ -224,5 +235,6 @@ def _open_database(disk: Disk, clock: Callable[[], float], *, may_open_read_only
         raise StorageFull(NO_ROOM) from None
 
 
-def _no_room() -> str:
+def _no_room_problem() -> str:
+    """Returns why nothing can be stored while the metadata is open read-only."""
     return NO_ROOM

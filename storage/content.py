@@ -1,4 +1,9 @@
-"""Registry content: descriptors, manifests with their exact bytes, spans, pages, and the actor of a request."""
+"""Value types of registry content: descriptors, manifests, spans (parts of a blob), pages of lists, and the actor of a
+call.
+
+A few types for the mirror stand here too. The mirror is a cache of other registries, its *upstreams*. A *partial blob*
+is a blob that is still being downloaded from an upstream.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +24,21 @@ OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+"""Media types of indexes, which list other manifests."""
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
+"""Media types of all other manifests."""
 
 CHECK_CACHE_BYTES: Final = 8 * 1024
-"""Size up to which a checked manifest is cached: an image with several tags is pushed once for each."""
+"""Largest manifest, in bytes, that `Manifest.parse` caches after checking it. The cache helps because clients push the
+same manifest once for each of its tags."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Type, digest and size in bytes of content (OCI image spec, "Content Descriptors"). `verified`: the content is
-    stored here with this digest and size; otherwise another party says so."""
+    """Media type, digest and size in bytes of a blob or manifest (OCI image spec, "Content Descriptors"). `verified`:
+    True if the content is stored here and has this digest and size; False if digest and size are only the statement of
+    an upstream registry."""
 
     media_type: str
     digest: Digest
@@ -40,7 +49,7 @@ class Descriptor:
     verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        """Returns the descriptor as a JSON document, as an index has it."""
+        """Returns the descriptor as a JSON object, in the form of an entry of an index."""
         document: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
@@ -51,58 +60,60 @@ class Descriptor:
         return document
 
     def json(self) -> bytes:
-        """Returns the same as JSON text. Stored annotations are JSON already and are copied."""
+        """Returns the JSON object of `as_json` as encoded text. `StoredAnnotations` are copied without parsing."""
         if not isinstance(self.annotations, StoredAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
         return b'%b,"annotations":%b}' % (replace(self, annotations=None).json()[:-1], self.annotations.json)
 
 
 class StoredAnnotations(Mapping[str, str]):
-    """Annotations as JSON text, as the store has them. A list of referrers copies them without parsing."""
+    """Annotations that the store holds as JSON text (`json`). They are parsed only when one of them is read. A list of
+    referrers copies the text and never parses it."""
 
     def __init__(self, json_text: bytes) -> None:
         self.json = json_text
 
     @cached_property
-    def _read(self) -> dict[str, str]:
-        found: dict[str, str] = json.loads(self.json)
-        return found
+    def _parsed(self) -> dict[str, str]:
+        parsed: dict[str, str] = json.loads(self.json)
+        return parsed
 
     def __getitem__(self, name: str) -> str:
-        return self._read[name]
+        return self._parsed[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read)
+        return iter(self._parsed)
 
     def __len__(self) -> int:
-        return len(self._read)
+        return len(self._parsed)
 
     def __bool__(self) -> bool:
-        """Returns True: empty annotations are not stored."""
+        """Returns True without parsing, because the store keeps no empty annotations."""
         return True
 
 
 def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
-    """Returns annotations as JSON text."""
+    """Returns annotations as JSON text in UTF-8."""
     if isinstance(annotations, StoredAnnotations):
         return annotations.json
     return manifest_parser.annotations_json(annotations)
 
 
 BLOB_TYPE = "application/octet-stream"
+"""Media type of every blob, because the store does not know the type that a manifest gives it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes from `start` to `stop` (exclusive; None: the end). A negative `start` counts from the end, without
-    `stop`."""
+    """A requested part of a blob: the bytes from offset `start` up to, but without, offset `stop` (None: to the end). A
+    negative `start` asks for the last bytes, -5 for the last five; `stop` is then None."""
 
     start: int
     stop: int | None = None
 
-    def within(self, size: int) -> tuple[int, int]:
-        """Returns the first byte and the one after the last, inside `size` bytes (RFC 9110, 14.1.2). Raises
-        RangeInvalid."""
+    def to_offsets(self, size: int) -> tuple[int, int]:
+        """Returns the offsets of the first byte and of the byte after the last one, for a blob of `size` bytes. A span
+        that ends beyond the blob is cut (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of the blob lies in it."""
         if self.start < 0:
             start, stop = max(size + self.start, 0), size
         else:
@@ -114,28 +125,32 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """An open file descriptor, which its owner closes, and the offset of the content's byte 0 in the file."""
+    """An open file that holds content. `fd`: the file descriptor; whoever opened it closes it. `offset`: where in the
+    file the content begins, in bytes."""
 
     fd: int
     offset: int = 0
 
     def fileno(self) -> int:
+        """Returns the file descriptor, so that the object can be passed to functions such as `os.fstat`."""
         return self.fd
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A part of a list. `more`: something may follow. `place`: the value of `after` for the next page; None: the last
-    item. Where a list hides some items, `place` may be a hidden one."""
+    """A page of a list. `more`: whether items may follow. `next_after`: the value to pass as `after` to get the next
+    page; None: pass the last item. If the list leaves out items that the client may not see, `next_after` may name such
+    an item."""
 
     items: Sequence[T]
     more: bool = False
-    place: str | None = None
+    next_after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The client of a request, for tag history and logs."""
+    """The client on whose behalf a call is made, as the audit log and logs name it. `name`: its account. `address`: its
+    IP address."""
 
     name: str = "anonymous"
     address: str = ""
@@ -145,14 +160,17 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a tag must point at for a PUT to succeed: one of `digests`; with `absent`, none of them, and without any the
-    tag must not exist; with neither, the tag must exist (RFC 9110, 13.1.1 and 13.1.2)."""
+    """A condition on the current target of a tag, from the headers of a PUT (RFC 9110, 13.1.1 and 13.1.2).
+
+    `If-Match: "<digest>"` gives `digests`: the tag must point at one of them. `If-Match: *` gives no digests: the tag
+    must exist. `If-None-Match` sets `absent` and reverses both: the tag must not point at one of `digests`, or, without
+    digests, must not exist."""
 
     digests: frozenset[str] = frozenset()
     absent: bool = False
 
     def holds(self, current: Digest | None) -> bool:
-        """Returns whether the condition holds for a tag that points at `current` (None: there is no tag)."""
+        """Returns whether the condition holds for a tag that points at `current` (None: the tag does not exist)."""
         if self.absent:
             return current is None if not self.digests else current not in self.digests
         return current is not None and (not self.digests or current in self.digests)
@@ -160,15 +178,16 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamCheck:
-    """A question to an upstream about a reference: when it was asked (seconds since 1970), and whether it had it."""
+    """The last answer of an upstream about a manifest or blob. `at`: time of the request in seconds since 1970.
+    `found`: whether the upstream had the manifest or blob."""
 
     at: float
-    known: bool
+    found: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PartialFailures:
-    """How often owners of a partial blob have stopped fetching it, and the reason that the last one gave."""
+    """Failed attempts to download a partial blob. `times`: number of failures. `reason`: error text of the latest."""
 
     times: int = 0
     reason: str = ""
@@ -176,8 +195,8 @@ class PartialFailures:
 
 @dataclass(frozen=True, slots=True)
 class PartialSummary:
-    """A partial blob as a listing shows it: `received` of `size` bytes are here; `is_owned`: a process is fetching the
-    rest now."""
+    """A partial blob in a listing: `received` of its `size` bytes have been stored. `is_owned`: a process is
+    downloading the missing bytes now."""
 
     digest: Digest
     size: int
@@ -187,7 +206,8 @@ class PartialSummary:
 
 @dataclass(frozen=True, slots=True)
 class BadSender:
-    """How often an endpoint sent bytes with another digest for a blob, and when it last did (seconds since 1970)."""
+    """An endpoint of an upstream that sent corrupt bytes for a blob: bytes with another digest. `times`: how often.
+    `at`: when it last did so, in seconds since 1970."""
 
     times: int
     at: float
@@ -195,8 +215,9 @@ class BadSender:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Rate limit of an upstream: `remaining` requests (None: unknown) of `limit`, as of `at`, and no request before
-    `until` (0.0: at any time). Times in seconds since 1970."""
+    """The state of an upstream's rate limit. `at`: when the upstream reported it. `remaining` of `limit` requests were
+    left then (None: not reported). `until`: no request may be sent before this time (0.0: requests may be sent now).
+    Times are seconds since 1970."""
 
     at: float
     remaining: int | None = None
@@ -205,15 +226,17 @@ class Allowance:
 
 
 def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
-    """Returns the digest of `body`."""
+    """Returns the digest of `body`. `algorithm`: `sha256` or `sha512`."""
     return Digest(f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest or index: its exact bytes, which never change, and their parsed content.
+    """A manifest or index: its exact bytes (`body`) and, as properties, the parsed content.
 
-    `Manifest.parse` checks bytes of unknown origin. The plain constructor is for the store, which has checked them."""
+    `Manifest.parse` checks bytes that come from outside. The plain constructor does not check; it is for bytes from the
+    store, which were checked when they were pushed. Properties raise ManifestInvalid if the bytes cannot be parsed (see
+    `is_readable`)."""
 
     body: bytes = field(repr=False)
     media_type: str
@@ -221,77 +244,86 @@ class Manifest:
 
     @classmethod
     def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
-        """Checks a pushed manifest and returns it. `media_type`: the Content-Type without parameters; None or empty:
-        the one in the body. Raises ManifestInvalid, DigestInvalid (not the `expected` digest)."""
+        """Checks the bytes of a manifest and returns it. `media_type`: the Content-Type without parameters; if None or
+        empty, the type that the body states counts. `expected`: the digest that the body must have; None: any. Raises
+        ManifestInvalid, DigestInvalid (the body has another digest)."""
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
-        return (_checked_once if len(body) <= CHECK_CACHE_BYTES else _checked)(body, media_type, digest)
+        return (_check_cached if len(body) <= CHECK_CACHE_BYTES else _check)(body, media_type, digest)
 
     @cached_property
     def _parts(self) -> manifest_parser.Parts:
-        """Parsed content. Raises ManifestInvalid for a stored manifest that exceeds the present limits; its bytes are
-        served all the same."""
+        """Parsed content. Raises ManifestInvalid for a manifest that an earlier version stored and that exceeds the
+        limits of this version. The bytes of such a manifest are still served."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), index=self.media_type in INDEXES)
 
     @property
-    def readable(self) -> bool:
-        """Whether the content can be parsed. False only for some manifests that an earlier version stored."""
+    def is_readable(self) -> bool:
+        """Whether the content can be parsed. False only for manifests that an earlier version stored and that exceed
+        the limits of this version."""
         try:
-            self._parts  # noqa: B018  it is kept
+            self._parts  # noqa: B018  parses the body and caches the result
         except ManifestInvalid:
             return False
         return True
 
     @property
     def descriptor(self) -> Descriptor:
-        """Descriptor of the manifest itself, with artifact type and annotations as the referrers API lists them."""
+        """Descriptor of the manifest itself, with the artifact type and annotations that the referrers API lists."""
         return Descriptor(self.media_type, self.digest, len(self.body), self.artifact_type, self.annotations or None)
 
     @cached_property
     def config(self) -> Descriptor | None:
+        """Descriptor of the config blob; None for an index."""
         return self._describe(self._parts.config)
 
     @cached_property
     def layers(self) -> tuple[Descriptor, ...]:
+        """Descriptors of the layers, in the order of the manifest."""
         return self._describe_all(self._parts.layers)
 
     @cached_property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Config and layers, the foreign ones included."""
+        """Descriptors of the config and of all layers, foreign layers included."""
         return (*((self.config,) if self.config else ()), *self.layers)
 
     @cached_property
     def foreign(self) -> frozenset[Digest]:
-        """Blobs that the registry need not have: non-distributable layers."""
+        """Digests of foreign layers: non-distributable layers, which clients download elsewhere. The registry need not
+        have them."""
         return frozenset(
             d.digest for d in self.blobs if "nondistributable" in d.media_type or "foreign" in d.media_type
         )
 
     @cached_property
     def manifests(self) -> tuple[Descriptor, ...]:
-        """Children of an index."""
+        """Descriptors of the entries of an index; empty for other manifests."""
         return self._describe_all(self._parts.manifests)
 
     @cached_property
     def blob_children(self) -> frozenset[Digest]:
-        """Entries of an index that have no manifest's type and may be blobs, as in BuildKit's cache indexes."""
+        """Digests of entries of an index that may be blobs, because their media type is not a manifest's. The cache
+        indexes of BuildKit have such entries."""
         return frozenset(d.digest for d in self.manifests if d.media_type not in MANIFESTS | INDEXES)
 
     @property
     def subject(self) -> Digest | None:
+        """Digest of the manifest that this manifest refers to as its subject; None if it has no subject."""
         part = self._parts.subject
         return Digest(part["digest"]) if part else None
 
     @property
     def artifact_type(self) -> str | None:
-        """The manifest's own type, or else its config's (distribution spec, "Listing Referrers")."""
+        """The artifact type that the manifest states, or else the media type of its config (distribution spec,
+        "Listing Referrers"); None if it has neither."""
         if own := self._parts.artifact_type:
             return own
         return self._parts.config["mediaType"] if self._parts.config else None
 
     @property
     def annotations(self) -> Mapping[str, str]:
+        """Annotations of the manifest itself; empty if it has none."""
         return self._parts.annotations
 
     @staticmethod
@@ -312,9 +344,9 @@ class Manifest:
         return tuple(d for d in map(cls._describe, parts) if d is not None)
 
 
-def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
-    """Raises ManifestInvalid. Does not keep the parsed document, which takes up to thirty times the memory of its
-    bytes."""
+def _check(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
+    """Parses and checks the body and returns the manifest. Keeps only the parts that are needed later, because the
+    whole parsed document takes up to thirty times the memory of its bytes. Raises ManifestInvalid."""
     document = manifest_parser.load_object(body)
     manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:
@@ -327,4 +359,4 @@ def _checked(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
     return manifest
 
 
-_checked_once = lru_cache(maxsize=64)(_checked)
+_check_cached = lru_cache(maxsize=64)(_check)

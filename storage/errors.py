@@ -1,7 +1,7 @@
-"""Errors that a registry raises (`RegistryError`).
+"""The errors that a registry raises (`RegistryError` and its subclasses).
 
-There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and some for which the spec has no
-code. The library knows codes, not HTTP statuses: `registry.http.errors.STATUS` gives each class its status.
+Each error code of the OCI distribution spec ("Error Codes") has a class, and some errors without a code in the spec
+have one too. The classes know no HTTP; the table `registry.http.errors.STATUS` gives each class its HTTP status.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import ClassVar
 
 
 class RegistryError(Exception):
-    """An error for clients: `code` for programs, `message` for people, `detail` (any JSON) for both."""
+    """An error that is reported to the client. `code`: error code of the spec, for programs. `message`: text for
+    people. `detail`: any value that can be written as JSON, with more details."""
 
     code: ClassVar[str] = "UNKNOWN"
     default: ClassVar[str] = "the registry could not do this"
+    """Message of errors that are made without one."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
@@ -22,75 +24,98 @@ class RegistryError(Exception):
 
 
 class BlobUnknown(RegistryError):
+    """The repository does not have the blob."""
+
     code = "BLOB_UNKNOWN"
     default = "the repository has no such blob"
 
 
 class BlobUploadInvalid(RegistryError):
+    """An upload session cannot be used as requested, for example because a newer request has resumed it."""
+
     code = "BLOB_UPLOAD_INVALID"
     default = "the blob upload is not valid"
 
 
 class BlobUploadUnknown(RegistryError):
+    """The upload session does not exist, or belongs to another actor."""
+
     code = "BLOB_UPLOAD_UNKNOWN"
     default = "there is no such upload session: it was finished, cancelled, or has timed out; start a new one"
 
 
 class DigestInvalid(RegistryError):
+    """A text is not a digest, or content does not have the expected digest."""
+
     code = "DIGEST_INVALID"
     default = "the digest is not valid, or the content has another one"
 
 
 class ManifestBlobUnknown(RegistryError):
+    """A manifest refers to blobs or manifests that the repository does not have."""
+
     code = "MANIFEST_BLOB_UNKNOWN"
     default = "the manifest refers to content this repository does not have; push that first"
 
 
 class ManifestInvalid(RegistryError):
+    """A manifest is not valid JSON of its type, or exceeds a limit."""
+
     code = "MANIFEST_INVALID"
     default = "the manifest is not valid"
 
 
 class TagInvalid(ManifestInvalid):
-    """A tag does not match the grammar. The spec has no code for this, so it is a kind of invalid manifest."""
+    """A text is not a tag. It has the code of an invalid manifest, because the spec has no code for invalid tags."""
 
     default = "the tag is not valid"
 
 
 class PreconditionFailed(ManifestInvalid):
-    """`If-Match` or `If-None-Match` on a manifest PUT does not hold (RFC 9110, section 13.1)."""
+    """The condition `If-Match` or `If-None-Match` of a manifest PUT does not hold (RFC 9110, section 13.1)."""
 
     default = "the tag has changed meanwhile; fetch it again and retry"
 
 
 class ManifestTooLarge(ManifestInvalid):
+    """A manifest has more bytes than the registry accepts."""
+
     default = "the manifest is larger than this registry accepts"
 
 
 class ManifestUnknown(RegistryError):
+    """The repository does not have the manifest or tag."""
+
     code = "MANIFEST_UNKNOWN"
     default = "the repository has no such manifest"
 
 
 class NameInvalid(RegistryError):
+    """A text is not the name of a repository."""
+
     code = "NAME_INVALID"
     default = "the repository name is not valid"
 
 
 class NameUnknown(RegistryError):
+    """The repository does not exist: it never had content."""
+
     code = "NAME_UNKNOWN"
     default = "there is no such repository"
 
 
 class SizeInvalid(RegistryError):
+    """Content has another length than declared."""
+
     code = "SIZE_INVALID"
     default = "the length sent is not the length declared"
 
 
 class RangeInvalid(RegistryError):
-    """A span lies outside the content, or a chunk does not start at the upload's offset.
+    """A requested range lies outside the blob, or a chunk of an upload does not start where the upload ends.
 
-    `size`: length of the content in bytes, if known (for `Content-Range: bytes */size`). `offset`: the upload's offset.
+    `size`: size of the blob in bytes, for `Content-Range: bytes */size`; None if it is not known or this is an upload.
+    `offset`: number of bytes that the upload has; None if this is not an upload.
     """
 
     code = "BLOB_UPLOAD_INVALID"
@@ -103,8 +128,8 @@ class RangeInvalid(RegistryError):
 
 
 class Unauthorized(RegistryError):
-    """The client is unknown or has too few rights. `reason`: why a token was not enough, `invalid_token` or
-    `insufficient_scope` (RFC 6750, 3.1)."""
+    """The client has not logged in, or its token does not suffice. `reason`: why the token did not suffice,
+    `invalid_token` or `insufficient_scope` (RFC 6750, 3.1); None if there was no token."""
 
     code = "UNAUTHORIZED"
     default = "log in first"
@@ -115,17 +140,22 @@ class Unauthorized(RegistryError):
 
 
 class Denied(RegistryError):
+    """The account of the client does not have the right to do this."""
+
     code = "DENIED"
     default = "you may not do this"
 
 
 class Unsupported(RegistryError):
+    """The registry does not support the operation."""
+
     code = "UNSUPPORTED"
     default = "this registry does not do that"
 
 
 class TooManyRequests(RegistryError):
-    """The client or the upstream is rate limited. `retry_after`: seconds."""
+    """The client exceeded its rate limit here, or the mirror exceeded its rate limit at an upstream. `retry_after`: the
+    number of seconds after which to try again."""
 
     code = "TOOMANYREQUESTS"
     default = "too many requests; wait a little"
@@ -136,7 +166,8 @@ class TooManyRequests(RegistryError):
 
 
 class UpstreamUnavailable(RegistryError):
-    """No upstream answers. `retry_after`: seconds after which a retry makes sense; None: unknown."""
+    """The upstream registry of a mirrored repository cannot be reached. `retry_after`: the number of seconds after
+    which to try again; None: unknown."""
 
     code = "UNAVAILABLE"
     default = "the upstream registry does not answer"
@@ -147,32 +178,36 @@ class UpstreamUnavailable(RegistryError):
 
 
 class UpstreamTimeout(UpstreamUnavailable):
+    """The upstream registry did not answer in time."""
+
     default = "the upstream registry does not answer in time"
 
 
 class PartialLost(RegistryError):
-    """A partial blob has no owner any more. Its bytes are kept for the next owner."""
+    """The download of a blob from an upstream was interrupted: the process that downloaded it has stopped. The bytes
+    downloaded so far are kept for the next process that downloads the blob."""
 
     code = "UNAVAILABLE"
-    default = "the blob's way in was broken off; try again"
+    default = "the download of this blob from its upstream registry was interrupted; try again"
 
 
 class StorageFull(RegistryError):
-    """The disk, or a quota on it, is full. Nothing of the refused write is kept."""
+    """The disk, or a quota on it, is full. No part of the refused change is stored."""
 
     code = "STORAGE_FULL"
     default = "the registry's disk is full; free some space or ask its operator to"
 
 
 class StorageFailed(RegistryError):
-    """The disk or the database failed, through no fault of the request."""
+    """The disk or the database failed. The request is not the cause."""
 
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; its log says how"
 
 
 class TooManyOpenFiles(StorageFailed):
-    """The process or the machine has too many files open. `retry_after`: seconds."""
+    """The process or the machine has reached its limit of open files. `retry_after`: the number of seconds after which
+    to try again."""
 
     code = "UNAVAILABLE"
     default = "the registry has as many files open as it may; try again in a moment"
@@ -180,7 +215,8 @@ class TooManyOpenFiles(StorageFailed):
 
 
 def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
-    """Returns the error for a DELETE of a blob that `manifest` refers to."""
+    """Returns the error for deleting the blob `digest` from `repo` while the manifest with the digest `manifest` refers
+    to it."""
     return Unsupported(
         f"manifests of {repo} refer to the blob {digest}; delete those first, such as {manifest}: "
         "blobs that nothing refers to any more are then collected",

@@ -1,4 +1,4 @@
-"""What a data directory holds, counted for a person, and what removing a reference takes along (`Inventory`)."""
+"""Statistics of a data directory for administrators, and plans of removals: what would be removed (`Inventory`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 @dataclass(frozen=True, slots=True)
 class ContentTotals:
-    """Totals over repositories that have content. A blob in several of them counts once. `size`: bytes of the blobs."""
+    """Counts over some repositories that have content. A blob that several of them have counts once. `size`: total size
+    of the blobs in bytes."""
 
     repositories: int
     manifests: int
@@ -21,8 +22,8 @@ class ContentTotals:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """What is removed with a reference: tags, manifests (indexes before their children), and the bytes of blobs that
-    nothing refers to afterwards."""
+    """The tags and manifests of `repository` to remove. An index comes before the manifests that it lists. `size`:
+    total size in bytes of the blobs that nothing would refer to afterwards."""
 
     repository: RepositoryName
     tags: tuple[Tag, ...]
@@ -31,22 +32,23 @@ class RemovalPlan:
 
 
 class Inventory(Protocol):
-    """Reads beside a running server. A call takes as long as there is content to count."""
+    """Reads a data directory that a server may be using at the same time. The time that a call takes grows with the
+    content that it counts."""
 
-    def below(self, name: str) -> ContentTotals:
-        """Counts the repositories whose names begin with `name` and `/`."""
+    def totals_below(self, name: str) -> ContentTotals:
+        """Returns the counts over the repositories whose names begin with `name` and a slash."""
         ...
 
     def tags_below(self, name: str) -> list[tuple[RepositoryName, Tag]]:
-        """Returns the tags of these repositories, in order."""
+        """Returns all tags of the repositories whose names begin with `name` and a slash, in the order of the names."""
         ...
 
-    def removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """Plans the removal of a reference. With a tag goes its manifest, unless another tag or an index refers to it;
-        with a manifest go all its tags, and its children and referrers that nothing else refers to. Raises NameUnknown,
-        ManifestUnknown."""
+    def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
+        """Returns what to remove together with `reference`; removes nothing. A tag is removed with its manifest, unless
+        another tag or an index refers to the manifest. A manifest is removed with all its tags, and with those of its
+        children and referrers that nothing else refers to. Raises NameUnknown, ManifestUnknown."""
         ...
 
-    def removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
-        """Plans the removal of everything in the repository. Raises NameUnknown."""
+    def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
+        """Returns all tags and manifests of the repository as a plan; removes nothing. Raises NameUnknown."""
         ...

@@ -1,8 +1,8 @@
-"""Limits on JSON from clients and upstreams, checked on its bytes before it is parsed (`Bounds`).
+"""Limits on the size and complexity of JSON documents from outside, checked before they are parsed (`check_bounds`).
 
-CPython parses an array in one call that holds the interpreter's lock, and each value takes at least fifty bytes of
-memory: 8 MiB of `[],[],…` block every other thread for a second and take 200 MiB. The check reads the bytes in slices,
-at about 200 MB/s, and lets other threads run in between.
+CPython parses a document in one call that holds the global interpreter lock, and each value takes at least fifty bytes
+of memory: 8 MiB of `[],[],…` block all other threads for a second and take 200 MiB. The check only counts characters in
+the undecoded bytes. It reads them in slices, at about 200 MB/s, and lets other threads run between two slices.
 """
 
 from __future__ import annotations
@@ -11,49 +11,52 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-SMALL: Final = 16 * 1024
-"""Size in bytes up to which a document is not checked, since it cannot block other threads for long."""
-_SLICE: Final = 64 * 1024
-_OPENING: Final = b"[{,"
+UNCHECKED_BYTES: Final = 16 * 1024
+"""Size up to which a document is not checked, because it cannot block other threads for long."""
+_SLICE_BYTES: Final = 64 * 1024
+_VALUE_MARKS: Final = b"[{,"
+"""Outside strings, each of these bytes stands for at most one value that the parser creates."""
 
 
 class OutOfBounds(ValueError):
-    """The document exceeds a limit, which the text names."""
+    """A document exceeds a limit. The text names the limit and continues a sentence about the document."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The largest document that is parsed. The defaults suit the largest known manifests: indexes of some thousand
-    images, artifacts of some thousand files with annotations on each."""
+    """Limits that a document must keep. The defaults admit the largest manifests known: indexes of a few thousand
+    images, and artifacts of a few thousand files with annotations on each."""
 
     values: int = 60_000
-    """Number of values, objects and arrays included."""
+    """Number of values in the document; objects and arrays count too."""
     escapes: int = 1_000_000
-    """Number of backslashes. At each one the parser starts a new piece of the text."""
+    """Number of backslashes, because the parser allocates a new piece of the string at each of them."""
     digits: int = 64
-    """Characters of a number. Parsing takes time quadratic in them."""
+    """Number of characters of one number, because the time to parse a number grows with their square."""
 
 
 BOUNDS: Final = Bounds()
+"""The default limits."""
 
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
-    """Raises OutOfBounds. A `body` that passes takes the parser a bounded time; it need not be JSON."""
-    if len(body) <= SMALL:
+    """Raises OutOfBounds if `body` has too many values or backslashes, and returns nothing otherwise. Does not check
+    that `body` is valid JSON."""
+    if len(body) <= UNCHECKED_BYTES:
         return
-    values = escapes = at = 0
-    in_text = False
-    while at < len(body):
-        stop = _slice_end(body, at)
-        part = body[at:stop]
-        at = stop
+    values = escapes = start = 0
+    in_string = False
+    while start < len(body):
+        stop = _slice_end(body, start)
+        part = body[start:stop]
+        start = stop
         if b"\\" in part:
             escapes += part.count(b"\\")
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = part.split(b'"')
-        outside = b"".join(pieces[1::2] if in_text else pieces[::2])
-        in_text ^= len(pieces) % 2 == 0
-        values += len(outside) - len(outside.translate(None, _OPENING))
+        outside = b"".join(pieces[1::2] if in_string else pieces[::2])
+        in_string ^= len(pieces) % 2 == 0
+        values += len(outside) - len(outside.translate(None, _VALUE_MARKS))
         if values > bounds.values:
             raise OutOfBounds(f"it holds more than {bounds.values} values, the most that are taken")
         if escapes > bounds.escapes:
@@ -61,32 +64,35 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
 
 
 def _slice_end(body: bytes, start: int) -> int:
-    """Returns the end of a slice that splits no escape: never after an odd number of backslashes."""
-    stop = min(start + _SLICE, len(body))
-    last = body[start:stop]
-    return stop + (len(last) - len(last.rstrip(b"\\"))) % 2
+    """Returns the end of the slice that begins at `start`. The slice never ends after an odd number of backslashes, so
+    that it does not cut an escape such as `\\"` in two."""
+    stop = min(start + _SLICE_BYTES, len(body))
+    part = body[start:stop]
+    return stop + (len(part) - len(part.rstrip(b"\\"))) % 2
 
 
 def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
-    """Parses JSON. Raises ValueError (OutOfBounds is one), RecursionError."""
+    """Checks and parses a JSON document in UTF-8. Raises OutOfBounds, ValueError (not JSON), RecursionError (nested too
+    deeply)."""
     check_bounds(body, bounds)
     return _DECODER.decode(body.decode("utf-8"))
 
 
-def whole_number(text: str) -> int:
-    """Parses an integer, for `json.JSONDecoder(parse_int=...)`. Raises OutOfBounds."""
-    return int(_number(text))
+def parse_bounded_int(text: str) -> int:
+    """Parses an integer, for `json.JSONDecoder(parse_int=...)`. Raises OutOfBounds if it has too many digits."""
+    return int(_check_digits(text))
 
 
-def fraction(text: str) -> float:
-    """Parses a float, for `json.JSONDecoder(parse_float=...)`. Raises OutOfBounds."""
-    return float(_number(text))
+def parse_bounded_float(text: str) -> float:
+    """Parses a float, for `json.JSONDecoder(parse_float=...)`. Raises OutOfBounds if it has too many digits."""
+    return float(_check_digits(text))
 
 
-def _number(text: str) -> str:
+def _check_digits(text: str) -> str:
+    """Returns `text`. Raises OutOfBounds if it has more characters than a number may have."""
     if len(text) > BOUNDS.digits:
         raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {BOUNDS.digits} are taken")
     return text
 
 
-_DECODER: Final = json.JSONDecoder(parse_int=whole_number, parse_float=fraction)
+_DECODER: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_bounded_float)

@@ -1,4 +1,4 @@
-"""Locks by key on one event loop."""
+"""Locks by key, for tasks of one event loop (`KeyedLocks`)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(slots=True)
 class _Lock:
+    """The lock of one key. `users`: number of tasks that hold the lock or wait for it."""
+
     users: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class KeyedLocks(Generic[K]):
-    """One lock per key, granted in the order of the requests. A lock that nobody holds or waits for takes no memory."""
+    """A lock for each key. The tasks that wait for a key get its lock in the order in which they asked. A lock uses
+    memory only while a task holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: dict[K, _Lock] = {}
 
     @asynccontextmanager
     async def hold(self, key: K) -> AsyncIterator[None]:
-        """Waits for the lock of `key` and holds it inside the block. A cancellation leaves the lock to the next."""
+        """Waits for the lock of `key` and holds it inside the `async with` block. If a waiting task is cancelled, the
+        next one gets the lock."""
         entry = self._locks.setdefault(key, _Lock())
         entry.users += 1
         try:

@@ -1,6 +1,7 @@
-"""Parses a manifest's JSON strictly: refuses what two parsers could understand differently.
+"""Parses the JSON of a manifest strictly: refuses documents that two parsers could understand differently.
 
-Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4 for duplicate names.
+Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names. In error texts,
+and as the parameter `where`, a member of the document has a name such as `layers[3]`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from dataclasses import dataclass
 from typing import Final, NotRequired, TypedDict, cast
 
 from storage.errors import DigestInvalid, ManifestInvalid
-from storage.json_bounds import OutOfBounds, check_bounds, fraction, whole_number
+from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, parse_bounded_int
 from storage.names import Digest, shown
 
-DEPTH = 64
-"""Deepest nesting of objects and arrays. Real manifests have five or six levels."""
-REFERENCES = 10_000
-"""Most blobs and manifests that a pushed manifest may refer to. Each takes the writer thread a row or two."""
-TYPE_LENGTH = 255
-"""Most characters of a pushed media type or artifact type: 127, a '/', and 127 (RFC 6838, 4.2)."""
+MAX_DEPTH = 64
+"""Levels to which objects and arrays may be nested. Real manifests have five or six levels."""
+MAX_REFERENCES = 10_000
+"""Number of blobs and manifests that a pushed manifest may refer to. The limit exists because the store writes one or
+two database rows for each reference."""
+MAX_TYPE_LENGTH = 255
+"""Characters that a media type or artifact type in a pushed manifest may have: 127, a '/', and 127 (RFC 6838, 4.2)."""
 
 
 class Part(TypedDict):
-    """The checked JSON of a descriptor."""
+    """The JSON of a descriptor in a manifest, after it was checked."""
 
     mediaType: str
     digest: str
@@ -38,7 +40,8 @@ _FIELDS: Final = frozenset(Part.__annotations__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parsed parts of a manifest."""
+    """The parts of a manifest or index that the registry uses. `layers` is empty for an index, `manifests` for all
+    other manifests."""
 
     config: Part | None
     layers: tuple[Part, ...]
@@ -48,7 +51,8 @@ class Parts:
     annotations: Mapping[str, str]
 
 
-def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns an object from its members, for the JSON decoder. Raises ManifestInvalid for a duplicate name."""
     document = dict(pairs)
     if len(document) != len(pairs):
         seen: set[str] = set()
@@ -59,24 +63,30 @@ def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return document
 
 
-def _no_constant(name: str) -> object:
+def _refuse_constant(name: str) -> object:
+    """Raises ManifestInvalid for `NaN` and `Infinity`, which Python's decoder would accept."""
     raise ManifestInvalid(f"the manifest holds {name}, which is not JSON")
 
 
 _JSON = json.JSONDecoder(
-    object_pairs_hook=_object_once, parse_constant=_no_constant, parse_int=whole_number, parse_float=fraction
+    object_pairs_hook=_object_without_duplicates,
+    parse_constant=_refuse_constant,
+    parse_int=parse_bounded_int,
+    parse_float=parse_bounded_float,
 )
 
 
-_escaped: Final[Callable[[str], str]] = json.encoder.encode_basestring
-_SLICE: Final = 64 * 1024
+_quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
+"""Returns a text as a JSON string, with quotes."""
+_SLICE_CHARACTERS: Final = 64 * 1024
+"""Characters that are encoded in one call, so that other threads can run between two calls."""
 
 
-def _too_deep(document: object) -> bool:
+def _is_too_deep(document: object) -> bool:
     level, depth = [document], 0
     while level:
         depth += 1
-        if depth > DEPTH:
+        if depth > MAX_DEPTH:
             return True
         inner = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
         level = [node for nodes in inner for node in nodes if isinstance(node, dict | list)]
@@ -84,21 +94,22 @@ def _too_deep(document: object) -> bool:
 
 
 def _texts_in(document: object) -> Iterator[str]:
-    """Yields all strings in the document, names of members included."""
-    waiting = [document]
-    while waiting:
-        node = waiting.pop()
+    """Yields all strings in the document, including the names of members."""
+    pending = [document]
+    while pending:
+        node = pending.pop()
         if isinstance(node, str):
             yield node
         elif isinstance(node, dict):
             yield from node
-            waiting += node.values()
+            pending += node.values()
         elif isinstance(node, list):
-            waiting += node
+            pending += node
 
 
-def _has_half_characters(document: object) -> bool:
-    """Returns whether a string has a lone surrogate: JSON escapes can write one, but UTF-8 and the database cannot."""
+def _has_lone_surrogate(document: object) -> bool:
+    """Returns whether a string contains a lone surrogate. A JSON escape can produce one, but it cannot be encoded as
+    UTF-8 for the database."""
     try:
         for text in _texts_in(document):
             if not text.isascii():
@@ -109,32 +120,33 @@ def _has_half_characters(document: object) -> bool:
 
 
 def load_object(body: bytes) -> dict[str, object]:
-    """Parses the JSON object in `body`. Raises ManifestInvalid: not UTF-8, not JSON, not an object, a duplicate name,
-    too deep, too many values."""
+    """Parses the JSON object in `body`. Raises ManifestInvalid if `body` is not UTF-8, not JSON or not an object, has a
+    duplicate member, is nested too deeply, or has too many values."""
     try:
         check_bounds(body)
         document = _JSON.decode(body.decode("utf-8"))
     except RecursionError:
-        raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep") from None
+        raise ManifestInvalid(f"the manifest is nested more than {MAX_DEPTH} levels deep") from None
     except OutOfBounds as error:
         raise ManifestInvalid(f"the manifest is too large: {error}") from None
     except ValueError as error:
         raise ManifestInvalid(f"the manifest is not JSON: {error}") from None
-    if _too_deep(document):
-        raise ManifestInvalid(f"the manifest is nested more than {DEPTH} levels deep")
+    if _is_too_deep(document):
+        raise ManifestInvalid(f"the manifest is nested more than {MAX_DEPTH} levels deep")
     if not isinstance(document, dict):
         raise ManifestInvalid("the manifest is not a JSON object")
-    if b"\\u" in body and _has_half_characters(document):
+    if b"\\u" in body and _has_lone_surrogate(document):
         raise ManifestInvalid("the manifest holds half of a surrogate pair, which is not a character")
     return cast("dict[str, object]", document)
 
 
 def media_type(document: dict[str, object], declared: str | None) -> str:
-    """Returns the manifest's type: `declared` (the Content-Type), which the body must not contradict; or the body's
-    own; or the one that its members imply. Raises ManifestInvalid."""
+    """Returns the media type of the manifest. That is `declared` (the Content-Type) if given, or else the mediaType in
+    the document, or else the type that the document's members imply. Raises ManifestInvalid if `declared` contradicts
+    the document or no type is found."""
     own = document.get("mediaType")
     if own is not None and not isinstance(own, str):
-        raise ManifestInvalid("the manifest's mediaType is not text")
+        raise ManifestInvalid("the manifest's mediaType is not a string")
     if document.get("schemaVersion") == 1:
         raise ManifestInvalid("schema 1 manifests are not taken here; push with Docker 1.10 or newer")
     if declared and own and declared != own:
@@ -148,33 +160,35 @@ def media_type(document: dict[str, object], declared: str | None) -> str:
     raise ManifestInvalid("the manifest has no type: send Content-Type, or set mediaType")
 
 
-def _texts(value: object, where: str) -> dict[str, str]:
+def _string_map(value: object, where: str) -> dict[str, str]:
+    """Returns `value` as an object of strings; None becomes an empty one. Raises ManifestInvalid."""
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise ManifestInvalid(f"{where} is not an object of texts")
+        raise ManifestInvalid(f"{where} is not an object of strings")
     return cast("dict[str, str]", value)
 
 
-def _text(value: object, where: str) -> str | None:
+def _optional_string(value: object, where: str) -> str | None:
+    """Returns `value`, and None for an empty string. Raises ManifestInvalid if it is neither a string nor None."""
     if value is not None and not isinstance(value, str):
-        raise ManifestInvalid(f"{where} is not text")
+        raise ManifestInvalid(f"{where} is not a string")
     return value or None
 
 
 def check_pushed(parts: Parts) -> None:
-    """Checks the limits that apply to pushed manifests, but not to those that earlier versions stored. Raises
-    ManifestInvalid."""
+    """Checks the limits on pushed manifests. They do not apply to manifests that are stored already, because earlier
+    versions accepted more. Raises ManifestInvalid."""
     count = len(parts.layers) + len(parts.manifests)
-    if count > REFERENCES:
-        raise ManifestInvalid(f"the manifest refers to {count} blobs and manifests; at most {REFERENCES} are taken")
+    if count > MAX_REFERENCES:
+        raise ManifestInvalid(f"the manifest refers to {count} blobs and manifests; at most {MAX_REFERENCES} are taken")
     _check_length(parts.artifact_type, "artifactType")
     for where, part in (("config", parts.config), ("subject", parts.subject)):
         if part is not None:
             _check_lengths(part, where)
-    for name, listed in (("layers", parts.layers), ("manifests", parts.manifests)):
+    for where, listed in (("layers", parts.layers), ("manifests", parts.manifests)):
         for part in listed:
-            _check_lengths(part, name)
+            _check_lengths(part, where)
 
 
 def _check_lengths(part: Part, where: str) -> None:
@@ -183,28 +197,30 @@ def _check_lengths(part: Part, where: str) -> None:
 
 
 def _check_length(kind: str | None, what: str) -> None:
-    if kind is not None and len(kind) > TYPE_LENGTH:
-        raise ManifestInvalid(f"{what} has {len(kind)} characters; at most {TYPE_LENGTH} are taken (RFC 6838)")
+    if kind is not None and len(kind) > MAX_TYPE_LENGTH:
+        raise ManifestInvalid(f"{what} has {len(kind)} characters; at most {MAX_TYPE_LENGTH} are taken (RFC 6838)")
 
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
-    """Returns annotations as JSON in UTF-8. Writes member by member, since `json.dumps` holds the interpreter's lock to
-    its end; in bytes, since one non-Latin character makes a string up to four times as large in memory."""
+    """Returns annotations as JSON text in UTF-8. Encodes in small pieces, because `json.dumps` holds the global
+    interpreter lock until it ends. Collects bytes, because a `str` with one non-Latin character takes up to four times
+    the memory."""
     parts = [b"{"]
     for name, text in annotations.items():
-        parts += (*_quoted(name), b":", *_quoted(text), b",")
+        parts += (*_quoted_slices(name), b":", *_quoted_slices(text), b",")
     return b"".join(parts[:-1] if annotations else parts) + b"}"
 
 
-def _quoted(text: str) -> Iterator[bytes]:
-    """Yields the text as JSON in UTF-8, in slices."""
+def _quoted_slices(text: str) -> Iterator[bytes]:
+    """Yields `text` as a JSON string in UTF-8, in slices."""
     yield b'"'
-    for at in range(0, len(text), _SLICE):
-        yield _escaped(text[at : at + _SLICE])[1:-1].encode("utf-8")
+    for start in range(0, len(text), _SLICE_CHARACTERS):
+        yield _quote(text[start : start + _SLICE_CHARACTERS])[1:-1].encode("utf-8")
     yield b'"'
 
 
-def _part(value: object, where: str) -> Part:
+def _read_part(value: object, where: str) -> Part:
+    """Checks a descriptor and returns its known fields. Raises ManifestInvalid."""
     if not isinstance(value, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
     digest, size, kind = value.get("digest"), value.get("size"), value.get("mediaType")
@@ -216,26 +232,28 @@ def _part(value: object, where: str) -> Part:
         raise ManifestInvalid(f"{where}: {error.message}") from None
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
         raise ManifestInvalid(f"{where}: size is not a count of bytes")
-    _texts(value.get("annotations"), f"{where}.annotations")
-    _text(value.get("artifactType"), f"{where}.artifactType")
+    _string_map(value.get("annotations"), f"{where}.annotations")
+    _optional_string(value.get("artifactType"), f"{where}.artifactType")
     if not isinstance(value.get("platform") or {}, dict):
         raise ManifestInvalid(f"{where}.platform is not an object")
-    if not value.keys() <= _FIELDS:  # other members are not kept in memory
+    if not value.keys() <= _FIELDS:  # drops other members to save memory
         value = {name: value[name] for name in _FIELDS if name in value}
     return cast("Part", value)
 
 
-def _part_list(document: dict[str, object], name: str) -> tuple[Part, ...]:
+def _read_part_list(document: dict[str, object], name: str) -> tuple[Part, ...]:
+    """Returns the checked descriptors in the list `name` of the document. Raises ManifestInvalid."""
     values = document.get(name)
     if values is None:
         return ()
     if not isinstance(values, list):
         raise ManifestInvalid(f"{name} is not a list")
-    return tuple(_part(value, f"{name}[{place}]") for place, value in enumerate(values))
+    return tuple(_read_part(value, f"{name}[{index}]") for index, value in enumerate(values))
 
 
 def read_parts(document: dict[str, object], *, index: bool) -> Parts:
-    """Returns the parts of the manifest, with each descriptor checked. Raises ManifestInvalid."""
+    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `index`: whether its media
+    type is that of an index. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
     artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
     if not (version == 2 and type(version) is int) and not artifact:
@@ -250,10 +268,10 @@ def read_parts(document: dict[str, object], *, index: bool) -> Parts:
     if index and "manifests" not in document:
         raise ManifestInvalid("the index has no manifests")
     return Parts(
-        config=None if config is None else _part(config, "config"),
-        layers=_part_list(document, "blobs" if artifact else "layers"),
-        manifests=_part_list(document, "manifests"),
-        subject=None if subject is None else _part(subject, "subject"),
-        artifact_type=_text(document.get("artifactType"), "artifactType"),
-        annotations=_texts(document.get("annotations"), "annotations"),
+        config=None if config is None else _read_part(config, "config"),
+        layers=_read_part_list(document, "blobs" if artifact else "layers"),
+        manifests=_read_part_list(document, "manifests"),
+        subject=None if subject is None else _read_part(subject, "subject"),
+        artifact_type=_optional_string(document.get("artifactType"), "artifactType"),
+        annotations=_string_map(document.get("annotations"), "annotations"),
     )

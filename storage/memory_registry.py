@@ -1,7 +1,7 @@
-"""The reference model of `storage.interface.Registry`, in plain dicts (`MemoryRegistry`).
+"""A registry in plain dicts (`MemoryRegistry`): the reference model of `storage.interface.Registry`.
 
-It defines the right answers: contract and model tests compare other registries with it, and tests without a disk use
-it. No method awaits anything, so each is a transaction. It stores nothing durably.
+Its behaviour defines what is right. Contract and model tests compare other registries with it, and tests that need no
+disk use it. No method awaits anything, so each is one transaction. Nothing survives the process.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_a
 from storage.patterns import ALL_NAMES, NameSet
 
 CHUNK = 1 << 20
-"""Bytes that a reader yields at once."""
+"""Bytes that a reader yields in one piece."""
 
 S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Returns a page sorted by code points, which is also the order of the UTF-8 bytes."""
+    """Returns the page of the sorted items. Python sorts by code points, which is also the order of the UTF-8 bytes."""
     following = [item for item in sorted(items) if after is None or item > after]
     return Page(following[:limit], len(following) > limit)
 
@@ -53,26 +53,27 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
     return Descriptor(BLOB_TYPE, digest, len(data))
 
 
-def _referred(manifest: Manifest) -> set[Digest]:
-    """Returns the blobs that the manifest protects from collection."""
+def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
+    """Returns the digests of the blobs that the manifest refers to, which protects them from garbage collection."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
 @dataclass
 class _Repository:
-    """A repository that has had content. `needed`: when each blob was last linked, resolved, or dropped by a
-    manifest."""
+    """A repository that has or had content. `last_used`: for each blob, when it was last added or resolved, or when a
+    manifest that referred to it was deleted (seconds). The grace time of garbage collection counts from then."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
-    needed: dict[Digest, float] = field(default_factory=dict)
+    last_used: dict[Digest, float] = field(default_factory=dict)
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
     tags: dict[Tag, Digest] = field(default_factory=dict)
 
-    def referred(self) -> set[Digest]:
-        return {digest for manifest in self.manifests.values() for digest in _referred(manifest)}
+    def blobs_referred_to(self) -> set[Digest]:
+        """Returns the digests of the blobs that any manifest refers to."""
+        return {digest for manifest in self.manifests.values() for digest in _blobs_referred_to(manifest)}
 
     def missing(self, manifest: Manifest) -> set[Digest]:
-        """Returns the references of the manifest that are not here."""
+        """Returns the digests that the manifest refers to and that this repository does not have."""
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
         return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
@@ -80,19 +81,21 @@ class _Repository:
 
 @dataclass
 class _Session:
-    """An upload session of `owner` (None: everybody's). `generation` counts its owners: only the newest may use it."""
+    """An upload session. `actor`: name of the actor that started it (None: any actor may resume it). `generation`
+    counts how often it was resumed: only the writer of the latest generation may use it."""
 
     repo: RepositoryName
-    owner: str | None
+    actor: str | None
     data: bytearray = field(default_factory=bytearray)
     generation: int = 0
 
     def is_open_to(self, by: Actor | None) -> bool:
-        return by is None or self.owner in (None, by.name)
+        """Returns whether `by` may resume the session. None stands for a call that does not check the actor."""
+        return by is None or self.actor in (None, by.name)
 
 
 class MemoryBlobReader:
-    """A `BlobReader` over bytes, which later changes of the blob do not affect."""
+    """A `BlobReader` over bytes. Deleting the blob later does not affect it."""
 
     def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
         self.descriptor = descriptor
@@ -103,21 +106,21 @@ class MemoryBlobReader:
         self.is_incomplete = False
         self._data = data
 
-    async def ready(self, at: int) -> int:
-        """Returns the end of the span: all bytes are here."""
+    async def ready(self, _offset: int, /) -> int:
+        """Returns the end of the span, because all bytes are in memory."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         start, stop = self.span
-        for place in range(start, stop, CHUNK):
-            yield self._data[place : min(place + CHUNK, stop)]
+        for offset in range(start, stop, CHUNK):
+            yield self._data[offset : min(offset + CHUNK, stop)]
 
     async def aclose(self) -> None:
         """Does nothing."""
 
 
 class MemoryBlobWriter:
-    """A `BlobWriter` over a session of a `MemoryRegistry`."""
+    """A `BlobWriter` for an upload session of a `MemoryRegistry`."""
 
     def __init__(self, registry: MemoryRegistry, upload: UploadID, session: _Session) -> None:
         self.id = upload
@@ -131,41 +134,42 @@ class MemoryBlobWriter:
     def offset(self) -> int:
         return self._offset
 
-    def _owned(self) -> _Session:
-        """Returns the session, if this writer still owns it. Raises BlobUploadInvalid."""
+    def _open_session(self) -> _Session:
+        """Returns the session. Raises BlobUploadInvalid if it has ended, this writer is closed, or a newer request has
+        resumed the session."""
         if self._closed or not self._registry.is_live(self.id, self._session):
-            raise BlobUploadInvalid("this upload session has ended or was let go")
+            raise BlobUploadInvalid("this upload session has ended, or its writer was closed")
         if self._session.generation != self._generation:
             raise BlobUploadInvalid("a newer request has taken this upload session over")
         return self._session
 
     async def write(self, data: bytes | memoryview) -> None:
-        session = self._owned()
+        session = self._open_session()
         session.data += data
         self._offset = len(session.data)
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        return bytes(self._owned().data[offset : offset + length])
+        return bytes(self._open_session().data[offset : offset + length])
 
     async def commit(self, digest: Digest) -> Descriptor:
-        session = self._owned()
-        self._registry.end(self.id)
+        session = self._open_session()
+        self._registry.end_upload(self.id)
         data = bytes(session.data)
         actual = digest_of(data, digest.algorithm)
         if actual != digest:
             raise DigestInvalid("the content has another digest", {"expected": digest, "actual": actual})
-        return self._registry.link(session.repo, digest, data)
+        return self._registry.add_blob(session.repo, digest, data)
 
     async def cancel(self) -> None:
-        self._owned()
-        self._registry.end(self.id)
+        self._open_session()
+        self._registry.end_upload(self.id)
 
     async def aclose(self) -> None:
         self._closed = True
 
 
 class MemoryRegistry:
-    """A `Registry` in memory. `clock` returns seconds; only `collect` uses it to decide."""
+    """A `Registry` in memory. `clock` returns the time in seconds; only `collect` depends on it."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -174,61 +178,64 @@ class MemoryRegistry:
 
     # Lookups
 
-    def _known(self, repo: RepositoryName) -> _Repository:
+    def _known_repository(self, repo: RepositoryName) -> _Repository:
+        """Returns the repository. Raises NameUnknown if it never had content."""
         if repo not in self._repositories:
             raise NameUnknown(detail={"name": repo})
         return self._repositories[repo]
 
-    def _of(self, repo: RepositoryName) -> _Repository:
-        """Returns the repository for reads; an empty one if it is unknown."""
+    def _repository(self, repo: RepositoryName) -> _Repository:
+        """Returns the repository for reading; an empty one that is not stored if it never had content."""
         return self._repositories.get(repo, _Repository())
 
-    def _of_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
-        found = self._of(repo)
+    def _repository_with_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
+        """Returns the repository. Raises BlobUnknown if it does not have the blob."""
+        found = self._repository(repo)
         if digest not in found.blobs:
             raise BlobUnknown(detail={"digest": digest})
         return found
 
     def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
+        """Returns the session. Raises BlobUploadUnknown if it does not exist or `by` may not resume it."""
         session = self._uploads.get(upload)
         if session is None or session.repo != repo or not session.is_open_to(by):
             raise BlobUploadUnknown(detail={"upload": upload})
         return session
 
-    # For the writers of this registry
+    # Called by the writers of this registry
 
     def is_live(self, upload: UploadID, session: _Session) -> bool:
-        """Returns whether `session` was neither committed nor cancelled."""
+        """Returns whether `session` is still in progress: it was not committed and not cancelled."""
         return self._uploads.get(upload) is session
 
-    def end(self, upload: UploadID) -> None:
-        """Drops a session and its bytes."""
+    def end_upload(self, upload: UploadID) -> None:
+        """Deletes a session and its bytes."""
         del self._uploads[upload]
 
-    def link(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
-        """Makes `data` a blob of `repo`."""
+    def add_blob(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
+        """Makes `data` a blob of `repo`, and returns its descriptor."""
         found = self._repositories.setdefault(repo, _Repository())
         found.blobs[digest] = data
-        found.needed[digest] = self._clock()
+        found.last_used[digest] = self._clock()
         return _blob_descriptor(digest, data)
 
     # Reader
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        found = self._of_blob(repo, digest)
-        found.needed[digest] = self._clock()
+        found = self._repository_with_blob(repo, digest)
+        found.last_used[digest] = self._clock()
         return _blob_descriptor(digest, found.blobs[digest])
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> MemoryBlobReader:
-        data = self._of_blob(repo, digest).blobs[digest]
-        within = (0, len(data)) if span is None else span.within(len(data))
-        return MemoryBlobReader(_blob_descriptor(digest, data), data, within)
+        data = self._repository_with_blob(repo, digest).blobs[digest]
+        offsets = (0, len(data)) if span is None else span.to_offsets(len(data))
+        return MemoryBlobReader(_blob_descriptor(digest, data), data, offsets)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         return (await self.get_manifest(repo, reference)).descriptor
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        found = self._of(repo)
+        found = self._repository(repo)
         digest = reference if isinstance(reference, Digest) else found.tags.get(reference)
         if digest is None or digest not in found.manifests:
             raise ManifestUnknown(detail={"reference": reference})
@@ -248,9 +255,9 @@ class MemoryRegistry:
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
     ) -> MemoryBlobWriter:
         session = self._session(repo, upload, by)
-        stands = len(session.data)
-        if offset is not None and offset != stands:
-            raise RangeInvalid(f"the upload stands at byte {stands}, not at {offset}", offset=stands)
+        actual = len(session.data)
+        if offset is not None and offset != actual:
+            raise RangeInvalid(f"the upload has {actual} bytes, so a chunk cannot start at {offset}", offset=actual)
         session.generation += 1
         return MemoryBlobWriter(self, upload, session)
 
@@ -260,10 +267,12 @@ class MemoryRegistry:
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
-        among = [name for name in self._repositories if name in source] if isinstance(source, NameSet) else [source]
-        for name in among:
-            if (data := self._of(name).blobs.get(digest)) is not None:
-                return self.link(repo, digest, data)
+        candidates = (
+            [name for name in self._repositories if name in source] if isinstance(source, NameSet) else [source]
+        )
+        for name in candidates:
+            if (data := self._repository(name).blobs.get(digest)) is not None:
+                return self.add_blob(repo, digest, data)
         raise BlobUnknown(detail={"digest": digest})
 
     async def put_manifest(
@@ -276,7 +285,7 @@ class MemoryRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        found = self._of(repo)
+        found = self._repository(repo)
         if condition and tags and not condition.holds(found.tags.get(tags[0])):
             raise PreconditionFailed(detail={"tag": tags[0]})
         if not sparse and (missing := found.missing(manifest)):
@@ -291,22 +300,22 @@ class MemoryRegistry:
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        found = self._of_blob(repo, digest)
-        referring = sorted(m.digest for m in found.manifests.values() if digest in _referred(m))
+        found = self._repository_with_blob(repo, digest)
+        referring = sorted(m.digest for m in found.manifests.values() if digest in _blobs_referred_to(m))
         if referring and not even_if_referenced:
             raise blob_in_use(repo, digest, referring[0])
-        del found.blobs[digest], found.needed[digest]
+        del found.blobs[digest], found.last_used[digest]
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
-        found = self._known(repo)
+        found = self._known_repository(repo)
         manifest = found.manifests.pop(digest, None)
         if manifest is None:
             raise ManifestUnknown(detail={"reference": digest})
         found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
-        found.needed.update(dict.fromkeys(_referred(manifest) & found.blobs.keys(), self._clock()))
+        found.last_used.update(dict.fromkeys(_blobs_referred_to(manifest) & found.blobs.keys(), self._clock()))
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
-        found = self._known(repo)
+        found = self._known_repository(repo)
         if found.tags.pop(tag, None) is None:
             raise ManifestUnknown(detail={"reference": tag})
 
@@ -317,12 +326,12 @@ class MemoryRegistry:
         return _page(listed, after, limit)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return _page(self._known(repo).tags, after, limit)
+        return _page(self._known_repository(repo).tags, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        manifests = self._of(repo).manifests
+        manifests = self._repository(repo).manifests
         wanted = _page(
             (
                 digest
@@ -337,10 +346,10 @@ class MemoryRegistry:
     # Upkeep
 
     def collect(self, grace: float) -> None:
-        """Removes from each repository the blobs that none of its manifests refers to and that were last needed `grace`
-        seconds ago or longer."""
+        """Removes from each repository the blobs that none of its manifests refers to and that were last used at least
+        `grace` seconds ago."""
         latest = self._clock() - grace
         for found in self._repositories.values():
-            referred = found.referred()
-            for digest in [d for d, when in found.needed.items() if when <= latest and d not in referred]:
-                del found.blobs[digest], found.needed[digest]
+            referred = found.blobs_referred_to()
+            for digest in [d for d, used in found.last_used.items() if used <= latest and d not in referred]:
+                del found.blobs[digest], found.last_used[digest]

@@ -1,4 +1,5 @@
-"""Validated names: each class checks the text when it is made, so that every instance is valid and path-safe.
+"""Names in a registry: repository, tag, digest, upload id. The constructor of each class checks the text, so every
+instance is valid and can be part of a file path.
 
 Grammar: OCI distribution spec, "Pulling manifests"; OCI image spec, "Digests"; RFC 9562 for upload ids.
 """
@@ -12,8 +13,9 @@ from typing import NamedTuple, Self
 from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInvalid
 
 DEFAULT_TAG = "latest"
-NAME_LENGTH = 255
-"""Longest repository name, in characters. Many clients limit host + '/' + name to it."""
+"""Tag of a reference that people type without a tag."""
+MAX_NAME_LENGTH = 255
+"""Longest repository name, in characters: many clients limit the host, a slash and the name to as many together."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -21,11 +23,13 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 ALGORITHMS = ("sha256", "sha512")
+"""The supported digest algorithms."""
 
 
-def shown(text: str, most: int = 80) -> str:
-    """Returns `text` for a message: quoted, escaped, cut after `most` characters."""
-    return repr(text if len(text) <= most else text[:most] + "…")
+def shown(text: str, max_chars: int = 80) -> str:
+    """Returns `text` in the form that error messages show: quoted, with escapes, and cut after `max_chars`
+    characters."""
+    return repr(text if len(text) <= max_chars else text[:max_chars] + "…")
 
 
 class RepositoryName(str):
@@ -34,8 +38,8 @@ class RepositoryName(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        if len(text) > NAME_LENGTH:
-            raise NameInvalid(f"the repository name has {len(text)} characters; at most {NAME_LENGTH} are allowed")
+        if len(text) > MAX_NAME_LENGTH:
+            raise NameInvalid(f"the repository name has {len(text)} characters; at most {MAX_NAME_LENGTH} are allowed")
         if not _NAME.fullmatch(text):
             raise NameInvalid(
                 f"{shown(text)} is not a repository name: lower-case letters and digits, parted by '.', '_', '__', "
@@ -45,7 +49,7 @@ class RepositoryName(str):
 
 
 class Tag(str):
-    """Tag. The constructor raises TagInvalid."""
+    """A tag. The constructor raises TagInvalid."""
 
     __slots__ = ()
 
@@ -58,7 +62,8 @@ class Tag(str):
 
 
 class Digest(str):
-    """Content digest, `algorithm:hex`. The constructor raises DigestInvalid, also for an algorithm not supported."""
+    """A digest of content, in the form `algorithm:hex`. The constructor raises DigestInvalid, also for an algorithm
+    that is not supported."""
 
     __slots__ = ()
 
@@ -69,11 +74,12 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
+        """The algorithm, such as `sha256`."""
         return self.partition(":")[0]
 
     @property
     def encoded(self) -> str:
-        """Hash in hex."""
+        """The hash in hex, without the algorithm."""
         return self.partition(":")[2]
 
 
@@ -81,8 +87,8 @@ Reference = Tag | Digest
 
 
 class UploadID(str):
-    """Id of an upload session, a UUID. The constructor raises BlobUploadUnknown: a text that is no id names no
-    session."""
+    """Id of an upload session: a UUID. The constructor raises BlobUploadUnknown, because a text in another form cannot
+    be the id of a session."""
 
     __slots__ = ()
 
@@ -93,43 +99,45 @@ class UploadID(str):
 
     @classmethod
     def random(cls) -> Self:
+        """Returns a new random id."""
         return cls(str(uuid.uuid4()))
 
 
 class ImageReference(NamedTuple):
-    """A repository and a reference in it."""
+    """A repository and a tag or digest in it. Its text form is `team/app:1` or `team/app@sha256:…`."""
 
     repository: RepositoryName
     reference: Reference
 
     def __str__(self) -> str:
-        mark = "@" if isinstance(self.reference, Digest) else ":"
-        return f"{self.repository}{mark}{self.reference}"
+        separator = "@" if isinstance(self.reference, Digest) else ":"
+        return f"{self.repository}{separator}{self.reference}"
 
 
 def as_algorithm(text: str) -> str:
-    """Returns `text` if it names a supported digest algorithm. Raises DigestInvalid."""
+    """Returns `text` if it is the name of a supported digest algorithm. Otherwise raises DigestInvalid."""
     if text not in ALGORITHMS:
         raise DigestInvalid(f"{shown(text)} is not a digest algorithm supported here: {', '.join(ALGORITHMS)}")
     return text
 
 
 def as_reference(text: str) -> Reference:
-    """Returns a tag or a digest; a text with a ':' is a digest. Raises TagInvalid, DigestInvalid."""
+    """Returns `text` as a digest if it contains a ':', and as a tag otherwise. Raises TagInvalid, DigestInvalid."""
     return Digest(text) if ":" in text else Tag(text)
 
 
 def parse_reference(text: str) -> ImageReference:
-    """Parses what people type: `ubuntu`, `team/app:1`, `team/app@sha256:…`. No tag means `latest`; `app:1@sha256:…`
-    means the digest, as docker reads it. Raises NameInvalid, TagInvalid, DigestInvalid."""
-    rest, at, digest = text.partition("@")
-    head, colon, tag = rest.rpartition(":")
+    """Parses a reference as people type it: `ubuntu`, `team/app:1`, `team/app@sha256:…`. Without a tag or digest, the
+    tag is `latest`. In `app:1@sha256:…` the tag is checked and ignored, as docker does. Raises NameInvalid, TagInvalid,
+    DigestInvalid."""
+    before_digest, at, digest = text.partition("@")
+    repository, colon, tag = before_digest.rpartition(":")
     if not colon or "/" in tag:
-        head, tag = rest, ""
-        if colon and rest.endswith(":"):
+        repository, tag = before_digest, ""
+        if colon and before_digest.endswith(":"):
             raise TagInvalid(f"{shown(text)} ends without a tag")
     elif not tag:
         raise TagInvalid(f"{shown(text)} ends without a tag")
-    name = RepositoryName(head)
-    checked = Tag(tag or DEFAULT_TAG)
-    return ImageReference(name, Digest(digest) if at else checked)
+    name = RepositoryName(repository)
+    checked_tag = Tag(tag or DEFAULT_TAG)
+    return ImageReference(name, Digest(digest) if at else checked_tag)

@@ -1,10 +1,15 @@
-"""Matches names against many patterns at once.
+"""Matches repository names against many patterns at once (`Matcher`).
 
-Users write patterns (grants, limits of API tokens), so no pattern may be slow. An exact name, and a prefix with `*` or
-`**` at its end, take one look-up. Patterns with stars elsewhere, as older stores hold them, are read together,
-character by character: each position in one of them has a bit, and one operation moves all bits (the Shift-And
-algorithm: Baeza-Yates and Gonnet 1992). A match takes the characters of the name times the characters of those patterns
-divided by 30, in steps of about a nanosecond, whatever the patterns are.
+Users write patterns (grants, limits of API tokens), so no pattern may be slow to match. In a pattern, `*` matches any
+text without a slash and `**` matches any text.
+
+A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one look-up in a dict. Older
+stores also hold patterns with a star before the end. All such patterns that begin with the same prefix form one
+nondeterministic automaton, which reads the name character by character. Each position in a pattern is one bit of a
+large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992). A
+match takes about a nanosecond times the characters of the name times the characters of the patterns, divided by 30.
+
+In the code, the *rest* of a pattern is its text from the first star on.
 """
 
 from __future__ import annotations
@@ -16,26 +21,30 @@ from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import Final
 
-_LETTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
+_NAME_CHARACTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
 """The characters of names, in byte order."""
-_PARTS: Final = re.compile(r"(\*\*?)([^*]*)")
+_STAR_AND_TEXT: Final = re.compile(r"(\*\*?)([^*]*)")
+"""One star form of a pattern, and the text up to the next one."""
 _END: Final = "\n"
-"""Marks the end of a pattern. No name holds it."""
+"""Character that marks the end of a pattern. No name contains it."""
 _BITS_PER_STEP: Final = 1024
-"""Positions in patterns that one operation moves in about the time that Python needs for the operation itself."""
-_LARGE: Final = 4096
-"""Characters of patterns from which on `SharedMatcher` shares a matcher. A matcher takes about ten bytes for each."""
-_SHARED: Final = 64
-"""Large matchers that a process keeps."""
+"""Bits that one integer operation shifts in about the time that Python needs to execute any operation at all."""
+_MIN_SHARED_CHARACTERS: Final = 4096
+"""Total length of patterns from which `SharedMatcher` shares their matcher. A matcher takes about ten bytes of memory
+per character, so sharing smaller ones saves too little."""
+_MAX_SHARED_MATCHERS: Final = 64
+"""Shared matchers that a process keeps in memory."""
 
 
 class _Steps(dict[str, tuple[int, int]]):
-    """For each character of a name, two sets of positions as bits: those that it moves on from, and those where it
-    stays (stars)."""
+    """The transitions of an automaton. Maps a character of a name to two sets of positions, each a number with a bit
+    per position: the positions that the character advances by one, and the positions of stars, where it may stay."""
 
     def __init__(self, letters: str, loops: str) -> None:
+        """`letters`: the pattern character that each position expects. `loops`: per position "1" if a `*` stands before
+        it, "2" if a `**` does, "0" otherwise."""
         super().__init__()
-        self._letters = letters[::-1].encode("ascii")  # bit 0 is a number's last digit
+        self._letters = letters[::-1].encode("ascii")  # reversed, since bit 0 is the last digit of a number
         self._loops = loops[::-1].encode("ascii")
         self.segment_loops = self._loop("12")
         self.any_loops = self._loop("2")
@@ -44,116 +53,117 @@ class _Steps(dict[str, tuple[int, int]]):
         return _number(self._loops, kinds)
 
     def __missing__(self, letter: str) -> tuple[int, int]:
-        leads = _number(self._letters, letter) if letter in _LETTERS else 0
-        found = leads, self.any_loops if letter == "/" else self.segment_loops
-        if letter in _LETTERS:
-            self[letter] = found
-        return found
+        advancing = _number(self._letters, letter) if letter in _NAME_CHARACTERS else 0
+        step = advancing, self.any_loops if letter == "/" else self.segment_loops
+        if letter in _NAME_CHARACTERS:
+            self[letter] = step
+        return step
 
 
-def _number(text: bytes, wanted: str) -> int:
-    """Returns a number with a bit for each character of `text`: 1 if it is one of `wanted`."""
+def _number(text: bytes, characters: str) -> int:
+    """Returns a number with one binary digit per character of `text`: 1 where the character is one of `characters`."""
     digits = bytearray(b"0" * 256)
-    for character in wanted:
+    for character in characters:
         digits[ord(character)] = ord("1")
     return int(text.translate(bytes(digits)), 2)
 
 
 class _OneSegment:
-    """Matches what has no slash: the star form `*` at the end of a prefix."""
+    """Matcher for the rest `*`: text without a slash. Has the methods of `_Automaton`."""
 
-    def matches(self, name: str, begin: int) -> bool:
-        return "/" not in name[begin:]
+    def matches(self, name: str, prefix_length: int) -> bool:
+        return "/" not in name[prefix_length:]
 
-    def first_from(self, text: str, begin: int) -> str | None:
-        slash = text.find("/", begin)
-        return text if slash < 0 else text[:slash] + "0"  # "0" follows "/"
+    def seek(self, text: str, prefix_length: int) -> str | None:
+        slash = text.find("/", prefix_length)
+        return text if slash < 0 else text[:slash] + "0"  # "0" is the character after "/"
 
 
 class _Automaton:
-    """Matches what follows the same prefix in several patterns, from the first star on."""
+    """Matcher for the rests of several patterns that begin with the same prefix."""
 
-    __slots__ = ("_above", "_first", "_last", "_steps", "places")
+    __slots__ = ("_end", "_later_steps", "_start", "_steps")
 
     def __init__(self, rests: Iterable[str]) -> None:
         texts: list[str] = []
         kinds: list[str] = []
         starts: list[int] = []
-        place = 0
+        size = 0
         for rest in rests:
-            starts.append(place)
+            starts.append(size)
             kind = text = ""
-            for star, text in _PARTS.findall(rest):
+            for star, text in _STAR_AND_TEXT.findall(rest):
                 kind = "2" if star == "**" else "1"
                 texts.append(text)
                 kinds.append(kind + "0" * (len(text) - 1) if text else "")
-                place += len(text)
-            # A pattern that ends with a star stays at its end.
+                size += len(text)
+            # The end position of a pattern that ends with a star accepts any further text of that star.
             texts.append(_END)
             kinds.append("0" if text else kind)
-            place += 1
+            size += 1
         letters, loops = "".join(texts), "".join(kinds)
-        self.places = place
         self._steps = _Steps(letters, loops)
-        self._last = _number(letters[::-1].encode("ascii"), _END)
-        first = bytearray(b"0" * place)
+        self._end = _number(letters[::-1].encode("ascii"), _END)
+        start_digits = bytearray(b"0" * size)
         for start in starts:
-            first[place - 1 - start] = ord("1")
-        self._first = int(bytes(first), 2)
-        self._above: dict[str, int] = {}
-        """For each character: the positions from which a later character moves on. Built at the first use."""
+            start_digits[size - 1 - start] = ord("1")
+        self._start = int(bytes(start_digits), 2)
+        self._later_steps: dict[str, int] = {}
+        """For each character, the positions at which some later character is accepted. Built at the first use."""
 
-    def matches(self, name: str, begin: int) -> bool:
-        steps, places = self._steps, self._first
-        for letter in name[begin:]:
-            leads, loops = steps[letter]
-            places = ((places & leads) << 1) | (places & loops)
-            if not places:
+    def matches(self, name: str, prefix_length: int) -> bool:
+        """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""
+        steps, positions = self._steps, self._start
+        for letter in name[prefix_length:]:
+            advancing, staying = steps[letter]
+            positions = ((positions & advancing) << 1) | (positions & staying)
+            if not positions:
                 return False
-        return places & self._last != 0
+        return positions & self._end != 0
 
-    def first_from(self, text: str, begin: int) -> str | None:
-        """Does what `Matcher.first_from` does, for texts that begin with the first `begin` characters of `text`."""
-        steps, places = self._steps, self._first
+    def seek(self, text: str, prefix_length: int) -> str | None:
+        """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
+        `text`."""
+        steps, positions = self._steps, self._start
         passed = []
-        for letter in text[begin:]:
-            leads, loops = steps[letter]
-            passed.append(places)
-            places = ((places & leads) << 1) | (places & loops)
-            if not places:
+        for letter in text[prefix_length:]:
+            advancing, staying = steps[letter]
+            passed.append(positions)
+            positions = ((positions & advancing) << 1) | (positions & staying)
+            if not positions:
                 break
         else:
-            return text  # a position is reached, and every position has characters that move on
+            return text  # some position is reached, and from every position a match can follow
         while passed:
-            at = begin + len(passed) - 1
-            letter = self._next_letter(passed.pop(), text[at])
+            index = prefix_length + len(passed) - 1
+            letter = self._next_letter(passed.pop(), text[index])
             if letter:
-                return text[:at] + letter
+                return text[:index] + letter
         return None
 
-    def _next_letter(self, places: int, after: str) -> str:
-        """Returns the first character after `after` that moves on from any of `places`, or an empty text if none
-        does."""
-        above = self._above or self._places_above()
-        if after in above and not places & above[after]:
+    def _next_letter(self, positions: int, after: str) -> str:
+        """Returns the first character greater than `after` that one of `positions` accepts, or an empty text if none
+        accepts such a character."""
+        later_steps = self._later_steps or self._build_later_steps()
+        if after in later_steps and not positions & later_steps[after]:
             return ""
-        for letter in _LETTERS[bisect_left(_LETTERS, after) :]:
-            leads, loops = self._steps[letter]
-            if letter > after and places & (leads | loops):
+        for letter in _NAME_CHARACTERS[bisect_left(_NAME_CHARACTERS, after) :]:
+            advancing, staying = self._steps[letter]
+            if letter > after and positions & (advancing | staying):
                 return letter
         return ""
 
-    def _places_above(self) -> dict[str, int]:
-        places = 0
-        for letter in reversed(_LETTERS):
-            self._above[letter] = places
-            leads, loops = self._steps[letter]
-            places |= leads | loops
-        return self._above
+    def _build_later_steps(self) -> dict[str, int]:
+        positions = 0
+        for letter in reversed(_NAME_CHARACTERS):
+            self._later_steps[letter] = positions
+            advancing, staying = self._steps[letter]
+            positions |= advancing | staying
+        return self._later_steps
 
 
 class Matcher:
-    """Tells which names match one of `patterns`, which have to be valid (`storage.patterns.NamePattern`)."""
+    """Matches names against `patterns`. The patterns must be valid (`storage.patterns.NamePattern`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         exact = set()
@@ -166,79 +176,86 @@ class Matcher:
                 exact.add(pattern)
         self._exact = exact
         self._rests = dict(rests)
-        """What follows the first star, by the text before it."""
+        """The rests of all patterns with a star, by their prefix: the text before the first star."""
         self._automata: dict[str, _OneSegment | _Automaton | None] = {}
-        """Those that were built so far. None stands for a prefix with `**`: every name that begins with it matches."""
+        """The automata built so far, by prefix. None: every name that begins with the prefix matches (rest `**`)."""
         self._lengths = sorted({len(prefix) for prefix in rests})
         sizes = [sum(map(len, found)) for found in rests.values()]
-        # A name begins with at most one text of each length.
-        self.weight = 1 + min(sum(sizes), max(sizes, default=0) * len(self._lengths)) // _BITS_PER_STEP
-        """The highest cost of matching one character of a name: 1 unless many patterns have stars before their ends."""
+        # Of all prefixes of one length, a name can begin with only one.
+        self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._lengths)) // _BITS_PER_STEP
+        """Upper bound for the cost of matching one character of a name, in units of one look-up. It is 1 unless many
+        patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds what takes longest: the automaton of the prefix with most patterns."""
+        """Builds the largest automaton, which otherwise the first look-up builds: that of the prefix with most
+        patterns."""
         if self._rests:
-            self._after(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
+            self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
 
-    def _after(self, prefix: str) -> _OneSegment | _Automaton | None:
+    def _automaton(self, prefix: str) -> _OneSegment | _Automaton | None:
+        """Returns the automaton for the rests after `prefix`, or None if every name that begins with it matches."""
         try:
             return self._automata[prefix]
         except KeyError:
             rests = self._rests[prefix]
-            made = self._automata[prefix] = None if "**" in rests else _automaton_of(rests)
+            made = self._automata[prefix] = None if "**" in rests else _build_automaton(rests)
             return made
 
     @cached_property
     def _starts(self) -> list[str]:
-        """All exact names and prefixes, sorted. Every matching name is one of these or begins with one."""
+        """All exact names and prefixes, sorted. Every matching name is in this list or begins with a text in it."""
         return sorted({*self._exact, *self._rests})
 
     def matches(self, name: str) -> bool:
+        """Returns whether `name` matches at least one pattern."""
         if name in self._exact:
             return True
         for length in self._lengths:
             prefix = name[:length]
             if prefix in self._rests and len(prefix) == length:
-                automaton = self._after(prefix)
+                automaton = self._automaton(prefix)
                 if automaton is None or automaton.matches(name, length):
                     return True
         return False
 
-    def first_from(self, text: str) -> str | None:
-        """Returns a text at or after `text` such that no matching name lies between the two, or None if no matching
-        name follows. It is `text` itself where a name that begins with it may match."""
-        at = bisect_left(self._starts, text)
-        found = self._starts[at] if at < len(self._starts) else None
+    def seek(self, text: str) -> str | None:
+        """Returns a position at or after `text`, in byte order, such that no matching name sorts between `text` and the
+        position. Returns None if no matching name sorts after `text`. The position is `text` itself if a name that
+        begins with `text` may match; otherwise it need not be a name."""
+        index = bisect_left(self._starts, text)
+        position = self._starts[index] if index < len(self._starts) else None
         for length in self._lengths:
             prefix = text[:length]
             if len(prefix) < length or prefix not in self._rests:
                 continue
-            automaton = self._after(prefix)
-            first = text if automaton is None else automaton.first_from(text, length)
-            if first is not None and (found is None or first < found):
-                found = first
-        return found
+            automaton = self._automaton(prefix)
+            candidate = text if automaton is None else automaton.seek(text, length)
+            if candidate is not None and (position is None or candidate < position):
+                position = candidate
+        return position
 
 
-def _automaton_of(rests: list[str]) -> _OneSegment | _Automaton:
+def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:
     return _OneSegment() if all(rest == "*" for rest in rests) else _Automaton(rests)
 
 
 class SharedMatcher:
-    """Gives the `matcher` of some patterns. All sets with the same patterns share a large one, which is dropped when it
-    was not used for long and built again when needed: a thousand principals may have many patterns each."""
+    """Holds the `matcher` of a set of patterns in bounded memory, because a thousand users may have many patterns each.
+    A small matcher belongs to this object. Large matchers are in a cache of the process: equal sets of patterns share
+    one. A matcher that was evicted from the cache is built again at its next use."""
 
     __slots__ = ("_own", "_patterns")
 
     def __init__(self, patterns: frozenset[str]) -> None:
         self._patterns = patterns
-        self._own = Matcher(patterns) if sum(map(len, patterns)) < _LARGE else None
+        self._own = Matcher(patterns) if sum(map(len, patterns)) < _MIN_SHARED_CHARACTERS else None
 
     @property
     def matcher(self) -> Matcher:
-        return self._own or _large_matcher(self._patterns)
+        """The matcher of the patterns. Building it may take milliseconds."""
+        return self._own or _shared_matcher(self._patterns)
 
 
-@lru_cache(maxsize=_SHARED)
-def _large_matcher(patterns: frozenset[str]) -> Matcher:
+@lru_cache(maxsize=_MAX_SHARED_MATCHERS)
+def _shared_matcher(patterns: frozenset[str]) -> Matcher:
     return Matcher(patterns)

@@ -1,10 +1,13 @@
-"""Patterns of repository names, and sets of names made of them.
+"""Patterns of repository names (`NamePattern`), and sets of names that patterns define (`NameSet`).
 
-`*` matches any text without a slash, `**` matches any text: `team/**` matches every name below `team`, `*` every name
-without a slash, `**` every name.
+In a pattern, `*` matches any text without a slash and `**` matches any text. `team/**` matches every name below `team`,
+`*` matches every name without a slash, and `**` matches every name.
 
-New grants and new token limits use simple patterns only: an exact name, or a prefix with one star form at its end.
-Older stores and settings may hold patterns with stars elsewhere; those go on matching.
+A *simple* pattern is an exact name, or a prefix followed by `*` or `**`. New grants and new token limits must be
+simple. Older stores and settings may hold patterns with a star elsewhere; these still work.
+
+The *first segment* of a name is the text before its first slash. For a mirrored repository it is the name of the
+upstream registry, such as `ghcr.io`.
 """
 
 from __future__ import annotations
@@ -19,43 +22,45 @@ from storage.pattern_matcher import Matcher, SharedMatcher
 
 _PATTERN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 _SIMPLE = re.compile(r"[^*]*\*{0,2}")
-_LONGEST = 255
-_MOST_TURNS: Final = 4
-"""How often `NameSet.first_from` asks its two matchers in turn before it returns what it knows so far."""
+_MAX_LENGTH = 255
+"""Longest pattern, in characters."""
+_MAX_SEEK_ROUNDS: Final = 4
+"""How often `NameSet.seek` alternates between patterns and limits before it settles for the position found so far."""
 
 
 class NamePattern(str):
-    """A pattern of repository names. Raises ValueError with a text for the user."""
+    """A pattern of repository names. The constructor raises ValueError, with a text for the user."""
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        if not _PATTERN.fullmatch(text) or "***" in text or len(text) > _LONGEST:
-            hint = f"; for all below it write {text}**" if text.endswith("/") else ""
+        if not _PATTERN.fullmatch(text) or "***" in text or len(text) > _MAX_LENGTH:
+            hint = f"; for all names below it write {text}**" if text.endswith("/") else ""
             raise ValueError(f"{text!r} is not a pattern of names like team/** or *{hint}")
         return super().__new__(cls, text)
 
     def matches(self, name: str) -> bool:
+        """Returns whether `name` matches the pattern."""
         return _matcher(self).matches(name)
 
     @property
     def prefix(self) -> str:
-        """The text before the first star. Every matching name begins with it."""
+        """The text before the first star; the whole pattern if it has no star. Every matching name begins with it."""
         return self.partition("*")[0]
 
     @property
-    def whole(self) -> bool:
-        """True if every name that begins with `prefix` matches."""
+    def is_prefix_match(self) -> bool:
+        """Whether every name that begins with `prefix` matches: the pattern is the prefix followed by `**`."""
         return self[len(self.prefix) :] == "**"
 
     @property
     def is_simple(self) -> bool:
-        """True for an exact name, and for a prefix with `*` or `**` at its end."""
+        """Whether the pattern is an exact name, or a prefix followed by `*` or `**`."""
         return _SIMPLE.fullmatch(self) is not None
 
 
 def require_simple(pattern: NamePattern) -> NamePattern:
-    """Returns `pattern`. Raises ValueError, with a text for the user, if it is not simple."""
+    """Returns `pattern` if it is simple. Otherwise raises ValueError, with a text for the user."""
     if not pattern.is_simple:
         raise ValueError(
             f"{str(pattern)!r} has a star before its end; write an exact name like team/app, or a prefix that ends "
@@ -71,11 +76,12 @@ def _matcher(pattern: str) -> Matcher:
 
 @dataclass(frozen=True)
 class NameSet:
-    """A set of repository names: those that match one of `patterns` and, unless `limits` is None, one of `limits`.
+    """A set of repository names. A name is in the set if it matches one of `patterns` and, unless `limits` is None,
+    also one of `limits`.
 
-    `guarded` holds first segments (upstream names) that need a pattern of their own. Below such a segment only patterns
-    count that begin with the segment and a slash: `**` does not match there, and `ghcr.io/**` does. `limits` are exempt
-    from this rule, since they only take names away.
+    `guarded` contains first segments whose repositories a general pattern does not match. A name below a guarded
+    segment matches only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match
+    `ghcr.io/app`, but `ghcr.io/**` does. This rule does not apply to `limits`, because limits only remove names.
     """
 
     patterns: frozenset[NamePattern]
@@ -84,12 +90,13 @@ class NameSet:
 
     @classmethod
     def of(cls, patterns: Iterable[str], guarded: Iterable[str] = (), limits: Iterable[str] | None = None) -> NameSet:
-        """Returns the set of these patterns. Raises ValueError if one of them is not valid."""
-        limiting = None if limits is None else frozenset(map(NamePattern, limits))
-        return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded), limiting)
+        """Returns the set that these texts define. Raises ValueError if one of `patterns` or `limits` is not a valid
+        pattern."""
+        valid_limits = None if limits is None else frozenset(map(NamePattern, limits))
+        return cls(frozenset(map(NamePattern, patterns)), frozenset(guarded), valid_limits)
 
-    def limited(self, limits: Iterable[NamePattern]) -> NameSet:
-        """Returns the names of this set that match one of `limits`. The set must have no limits yet."""
+    def limited_to(self, limits: Iterable[NamePattern]) -> NameSet:
+        """Returns the set of those names of this set that match one of `limits`. This set must have no limits."""
         assert self.limits is None
         return NameSet(self.patterns, self.guarded, frozenset(limits))
 
@@ -99,83 +106,88 @@ class NameSet:
         return self._limits is None or self._limits.matches(name)
 
     def covers(self, pattern: NamePattern) -> bool:
-        """Returns whether every name that `pattern` matches is in the set. Takes one look-up for each of its
-        characters.
+        """Returns whether every name that matches `pattern` is in the set. Takes one look-up per character of
+        `pattern`.
 
-        The answer is no where only several patterns together, or one that is not simple, would cover `pattern`.
+        The result is False, although it should be True, if only several patterns of the set together cover `pattern`,
+        or only a pattern that is not simple does.
         """
         if "*" not in pattern:
             return pattern in self
-        first, slash, _ = pattern.partition("/")
-        shortest = len(first) + 1 if slash and first in self.guarded else 0
-        covered = _has_cover(self.patterns, pattern, shortest)
+        segment, slash, _ = pattern.partition("/")
+        min_prefix = len(segment) + 1 if slash and segment in self.guarded else 0
+        covered = _has_cover(self.patterns, pattern, min_prefix)
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
-    def without(self, firsts: Iterable[str]) -> NameSet:
-        """Returns the same set without the names below these first segments."""
-        out = frozenset(firsts)
-        kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in out or "/" not in pattern)
-        return NameSet(frozenset(kept), self.guarded | out, self.limits)
+    def without_segments(self, first_segments: Iterable[str]) -> NameSet:
+        """Returns this set without the names below these first segments."""
+        removed = frozenset(first_segments)
+        kept = (pattern for pattern in self.patterns if pattern.partition("/")[0] not in removed or "/" not in pattern)
+        return NameSet(frozenset(kept), self.guarded | removed, self.limits)
 
     @cached_property
-    def everything(self) -> bool:
-        """True if the set is known to hold every name."""
+    def has_every_name(self) -> bool:
+        """Whether the set certainly contains every name. False does not prove that a name is missing."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     def prepare(self) -> None:
-        """Builds what the first look-up needs. For many patterns this takes milliseconds."""
-        self._everywhere.prepare()
+        """Builds the look-up structure of the patterns, which otherwise the first look-up builds. For many patterns
+        this takes milliseconds."""
+        self._unguarded.prepare()
 
     @property
-    def weight(self) -> int:
-        """The highest cost of matching one character of a name: 1 unless many patterns are not simple."""
-        return self._everywhere.weight + (0 if self._limits is None else self._limits.weight)
+    def match_cost(self) -> int:
+        """Upper bound for the cost of matching one character of a name, in units of one look-up. It is 1, or 2 with
+        limits, unless many patterns are not simple."""
+        return self._unguarded.match_cost + (0 if self._limits is None else self._limits.match_cost)
 
-    def first_from(self, text: str) -> str | None:
-        """Returns a text at or after `text` such that no name of the set lies between the two, or None if no name of
-        the set follows `text`.
+    def seek(self, text: str) -> str | None:
+        """Returns a position at or after `text`, in byte order, from which a scan for names of the set may start: no
+        name of the set sorts between `text` and the position. Returns None if no name of the set sorts after `text`.
 
-        The returned text may lie before the first name of the set, and need not begin any name.
+        The position is a text, but not always the beginning of a name. It may lie before the next name of the set.
         """
-        for _ in range(_MOST_TURNS):
-            found = self._first_matching(text)
+        for _ in range(_MAX_SEEK_ROUNDS):
+            found = self._seek_patterns(text)
             if found is None or self._limits is None:
                 return found
-            limited = self._limits.first_from(found)
+            limited = self._limits.seek(found)
             if limited is None or limited == found:
                 return limited
             text = limited
         return text
 
-    def _first_matching(self, text: str) -> str | None:
-        """Does what `first_from` does, without the limits. Other patterns count below a guarded segment than elsewhere,
-        and the names below one segment follow each other, so this goes through one such stretch after the other."""
+    def _seek_patterns(self, text: str) -> str | None:
+        """Does what `seek` does, but ignores the limits. All names below one guarded segment are neighbours in byte
+        order. This method seeks in the run of names below a guarded segment with the patterns for that segment, and
+        elsewhere with all patterns."""
         while True:
-            first, slash, _ = text.partition("/")
-            inside = bool(slash) and first in self.guarded
-            found = (self._below(first) if inside else self._everywhere).first_from(text)
-            if inside:
-                if found is not None and found.startswith(f"{first}/"):
+            segment, slash, _ = text.partition("/")
+            is_guarded = bool(slash) and segment in self.guarded
+            found = (self._below(segment) if is_guarded else self._unguarded).seek(text)
+            if is_guarded:
+                if found is not None and found.startswith(f"{segment}/"):
                     return found
-                text = first + "0"  # "0" follows "/"
+                text = segment + "0"  # behind all names below the segment: "0" is the character after "/"
                 continue
             if found is None:
                 return None
-            first, slash, _ = found.partition("/")
-            if not slash or first not in self.guarded:
+            segment, slash, _ = found.partition("/")
+            if not slash or segment not in self.guarded:
                 return found
             text = found
 
     def _matcher_for(self, name: str) -> Matcher:
-        """Returns the matcher of the patterns that count for `name`."""
+        """Returns the matcher of the patterns that apply to `name`."""
         if self.guarded:
-            first = name.partition("/")[0]
-            if first in self.guarded:
-                return self._below(first)
-        return self._everywhere
+            segment = name.partition("/")[0]
+            if segment in self.guarded:
+                return self._below(segment)
+        return self._unguarded
 
     @property
-    def _everywhere(self) -> Matcher:
+    def _unguarded(self) -> Matcher:
+        """Matcher of all patterns, for names that are not below a guarded segment."""
         return self._matcher.matcher
 
     @property
@@ -194,26 +206,29 @@ class NameSet:
     def _guarded_matchers(self) -> dict[str, SharedMatcher]:
         return {}
 
-    def _below(self, first: str) -> Matcher:
-        """Returns the matcher of the patterns that count below a guarded segment."""
-        found = self._guarded_matchers.get(first)
-        if found is None:
-            found = SharedMatcher(frozenset(pattern for pattern in self.patterns if pattern.startswith(f"{first}/")))
-            self._guarded_matchers[first] = found
-        return found.matcher
+    def _below(self, segment: str) -> Matcher:
+        """Returns the matcher of the patterns that apply below the guarded first segment `segment`."""
+        shared = self._guarded_matchers.get(segment)
+        if shared is None:
+            shared = SharedMatcher(frozenset(pattern for pattern in self.patterns if pattern.startswith(f"{segment}/")))
+            self._guarded_matchers[segment] = shared
+        return shared.matcher
 
 
-def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, shortest: int = 0) -> bool:
-    """Returns whether `patterns` holds `pattern`, or a prefix of it with a star form that spans the rest. The prefix
-    has at least `shortest` characters. `pattern` has a star."""
+def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, min_prefix: int = 0) -> bool:
+    """Returns whether `patterns` contains `pattern` itself or a simple pattern that matches all names that `pattern`
+    matches. `min_prefix`: shortest prefix, in characters, that such a simple pattern may have. `pattern` must contain
+    a star."""
     if pattern in patterns:
         return True
     end = len(pattern.prefix) + 1
-    if any(pattern[:length] + "**" in patterns for length in range(shortest, end)):
+    if any(pattern[:length] + "**" in patterns for length in range(min_prefix, end)):
         return True
-    shortest = max(shortest, pattern.rfind("/") + 1)  # one star spans the last segment alone
-    return "**" not in pattern and any(pattern[:length] + "*" in patterns for length in range(shortest, end))
+    min_prefix = max(min_prefix, pattern.rfind("/") + 1)  # a single star matches only within the last segment
+    return "**" not in pattern and any(pattern[:length] + "*" in patterns for length in range(min_prefix, end))
 
 
 ALL_NAMES = NameSet(frozenset({NamePattern("**")}))
+"""The set of all names."""
 NO_NAMES = NameSet(frozenset())
+"""The empty set."""

@@ -1,8 +1,9 @@
-"""Digests that are computed while bytes arrive, and whose state another process can continue from (`RunningDigest`).
+"""Digests that are computed while bytes arrive, and whose state can be saved and continued later (`RunningDigest`).
 
-`hashlib` cannot export its state, but libcrypto's SHA256_CTX and SHA512_CTX are plain structures that can be copied.
-They are reached through the library that `hashlib` is linked to. Where that is not available, `save` returns None, and
-the next owner reads the bytes again.
+`hashlib` cannot export the state of a hash. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain
+structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to (`LibcryptoDigest`). If
+that is not possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and to continue later, all bytes
+must be read again.
 """
 
 from __future__ import annotations
@@ -19,61 +20,69 @@ Data = bytes | bytearray | memoryview
 
 
 class RunningDigest(Protocol):
-    """Digest of the bytes so far. `update` lets other threads run."""
+    """The digest of bytes that come one after the other. `algorithm`: `sha256` or `sha512`."""
 
     algorithm: str
 
-    def update(self, data: Data) -> None: ...
+    def update(self, data: Data) -> None:
+        """Appends `data`. Releases the global interpreter lock while it computes."""
+        ...
 
     def digest(self) -> Digest:
-        """Returns the digest of all bytes so far; more may follow."""
+        """Returns the digest of all bytes so far. More bytes may be appended afterwards."""
         ...
 
     def save(self) -> bytes | None:
-        """Returns the state, for `restore_digest` on this machine; None where it cannot be exported."""
+        """Returns the state, for `restore_digest` on the same machine; None if it cannot be exported."""
         ...
 
 
-class _Calls(NamedTuple):
-    size: int
-    length: int
+class _LibcryptoHash(NamedTuple):
+    """One hash algorithm of libcrypto. `state_bytes`: size of its structure. `digest_bytes`: length of its digest.
+    `init`, `update`, `final`: its C functions, such as `SHA256_Init`."""
+
+    state_bytes: int
+    digest_bytes: int
     init: Any
     update: Any
     final: Any
 
 
 # SHA256_CTX: 8 words, a 64-bit count, a block of 64 bytes, two ints. SHA512_CTX: the same with words twice as wide.
-_LAYOUT = {"sha256": (112, 32), "sha512": (216, 64)}
+_SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
+"""Size of the structure and length of the digest, in bytes."""
 
 
 class LibcryptoDigest:
-    """A RunningDigest over libcrypto's own structure."""
+    """A `RunningDigest` in a structure of libcrypto."""
 
-    def __init__(self, algorithm: str, calls: _Calls, state: bytes | None = None) -> None:
+    def __init__(self, algorithm: str, functions: _LibcryptoHash, state: bytes | None = None) -> None:
+        """`state`: a saved state to continue from; None: the digest of no bytes."""
         self.algorithm = algorithm
-        self._calls = calls
-        self._state = ctypes.create_string_buffer(calls.size)
+        self._functions = functions
+        self._state = ctypes.create_string_buffer(functions.state_bytes)
         if state is None:
-            calls.init(self._state)
+            functions.init(self._state)
         else:
-            ctypes.memmove(self._state, state, calls.size)
+            ctypes.memmove(self._state, state, functions.state_bytes)
 
     def update(self, data: Data) -> None:
         view = memoryview(data)
         if view.nbytes == 0:
             return
         if isinstance(data, bytes):
-            self._calls.update(self._state, data, view.nbytes)
+            self._functions.update(self._state, data, view.nbytes)
         elif view.readonly:
-            self._calls.update(self._state, bytes(view), view.nbytes)
+            self._functions.update(self._state, bytes(view), view.nbytes)
         else:
-            first = ctypes.c_char.from_buffer(view)  # holds the memory; an array type of each length would cost more
-            self._calls.update(self._state, ctypes.addressof(first), view.nbytes)
+            # A reference to the first byte keeps all the memory alive. An array type for each length would be slower.
+            first_byte = ctypes.c_char.from_buffer(view)
+            self._functions.update(self._state, ctypes.addressof(first_byte), view.nbytes)
 
     def digest(self) -> Digest:
-        copy = ctypes.create_string_buffer(self._state.raw, self._calls.size)
-        result = ctypes.create_string_buffer(self._calls.length)
-        self._calls.final(result, copy)
+        copy = ctypes.create_string_buffer(self._state.raw, self._functions.state_bytes)  # `final` overwrites it
+        result = ctypes.create_string_buffer(self._functions.digest_bytes)
+        self._functions.final(result, copy)
         return Digest(f"{self.algorithm}:{result.raw.hex()}")
 
     def save(self) -> bytes | None:
@@ -81,58 +90,59 @@ class LibcryptoDigest:
 
 
 class HashlibDigest:
-    """A RunningDigest that cannot be saved."""
+    """A `RunningDigest` over `hashlib`, whose state cannot be saved."""
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm
-        self._running = hashlib.new(algorithm)
+        self._hash = hashlib.new(algorithm)
 
     def update(self, data: Data) -> None:
-        self._running.update(data)
+        self._hash.update(data)
 
     def digest(self) -> Digest:
-        return Digest(f"{self.algorithm}:{self._running.hexdigest()}")
+        return Digest(f"{self.algorithm}:{self._hash.hexdigest()}")
 
     def save(self) -> bytes | None:
         return None
 
 
 @cache
-def _libcrypto(algorithm: str) -> _Calls | None:
-    """Returns libcrypto's functions, or None if a test shows that its structures have another layout than `_LAYOUT`."""
-    size, length = _LAYOUT[algorithm]
+def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
+    """Returns libcrypto's functions for the algorithm. Returns None if they cannot be found, or if a test computation
+    with a copied structure gives a wrong digest, because the structure is not as large as `_SIZES` says."""
+    state_bytes, digest_bytes = _SIZES[algorithm]
     try:
         import _hashlib
 
         library = ctypes.CDLL(_hashlib.__file__)
         name = algorithm.upper()
-        calls = _Calls(
-            size, length, getattr(library, f"{name}_Init"), getattr(library, f"{name}_Update"),
-            getattr(library, f"{name}_Final"),
-        )  # fmt: skip
+        init, update, final = (getattr(library, f"{name}_{function}") for function in ("Init", "Update", "Final"))
     except (ImportError, OSError, AttributeError):
         return None
-    calls.init.argtypes = [ctypes.c_void_p]
-    calls.update.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-    calls.final.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    init.argtypes = [ctypes.c_void_p]
+    update.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    final.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    functions = _LibcryptoHash(state_bytes, digest_bytes, init, update, final)
     sample = bytes(range(256)) * 3
-    first = LibcryptoDigest(algorithm, calls)
+    first = LibcryptoDigest(algorithm, functions)
     first.update(sample[:100])
-    second = LibcryptoDigest(algorithm, calls, first.save())
+    second = LibcryptoDigest(algorithm, functions, first.save())
     second.update(sample[100:])
-    right = second.digest().encoded == hashlib.new(algorithm, sample).hexdigest()
-    return calls if right and sys.byteorder == "little" else None
+    is_right = second.digest().encoded == hashlib.new(algorithm, sample).hexdigest()
+    return functions if is_right and sys.byteorder == "little" else None
 
 
 def start_digest(algorithm: str) -> RunningDigest:
-    """Returns the digest of no bytes yet. Raises DigestInvalid for an algorithm that is not supported."""
-    calls = _libcrypto(as_algorithm(algorithm))
-    return LibcryptoDigest(algorithm, calls) if calls else HashlibDigest(algorithm)
+    """Returns a digest to which no bytes have been appended. Raises DigestInvalid for an algorithm that is not
+    supported."""
+    functions = _libcrypto(as_algorithm(algorithm))
+    return LibcryptoDigest(algorithm, functions) if functions else HashlibDigest(algorithm)
 
 
 def restore_digest(algorithm: str, state: bytes | None) -> RunningDigest | None:
-    """Restores a saved digest. Returns None where that is impossible and the bytes must be read again."""
-    calls = _libcrypto(as_algorithm(algorithm))
-    if calls is None or state is None or len(state) != calls.size:
+    """Returns a digest that continues from a state that `save` returned. Returns None if that is not possible, so that
+    all bytes must be read again."""
+    functions = _libcrypto(as_algorithm(algorithm))
+    if functions is None or state is None or len(state) != functions.state_bytes:
         return None
-    return LibcryptoDigest(algorithm, calls, state)
+    return LibcryptoDigest(algorithm, functions, state)

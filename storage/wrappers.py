@@ -1,8 +1,9 @@
-"""Wrappers: registries in front of another registry, which receive every call as one `Call` object.
+"""Base classes of wrappers: registries that stand in front of another registry and pass calls on to it.
 
-The signatures of the interface stand here once. A wrapper overrides `handle`: it decides about the call, changes it
-where needed, and makes it with `await call.on(inner)`. `RefusingRegistry` refuses, so a wrapper that starts there
-refuses every call that it does not handle; `ForwardingRegistry` makes every call on the registry behind it.
+Both base classes turn each method call of `Registry` into one `Call` object and pass that to the method `handle`. A
+wrapper overrides only `handle`. There it inspects the call, may change it, and makes it on the registry behind with
+`await call.invoke_on(inner)`. `RefusingRegistry.handle` refuses every call; `ForwardingRegistry.handle` passes every
+call on.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from storage.patterns import ALL_NAMES, NameSet
 
 T = TypeVar("T")
 NO_REPOSITORY: Final = str.__new__(RepositoryName)
-"""The repository of a call that names none: the list of repositories."""
+"""`Call.repo` of the one operation that has no repository, `repositories`: an empty text."""
 _NO_OPTIONS: Final[dict[str, Any]] = {}
 _OPERATIONS: Final = frozenset(
     name for part in (Reader, Writer, Deleter, Lister) for name in vars(part) if not name.startswith("_")
 )
-_NAMELESS: Final = frozenset({"repositories", "tags"})
+"""Names of all methods of `Registry`."""
+_OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
+"""Operations whose first argument is the start of a page: it names no digest, tag or upload."""
 
 
 class Call(Generic[T]):
-    """One call on a registry that has not been made yet; `T` is what it returns.
+    """A call on a registry that has not been made yet. `T` is the type of its result.
 
-    `operation` is the method's name. `action` is what it does to `repo`: PULL for the calls of Reader and Lister, PUSH
-    for those of Writer, DELETE for those of Deleter. `args` are the positional arguments after the repository,
-    `options` the keyword arguments."""
+    `operation`: name of the method of `Registry`. `action`: the right on `repo` that the call needs: PULL for methods
+    of Reader and Lister, PUSH for those of Writer, DELETE for those of Deleter. `repo`: the repository, or
+    `NO_REPOSITORY`. `args`: the positional arguments after the repository. `options`: the keyword arguments."""
 
     __slots__ = ("action", "args", "operation", "options", "repo")
 
@@ -51,36 +54,39 @@ class Call(Generic[T]):
         self.options = options
 
     def on(self, registry: Registry) -> Coroutine[Any, Any, T]:
-        """Returns the call on `registry`, to be awaited. May be made more than once."""
+        """Calls the method on `registry` and returns the coroutine, which the caller awaits. A call may be made more
+        than once, also on several registries."""
         method: Callable[..., Coroutine[Any, Any, T]] = getattr(registry, self.operation)
         if self.repo:
             return method(self.repo, *self.args, **self.options)
         return method(*self.args, **self.options)
 
     @property
-    def by(self) -> Actor | None:
-        """Who makes the call, where it says so."""
+    def actor(self) -> Actor | None:
+        """The client on whose behalf the call is made; None if the call does not name one, as for reads."""
         return self.options.get("by")
 
     @property
-    def reference(self) -> str:
-        """What the call is about, for logs: a digest, tag, upload or algorithm; a manifest's digest with its tags."""
+    def item(self) -> str:
+        """Text for logs that names the object of the call: a digest, tag, upload id or hash algorithm; for a manifest
+        that is pushed its digest and tags; empty for lists."""
         if self.operation == "put_manifest":
             return ",".join((self.args[0].digest, *self.args[1]))
-        return "" if self.operation in _NAMELESS else self.args[0]
+        return "" if self.operation in _OPERATIONS_WITHOUT_ITEM else self.args[0]
 
 
 class Forward(Protocol):
-    """Makes a call on another registry."""
+    """A function that makes a call on another registry and returns the coroutine of its result."""
 
     def __call__(self, call: Call[T], /) -> Coroutine[Any, Any, T]: ...
 
 
 class RefusingRegistry(Registry):
-    """Raises Unsupported for every call, unless a subclass overrides `handle` or the method."""
+    """A registry that raises Unsupported for every call. A subclass overrides `handle`, which gets all calls, or single
+    methods of the registry."""
 
     async def handle(self, call: Call[T]) -> T:
-        """Answers a call. Raises Unsupported here."""
+        """Makes the call and returns its result. This implementation raises Unsupported."""
         raise Unsupported
 
     def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Coroutine[Any, Any, Descriptor]:
@@ -157,28 +163,31 @@ class RefusingRegistry(Registry):
 
 
 class ForwardingRegistry(RefusingRegistry):
-    """Makes every call on `inner`. A subclass overrides `handle` to do something before or after, and passes the call
-    on with `await self.forward(call)`. The registry behind may change the call, so it is not read after that."""
+    """A registry that makes every call on the registry `inner`. A subclass overrides `handle` to do something before or
+    after the call, and makes it with `await self.forward(call)`. It must not read the call afterwards, because `inner`
+    may have changed it."""
 
     def __init__(self, inner: Registry) -> None:
         self.inner = inner
-        self.forward: Forward = inner.handle if _only_handles(inner) else _maker_on(inner)
+        self.forward: Forward = inner.handle if _answers_all_in_handle(inner) else _forward_to(inner)
 
     async def handle(self, call: Call[T]) -> T:
         return await self.forward(call)
 
 
-def _only_handles(registry: Registry) -> TypeGuard[RefusingRegistry]:
-    """Returns whether a registry answers every call by its `handle`. It then takes the call itself, without a second
-    one: that would cost every request half a microsecond."""
+def _answers_all_in_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
+    """Returns whether `registry` is a wrapper that overrides no method but `handle`. The `Call` object can then be
+    passed straight to its `handle`. Making another `Call` object would cost every request half a microsecond."""
     kind = type(registry)
     return isinstance(registry, RefusingRegistry) and all(
-        getattr(kind, name) is made for name, made in vars(RefusingRegistry).items() if name in _OPERATIONS
+        getattr(kind, name) is method for name, method in vars(RefusingRegistry).items() if name in _OPERATIONS
     )
 
 
-def _maker_on(registry: Registry) -> Forward:
-    def make(call: Call[T]) -> Coroutine[Any, Any, T]:
-        return call.on(registry)
+def _forward_to(registry: Registry) -> Forward:
+    """Returns a function that makes calls on `registry` through its methods."""
 
-    return make
+    def forward(call: Call[T]) -> Coroutine[Any, Any, T]:
+        return call.invoke_on(registry)
+
+    return forward

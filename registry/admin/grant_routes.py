@@ -80,8 +80,8 @@ async def list_grants(
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _page(caller, _subjects(caller, subject, account), after, limit, own=account is not None)
     following = models.listed(page, models.Grant.of, _key)
-    if page.place is not None:
-        following.next = await caller.cursors.seal(CursorKind.GRANTS, page.place)
+    if page.next_after is not None:
+        following.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
     return following
 
 
@@ -115,7 +115,7 @@ async def _page(
         if not batch.more:
             return Page(found)
         await asyncio.sleep(0)
-    return Page(found, more=True, place=after)
+    return Page(found, more=True, next_after=after)
 
 
 def _key(grant: Grant) -> str:

@@ -86,7 +86,7 @@ class Administration:
         check_note(note)
         chosen = self._make_password() if password is None else password
         hashed = await self._hashed(name, chosen)
-        first = not self.accounts.closed()
+        first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(
             name, AccountKind.USER, password_hash=hashed, admin=admin, note=note, by=by
         )
@@ -95,7 +95,7 @@ class Administration:
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
         """Adds a robot."""
         check_note(note)
-        first = not self.accounts.closed()
+        first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
         return AddedAccount(account, None, first)
 

@@ -92,7 +92,7 @@ class AuditBuffer:
         if not entries:
             return
         try:
-            await self._accounts.note(entries)
+            await self._accounts.add_audit_entries(entries)
         except RegistryError as error:
             log.error("%d lines of the audit log could not be written: %s", len(entries), error)
 
@@ -168,7 +168,7 @@ class LoginAudit:
 
     async def _write_use(self, token_id: str, now: float) -> None:
         try:
-            await self._accounts.note_use(token_id, now)
+            await self._accounts.save_token_use(token_id, now)
         except RegistryError as error:
             log.warning("could not record the use of an API token: %s", error)
         finally:

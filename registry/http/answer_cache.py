@@ -83,8 +83,8 @@ class AnswerCache:
         if key is None:
             return None
         found = self._answers.get(key)
-        if found is None and self._answers.wanted(key):
-            scope["extensions"][CACHED_ANSWER_EXTENSION][_STORE] = key, self._answers.of
+        if found is None and self._answers.should_cache(key):
+            scope["extensions"][CACHED_ANSWER_EXTENSION][_STORE] = key, self._answers.last_version
         return found
 
     def record(self, exchange: Exchange) -> bool:
@@ -107,7 +107,7 @@ class AnswerCache:
         before, after, body = whole
         answer = CachedAnswer(before, after, body, exchange.name, exchange.is_account, exchange.logged_calls or [])
         _, path, _, host = key
-        self._answers.keep(key, answer, _ENTRY_BYTES + len(path) + len(host) + 2 * len(body), since)
+        self._answers.put(key, answer, _ENTRY_BYTES + len(path) + len(host) + 2 * len(body), since)
 
     def _key(self, scope: Scope, credential_key: CredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
         """Returns the cache key of a request; None: the cache is not used for it."""

@@ -99,7 +99,7 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
     inside = []
     for span in spans:
         with suppress(RangeInvalid):
-            inside.append(Span(*span.within(size)))
+            inside.append(Span(*span.to_offsets(size)))
     if not inside:
         raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in those ranges", size=size)
     return inside if sum((span.stop or 0) - span.start for span in inside) <= size else []

@@ -32,7 +32,9 @@ async def list_tags(exchange: Exchange) -> None:
         tags = page.items[:limit]
         headers = [JSON, REVALIDATE, *warning_headers(exchange.notice)]
         if tags and page.more:
-            headers.append(_next(exchange, f"/v2/{exchange.requested_name}/tags/list", page.place or tags[-1], asked))
+            headers.append(
+                _next(exchange, f"/v2/{exchange.requested_name}/tags/list", page.next_after or tags[-1], asked)
+            )
         return _compact_json({"name": exchange.requested_name, "tags": list(tags)}), headers
 
     await exchange.body_memory.send_answer(exchange, make)
@@ -51,7 +53,7 @@ async def list_repositories(exchange: Exchange) -> None:
         names = page.items[:limit]
         headers = [JSON, REVALIDATE]
         if limit and page.more:
-            headers.append(_next(exchange, "/v2/_catalog", page.place or names[-1], asked))
+            headers.append(_next(exchange, "/v2/_catalog", page.next_after or names[-1], asked))
         return _compact_json({"repositories": list(names)}), headers
 
     await exchange.body_memory.send_answer(exchange, make)
@@ -85,7 +87,7 @@ async def list_referrers(exchange: Exchange) -> None:
         if page.more or taken < len(page.items):
             parameters = {"artifactType": wanted} if wanted else {}
             whole = taken == len(page.items)
-            parameters["last"] = page.place if whole and page.place else page.items[taken - 1].digest
+            parameters["last"] = page.next_after if whole and page.next_after else page.items[taken - 1].digest
             headers.append(exchange.link(f"/v2/{exchange.requested_name}/referrers/{subject}", parameters))
         return body, headers
 

@@ -65,7 +65,7 @@ class MirroredBlobs:
                 self._prefetch.on_hit(repo, digest)
                 return reader
         size, manifests = await self._prove(repo, digest, deadline)
-        within = span.within(size) if span else (0, size)
+        within = span.to_offsets(size) if span else (0, size)
         for _ in range(FILL_ATTEMPTS):
             if holder := await self._entitlement.mount(repo, digest, size):
                 with suppress(BlobUnknown):

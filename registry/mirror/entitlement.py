@@ -54,7 +54,7 @@ class BlobEntitlement:
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the blob, if stored in `repo`, may be served without asking the upstream."""
-        return not self.private or await self._records.confirmed(repo, digest)
+        return not self.private or await self._records.is_confirmed(repo, digest)
 
     async def is_known_missing(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the upstream said a short time ago that `repo` has no such blob."""

@@ -58,7 +58,7 @@ class Freshness:
         if check is None:
             return Verdict.ASK
         age = self.age(check)
-        if not check.known:
+        if not check.found:
             return Verdict.UNKNOWN if age < self._settings.miss_ttl else Verdict.ASK
         ttl = self.ttl(reference)
         if age < ttl or isinstance(reference, Digest):
@@ -79,14 +79,14 @@ class NegativeCache:
 
     async def has(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the upstream said a short time ago that the repository has no such blob."""
-        check = await self._records.check(repo, digest, blob=True)
+        check = await self._records.last_check(repo, digest, blob=True)
         return self._freshness.judge(digest, check) is Verdict.UNKNOWN
 
     async def note(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the repository has no such blob. A failure to record is ignored: the upstream is then asked
         again."""
         with suppress(StorageFull, StorageFailed):
-            await self._records.note_check(repo, digest, False, blob=True)
+            await self._records.save_check(repo, digest, False, blob=True)
 
     async def forget(self, repo: RepositoryName, digest: Digest) -> None:
         """Drops the record about the blob."""

@@ -71,7 +71,7 @@ class MirroredManifests:
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
-        verdict = self._freshness.judge(reference, await self._records.check(repo, reference))
+        verdict = self._freshness.judge(reference, await self._records.last_check(repo, reference))
         if verdict is Verdict.UNKNOWN:
             raise ManifestUnknown(f"{self._name} has no such manifest; that is remembered for a moment")
         if verdict in (Verdict.FRESH, Verdict.STALE):
@@ -88,7 +88,7 @@ class MirroredManifests:
         """Asks the upstream about a tag that is not fresh. With `force`, also about a fresh tag, and when few requests
         are left. Returns None when the cached copy is current, otherwise the reason why it may not be. Raises
         ManifestUnknown; when nothing is cached, what the upstream raises."""
-        verdict = self._freshness.judge(tag, await self._records.check(repo, tag))
+        verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._held(repo, tag) is not None:
             return None
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force))
@@ -110,7 +110,7 @@ class MirroredManifests:
         if await self._held(repo, reference) is not None:
             await asyncio.wait({flight}, timeout=self._stale_wait)
             if not flight.done():
-                check = await self._records.check(repo, reference)
+                check = await self._records.last_check(repo, reference)
                 set_notice(self._outdated(repo, reference, check, f"{self._name} is slow to answer"))
                 return
         notice = await wait_for_outcome(flight)
@@ -130,10 +130,10 @@ class MirroredManifests:
         clients would time out."""
         asked, since = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
-            check = await self._records.check(repo, reference)
+            check = await self._records.last_check(repo, reference)
             held = await self._held(repo, reference)
             verdict = self._freshness.judge(reference, check)
-            checked_meanwhile = check is not None and check.known and asked < check.at <= self._freshness.now()
+            checked_meanwhile = check is not None and check.found and asked < check.at <= self._freshness.now()
             if verdict is Verdict.UNKNOWN and not force:
                 raise ManifestUnknown(f"{self._name} has no such manifest")
             is_current = checked_meanwhile or verdict is Verdict.FRESH or isinstance(reference, Digest)
@@ -206,7 +206,7 @@ class MirroredManifests:
     async def _note(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
         """Records the upstream's answer. A failure to record is logged only: the upstream is then asked again."""
         try:
-            await self._records.note_check(repo, reference, known)
+            await self._records.save_check(repo, reference, known)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record the answer of %s about %s: %s", self._name, repo, error.message)
 
@@ -218,6 +218,6 @@ class MirroredManifests:
 
     def _outdated(self, repo: RepositoryName, reference: Reference, check: UpstreamCheck | None, reason: str) -> str:
         """Returns the notice for a stale copy."""
-        age = self._freshness.age(check) if check is not None and check.known else float("inf")
+        age = self._freshness.age(check) if check is not None and check.found else float("inf")
         since = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
         return f"{repo}:{reference} is served {since}, since {reason}"

@@ -130,8 +130,8 @@ class Mirror(RefusingRegistry):
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
-        more = page.more and len(own) == len(page.items) and (page.place or prefix).startswith(prefix)
-        return Page(own, more, page.place if more else None)
+        more = page.more and len(own) == len(page.items) and (page.next_after or prefix).startswith(prefix)
+        return Page(own, more, page.next_after if more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         try:

@@ -76,7 +76,7 @@ class Prefetcher:
         """Called when a client got the manifest: starts the config's fill."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
-        if len(manifest.body) > MAX_MANIFEST_SIZE or not manifest.readable:
+        if len(manifest.body) > MAX_MANIFEST_SIZE or not manifest.is_readable:
             return
         image = self._image(repo, manifest)
         if image.config is not None and not image.config_begun and self._may_prefetch():

@@ -84,7 +84,7 @@ class RateLimitBackoff:
         until = _later(self._known.get(key, (0.0, 0.0))[0], now + wait, now)
         self._known[key] = until, now
         try:
-            await self._records.note_allowance(key, Allowance(now, until=until))
+            await self._records.save_allowance(key, Allowance(now, until=until))
         except (StorageFailed, StorageFull) as error:
             log.warning("cannot record the rate limit of %s for the other workers: %s", self._name, error)
         return self.error(wait)
@@ -181,6 +181,6 @@ class RemainingRequests:
             return
         self._known = allowance
         try:
-            await self._records.note_allowance(self._name, allowance)
+            await self._records.save_allowance(self._name, allowance)
         except (StorageFailed, StorageFull) as error:
             log.warning("cannot record the remaining requests of %s for the other workers: %s", self._name, error)

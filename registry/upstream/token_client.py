@@ -101,7 +101,7 @@ class TokenClient:
         if self._tokens.get(key, ("",))[0] == token:
             del self._tokens[key]
         try:
-            await self._records.drop_token(key, token)
+            await self._records.delete_token(key, token)
         except (StorageFailed, StorageFull) as error:  # it will be refused again, and another one obtained
             log.warning("cannot drop a token for %s for the other workers: %s", self._name, error)
 
@@ -149,7 +149,7 @@ class TokenClient:
             expires = asked + lifetime - min(EXPIRY_MARGIN_SECONDS, lifetime / 5)
             self._remember(key, token, expires)
             try:
-                await self._records.keep_token(key, token, expires)
+                await self._records.save_token(key, token, expires)
             except (StorageFailed, StorageFull) as error:
                 log.warning("cannot store a token for %s for the other workers: %s", self._name, error)
             return ObtainedToken(token, is_new=True)

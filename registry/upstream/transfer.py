@@ -254,7 +254,7 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
             raise RangesUnsupported
         start, stop, size = 0, length, length
     try:
-        wanted = span.within(size) if size or span.start or span.stop else (0, 0)
+        wanted = span.to_offsets(size) if size or span.start or span.stop else (0, 0)
     except RangeInvalid:
         wanted = (-1, -1)
     if (start, stop) != wanted or stop > size or (response.status == 206 and length not in (None, stop - start)):

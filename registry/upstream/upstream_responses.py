@@ -31,7 +31,7 @@ from storage.errors import (
     RegistryError,
     UpstreamUnavailable,
 )
-from storage.json_bounds import SMALL
+from storage.json_bounds import UNCHECKED_BYTES
 from storage.names import Digest, Reference
 
 ACCEPTED_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
@@ -160,7 +160,7 @@ class DocumentParser:
     async def run(self, size: int, read: Callable[[], T]) -> T:
         """Returns the result of `read`, which parses a document of `size` bytes. When cancelled, the parsing does not
         start, or its result is dropped. The next document waits for the end of the thread."""
-        if size <= SMALL:
+        if size <= UNCHECKED_BYTES:
             return read()
         await self._turn.acquire()
         try:

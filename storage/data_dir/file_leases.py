@@ -49,17 +49,17 @@ class FileLeases:
                 self._leave(at)
 
     @asynccontextmanager
-    async def slot(self, name: str, count: int, leave: int = 0) -> AsyncIterator[None]:
-        """Within this process in the order of the requests with the same `leave`."""
+    async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
+        """Within this process in the order of the requests with the same `keep_free`."""
         first = _byte("slots", name, SLOTS)
         found: list[int] = []
 
         def look() -> bool:
-            at = self._try_slot(first, count, leave)
+            at = self._try_slot(first, count, keep_free)
             found.extend([] if at is None else [at])
             return at is not None
 
-        async with self._queues.hold((first, leave)):
+        async with self._queues.hold((first, keep_free)):
             await _until(look)
         try:
             yield
@@ -67,20 +67,20 @@ class FileLeases:
             self._leave(found[0])
 
     @asynccontextmanager
-    async def try_slot(self, name: str, count: int, leave: int = 0) -> AsyncIterator[bool]:
-        at = self._try_slot(_byte("slots", name, SLOTS), count, leave)
+    async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
+        at = self._try_slot(_byte("slots", name, SLOTS), count, keep_free)
         try:
             yield at is not None
         finally:
             if at is not None:
                 self._leave(at)
 
-    def _try_slot(self, first: int, count: int, leave: int) -> int | None:
+    def _try_slot(self, first: int, count: int, keep_free: int) -> int | None:
         """Takes a slot if one is free, and returns its byte."""
         for at in range(first, first + count):
             if self._try(at):
-                free = sum(not self._is_held(other) for other in range(first, first + count)) if leave else 0
-                if free >= leave:
+                free = sum(not self._is_held(other) for other in range(first, first + count)) if keep_free else 0
+                if free >= keep_free:
                     return at
                 self._leave(at)
                 return None

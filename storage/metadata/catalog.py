@@ -1,4 +1,10 @@
-"""Which blobs, manifests, tags and upload sessions there are (`Metadata`). Each method is one transaction."""
+"""The interface of the metadata store (`Metadata`): which blobs, manifests, tags and upload sessions exist.
+
+The bytes of blobs are in a separate blob store; here a blob is a *row*. The *place* of a blob is the key under which
+the blob store has its bytes, a text that means nothing here. A *link* is the right of a repository to serve a blob: two
+repositories with the same blob have two links to one row. A blob is *published* once the blob store has stored its
+bytes durably at their place.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +17,28 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 NOBODY = ""
-"""Owner of an upload session that everybody may continue."""
+"""`UploadRow.owner` of a session that every actor may resume."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A blob of a repository. `place`: key in the blob store, opaque here. `is_unreferenced`: no manifest of the
-    repository refers to it, so the collector may remove it. `needed`: when a client last relied on it (seconds since
-    1970)."""
+    """A blob of a repository. `size`: in bytes. `place`: key of its bytes in the blob store. `is_unreferenced`: True if
+    no manifest of the repository refers to the blob, so that the garbage collector may remove its link. `last_used`:
+    when a client last added or asked for the blob, in seconds since 1970."""
 
     digest: Digest
     size: int
     place: str
     is_unreferenced: bool
-    needed: float
+    last_used: float
 
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
-    """An upload session. `offset`, `state`, `boot`: its last checkpoint (`storage.blobs.blob_store.Checkpoint`).
-    `owner`: the actor that may continue it."""
+    """An upload session. `algorithm`: of the digest that is computed as the bytes arrive. `offset`, `state` and `boot`
+    are the last checkpoint of its progress: the number of bytes, the state of the digest after these bytes (None if it
+    was not saved), and the id of the machine's boot in which they were written. `owner`: name of the actor that may
+    resume the session, or `NOBODY`."""
 
     id: UploadID
     repository: RepositoryName
@@ -42,61 +50,69 @@ class UploadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class DroppedLink:
-    """A blob that may have lost its last reference in a repository (given by its number)."""
+class QueuedLink:
+    """An entry of the garbage collector's queue: a link that no manifest may need any more. `repository`: number of the
+    repository. `digest`: digest of the blob."""
 
     repository: int
     digest: Digest
 
 
 class Metadata(Protocol):
-    """Changes return when they are durable, unless noted otherwise. All raise StorageFull, StorageFailed, and the
-    errors named."""
+    """The metadata store. Each method is one transaction. A change returns when it is durable; changes described as not
+    durable may be lost in a power cut. Methods without a description do what the method of the same name does in
+    `storage.interface.Registry`. All methods raise StorageFull, StorageFailed, and the errors named at each."""
 
     @property
     def version(self) -> Callable[[], object]:
-        """Function that returns the version of all stored data, accounts included. Two equal versions mean that no
-        process has changed anything in between. A lookup after a version was taken sees at least its data."""
+        """A function that returns the current version of all stored data, including accounts. If it returns equal
+        versions twice, no process has changed anything in between. A lookup sees at least the data of every version
+        that was returned before the lookup."""
         ...
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        """Returns a blob of the repository. Raises BlobUnknown."""
+        """Returns the row of a blob that the repository has. Raises BlobUnknown."""
         ...
 
-    async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores that a client was told of the blob (not durable). Raises BlobUnknown."""
+    async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
+        """Sets `BlobRow.last_used` to now, because a client was told that the repository has the blob. Not durable.
+        Raises BlobUnknown."""
         ...
 
     async def add_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID) -> None:
-        """Adds a published blob to the repository, and ends its upload session. Raises BlobUploadUnknown."""
+        """Adds the row of a published blob and a link from the repository to it, and deletes its upload session. Raises
+        BlobUploadUnknown."""
         ...
 
     async def adopt_blob(self, repo: RepositoryName, digest: Digest, size: int, place: str) -> None:
-        """Adds a published blob without an upload session to the repository."""
+        """Adds the row of a published blob and a link from the repository to it. For blobs that did not come through an
+        upload session."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Adds a blob of `source` to the repository, and returns its size. Raises BlobUnknown."""
+        """Adds a link from `repo` to a blob that `source` has, and returns the blob's size in bytes. Raises
+        BlobUnknown."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
-        """Stores a new session. Not durable, like all progress of uploads: a power cut may lose it."""
+        """Stores a new upload session. Not durable, like all changes of upload sessions."""
         ...
 
     async def upload(self, repo: RepositoryName, upload: UploadID) -> UploadRow:
-        """Returns the session. Raises BlobUploadUnknown."""
+        """Returns the row of an upload session. Raises BlobUploadUnknown."""
         ...
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Stores a checkpoint, unless a later one is stored. Not durable. Raises BlobUploadUnknown."""
+        """Stores a checkpoint of the session's progress, unless a later one is stored. Not durable. Raises
+        BlobUploadUnknown."""
         ...
 
     async def end_upload(self, upload: UploadID) -> None:
-        """Deletes the session. Not durable. Raises BlobUploadUnknown."""
+        """Deletes the row of an upload session. Not durable. Raises BlobUploadUnknown."""
         ...
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor: ...
@@ -129,35 +145,42 @@ class Metadata(Protocol):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]: ...
 
-    # For the collector
+    # For the garbage collector. Changes that may remove the last reference to a blob put its link into a queue.
 
-    async def dropped_links(self, before: float, limit: int) -> list[DroppedLink]:
-        """Returns blobs whose last reference in a repository was dropped before `before`, oldest first."""
+    async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
+        """Returns at most `limit` entries that were put into the queue before `before` (seconds since 1970), oldest
+        first."""
         ...
 
-    async def dropped_blobs(self, limit: int) -> list[Digest]:
-        """Returns blobs that no repository has any more."""
+    async def unlinked_blobs(self, limit: int) -> list[Digest]:
+        """Returns at most `limit` digests of blobs that have a row but no link."""
         ...
 
-    async def drop_link(self, entry: DroppedLink, before: float) -> bool:
-        """Removes a blob from a repository if nothing there refers to it and no client relied on it since `before`.
-        Returns whether it did; updates the queue in either case."""
+    async def drop_link(self, entry: QueuedLink, before: float) -> bool:
+        """Deletes a link if no manifest of its repository refers to the blob and the link was last used before `before`
+        (seconds since 1970). Returns whether it deleted the link. Otherwise takes the entry out of the queue, or puts
+        it back for a later time."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Deletes the row of a blob and returns its place; does nothing and returns None if a repository has the blob
-        again. Call it with the digest's lock held, and remove the bytes afterwards."""
+        """Deletes the row of a blob that has no link, and returns its place. Returns None and does nothing if the blob
+        has a link again. The caller must hold the lock of the digest, and must remove the bytes at the place
+        afterwards."""
         ...
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Returns those of `digests` that have a row."""
+        """Returns those of `digests` for which there is a blob row."""
         ...
 
-    async def stale_uploads(self, before: float, limit: int) -> list[UploadID]: ...
+    async def stale_uploads(self, before: float, limit: int) -> list[UploadID]:
+        """Returns at most `limit` upload sessions that had no progress since `before` (seconds since 1970)."""
+        ...
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
-        """Deletes a session without progress since `before`. Returns False if it made progress or is gone. Not
-        durable."""
+        """Deletes the row of an upload session if it had no progress since `before` (seconds since 1970). Returns False
+        if it had progress or does not exist. Not durable."""
         ...
 
-    async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]: ...
+    async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
+        """Returns those of `uploads` for which there is a row."""
+        ...

@@ -1,1 +1,1 @@
-"""The hosted registry, over any metadata store and any blob store."""
+"""The registry that stores what clients push: it combines a metadata store and a blob store."""

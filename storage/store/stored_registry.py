@@ -1,4 +1,4 @@
-"""The hosted registry (`Registry`): each call becomes calls to metadata and to the blob store."""
+"""The registry over a metadata store and a blob store (`StoredRegistry`): turns each call into calls to these two."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 
-NEED_NOTED_SECONDS = 60.0
-"""A blob that a client was told of within this time is not noted again. At most half the collector's grace."""
+TOUCH_INTERVAL_SECONDS = 60.0
+"""How often the time at which clients asked for a blob is saved at most. The interval saves writes when many clients
+ask for the same blob. It is shortened to half of the garbage collector's grace time if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """How the registry asks about the storage below it. `problem` says in a sentence why nothing can be stored at
-    present, or returns None. `retire` exists where the metadata was opened read-only, since there was no space to open
-    it for changes; it ends the reading, once another registry is open in its place."""
+    """Functions that tell about the state of the disk. `problem` returns a sentence that says why nothing can be stored
+    now, or None. `retire` is None unless the metadata was opened read-only because the full disk had no space to open
+    it for changes; it closes the read-only metadata after another registry has been opened to replace this one."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
 
 
 class StoredRegistry:
-    """Repositories in a data directory, and what a mirror keeps beside them. Opened by
-    `storage.composition.open_registry`."""
+    """The registry in a data directory, with everything else that is stored there as attributes: accounts, partial
+    blobs and upstream records of the mirror, leases. `storage.composition.open_registry` opens it. The methods that
+    implement `storage.interface.Registry` are described there."""
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class StoredRegistry:
         leases: Leases,
         accounts: Accounts,
     ) -> None:
-        self._need_noted = min(NEED_NOTED_SECONDS, collector.grace / 2)
+        self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
         self._health = health
         self._publication = Publication(blobs, metadata, locks)
@@ -67,28 +69,29 @@ class StoredRegistry:
         self.accounts = accounts
 
     def storage_problem(self) -> str | None:
-        """Says in a sentence why nothing can be stored at present; None if nothing is known."""
+        """Returns a sentence that says why nothing can be stored now; None if no problem is known."""
         return self._health.problem()
 
     @property
     def is_read_only(self) -> bool:
-        """Whether the metadata was opened read-only, since there was no space to open it for changes."""
+        """Whether the metadata was opened read-only, because the full disk had no space to open it for changes."""
         return self._health.retire is not None
 
     def retire(self) -> None:
-        """Ends reading read-only metadata: another registry has been opened in the place of this one."""
+        """Closes read-only metadata, after another registry has been opened to replace this one. Does nothing if the
+        metadata is not read-only."""
         if self._health.retire is not None:
             self._health.retire()
 
-    async def known(self, repo: RepositoryName) -> bool:
+    async def is_known_repository(self, repo: RepositoryName) -> bool:
         """Returns whether the repository ever had content, even if all of it was deleted."""
         return await self.metadata.is_known_repository(repo)
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
-        if row.is_unreferenced and self._clock() - row.needed > self._need_noted:
-            with suppress(StorageFull):  # the blob is here all the same
-                await self.metadata.need_blob(repo, digest)
+        if row.is_unreferenced and self._clock() - row.last_used > self._touch_interval:
+            with suppress(StorageFull):  # the answer is right even if the time cannot be saved
+                await self.metadata.touch_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
@@ -96,7 +99,7 @@ class StoredRegistry:
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # Collected after the row was read, and perhaps pushed again: the row says so.
+            # The blob was collected after its row was read. If it has been pushed again since, there is a new row.
             row = await self.metadata.blob(repo, digest)
         try:
             return await self._open(row, span)
@@ -124,23 +127,25 @@ class StoredRegistry:
     async def resume_upload(
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
     ) -> StoredUpload:
-        def check(actual: int) -> None:
+        def check_offset(actual: int) -> None:
             if offset is not None and offset != actual:
                 raise RangeInvalid(
-                    f"the upload stands at byte {actual}; a chunk that starts at {offset} does not follow",
+                    f"the upload has {actual} bytes; a chunk that starts at byte {offset} does not follow",
                     offset=actual,
                 )
 
         row = await self._session(repo, upload, by)
 
-        def check_before(stored: int) -> None:
+        def check_stored(stored: int) -> None:
             checkpoint_of(row).check_not_truncated(stored)
-            check(stored)
+            check_offset(stored)
 
-        before = check_before if row.boot == self.blobs.boot else None
-        return await resume(self.blobs, self.metadata, self._publication, repo, upload, before, check)
+        # After a restart of the machine, the number of stored bytes does not tell how many of them are usable.
+        check_early = check_stored if row.boot == self.blobs.boot else None
+        return await resume(self.blobs, self.metadata, self._publication, repo, upload, check_early, check_offset)
 
     async def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
+        """Returns the row of an upload session that `by` may resume. Raises BlobUploadUnknown."""
         row = await self.metadata.upload(repo, upload)
         if by is not None and row.owner not in (NOBODY, by.name):
             raise BlobUploadUnknown
@@ -152,11 +157,11 @@ class StoredRegistry:
             stored = await self.blobs.upload_size(upload)
             checkpoint_of(row).check_not_truncated(stored)
             return stored
-        taken = await self.resume_upload(repo, upload)
+        writer = await self.resume_upload(repo, upload)  # finds out which bytes survived the restart of the machine
         try:
-            return taken.offset
+            return writer.offset
         finally:
-            await taken.aclose()
+            await writer.aclose()
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

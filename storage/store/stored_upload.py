@@ -1,6 +1,8 @@
-"""A stored registry's upload session while one request owns it (`BlobWriter`).
+"""Upload sessions of the stored registry (`StoredUpload`).
 
-The bytes are the blob store's (`UploadSession`); this module keeps the session's metadata row in step with them.
+The blob store has the bytes of a session, the metadata store has a row about its progress. This module writes to both,
+so that another process can resume the session. A session is *owned* by the request that resumed it last; an older
+request that still writes to it gets BlobUploadInvalid.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from storage.metadata.catalog import Metadata, UploadRow
 from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
-SAVE_EVERY = 64 * 1024 * 1024
-"""Bytes after which the progress of a session is saved while a request is still sending. After a crash, the next
-request hashes no more than so many bytes again."""
+SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
+"""Number of bytes after which the progress is saved while a request is still sending. It bounds the bytes that must be
+hashed again when the session is resumed after a crash."""
 log = logging.getLogger("storage")
 
 
 class StoredUpload:
-    """Made by `StoredRegistry.start_upload` and `resume`."""
+    """An upload session that one request owns (`storage.interface.BlobWriter`, which describes the public methods)."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class StoredUpload:
         session: UploadSession,
         saved: int = 0,
     ) -> None:
-        """`saved`: bytes of the session that its row knows of."""
+        """`saved`: number of bytes that the metadata row says the session has."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs
@@ -62,7 +64,7 @@ class StoredUpload:
         self._check_open()
         try:
             await self._session.append(data)
-            if self._session.offset - self._saved >= SAVE_EVERY:
+            if self._session.offset - self._saved >= SAVE_INTERVAL_BYTES:
                 await self._save()
         except StorageFull:
             await self._give_up()
@@ -77,7 +79,7 @@ class StoredUpload:
             raise
 
     async def commit(self, digest: Digest) -> Descriptor:
-        """A commit that has begun runs to its end, even if its request is cancelled."""
+        """Runs the commit in a task of its own, so that it runs to its end even if the request is cancelled."""
         self._check_open()
         self._committing = asyncio.ensure_future(self._commit(digest))
         return await asyncio.shield(self._committing)
@@ -89,9 +91,9 @@ class StoredUpload:
             except DigestInvalid:
                 await self._cancel()
                 raise
-            await self._publication.add(self.repository, content, self.id)
+            await self._publication.commit_upload(self.repository, content, self.id)
         except (StorageFull, StorageFailed):
-            # After a failed fsync the kernel forgets which bytes never reached the disk: they cannot be trusted again.
+            # After a failed fsync, the kernel does not know which bytes never reached the disk. So none can be trusted.
             await self._give_up()
             raise
         self._ended = True
@@ -111,7 +113,7 @@ class StoredUpload:
         await self._session.close()
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
-        # Until the row was gone, another request could still take the session over. From here on none can.
+        # Until the row was deleted, another request could resume the session and store bytes. Deletes these, too.
         await self._blobs.discard_upload(self.id)
 
     async def aclose(self) -> None:
@@ -131,23 +133,25 @@ class StoredUpload:
                 self._session.release()
 
     def _check_open(self) -> None:
+        """Raises BlobUploadInvalid if the session was committed, cancelled or closed."""
         if self._ended:
             raise BlobUploadInvalid("the upload session has ended")
 
     async def _save(self) -> None:
+        """Stores all bytes that were written, and saves the progress in the metadata row."""
         checkpoint = await self._session.flush()
         if checkpoint.offset != self._saved:
             await self._metadata.save_upload(self.id, checkpoint.offset, checkpoint.state, checkpoint.boot)
             self._saved = checkpoint.offset
 
     async def _give_up(self) -> None:
-        """Drops the session. On a full disk its bytes are the first to go, so that other pushes can work."""
+        """Deletes the session after an error of the disk. This frees space on a full disk for other pushes."""
         try:
             await self._cancel()
         except BlobUploadInvalid:
             pass
         except RegistryError as error:
-            log.warning("upload %s could not be dropped from the full disk: %s", self.id, error)
+            log.warning("could not delete the bytes of the failed upload %s: %s", self.id, error)
 
 
 async def resume(
@@ -156,14 +160,15 @@ async def resume(
     publication: Publication,
     repo: RepositoryName,
     upload: UploadID,
-    check_before: Callable[[int], None] | None,
+    check_early: Callable[[int], None] | None,
     check: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session over and continues it. Both checks get the offset and may refuse it by raising; the first one
-    runs before the owner loses the session. Raises BlobUploadUnknown."""
-    claimed = await blobs.take_over(upload, check_before)
+    """Takes the session from its present owner and returns it, ready to be continued. Both checks get the number of
+    bytes and refuse the request by raising an error. `check_early` runs before the present owner loses the session.
+    `check` runs afterwards, when the number of usable bytes is known. Raises BlobUploadUnknown."""
+    claimed = await blobs.take_over(upload, check_early)
     try:
-        # Read after the take-over: until then the owner may have saved more, or ended the session.
+        # The row is read after the session was taken, because its owner could still save progress or end it before.
         row = await metadata.upload(repo, upload)
         session, saved = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
         if row.boot != blobs.boot:
@@ -172,7 +177,7 @@ async def resume(
             await metadata.save_upload(upload, saved, checkpoint.state, checkpoint.boot)
         check(session.offset)
     except BlobUploadUnknown:
-        await claimed.discard()  # no row names the session, so there is nothing to continue
+        await claimed.discard()  # the session has no row any more, so its bytes are useless
         raise
     except BaseException:
         claimed.release()
@@ -181,5 +186,5 @@ async def resume(
 
 
 def checkpoint_of(row: UploadRow) -> Checkpoint:
-    """Returns the progress that the row knows of."""
+    """Returns the progress that the row records."""
     return Checkpoint(row.offset, row.state, row.boot)

@@ -1,8 +1,11 @@
-"""Online garbage collection: removes content that nothing refers to, while the registry serves.
+"""Garbage collection (`Collector`): removes content that nothing refers to, while the registry serves requests.
 
-The collector reads a queue that changes fill, so its cost depends on the garbage, not on the size of the store. Bytes
-that a crash left without a row in the metadata (published, but never committed) are found by listing a few parts of the
-blob store in each round.
+The bytes of a blob are in the blob store; its metadata are a *row*. A *link* is the right of one repository to serve
+the blob. When a change removes what may be the last reference to a blob in a repository, it puts the link into a queue.
+The collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
+
+A *stray* is a stored file without a row, which a crash in the middle of a push can leave. To find strays, the collector
+lists some *shards* of the blob store in each round. The shards together contain all blobs.
 """
 
 from __future__ import annotations
@@ -18,17 +21,21 @@ from storage.metadata.catalog import Metadata
 from storage.names import Digest
 from storage.partials import Partials
 
-PORTION = 500
+BATCH_SIZE = 500
+"""Rows that are read from the metadata at once."""
 IDLE_ON_FULL_DISK = 60.0
-"""Seconds after which an idle partial blob is dropped on a full disk."""
-SHARDS = 16
-"""Parts of the blob store that are listed in one round."""
+"""Seconds after which an idle partial blob is deleted while the disk is full."""
+MIN_STRAY_AGE = 60.0
+"""Seconds for which a file without a row is kept at least, because a push stores the file before the row."""
+SHARDS_PER_ROUND = 16
+"""Shards of the blob store that are listed in one round."""
 log = logging.getLogger("storage.collect")
 
 
 @dataclass(slots=True)
 class CollectionReport:
-    """Numbers of what one round removed."""
+    """How many links, blobs, upload sessions, partial blobs and strays one round removed. False if it removed
+    nothing."""
 
     links: int = 0
     blobs: int = 0
@@ -41,11 +48,12 @@ class CollectionReport:
 
 
 class Collector:
-    """Several processes may collect at once without harm.
+    """The garbage collector. Several processes may collect at the same time.
 
-    `grace`: seconds for which a blob stays without a manifest that refers to it. `expire`: seconds for which an upload
-    session or a partial blob stays without progress. While `is_full`, removed bytes are deleted at once and idle
-    partial blobs expire early; the grace stays the same."""
+    `grace`: seconds for which a repository keeps a blob that none of its manifests refers to. `expire`: seconds for
+    which an upload session, or a partial blob (a download from an upstream), is kept without progress. `is_full`:
+    returns whether the disk is full; then the space of removed bytes is freed at once, and idle partial blobs expire
+    early. `grace` stays the same on a full disk."""
 
     def __init__(
         self,
@@ -69,83 +77,88 @@ class Collector:
         self._next_shard = int(clock()) % blobs.shards
 
     async def collect(self) -> CollectionReport:
-        """Runs one round. Raises StorageFull, StorageFailed. After an error or a cancellation, what was removed stays
-        removed."""
-        done = CollectionReport()
-        failed: StorageFull | None = None
+        """Runs one round, and returns what it removed. If a step fails because the disk is full, the other steps still
+        run, and StorageFull is raised at the end. Raises StorageFailed at once. What was removed before an error or a
+        cancellation stays removed."""
+        report = CollectionReport()
+        failure: StorageFull | None = None
         for step in (
             self._empty_trash,
-            self._drop_partials,
-            self._end_stale_uploads,
-            self._drop_links,
-            self._drop_blobs,
-            self._drop_strays,
+            self._expire_partials,
+            self._remove_stale_uploads,
+            self._remove_links,
+            self._remove_blobs,
+            self._remove_strays,
             self._empty_trash,
         ):
             try:
-                await step(done)
+                await step(report)
             except StorageFull as error:  # later steps may free the space that this one needs
-                failed = failed or error
-        if done:
+                failure = failure or error
+        if report:
             log.info(
                 "collected %d blobs (%d links), %d stale uploads, %d stale partial blobs, %d stray files",
-                done.blobs, done.links, done.uploads, done.partials, done.strays,
+                report.blobs, report.links, report.uploads, report.partials, report.strays,
             )  # fmt: skip
-        if failed is not None:
-            raise failed
-        return done
+        if failure is not None:
+            raise failure
+        return report
 
-    async def _empty_trash(self, _done: CollectionReport) -> None:
+    async def _empty_trash(self, _report: CollectionReport) -> None:
         await self._blobs.reclaim_space()
 
-    async def _drop_partials(self, done: CollectionReport) -> None:
-        idle = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
-        done.partials += await self._partials.expire(self._clock() - idle)
+    async def _expire_partials(self, report: CollectionReport) -> None:
+        idle_seconds = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
+        report.partials += await self._partials.expire(self._clock() - idle_seconds)
 
-    async def _end_stale_uploads(self, done: CollectionReport) -> None:
+    async def _remove_stale_uploads(self, report: CollectionReport) -> None:
+        """Removes upload sessions without recent progress, and old bytes of sessions that have no row."""
         before = self._clock() - self._expire
-        while stale := await self._metadata.stale_uploads(before, PORTION):
+        while stale := await self._metadata.stale_uploads(before, BATCH_SIZE):
             for upload in stale:
                 if await self._metadata.drop_upload(upload, before):
                     await self._blobs.discard_upload(upload)
-                    done.uploads += 1
-        cut = self._clock() - max(self.grace, 60)
-        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < cut]
+                    report.uploads += 1
+        latest = self._clock() - max(self.grace, MIN_STRAY_AGE)
+        old = [upload for upload, changed in await self._blobs.list_uploads() if changed < latest]
         known = await self._metadata.known_uploads(old)
         for upload in old:
             if upload not in known:
                 await self._blobs.discard_upload(upload)
 
-    async def _drop_links(self, done: CollectionReport) -> None:
+    async def _remove_links(self, report: CollectionReport) -> None:
+        """Removes the links that have been without a reference for the grace time."""
         before = self._clock() - self.grace
-        while entries := await self._metadata.dropped_links(before, PORTION):
+        while entries := await self._metadata.queued_links(before, BATCH_SIZE):
             for entry in entries:
-                done.links += await self._metadata.drop_link(entry, before)
+                report.links += await self._metadata.drop_link(entry, before)
 
-    async def _drop_blobs(self, done: CollectionReport) -> None:
-        """Removes blobs that no repository has, row first. They need no grace: a push of the same digest waits for the
-        lock and then stores its own bytes."""
-        while digests := await self._metadata.dropped_blobs(PORTION):
+    async def _remove_blobs(self, report: CollectionReport) -> None:
+        """Removes blobs without a link: first the row, then the bytes. They need no grace time, because a push of the
+        same digest waits for the lock and then stores the bytes again."""
+        while digests := await self._metadata.unlinked_blobs(BATCH_SIZE):
             for digest in digests:
                 async with self._locks.hold(digest):
                     place = await self._metadata.drop_blob(digest)
                     if place is not None:
                         await self._blobs.remove(place)
-                        done.blobs += 1
+                        report.blobs += 1
                 if self._is_full():
                     await self._blobs.reclaim_space()
             await self._blobs.reclaim_space()
 
-    async def _drop_strays(self, done: CollectionReport) -> None:
-        for _ in range(SHARDS):
-            number, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
-            cut = self._clock() - max(self.grace, 60)
-            old = {digest: place for digest, place, written in await self._blobs.list_shard(number) if written < cut}
+    async def _remove_strays(self, report: CollectionReport) -> None:
+        """Removes the old strays in the next shards of the blob store."""
+        for _ in range(SHARDS_PER_ROUND):
+            shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shards
+            latest = self._clock() - max(self.grace, MIN_STRAY_AGE)
+            old = {digest: place for digest, place, written in await self._blobs.list_shard(shard) if written < latest}
             known = await self._metadata.known_blobs(list(old))
             for digest in old.keys() - known:
-                done.strays += await self._drop_stray(digest, old[digest])
+                report.strays += await self._remove_stray(digest, old[digest])
 
-    async def _drop_stray(self, digest: Digest, place: str) -> bool:
+    async def _remove_stray(self, digest: Digest, place: str) -> bool:
+        """Removes the file at `place` in the blob store, unless it has got a row meanwhile. Returns whether it did."""
         async with self._locks.hold(digest):
             if digest in await self._metadata.known_blobs([digest]):
                 return False

@@ -1,4 +1,8 @@
-"""Watches the disk while a registry is open: restores the reserve, and logs when the disk becomes full or has space."""
+"""Watches the free space of the disk while a registry is open (`DiskSpaceMonitor`).
+
+The *reserve* is a file that only occupies space. On a full disk, the store shrinks it to make room for changes that
+must not fail, such as deletions.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +15,35 @@ from storage.data_dir.disk import Disk
 from storage.errors import RegistryError
 
 CHECK_SECONDS: Final = 1.0
-"""Seconds between two checks. One takes microseconds."""
+"""Seconds between two checks. Frequent checks are cheap, because one takes microseconds."""
 log = logging.getLogger("storage")
 
 
 class DiskSpaceMonitor:
-    """For one process and its event loop. Logs each change of state, and the state at the start if it is bad."""
+    """Restores the reserve as soon as there is space, and logs when the disk becomes full and when it has space again.
+    Logs also if the disk is full at the start. Each process has its own monitor."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._logged: str | None = None
+        self._logged_problem: str | None = None
 
     async def run(self) -> None:
-        """Checks until it is cancelled."""
+        """Checks once per second until the task is cancelled."""
         while True:
             await self.check()
             await asyncio.sleep(CHECK_SECONDS)
 
     async def check(self) -> None:
-        """Restores the reserve, and logs a change of state."""
+        """Restores the reserve if it is not complete, and logs the problem of the disk if it has changed."""
         reserve, root = self._disk.reserve, self._disk.layout.root
         if not reserve.is_whole:
             with suppress(RegistryError):
                 await self._disk.run(reserve.restore)
         problem = reserve.storage_problem()
-        if problem == self._logged:
+        if problem == self._logged_problem:
             return
-        self._logged = problem
+        self._logged_problem = problem
         if problem is None:
-            log.warning("there is room in %s again: everything works as before", root)
+            log.warning("the disk of the data directory %s has space again; the registry stores content again", root)
         else:
             log.warning("%s (data directory %s)", problem, root)

@@ -1,4 +1,4 @@
-"""Runs upkeep in rounds, in one process at a time."""
+"""Runs upkeep (garbage collection) at an interval, in one process at a time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from storage.errors import RegistryError
 from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0
-"""Longest time from the start to the first round."""
+"""Longest time from the start to the first round, because a server that restarts often must collect, too."""
 URGENT_SECONDS: Final = 30.0
-"""Longest time between two rounds while the disk is full."""
+"""Longest time between two rounds while upkeep is urgent (the disk is full)."""
 CHECK_SECONDS: Final = 1.0
+"""Time between two checks whether upkeep has become urgent."""
 UPKEEP_SLOT: Final = "upkeep"
+"""Name under which all processes compete for the one slot to do upkeep."""
 log = logging.getLogger("storage")
 
 
 async def run_rounds(
     work: Callable[[], Awaitable[None]], leases: Leases, every: float, is_urgent: Callable[[], bool]
 ) -> None:
-    """Does `work` every `every` seconds, sooner while `is_urgent`, until it is cancelled. Of several processes that
-    call it, the one that gets the lease does the work; when that one dies, another does. Logs registry errors of
-    `work`."""
+    """Calls `work` every `every` seconds until the task is cancelled. While `is_urgent` returns True, it calls `work`
+    more often. Every process calls this function. In each round, only the process that gets the slot does the work; if
+    that process has died, another one gets the slot. A `RegistryError` of `work` is logged and ends only the round."""
     await _wait_until_due(min(every, FIRST_ROUND_SECONDS), 0.0, is_urgent)
     while True:
         try:
-            async with leases.try_slot(UPKEEP_SLOT, 1) as ours:
-                if ours:
+            async with leases.try_slot(UPKEEP_SLOT, 1) as has_slot:
+                if has_slot:
                     await work()
         except RegistryError as error:
             log.warning("a collection was broken off: %s", error, exc_info=error.__cause__)
@@ -37,19 +39,19 @@ async def run_rounds(
 
 
 async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancels the tasks and waits for their end. Logs their errors and raises none of them."""
+    """Cancels the tasks and waits until they have ended. Logs the errors of tasks that had failed, and raises none."""
     for task in tasks:
         task.cancel()
-    for ended in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(ended, Exception):
-            log.error("a background task of the store had ended with an error", exc_info=ended)
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            log.error("a background task of the store had ended with an error", exc_info=result)
 
 
-async def _wait_until_due(every: float, urgent: float, is_urgent: Callable[[], bool]) -> None:
-    """Waits for `every` seconds; no longer than `urgent` seconds if `is_urgent` then."""
+async def _wait_until_due(seconds: float, urgent_seconds: float, is_urgent: Callable[[], bool]) -> None:
+    """Waits for `seconds`. Returns earlier, but not before `urgent_seconds`, as soon as `is_urgent` returns True."""
     time = asyncio.get_running_loop().time
-    since = time()
-    while (left := since + every - time()) > 0:
-        if time() - since >= urgent and is_urgent():
+    start = time()
+    while (remaining := start + seconds - time()) > 0:
+        if time() - start >= urgent_seconds and is_urgent():
             return
-        await asyncio.sleep(min(CHECK_SECONDS, left))
+        await asyncio.sleep(min(CHECK_SECONDS, remaining))

@@ -155,7 +155,7 @@ class FakeSource:
         data = self.blobs.get((repo, digest))
         if data is None:
             raise BlobUnknown
-        start, stop = span.within(len(data)) if data else (0, 0)
+        start, stop = span.to_offsets(len(data)) if data else (0, 0)
         if self.faults.refuses_ranges and span != Span(0):
             raise UpstreamUnavailable("the upstream registry answers 416")
         if not self.faults.ranges and (start, stop) != (0, len(data)):

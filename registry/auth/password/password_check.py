@@ -136,6 +136,6 @@ class PasswordCheck:
     async def _rehash(self, name: AccountName, old: str, password: str) -> None:
         try:
             new = await self._hashing.run(partial(hash_password, password))
-            await self._accounts.improve_hash(name, old, new)
+            await self._accounts.replace_hash(name, old, new)
         except RegistryError as error:
             log.warning("the password hash of %s stays as it is: %s", name, error)

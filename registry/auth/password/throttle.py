@@ -66,10 +66,10 @@ class LoginThrottle:
         wait = 0.0
         if network:
             wait = max(
-                BY_ADDRESS.wait(self._accounts.pace(_address_key(network)), now),
-                BY_PAIR.wait(self._accounts.pace(_pair_key(name, network)), now),
+                BY_ADDRESS.wait(self._accounts.throttled_until(_address_key(network)), now),
+                BY_PAIR.wait(self._accounts.throttled_until(_pair_key(name, network)), now),
             )
-        by_account = BY_ACCOUNT.wait(self._accounts.pace(_account_key(name)), now)
+        by_account = BY_ACCOUNT.wait(self._accounts.throttled_until(_account_key(name)), now)
         if by_account and not self._is_familiar(name, network, now):
             wait = max(wait, by_account)
         if wait:
@@ -84,7 +84,7 @@ class LoginThrottle:
             costs = {_address_key(network): BY_ADDRESS.cost, _pair_key(name, network): BY_PAIR.cost}
         if not self._is_familiar(name, network, now):
             costs[_account_key(name)] = BY_ACCOUNT.cost
-        await self._accounts.note_failure(costs)
+        await self._accounts.add_failures(costs)
 
     async def record_success(self, name: str, address: str) -> None:
         """Clears the failures of this account from this address, and makes the address familiar. A full disk does not
@@ -93,16 +93,16 @@ class LoginThrottle:
         if not network:
             return
         try:
-            if self._accounts.pace(_pair_key(name, network)):
+            if self._accounts.throttled_until(_pair_key(name, network)):
                 await self._accounts.clear_failures([_pair_key(name, network)])
-            left = max(0.0, self._accounts.pace(_familiar_key(name, network)) - self._clock())
+            left = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
             if left < FAMILIAR_SECONDS - DAY_SECONDS:
-                await self._accounts.note_failure({_familiar_key(name, network): FAMILIAR_SECONDS - left})
+                await self._accounts.add_failures({_familiar_key(name, network): FAMILIAR_SECONDS - left})
         except RegistryError as error:
             log.warning("could not record the address of a login: %s", error)
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
-        return bool(network) and self._accounts.pace(_familiar_key(name, network)) > now
+        return bool(network) and self._accounts.throttled_until(_familiar_key(name, network)) > now
 
 
 def _address_key(network: str) -> str:

@@ -141,7 +141,7 @@ class Guarded(ForwardingRegistry):
     async def _handle_other(self, call: Call[T]) -> T:
         match call.operation:
             case "start_upload" | "resume_upload" | "upload_offset":
-                call.options["by"] = call.by or Actor(current_principal().name)
+                call.options["by"] = call.actor or Actor(current_principal().name)
             case "mount_blob":
                 self.check_push(call.repo)
                 digest, source = call.args
@@ -250,16 +250,16 @@ class Guarded(ForwardingRegistry):
         after = await self._cursors.read(CursorKind.REPOSITORIES, after)
         async with self._lists.hold(principal.name):
             page = await self.inner.repositories(after, limit, _intersect(within, principal.listed))
-        if page.place is None or page.place in page.items[-1:]:
+        if page.next_after is None or page.next_after in page.items[-1:]:
             return page
-        return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.place))
+        return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.next_after))
 
 
 def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
     """Returns the names in both sets. Raises Unsupported unless one of them holds every name: no caller needs more."""
-    if not wanted.everything and not allowed.everything:
+    if not wanted.has_every_name and not allowed.has_every_name:
         raise Unsupported
-    return allowed if wanted.everything else wanted
+    return allowed if wanted.has_every_name else wanted
 
 
 def _grant_needed(names: Sequence[RepositoryName]) -> str:

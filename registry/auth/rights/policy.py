@@ -79,7 +79,7 @@ class Policy:
     @property
     def closed(self) -> bool:
         """Whether requests need an account, or a grant to everyone. Once true, it stays true."""
-        self._closed = self._closed or self.accounts.closed()
+        self._closed = self._closed or self.accounts.has_had_account()
         return self._closed
 
     async def prepare(self, proof: Identity) -> None:

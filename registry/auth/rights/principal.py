@@ -104,14 +104,14 @@ class Rights:
 
     @property
     def weight(self) -> int:
-        """The cost of matching one name; see `NameSet.weight`."""
-        return sum(names.weight for names in self._alike)
+        """The cost of matching one name; see `NameSet.match_cost`."""
+        return sum(names.match_cost for names in self._alike)
 
     @property
     def actions_everywhere(self) -> int | None:
         """The result of `at` where it is the same for every name; None: it depends on the name."""
         names, bits = next(iter(self._alike.items()), (NO_NAMES, 0))
-        return bits if names.everything and len(self._alike) == 1 else None
+        return bits if names.has_every_name and len(self._alike) == 1 else None
 
 
 NO_RIGHTS: Final = Rights({})
@@ -214,7 +214,7 @@ class Principal:
     @property
     def slow(self) -> bool:
         """Whether there are so many patterns that matching one name may take a millisecond."""
-        limits = 0 if self._limits is None else sum(limiting.matcher.weight for _, limiting in self._limits)
+        limits = 0 if self._limits is None else sum(limiting.matcher.match_cost for _, limiting in self._limits)
         return self.rights.weight + limits > _SLOW_WEIGHT
 
     # Many
@@ -245,7 +245,7 @@ class Principal:
         names = self.rights.of(action)
         if self.identity.limits is None:
             return names
-        return names.limited(limit.pattern for limit in self.identity.limits if action in limit.actions)
+        return names.limited_to(limit.pattern for limit in self.identity.limits if action in limit.actions)
 
 
 def _by_actions(limits: Iterable[TokenLimit]) -> list[tuple[int, SharedMatcher]]:

@@ -53,7 +53,7 @@ class SignedTokens:
         """Returns a token with these claims, issuer and audience. Raises StorageFull, StorageFailed: the first token of
         a store creates its key."""
         key = await self._keys.current()
-        own = {"iss": self._accounts.instance(), "aud": self._audience}
+        own = {"iss": self._accounts.instance_id(), "aud": self._audience}
         return jwt.encode({**own, **claims}, key.secret, ALGORITHM, headers={"kid": key.id, "typ": self._kind})
 
     def key_id(self, text: str) -> str:
@@ -72,7 +72,7 @@ class SignedTokens:
             self._key(text).secret,
             ALGORITHM,
             audience=self._audience,
-            issuer=self._accounts.instance(),
+            issuer=self._accounts.instance_id(),
             required=self._required,
             options={"strict_aud": True},
         )

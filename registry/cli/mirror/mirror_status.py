@@ -27,7 +27,7 @@ async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str,
 
 
 async def _upstream(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
-    held = inventory.below(upstream.name)
+    held = inventory.totals_below(upstream.name)
     allowance = await records.allowance(upstream.name)
     until = await limited_until(records, upstream.name, upstream.endpoints, time.time())
     return {
@@ -49,7 +49,7 @@ async def _stale(upstream: Upstream, records: UpstreamRecords, inventory: Invent
     freshness = Freshness(upstream, time.time)
     stale = 0
     for repo, tag in inventory.tags_below(upstream.name):
-        stale += freshness.judge(tag, await records.check(repo, tag)) is not Verdict.FRESH
+        stale += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
     return stale
 
 

@@ -91,7 +91,11 @@ async def purge_reference(
     `grace` is the time in seconds after which collection frees the bytes. Raises NameUnknown and ManifestUnknown."""
     place = await _locate_mirrored(router, where.repository)
     with open_inventory(data) as inventory:
-        removal = inventory.removal_of_all(place.repo) if everything else inventory.removal(place.repo, where.reference)
+        removal = (
+            inventory.plan_removal_of_all(place.repo)
+            if everything
+            else inventory.plan_removal(place.repo, where.reference)
+        )
     await stored.records.forget_checks(place.repo, None if everything else where.reference)
     for tag in removal.tags:
         with suppress(ManifestUnknown):  # deleted in the meantime

@@ -175,6 +175,6 @@ class BadSenders:
             ", ".join(sorted(endpoints)) or "an endpoint asked by another process",
         )
         try:
-            await self._records.note_bad_senders(self._upstream.name, digest, endpoints, FORGET_SENDER_SECONDS)
+            await self._records.save_bad_senders(self._upstream.name, digest, endpoints, FORGET_SENDER_SECONDS)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record that %s sent corrupt bytes: %s", self._upstream.name, error.message)

@@ -43,7 +43,7 @@ class FileBlobStore:
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
         """Opens the file, and reads a small blob, on the event loop if the kernel has them cached; else in a thread."""
-        within = span.within(size) if span else (0, size)
+        within = span.to_offsets(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
             fd = self._opener.open(place)

@@ -37,10 +37,10 @@ class FilePartial:
         self._closed = False
 
     @property
-    def owned(self) -> bool:
+    def is_owner(self) -> bool:
         return self._shared.is_owner(self)
 
-    def own(self) -> bool:
+    def take_ownership(self) -> bool:
         """Returns False for good once the partial was dropped: claim it again."""
         with as_storage_errors():
             return not self._closed and self._shared.own(self)
@@ -55,20 +55,20 @@ class FilePartial:
     async def wait(self, at: int) -> int:
         return await self._shared.wait(at)
 
-    def want(self) -> None:
+    def add_waiter(self) -> None:
         if not self._closed:
             self._shared.flags.want(self)
 
     @property
-    def wanted(self) -> bool:
+    def has_waiters(self) -> bool:
         return not self._closed and self._shared.flags.wanted(self)
 
-    def begin(self) -> None:
-        if self.owned:
+    def mark_started(self) -> None:
+        if self.is_owner:
             self._shared.flags.begin()
 
     @property
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         return not self._closed and self._shared.flags.begun()
 
     async def report_failure(self, reason: str) -> None:
@@ -152,7 +152,7 @@ class FilePartials:
         try:
             shared.refresh()
             partial = FilePartial(self, shared)
-            partial.own()
+            partial.take_ownership()
             if shared.running:
                 return partial
         except BaseException:
@@ -176,7 +176,7 @@ class FilePartials:
         shared = SharedPartial(*(disk.system, disk.reserve, self._threads, self._waiters, paths, digest), opened=opened)
         shared.retain()
         partial = FilePartial(self, shared)
-        if opened.owned:
+        if opened.is_owner:
             shared.own(partial, locked=True)
         self._keep(name, shared)
         return partial

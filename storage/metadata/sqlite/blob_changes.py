@@ -8,7 +8,7 @@ import apsw
 
 from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
-from storage.metadata.catalog import DroppedLink
+from storage.metadata.catalog import QueuedLink
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
@@ -117,7 +117,7 @@ def mount_blob(
 def _held_within(db: apsw.Connection, digest: Digest, names: NameSet) -> tuple[int, int, str]:
     """Returns the blob's number and size, and a repository of the set that has it. Searches a limited number: other
     changes wait for this transaction, and a client whose mount fails uploads the blob. Raises BlobUnknown."""
-    most = HOLDERS_LOOKED_AT // names.weight + 1
+    most = HOLDERS_LOOKED_AT // names.match_cost + 1
     rows: list[Any] = db.execute(_HELD + " LIMIT ?", (digest, most)).fetchall()
     for blob, size, holder in rows:
         if holder in names:
@@ -199,7 +199,7 @@ def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
     return db.changes() > 0
 
 
-def drop_link(db: apsw.Connection, entry: DroppedLink, before: float, now: float) -> bool:
+def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float) -> bool:
     since = db.execute(
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)
     ).get
@@ -231,20 +231,20 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
     return str(place)
 
 
-def dropped_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
+def unlinked_blobs(db: apsw.Connection, limit: int) -> list[Digest]:
     found: list[Any] = db.execute(
         "SELECT digest FROM collect_queue WHERE repository = ? LIMIT ?", (EVERYWHERE, limit)
     ).fetchall()
     return [Digest(digest) for (digest,) in found]
 
 
-def dropped_links(db: apsw.Connection, before: float, limit: int) -> list[DroppedLink]:
+def queued_links(db: apsw.Connection, before: float, limit: int) -> list[QueuedLink]:
     rows = db.execute(
         "SELECT repository, digest FROM collect_queue WHERE since <= ? AND repository <> ? ORDER BY since LIMIT ?",
         (before, EVERYWHERE, limit),
     )
     found: list[Any] = rows.fetchall()
-    return [DroppedLink(repository, Digest(digest)) for repository, digest in found]
+    return [QueuedLink(repository, Digest(digest)) for repository, digest in found]
 
 
 def stale_uploads(db: apsw.Connection, before: float, limit: int) -> list[UploadID]:

@@ -58,7 +58,7 @@ class SqliteInventory:
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
 
-    def below(self, name: str) -> ContentTotals:
+    def totals_below(self, name: str) -> ContentTotals:
         span = (f"{name}/", f"{name}0")  # in byte order, "0" comes after "/"
         counts: tuple[Any, ...] = self._db.execute(_COUNTS, span).get
         blobs: tuple[Any, ...] = self._db.execute(_BLOBS, span).get
@@ -68,7 +68,7 @@ class SqliteInventory:
         rows = self._db.execute(_TAGS, (f"{name}/", f"{name}0")).fetchall()
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
 
-    def removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
+    def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -87,7 +87,7 @@ class SqliteInventory:
             tags = [reference]
         return self._described(repo, repository, tags, self._along_with(root))
 
-    def removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
+    def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
         repository = lookups.repository_id(self._db, repo)
         gone = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not gone:

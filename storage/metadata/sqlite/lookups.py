@@ -13,7 +13,7 @@ import apsw
 
 from storage.content import Descriptor, Manifest, Page, StoredAnnotations
 from storage.errors import BlobUnknown, BlobUploadUnknown, ManifestUnknown, NameUnknown
-from storage.manifest_parser import TYPE_LENGTH
+from storage.manifest_parser import MAX_TYPE_LENGTH
 from storage.metadata.catalog import BlobRow, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
@@ -56,7 +56,7 @@ _MANIFESTS = tuple(_MANIFEST + where for where in (_BY_TAG, _BY_DIGEST))
 _LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
 _REFERRER = f"""
 SELECT m.digest, m.media_type, m.size,
-       iif(octet_length(m.artifact_type) <= {4 * TYPE_LENGTH}, m.artifact_type, NULL),
+       iif(octet_length(m.artifact_type) <= {4 * MAX_TYPE_LENGTH}, m.artifact_type, NULL),
        iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
@@ -129,7 +129,7 @@ def manifest(
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
     first = "" if after is None else after + "\0"
-    if within.everything:
+    if within.has_every_name:
         names = [_name(row[0]) for row in _rows(db, first, limit + 1)]
         return Page(names[:limit], len(names) > limit)
     return _Walk(db, limit, within).page(first)
@@ -152,13 +152,13 @@ class _Walk:
         self._db = db
         self._limit = limit
         self._within = within
-        self._weight = within.weight
+        self._weight = within.match_cost
         self._found: list[RepositoryName] = []
         self._left = WORK
 
     def page(self, first: str) -> Page[RepositoryName]:
         """Returns the page that starts at `first`."""
-        start = self._within.first_from(first)
+        start = self._within.seek(first)
         batch = FIRST_BATCH
         while start is not None:
             rows: list[str] = [row[0] for row in _rows(self._db, start, batch)]
@@ -174,12 +174,12 @@ class _Walk:
                     beyond = name + "\0"
                 else:
                     self._left -= FIND * len(name) * self._weight
-                    following = self._within.first_from(name + "\0")
+                    following = self._within.seek(name + "\0")
                     if following is None:
                         return Page(self._found)
                     beyond = following
                 if self._left <= 0:
-                    return Page(self._found, more=True, place=name)
+                    return Page(self._found, more=True, next_after=name)
                 at = bisect_left(rows, beyond, at + 1)
             if len(rows) < batch:
                 return Page(self._found)
@@ -224,7 +224,7 @@ def referrers(
         annotations = StoredAnnotations(text) if text else None
         found.append(Descriptor(media_type, _digest(digest), length, kind, annotations))
         place = digest
-    return Page(found, more=len(rows) > looked_at, place=place if len(rows) > looked_at else None)
+    return Page(found, more=len(rows) > looked_at, next_after=place if len(rows) > looked_at else None)
 
 
 def known(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:

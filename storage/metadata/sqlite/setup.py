@@ -92,8 +92,8 @@ def check_database_version(layout: Layout, data: Path) -> None:
 
 
 def read_had_account(layout: Layout) -> bool:
-    """Returns whether the database ever had an account (`Accounts.closed`). Leaves nothing open, so it may be called
-    before a fork. Raises StorageFailed."""
+    """Returns whether the database ever had an account (`Accounts.has_had_account`). Leaves nothing open, so it may be
+    called before a fork. Raises StorageFailed."""
     try:
         db = connect(layout.metadata, read_only=True)
     except apsw.FullError:

@@ -15,7 +15,7 @@ import apsw
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.data_dir.reserve import ReserveUse
-from storage.metadata.catalog import BlobRow, DroppedLink, UploadRow
+from storage.metadata.catalog import BlobRow, QueuedLink, UploadRow
 from storage.metadata.sqlite import blob_changes, lookups, manifest_changes
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
@@ -84,10 +84,10 @@ class SqliteMetadata:
         kept = self._cache.get(key)
         if kept is not None:
             return cast("T", kept)
-        since = self._cache.of
+        since = self._cache.last_version
         answer = look(self._reading.at(since), *what)
-        if self._cache.wanted(key):
-            self._cache.keep(key, answer, weigh(answer), since)
+        if self._cache.should_cache(key):
+            self._cache.put(key, answer, weigh(answer), since)
         return answer
 
     async def _scan(self, weigh: Callable[[T], int], look: Callable[..., T], *what: object) -> T:
@@ -96,16 +96,16 @@ class SqliteMetadata:
         kept = self._cache.get(key)
         if kept is not None:
             return cast("T", kept)
-        since = self._cache.of
+        since = self._cache.last_version
         answer = await self._scans.run(lambda db: look(db, *what))
-        if self._cache.wanted(key):
-            self._cache.keep(key, answer, weigh(answer), since)
+        if self._cache.should_cache(key):
+            self._cache.put(key, answer, weigh(answer), since)
         return answer
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         return self._look(_row_size, lookups.blob, repo, digest)
 
-    async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
+    async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.need_blob(db, repo, digest, now), durable=False)
 
@@ -185,7 +185,7 @@ class SqliteMetadata:
         return lookups.is_known_repository(self._db, repo)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
-        if within.everything and limit <= _SMALL_PAGE:
+        if within.has_every_name and limit <= _SMALL_PAGE:
             return self._look(_page_size, lookups.repositories, after, limit, within)
         return await self._scan(_page_size, lookups.repositories, after, limit, within)
 
@@ -201,13 +201,13 @@ class SqliteMetadata:
             return page
         return await self._scans.run(lambda db: lookups.referrers(db, *what, limit))
 
-    async def dropped_links(self, before: float, limit: int) -> list[DroppedLink]:
-        return blob_changes.dropped_links(self._db, before, limit)
+    async def queued_links(self, before: float, limit: int) -> list[QueuedLink]:
+        return blob_changes.queued_links(self._db, before, limit)
 
-    async def dropped_blobs(self, limit: int) -> list[Digest]:
-        return blob_changes.dropped_blobs(self._db, limit)
+    async def unlinked_blobs(self, limit: int) -> list[Digest]:
+        return blob_changes.unlinked_blobs(self._db, limit)
 
-    async def drop_link(self, entry: DroppedLink, before: float) -> bool:
+    async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.drop_link(db, entry, before, now), need=ReserveUse.RELIEF)
 

@@ -51,22 +51,24 @@ class SqliteUpstreamRecords:
         self._clock = clock
         self._unknown = 0
 
-    async def check(self, repo: RepositoryName, reference: Reference, *, blob: bool = False) -> UpstreamCheck | None:
+    async def last_check(
+        self, repo: RepositoryName, reference: Reference, *, blob: bool = False
+    ) -> UpstreamCheck | None:
         row = self._db.execute(
             "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, _key(reference, blob))
         ).get
         return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
-    async def note_check(self, repo: RepositoryName, reference: Reference, known: bool, *, blob: bool = False) -> None:
+    async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
         now, key = self._clock(), _key(reference, blob)
-        prune = not known and self._unknown % PRUNE_EVERY == 0
-        self._unknown += not known
+        prune = not found and self._unknown % PRUNE_EVERY == 0
+        self._unknown += not found
 
         def note(db: apsw.Connection) -> None:
             db.execute(
                 "INSERT INTO upstream_check (repository, reference, at, known) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (repository, reference) DO UPDATE SET at = excluded.at, known = excluded.known",
-                (repo, key, now, int(known)),
+                (repo, key, now, int(found)),
             )
             if prune:
                 _prune(db)
@@ -87,7 +89,7 @@ class SqliteUpstreamRecords:
         name = self._db.execute(_HOLDER, (digest, prefix, prefix[:-1] + "0")).get  # '0' comes after '/'
         return None if name is None else RepositoryName(name)
 
-    async def confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
+    async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
         return bool(self._db.execute(_CONFIRMED, (repo, digest)).get)
 
     async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
@@ -106,7 +108,7 @@ class SqliteUpstreamRecords:
             if body is None:
                 continue  # deleted meanwhile
             manifest = Manifest(body, media_type, str.__new__(Digest, of))
-            if manifest.readable:
+            if manifest.is_readable:
                 found.append(manifest)
         return found
 
@@ -119,7 +121,7 @@ class SqliteUpstreamRecords:
         ).fetchall()
         return {endpoint: BadSender(times, at) for endpoint, times, at in rows}
 
-    async def note_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+    async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         now = self._clock()
 
         def note(db: apsw.Connection) -> None:
@@ -149,7 +151,7 @@ class SqliteUpstreamRecords:
         ).get
         return row
 
-    async def keep_token(self, key: str, token: str, expires: float) -> None:
+    async def save_token(self, key: str, token: str, expires: float) -> None:
         now = self._clock()
 
         def keep(db: apsw.Connection) -> None:
@@ -159,7 +161,7 @@ class SqliteUpstreamRecords:
 
         await self._writer.run(keep, durable=False)
 
-    async def drop_token(self, key: str, token: str) -> None:
+    async def delete_token(self, key: str, token: str) -> None:
         await self._change("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), ReserveUse.RELIEF)
 
     async def allowance(self, upstream: str) -> Allowance | None:
@@ -168,7 +170,7 @@ class SqliteUpstreamRecords:
         ).get
         return None if row is None else Allowance(*row)
 
-    async def note_allowance(self, upstream: str, allowance: Allowance) -> None:
+    async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
         """Keeps the newest `remaining`, and the latest `until`."""
         await self._change(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "

@@ -221,7 +221,7 @@ class MultipartBlobStore:
         self._disk = disk
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> ObjectReader:
-        within = span.within(size) if span else (0, size)
+        within = span.to_offsets(size) if span else (0, size)
         try:
             stream = await self._disk.run(lambda: self.bucket.get(place, within[0]))
         except NoSuchKey:
@@ -295,7 +295,7 @@ def open_objects(folder: Path, min_part_bytes: int, before: Callable[[str, str],
             session = blobs.start_upload(UploadID.random(), content.digest.algorithm)
             while session.offset < content.size:
                 await session.append(await disk.run(lambda: os.pread(content.file.fd, PIECE, session.offset)))
-            await publication.adopt(repo, await session.verify(content.digest))
+            await publication.commit_content(repo, await session.verify(content.digest))
 
         async with aclosing(FilePartials(disk, boot, adopt)) as partials:
             yield blobs, partials

@@ -71,7 +71,7 @@ def after(before: frozenset[Fact], name: str) -> frozenset[Fact]:
 
 def facts(accounts: Accounts) -> frozenset[Fact]:
     """What stands."""
-    found: set[Fact] = {("closed",)} if accounts.closed() else set()
+    found: set[Fact] = {("closed",)} if accounts.has_had_account() else set()
     for account in accounts.accounts(None, None, 10).items:
         found |= {("account", account.name), ("password", str(accounts.password_hash(account.name)))}
     for name, members in accounts.groups(None, 10).items:

@@ -56,7 +56,7 @@ async def test_a_part_of_a_blob(
 ) -> None:
     """A span is requested by Range, and exactly its bytes arrive."""
     layer = held.layers[1]
-    start, stop = span.within(layer.size)
+    start, stop = span.to_offsets(layer.size)
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest, span)
     assert bytes(sink.body) == layer.read(start, stop)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from registry.naming import NamingRules
 from storage.errors import NameInvalid, NameUnknown
-from storage.names import NAME_LENGTH, RepositoryName
+from storage.names import MAX_NAME_LENGTH, RepositoryName
 
 UPSTREAMS = ("docker.io", "ghcr.io")
 RULES = NamingRules(UPSTREAMS, default="docker.io", prefixes=["own/**", "shop"])
@@ -33,7 +33,7 @@ def candidates(name: str, rules: NamingRules = RULES) -> list[str]:
         ("quay.io/org/app", ["quay.io/org/app"]),
         ("localhost/app", ["localhost/app"]),
         ("docker.io", ["docker.io"]),
-        ("a" * (NAME_LENGTH - 5), ["a" * (NAME_LENGTH - 5)]),
+        ("a" * (MAX_NAME_LENGTH - 5), ["a" * (MAX_NAME_LENGTH - 5)]),
     ],
 )
 def test_candidates(name: str, stored: list[str]) -> None:
@@ -66,11 +66,11 @@ def test_below() -> None:
     assert RULES.below("ghcr.io", RepositoryName("a/b")) == "ghcr.io/a/b"
     assert RULES.below("ghcr.io", RepositoryName("ghcr.io/a")) == "ghcr.io/a"
     with pytest.raises(NameInvalid):
-        RULES.below("ghcr.io", RepositoryName("a" * NAME_LENGTH))
+        RULES.below("ghcr.io", RepositoryName("a" * MAX_NAME_LENGTH))
 
 
 PARTS = st.sampled_from(["library", "ubuntu", "team", "own", "docker.io", "ghcr.io", "quay.io", "localhost", "a" * 120])
-NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda name: len(name) <= NAME_LENGTH)
+NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join).filter(lambda name: len(name) <= MAX_NAME_LENGTH)
 
 
 @given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))

@@ -110,7 +110,7 @@ async def test_a_call_says_what_it_does(name: str) -> None:
     assert [action for protocol, action in protocols.items() if name in calls_of(protocol)] == [call.action]
     assert call.repo == ("" if name == "repositories" else REPO)
     with pytest.raises(Unsupported):
-        await call.on(again)
+        await call.invoke_on(again)
     (same,) = again.calls
     assert (same.operation, same.repo, same.args, same.options) == (call.operation, call.repo, call.args, call.options)
 

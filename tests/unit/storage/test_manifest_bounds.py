@@ -12,8 +12,8 @@ import pytest
 
 from storage.content import OCI_INDEX, OCI_MANIFEST, Manifest, StoredAnnotations, digest_of
 from storage.errors import ManifestInvalid
-from storage.json_bounds import BOUNDS, SMALL, Bounds, OutOfBounds, check_bounds, load_bounded
-from storage.manifest_parser import REFERENCES, TYPE_LENGTH
+from storage.json_bounds import BOUNDS, UNCHECKED_BYTES, Bounds, OutOfBounds, check_bounds, load_bounded
+from storage.manifest_parser import MAX_REFERENCES, MAX_TYPE_LENGTH
 
 MOST = 8 * 1024 * 1024
 """Bytes of a manifest that is taken."""
@@ -68,7 +68,7 @@ WORST: dict[str, Callable[[], bytes]] = {
     "a long name": lambda: image(**{"x" * (MOST - 1000): 1}),
     "a long annotation": lambda: image(annotations={"a": "\U0001f600" + "x" * (MOST - 1000)}),
     "annotations": lambda: image(annotations={f"{n:x}": "" for n in range(BOUNDS.values - 100)}),
-    "as many layers as are taken": lambda: layers(REFERENCES - 1),
+    "as many layers as are taken": lambda: layers(MAX_REFERENCES - 1),
     "too many layers": lambda: layers(24_000),
     "a long artifact type": lambda: image(artifactType="x" * (MOST - 1000)),
     "a long media type": lambda: image(mediaType="x" * (MOST - 1000)),
@@ -140,7 +140,7 @@ def test_a_name_that_stands_twice_is_named() -> None:
         (filled(b'"', b"\\\\", b'"'), "more than 1000000 backslashes"),
         (image()[:-1] + b',"x":' + b"1" * 65 + b"}", "a number of 65 characters; at most 64"),
         (image()[:-1] + b',"x":0.' + b"1" * 64 + b"}", "a number of 66 characters; at most 64"),
-        (layers(REFERENCES + 1), "refers to 10001 blobs and manifests; at most 10000"),
+        (layers(MAX_REFERENCES + 1), "refers to 10001 blobs and manifests; at most 10000"),
         (image(artifactType="a" * 256), "artifactType has 256 characters; at most 255"),
         (image(config={**EMPTY, "mediaType": "a" * 256}), "a mediaType in config has 256 characters"),
         (image(config={**EMPTY, "artifactType": "a" * 256}), "an artifactType in config has 256 characters"),
@@ -165,7 +165,7 @@ def test_a_long_media_type_is_not_repeated() -> None:
 def test_what_real_manifests_hold_is_taken() -> None:
     """Types as long as RFC 6838 lets them be, indexes of thousands, documents inside annotations."""
     kind = "a" * 127 + "/" + "b" * 127
-    assert len(kind) == TYPE_LENGTH
+    assert len(kind) == MAX_TYPE_LENGTH
     assert Manifest.parse(image(artifactType=kind), OCI_MANIFEST).artifact_type == kind
     child = {"mediaType": OCI_MANIFEST, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
     children = [{**child, "digest": f"sha256:{n:064x}", "annotations": {"a": "b"}} for n in range(5000)]
@@ -179,17 +179,17 @@ def test_what_was_stored_before_is_still_a_manifest() -> None:
     """The store's bytes are never checked again: only what they say is not read where that would hold others up."""
     body = image(artifactType="a" * 1000)
     manifest = Manifest(body, OCI_MANIFEST, digest_of(body))
-    assert manifest.readable
+    assert manifest.is_readable
     assert manifest.artifact_type == "a" * 1000
     large = filled(b"[", b"{},", b"{}]")
-    assert not Manifest(large, OCI_MANIFEST, digest_of(large)).readable
+    assert not Manifest(large, OCI_MANIFEST, digest_of(large)).is_readable
 
 
 @pytest.mark.parametrize("cut", range(7))
 def test_texts_do_not_count(cut: int) -> None:
     """What stands inside texts is no structure, however the slices of the check fall."""
     text = json.dumps('[{,}]"\\' * 20_000)
-    body = (" " * (SMALL + cut) + "[" + text + ",1]").encode()
+    body = (" " * (UNCHECKED_BYTES + cut) + "[" + text + ",1]").encode()
     check_bounds(body, Bounds(values=3))
     with pytest.raises(OutOfBounds):
         check_bounds(body, Bounds(values=1))

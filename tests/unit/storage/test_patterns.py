@@ -69,7 +69,7 @@ def test_no_pattern_is_slow(pattern: str) -> None:
     begun = time.process_time()
     assert not NamePattern(pattern).matches(name)
     assert not NamePattern(pattern).matches("a/" * 127 + "a")
-    assert (NameSet.of([pattern]).first_from("a/" * 127 + "a") or "b") > "a"
+    assert (NameSet.of([pattern]).seek("a/" * 127 + "a") or "b") > "a"
     assert time.process_time() - begun < 0.1
 
 
@@ -109,7 +109,7 @@ def test_what_is_no_pattern(pattern: str) -> None:
 def test_prefixes(pattern: str, prefix: str, whole: bool) -> None:
     """A pattern tells its prefix, and whether every name with that prefix matches."""
     made = NamePattern(pattern)
-    assert (made.prefix, made.whole) == (prefix, whole)
+    assert (made.prefix, made.is_prefix_match) == (prefix, whole)
 
 
 def test_sets() -> None:
@@ -122,8 +122,8 @@ def test_sets() -> None:
     assert [name for name in outside if name in names] == []
     assert "app" in ALL_NAMES
     assert "app" not in NO_NAMES
-    assert ALL_NAMES.everything
-    assert not names.everything
+    assert ALL_NAMES.has_every_name
+    assert not names.has_every_name
 
 
 _SEGMENTS = ["a", "b", "ab", "a-b", "a.b", "a0"]
@@ -146,7 +146,7 @@ def test_sets_as_said(
     patterns: set[str], guarded: set[str], limits: set[str] | None, names: set[str], first: str
 ) -> None:
     """A set holds the names that match one of its patterns and one of its limits; below a guarded segment only patterns
-    count that begin with it. `first_from` skips no name of the set."""
+    count that begin with it. `seek` skips no name of the set."""
     made = NameSet.of(patterns, guarded, limits)
 
     def inside(name: str) -> bool:
@@ -157,7 +157,7 @@ def test_sets_as_said(
 
     assert {name for name in names if name in made} == {name for name in names if inside(name)}
     for start in (first, first + "\0", *names):
-        found = made.first_from(start)
+        found = made.seek(start)
         assert found is None or found >= start
         assert not [name for name in names if name >= start and (found is None or name < found) and inside(name)]
 
@@ -179,17 +179,17 @@ def test_sets_as_said(
     ],
 )
 def test_where_a_set_goes_on(patterns: list[str], name: str, found: str | None) -> None:
-    """After a name that is not in the set, `first_from` skips names that no pattern can match."""
-    assert NameSet.of(patterns).first_from(name + "\0") == found
+    """After a name that is not in the set, `seek` skips names that no pattern can match."""
+    assert NameSet.of(patterns).seek(name + "\0") == found
 
 
 def test_a_set_goes_on_below_a_guarded_segment() -> None:
-    """`first_from` skips a guarded segment unless a pattern begins with it."""
+    """`seek` skips a guarded segment unless a pattern begins with it."""
     names = NameSet.of(["**", "b/x/**"], ["a", "b"])
-    assert names.first_from("a/x") == "a0"
-    assert names.first_from("b/a") == "b/x/"
-    assert names.first_from("b/y") == "b0"
-    assert names.first_from("a-") == "a-"
+    assert names.seek("a/x") == "a0"
+    assert names.seek("b/a") == "b/x/"
+    assert names.seek("b/y") == "b0"
+    assert names.seek("a-") == "a-"
 
 
 SIMPLE = ["team/app", "a", "team/app-*", "team/*", "team/**", "te**", "*", "**"]

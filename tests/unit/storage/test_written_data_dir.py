@@ -87,17 +87,17 @@ async def test_its_partial_blob_is_completed(registry: StoredRegistry, tmp_path:
 async def test_its_accounts_and_records_are_known(registry: StoredRegistry) -> None:
     """Accounts, groups, grants and keys; what the mirror remembers of its upstreams."""
     accounts, records = registry.accounts, registry.records
-    assert (accounts.closed(), accounts.epoch()) == (True, 5)
+    assert (accounts.has_had_account(), accounts.epoch()) == (True, 5)
     assert accounts.account(AccountName("alice")).admin
     assert accounts.password_hash(AccountName("alice")) == "a hash"
     (grant,) = accounts.grants([Grantee(GranteeKind.GROUP, "dev")])
     assert str(grant.pattern) == "team/**"
     (key,) = accounts.signing_keys()
     assert key.id == "key"
-    assert await records.check(UBUNTU, LATEST) == UpstreamCheck(before.NOW, True)
+    assert await records.last_check(UBUNTU, LATEST) == UpstreamCheck(before.NOW, True)
     assert await records.token("docker.io pull ubuntu") == ("a token", 4e9)
     assert await records.allowance("docker.io") == Allowance(before.NOW, 97, 100, 0.0)
-    assert await records.confirmed(UBUNTU, digest_of(before.FAR_LAYER))
+    assert await records.is_confirmed(UBUNTU, digest_of(before.FAR_LAYER))
 
 
 async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _check_room(db: apsw.Connection, grant: Grant) -> None:
             f"{subject} has {MOST_GRANTS} grants, as many as one can have; "
             "grant on a pattern that covers several of them"
         )
-    rest = 0 if pattern.whole else len(pattern) - len(pattern.prefix)
+    rest = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if rest and wild + rest > MOST_WILD:
         raise AccountInvalid(
             f"the patterns of {subject} have more than {MOST_WILD} characters from their first stars on; "

@@ -87,7 +87,7 @@ class SqliteAccounts:
         self._read()
         return self._epoch
 
-    def closed(self) -> bool:
+    def has_had_account(self) -> bool:
         self._read()
         return self._closed
 
@@ -100,7 +100,7 @@ class SqliteAccounts:
             self._epoch, self._closed = number, bool(closed)
         self._read_at = version
 
-    def instance(self) -> str:
+    def instance_id(self) -> str:
         name: str = self._db.execute(account_table.READ_INSTANCE).get
         return name
 
@@ -130,7 +130,7 @@ class SqliteAccounts:
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
         await self._change(account_table.set_password, by, name, password_hash)
 
-    async def improve_hash(self, name: AccountName, old: str, new: str) -> None:
+    async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
         await self._writer.run(lambda db: account_table.improve_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
@@ -201,7 +201,7 @@ class SqliteAccounts:
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
         await self._change(api_token_table.revoke, by, token_id)
 
-    async def note_use(self, token_id: str, at: float) -> None:
+    async def save_token_use(self, token_id: str, at: float) -> None:
         await self._writer.run(lambda db: api_token_table.note_use(db, token_id, at), durable=False)
 
     # Keys
@@ -220,10 +220,10 @@ class SqliteAccounts:
 
     # Throttling of logins
 
-    def pace(self, key: str) -> float:
+    def throttled_until(self, key: str) -> float:
         return login_tables.throttled_until(self._db, self._clock(), key)
 
-    async def note_failure(self, keys: Mapping[str, float]) -> None:
+    async def add_failures(self, keys: Mapping[str, float]) -> None:
         now = self._clock()
         await self._writer.run(
             lambda db: login_tables.note_failure(db, now, keys), durable=False, need=ReserveUse.SMALL
@@ -234,7 +234,7 @@ class SqliteAccounts:
 
     # Audit
 
-    async def note(self, entries: Sequence[AuditEntry]) -> None:
+    async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
         await self._writer.run(lambda db: audit_table.note(db, entries), durable=False)
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:

@@ -71,7 +71,7 @@ async def test_unknown_costs_what_wrong_costs(worker: AuthWorker, hashed: list[b
     hashed.clear()
     await refused(worker, off, PASSWORD)
     assert hashed == [PASSWORD.encode()]
-    assert worker.accounts.pace(f"known off {AT_HOME.address}") == 0.0  # nobody has logged in from there
+    assert worker.accounts.throttled_until(f"known off {AT_HOME.address}") == 0.0  # nobody has logged in from there
 
 
 async def test_remembered(worker: AuthWorker, hashed: list[bytes]) -> None:

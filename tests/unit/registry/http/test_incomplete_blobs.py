@@ -74,7 +74,7 @@ class Growing(RefusingRegistry):
         return Descriptor(BLOB_TYPE, DIGEST, SIZE)
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
-        reader = GrowingReader(self, (span or Span(0)).within(SIZE))
+        reader = GrowingReader(self, (span or Span(0)).to_offsets(SIZE))
         self.open.add(reader)
         return reader
 

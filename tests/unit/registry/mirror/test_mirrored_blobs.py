@@ -98,7 +98,7 @@ async def test_ranges_of_a_blob_on_its_way(site: MirrorStore, worker: MirrorWork
     spans = [Span(0, 10), Span(-5), Span(size - 1), Span(7 * MIB, 7 * MIB + 100), Span(MIB, 9 * MIB), Span(11 * MIB)]
     got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, span) for span in spans))
     for span, data in zip(spans, got, strict=True):
-        start, stop = span.within(size)
+        start, stop = span.to_offsets(size)
         assert data == BIG[start:stop]
     with pytest.raises(RangeInvalid):
         await worker.mirror.open_blob(MIRRORED_REPO, DIGEST, Span(size))
@@ -394,14 +394,14 @@ async def test_a_size_that_is_not_the_blob_s_entitles_nobody(site: MirrorStore, 
         assert not (await worker.mirror.resolve_blob(OTHER, DIGEST)).verified
         with pytest.raises(RegistryError):
             await read_blob(worker.mirror, OTHER, DIGEST)
-        assert not await worker.store.records.confirmed(OTHER, DIGEST)
+        assert not await worker.store.records.is_confirmed(OTHER, DIGEST)
         if not stored:
             gate.set()
             assert await read(first) == BIG
             with pytest.raises(RegistryError):
                 await read_blob(worker.mirror, OTHER, DIGEST)
-        assert not await worker.store.records.confirmed(OTHER, DIGEST)
-        assert await worker.store.records.confirmed(MIRRORED_REPO, DIGEST)
+        assert not await worker.store.records.is_confirmed(OTHER, DIGEST)
+        assert await worker.store.records.is_confirmed(MIRRORED_REPO, DIGEST)
 
 
 async def test_a_doubtful_no_is_not_remembered(site: MirrorStore, worker: MirrorWorker) -> None:

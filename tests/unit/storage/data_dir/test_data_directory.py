@@ -242,15 +242,15 @@ async def test_a_data_directory_of_an_earlier_version_becomes_one_of_this(tmp_pa
     async with open_registry(data, boot="one") as registry:
         assert (await registry.resolve_blob(APP, digest_of(b"hello"))).size == 5
         assert await registry.upload_offset(APP, writer.id, by=Actor("somebody")) == 4
-        assert not registry.accounts.closed()
-        pushed = await registry.records.confirmed(APP, digest_of(b"hello"))
+        assert not registry.accounts.has_had_account()
+        pushed = await registry.records.is_confirmed(APP, digest_of(b"hello"))
         assert pushed == (version >= CONFIRMED)  # links of older versions have to be asked about
         partial = await registry.partials.claim(digest_of(b"far"), 3)
         partial.write_at(0, b"far")
         await partial.commit(APP)
         partial.close()
-        assert await registry.records.confirmed(APP, digest_of(b"far"))
-        await registry.records.keep_token("key", "token", 2e9)
+        assert await registry.records.is_confirmed(APP, digest_of(b"far"))
+        await registry.records.save_token("key", "token", 2e9)
         modes = {file.name: file.stat().st_mode & 0o007 for file in data.glob("entrepot.db*")}
     assert modes == {"entrepot.db": 0, "entrepot.db-wal": 0, "entrepot.db-shm": 0}
     assert [found.name for found in data.iterdir() if found.is_dir() and _others(found)] == []

@@ -162,7 +162,7 @@ async def test_what_was_wrong_can_be_forgotten(tmp_path: Path) -> None:
     prepare_data_dir(data)
     digest = digest_of(b"x")
     async with open_registry(data) as registry:
-        await registry.records.note_bad_senders("far.test", digest, ["https://far.test"], 60)
+        await registry.records.save_bad_senders("far.test", digest, ["https://far.test"], 60)
     async with open_registry(data, system=FullAt(data / "reserve")) as registry:
         assert await registry.records.forget_bad_senders("far.test", [digest]) == 1
         assert not await registry.records.bad_senders("far.test", digest, 60)

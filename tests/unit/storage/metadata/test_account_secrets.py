@@ -109,9 +109,9 @@ async def test_the_use_of_a_token_is_noted(both: TwoWorkers) -> None:
     """The latest one; that is no change of rights, and has no line in the audit log."""
     await both.one.add_token(api_token("t1"), b"hash", by=BY_ROOT)
     lines = both.told()
-    await both.one.note_use("t1", 1_000_050.0)
-    await both.two.note_use("t1", 1_000_040.0)
-    await both.two.note_use("unknown", 1_000_040.0)
+    await both.one.save_token_use("t1", 1_000_050.0)
+    await both.two.save_token_use("t1", 1_000_040.0)
+    await both.two.save_token_use("unknown", 1_000_040.0)
     assert both.one.token("t1")[0].used == 1_000_050.0
     assert not both.changed()
     assert both.told() == lines
@@ -218,29 +218,29 @@ async def test_a_key_that_others_know_is_dropped_at_once(both: TwoWorkers) -> No
 
 async def test_failures_add_up_for_all_processes(both: TwoWorkers) -> None:
     """Each costs its seconds on top of what is left of those before; time pays for them, or a success."""
-    await both.one.note_failure({"address": 10.0, "account": 3.0})
-    await both.two.note_failure({"address": 10.0})
-    assert both.one.pace("address") == 1_000_020.0
-    assert both.two.pace("account") == 1_000_003.0
-    assert both.two.pace("another") == 0.0
+    await both.one.add_failures({"address": 10.0, "account": 3.0})
+    await both.two.add_failures({"address": 10.0})
+    assert both.one.throttled_until("address") == 1_000_020.0
+    assert both.two.throttled_until("account") == 1_000_003.0
+    assert both.two.throttled_until("another") == 0.0
     both.clock.now += 15
-    await both.one.note_failure({"address": 10.0, "account": 3.0})
-    assert both.two.pace("address") == 1_000_030.0
-    assert both.two.pace("account") == 1_000_018.0
+    await both.one.add_failures({"address": 10.0, "account": 3.0})
+    assert both.two.throttled_until("address") == 1_000_030.0
+    assert both.two.throttled_until("account") == 1_000_018.0
     both.clock.now += 15
-    assert both.two.pace("address") == 0.0
-    await both.two.note_failure({"address": 10.0, "account": 3.0})
+    assert both.two.throttled_until("address") == 0.0
+    await both.two.add_failures({"address": 10.0, "account": 3.0})
     await both.one.clear_failures(["address", "another"])
-    assert (both.two.pace("address"), both.two.pace("account")) == (0.0, 1_000_033.0)
+    assert (both.two.throttled_until("address"), both.two.throttled_until("account")) == (0.0, 1_000_033.0)
     assert not both.changed()
 
 
 async def test_failures_are_not_kept_without_end(data: Path, both: TwoWorkers) -> None:
     """What has been paid for is dropped when the next one fails."""
     for number in range(50):
-        await both.one.note_failure({f"address {number}": 1.0})
+        await both.one.add_failures({f"address {number}": 1.0})
         both.clock.now += 1
-    await both.one.note_failure({"last": 1.0})
+    await both.one.add_failures({"last": 1.0})
     db = apsw.Connection(str(data / "entrepot.db"))
     assert db.execute("SELECT key FROM login_pace").fetchall() == [("last",)]
     db.close()

@@ -43,16 +43,16 @@ async def both(data: Path) -> AsyncIterator[TwoWorkers]:
 
 async def test_the_first_account_closes_the_store_for_good(data: Path, both: TwoWorkers) -> None:
     """Every process sees it from the commit on; removing the account opens nothing, nor does a restart."""
-    assert not both.two.closed()
+    assert not both.two.has_had_account()
     await both.one.add_group(DEV, by=BY_ROOT)
-    assert not both.two.closed()
+    assert not both.two.has_had_account()
     await both.one.add_account(ALICE, AccountKind.USER, password_hash=None, by=BY_ROOT)
-    assert both.two.closed()
+    assert both.two.has_had_account()
     await both.two.remove_account(ALICE, by=BY_ROOT)
-    assert both.one.closed()
+    assert both.one.has_had_account()
     prepare_data_dir(data)
     async with open_registry(data) as registry:
-        assert registry.accounts.closed()
+        assert registry.accounts.has_had_account()
     db = apsw.Connection(str(data / "entrepot.db"))
     with pytest.raises(apsw.ConstraintError, match="stays closed"):
         db.execute("UPDATE access SET closed = 0")
@@ -61,13 +61,13 @@ async def test_the_first_account_closes_the_store_for_good(data: Path, both: Two
 
 async def test_a_store_has_a_name_of_its_own(data: Path, tmp_path: Path, both: TwoWorkers) -> None:
     """It stays the same; another store has another one."""
-    name = both.one.instance()
+    name = both.one.instance_id()
     assert len(name) == 32
     prepare_data_dir(data)
-    assert both.two.instance() == name
+    assert both.two.instance_id() == name
     prepare_data_dir(tmp_path / "another")
     async with open_accounts(tmp_path / "another") as another:
-        assert another.instance() != name
+        assert another.instance_id() != name
 
 
 async def test_an_account_is_as_it_was_made(both: TwoWorkers) -> None:
@@ -173,9 +173,9 @@ async def test_a_better_hash_is_no_change(both: TwoWorkers) -> None:
     await add_people(both.one)
     both.changed()
     version = both.one.account(BOB).version
-    await both.one.improve_hash(BOB, "$bob", "$better")
+    await both.one.replace_hash(BOB, "$bob", "$better")
     assert both.two.password_hash(BOB) == "$better"
-    await both.one.improve_hash(BOB, "$bob", "$stale")
+    await both.one.replace_hash(BOB, "$bob", "$stale")
     assert both.two.password_hash(BOB) == "$better"
     assert not both.changed()
     assert both.two.account(BOB).version == version

@@ -89,7 +89,7 @@ async def test_both_tables_are_one_list_by_time(registry: StoredRegistry, clock:
     for number in range(12):
         clock.now += number % 3 == 0
         await registry.put_manifest(APP, manifest, [Tag(f"t{number}")], by=ALICE)
-        await registry.accounts.note([AuditEntry(clock.now, "bob", "login", f"n{number}")])
+        await registry.accounts.add_audit_entries([AuditEntry(clock.now, "bob", "login", f"n{number}")])
     whole = lines(registry)
     assert len(whole) == 24
     assert [entry.at for entry in whole] == sorted((entry.at for entry in whole), reverse=True)
@@ -108,10 +108,10 @@ async def test_a_page_goes_on_where_the_one_before_ended(registry: StoredRegistr
     """Lines that are written or dropped meanwhile shift nothing."""
     for number in range(6):
         clock.now += 1
-        await registry.accounts.note([AuditEntry(clock.now, "bob", "login", f"n{number}")])
+        await registry.accounts.add_audit_entries([AuditEntry(clock.now, "bob", "login", f"n{number}")])
     first = registry.accounts.audit(AuditQuery(), 2)
     assert [entry.target for entry in first.items] == ["n5", "n4"]
-    await registry.accounts.note([AuditEntry(clock.now + 1, "bob", "login", "newer")])
+    await registry.accounts.add_audit_entries([AuditEntry(clock.now + 1, "bob", "login", "newer")])
     assert await registry.accounts.prune_audit(1_000_003.0) == 2
     second = registry.accounts.audit(AuditQuery(before=first.items[-1].id), 10)
     assert ([entry.target for entry in second.items], second.more) == (["n3", "n2"], False)
@@ -127,7 +127,7 @@ async def test_lines_are_found_by_each_of_their_fields(registry: StoredRegistry,
     clock.now += 10
     await registry.delete_tag(APP, Tag("v2"), by=BOB)
     await registry.mount_blob(WEB, manifest.layers[0].digest, APP, BOB)
-    await registry.accounts.note(
+    await registry.accounts.add_audit_entries(
         [
             AuditEntry(clock.now + 1, "eve", "pull", "team/app:v1", "denied", "192.0.2.9", count=7),
             AuditEntry(clock.now + 2, "bob", "login", "group:dev", "failed"),
@@ -161,7 +161,7 @@ async def test_old_lines_are_dropped(registry: StoredRegistry, clock: AccountsCl
     """In steps, if there are many; the history of tags stays."""
     manifest = await _image(registry, b"one")
     await registry.put_manifest(APP, manifest, [Tag("v1")], by=ALICE)
-    await registry.accounts.note([AuditEntry(float(number), "bob", "login") for number in range(12_000)])
+    await registry.accounts.add_audit_entries([AuditEntry(float(number), "bob", "login") for number in range(12_000)])
     assert await registry.accounts.prune_audit(11_000.0) == 11_000
     assert await registry.accounts.prune_audit(11_000.0) == 0
     assert len(lines(registry, action="login")) == 1000
@@ -231,7 +231,7 @@ async def test_lines_past_their_time_go_with_the_garbage(tmp_path: Path) -> None
     year = 365 * 86400.0
     old, young = AuditEntry(1.0, "alice", "login"), AuditEntry(year, "bob", "login")
     async with open_registry(tmp_path) as registry:
-        await registry.accounts.note([old, young])
+        await registry.accounts.add_audit_entries([old, young])
     async with (
         open_registry(tmp_path, collect_every=0.001, keep_audit=year / 2, clock=lambda: year + 1.0) as registry,
         asyncio.timeout(60),

@@ -13,7 +13,7 @@ import pytest
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Manifest, digest_of
 from storage.errors import ManifestUnknown
-from storage.manifest_parser import REFERENCES
+from storage.manifest_parser import MAX_REFERENCES
 from storage.metadata.sqlite.lookups import ANNOTATIONS_BYTES, PAGE_BYTES
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.names import Digest, RepositoryName, Tag
@@ -44,14 +44,14 @@ def referrer(number: int, **more: object) -> Manifest:
 
 async def test_many_references_are_few_steps(registry: StoredRegistry) -> None:
     """As many as a manifest may have: stored, let go and queued for collection in a time that others can wait."""
-    layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(REFERENCES - 1)]
+    layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(MAX_REFERENCES - 1)]
     large, small = image(layers=layers), image()
     began = time.process_time()
     await registry.put_manifest(APP, large, [Tag("large")], by=BY, sparse=True)
     await registry.delete_manifest(APP, large.digest, by=BY)
     assert time.process_time() - began < 2.0
-    queued = await registry.metadata.dropped_links(time.time() + 1, 2 * REFERENCES)
-    assert len(queued) == REFERENCES
+    queued = await registry.metadata.queued_links(time.time() + 1, 2 * MAX_REFERENCES)
+    assert len(queued) == MAX_REFERENCES
     await registry.put_manifest(APP, small, by=BY, sparse=True)
     with pytest.raises(ManifestUnknown):
         await registry.get_manifest(APP, Tag("large"))
@@ -64,7 +64,7 @@ async def test_what_others_refer_to_is_not_queued(registry: StoredRegistry) -> N
     for manifest in (both, one):
         await registry.put_manifest(APP, manifest, by=BY, sparse=True)
     await registry.delete_manifest(APP, both.digest, by=BY)
-    queued = await registry.metadata.dropped_links(time.time() + 1, 10)
+    queued = await registry.metadata.queued_links(time.time() + 1, 10)
     assert [entry.digest for entry in queued] == [layer[1]["digest"]]
 
 

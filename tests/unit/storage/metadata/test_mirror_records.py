@@ -57,51 +57,51 @@ async def test_a_check_is_remembered_with_its_time_and_outcome(
     their own."""
     records = registry.records
     digest = digest_of(b"1")
-    assert await records.check(UBUNTU, LATEST) is None
-    await records.note_check(UBUNTU, LATEST, False)
+    assert await records.last_check(UBUNTU, LATEST) is None
+    await records.save_check(UBUNTU, LATEST, False)
     clock.now = 1001.5
-    await records.note_check(UBUNTU, LATEST, True)
-    await records.note_check(UBUNTU, digest, False)
-    await records.note_check(DEBIAN, LATEST, False)
+    await records.save_check(UBUNTU, LATEST, True)
+    await records.save_check(UBUNTU, digest, False)
+    await records.save_check(DEBIAN, LATEST, False)
     async with open_registry(data) as other:
-        assert await other.records.check(UBUNTU, LATEST) == UpstreamCheck(1001.5, True)
-        assert await other.records.check(UBUNTU, digest) == UpstreamCheck(1001.5, False)
-        assert await other.records.check(UBUNTU, Tag("1")) is None
+        assert await other.records.last_check(UBUNTU, LATEST) == UpstreamCheck(1001.5, True)
+        assert await other.records.last_check(UBUNTU, digest) == UpstreamCheck(1001.5, False)
+        assert await other.records.last_check(UBUNTU, Tag("1")) is None
         await other.records.forget_checks(UBUNTU, digest)
-    assert await records.check(UBUNTU, digest) is None
-    assert await records.check(UBUNTU, LATEST) is not None
+    assert await records.last_check(UBUNTU, digest) is None
+    assert await records.last_check(UBUNTU, LATEST) is not None
     await records.forget_checks(UBUNTU)
-    assert await records.check(UBUNTU, LATEST) is None
-    assert await records.check(DEBIAN, LATEST) == UpstreamCheck(1001.5, False)
+    assert await records.last_check(UBUNTU, LATEST) is None
+    assert await records.last_check(DEBIAN, LATEST) == UpstreamCheck(1001.5, False)
 
 
 async def test_what_is_said_of_a_blob_is_said_of_no_manifest(registry: StoredRegistry) -> None:
     """The same digest may be asked about as either; both are forgotten with the repository."""
     records, digest = registry.records, digest_of(b"1")
-    await records.note_check(UBUNTU, digest, False, blob=True)
-    assert await records.check(UBUNTU, digest) is None
-    assert await records.check(UBUNTU, digest, blob=True) == UpstreamCheck(1000.0, False)
-    await records.note_check(UBUNTU, digest, True)
+    await records.save_check(UBUNTU, digest, False, blob=True)
+    assert await records.last_check(UBUNTU, digest) is None
+    assert await records.last_check(UBUNTU, digest, blob=True) == UpstreamCheck(1000.0, False)
+    await records.save_check(UBUNTU, digest, True)
     await records.forget_checks(UBUNTU, digest)
-    assert await records.check(UBUNTU, digest, blob=True) == UpstreamCheck(1000.0, False)
+    assert await records.last_check(UBUNTU, digest, blob=True) == UpstreamCheck(1000.0, False)
     await records.forget_checks(UBUNTU, digest, blob=True)
-    assert await records.check(UBUNTU, digest, blob=True) is None
-    await records.note_check(UBUNTU, digest, False, blob=True)
+    assert await records.last_check(UBUNTU, digest, blob=True) is None
+    await records.save_check(UBUNTU, digest, False, blob=True)
     await records.forget_checks(UBUNTU)
-    assert await records.check(UBUNTU, digest, blob=True) is None
+    assert await records.last_check(UBUNTU, digest, blob=True) is None
 
 
 async def test_being_asked_about_makes_no_repository_ours(registry: StoredRegistry) -> None:
     """A name is known only once something was put there, and then for ever."""
     repo = RepositoryName("team/app")
-    await registry.records.note_check(repo, LATEST, False)
-    await registry.records.note_check(repo, LATEST, True)
-    assert not await registry.known(repo)
+    await registry.records.save_check(repo, LATEST, False)
+    await registry.records.save_check(repo, LATEST, True)
+    assert not await registry.is_known_repository(repo)
     manifest = _manifest([])
     await registry.put_manifest(repo, manifest, [LATEST], by=BY, sparse=True)
-    assert await registry.known(repo)
+    assert await registry.is_known_repository(repo)
     await registry.delete_manifest(repo, manifest.digest, by=BY)
-    assert await registry.known(repo)
+    assert await registry.is_known_repository(repo)
 
 
 async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
@@ -109,7 +109,7 @@ async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
 ) -> None:
     """Of too many references that were asked for and not there, the oldest are forgotten; what was there stays."""
     records = registry.records
-    await records.note_check(UBUNTU, LATEST, True)
+    await records.save_check(UBUNTU, LATEST, True)
     db = apsw.Connection(str(data / "entrepot.db"))
     with db:
         db.executemany(
@@ -118,14 +118,14 @@ async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
         )
     for number in range(kept.PRUNE_EVERY + 1):
         clock.now += 1
-        await records.note_check(UBUNTU, Tag(f"n{number}"), False)
+        await records.save_check(UBUNTU, Tag(f"n{number}"), False)
     found = db.execute("SELECT count(*) FROM upstream_check WHERE known = 0").get
     db.close()
     assert found == kept.UNKNOWN_KEPT
-    assert await records.check(UBUNTU, Tag("t0")) is None
-    assert await records.check(UBUNTU, Tag(f"t{kept.UNKNOWN_KEPT - 1}")) is not None
-    assert await records.check(UBUNTU, Tag("n0")) is not None
-    assert await records.check(UBUNTU, LATEST) is not None
+    assert await records.last_check(UBUNTU, Tag("t0")) is None
+    assert await records.last_check(UBUNTU, Tag(f"t{kept.UNKNOWN_KEPT - 1}")) is not None
+    assert await records.last_check(UBUNTU, Tag("n0")) is not None
+    assert await records.last_check(UBUNTU, LATEST) is not None
 
 
 async def test_the_manifests_that_name_a_blob_are_found_newest_first(
@@ -153,10 +153,10 @@ async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
     """For each endpoint how often, in all processes, until nothing was heard of it for that long; what is old is not
     kept, and a clock that is set back makes it old."""
     records, digest, other = registry.records, digest_of(b"1"), digest_of(b"2")
-    await records.note_bad_senders("docker.io", digest, ["https://one", "https://two"], 60)
+    await records.save_bad_senders("docker.io", digest, ["https://one", "https://two"], 60)
     clock.now += 59
-    await records.note_bad_senders("docker.io", digest, ["https://one"], 60)
-    await records.note_bad_senders("ghcr.io", digest, ["https://three"], 60)
+    await records.save_bad_senders("docker.io", digest, ["https://one"], 60)
+    await records.save_bad_senders("ghcr.io", digest, ["https://three"], 60)
     async with open_registry(data, clock=clock) as there:
         assert await there.records.bad_senders("docker.io", digest, 60) == {
             "https://one": BadSender(2, 1059.0),
@@ -165,11 +165,11 @@ async def test_who_sent_wrong_bytes_is_remembered_for_a_while(
     assert await records.bad_senders("docker.io", other, 60) == {}
     clock.now += 2
     assert await records.bad_senders("docker.io", digest, 60) == {"https://one": BadSender(2, 1059.0)}
-    await records.note_bad_senders("docker.io", other, [], 60)
+    await records.save_bad_senders("docker.io", other, [], 60)
     clock.now -= 10
     assert await records.bad_senders("docker.io", digest, 60) == {}
     clock.now += 100
-    await records.note_bad_senders("docker.io", other, ["https://one"], 60)
+    await records.save_bad_senders("docker.io", other, ["https://one"], 60)
     db = apsw.Connection(str(data / "entrepot.db"))
     assert db.execute("SELECT digest, times FROM upstream_wrong").fetchall() == [(other, 1)]
     db.close()
@@ -181,17 +181,17 @@ async def test_a_token_is_kept_until_it_expires_or_is_refused(
     """All processes have it; a refusal of an older one leaves a newer one alone; expired ones are not kept for ever."""
     records = registry.records
     assert await records.token("docker.io pull ubuntu") is None
-    await records.keep_token("docker.io pull ubuntu", "old", 1300.0)
-    await records.keep_token("docker.io pull ubuntu", "new", 1400.0)
-    await records.drop_token("docker.io pull ubuntu", "old")
+    await records.save_token("docker.io pull ubuntu", "old", 1300.0)
+    await records.save_token("docker.io pull ubuntu", "new", 1400.0)
+    await records.delete_token("docker.io pull ubuntu", "old")
     async with open_registry(data, clock=clock) as other:
         assert await other.records.token("docker.io pull ubuntu") == ("new", 1400.0)
-    await records.keep_token("docker.io pull debian", "refused", 1400.0)
-    await records.drop_token("docker.io pull debian", "refused")
+    await records.save_token("docker.io pull debian", "refused", 1400.0)
+    await records.delete_token("docker.io pull debian", "refused")
     assert await records.token("docker.io pull debian") is None
     clock.now = 1400.0
     assert await records.token("docker.io pull ubuntu") is None
-    await records.keep_token("ghcr.io", "another", 2000.0)
+    await records.save_token("ghcr.io", "another", 2000.0)
     db = apsw.Connection(str(data / "entrepot.db"))
     assert db.execute("SELECT key FROM upstream_token").fetchall() == [("ghcr.io",)]
     db.close()
@@ -201,10 +201,10 @@ async def test_an_allowance_is_the_newest_that_was_noted(registry: StoredRegistr
     """Whichever process notes it; what is unknown stays unknown."""
     records = registry.records
     assert await records.allowance("docker.io") is None
-    await records.note_allowance("docker.io", Allowance(10.0, 99, 100))
-    await records.note_allowance("docker.io", Allowance(12.0, 97, 100, until=60.0))
-    await records.note_allowance("docker.io", Allowance(11.0, 98, 100))
-    await records.note_allowance("ghcr.io", Allowance(5.0))
+    await records.save_allowance("docker.io", Allowance(10.0, 99, 100))
+    await records.save_allowance("docker.io", Allowance(12.0, 97, 100, until=60.0))
+    await records.save_allowance("docker.io", Allowance(11.0, 98, 100))
+    await records.save_allowance("ghcr.io", Allowance(5.0))
     async with open_registry(data) as other:
         assert await other.records.allowance("docker.io") == Allowance(12.0, 97, 100, 60.0)
         assert await other.records.allowance("ghcr.io") == Allowance(5.0)
@@ -214,10 +214,10 @@ async def test_a_wish_to_be_left_alone_outlasts_other_news(registry: StoredRegis
     """A process that did not hear of it says what is left, or that the wish ends earlier: the later end stays, from
     whichever process and in whichever order."""
     async with open_registry(data) as other:
-        await registry.records.note_allowance("docker.io", Allowance(12.0, 5, 100, until=72.0))
-        await other.records.note_allowance("docker.io", Allowance(13.0, 4, 100))
+        await registry.records.save_allowance("docker.io", Allowance(12.0, 5, 100, until=72.0))
+        await other.records.save_allowance("docker.io", Allowance(13.0, 4, 100))
         assert await other.records.allowance("docker.io") == Allowance(13.0, 4, 100, 72.0)
-        await other.records.note_allowance("docker.io", Allowance(11.0, 9, 100, until=90.0))
+        await other.records.save_allowance("docker.io", Allowance(11.0, 9, 100, until=90.0))
         assert await registry.records.allowance("docker.io") == Allowance(13.0, 4, 100, 90.0)
 
 
@@ -229,19 +229,19 @@ async def test_a_repository_is_confirmed_for_its_own_bytes(registry: StoredRegis
     partial.write_at(0, b"layer")
     await partial.commit(UBUNTU)
     partial.close()
-    assert await records.confirmed(UBUNTU, digest)
+    assert await records.is_confirmed(UBUNTU, digest)
     await records.confirm(DEBIAN, digest)
-    assert not await records.confirmed(DEBIAN, digest)
+    assert not await records.is_confirmed(DEBIAN, digest)
     await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
-    assert not await records.confirmed(DEBIAN, digest)
+    assert not await records.is_confirmed(DEBIAN, digest)
     await records.confirm(DEBIAN, digest)
     async with open_registry(data) as other:
-        assert await other.records.confirmed(DEBIAN, digest)
+        assert await other.records.is_confirmed(DEBIAN, digest)
     await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
-    assert await records.confirmed(DEBIAN, digest)
+    assert await records.is_confirmed(DEBIAN, digest)
     await registry.delete_blob(DEBIAN, digest, by=BY)
     await registry.mount_blob(DEBIAN, digest, UBUNTU, BY)
-    assert not await records.confirmed(DEBIAN, digest)
+    assert not await records.is_confirmed(DEBIAN, digest)
 
 
 async def test_of_many_large_manifests_few_are_read(registry: StoredRegistry, data: Path) -> None:

@@ -95,7 +95,7 @@ async def test_an_admin_may_do_everything(accounts: Accounts, policy: Policy) ->
     seen = policy.principal(root)
     assert seen.admin
     assert seen.may(EVERY_ACTION, "private.example/team/app")
-    assert seen.listed.everything
+    assert seen.listed.has_every_name
     assert not policy.principal(replace(root, access={"team/app": PULL})).admin
     assert not policy.principal(replace(root, limits=(limit("**", "*"),))).admin
 
@@ -174,7 +174,7 @@ async def test_a_limit_does_not_open_a_private_upstream(accounts: Accounts, poli
     seen = policy.principal(replace(alice, limits=(limit("private.example/**", "pull"),)))
     assert not seen.may(PULL, "private.example/team/app")
     assert RepositoryName("private.example/team/app") not in seen.listed
-    assert seen.listed.first_from("") is None
+    assert seen.listed.seek("") is None
 
 
 async def test_a_tokens_access_only_takes_away(accounts: Accounts, policy: Policy) -> None:

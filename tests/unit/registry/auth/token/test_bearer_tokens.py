@@ -76,7 +76,7 @@ async def test_form(worker: AuthWorker) -> None:
         {"type": "repository", "name": "team/app", "actions": ["pull", "push"]},
         {"type": "registry", "name": "catalog", "actions": ["*"]},
     ]
-    assert (claims["iss"], claims["aud"], claims["sub"]) == (worker.accounts.instance(), "entrepot", "alice")
+    assert (claims["iss"], claims["aud"], claims["sub"]) == (worker.accounts.instance_id(), "entrepot", "alice")
     assert claims["exp"] - claims["iat"] == 300
     assert claims["nbf"] == claims["iat"] == int(worker.clock())
     assert parts(await token(worker))[1]["jti"] != claims["jti"]

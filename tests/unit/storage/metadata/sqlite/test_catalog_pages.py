@@ -85,7 +85,7 @@ def test_a_page_has_a_price(store: Counting) -> None:
         found += page.items
         if not page.more:
             break
-        after = page.place or page.items[-1]
+        after = page.next_after or page.items[-1]
         assert not places or after > places[-1]
         places.append(after)
     assert found == [name for name in NAMES if "/app07" in name]

@@ -63,7 +63,7 @@ async def index(registry: Registry, repo: RepositoryName, *children: Manifest, t
 
 def test_nothing(holdings: Inventory) -> None:
     """An upstream of which nothing is here has zeros."""
-    assert holdings.below("docker.io") == ContentTotals(0, 0, 0, 0, 0)
+    assert holdings.totals_below("docker.io") == ContentTotals(0, 0, 0, 0, 0)
 
 
 async def test_counts_below_a_name(registry: Registry, holdings: Inventory) -> None:
@@ -72,7 +72,7 @@ async def test_counts_below_a_name(registry: Registry, holdings: Inventory) -> N
     await image(registry, DEBIAN, "1", size=50, shared=b"shared")
     for other in ("docker.io", "docker.io0/a", "docker.ioo/a", "docker-io/a", "team/app"):
         await image(registry, RepositoryName(other), "1", size=30)
-    assert holdings.below("docker.io") == ContentTotals(2, 2, 3, 4, 100 + 50 + len(b"shared") + len(b"{}"))
+    assert holdings.totals_below("docker.io") == ContentTotals(2, 2, 3, 4, 100 + 50 + len(b"shared") + len(b"{}"))
     assert holdings.tags_below("docker.io") == [(DEBIAN, "1"), (UBUNTU, "1"), (UBUNTU, "2")]
 
 
@@ -80,14 +80,14 @@ async def test_a_tag_takes_its_manifest_along(registry: Registry, holdings: Inve
     """With the last tag goes the manifest; its own layers are freed, those that others have are not."""
     old = await image(registry, UBUNTU, "old", size=100, shared=b"shared")
     await image(registry, UBUNTU, "new", size=50, shared=b"shared")
-    going = holdings.removal(UBUNTU, Tag("old"))
+    going = holdings.plan_removal(UBUNTU, Tag("old"))
     assert (going.tags, going.manifests, going.size) == (("old",), (old.digest,), 100)
 
 
 async def test_a_tag_of_two(registry: Registry, holdings: Inventory) -> None:
     """While another tag is at the manifest, only the tag goes."""
     await image(registry, UBUNTU, "1", "2", size=100)
-    going = holdings.removal(UBUNTU, Tag("1"))
+    going = holdings.plan_removal(UBUNTU, Tag("1"))
     assert (going.tags, going.manifests, going.size) == (("1",), (), 0)
 
 
@@ -95,7 +95,7 @@ async def test_a_tag_at_the_child_of_an_index(registry: Registry, holdings: Inve
     """A manifest that an index lists stays when its tag goes."""
     child = await image(registry, UBUNTU, "amd64", size=100)
     await index(registry, UBUNTU, child, tag="1")
-    assert holdings.removal(UBUNTU, Tag("amd64")).manifests == ()
+    assert holdings.plan_removal(UBUNTU, Tag("amd64")).manifests == ()
 
 
 async def test_an_index_takes_its_children_along(registry: Registry, holdings: Inventory) -> None:
@@ -105,7 +105,7 @@ async def test_an_index_takes_its_children_along(registry: Registry, holdings: I
     shared = await image(registry, UBUNTU, size=30)
     first = await index(registry, UBUNTU, own, tagged, shared, tag="1")
     await index(registry, UBUNTU, shared, tag="2")
-    going = holdings.removal(UBUNTU, Tag("1"))
+    going = holdings.plan_removal(UBUNTU, Tag("1"))
     assert set(going.manifests) == {first.digest, own.digest}
     assert going.size == 100
 
@@ -117,13 +117,13 @@ async def test_a_referrer_goes_with_its_subject(registry: Registry, holdings: In
     signature = await put(
         registry, UBUNTU, OCI_MANIFEST, subject=about, config=await blob(registry, UBUNTU, b"sig"), layers=[]
     )
-    assert holdings.removal(UBUNTU, Tag("1")).manifests == (subject.digest, signature.digest)
+    assert holdings.plan_removal(UBUNTU, Tag("1")).manifests == (subject.digest, signature.digest)
 
 
 async def test_a_digest_takes_its_tags_along(registry: Registry, holdings: Inventory) -> None:
     """With a manifest go all tags at it."""
     there = await image(registry, UBUNTU, "1", "2", size=100)
-    going = holdings.removal(UBUNTU, there.digest)
+    going = holdings.plan_removal(UBUNTU, there.digest)
     assert (going.tags, going.manifests) == (("1", "2"), (there.digest,))
     assert going.size == 100 + len(b"{}")
 
@@ -133,7 +133,7 @@ async def test_a_whole_repository(registry: Registry, holdings: Inventory) -> No
     first = await image(registry, UBUNTU, "1", size=100, shared=b"shared")
     second = await image(registry, UBUNTU, size=50)
     await image(registry, DEBIAN, "1", size=30, shared=b"shared")
-    going = holdings.removal_of_all(UBUNTU)
+    going = holdings.plan_removal_of_all(UBUNTU)
     assert set(going.manifests) == {first.digest, second.digest}
     assert (going.tags, going.size) == (("1",), 150)
 
@@ -141,10 +141,10 @@ async def test_a_whole_repository(registry: Registry, holdings: Inventory) -> No
 async def test_what_is_not_there(registry: Registry, holdings: Inventory) -> None:
     """A repository, tag or digest that is not here is said to be unknown."""
     with pytest.raises(NameUnknown):
-        holdings.removal(UBUNTU, Tag("1"))
+        holdings.plan_removal(UBUNTU, Tag("1"))
     with pytest.raises(NameUnknown):
-        holdings.removal_of_all(UBUNTU)
+        holdings.plan_removal_of_all(UBUNTU)
     await image(registry, UBUNTU, "1", size=100)
     for reference in (Tag("2"), Digest(f"sha256:{'0' * 64}")):
         with pytest.raises(ManifestUnknown):
-            holdings.removal(UBUNTU, reference)
+            holdings.plan_removal(UBUNTU, reference)
