@@ -129,7 +129,7 @@ class Grantee:
         kind, colon, name = text.partition(":")
         if kind not in set(GranteeKind) or bool(colon) == (kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED)):
             raise AccountInvalid(
-                f"{shown(text)} is nobody: write user:NAME, robot:NAME, group:NAME, everyone or authenticated"
+                f"{shown(text)} cannot get a grant: write user:NAME, robot:NAME, group:NAME, everyone or authenticated"
             )
         return cls(GranteeKind(kind), AccountName(name) if colon else "")
 

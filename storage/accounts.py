@@ -95,8 +95,8 @@ class Accounts(Protocol):
         ...
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """Makes the account an admin, or takes that from it. With `keep_admin`, raises LastAdmin if no enabled admin
-        would be left."""
+        """Sets whether the account is an admin. With `keep_admin`, raises LastAdmin if no enabled admin would be
+        left."""
         ...
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
@@ -150,7 +150,7 @@ class Accounts(Protocol):
         `group:dev team/**`. `after` is such a text."""
         ...
 
-    def granted(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
+    def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
         """Returns the grants of all `subjects` together: maps each set of actions to the patterns for which one of the
         subjects has a grant with exactly these actions. Takes a microsecond per grant."""
         ...
@@ -225,8 +225,8 @@ class Accounts(Protocol):
     # Audit log
 
     async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Writes lines about logins and denied requests, which no change of the store accompanies. They may be lost in
-        a power cut."""
+        """Writes lines about logins and denied requests. (Lines about changes of the store are written with the
+        change.) The lines may be lost in a power cut."""
         ...
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:

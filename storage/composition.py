@@ -226,12 +226,12 @@ async def open_accounts(
 def _open_database(disk: Disk, clock: Callable[[], float], *, may_open_read_only: bool = False) -> SqliteDatabase:
     """Opens the database for changes. If the disk has no space for that, opens it read-only with `may_open_read_only`,
     and raises StorageFull without it."""
-    parts = disk.layout, disk.system, clock, disk.reserve
+    arguments = disk.layout, disk.system, clock, disk.reserve
     try:
-        return SqliteDatabase(*parts)
+        return SqliteDatabase(*arguments)
     except apsw.FullError:
         if may_open_read_only:
-            return SqliteDatabase(*parts, immutable=ImmutableDatabase(disk.layout))
+            return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))
         raise StorageFull(NO_ROOM) from None
 
 

@@ -26,7 +26,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 """Media types of indexes, which list other manifests."""
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
-"""Media types of all other manifests."""
+"""Media types of manifests that are not indexes."""
 
 CHECK_CACHE_BYTES: Final = 8 * 1024
 """Largest manifest, in bytes, that `Manifest.parse` caches after checking it. The cache helps because clients push the
@@ -37,8 +37,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Media type, digest and size in bytes of a blob or manifest (OCI image spec, "Content Descriptors"). `verified`:
-    True if the content is stored here and has this digest and size; False if digest and size are only the statement of
-    an upstream registry."""
+    True if the content is stored here and has this digest and size; False if an upstream registry stated them and the
+    content was not checked."""
 
     media_type: str
     digest: Digest
@@ -49,7 +49,7 @@ class Descriptor:
     verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        """Returns the descriptor as a JSON object, in the form of an entry of an index."""
+        """Returns the descriptor as a JSON object (a dict), in the form of an entry of an index."""
         document: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
@@ -59,11 +59,11 @@ class Descriptor:
             document["platform"] = dict(self.platform)
         return document
 
-    def json(self) -> bytes:
-        """Returns the JSON object of `as_json` as encoded text. `StoredAnnotations` are copied without parsing."""
+    def as_json_text(self) -> bytes:
+        """Returns the JSON object of `as_json` as text in UTF-8. Copies `StoredAnnotations` without parsing them."""
         if not isinstance(self.annotations, StoredAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
-        return b'%b,"annotations":%b}' % (replace(self, annotations=None).json()[:-1], self.annotations.json)
+        return b'%b,"annotations":%b}' % (replace(self, annotations=None).as_json_text()[:-1], self.annotations.json)
 
 
 class StoredAnnotations(Mapping[str, str]):
@@ -246,14 +246,14 @@ class Manifest:
     def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
         """Checks the bytes of a manifest and returns it. `media_type`: the Content-Type without parameters; if None or
         empty, the type that the body states counts. `expected`: the digest that the body must have; None: any. Raises
-        ManifestInvalid, DigestInvalid (the body has another digest)."""
+        ManifestInvalid, DigestInvalid (the body has another digest). Does not check that the blobs exist."""
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
         return (_check_cached if len(body) <= CHECK_CACHE_BYTES else _check)(body, media_type, digest)
 
     @cached_property
-    def _parts(self) -> manifest_parser.Parts:
+    def _parts(self) -> manifest_parser.ManifestParts:
         """Parsed content. Raises ManifestInvalid for a manifest that an earlier version stored and that exceeds the
         limits of this version. The bytes of such a manifest are still served."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), index=self.media_type in INDEXES)
@@ -327,7 +327,7 @@ class Manifest:
         return self._parts.annotations
 
     @staticmethod
-    def _describe(part: manifest_parser.Part | None) -> Descriptor | None:
+    def _describe(part: manifest_parser.DescriptorFields | None) -> Descriptor | None:
         if part is None:
             return None
         return Descriptor(
@@ -340,7 +340,7 @@ class Manifest:
         )
 
     @classmethod
-    def _describe_all(cls, parts: Sequence[manifest_parser.Part]) -> tuple[Descriptor, ...]:
+    def _describe_all(cls, parts: Sequence[manifest_parser.DescriptorFields]) -> tuple[Descriptor, ...]:
         return tuple(d for d in map(cls._describe, parts) if d is not None)
 
 

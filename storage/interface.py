@@ -41,10 +41,10 @@ class BlobReader(Protocol):
     """Whether the blob is still being downloaded, so that a reader may have to wait for bytes."""
 
     async def ready(self, offset: int, /) -> int:
-        """Waits until the byte at `offset` can be read from `file`, and returns the end of the readable bytes from
-        there: the offset of the first byte that is missing, at most the end of `span`. `offset` lies inside `span`.
-        The last byte of an incomplete blob becomes readable only after its digest was checked. Raises the same errors
-        as iterating. A cancellation leaves nothing behind."""
+        """Waits until the byte at `offset`, which lies inside `span`, can be read from `file`. Returns the offset of
+        the first byte after it that cannot be read yet, at most the end of `span`. The last byte of an incomplete blob
+        can be read only after the digest was checked. Raises the same errors as iterating. A cancellation leaves
+        nothing behind."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -163,8 +163,9 @@ class Writer(Protocol):
         condition: Condition | None = None,
     ) -> Descriptor:
         """Stores a manifest, points `tags` at it, both in one transaction, and returns its descriptor. Raises
-        ManifestBlobUnknown if the repository lacks a blob or child manifest that it refers to, unless `sparse` is set.
-        Raises PreconditionFailed if `condition` does not hold for the first of `tags`."""
+        ManifestBlobUnknown if the repository lacks a blob or child manifest that the manifest refers to, unless
+        `sparse` is set; a mirror sets it, because it fetches these later. Raises PreconditionFailed if `condition` does
+        not hold for the first of `tags`."""
         ...
 
 

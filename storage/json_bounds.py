@@ -19,7 +19,7 @@ _VALUE_MARKS: Final = b"[{,"
 
 
 class OutOfBounds(ValueError):
-    """A document exceeds a limit. The text names the limit and continues a sentence about the document."""
+    """A document exceeds a limit. The text of the error says which one, such as "it holds more than 60000 values"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
     if len(body) <= UNCHECKED_BYTES:
         return
     values = escapes = start = 0
-    in_string = False
+    in_string = False  # whether the current slice begins inside a string
     while start < len(body):
         stop = _slice_end(body, start)
         part = body[start:stop]
@@ -53,7 +53,7 @@ def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
         if b"\\" in part:
             escapes += part.count(b"\\")
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
-        pieces = part.split(b'"')
+        pieces = part.split(b'"')  # alternately outside and inside of strings
         outside = b"".join(pieces[1::2] if in_string else pieces[::2])
         in_string ^= len(pieces) % 2 == 0
         values += len(outside) - len(outside.translate(None, _VALUE_MARKS))

@@ -24,8 +24,8 @@ MAX_TYPE_LENGTH = 255
 """Characters that a media type or artifact type in a pushed manifest may have: 127, a '/', and 127 (RFC 6838, 4.2)."""
 
 
-class Part(TypedDict):
-    """The JSON of a descriptor in a manifest, after it was checked."""
+class DescriptorFields(TypedDict):
+    """The fields of a descriptor in a manifest, with their names in JSON. They have been checked."""
 
     mediaType: str
     digest: str
@@ -35,18 +35,18 @@ class Part(TypedDict):
     platform: NotRequired[dict[str, object]]
 
 
-_FIELDS: Final = frozenset(Part.__annotations__)
+_FIELD_NAMES: Final = frozenset(DescriptorFields.__annotations__)
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ManifestParts:
     """The parts of a manifest or index that the registry uses. `layers` is empty for an index, `manifests` for all
     other manifests."""
 
-    config: Part | None
-    layers: tuple[Part, ...]
-    manifests: tuple[Part, ...]
-    subject: Part | None
+    config: DescriptorFields | None
+    layers: tuple[DescriptorFields, ...]
+    manifests: tuple[DescriptorFields, ...]
+    subject: DescriptorFields | None
     artifact_type: str | None
     annotations: Mapping[str, str]
 
@@ -83,6 +83,7 @@ _SLICE_CHARACTERS: Final = 64 * 1024
 
 
 def _is_too_deep(document: object) -> bool:
+    """Returns whether objects and arrays are nested more than `MAX_DEPTH` levels deep."""
     level, depth = [document], 0
     while level:
         depth += 1
@@ -93,7 +94,7 @@ def _is_too_deep(document: object) -> bool:
     return False
 
 
-def _texts_in(document: object) -> Iterator[str]:
+def _strings_in(document: object) -> Iterator[str]:
     """Yields all strings in the document, including the names of members."""
     pending = [document]
     while pending:
@@ -111,7 +112,7 @@ def _has_lone_surrogate(document: object) -> bool:
     """Returns whether a string contains a lone surrogate. A JSON escape can produce one, but it cannot be encoded as
     UTF-8 for the database."""
     try:
-        for text in _texts_in(document):
+        for text in _strings_in(document):
             if not text.isascii():
                 text.encode("utf-8")
     except UnicodeEncodeError:
@@ -176,7 +177,7 @@ def _optional_string(value: object, where: str) -> str | None:
     return value or None
 
 
-def check_pushed(parts: Parts) -> None:
+def check_pushed(parts: ManifestParts) -> None:
     """Checks the limits on pushed manifests. They do not apply to manifests that are stored already, because earlier
     versions accepted more. Raises ManifestInvalid."""
     count = len(parts.layers) + len(parts.manifests)
@@ -191,14 +192,18 @@ def check_pushed(parts: Parts) -> None:
             _check_lengths(part, where)
 
 
-def _check_lengths(part: Part, where: str) -> None:
+def _check_lengths(part: DescriptorFields, where: str) -> None:
+    """Raises ManifestInvalid if a type in the descriptor is too long."""
     _check_length(part["mediaType"], f"a mediaType in {where}")
     _check_length(part.get("artifactType"), f"an artifactType in {where}")
 
 
-def _check_length(kind: str | None, what: str) -> None:
-    if kind is not None and len(kind) > MAX_TYPE_LENGTH:
-        raise ManifestInvalid(f"{what} has {len(kind)} characters; at most {MAX_TYPE_LENGTH} are taken (RFC 6838)")
+def _check_length(media_type: str | None, what: str) -> None:
+    """Raises ManifestInvalid if `media_type` is too long. `what`: its name in the error text."""
+    if media_type is not None and len(media_type) > MAX_TYPE_LENGTH:
+        raise ManifestInvalid(
+            f"{what} has {len(media_type)} characters; at most {MAX_TYPE_LENGTH} are taken (RFC 6838)"
+        )
 
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
@@ -219,7 +224,7 @@ def _quoted_slices(text: str) -> Iterator[bytes]:
     yield b'"'
 
 
-def _read_part(value: object, where: str) -> Part:
+def _read_part(value: object, where: str) -> DescriptorFields:
     """Checks a descriptor and returns its known fields. Raises ManifestInvalid."""
     if not isinstance(value, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
@@ -236,12 +241,12 @@ def _read_part(value: object, where: str) -> Part:
     _optional_string(value.get("artifactType"), f"{where}.artifactType")
     if not isinstance(value.get("platform") or {}, dict):
         raise ManifestInvalid(f"{where}.platform is not an object")
-    if not value.keys() <= _FIELDS:  # drops other members to save memory
-        value = {name: value[name] for name in _FIELDS if name in value}
-    return cast("Part", value)
+    if not value.keys() <= _FIELD_NAMES:  # drops other members to save memory
+        value = {name: value[name] for name in _FIELD_NAMES if name in value}
+    return cast("DescriptorFields", value)
 
 
-def _read_part_list(document: dict[str, object], name: str) -> tuple[Part, ...]:
+def _read_part_list(document: dict[str, object], name: str) -> tuple[DescriptorFields, ...]:
     """Returns the checked descriptors in the list `name` of the document. Raises ManifestInvalid."""
     values = document.get(name)
     if values is None:
@@ -251,7 +256,7 @@ def _read_part_list(document: dict[str, object], name: str) -> tuple[Part, ...]:
     return tuple(_read_part(value, f"{name}[{index}]") for index, value in enumerate(values))
 
 
-def read_parts(document: dict[str, object], *, index: bool) -> Parts:
+def read_parts(document: dict[str, object], *, index: bool) -> ManifestParts:
     """Checks the structure of a manifest and each descriptor in it, and returns its parts. `index`: whether its media
     type is that of an index. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
@@ -267,7 +272,7 @@ def read_parts(document: dict[str, object], *, index: bool) -> Parts:
         raise ManifestInvalid("the manifest has no config")
     if index and "manifests" not in document:
         raise ManifestInvalid("the index has no manifests")
-    return Parts(
+    return ManifestParts(
         config=None if config is None else _read_part(config, "config"),
         layers=_read_part_list(document, "blobs" if artifact else "layers"),
         manifests=_read_part_list(document, "manifests"),

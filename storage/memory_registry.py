@@ -44,7 +44,8 @@ S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Returns the page of the sorted items. Python sorts by code points, which is also the order of the UTF-8 bytes."""
+    """Returns the page of `items` that sort after `after`. Sorting strings by code points gives the byte order of their
+    UTF-8 form, which the interface demands."""
     following = [item for item in sorted(items) if after is None or item > after]
     return Page(following[:limit], len(following) > limit)
 

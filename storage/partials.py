@@ -95,9 +95,9 @@ class Partial(Protocol):
         self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None, /
     ) -> Descriptor:
         """Checks the digest, stores the bytes durably as a blob of `repo`, wakes all readers that `wait`, and returns
-        the blob's descriptor. For the owner, when no bytes are missing. Raises DigestInvalid if the digest is wrong,
-        here and in every `wait`; all bytes are then deleted, and `on_corrupt` is called before any error is raised.
-        Raises PartialLost, StorageFull, StorageFailed. A cancelled commit has either happened completely or not at
+        the blob's descriptor. For the owner, when no bytes are missing. If the digest is wrong, it first awaits
+        `on_corrupt`, then deletes all bytes, and then raises DigestInvalid, as every `wait` does from then on. Also
+        raises PartialLost, StorageFull, StorageFailed. A cancelled commit has either happened completely or not at
         all."""
         ...
 

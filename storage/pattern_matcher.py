@@ -46,15 +46,12 @@ class _Steps(dict[str, tuple[int, int]]):
         super().__init__()
         self._letters = letters[::-1].encode("ascii")  # reversed, since bit 0 is the last digit of a number
         self._loops = loops[::-1].encode("ascii")
-        self.segment_loops = self._loop("12")
-        self.any_loops = self._loop("2")
-
-    def _loop(self, kinds: str) -> int:
-        return _number(self._loops, kinds)
+        self._all_stars = _number(self._loops, "12")
+        self._double_stars = _number(self._loops, "2")
 
     def __missing__(self, letter: str) -> tuple[int, int]:
         advancing = _number(self._letters, letter) if letter in _NAME_CHARACTERS else 0
-        step = advancing, self.any_loops if letter == "/" else self.segment_loops
+        step = advancing, self._double_stars if letter == "/" else self._all_stars  # a single star matches no slash
         if letter in _NAME_CHARACTERS:
             self[letter] = step
         return step
@@ -133,7 +130,7 @@ class _Automaton:
             if not positions:
                 break
         else:
-            return text  # some position is reached, and from every position a match can follow
+            return text  # after all of `text`, some position is left, and every position can lead to a match
         while passed:
             index = prefix_length + len(passed) - 1
             letter = self._next_letter(passed.pop(), text[index])
@@ -154,6 +151,7 @@ class _Automaton:
         return ""
 
     def _build_later_steps(self) -> dict[str, int]:
+        """Fills `_later_steps` and returns it."""
         positions = 0
         for letter in reversed(_NAME_CHARACTERS):
             self._later_steps[letter] = positions
@@ -219,9 +217,10 @@ class Matcher:
         return False
 
     def seek(self, text: str) -> str | None:
-        """Returns a position at or after `text`, in byte order, such that no matching name sorts between `text` and the
-        position. Returns None if no matching name sorts after `text`. The position is `text` itself if a name that
-        begins with `text` may match; otherwise it need not be a name."""
+        """Returns a position from which a scan for matching names may continue, for a scan in byte order that has come
+        to `text`. The position is a text that sorts at or after `text`, and no matching name sorts between the two. It
+        is `text` itself if a name that begins with `text` may match; otherwise it need not be a name. Returns None if
+        no matching name sorts at or after `text`."""
         index = bisect_left(self._starts, text)
         position = self._starts[index] if index < len(self._starts) else None
         for length in self._lengths:
@@ -236,6 +235,7 @@ class Matcher:
 
 
 def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:
+    """Returns the automaton that matches any of `rests`."""
     return _OneSegment() if all(rest == "*" for rest in rests) else _Automaton(rests)
 
 

@@ -142,10 +142,10 @@ class NameSet:
         return self._unguarded.match_cost + (0 if self._limits is None else self._limits.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """Returns a position at or after `text`, in byte order, from which a scan for names of the set may start: no
-        name of the set sorts between `text` and the position. Returns None if no name of the set sorts after `text`.
-
-        The position is a text, but not always the beginning of a name. It may lie before the next name of the set.
+        """Returns the position from which a scan for names of the set may continue, for a scan in byte order that has
+        come to `text`. The position is a text that sorts at or after `text`, and no name of the set sorts between the
+        two. It need not be a name, and may sort before the next name of the set. Returns None if no name of the set
+        sorts at or after `text`.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
             found = self._seek_patterns(text)
@@ -158,9 +158,8 @@ class NameSet:
         return text
 
     def _seek_patterns(self, text: str) -> str | None:
-        """Does what `seek` does, but ignores the limits. All names below one guarded segment are neighbours in byte
-        order. This method seeks in the run of names below a guarded segment with the patterns for that segment, and
-        elsewhere with all patterns."""
+        """Does what `seek` does, but ignores the limits. In byte order, all names below one guarded segment follow each
+        other. Among them the method seeks with the patterns for that segment, and elsewhere with all patterns."""
         while True:
             segment, slash, _ = text.partition("/")
             is_guarded = bool(slash) and segment in self.guarded
@@ -204,6 +203,7 @@ class NameSet:
 
     @cached_property
     def _guarded_matchers(self) -> dict[str, SharedMatcher]:
+        """The matchers that `_below` has built so far, by segment."""
         return {}
 
     def _below(self, segment: str) -> Matcher:

@@ -29,10 +29,12 @@ class VersionedCache(Generic[V]):
         self._entries: dict[Hashable, tuple[V, int]] = {}
         """Value and size of each key."""
         self._asked: set[int] = set()
+        """Hashes of the keys that were requested last."""
         self._asked_before: set[int] = set()
+        """Hashes of the keys that were requested before those in `_asked`."""
 
     def get(self, key: Hashable) -> V | None:
-        """Returns the value of `key`, or None if it is not cached or the data has changed since."""
+        """Returns the value of `key`, or None if no value is cached for the current version of the data."""
         version = self.version()
         if version != self.last_version:
             self._clear(version)
@@ -69,5 +71,6 @@ class VersionedCache(Generic[V]):
         self._free_bytes -= size
 
     def _clear(self, version: object) -> None:
+        """Drops all values, because the data has the new version `version`."""
         self._entries.clear()
         self.last_version, self._free_bytes = version, self._capacity

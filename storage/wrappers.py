@@ -20,14 +20,14 @@ from storage.patterns import ALL_NAMES, NameSet
 
 T = TypeVar("T")
 NO_REPOSITORY: Final = str.__new__(RepositoryName)
-"""`Call.repo` of the one operation that has no repository, `repositories`: an empty text."""
+"""An empty name: the `Call.repo` of a call of `repositories`, the one method that takes no repository."""
 _NO_OPTIONS: Final[dict[str, Any]] = {}
 _OPERATIONS: Final = frozenset(
     name for part in (Reader, Writer, Deleter, Lister) for name in vars(part) if not name.startswith("_")
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
-"""Operations whose first argument is the start of a page: it names no digest, tag or upload."""
+"""Operations that act on no digest, tag or upload; their first argument is the start of a page."""
 
 
 class Call(Generic[T]):
@@ -53,7 +53,7 @@ class Call(Generic[T]):
         self.args = args
         self.options = options
 
-    def on(self, registry: Registry) -> Coroutine[Any, Any, T]:
+    def invoke_on(self, registry: Registry) -> Coroutine[Any, Any, T]:
         """Calls the method on `registry` and returns the coroutine, which the caller awaits. A call may be made more
         than once, also on several registries."""
         method: Callable[..., Coroutine[Any, Any, T]] = getattr(registry, self.operation)
@@ -82,8 +82,8 @@ class Forward(Protocol):
 
 
 class RefusingRegistry(Registry):
-    """A registry that raises Unsupported for every call. A subclass overrides `handle`, which gets all calls, or single
-    methods of the registry."""
+    """A registry that raises Unsupported for every call. A subclass overrides `handle`, to which all methods pass their
+    calls, or overrides single methods."""
 
     async def handle(self, call: Call[T]) -> T:
         """Makes the call and returns its result. This implementation raises Unsupported."""

@@ -99,7 +99,7 @@ def _index(referrers: Sequence[Descriptor], most: int) -> tuple[bytes, int]:
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:
-        part = referrer.json()
+        part = referrer.as_json_text()
         size += len(part) + 1
         if parts and size > most:
             break

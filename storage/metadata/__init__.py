@@ -1,0 +1,1 @@
+"""The metadata store: its interface, and the implementation with SQLite."""

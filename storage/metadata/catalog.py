@@ -35,10 +35,10 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
-    """An upload session. `algorithm`: of the digest that is computed as the bytes arrive. `offset`, `state` and `boot`
-    are the last checkpoint of its progress: the number of bytes, the state of the digest after these bytes (None if it
-    was not saved), and the id of the machine's boot in which they were written. `owner`: name of the actor that may
-    resume the session, or `NOBODY`."""
+    """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `offset`,
+    `state` and `boot` are the last checkpoint of its progress: the number of bytes, the state of the digest after these
+    bytes (None if it was not saved), and the id of the machine's boot in which they were written. `owner`: name of the
+    actor that may resume the session, or `NOBODY`."""
 
     id: UploadID
     repository: RepositoryName
@@ -153,19 +153,19 @@ class Metadata(Protocol):
         ...
 
     async def unlinked_blobs(self, limit: int) -> list[Digest]:
-        """Returns at most `limit` digests of blobs that have a row but no link."""
+        """Returns at most `limit` digests from the queue of blobs that have lost their last link."""
         ...
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
-        """Deletes a link if no manifest of its repository refers to the blob and the link was last used before `before`
-        (seconds since 1970). Returns whether it deleted the link. Otherwise takes the entry out of the queue, or puts
-        it back for a later time."""
+        """Deletes the link of an entry if no manifest of its repository refers to the blob and the blob was last used
+        before `before` (seconds since 1970). Returns whether it deleted the link. If it did not, the entry leaves the
+        queue, or stays in it for a later round if the blob was used since."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Deletes the row of a blob that has no link, and returns its place. Returns None and does nothing if the blob
-        has a link again. The caller must hold the lock of the digest, and must remove the bytes at the place
-        afterwards."""
+        """Takes the digest out of the queue of `unlinked_blobs`. If the blob still has no link, deletes its row and
+        returns its place; otherwise returns None. The caller must hold the lock of the digest, and must remove the
+        bytes at the place afterwards."""
         ...
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:

@@ -22,8 +22,8 @@ from storage.upkeep.collector import Collector
 from storage.upstream_records import UpstreamRecords
 
 TOUCH_INTERVAL_SECONDS = 60.0
-"""How often the time at which clients asked for a blob is saved at most. The interval saves writes when many clients
-ask for the same blob. It is shortened to half of the garbage collector's grace time if that is less."""
+"""Shortest interval at which the time of the last request for a blob is saved. It saves writes when many clients ask
+for the same blob. If half of the garbage collector's grace time is shorter, that is the interval."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class StoredUpload:
         await self._session.close()
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
-        # Until the row was deleted, another request could resume the session and store bytes. Deletes these, too.
+        # Until the row was deleted, another request could resume the session. Deletes the bytes that it stored.
         await self._blobs.discard_upload(self.id)
 
     async def aclose(self) -> None:
@@ -164,8 +164,9 @@ async def resume(
     check: Callable[[int], None],
 ) -> StoredUpload:
     """Takes the session from its present owner and returns it, ready to be continued. Both checks get the number of
-    bytes and refuse the request by raising an error. `check_early` runs before the present owner loses the session.
-    `check` runs afterwards, when the number of usable bytes is known. Raises BlobUploadUnknown."""
+    bytes of the session and refuse the request by raising an error. `check_early` (None: no check) runs before the
+    present owner loses the session. `check` runs afterwards, when the number of usable bytes is known. Raises
+    BlobUploadUnknown."""
     claimed = await blobs.take_over(upload, check_early)
     try:
         # The row is read after the session was taken, because its owner could still save progress or end it before.

@@ -26,7 +26,7 @@ BATCH_SIZE = 500
 IDLE_ON_FULL_DISK = 60.0
 """Seconds after which an idle partial blob is deleted while the disk is full."""
 MIN_STRAY_AGE = 60.0
-"""Seconds for which a file without a row is kept at least, because a push stores the file before the row."""
+"""Shortest time in seconds for which a file without a row is kept, because a push stores the file before the row."""
 SHARDS_PER_ROUND = 16
 """Shards of the blob store that are listed in one round."""
 log = logging.getLogger("storage.collect")
@@ -34,8 +34,8 @@ log = logging.getLogger("storage.collect")
 
 @dataclass(slots=True)
 class CollectionReport:
-    """How many links, blobs, upload sessions, partial blobs and strays one round removed. False if it removed
-    nothing."""
+    """How many links, blobs, upload sessions, partial blobs and strays one round removed. As a condition, a report is
+    false if the round removed nothing."""
 
     links: int = 0
     blobs: int = 0
@@ -78,8 +78,8 @@ class Collector:
 
     async def collect(self) -> CollectionReport:
         """Runs one round, and returns what it removed. If a step fails because the disk is full, the other steps still
-        run, and StorageFull is raised at the end. Raises StorageFailed at once. What was removed before an error or a
-        cancellation stays removed."""
+        run, and StorageFull is raised at the end. A StorageFailed ends the round at once. What was removed before an
+        error or a cancellation stays removed."""
         report = CollectionReport()
         failure: StorageFull | None = None
         for step in (
@@ -105,9 +105,11 @@ class Collector:
         return report
 
     async def _empty_trash(self, _report: CollectionReport) -> None:
+        """Frees the space of bytes that were removed."""
         await self._blobs.reclaim_space()
 
     async def _expire_partials(self, report: CollectionReport) -> None:
+        """Removes partial blobs without recent progress."""
         idle_seconds = min(self._expire, IDLE_ON_FULL_DISK) if self._is_full() else self._expire
         report.partials += await self._partials.expire(self._clock() - idle_seconds)
 
@@ -134,8 +136,8 @@ class Collector:
                 report.links += await self._metadata.drop_link(entry, before)
 
     async def _remove_blobs(self, report: CollectionReport) -> None:
-        """Removes blobs without a link: first the row, then the bytes. They need no grace time, because a push of the
-        same digest waits for the lock and then stores the bytes again."""
+        """Removes blobs without a link: first the row, then the bytes under the key that the row names (`place`). They
+        need no grace time, because a push of the same digest waits for the lock and then stores the bytes again."""
         while digests := await self._metadata.unlinked_blobs(BATCH_SIZE):
             for digest in digests:
                 async with self._locks.hold(digest):
@@ -158,7 +160,8 @@ class Collector:
                 report.strays += await self._remove_stray(digest, old[digest])
 
     async def _remove_stray(self, digest: Digest, place: str) -> bool:
-        """Removes the file at `place` in the blob store, unless it has got a row meanwhile. Returns whether it did."""
+        """Removes the file that the blob store has under the key `place`, unless the digest has got a row meanwhile.
+        Returns whether it removed the file."""
         async with self._locks.hold(digest):
             if digest in await self._metadata.known_blobs([digest]):
                 return False

@@ -44,6 +44,6 @@ class DiskSpaceMonitor:
             return
         self._logged_problem = problem
         if problem is None:
-            log.warning("the disk of the data directory %s has space again; the registry stores content again", root)
+            log.warning("the disk of the data directory %s has space again: pushes work again", root)
         else:
             log.warning("%s (data directory %s)", problem, root)

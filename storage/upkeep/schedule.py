@@ -1,4 +1,4 @@
-"""Runs upkeep (garbage collection) at an interval, in one process at a time."""
+"""Runs upkeep (garbage collection, pruning of the audit log) at an interval, in one process at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from storage.errors import RegistryError
 from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0
-"""Longest time from the start to the first round, because a server that restarts often must collect, too."""
+"""Longest time from the start to the first round. It is short, so that a server that is often restarted collects,
+too."""
 URGENT_SECONDS: Final = 30.0
 """Longest time between two rounds while upkeep is urgent (the disk is full)."""
 CHECK_SECONDS: Final = 1.0
-"""Time between two checks whether upkeep has become urgent."""
+"""Seconds between two calls of `is_urgent`."""
 UPKEEP_SLOT: Final = "upkeep"
 """Name under which all processes compete for the one slot to do upkeep."""
 log = logging.getLogger("storage")
@@ -24,9 +25,10 @@ log = logging.getLogger("storage")
 async def run_rounds(
     work: Callable[[], Awaitable[None]], leases: Leases, every: float, is_urgent: Callable[[], bool]
 ) -> None:
-    """Calls `work` every `every` seconds until the task is cancelled. While `is_urgent` returns True, it calls `work`
-    more often. Every process calls this function. In each round, only the process that gets the slot does the work; if
-    that process has died, another one gets the slot. A `RegistryError` of `work` is logged and ends only the round."""
+    """Calls `work` at the interval `every` (seconds) until the task is cancelled. As long as `is_urgent` returns True,
+    the interval is at most `URGENT_SECONDS`. Every process runs this function, but only the process that holds the slot
+    `UPKEEP_SLOT` calls `work`. When a process dies, its slot becomes free. A `RegistryError` of `work` is logged, and
+    the rounds continue."""
     await _wait_until_due(min(every, FIRST_ROUND_SECONDS), 0.0, is_urgent)
     while True:
         try:
@@ -34,7 +36,7 @@ async def run_rounds(
                 if has_slot:
                     await work()
         except RegistryError as error:
-            log.warning("a collection was broken off: %s", error, exc_info=error.__cause__)
+            log.warning("a collection was broken off: %s; it is tried again later", error, exc_info=error.__cause__)
         await _wait_until_due(every, URGENT_SECONDS, is_urgent)
 
 

@@ -182,7 +182,7 @@ class Policy:
             self._granted, self._granted_at, self._kept = {}, epoch, 0
         found = self._granted.get(grantee)
         if found is None:
-            patterns = self.accounts.granted([grantee])
+            patterns = self.accounts.patterns_by_actions([grantee])
             names = {actions: NameSet(these, self._guarded) for actions, these in patterns.items()}
             found = self._granted[grantee] = GranteeGrants(names, sum(map(len, patterns.values())))
             self._kept += found.size + 1

@@ -178,7 +178,7 @@ class SqliteAccounts:
     def grant_page(self, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
         return grant_table.page(self._db, subjects, after, limit)
 
-    def granted(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
+    def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
         return grant_table.granted(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
