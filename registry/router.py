@@ -221,7 +221,7 @@ class Router(RefusingRegistry):
         async with aclosing(await source.registry.open_blob(source.repo, digest)) as reader:
             start, stop = reader.span
             if start < stop:
-                await reader.ready(stop - 1)
+                await reader.readable_until(stop - 1)
         await self._mount(digest, source.repo, repo, by)
 
     async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:

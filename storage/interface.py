@@ -40,7 +40,7 @@ class BlobReader(Protocol):
     is_incomplete: bool
     """Whether the blob is still being downloaded, so that a reader may have to wait for bytes."""
 
-    async def ready(self, offset: int, /) -> int:
+    async def readable_until(self, offset: int, /) -> int:
         """Waits until the byte at `offset`, which lies inside `span`, can be read from `file`. Returns the offset of
         the first byte after it that cannot be read yet, at most the end of `span`. The last byte of an incomplete blob
         can be read only after the digest was checked. Raises the same errors as iterating. A cancellation leaves

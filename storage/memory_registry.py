@@ -107,7 +107,7 @@ class MemoryBlobReader:
         self.is_incomplete = False
         self._data = data
 
-    async def ready(self, _offset: int, /) -> int:
+    async def readable_until(self, _offset: int, /) -> int:
         """Returns the end of the span, because all bytes are in memory."""
         return self.span[1]
 

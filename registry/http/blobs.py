@@ -168,7 +168,7 @@ async def _body_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         at, stop = reader.span
         while at < stop:
-            reach = await watch.cancel_on_disconnect(reader.ready(at))
+            reach = await watch.cancel_on_disconnect(reader.readable_until(at))
             yield FilePart(file, at, reach - at)
             at = reach
     else:

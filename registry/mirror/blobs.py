@@ -145,7 +145,7 @@ class FillReader:
         for pull in self._pulls:
             pull.enter()
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         """Waits until the byte at `at` is available and returns where the available bytes end. Raises what ended the
         fill: UpstreamUnavailable, DigestInvalid, StorageFull and others."""
         if self._checked:
@@ -160,7 +160,7 @@ class FillReader:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         at, stop = self.span
         while at < stop:
-            reached = await self.ready(at)
+            reached = await self.readable_until(at)
             while at < reached:
                 chunk = await self._read(at, min(READ_CHUNK, reached - at))
                 at += len(chunk)

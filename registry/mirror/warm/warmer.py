@@ -200,7 +200,7 @@ class Warmer:
         try:
             at, stop = reader.span
             while at < stop:
-                at = await reader.ready(at)
+                at = await reader.readable_until(at)
                 self._observer.on_bytes(digest, at)
         finally:
             await reader.aclose()

@@ -31,7 +31,7 @@ class FileBlobReader:
         self.span = span
         self.file: OpenFile | None = OpenFile(fd)
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         """Returns the end of the span: all of the blob is here."""
         return self.span[1]
 
@@ -70,7 +70,7 @@ class SmallBlobReader:
         self.descriptor = descriptor
         self.span = span
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         """Returns the end of the span: all of the blob is here."""
         return self.span[1]
 

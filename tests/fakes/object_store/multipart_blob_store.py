@@ -43,7 +43,7 @@ class ObjectReader:
         self._disk = disk
         self._stream = stream
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

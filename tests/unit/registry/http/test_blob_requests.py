@@ -216,7 +216,7 @@ class EndlessReader:
         self.read = 0
         self.closed = False
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

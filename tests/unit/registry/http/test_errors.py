@@ -70,7 +70,7 @@ class BrokenReader:
         self.error = error
         self.closed = False
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         raise self.error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -90,13 +90,13 @@ class GrowingReader:
         self.is_incomplete = blob.here < SIZE
         self._blob = blob
 
-    async def ready(self, at: int) -> int:
+    async def readable_until(self, at: int) -> int:
         return min(await self._blob.reach(at), self.span[1])
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         at, stop = self.span
         while at < stop:
-            reach = await self.ready(at)
+            reach = await self.readable_until(at)
             yield os.pread(self._blob.fd, reach - at, at)
             at = reach
 

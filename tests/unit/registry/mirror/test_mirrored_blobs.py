@@ -126,7 +126,7 @@ async def test_headers_do_not_wait_for_the_body(site: MirrorStore, worker: Mirro
     assert reader.file is not None
     at = 0
     while at < MIB:
-        at = await reader.ready(at)
+        at = await reader.readable_until(at)
     assert at == MIB
     gate.set()
     assert await read(reader) == BIG
@@ -138,10 +138,10 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorStore, worker: Mir
     gate = site.far.faults.gates[len(BIG) - 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     tail = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST, Span(-1))
-    waiting = asyncio.create_task(tail.ready(len(BIG) - 1))
+    waiting = asyncio.create_task(tail.readable_until(len(BIG) - 1))
     at = 0
     while at < 12 * MIB:
-        at = await reader.ready(at)
+        at = await reader.readable_until(at)
         assert at < len(BIG)
     assert not waiting.done()
     gate.set()
@@ -441,8 +441,8 @@ async def test_a_stop_keeps_what_came(site: MirrorStore) -> None:
         reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
         at = 0
         while at < MIB:
-            at = await reader.ready(at)
-        waiting = asyncio.create_task(reader.ready(at))
+            at = await reader.readable_until(at)
+        waiting = asyncio.create_task(reader.readable_until(at))
         await worker.mirror.aclose()
         with pytest.raises(UpstreamUnavailable):
             await waiting

@@ -207,7 +207,7 @@ async def test_what_somebody_waits_for_goes_first(site: MirrorStore, worker: Mir
     assert len(await first) == 10
     async with asyncio.timeout(60):
         reader = await worker.mirror.open_blob(repo, other.layers[0].digest)
-        assert await reader.ready(0) > 0
+        assert await reader.readable_until(0) > 0
     await reader.aclose()
     gate.set()
     await stored(worker, digest_of(layers[9]))

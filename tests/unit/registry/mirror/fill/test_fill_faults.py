@@ -220,7 +220,7 @@ async def test_who_is_told_of_wrong_bytes_can_ask_again(site: MirrorStore, worke
 
         async def ask_again() -> bytes:
             with pytest.raises(DigestInvalid):
-                await readers[follows].ready(len(SMALL) - 1)
+                await readers[follows].readable_until(len(SMALL) - 1)
             site.far.faults.corrupt = set()
             return await read_blob((worker, other)[follows].mirror, MIRRORED_REPO, digest_of(SMALL))
 
@@ -287,9 +287,9 @@ async def test_another_worker_takes_over(site: MirrorStore) -> None:
             first = await goes.open_blob(MIRRORED_REPO, DIGEST)
             at = 0
             while at < 5 * MIB:
-                at = await first.ready(at)
+                at = await first.readable_until(at)
             second = await stays.mirror.open_blob(MIRRORED_REPO, DIGEST)
-            assert await second.ready(0) >= 5 * MIB
+            assert await second.readable_until(0) >= 5 * MIB
             reading = asyncio.create_task(read(second))
             await goes.aclose()
             await first.aclose()
