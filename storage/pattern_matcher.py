@@ -6,8 +6,9 @@ text without a slash and `**` matches any text.
 A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one look-up in a dict. Older
 stores also hold patterns with a star before the end. All such patterns that begin with the same prefix form one
 nondeterministic automaton, which reads the name character by character. Each position in a pattern is one bit of a
-large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992). A
-match takes about a nanosecond times the characters of the name times the characters of the patterns, divided by 30.
+large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992).
+The time for a match, in nanoseconds, is about the length of the name times the total length of the patterns, divided by
+30, both in characters.
 
 In the code, the *rest* of a pattern is its text from the first star on.
 """

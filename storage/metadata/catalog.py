@@ -16,7 +16,7 @@ from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
-NOBODY = ""
+ANY_ACTOR = ""
 """`UploadRow.owner` of a session that every actor may resume."""
 
 
@@ -38,7 +38,7 @@ class UploadRow:
     """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `offset`,
     `state` and `boot` are the last checkpoint of its progress: the number of bytes, the state of the digest after these
     bytes (None if it was not saved), and the id of the machine's boot in which they were written. `owner`: name of the
-    actor that may resume the session, or `NOBODY`."""
+    actor that may resume the session, or `ANY_ACTOR`."""
 
     id: UploadID
     repository: RepositoryName
@@ -51,8 +51,8 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue: a link that no manifest may need any more. `repository`: number of the
-    repository. `digest`: digest of the blob."""
+    """An entry of the garbage collector's queue: a link that perhaps no manifest needs any more. `repository`: row id of
+    the repository. `digest`: digest of the blob."""
 
     repository: int
     digest: Digest

@@ -12,7 +12,7 @@ from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, P
 from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
 from storage.interface import BlobReader
 from storage.leases import DigestLocks, Leases
-from storage.metadata.catalog import NOBODY, BlobRow, Metadata, UploadRow
+from storage.metadata.catalog import ANY_ACTOR, BlobRow, Metadata, UploadRow
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
@@ -118,7 +118,7 @@ class StoredRegistry:
     async def start_upload(
         self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
     ) -> StoredUpload:
-        owner = by.name if by else NOBODY
+        owner = by.name if by else ANY_ACTOR
         upload = UploadID.random()
         await self.metadata.start_upload(upload, repo, as_algorithm(algorithm), self.blobs.boot, owner)
         session = self.blobs.start_upload(upload, algorithm)
@@ -147,7 +147,7 @@ class StoredRegistry:
     async def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
         """Returns the row of an upload session that `by` may resume. Raises BlobUploadUnknown."""
         row = await self.metadata.upload(repo, upload)
-        if by is not None and row.owner not in (NOBODY, by.name):
+        if by is not None and row.owner not in (ANY_ACTOR, by.name):
             raise BlobUploadUnknown
         return row
 
