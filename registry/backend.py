@@ -86,7 +86,7 @@ async def open_backend(
             stored.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.private],
-            is_confirmed=stored.records.confirmed,
+            is_confirmed=stored.records.is_confirmed,
         )
         # A read-only registry can store nothing, and would keep the lease from the one that replaces it.
         if serving and mirrors and not stored.is_read_only:

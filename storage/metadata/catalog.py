@@ -51,8 +51,8 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue: a link that perhaps no manifest needs any more. `repository`: row id of
-    the repository. `digest`: digest of the blob."""
+    """An entry of the garbage collector's queue: a link that perhaps no manifest needs any more. `repository`: row id
+    of the repository. `digest`: digest of the blob."""
 
     repository: int
     digest: Digest
