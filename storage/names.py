@@ -15,7 +15,7 @@ from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInv
 DEFAULT_TAG = "latest"
 """Tag of a reference that people type without a tag."""
 MAX_NAME_LENGTH = 255
-"""Longest repository name, in characters: many clients limit the host, a slash and the name to as many together."""
+"""Longest repository name, in characters. Many clients have this limit for a host, a slash and a name together."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -27,8 +27,7 @@ ALGORITHMS = ("sha256", "sha512")
 
 
 def shown(text: str, max_chars: int = 80) -> str:
-    """Returns `text` in the form that error messages show: quoted, with escapes, and cut after `max_chars`
-    characters."""
+    """Returns `text` as an error message shows it: in quotes, with escapes, and cut after `max_chars` characters."""
     return repr(text if len(text) <= max_chars else text[:max_chars] + "…")
 
 
