@@ -23,7 +23,7 @@ _ONE = _ACCOUNT + " WHERE a.name = ?"
 _PAGE = _ACCOUNT + " WHERE (?1 IS NULL OR a.kind = ?1) AND a.name > ?2 ORDER BY a.name LIMIT ?3"
 
 
-def known_name(text: str) -> AccountName:
+def name_from_database(text: str) -> AccountName:
     """Returns a name from the database without checking it again."""
     return str.__new__(AccountName, text)
 
@@ -31,13 +31,13 @@ def known_name(text: str) -> AccountName:
 def _account(row: tuple[Any, ...]) -> Account:
     name, kind, enabled, admin, version, created, note, has_password, groups = row
     return Account(
-        known_name(name),
+        name_from_database(name),
         AccountKind(kind),
         bool(enabled),
         bool(admin),
         version,
         created,
-        tuple(map(known_name, json.loads(groups))),
+        tuple(map(name_from_database, json.loads(groups))),
         note,
         bool(has_password),
     )
@@ -57,7 +57,7 @@ def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
 
 def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
     rows = db.execute(_PAGE, (kind, after or "", limit + 1))
-    return page_of(rows, _account, lambda account: len(account.groups), limit)
+    return limited_page(rows, _account, lambda account: len(account.groups), limit)
 
 
 def check_free(db: apsw.Connection, name: AccountName) -> None:
@@ -90,7 +90,7 @@ def add(
     db.execute(
         "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
         "VALUES (?, ?, ?, 1, ?, ?, ?, ?)",
-        (name, kind, password, int(admin), raise_epoch(db), now, note),
+        (name, kind, password, int(admin), increment_epoch(db), now, note),
     )
     close_registry(db)
     record(db, by, now, "account.add", name, {"kind": kind, "admin": admin})
@@ -127,7 +127,7 @@ def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, adm
 
 def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
     """Changes a column and the version, which becomes the epoch, so that no earlier account of the name had it."""
-    db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, raise_epoch(db), name))
+    db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, increment_epoch(db), name))
 
 
 def _check_not_last_admin(db: apsw.Connection, name: AccountName) -> None:
@@ -150,16 +150,16 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
         db.execute(sql, (name,))
         gone[what] = db.changes()
     db.execute("DELETE FROM account WHERE name = ?", (name,))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "account.remove", name, counted(**gone))
 
 
-READ_EPOCH = "SELECT epoch, closed FROM access"
-READ_CLOSED = "SELECT closed FROM access"
-READ_INSTANCE = "SELECT instance FROM access"
+SELECT_EPOCH_AND_CLOSED = "SELECT epoch, closed FROM access"
+SELECT_CLOSED = "SELECT closed FROM access"
+SELECT_INSTANCE = "SELECT instance FROM access"
 
 
-def raise_epoch(db: apsw.Connection) -> int:
+def increment_epoch(db: apsw.Connection) -> int:
     """Increments the epoch and returns it."""
     epoch: int = db.execute("UPDATE access SET epoch = epoch + 1 RETURNING epoch").get
     return epoch
@@ -176,7 +176,7 @@ T = TypeVar("T")
 Row = Sequence[Any]
 
 
-def page_of(
+def limited_page(
     rows: Iterable[Any], entry_of: Callable[[Any], T], parts_of: Callable[[T], int], limit: int, most: int = PARTS
 ) -> Page[T]:
     """Returns at most `limit` entries of `rows`, of which there may be one more. The page ends earlier, after at least

@@ -9,9 +9,9 @@ import apsw
 
 from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, ApiToken, TokenLimit
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import account, known_name, page_of, raise_epoch
+from storage.metadata.sqlite.access.account_table import account, increment_epoch, limited_page, name_from_database
 from storage.metadata.sqlite.access.audit_table import record
-from storage.metadata.sqlite.access.grant_table import known_pattern
+from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
 MOST_TOKENS = 500
 """Most personal API tokens of an account, so that nobody can fill the disk with them."""
@@ -29,12 +29,14 @@ def _token(row: tuple[Any, ...]) -> ApiToken:
     token_id, owner, purpose, note, created, expires, limits, used, _ = row
     return ApiToken(
         token_id,
-        known_name(owner),
+        name_from_database(owner),
         purpose,
         note,
         created,
         expires,
-        None if limits is None else tuple(TokenLimit(known_pattern(p), Action(a)) for p, a in json.loads(limits)),
+        None
+        if limits is None
+        else tuple(TokenLimit(pattern_from_database(p), Action(a)) for p, a in json.loads(limits)),
         used,
     )
 
@@ -49,7 +51,7 @@ def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, byt
 def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
     values = (after or "", now, limit + 1)
     found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ONE, (*values, owner))
-    return page_of(found, _token, lambda token: len(token.limits or ()), limit, LIMITS_OF_A_PAGE)
+    return limited_page(found, _token, lambda token: len(token.limits or ()), limit, LIMITS_OF_A_PAGE)
 
 
 def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash: bytes) -> None:
@@ -85,7 +87,7 @@ def revoke(db: apsw.Connection, by: Actor, now: float, token_id: str) -> None:
     revoked, _ = token(db, now, token_id)
     _prune(db, now)
     db.execute("DELETE FROM api_token WHERE id = ?", (token_id,))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "token.revoke", revoked.account, _detail(revoked))
 
 

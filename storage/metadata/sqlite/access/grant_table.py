@@ -10,7 +10,7 @@ import apsw
 
 from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grant, Grantee, GranteeKind
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import kind_of, raise_epoch
+from storage.metadata.sqlite.access.account_table import increment_epoch, kind_of
 from storage.metadata.sqlite.access.audit_table import record
 from storage.patterns import NamePattern
 
@@ -34,7 +34,7 @@ MOST_WILD = 64 * 1024
 """Most characters after the first star, over those patterns of a subject that are not simple prefixes."""
 
 
-def known_pattern(text: str) -> NamePattern:
+def pattern_from_database(text: str) -> NamePattern:
     """Returns a pattern from the database without checking it again."""
     return str.__new__(NamePattern, text)
 
@@ -53,7 +53,7 @@ def granted(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, fr
     for subject in subjects:
         rows: list[Any] = db.execute(_FEW, (subject.kind, subject.name)).fetchall()
         for actions, pattern in rows:
-            found[actions].append(known_pattern(pattern))
+            found[actions].append(pattern_from_database(pattern))
     return {Action(actions): frozenset(patterns) for actions, patterns in found.items()}
 
 
@@ -84,7 +84,7 @@ def _page(rows: list[Any], limit: int) -> Page[Grant]:
 
 def _grant(row: Any) -> Grant:
     kind, name, pattern, actions = row
-    return Grant(Grantee(GranteeKind(kind), name), known_pattern(pattern), Action(actions))
+    return Grant(Grantee(GranteeKind(kind), name), pattern_from_database(pattern), Action(actions))
 
 
 def _parts(key: str) -> tuple[str, str, str]:
@@ -107,7 +107,7 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
         (subject.kind, subject.name, grant.pattern, int(grant.actions)),
     )
     if db.changes():
-        raise_epoch(db)
+        increment_epoch(db)
         detail = {"pattern": grant.pattern, "actions": grant.actions.words}
         record(db, by, now, "grant.put", str(subject), detail)
 
@@ -151,5 +151,5 @@ def remove(db: apsw.Connection, by: Actor, now: float, subject: Grantee, pattern
     )
     if db.changes() == 0:
         raise AccountUnknown(f"{subject} was granted nothing for {pattern}")
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "grant.remove", str(subject), {"pattern": pattern})

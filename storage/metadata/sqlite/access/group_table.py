@@ -10,7 +10,13 @@ import apsw
 
 from storage.access import AccountInvalid, AccountName, AccountUnknown
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import check_free, kind_of, known_name, page_of, raise_epoch
+from storage.metadata.sqlite.access.account_table import (
+    check_free,
+    increment_epoch,
+    kind_of,
+    limited_page,
+    name_from_database,
+)
 from storage.metadata.sqlite.access.audit_table import counted, record
 
 MOST_MEMBERS = 10_000
@@ -27,12 +33,12 @@ Group = tuple[AccountName, tuple[str, ...]]
 
 def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
     rows = db.execute(_PAGE, (after or "", limit + 1))
-    return page_of(rows, _group, lambda group: len(group[1]), limit)
+    return limited_page(rows, _group, lambda group: len(group[1]), limit)
 
 
 def _group(row: tuple[Any, ...]) -> Group:
     name, members = row
-    return known_name(name), tuple(json.loads(members))
+    return name_from_database(name), tuple(json.loads(members))
 
 
 def group(db: apsw.Connection, name: AccountName) -> Group:
@@ -49,7 +55,7 @@ def known(db: apsw.Connection, names: Iterable[str]) -> set[str]:
 
 def groups_of(db: apsw.Connection, member: str) -> tuple[AccountName, ...]:
     rows: list[Any] = db.execute("SELECT name FROM group_member WHERE member = ? ORDER BY name", (member,)).fetchall()
-    return tuple(known_name(name) for (name,) in rows)
+    return tuple(name_from_database(name) for (name,) in rows)
 
 
 def _check_group(db: apsw.Connection, name: AccountName) -> None:
@@ -60,7 +66,7 @@ def _check_group(db: apsw.Connection, name: AccountName) -> None:
 def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
     check_free(db, name)
     db.execute("INSERT INTO account_group (name, created) VALUES (?, ?)", (name, now))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "group.add", name)
 
 
@@ -71,7 +77,7 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> Non
     db.execute("DELETE FROM access_grant WHERE kind = 'group' AND name = ?", (name,))
     grants = db.changes()
     db.execute("DELETE FROM account_group WHERE name = ?", (name,))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "group.remove", name, counted(members=members, grants=grants))
 
 
@@ -82,7 +88,7 @@ def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, m
     _check_room(db, group, member)
     db.execute("INSERT INTO group_member (name, member) VALUES (?, ?) ON CONFLICT DO NOTHING", (group, member))
     if db.changes():
-        raise_epoch(db)
+        increment_epoch(db)
         record(db, by, now, "member.add", group, {"member": member})
 
 
@@ -103,5 +109,5 @@ def remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName
     db.execute("DELETE FROM group_member WHERE name = ? AND member = ?", (group, member))
     if db.changes() == 0:
         raise AccountUnknown(f"{member} is not in the group {group}")
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "member.remove", group, {"member": member})

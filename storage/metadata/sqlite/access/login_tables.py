@@ -9,7 +9,7 @@ import apsw
 
 from storage.access import SigningKey
 from storage.content import Actor
-from storage.metadata.sqlite.access.account_table import raise_epoch
+from storage.metadata.sqlite.access.account_table import increment_epoch
 from storage.metadata.sqlite.access.audit_table import record
 
 _KEYS = """
@@ -28,7 +28,7 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make: Callable[[], Si
             return key
     made = make()
     _add(db, made)
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "key.make", made.id)
     return made
 
@@ -38,7 +38,7 @@ def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep
     db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep,))
     db.execute("DELETE FROM signing_key WHERE until <= ?", (now,))
     _add(db, key)
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "key.rotate", key.id, {"keep": keep})
 
 

@@ -30,9 +30,9 @@ from storage.metadata.sqlite.access import (
     group_table,
     login_tables,
 )
+from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.patterns import NamePattern
 
 PRUNED_AT_ONCE = 5000
@@ -48,7 +48,7 @@ class SqliteAccounts:
     def __init__(
         self,
         db: apsw.Connection,
-        writer: WriterThread | ImmutableDatabase,
+        writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
         version: Callable[[], object],
         scans: ScanThread | ImmutableScans,
@@ -70,7 +70,7 @@ class SqliteAccounts:
     ) -> UncancellableFuture[T]:
         """Makes a change that removes rights or locks an account. It may use the whole reserve of a full disk."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.RELIEF)
+        return self._writer.run(lambda db: change(db, by, now, *what, **more), reserve_use=ReserveUse.RELIEF)
 
     def _add(
         self,
@@ -81,7 +81,7 @@ class SqliteAccounts:
     ) -> UncancellableFuture[T]:
         """Makes a change that adds something. It may use half of the reserve."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.SMALL)
+        return self._writer.run(lambda db: change(db, by, now, *what, **more), reserve_use=ReserveUse.SMALL)
 
     def epoch(self) -> int:
         self._read()
@@ -96,12 +96,12 @@ class SqliteAccounts:
         if version == self._read_at:
             return
         if not self._writer.has_same_rights(self._read_at, version):
-            number, closed = self._db.execute(account_table.READ_EPOCH).get
+            number, closed = self._db.execute(account_table.SELECT_EPOCH_AND_CLOSED).get
             self._epoch, self._closed = number, bool(closed)
         self._read_at = version
 
     def instance(self) -> str:
-        name: str = self._db.execute(account_table.READ_INSTANCE).get
+        name: str = self._db.execute(account_table.SELECT_INSTANCE).get
         return name
 
     # Accounts
@@ -226,11 +226,13 @@ class SqliteAccounts:
     async def note_failure(self, keys: Mapping[str, float]) -> None:
         now = self._clock()
         await self._writer.run(
-            lambda db: login_tables.note_failure(db, now, keys), durable=False, need=ReserveUse.SMALL
+            lambda db: login_tables.note_failure(db, now, keys), durable=False, reserve_use=ReserveUse.SMALL
         )
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
-        await self._writer.run(lambda db: login_tables.clear_failures(db, keys), durable=False, need=ReserveUse.SMALL)
+        await self._writer.run(
+            lambda db: login_tables.clear_failures(db, keys), durable=False, reserve_use=ReserveUse.SMALL
+        )
 
     # Audit
 
@@ -247,7 +249,7 @@ class SqliteAccounts:
         dropped = 0
         while True:
             step = await self._writer.run(
-                lambda db: audit_table.prune(db, before, PRUNED_AT_ONCE), durable=False, need=ReserveUse.RELIEF
+                lambda db: audit_table.prune(db, before, PRUNED_AT_ONCE), durable=False, reserve_use=ReserveUse.RELIEF
             )
             dropped += step
             if step < PRUNED_AT_ONCE:
