@@ -1,8 +1,8 @@
 """The data version: a value that changes with every commit to the database, by any connection of any process.
 
-A worker compares it before it answers a request. Response caches, cached lookups and the cached epoch (the number that
-every change of rights increments) are valid for one version only. So a worker notices what another worker committed,
-such as a revoked right, with its next request.
+A worker reads the version before it answers a request. Cached responses, cached lookups and the cached epoch (a number
+that every change of rights increments) are valid for one version only. So a worker notices what another worker
+committed, such as a revoked right, with its next request.
 
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.

@@ -76,8 +76,8 @@ class SqliteAccounts:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that takes rights away or replaces a secret. On a full disk it may use all of the reserve: disk
-        space that was allocated in advance."""
+        """Makes a change that takes rights away or replaces a secret. On a full disk it may use all of the reserve,
+        which is disk space that was allocated in advance."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.RELIEF)
 
@@ -94,7 +94,7 @@ class SqliteAccounts:
 
     def epoch(self) -> int:
         """Returns the epoch after the last commit of any process. Reads the database only if the data version has
-        changed, and not if that was a commit of this process that changed no rights."""
+        changed for another reason than one commit of this process that changed no rights."""
         self._refresh_epoch()
         return self._epoch
 
