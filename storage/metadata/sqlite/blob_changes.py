@@ -25,7 +25,7 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Most repositories with a blob that are searched for one from which the client may mount the blob."""
+"""Most repositories that are searched for one from which the client may mount a blob."""
 WHOLE_STORE = 0
 """Repository id in the collect queue for a blob without any link."""
 _BLOB_IN_REPOSITORY = """
@@ -44,10 +44,10 @@ SELECT m.digest FROM manifest_blob p JOIN manifest m ON m.id = p.manifest
 
 def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> int:
     """Returns the repository's row id; inserts the repository if it is missing."""
-    number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
-    if number is None:
-        number = db.execute("INSERT INTO repository (name, created) VALUES (?, ?) RETURNING id", (repo, now)).get
-    return int(number)
+    row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
+    if row_id is None:
+        row_id = db.execute("INSERT INTO repository (name, created) VALUES (?, ?) RETURNING id", (repo, now)).get
+    return int(row_id)
 
 
 def is_referenced(db: apsw.Connection, repository: int, digest: Digest) -> bool:

@@ -1,12 +1,13 @@
 """The thread of a process that commits all its changes of metadata, in batches (`CommitThread`). Here a pushed tag, a
-manifest or a blob's row becomes durable: `CommitThread.run` returns after the commit's fsync.
+manifest or a blob's row becomes durable: the future of `CommitThread.run` is set after the commit's fsync.
 
 SQLite lets one connection write at a time. With SQLite's busy timeout alone, one of several writing processes can
 starve for seconds. So each transaction holds an exclusive `flock`, for which the processes queue. Changes that arrive
 while another transaction runs share the next transaction and its fsync.
 
 SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. Checkpoints run
-in this thread and hold the same lock, so that no commit has to wait for a checkpoint it did not expect.
+in this thread with the same lock, after the results of a batch are delivered, so that nobody waits for a checkpoint as
+part of a commit.
 
 The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, checkpoints and changes
 that free space or take rights away use it; changes that store content are refused.
@@ -111,9 +112,8 @@ class CommitThread:
         committed.
 
         `durable`: the commit must survive a power cut. `reserve_use`: how the change may use the reserve on a full
-        disk. The future raises what `change` raises, and the change is then rolled back; StorageFull, StorageFailed.
-        If the task that awaits the future is cancelled, the change is still made; the cancellation takes effect
-        afterwards."""
+        disk. The future raises what `change` raises, StorageFull or StorageFailed; the change is then rolled back. If
+        the task that awaits the future is cancelled, the change is still made, and the task ends afterwards."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
         return future
@@ -146,11 +146,11 @@ class CommitThread:
                         self._commit_with_room(db, batch)
                 except BaseException as error:
                     # The lock failed, or the error is unexpected. The thread continues, because no other can write.
-                    log.warning("%d changes of the metadata failed and were rolled back", len(batch), exc_info=error)
+                    log.warning("a transaction with changes of the metadata failed", exc_info=error)
                     self._roll_back(db)
                     for pending in batch:
                         pending.fail(error)
-                # After the commit, since the event loop then competes with this thread for the interpreter's lock.
+                # Only now, because the event loop then runs and competes with this thread for the interpreter's lock.
                 for pending in batch:
                     pending.deliver()
                 if self._log_pages >= CHECKPOINT_LOG_PAGES:
@@ -228,7 +228,7 @@ class CommitThread:
 
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. Each of several changes has its own savepoint, so that a
-        change that fails is rolled back alone. Raises what fails for the whole transaction."""
+        change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
         self._sync_log_name(db)
         self._set_fsync(db, any(pending.durable for pending in batch))
         db.execute("BEGIN IMMEDIATE")

@@ -32,7 +32,7 @@ STATEMENT_COST = 100
 NAME_COST = 10
 """Cost of reading a name, in addition to matching its characters."""
 SKIP_COST_PER_CHARACTER = 2
-"""Additional cost per character of a name outside the set, from which the next name in the set has to be found."""
+"""Additional cost per character of a name outside the set, because the next name in the set has to be found."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Bounds of how many names one statement reads. A batch is twice as large as the last one, and small again after names
 were skipped."""
@@ -56,7 +56,7 @@ LARGE_MANIFEST_BYTES = 64 * 1024
 """Size above which concurrent readers of a manifest share one copy in memory."""
 _MANIFEST = f"SELECT iif(m.size <= {LARGE_MANIFEST_BYTES}, m.body, NULL), m.media_type, m.digest, m.id"
 _MANIFESTS = (_MANIFEST + _BY_TAG, _MANIFEST + _BY_DIGEST)
-_LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
+_REPOSITORY_NAMES = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
 _REFERRER = f"""
 SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.artifact_type) <= {4 * TYPE_LENGTH}, m.artifact_type, NULL),
@@ -71,10 +71,10 @@ _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
 
 def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
     """Returns the repository's row id. Raises NameUnknown."""
-    number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
-    if number is None:
+    row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
+    if row_id is None:
         raise NameUnknown(f"there is no repository {repo}")
-    return int(number)
+    return int(row_id)
 
 
 def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
@@ -153,7 +153,7 @@ def repositories(db: apsw.Connection, after: str | None, limit: int, within: Nam
 
 def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
     """Returns at most `limit` names of repositories with manifests, in order, from `start` on."""
-    rows: list[Any] = db.execute(_LISTED, (start, limit)).fetchall()
+    rows: list[Any] = db.execute(_REPOSITORY_NAMES, (start, limit)).fetchall()
     return [name for (name,) in rows]
 
 

@@ -35,8 +35,8 @@ MEMORY_PER_MANIFEST_BYTE: Final = 8
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Most repositories of a page that is read on the event loop, if every name is included. Other pages are read in the
-thread."""
+"""Most repositories of a page that is read on the event loop. Larger pages, and pages of a restricted set of names, are
+read in the thread."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Most referrers of a page that is read on the event loop."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
@@ -93,7 +93,7 @@ class SqliteMetadata:
         cached = self._cache.get(key)
         if cached is not None:
             return cast("T", cached)
-        version = self._cache.of
+        version = self._cache.of  # the data version that `get` read
         result = lookup(self._shared_reads.connection_at(version), *arguments)
         if self._cache.wanted(key):
             self._cache.keep(key, result, memory_of(result), version)
@@ -105,7 +105,7 @@ class SqliteMetadata:
         cached = self._cache.get(key)
         if cached is not None:
             return cast("T", cached)
-        version = self._cache.of
+        version = self._cache.of  # the data version that `get` read
         result = await self._scans.run(lambda db: lookup(db, *arguments))
         if self._cache.wanted(key):
             self._cache.keep(key, result, memory_of(result), version)
@@ -132,10 +132,13 @@ class SqliteMetadata:
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
+        """Adds a blob of another repository (`source`, or any in the set `source`), and returns its size in bytes."""
         now = self._clock()
         return await self._writer.run(lambda db: blob_changes.mount_blob(db, repo, digest, source, by, now))
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None:
+        """Removes the blob from the repository. Refuses if a manifest there refers to it, unless
+        `even_if_referenced`."""
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_if_referenced=even_if_referenced),
@@ -143,6 +146,7 @@ class SqliteMetadata:
         )
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
+        """Stores a new upload session. `boot`: of the machine; `owner`: the actor that may continue the session."""
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, owner, now), durable=False
@@ -152,8 +156,8 @@ class SqliteMetadata:
         return lookups.upload(self._db, repo, upload)
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Stores the progress of an upload: `state` is the digest's state after `offset` bytes, and `boot` identifies
-        the boot of the machine during which they were written."""
+        """Stores the progress of an upload: the digest's `state` after `offset` bytes, and the `boot` (of the machine)
+        during which these were written."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.save_upload(db, upload, offset, state, boot, now), durable=False)
 
@@ -180,6 +184,8 @@ class SqliteMetadata:
         sparse: bool,
         condition: Condition | None,
     ) -> None:
+        """Stores the manifest and points the tags at it, if `condition` holds for the first tag. `sparse`: what the
+        manifest refers to may be missing."""
         now = self._clock()
         await self._writer.run(
             lambda db: manifest_and_tag_changes.put_manifest(
@@ -188,6 +194,7 @@ class SqliteMetadata:
         )
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, by: Actor) -> None:
+        """Deletes the manifest and all its tags."""
         now = self._clock()
         await self._writer.run(
             lambda db: manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now),
@@ -201,6 +208,7 @@ class SqliteMetadata:
         )
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:
+        """Returns whether the repository ever had content, even if all of it was deleted."""
         return lookups.is_known_repository(self._db, repo)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
@@ -214,6 +222,7 @@ class SqliteMetadata:
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
+        """Returns a page of the manifests whose subject is `subject`."""
         key = repo, subject, artifact_type, after
         few = _MAX_REFERRERS_ON_LOOP
         page = lookups.referrers(self._db, *key, min(limit, few), few, _MAX_REFERRERS_BYTES_ON_LOOP)
