@@ -147,8 +147,8 @@ def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> t
 
 
 def need_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
-    """Stores that a client was told that the repository has the blob, so that collection keeps the link for another
-    grace period. Raises BlobUnknown."""
+    """Stores that a client now relies on the blob being in the repository, so that collection keeps the link for
+    another grace period. Raises BlobUnknown."""
     db.execute(
         "UPDATE blob_link SET needed = max(needed, ?3) WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -232,7 +232,7 @@ def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
 
 def drop_link(db: apsw.Connection, entry: DroppedLink, before: float, now: float) -> bool:
     """Removes a queued link whose grace period is over: it was queued before `before`, no manifest refers to the blob,
-    and no client was told of the blob since. Returns whether it removed the link. Otherwise updates the queue: removes
+    and no client relied on the blob since. Returns whether it removed the link. Otherwise updates the queue: removes
     the entry if the link is gone or in use, or restarts its grace period."""
     since = db.execute(
         "SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (entry.repository, entry.digest)

@@ -37,7 +37,7 @@ class ImmutableDatabase:
 
     Has the methods of `DataVersion` (call), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`,
     `has_same_rights`), and takes their places. Close it after all other connections of this process to the same file,
-    because closing it drops the file locks of the others.
+    because the process holds the file locks, and closing one descriptor of a file drops all of them.
     """
 
     def __init__(self, layout: Layout) -> None:

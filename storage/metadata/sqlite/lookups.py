@@ -83,7 +83,8 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
-    """Returns the blob as the repository has it. Raises BlobUnknown if the repository does not have it."""
+    """Returns a blob of the repository. `place` is the blob store's key for the bytes, `needed` when a client last
+    relied on the blob. Raises BlobUnknown if the repository does not have the blob."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
@@ -114,7 +115,7 @@ def _manifest_row(
 
 
 def _digest(text: str) -> Digest:
-    """Returns a digest from the database. Skips the checks of `Digest`, which ran before it was stored."""
+    """Returns a digest read from the database. Skips the checks of `Digest`, which ran before it was stored."""
     return str.__new__(Digest, text)
 
 
@@ -158,7 +159,7 @@ def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
 
 
 def _repository_name(text: str) -> RepositoryName:
-    """Returns a name from the database. Skips the checks of `RepositoryName`, which ran before it was stored."""
+    """Returns a name read from the database. Skips the checks of `RepositoryName`, which ran before it was stored."""
     return str.__new__(RepositoryName, text)
 
 

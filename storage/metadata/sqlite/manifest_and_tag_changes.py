@@ -81,14 +81,15 @@ def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
     """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. Foreign layers, which
-    clients fetch from elsewhere, may be missing. A child in `blob_children` may be a manifest or a blob."""
+    clients fetch from elsewhere, may be missing. An entry of an index in `manifest.blob_children` may be a manifest or a
+    blob."""
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}
     not_manifests = _missing(db, _MISSING_MANIFESTS, repository, children)
-    neither = set(_missing(db, _MISSING_BLOBS, repository, manifest.blob_children & set(not_manifests)))
+    not_blobs = set(_missing(db, _MISSING_BLOBS, repository, manifest.blob_children & set(not_manifests)))
     missing = _missing(db, _MISSING_BLOBS, repository, blobs) + [
-        digest for digest in not_manifests if digest not in manifest.blob_children or digest in neither
+        digest for digest in not_manifests if digest not in manifest.blob_children or digest in not_blobs
     ]
     if missing:
         raise ManifestBlobUnknown(

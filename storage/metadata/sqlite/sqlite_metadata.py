@@ -115,7 +115,8 @@ class SqliteMetadata:
         return self._cached_lookup(_row_memory, lookups.blob, repo, digest)
 
     async def need_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores that a client was told of the blob, so that garbage collection keeps it for a grace period."""
+        """Stores that a client now relies on the blob being here, so that garbage collection keeps it for a grace
+        period."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.need_blob(db, repo, digest, now), durable=False)
 

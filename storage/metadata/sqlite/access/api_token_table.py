@@ -3,7 +3,8 @@
 An expired token is treated as if it did not exist. All functions take a connection; those with `by` run inside a
 transaction that the caller commits. `by` is the actor whom the audit log names, `now` the time in seconds since 1970.
 
-The *epoch* is a number that a change increments if processes may have cached something that the change makes invalid.
+The *epoch* is a number in the database. What a process has cached about rights is valid for one epoch only, so a change
+that takes a right away increments it.
 """
 
 from __future__ import annotations

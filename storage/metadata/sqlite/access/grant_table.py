@@ -2,8 +2,8 @@
 authenticated. A grant applies to the repositories whose names match its pattern, such as `team/**`.
 
 All functions take a connection; those with `by` run inside a transaction that the caller commits. `by` is the actor
-whom the audit log names, `now` the time in seconds since 1970. Each change increments the *epoch*: a number for which
-each process compares what it has cached about rights.
+whom the audit log names, `now` the time in seconds since 1970. Each change increments the *epoch*, a number in the
+database: what a process has cached about rights is valid for one epoch only.
 """
 
 from __future__ import annotations

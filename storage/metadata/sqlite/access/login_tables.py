@@ -4,8 +4,8 @@ Failed logins are counted under throttling keys, which name an account, a client
 the time until which a key is throttled later by some seconds (GCRA, the generic cell rate algorithm).
 
 All functions take a connection; the changes run inside a transaction that the caller commits. `by` is the actor whom
-the audit log names, `now` the time in seconds since 1970. A change of signing keys increments the *epoch*: a number for
-which each process compares what it has cached about keys and rights.
+the audit log names, `now` the time in seconds since 1970. A change of signing keys increments the *epoch*, a number in
+the database: what a process has cached about keys and rights is valid for one epoch only.
 """
 
 from __future__ import annotations

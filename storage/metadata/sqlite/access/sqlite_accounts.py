@@ -1,6 +1,6 @@
 """Accounts and rights in the metadata database (`SqliteAccounts`).
 
-Three numbers tell what has changed. The *data version* changes with every commit to the database. The *epoch*, a number
+Three values tell what has changed. The *data version* changes with every commit to the database. The *epoch*, a number
 in the database, increases with every change that affects somebody's rights. An account's `version` is the epoch of its
 last change that invalidates earlier logins.
 """
