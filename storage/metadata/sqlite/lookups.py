@@ -177,7 +177,7 @@ class _RepositoryPageReader:
 
     def read(self, start: str) -> Page[RepositoryName]:
         """Returns the page that begins with the first name of the set from `start` on."""
-        next_name = self._within.first_from(start)
+        next_name = self._within.first_from(start)  # no name of the set lies between `start` and this text
         batch_size = MIN_BATCH_NAMES
         while next_name is not None:
             names = _names_from(self._db, next_name, batch_size)
@@ -190,7 +190,7 @@ class _RepositoryPageReader:
                     if len(self._found) == self._limit:
                         return Page(self._found, more=True)
                     self._found.append(_repository_name(name))
-                    next_name = name + "\0"
+                    next_name = name + "\0"  # the text that follows `name` in order
                 else:
                     self._remaining_cost -= SKIP_COST_PER_CHARACTER * len(name) * self._cost_per_character
                     next_in_set = self._within.first_from(name + "\0")
@@ -199,7 +199,7 @@ class _RepositoryPageReader:
                     next_name = next_in_set
                 if self._remaining_cost <= 0:
                     return Page(self._found, more=True, place=name)
-                index = bisect_left(names, next_name, index + 1)
+                index = bisect_left(names, next_name, index + 1)  # skips names of the batch that are outside the set
             if len(names) < batch_size:
                 return Page(self._found)
             has_skipped = next_name > names[-1] + "\0"

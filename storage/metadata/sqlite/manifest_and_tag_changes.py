@@ -81,8 +81,8 @@ def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
     """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. Foreign layers, which
-    clients fetch from elsewhere, may be missing. An entry of an index in `manifest.blob_children` may be a manifest or a
-    blob."""
+    clients fetch from elsewhere, may be missing. The children of an index that are in `manifest.blob_children` may be
+    manifests or blobs."""
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}
