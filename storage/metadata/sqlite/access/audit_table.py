@@ -130,7 +130,7 @@ class _Position(NamedTuple):
     def parse(cls, text: str) -> _Position:
         """Parses the public id of a line. Raises AccountInvalid."""
         if (found := _ID.fullmatch(text)) is None:
-            raise AccountInvalid(f"{shown(text)} is the id of no line of the audit log")
+            raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
         (at,) = struct.unpack(">d", bytes.fromhex(found[1]))
         return cls(at, found[2] == _AUDIT_LETTER, int(found[3]))
 
