@@ -1,8 +1,8 @@
 """Checks whether an identity is still valid: its account, its API token, its line in the htpasswd file, and the
 settings of its issuer or provider.
 
-A change by another worker is noticed by the accounts' epoch, which `storage.metadata.sqlite.data_version` tells to be
-read again.
+A worker notices a change by another worker because the accounts' epoch is read again after every commit
+(`storage.metadata.sqlite.cross_process_change_counter`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The command `entrepot mirror`: fetches mirrored content ahead, shows it, refreshes tags and drops cached content."""
+"""The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
+cached (`status`), asks upstream registries about tags (`refresh`), and drops cached content (`purge`).
+
+Modules that take long to import are imported inside the functions, so that `entrepot --help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -72,51 +76,57 @@ def warm(
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Fetches the images. The exit code is 1 when one of them failed."""
-    settings = _load(config, data, mirror)
+    """Fetches the images. The exit code is 1 if one of them failed."""
+    settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.warm_progress import total_text
 
         if platform and all_platforms:
             fail("--platform and --all-platforms contradict each other; give one of them", USAGE_ERROR)
-        platforms = _platforms(["all"] if all_platforms else platform or settings.warm.platforms)
-        targets = _targets(settings, references or [], file)
-        began = time.monotonic()
-        outcomes = _run_on_mirrors(
-            settings, partial(_warm, targets=targets, platforms=platforms), create=True, reason=INTERRUPTED_WARM
+        platforms = _parse_platforms(["all"] if all_platforms else platform or settings.warm.platforms)
+        images = _images_to_warm(settings, references or [], file)
+        started = time.monotonic()
+        results = _run_on_mirrors(
+            settings,
+            partial(_warm, images=images, platforms=platforms),
+            create=True,
+            interrupted_text=INTERRUPTED_WARM,
         )
-        typer.echo(total_text(outcomes, began))
-        raise typer.Exit(any(each.error is not None for each in outcomes))
+        typer.echo(total_text(results, started))
+        raise typer.Exit(any(result.error is not None for result in results))
 
 
-def _targets(settings: Settings, references: list[str], file: Path | None) -> list[ImageReference]:
-    """Returns the images to fetch: those of the command line, or without any those of the settings."""
+def _images_to_warm(settings: Settings, references: list[str], file: Path | None) -> list[ImageReference]:
+    """Returns the images that the command line names with `references` and `file`, or if it names none, those of the
+    settings. Ends the command with an error if there are none or one is not valid."""
     from registry.mirror.warm.targets import ReferencesError, parse_references, read_references
 
     if not references and file is None:
         references, file = settings.warm.references, settings.warm.file
     try:
-        targets = parse_references([*references, *(read_references(file) if file else [])])
+        images = parse_references([*references, *(read_references(file) if file else [])])
     except ReferencesError as error:
         fail(str(error), USAGE_ERROR)
-    if not targets:
+    if not images:
         fail(
             f"{file} names no images"
             if file
             else "name what to fetch: give references or --file, or set [warm] in the settings",
             USAGE_ERROR,
         )
-    return targets
+    return images
 
 
 async def _warm(
-    router: Router, stored: StoredRegistry, *, targets: list[ImageReference], platforms: list[Platform] | None
+    router: Router, stored: StoredRegistry, *, images: list[ImageReference], platforms: list[Platform] | None
 ) -> list[WarmResult]:
+    """Fetches the images and shows the progress. `platforms`: of an image for several platforms, only these; None:
+    all."""
     from registry.cli.mirror.warm_progress import show_progress
     from registry.mirror.warm.warmer import Warmer
 
     with show_progress() as observer:
-        return await Warmer(router.locate, stored.metadata.known_blobs, platforms, observer).warm(targets)
+        return await Warmer(router.locate, stored.metadata.known_blobs, platforms, observer).warm(images)
 
 
 @app.command(
@@ -130,16 +140,16 @@ Examples:
 def status(
     config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None, as_json: JsonOption = False
 ) -> None:
-    """Prints the state of all upstreams. Asks none of them."""
-    settings = _load(config, data, mirror)
+    """Prints the state of all mirrors. Sends no request to an upstream."""
+    settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.mirror_status import print_status, read_status
 
-        seen = _run_on_mirrors(settings, lambda _, stored: read_status(settings, stored.records), create=False)
+        mirrors = _run_on_mirrors(settings, lambda _, stored: read_status(settings, stored.records), create=False)
     if as_json:
-        typer.echo(json.dumps(seen, indent=2))
+        typer.echo(json.dumps(mirrors, indent=2))
     else:
-        print_status(seen)
+        print_status(mirrors)
 
 
 @app.command(
@@ -152,13 +162,13 @@ Examples:
 def refresh(
     references: ReferencesArgument, config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None
 ) -> None:
-    """Refreshes each reference. The exit code is 1 when one of them failed."""
-    settings = _load(config, data, mirror)
+    """Asks the upstream about each reference. The exit code is 1 if one of them failed."""
+    settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import refresh_reference
 
-        places = _parse(references)
-        raise typer.Exit(_report_each(settings, places, refresh_reference, create=True))
+        images = _parse_references(references)
+        raise typer.Exit(_run_for_each(settings, images, refresh_reference, create=True))
 
 
 @app.command(
@@ -178,35 +188,38 @@ def purge(
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Drops each reference, or each repository. The exit code is 1 when one of them failed."""
-    settings = _load(config, data, mirror)
+    """Drops each reference, or with `everything` each repository. The exit code is 1 if one of them failed."""
+    settings = _load_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference
 
-        if everything and (tagged := next((text for text in references if _has_reference(text)), None)):
+        if everything and (tagged := next((text for text in references if _has_tag_or_digest(text)), None)):
             fail(f"{tagged}: --all takes a name without tag and digest", USAGE_ERROR)
-        places = _parse(references)
-        act = partial(purge_reference, data=settings.data, grace=settings.gc.grace, everything=everything)
-        raise typer.Exit(_report_each(settings, places, act, create=False, whole_repositories=everything))
+        images = _parse_references(references)
+        purge_one = partial(purge_reference, data=settings.data, grace=settings.gc.grace, everything=everything)
+        raise typer.Exit(_run_for_each(settings, images, purge_one, create=False, whole_repositories=everything))
 
 
-def _report_each(
+def _run_for_each(
     settings: Settings,
-    places: list[ImageReference],
-    act: Callable[[Router, StoredRegistry, ImageReference], Awaitable[str]],
+    images: list[ImageReference],
+    action: Callable[[Router, StoredRegistry, ImageReference], Awaitable[str]],
     *,
     create: bool,
     whole_repositories: bool = False,
 ) -> bool:
-    """Runs `act` on each reference and prints what it returns; errors go to stderr. Returns whether one failed."""
+    """Runs `action` for each image and prints the text that it returns. Prints errors to stderr, and continues with the
+    next image. Returns whether one failed.
+
+    `create`: create the data directory if there is none. `whole_repositories`: the lines show the repository only."""
     from storage.errors import RegistryError
 
     async def work(router: Router, stored: StoredRegistry) -> bool:
         failed = False
-        for where in places:
-            name = where.repository if whole_repositories else where
+        for image in images:
+            name = image.repository if whole_repositories else image
             try:
-                typer.echo(f"{name}: {await act(router, stored, where)}")
+                typer.echo(f"{name}: {await action(router, stored, image)}")
             except RegistryError as error:
                 typer.echo(f"entrepot: {name}: {error.message}", err=True)
                 failed = True
@@ -220,32 +233,37 @@ def _run_on_mirrors(
     work: Callable[[Router, StoredRegistry], Awaitable[T]],
     *,
     create: bool,
-    reason: str = INTERRUPTED,
+    interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Opens the data directory and the mirrors, runs `work` and returns its result. `create`: creates the data
-    directory if there is none. `reason`: what a signal that ends the command prints."""
+    """Opens the data directory and the mirrors, runs `work` and returns its result.
+
+    `create`: create the data directory if there is none. `interrupted_text`: what the command prints if SIGINT or
+    SIGTERM ends it."""
     prepare_data_directory(settings, create=create)
 
-    async def act() -> T:
-        async with _open(settings) as (router, stored):
+    async def open_and_work() -> T:
+        async with _open_registry(settings) as (router, stored):
             return await work(router, stored)
 
-    return run_interruptible(act(), reason)
+    return run_interruptible(open_and_work(), interrupted_text)
 
 
 @asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
-    """Opens the registry as one more process next to the server's workers."""
+async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, StoredRegistry]]:
+    """Opens the registry in this process; a server may have it open at the same time. Yields the router, which knows
+    the mirrors, and the registry that stores the content."""
     import logging
 
     from registry.backend import open_backend
 
-    logging.getLogger("registry").addHandler(logging.NullHandler())  # the command prints errors itself
+    # Without a handler, Python would print the log's warnings to stderr; the command prints errors itself.
+    logging.getLogger("registry").addHandler(logging.NullHandler())
     async with open_backend(settings) as backend:
         yield backend.router, backend.stored
 
 
-def _load(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
+def _load_settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:
+    """Returns the settings. Ends the command with an error if they are not valid or name no upstream."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     if not settings.upstream:
         fail(
@@ -255,8 +273,9 @@ def _load(config: Path | None, data: str | None, mirror: list[str] | None) -> Se
     return settings
 
 
-def _platforms(texts: list[str]) -> list[Platform] | None:
-    """Parses platforms; returns None for all of them."""
+def _parse_platforms(texts: list[str]) -> list[Platform] | None:
+    """Returns the platforms; None if the texts mean all platforms. Ends the command with an error if one is not
+    valid."""
     from registry.mirror.warm.targets import parse_platforms
 
     try:
@@ -265,7 +284,8 @@ def _platforms(texts: list[str]) -> list[Platform] | None:
         fail(f"--platform: {error}", USAGE_ERROR)
 
 
-def _parse(references: list[str]) -> list[ImageReference]:
+def _parse_references(references: list[str]) -> list[ImageReference]:
+    """Returns the image references. Ends the command with an error if one is not valid."""
     from registry.mirror.warm.targets import ReferencesError, parse_references
 
     try:
@@ -274,5 +294,5 @@ def _parse(references: list[str]) -> list[ImageReference]:
         fail(str(error), USAGE_ERROR)
 
 
-def _has_reference(text: str) -> bool:
+def _has_tag_or_digest(text: str) -> bool:
     return "@" in text or ":" in text.rpartition("/")[2]

@@ -1,4 +1,8 @@
-"""The state of the mirrors that `entrepot mirror status` shows, as plain values for JSON and as tables."""
+"""The state of the mirrors, as `entrepot mirror status` shows it: values for JSON, or tables for people.
+
+A *fill* is the download of one blob from an upstream registry. An *allowance* is the rate limit that an upstream
+stated.
+"""
 
 from __future__ import annotations
 
@@ -20,95 +24,101 @@ from storage.upstream_records import UpstreamRecords
 
 
 async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
-    """Returns each upstream's endpoints, cached content and rate limit, and all unfinished downloads."""
+    """Returns a value for JSON: the endpoints, cached content and rate limit of each upstream in the settings
+    ("upstreams"), and the unfinished downloads of all of them ("fills")."""
     with open_inventory(settings.data) as inventory:
-        upstreams = [await _upstream(upstream, records, inventory) for upstream in settings.upstream]
+        upstreams = [await _upstream_status(upstream, records, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
 
 
-async def _upstream(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
-    held = inventory.totals_below(upstream.name)
+async def _upstream_status(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
+    totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
     allowance = await records.allowance(upstream.name)
-    until = await limited_until(records, upstream.name, upstream.endpoints, time.time())
+    refused_until = await limited_until(records, upstream.name, upstream.endpoints, time.time())
     return {
         "name": upstream.name,
         "default": upstream.default,
         "endpoints": list(upstream.endpoints),
-        "repositories": held.repositories,
-        "tags": held.tags,
-        "stale": await _stale(upstream, records, inventory),
-        "manifests": held.manifests,
-        "blobs": held.blobs,
-        "size": held.size,
-        "allowance": _allowance(allowance, until),
+        "repositories": totals.repositories,
+        "tags": totals.tags,
+        "stale": await _count_stale_tags(upstream, records, inventory),
+        "manifests": totals.manifests,
+        "blobs": totals.blobs,
+        "size": totals.size,
+        "allowance": _allowance_values(allowance, refused_until),
     }
 
 
-async def _stale(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> int:
-    """Returns how many tags are stale: the next request for one of them asks the upstream."""
+async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> int:
+    """Returns how many cached tags are stale. The next request for a stale tag makes the mirror ask the upstream."""
     freshness = Freshness(upstream, time.time)
-    stale = 0
+    count = 0
     for repo, tag in inventory.tags_below(upstream.name):
-        stale += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
-    return stale
+        count += freshness.judge(tag, await records.last_check(repo, tag)) is not Verdict.FRESH
+    return count
 
 
-def _allowance(allowance: Allowance | None, until: float | None) -> dict[str, Any] | None:
-    if allowance is None and until is None:
+def _allowance_values(allowance: Allowance | None, refused_until: float | None) -> dict[str, Any] | None:
+    """Returns the rate limit for JSON; None if nothing is known about it. `refused_until`: when the upstream accepts
+    requests again (seconds since 1970); None: now."""
+    if allowance is None and refused_until is None:
         return None
     return {
         "remaining": allowance.remaining if allowance else None,
         "limit": allowance.limit if allowance else None,
         "at": allowance.at if allowance else None,
-        "until": until,
+        "until": refused_until,
     }
 
 
 def _fills(data: Path) -> list[dict[str, Any]]:
+    """Returns the unfinished downloads for JSON: sizes in bytes, "here" for the bytes received so far, and whether a
+    process is downloading now."""
     return [
-        {"digest": each.digest, "size": each.size, "here": each.received, "running": each.is_owned}
-        for each in list_partials(data)
+        {"digest": partial.digest, "size": partial.size, "here": partial.received, "running": partial.is_owned}
+        for partial in list_partials(data)
     ]
 
 
-def print_status(seen: dict[str, Any]) -> None:
-    """Prints the state as tables for people."""
+def print_status(status: dict[str, Any]) -> None:
+    """Prints what `read_status` returned as tables for people."""
     console = plain_console()
     table = new_table("upstream", "repositories", "tags", "stale", "manifests", "blobs", "size", "requests left")
-    for each in seen["upstreams"]:
-        counts = [str(each[name]) for name in ("repositories", "tags", "stale", "manifests", "blobs")]
-        name = each["name"] + (" (default)" if each["default"] else "")
-        table.add_row(*map(Text, (name, *counts, human_size(each["size"]), _allowance_text(each["allowance"]))))
+    for upstream in status["upstreams"]:
+        counts = [str(upstream[name]) for name in ("repositories", "tags", "stale", "manifests", "blobs")]
+        name = upstream["name"] + (" (default)" if upstream["default"] else "")
+        size, requests_left = human_size(upstream["size"]), _allowance_text(upstream["allowance"])
+        table.add_row(*map(Text, (name, *counts, size, requests_left)))
     console.print(table)
-    for each in seen["upstreams"]:
-        console.print(Text(f"{each['name']} answers at {', '.join(each['endpoints'])}", "dim"))
-    if seen["fills"]:
-        fills = new_table("unfinished download", "size", "done", "state")
-        for each in seen["fills"]:
-            state = "running" if each["running"] else "continues with the next request for it"
-            fills.add_row(*map(Text, (each["digest"], human_size(each["size"]), _percent(each), state)))
+    for upstream in status["upstreams"]:
+        console.print(Text(f"{upstream['name']} answers at {', '.join(upstream['endpoints'])}", "dim"))
+    if status["fills"]:
+        downloads = new_table("unfinished download", "size", "done", "state")
+        for fill in status["fills"]:
+            state = "running" if fill["running"] else "continues with the next request for it"
+            downloads.add_row(*map(Text, (fill["digest"], human_size(fill["size"]), _percent_text(fill), state)))
         console.print()
-        console.print(fills)
+        console.print(downloads)
 
 
-def _percent(fill: dict[str, Any]) -> str:
+def _percent_text(fill: dict[str, Any]) -> str:
     return f"{100 * fill['here'] // fill['size'] if fill['size'] else 100} %"
 
 
 def _allowance_text(allowance: dict[str, Any] | None) -> str:
-    """Returns the requests that are left and when the upstream said so (`57 of 100 at 14:02`), or until when it refuses
-    more."""
+    """Returns how many requests the upstream still allowed, and when it said so (`57 of 100 at 14:02`); or until when
+    it refuses requests (`none until 14:30`); or `-` if neither is known. `allowance`: of `_allowance_values`."""
     if allowance is None:
         return "-"
     if allowance["until"]:
-        return f"none until {_time(allowance['until'])}"
+        return f"none until {_local_time(allowance['until'])}"
     if allowance["remaining"] is None:
         return "-"
-    most = f" of {allowance['limit']}" if allowance["limit"] is not None else ""
-    return f"{allowance['remaining']}{most} at {_time(allowance['at'])}"
+    of_limit = f" of {allowance['limit']}" if allowance["limit"] is not None else ""
+    return f"{allowance['remaining']}{of_limit} at {_local_time(allowance['at'])}"
 
 
-def _time(at: float) -> str:
-    """Writes a time as local time, with the date unless it is today."""
-    moment = datetime.fromtimestamp(at)
+def _local_time(timestamp: float) -> str:
+    """Returns a time (seconds since 1970) as text in local time, with the date unless it is today."""
+    moment = datetime.fromtimestamp(timestamp)
     return moment.strftime("%H:%M" if moment.date() == datetime.now().date() else "%Y-%m-%d %H:%M")

@@ -1,4 +1,8 @@
-"""Progress of `entrepot mirror warm`: bars in a terminal, otherwise one line for each reference."""
+"""Progress of `entrepot mirror warm`, which fetches images into the cache: a line for each image that is done, and in a
+terminal also a bar for each download.
+
+`WarmResult` is the result for one image. A reference is the image's name with a tag or digest.
+"""
 
 from __future__ import annotations
 
@@ -25,52 +29,59 @@ from storage.content import Descriptor
 from storage.names import Digest, ImageReference
 
 SHORT_DIGEST_LENGTH = len("sha256:") + 12
-"""Characters of a digest that suffice to tell the blobs of an image apart."""
+"""Characters of a digest that a bar shows: enough to tell the blobs of an image apart."""
 
 
 class LineProgress(WarmObserver):
-    """Prints a line when a reference is done."""
+    """Prints a line when an image is done: the result on stdout, or the error on stderr."""
 
-    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None: ...
+    def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
+        """Does nothing: a blob has no line."""
 
-    def on_bytes(self, blob: Digest, count: int) -> None: ...
+    def on_bytes(self, blob: Digest, count: int) -> None:
+        """Does nothing: a blob has no line."""
 
-    def on_reference_done(self, where: ImageReference, warmed: WarmResult) -> None:
-        if warmed.error is None:
-            typer.echo(f"{where}: {warmed_text(warmed)}")
+    def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
+        """Prints the line of the image."""
+        if result.error is None:
+            typer.echo(f"{image}: {result_text(result)}")
         else:
-            typer.echo(f"entrepot: {where}: {warmed.error}", err=True)
+            typer.echo(f"entrepot: {image}: {result.error}", err=True)
 
 
 class BarProgress(LineProgress):
-    """Shows a bar for each blob that is being fetched, and one for all of them together."""
+    """Shows a bar for each blob that is being fetched, and one for all blobs together. Also prints the lines."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._all = progress.add_task("all", total=0)
-        self._blobs: dict[Digest, TaskID] = {}
-        self._counts: dict[Digest, int] = {}
-        self._total = 0
+        self._total_task = progress.add_task("all", total=0)
+        self._blob_tasks: dict[Digest, TaskID] = {}
+        self._fetched_bytes: dict[Digest, int] = {}
+        self._total_bytes = 0
 
-    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None:
-        if blob.digest in self._blobs:
+    def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
+        """Adds a bar for the blob, unless another image of this command already has it."""
+        if blob.digest in self._blob_tasks:
             return
-        text = f"{where.repository.rpartition('/')[2]} {blob.digest[:SHORT_DIGEST_LENGTH]}"
-        self._blobs[blob.digest] = self._progress.add_task(text, total=blob.size, visible=False)
-        self._total += blob.size
-        self._progress.update(self._all, total=self._total)
+        text = f"{image.repository.rpartition('/')[2]} {blob.digest[:SHORT_DIGEST_LENGTH]}"
+        self._blob_tasks[blob.digest] = self._progress.add_task(text, total=blob.size, visible=False)
+        self._total_bytes += blob.size
+        self._progress.update(self._total_task, total=self._total_bytes)
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        count = max(count, self._counts.get(blob, 0))
-        self._counts[blob] = count
-        task = self._progress.tasks[self._progress.task_ids.index(self._blobs[blob])]
+        """Moves the bar of the blob to `count` bytes."""
+        # A download that starts again reports smaller counts than before; the bar stays where it was.
+        count = max(count, self._fetched_bytes.get(blob, 0))
+        self._fetched_bytes[blob] = count
+        task = self._progress.tasks[self._progress.task_ids.index(self._blob_tasks[blob])]
         self._progress.update(task.id, completed=count, visible=task.total is not None and count < task.total)
-        self._progress.update(self._all, completed=sum(self._counts.values()))
+        self._progress.update(self._total_task, completed=sum(self._fetched_bytes.values()))
 
 
 @contextmanager
 def show_progress() -> Iterator[WarmObserver]:
-    """Shows bars when stderr is a terminal, and lines otherwise. Lines appear above the bars."""
+    """Returns an observer that shows bars and lines if stderr is a terminal, and otherwise lines only. The bars
+    disappear at the end of the block."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return
@@ -81,27 +92,31 @@ def show_progress() -> Iterator[WarmObserver]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # When stdout is a terminal too, rich prints its lines above the bars. In a file they must stay as they are.
-    redirect = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as progress:
+    # If stdout is a terminal too, rich prints the lines above the bars. If it is a file, rich must not touch the lines.
+    redirect_stdout = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect_stdout) as progress:
         yield BarProgress(progress)
 
 
-def warmed_text(warmed: WarmResult) -> str:
-    """Returns `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`."""
+def result_text(result: WarmResult) -> str:
+    """Returns a text such as `2 manifests, 5 blobs: 30.1 MiB fetched, 0 B were here`."""
     return (
-        f"{plural(warmed.manifests, 'manifest')}, {plural(warmed.blobs, 'blob')}: "
-        f"{human_size(warmed.fetched)} fetched, {human_size(warmed.already_stored)} were here"
+        f"{plural(result.manifests, 'manifest')}, {plural(result.blobs, 'blob')}: "
+        f"{human_size(result.fetched)} fetched, {human_size(result.already_stored)} were here"
     )
 
 
-def total_text(outcomes: list[WarmResult], began: float) -> str:
-    """Returns the last line, about all references together. `began` is a time of the monotonic clock."""
-    whole = [each for each in outcomes if each.error is None]
-    fetched, kept = sum(each.fetched for each in outcomes), sum(each.already_stored for each in outcomes)
-    seconds = time.monotonic() - began
-    failed = f", {len(outcomes) - len(whole)} not" if len(whole) < len(outcomes) else ""
+def total_text(results: list[WarmResult], started: float) -> str:
+    """Returns the last line, about all images together, such as `2 references here, 1 not; 30.1 MiB fetched, 0 B were
+    here before, 7.4 s`. `started`: when the command began to fetch, in seconds of the monotonic clock."""
+    successes = sum(result.error is None for result in results)
+    fetched, already_stored = (
+        sum(result.fetched for result in results),
+        sum(result.already_stored for result in results),
+    )
+    seconds = time.monotonic() - started
+    failures = f", {len(results) - successes} not" if successes < len(results) else ""
     return (
-        f"{plural(len(whole), 'reference')} here{failed}; {human_size(fetched)} fetched, "
-        f"{human_size(kept)} were here before, {seconds:.1f} s"
+        f"{plural(successes, 'reference')} here{failures}; {human_size(fetched)} fetched, "
+        f"{human_size(already_stored)} were here before, {seconds:.1f} s"
     )

@@ -1,4 +1,9 @@
-"""Connections to the metadata database, and its migrations: numbered SQL files, one transaction each."""
+"""Connections to the metadata database, and its migrations: numbered SQL files, one transaction each.
+
+The database is in SQLite's WAL mode: commits append to a write-ahead log (`…-wal`). The log's index (`…-shm`) is shared
+memory of all processes, backed by a file. On a full disk, opening needs space for the index and takes it from the
+*reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
+"""
 
 from __future__ import annotations
 
@@ -19,40 +24,42 @@ from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import FULL, System
 
-BUSY = 10_000
-"""Milliseconds to wait for another program (a backup, a shell) that has locked the database."""
-PAGE: Final = 4096
-"""Bytes of memory that are mapped at once."""
-INDEX: Final = 160 * 1024
-"""Bytes of the log's index that are allocated in advance on file systems with small blocks: enough for a log of 80
-MiB."""
-ROOM_TO_OPEN: Final = 512 * 1024
-"""Free bytes with which the index can surely be mapped."""
-LONGEST_LOG: Final = 16 * 1024 * 1024
-"""Size in bytes to which SQLite truncates a larger log when it starts over."""
+BUSY_TIMEOUT_MILLISECONDS = 10_000
+"""How long a statement waits for another program that has locked the database, such as a backup or an SQL shell."""
+MEMORY_PAGE_BYTES: Final = 4096
+"""Size of a page of memory: the unit in which files are mapped."""
+ALLOCATED_INDEX_BYTES: Final = 160 * 1024
+"""Bytes of the log's index that are allocated in advance on file systems with small blocks. They suffice for a log of
+80 MiB."""
+MIN_FREE_BYTES_TO_OPEN: Final = 512 * 1024
+"""Free disk space with which the index can certainly be mapped on file systems with small blocks."""
+LOG_SIZE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""Size to which SQLite truncates a longer log once all of it has been copied into the database."""
 
 
 def connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
-    """Opens the database at `path`, which must exist, and its log. `read_only` refuses changes; the file is opened for
-    writing all the same, since readers write to the shared memory of the log's index. On a full disk that memory gets
-    its space from the reserve. Raises apsw.Error; FullError if there is no space."""
-    return _with_room(path, lambda: _connect(path, read_only))
+    """Opens the existing database at `path`, and its log. On a full disk it uses the reserve.
+
+    A `read_only` connection refuses changes. Its file is nevertheless opened for writing, because readers too write to
+    the log's index. Raises apsw.FullError if there is no space; other apsw.Error."""
+    return _open_with_reserve(path, lambda: _connect(path, read_only))
 
 
 def create(path: Path) -> apsw.Connection:
-    """Opens the database at `path` in WAL mode, and creates it if it is missing. Takes away read access from other
-    users of the machine, since it stores tokens of upstreams. Raises OSError, and what `connect` raises."""
+    """Opens the database at `path` in WAL mode, and creates it if it is missing. Removes the permissions of other users
+    of the machine, because the database stores secrets such as tokens for upstream registries. On a full disk it uses
+    the reserve. Raises apsw.FullError if there is no space; other apsw.Error, OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660))
-    for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with suppress(FileNotFoundError, PermissionError):  # another user owns the file
-            if (mode := stat.S_IMODE(name.stat().st_mode)) & 0o007:
-                name.chmod(mode & ~0o007)
-    return _with_room(path, lambda: _create(path))
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(FileNotFoundError, PermissionError):  # PermissionError: another user owns the file
+            if (mode := stat.S_IMODE(file.stat().st_mode)) & 0o007:
+                file.chmod(mode & ~0o007)
+    return _open_with_reserve(path, lambda: _create(path))
 
 
 def is_full(db: apsw.Connection, error: BaseException) -> bool:
-    """Returns whether the last call on `db` failed for lack of space. SQLite reports only some of these as
-    FullError."""
+    """Returns whether `error`, raised by the last call on `db`, means that the disk is full. SQLite reports only some
+    of these errors as FullError."""
     if isinstance(error, apsw.IOError | apsw.CantOpenError):
         return db.system_errno in FULL
     return isinstance(error, apsw.FullError)
@@ -62,14 +69,14 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
     db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
 
     def set_up() -> None:
-        _keep_log(db)
+        _configure_files(db)
         db.pragma("foreign_keys", True)
-        # Without this, SQLite prepares a statement again for each new value, since a partial index or a LIKE might
-        # apply then: a lookup by tag took 15 µs instead of 2.
+        # The "query planner stability guarantee". Without it, SQLite compiles a statement again for each new value, in
+        # case a partial index or a LIKE applies to that value; a lookup by tag then takes 15 µs instead of 2.
         db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         if read_only:
             db.pragma("query_only", True)
-        db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # opens the log
+        db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log
 
     return _set_up(db, set_up)
 
@@ -78,27 +85,30 @@ def _create(path: Path) -> apsw.Connection:
     db = apsw.Connection(str(path))
 
     def set_up() -> None:
-        _keep_log(db)
+        _configure_files(db)
         db.pragma("journal_mode", "wal")
         db.pragma("synchronous", "FULL")
 
     return _set_up(db, set_up)
 
 
-def _keep_log(db: apsw.Connection) -> None:
-    """Keeps the files of the log and its index when the last connection is closed, so that the next start needs no new
-    file, and temporary data in memory: the disk may be full."""
-    db.set_busy_timeout(BUSY)
+def _configure_files(db: apsw.Connection) -> None:
+    """Makes the connection usable on a full disk: the files of the log and its index stay when the last connection is
+    closed, so that the next start needs no new file, and temporary data stays in memory. Also sets the busy timeout and
+    the log's size limit, and switches off automatic checkpoints, because the thread that commits runs them."""
+    db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     db.pragma("wal_autocheckpoint", 0)
-    db.pragma("journal_size_limit", LONGEST_LOG)
+    db.pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES)
     db.pragma("temp_store", "memory")
     on = ctypes.c_int(1)
     db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(on))
 
 
-def _set_up(db: apsw.Connection, steps: Callable[[], None]) -> apsw.Connection:
+def _set_up(db: apsw.Connection, set_up: Callable[[], None]) -> apsw.Connection:
+    """Calls `set_up` and returns `db`. Closes `db` if `set_up` fails; raises apsw.FullError if the disk is full, and
+    otherwise what `set_up` raises."""
     try:
-        steps()
+        set_up()
     except apsw.Error as error:
         full = is_full(db, error)
         with suppress(apsw.Error):
@@ -109,50 +119,54 @@ def _set_up(db: apsw.Connection, steps: Callable[[], None]) -> apsw.Connection:
     return db
 
 
-def _with_room(path: Path, attempt: Callable[[], apsw.Connection]) -> apsw.Connection:
-    small = _has_small_blocks(path)
+def _open_with_reserve(path: Path, open_connection: Callable[[], apsw.Connection]) -> apsw.Connection:
+    """Returns what `open_connection` returns. If there is no space for the log's index, tries again with the reserve.
+    Raises what `open_connection` raises."""
+    has_small_blocks = _has_small_blocks(path)
 
-    def opened() -> apsw.Connection:
-        if small and _free(path) < ROOM_TO_OPEN:
+    def attempt() -> apsw.Connection:
+        if has_small_blocks and _free_bytes(path) < MIN_FREE_BYTES_TO_OPEN:
             raise apsw.FullError("there is no room for the index of the log")
-        db = attempt()
-        return _set_up(db, lambda: _allocate_index(path)) if small else db
+        db = open_connection()
+        return _set_up(db, lambda: _allocate_index(path)) if has_small_blocks else db
 
     try:
-        return opened()
+        return attempt()
     except apsw.FullError:
         with closing(Reserve(Layout(path.parent).reserve, System())) as reserve:
-            return reserve.spend(opened, apsw.FullError)
+            return reserve.spend(attempt, apsw.FullError)
 
 
 def _has_small_blocks(path: Path) -> bool:
-    """Returns whether blocks are smaller than a page. SQLite writes one byte to each page of the index before it maps
-    it. With small blocks that does not allocate the whole page, and a write to the rest on a full disk kills the
-    process (SIGBUS)."""
-    return os.statvfs(path.parent).f_bsize < PAGE
+    """Returns whether the file system's blocks are smaller than a page of memory.
+
+    SQLite writes one byte to each page of the index before it maps the page. With small blocks, this does not allocate
+    the whole page, and on a full disk a later write to the rest of the page kills the process (SIGBUS)."""
+    return os.statvfs(path.parent).f_bsize < MEMORY_PAGE_BYTES
 
 
-def _free(path: Path) -> int:
-    found = os.statvfs(path.parent)
-    return found.f_bavail * found.f_frsize
+def _free_bytes(path: Path) -> int:
+    file_system = os.statvfs(path.parent)
+    return file_system.f_bavail * file_system.f_frsize
 
 
 def _allocate_index(path: Path) -> None:
-    """Allocates the index through SQLite's own descriptor: closing another descriptor of the file would drop SQLite's
-    locks on it."""
-    name = os.path.realpath(f"{path}-shm")
-    for number in os.listdir("/proc/self/fd"):
+    """Allocates disk space for the index. Uses the file descriptor that SQLite has open, because closing another one
+    for the same file would drop SQLite's locks. Raises apsw.FullError."""
+    index_path = os.path.realpath(f"{path}-shm")
+    for descriptor in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
-            if os.readlink(f"/proc/self/fd/{number}") == name:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == index_path:
                 try:
-                    os.posix_fallocate(int(number), 0, INDEX)
+                    os.posix_fallocate(int(descriptor), 0, ALLOCATED_INDEX_BYTES)
                 except OSError as error:
                     raise apsw.FullError(f"there is no room for the index of the log: {error.strerror}") from None
                 return
 
 
 def migrations() -> list[tuple[int, str]]:
-    """Returns the migrations in order: (number, SQL)."""
+    """Returns the migrations in the order of their numbers, each as (number, SQL). The last number is the version of
+    the tables that this program needs."""
     found = []
     for file in resources.files("storage.metadata.sqlite.migrations").iterdir():
         if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
@@ -161,16 +175,16 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def migrate(db: apsw.Connection) -> None:
-    """Applies missing migrations. The caller holds the writers' lock. Raises DataDirectoryError if a newer version
-    wrote the database."""
-    have = db.pragma("user_version")
-    known = migrations()
-    newest = known[-1][0]
-    if have > newest:
+    """Applies the migrations that the database lacks. The caller holds the lock file that keeps other processes from
+    writing. Raises DataDirectoryError if a newer version of the program wrote the database."""
+    current = db.pragma("user_version")
+    all_migrations = migrations()
+    newest = all_migrations[-1][0]
+    if current > newest:
         raise DataDirectoryError(
-            f"{db.filename} was written by a newer Entrepot (its tables have version {have}, this one knows {newest}); "
-            "start that version, or use another --data directory"
+            f"{db.filename} was written by a newer Entrepot (its tables have version {current}, this one knows "
+            f"{newest}); start that version, or use another --data directory"
         )
-    for number, sql in known:
-        if number > have:
+    for number, sql in all_migrations:
+        if number > current:
             db.execute(f"BEGIN IMMEDIATE; {sql}; PRAGMA user_version = {number}; COMMIT")

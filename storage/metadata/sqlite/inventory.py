@@ -1,4 +1,7 @@
-"""The inventory of a metadata database (`Inventory`), read with a connection of its own."""
+"""Counts what the metadata database holds, and plans what goes with the removal of a reference (`SqliteInventory`).
+
+For commands that run beside a server: the inventory reads with a connection of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Reference, RepositoryName, Tag
 
-_COUNTS = """
+_COUNT_CONTENT = """
 SELECT count(*), coalesce(sum(manifests), 0),
        (SELECT count(*) FROM tag t JOIN repository r ON r.id = t.repository WHERE r.name >= ?1 AND r.name < ?2)
   FROM repository WHERE manifests > 0 AND name >= ?1 AND name < ?2"""
-_BLOBS = """
+_COUNT_BLOBS = """
 SELECT count(*), coalesce(sum(size), 0) FROM blob WHERE id IN (
        SELECT l.blob FROM blob_link l JOIN repository r ON r.id = l.repository WHERE r.name >= ?1 AND r.name < ?2)"""
 _TAGS = """
@@ -31,10 +34,10 @@ SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository
  WHERE c.manifest = ?1"""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
-_HELD_BY = """
+_INDEXES = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1"""
-_FREED = """
+_FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob k WHERE k.repository = ?1 AND k.digest = b.digest
@@ -44,7 +47,8 @@ SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AN
 
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
-    """Opens the inventory of a database of this version. Raises apsw.Error."""
+    """Opens the inventory of the database file `database`, which must have this program's version, and closes it at the
+    end of the block. Raises apsw.Error."""
     db = connect(database, read_only=True)
     try:
         yield SqliteInventory(db)
@@ -53,22 +57,28 @@ def open_inventory(database: Path) -> Iterator[SqliteInventory]:
 
 
 class SqliteInventory:
-    """Made by `open_inventory`."""
+    """Implements `Inventory`. Made by `open_inventory`."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
 
     def totals_below(self, name: str) -> ContentTotals:
-        span = (f"{name}/", f"{name}0")  # in byte order, "0" comes after "/"
-        counts: tuple[Any, ...] = self._db.execute(_COUNTS, span).get
-        blobs: tuple[Any, ...] = self._db.execute(_BLOBS, span).get
+        """Counts the content of the repositories whose names begin with `name` and a slash."""
+        name_range = _range_below(name)
+        counts: tuple[Any, ...] = self._db.execute(_COUNT_CONTENT, name_range).get
+        blobs: tuple[Any, ...] = self._db.execute(_COUNT_BLOBS, name_range).get
         return ContentTotals(*counts, *blobs)
 
     def tags_below(self, name: str) -> list[tuple[RepositoryName, Tag]]:
-        rows = self._db.execute(_TAGS, (f"{name}/", f"{name}0")).fetchall()
+        """Returns the tags of the repositories whose names begin with `name` and a slash, in order."""
+        rows = self._db.execute(_TAGS, _range_below(name)).fetchall()
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
+        """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
+
+        With a tag goes its manifest, unless it has other tags or an index lists it. With a manifest go its tags, its
+        children and its referrers, unless something else refers to them. Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -82,36 +92,51 @@ class SqliteInventory:
             raise ManifestUnknown(f"{repo} has no manifest {reference}")
         tags = self._tags(root)
         if isinstance(reference, Tag):
-            if tags != [reference] or self._column(_HELD_BY, root):
-                return RemovalPlan(repo, (reference,), (), 0)
+            if tags != [reference] or self._column(_INDEXES, root):
+                return RemovalPlan(repo, (reference,), (), 0)  # the manifest stays, since something else refers to it
             tags = [reference]
-        return self._described(repo, repository, tags, self._along_with(root))
+        return self._plan(repo, repository, tags, self._removed_with(root))
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
+        """Plans the removal of all tags and manifests of the repository. Raises NameUnknown if it has no manifests."""
         repository = lookups.repository_id(self._db, repo)
-        gone = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
-        if not gone:
+        removed = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
+        if not removed:
             raise NameUnknown(f"there is nothing in {repo}")
         tags = self._column("SELECT name FROM tag WHERE repository = ?1 ORDER BY name", repository)
-        return self._described(repo, repository, [Tag(name) for name in tags], gone)
+        return self._plan(repo, repository, [Tag(name) for name in tags], removed)
 
-    def _along_with(self, root: int) -> list[int]:
-        """Returns `root` and the manifests that only it refers to. Tagged manifests stay, and so do those that another
-        index lists."""
-        gone = [root]
-        for number in gone:  # grows while it is iterated
-            for below in [*self._column(_CHILDREN, number), *self._column(_REFERRERS, number)]:
-                if below not in gone and not self._tags(below) and set(self._column(_HELD_BY, below)) <= set(gone):
-                    gone.append(below)
-        return gone
+    def _removed_with(self, root: int) -> list[int]:
+        """Returns the row ids of the manifest `root` and of those to remove with it: its children and referrers, and
+        their children and referrers in turn. Leaves out manifests that have a tag, and manifests that an index outside
+        the list refers to."""
+        removed = [root]
+        for manifest in removed:  # the list grows during the loop
+            for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
+                if (
+                    dependent not in removed
+                    and not self._tags(dependent)
+                    and set(self._column(_INDEXES, dependent)) <= set(removed)
+                ):
+                    removed.append(dependent)
+        return removed
 
-    def _described(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], gone: list[int]) -> RemovalPlan:
-        digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", number)[0]) for number in gone]
-        size: int = self._db.execute(_FREED, (repository, json.dumps(gone))).get
+    def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
+        """Returns the plan for these tags and these manifests (row ids), with the bytes of the blobs that become
+        free."""
+        digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", number)[0]) for number in removed]
+        size: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
         return RemovalPlan(repo, tuple(tags), tuple(digests), size)
 
     def _tags(self, manifest: int) -> list[Tag]:
+        """Returns the tags that point at the manifest (row id)."""
         return [Tag(name) for name in self._column("SELECT name FROM tag WHERE manifest = ?1 ORDER BY name", manifest)]
 
     def _column(self, sql: str, parameter: int) -> list[Any]:
+        """Returns the values of a statement with one column and one parameter."""
         return [value for (value,) in self._db.execute(sql, (parameter,)).fetchall()]
+
+
+def _range_below(name: str) -> tuple[str, str]:
+    """Returns the bounds of the names that begin with `name` and a slash: in byte order, "0" follows "/"."""
+    return f"{name}/", f"{name}0"

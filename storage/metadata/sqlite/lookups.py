@@ -1,6 +1,7 @@
-"""Lookups in the metadata: functions of a connection.
+"""Lookups of repositories, manifests, tags, blobs, uploads and referrers.
 
-Each reads its statements to their end, so that none leaves a read transaction open.
+Each function takes a connection, and reads all rows of its statements, so that no statement keeps a read transaction
+open.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 PAGE_BYTES = 1024 * 1024
-"""Approximate size of a page of referrers in bytes; a page may be larger by one referrer."""
+"""Approximate size of a page of referrers in bytes. A page may exceed it by one referrer."""
 ANNOTATIONS_BYTES = 1024 * 1024
-"""Largest annotations of a manifest, in bytes of JSON, that lists show. A referrer with larger ones is listed without
-any: most clients read an index of 4 MiB at most, so a larger one would hide all other referrers."""
-WORK = 200_000
-"""Work limit of a page of repositories, in characters of names that are read: about a tenth of a second."""
-SEEK = 100
-"""Cost of a statement, in the same unit."""
-LOOK = 10
-"""Cost of a name beside its characters."""
-FIND = 2
-"""Cost per character of finding the next name in the set: the name is read twice more."""
-FIRST_BATCH, LARGEST_BATCH = 4, 512
-"""Names that are read at once: more after a batch with many matches, fewer after one with few."""
-REFERRERS_LOOKED_AT = 5_000
+"""Largest annotations of a manifest, in bytes of JSON, that a page of referrers contains. A referrer with larger
+annotations is listed without any, because most clients refuse an index of more than 4 MiB and then see no referrers."""
+PAGE_COST_LIMIT = 200_000
+"""Most work for a page of repositories. The unit of costs is the matching of one character of a repository's name
+against the simplest set of names. The limit takes about 0.1 s."""
+STATEMENT_COST = 100
+"""Cost of an SQL statement."""
+NAME_COST = 10
+"""Cost of reading a name, in addition to matching its characters."""
+SKIP_COST_PER_CHARACTER = 2
+"""Additional cost per character of a name outside the set, because the next name in the set has to be found."""
+MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
+"""Bounds of how many names one statement reads. A batch is twice as large as the last one, and small again after names
+were skipped."""
+MAX_REFERRERS_READ = 5_000
 """Most referrers that are read for one page."""
 
 _BLOB = """
@@ -49,150 +52,168 @@ _BY_DIGEST = """
  WHERE r.name = ?1"""
 _DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
 _DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
-LARGE = 64 * 1024
-"""Size in bytes from which concurrent readers of a manifest share one copy."""
-_MANIFEST = f"SELECT iif(m.size <= {LARGE}, m.body, NULL), m.media_type, m.digest, m.id"
-_MANIFESTS = tuple(_MANIFEST + where for where in (_BY_TAG, _BY_DIGEST))
-_LISTED = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
+LARGE_MANIFEST_BYTES = 64 * 1024
+"""Size above which concurrent readers of a manifest share one copy in memory."""
+_MANIFEST = f"SELECT iif(m.size <= {LARGE_MANIFEST_BYTES}, m.body, NULL), m.media_type, m.digest, m.id"
+_MANIFESTS = (_MANIFEST + _BY_TAG, _MANIFEST + _BY_DIGEST)
+_REPOSITORY_NAMES = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
 _REFERRER = f"""
 SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.artifact_type) <= {4 * MAX_TYPE_LENGTH}, m.artifact_type, NULL),
        iif(octet_length(m.annotations) <= {ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3"""
-"""Leaves out types and annotations that are too long, which earlier versions accepted."""
+"""Leaves out artifact types and annotations that are too long: earlier versions of the registry accepted them."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
 
 
 def repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
-    """Returns the repository's number. Raises NameUnknown."""
-    number = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
-    if number is None:
+    """Returns the repository's row id. Raises NameUnknown."""
+    row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
+    if row_id is None:
         raise NameUnknown(f"there is no repository {repo}")
-    return int(number)
+    return int(row_id)
 
 
 def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
+    """Returns whether the repository ever had content, even if all of it was deleted."""
     return db.execute("SELECT 1 FROM repository WHERE name = ?", (repo,)).get is not None
 
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
+    """Returns a blob of the repository. `place` is the blob store's key for the bytes, `needed` when a client last
+    relied on the blob. Raises BlobUnknown if the repository does not have the blob."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
-    size, place, needed, fleeting = row
-    return BlobRow(digest, size, place, bool(fleeting), needed)
+    size, place, needed, is_queued_for_collection = row
+    return BlobRow(digest, size, place, bool(is_queued_for_collection), needed)
 
 
-def upload(db: apsw.Connection, repo: RepositoryName, wanted: UploadID) -> UploadRow:
+def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> UploadRow:
+    """Returns the upload session. Raises BlobUploadUnknown."""
     row = db.execute(
-        "SELECT algorithm, offset, state, boot, owner FROM upload WHERE id = ? AND repository = ?", (wanted, repo)
+        "SELECT algorithm, offset, state, boot, owner FROM upload WHERE id = ? AND repository = ?", (upload_id, repo)
     ).get
     if row is None:
         raise BlobUploadUnknown()
-    return UploadRow(wanted, repo, *row)
+    return UploadRow(upload_id, repo, *row)
 
 
-def _one(db: apsw.Connection, by_either: Sequence[str], repo: RepositoryName, reference: Reference) -> tuple[Any, ...]:
-    row: tuple[Any, ...] | None = db.execute(by_either[isinstance(reference, Digest)], (repo, reference)).get
+def _manifest_row(
+    db: apsw.Connection, sql_by_tag_and_by_digest: Sequence[str], repo: RepositoryName, reference: Reference
+) -> tuple[Any, ...]:
+    """Returns the row of a manifest, found with the first of the two statements if `reference` is a tag, and with the
+    second if it is a digest. Raises ManifestUnknown."""
+    sql = sql_by_tag_and_by_digest[isinstance(reference, Digest)]
+    row: tuple[Any, ...] | None = db.execute(sql, (repo, reference)).get
     if row is None:
         raise ManifestUnknown(f"{repo} has no manifest {reference}")
     return row
 
 
 def _digest(text: str) -> Digest:
-    """Returns a digest from the database without checking it again."""
+    """Returns a digest read from the database. Skips the checks of `Digest`, which ran before it was stored."""
     return str.__new__(Digest, text)
 
 
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
-    """Returns the descriptor without artifact type and annotations, which may be large and are not needed here."""
-    media_type, digest, size = _one(db, _DESCRIPTORS, repo, reference)
+    """Returns the descriptor of a manifest, without artifact type and annotations: they may be large, and the callers
+    do not need them. Raises ManifestUnknown."""
+    media_type, digest, size = _manifest_row(db, _DESCRIPTORS, repo, reference)
     return Descriptor(media_type, _digest(digest), size)
 
 
 def manifest(
-    db: apsw.Connection, repo: RepositoryName, reference: Reference, large: MutableMapping[Digest, Manifest]
+    db: apsw.Connection, repo: RepositoryName, reference: Reference, large_manifests: MutableMapping[Digest, Manifest]
 ) -> Manifest:
-    """Returns the manifest. `large`: large manifests that are in memory now."""
-    body, media_type, digest, number = _one(db, _MANIFESTS, repo, reference)
+    """Returns the manifest. Takes a large one from `large_manifests` if it is there, and otherwise adds it, so that
+    concurrent readers share it. Raises ManifestUnknown."""
+    body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
         return Manifest(body, media_type, _digest(digest))
-    found = large.get(digest)
+    found = large_manifests.get(digest)
     if found is None or found.media_type != media_type:
-        body = db.execute("SELECT body FROM manifest WHERE id = ?", (number,)).get
-        found = large[digest] = Manifest(body, media_type, _digest(digest))
+        body = db.execute("SELECT body FROM manifest WHERE id = ?", (manifest_id,)).get
+        found = large_manifests[digest] = Manifest(body, media_type, _digest(digest))
     return found
 
 
 def repositories(db: apsw.Connection, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
-    first = "" if after is None else after + "\0"
+    """Returns a page of the repositories in the set `within` that have manifests, in order, beginning behind the name
+    `after`. The page may have fewer than `limit` names although more follow: `Page.more` says so, and `Page.place` is
+    the last name that was read."""
+    start = "" if after is None else after + "\0"
     if within.has_every_name:
-        names = [_name(row[0]) for row in _rows(db, first, limit + 1)]
+        names = [_repository_name(name) for name in _names_from(db, start, limit + 1)]
         return Page(names[:limit], len(names) > limit)
-    return _Walk(db, limit, within).page(first)
+    return _RepositoryPageReader(db, limit, within).read(start)
 
 
-def _rows(db: apsw.Connection, first: str, most: int) -> list[Any]:
-    return db.execute(_LISTED, (first, most)).fetchall()
+def _names_from(db: apsw.Connection, start: str, limit: int) -> list[str]:
+    """Returns at most `limit` names of repositories with manifests, in order, from `start` on."""
+    rows: list[Any] = db.execute(_REPOSITORY_NAMES, (start, limit)).fetchall()
+    return [name for (name,) in rows]
 
 
-def _name(text: str) -> RepositoryName:
-    """Returns a name from the database without checking it again."""
+def _repository_name(text: str) -> RepositoryName:
+    """Returns a name read from the database. Skips the checks of `RepositoryName`, which ran before it was stored."""
     return str.__new__(RepositoryName, text)
 
 
-class _Walk:
-    """Walks through the repositories of a set for one page, and skips ranges of names that are outside the set. Ends
-    the page once it has cost `WORK`, even if it has few items."""
+class _RepositoryPageReader:
+    """Reads one page of the repositories in a set of names. Skips ranges of names outside the set. Ends the page when
+    its work has cost `PAGE_COST_LIMIT`, even if few names were found."""
 
     def __init__(self, db: apsw.Connection, limit: int, within: NameSet) -> None:
         self._db = db
         self._limit = limit
         self._within = within
-        self._weight = within.match_cost
+        self._cost_per_character = within.match_cost
         self._found: list[RepositoryName] = []
-        self._left = WORK
+        self._remaining_cost = PAGE_COST_LIMIT
 
-    def page(self, first: str) -> Page[RepositoryName]:
-        """Returns the page that starts at `first`."""
-        start = self._within.seek(first)
-        batch = FIRST_BATCH
-        while start is not None:
-            rows: list[str] = [row[0] for row in _rows(self._db, start, batch)]
-            self._left -= SEEK
-            at, beyond = 0, start
-            while at < len(rows):
-                name = rows[at]
-                self._left -= LOOK + len(name) * self._weight
+    def read(self, start: str) -> Page[RepositoryName]:
+        """Returns the page that begins with the first name of the set from `start` on."""
+        next_name = self._within.seek(start)  # no name of the set lies between `start` and this text
+        batch_size = MIN_BATCH_NAMES
+        while next_name is not None:
+            names = _names_from(self._db, next_name, batch_size)
+            self._remaining_cost -= STATEMENT_COST
+            index = 0
+            while index < len(names):
+                name = names[index]
+                self._remaining_cost -= NAME_COST + len(name) * self._cost_per_character
                 if name in self._within:
                     if len(self._found) == self._limit:
                         return Page(self._found, more=True)
-                    self._found.append(_name(name))
-                    beyond = name + "\0"
+                    self._found.append(_repository_name(name))
+                    next_name = name + "\0"  # the text that follows `name` in order
                 else:
-                    self._left -= FIND * len(name) * self._weight
-                    following = self._within.seek(name + "\0")
-                    if following is None:
+                    self._remaining_cost -= SKIP_COST_PER_CHARACTER * len(name) * self._cost_per_character
+                    next_in_set = self._within.seek(name + "\0")
+                    if next_in_set is None:
                         return Page(self._found)
-                    beyond = following
-                if self._left <= 0:
+                    next_name = next_in_set
+                if self._remaining_cost <= 0:
                     return Page(self._found, more=True, next_after=name)
-                at = bisect_left(rows, beyond, at + 1)
-            if len(rows) < batch:
+                index = bisect_left(names, next_name, index + 1)  # skips names of the batch that are outside the set
+            if len(names) < batch_size:
                 return Page(self._found)
-            passed_over = beyond > rows[-1] + "\0"
-            batch = FIRST_BATCH if passed_over else min(2 * batch, LARGEST_BATCH)
-            start = beyond
+            has_skipped = next_name > names[-1] + "\0"
+            batch_size = MIN_BATCH_NAMES if has_skipped else min(2 * batch_size, MAX_BATCH_NAMES)
         return Page(self._found)
 
 
 def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-    number = repository_id(db, repo)
+    """Returns at most `limit` tags of the repository, in order, beginning behind the tag `after`. Raises
+    NameUnknown."""
+    repository = repository_id(db, repo)
     rows = db.execute(
-        "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (number, after or "", limit + 1)
+        "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?",
+        (repository, after or "", limit + 1),
     ).fetchall()
     return Page([str.__new__(Tag, name) for (name,) in rows[:limit]], len(rows) > limit)
 
@@ -204,30 +225,36 @@ def referrers(
     artifact_type: str | None,
     after: str | None,
     limit: int,
-    looked_at: int = REFERRERS_LOOKED_AT,
-    size: int = PAGE_BYTES,
+    max_read: int = MAX_REFERRERS_READ,
+    max_page_bytes: int = PAGE_BYTES,
 ) -> Page[Descriptor]:
-    """Returns a page of referrers, limited by their number, and approximately by their bytes."""
+    """Returns a page of the manifests whose subject is `subject`, in the order of their digests, beginning behind the
+    digest `after`. With `artifact_type`, only those of that type.
+
+    The page has at most `limit` referrers and approximately `max_page_bytes` bytes, and at most `max_read` rows are
+    read for it. A first referrer larger than a full page is returned alone, but not in a page that the caller limits to
+    less than `PAGE_BYTES`."""
     found: list[Descriptor] = []
-    taken = 0
-    asked = (repo, subject, after or "", looked_at + 1)
+    page_bytes = 0
+    values = (repo, subject, after or "", max_read + 1)
     if artifact_type is None:
-        rows: list[Any] = db.execute(_REFERRERS, asked).fetchall()
+        rows: list[Any] = db.execute(_REFERRERS, values).fetchall()
     else:
-        rows = db.execute(_REFERRERS_OF_TYPE, (*asked, artifact_type)).fetchall()
-    place: str | None = None
-    for digest, media_type, length, kind, annotated, number in rows[:looked_at]:
-        taken += annotated + len(kind or "") + 256
-        if len(found) == limit or (taken > size and (found or size < PAGE_BYTES)):
+        rows = db.execute(_REFERRERS_OF_TYPE, (*values, artifact_type)).fetchall()
+    last: str | None = None
+    for digest, media_type, size, found_type, annotations_bytes, manifest_id in rows[:max_read]:
+        page_bytes += annotations_bytes + len(found_type or "") + 256  # 256: the other fields as JSON
+        if len(found) == limit or (page_bytes > max_page_bytes and (found or max_page_bytes < PAGE_BYTES)):
             return Page(found, more=True)
-        text = db.execute(_ANNOTATIONS, (number,)).get if annotated else None
+        text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
         annotations = StoredAnnotations(text) if text else None
-        found.append(Descriptor(media_type, _digest(digest), length, kind, annotations))
-        place = digest
-    return Page(found, more=len(rows) > looked_at, next_after=place if len(rows) > looked_at else None)
+        found.append(Descriptor(media_type, _digest(digest), size, found_type, annotations))
+        last = digest
+    more = len(rows) > max_read
+    return Page(found, more=more, next_after=last if more else None)
 
 
-def known(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
-    """Returns the values that occur in the column."""
+def existing_values(db: apsw.Connection, table: str, column: str, values: Iterable[str]) -> set[str]:
+    """Returns those of `values` that occur in the column."""
     sql = f"SELECT 1 FROM {table} WHERE {column} = ?"
     return {value for value in values if db.execute(sql, (value,)).get is not None}

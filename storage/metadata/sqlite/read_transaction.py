@@ -1,9 +1,11 @@
 """A connection whose lookups share one read transaction per iteration of the event loop.
 
-To begin and end a transaction takes SQLite as long as a lookup in a small store: it locks a byte of a file twice and
-compares the log's index. A loaded server makes several lookups per iteration. When the data version has changed, the
-next lookup starts a new transaction, so none sees older data than that of its version. The transaction ends with the
-iteration, since SQLite cannot reuse the log's space while somebody reads from it.
+Beginning and ending a transaction takes SQLite as long as a lookup in a small store. A loaded server makes several
+lookups per iteration of the event loop, so sharing one transaction saves time.
+
+The *data version* is a value that every commit to the database changes. When it has changed, the next lookup starts a
+new transaction, so no lookup returns data older than the version that was read before it. The transaction ends with the
+iteration, because SQLite cannot reuse the space of its write-ahead log while a transaction reads from the log.
 """
 
 from __future__ import annotations
@@ -18,39 +20,42 @@ from storage.metadata.sqlite.database import connect
 
 
 class SharedReadTransaction:
-    """Used from one event loop."""
+    """A read-only connection to the metadata database. Used from one event loop."""
 
     def __init__(self, path: Path) -> None:
-        """Raises apsw.Error."""
+        """Opens the database at `path`. Raises apsw.Error."""
         self._db = connect(path, read_only=True)
-        self._version: object = None
-        self._ending: asyncio.Handle | None = None
+        self._transaction_version: object = None
+        self._scheduled_end: asyncio.Handle | None = None
 
-    def at(self, version: object) -> apsw.Connection:
-        """Returns the connection for lookups that end before the next `await`. They see the data of `version`, which
-        was taken just now, or newer data. Raises apsw.Error."""
-        if self._ending is None:
-            self._ending = asyncio.get_running_loop().call_soon(self._end)
-        elif version == self._version:
+    def connection_at(self, version: object) -> apsw.Connection:
+        """Returns the connection, inside a read transaction that sees the data of `version` or newer data.
+
+        `version` is the data version that the caller read just before. The caller must finish its lookups before its
+        next `await`. Raises apsw.Error."""
+        if self._scheduled_end is None:
+            self._scheduled_end = asyncio.get_running_loop().call_soon(self._end_iteration)
+        elif version == self._transaction_version:
             return self._db
         else:
-            self._finish()
+            self._end_transaction()
         self._db.execute("BEGIN")
-        self._version = version
+        self._transaction_version = version
         return self._db
 
     def close(self) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
+        """Ends the transaction and closes the connection."""
+        if self._scheduled_end is not None:
+            self._scheduled_end.cancel()
         self._db.close()
 
-    def _end(self) -> None:
-        self._ending = None
-        self._finish()
+    def _end_iteration(self) -> None:
+        self._scheduled_end = None
+        self._end_transaction()
 
-    def _finish(self) -> None:
-        self._version = None
-        if self._db.in_transaction:  # an error may have ended it
+    def _end_transaction(self) -> None:
+        self._transaction_version = None
+        if self._db.in_transaction:  # False if SQLite ended the transaction after an error
             try:
                 self._db.execute("COMMIT")
             except apsw.Error:

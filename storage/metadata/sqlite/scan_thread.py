@@ -1,6 +1,6 @@
-"""Lookups that read many rows. They run in a thread, one after the other, with a connection of their own.
+"""A thread for database lookups that read many rows (`ScanThread`).
 
-The event loop continues meanwhile: SQLite releases Python's lock at every row, and Python itself does every 5 ms.
+The event loop continues while a lookup runs, because SQLite releases Python's global interpreter lock at every row.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ T = TypeVar("T")
 
 
 class ScanThread:
-    """Used from one event loop. The first lookup starts the thread."""
+    """Runs lookups in one thread, one after the other, on a connection of its own. Used from one event loop. The first
+    lookup starts the thread and opens the connection."""
 
     def __init__(self, path: Path) -> None:
+        """`path`: the database file."""
         self._path = path
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scan")
-        self._opening = threading.Lock()
+        self._connection_lock = threading.Lock()
         self._db: apsw.Connection | None = None
         self._closed = False
 
-    async def run(self, look: Callable[[apsw.Connection], T]) -> T:
-        """Runs `look`, which must read each of its statements to the end, and returns its result. It sees every commit
-        that was made before this call. Raises what `look` raises, and apsw.Error. Cancelled: the lookup does not start,
-        or runs to its end."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, look)
+    async def run(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        """Runs `lookup` in the thread and returns its result. The lookup sees every commit made before this call.
+
+        `lookup` must read all rows of each of its statements; otherwise the statement keeps its read transaction open.
+        Raises what `lookup` raises, and apsw.Error. If the call is cancelled, a lookup that has started runs to its
+        end, and one that has not started does not run."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, lookup)
 
     def close(self) -> None:
-        """Interrupts the running lookup, and waits for its end."""
-        with self._opening:
+        """Interrupts the running lookup, waits until it has ended, and closes the connection. Lookups that have not
+        started do not run."""
+        with self._connection_lock:
             self._closed = True
             if self._db is not None:
                 self._db.interrupt()
@@ -45,11 +50,11 @@ class ScanThread:
         if self._db is not None:
             self._db.close()
 
-    def _run(self, look: Callable[[apsw.Connection], T]) -> T:
-        return look(self._open())
+    def _run(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        return lookup(self._connection())
 
-    def _open(self) -> apsw.Connection:
-        with self._opening:
+    def _connection(self) -> apsw.Connection:
+        with self._connection_lock:
             if self._closed:
                 raise apsw.InterruptError("the store is being closed")
             if self._db is None:

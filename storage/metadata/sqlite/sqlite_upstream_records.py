@@ -1,4 +1,11 @@
-"""The mirror's records of its upstreams in the metadata database (`UpstreamRecords`)."""
+"""What the mirror learned about its upstream registries, in the metadata database (`SqliteUpstreamRecords`).
+
+- A *check* is an answer of an upstream: at that time it had a manifest or blob, or it had none ("not found").
+- A *link* is the right of a repository to serve a blob. It is *confirmed* if the blob was fetched for this repository,
+  or its upstream said that the repository has the blob.
+- A *bad sender* is an endpoint (a server of an upstream) that sent bytes with another digest for a blob.
+- An *allowance* is the rate limit that an upstream stated.
+"""
 
 from __future__ import annotations
 
@@ -10,59 +17,65 @@ import apsw
 from storage.content import Allowance, BadSender, Manifest, UpstreamCheck
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.blob_changes import confirm_blob
+from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
-from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.names import Digest, Reference, RepositoryName
 
-UNKNOWN_KEPT = 10_000
+MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks, since any client can cause more of them."""
-PRUNE_EVERY = 64
-REFERRING = 8
-READ_SIZE = 256 * 1024
-"""Total bytes of the manifests that are parsed, on the event loop, for a blob's size. If only larger manifests name the
-blob, the mirror asks the upstream for the size."""
-LOOKED_AT = 500
-"""Most manifests naming the blob from which the newest are taken."""
-_REFERRING = """
+CHECKS_PER_PRUNE = 64
+"""After how many new 'not found' checks of this process the oldest ones are deleted."""
+MAX_REFERRING_MANIFESTS = 8
+"""Most manifests that `referring_manifests` returns."""
+MAX_PARSED_BYTES = 256 * 1024
+"""Most bytes of manifests that `referring_manifests` parses, since it does so on the event loop."""
+MAX_ROWS_SEARCHED = 500
+"""Most references to a blob that are searched for the newest manifests."""
+_REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
        SELECT manifest FROM manifest_blob WHERE repository = r.id AND digest = ?2 ORDER BY manifest DESC LIMIT ?5)
  WHERE r.name = ?1 AND m.size <= ?4 ORDER BY m.pushed DESC, m.id DESC LIMIT ?3"""
 _BODY = "SELECT body FROM manifest WHERE id = ?"
 
-_HOLDER = """
+_REPOSITORY_WITH_BLOB = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND r.name >= ?2 AND r.name < ?3 LIMIT 1"""
 
-_CONFIRMED = """
+_IS_CONFIRMED = """
 SELECT l.confirmed
   FROM repository r JOIN blob b ON b.digest = ?2 JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
  WHERE r.name = ?1"""
 
 
 class SqliteUpstreamRecords:
-    """Reads with `db`, on the event loop; changes through `writer`, of which only `confirm` is durable."""
+    """Implements `UpstreamRecords`. Reads on the event loop. Of its changes only `confirm` survives a power cut for
+    certain: the mirror can ask its upstreams for the rest again."""
 
     def __init__(
-        self, db: apsw.Connection, writer: WriterThread | ImmutableDatabase, clock: Callable[[], float]
+        self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
     ) -> None:
+        """Reads with `db` and changes through `writer`. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._clock = clock
-        self._unknown = 0
+        self._not_found_count = 0
 
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
     ) -> UpstreamCheck | None:
+        """Returns the last check of a manifest, or with `blob` of the blob with that digest; None if there is none."""
         row = self._db.execute(
-            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, _key(reference, blob))
+            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?",
+            (repo, _check_key(reference, blob)),
         ).get
         return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
-        now, key = self._clock(), _key(reference, blob)
-        prune = not found and self._unknown % PRUNE_EVERY == 0
-        self._unknown += not found
+        """Stores a check made now. `known`: the upstream has the manifest or blob."""
+        now, key = self._clock(), _check_key(reference, blob)
+        prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
+        self._not_found_count += not found
 
         def note(db: apsw.Connection) -> None:
             db.execute(
@@ -71,50 +84,59 @@ class SqliteUpstreamRecords:
                 (repo, key, now, int(found)),
             )
             if prune:
-                _prune(db)
+                _prune_not_found_checks(db)
 
         await self._writer.run(note, durable=False)
 
     async def forget_checks(
         self, repo: RepositoryName, reference: Reference | None = None, *, blob: bool = False
     ) -> None:
-        key = None if reference is None else _key(reference, blob)
-        await self._change(
+        """Deletes the check of `reference`, or without `reference` all checks of the repository."""
+        key = None if reference is None else _check_key(reference, blob)
+        await self._execute(
             "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
             (repo, key),
             ReserveUse.RELIEF,
         )
 
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
-        name = self._db.execute(_HOLDER, (digest, prefix, prefix[:-1] + "0")).get  # '0' comes after '/'
+        """Returns a repository that has the blob and whose name begins with `prefix`, which ends with a slash; None if
+        there is none."""
+        end = prefix[:-1] + "0"  # in byte order, "0" follows "/"
+        name = self._db.execute(_REPOSITORY_WITH_BLOB, (digest, prefix, end)).get
         return None if name is None else RepositoryName(name)
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        return bool(self._db.execute(_CONFIRMED, (repo, digest)).get)
+        """Returns whether the repository has a confirmed link to the blob."""
+        return bool(self._db.execute(_IS_CONFIRMED, (repo, digest)).get)
 
     async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
+        """Marks the repository's link to the blob as confirmed. Does nothing if there is no such link."""
         await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
-        # Bodies are read afterwards: sorting rows with their bodies would read all of them.
-        limits = REFERRING, READ_SIZE, LOOKED_AT
-        rows: list[Any] = self._db.execute(_REFERRING, (repo, digest, *limits)).fetchall()
-        found, left = [], READ_SIZE
-        for number, size, media_type, of in rows:
-            left -= size
-            if left < 0:
+        """Returns the newest manifests of the repository that refer to the blob as config or layer, newest first. May
+        return none if only manifests larger than `MAX_PARSED_BYTES` refer to it."""
+        # Bodies are read one by one, because SQLite would read all bodies to sort rows that contain them.
+        limits = MAX_REFERRING_MANIFESTS, MAX_PARSED_BYTES, MAX_ROWS_SEARCHED
+        rows: list[Any] = self._db.execute(_REFERRING_MANIFESTS, (repo, digest, *limits)).fetchall()
+        found, remaining_bytes = [], MAX_PARSED_BYTES
+        for manifest_id, size, media_type, manifest_digest in rows:
+            remaining_bytes -= size
+            if remaining_bytes < 0:
                 break
-            body = self._db.execute(_BODY, (number,)).get
+            body = self._db.execute(_BODY, (manifest_id,)).get
             if body is None:
-                continue  # deleted meanwhile
-            manifest = Manifest(body, media_type, str.__new__(Digest, of))
+                continue  # the manifest was deleted meanwhile
+            manifest = Manifest(body, media_type, str.__new__(Digest, manifest_digest))
             if manifest.is_readable:
                 found.append(manifest)
         return found
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, BadSender]:
+        """Returns the endpoints of the upstream that sent wrong bytes for the blob within the last `seconds`."""
         now = self._clock()
-        # If the clock was set back, records from the future count as old.
+        # The upper bound ignores records from the future, which exist after the clock was set back.
         rows: list[Any] = self._db.execute(
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + 1.0),
@@ -122,6 +144,8 @@ class SqliteUpstreamRecords:
         return {endpoint: BadSender(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
+        """Stores that each of the endpoints sent wrong bytes for the blob once more. Deletes records older than
+        `seconds`."""
         now = self._clock()
 
         def note(db: apsw.Connection) -> None:
@@ -136,22 +160,26 @@ class SqliteUpstreamRecords:
         await self._writer.run(note, durable=False)
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
+        """Deletes the bad senders of these blobs. Returns for how many of the blobs there were any."""
+
         def forget(db: apsw.Connection) -> int:
-            found = 0
+            blobs_with_records = 0
             for digest in digests:
                 db.execute("DELETE FROM upstream_wrong WHERE upstream = ? AND digest = ?", (upstream, digest))
-                found += db.changes() > 0
-            return found
+                blobs_with_records += db.changes() > 0
+            return blobs_with_records
 
-        return await self._writer.run(forget, durable=False, need=ReserveUse.RELIEF)
+        return await self._writer.run(forget, durable=False, reserve_use=ReserveUse.RELIEF)
 
     async def token(self, key: str) -> tuple[str, float] | None:
+        """Returns the stored token and its expiry (seconds since 1970); None if there is none or it has expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
         return row
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
+        """Stores a token, and deletes all tokens that have expired."""
         now = self._clock()
 
         def keep(db: apsw.Connection) -> None:
@@ -162,17 +190,20 @@ class SqliteUpstreamRecords:
         await self._writer.run(keep, durable=False)
 
     async def delete_token(self, key: str, token: str) -> None:
-        await self._change("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), ReserveUse.RELIEF)
+        """Deletes the token, unless another one was stored for `key` meanwhile."""
+        await self._execute("DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), ReserveUse.RELIEF)
 
     async def allowance(self, upstream: str) -> Allowance | None:
+        """Returns the stored rate limit of the upstream."""
         row: Any = self._db.execute(
             "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (upstream,)
         ).get
         return None if row is None else Allowance(*row)
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """Keeps the newest `remaining`, and the latest `until`."""
-        await self._change(
+        """Stores a rate limit. Of the stored and the new one, keeps the newer `remaining` and `limit`, and the later
+        `until` (no request is sent before this time)."""
+        await self._execute(
             "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "
             "remaining = iif(excluded.at >= at, excluded.remaining, remaining), "
@@ -180,21 +211,22 @@ class SqliteUpstreamRecords:
             (upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
         )
 
-    async def _change(
-        self, sql: str, values: tuple[str | float | None, ...], need: ReserveUse = ReserveUse.GROWTH
+    async def _execute(
+        self, sql: str, values: tuple[str | float | None, ...], reserve_use: ReserveUse = ReserveUse.GROWTH
     ) -> None:
-        await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, need=need)
+        """Runs a statement that changes something. The change need not survive a power cut."""
+        await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, reserve_use=reserve_use)
 
 
-def _key(reference: Reference, blob: bool) -> str:
-    """Returns the key of a check. That of a blob has a space, which no reference from a client has."""
+def _check_key(reference: Reference, blob: bool) -> str:
+    """Returns the key of a check. A blob's key contains a space, so that no reference from a client equals it."""
     return f"blob {reference}" if blob else reference
 
 
-def _prune(db: apsw.Connection) -> None:
-    """Deletes the oldest 'not found' checks beyond the limit."""
+def _prune_not_found_checks(db: apsw.Connection) -> None:
+    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`."""
     db.execute(
         "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "
         "ORDER BY at DESC LIMIT 1 OFFSET ?)",
-        (UNKNOWN_KEPT,),
+        (MAX_NOT_FOUND_CHECKS,),
     )

@@ -166,4 +166,4 @@ async def test_a_store_is_opened_again_however_that_failed_before(
             (data / "elsewhere").rename(data / "entrepot.db")
             await thawing
         with pytest.raises(StorageFull):
-            frozen.at(None)
+            frozen.connection_at(None)

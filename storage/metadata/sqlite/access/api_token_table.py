@@ -1,4 +1,11 @@
-"""API tokens. An expired token is treated as if it did not exist."""
+"""API tokens of accounts: `personal` ones, which a user makes, and `login` ones, which a login makes.
+
+An expired token is treated as if it did not exist. All functions take a connection; those with `by` run inside a
+transaction that the caller commits. `by` is the actor whom the audit log names, `now` the time in seconds since 1970.
+
+The *epoch* is a number in the database. What a process has cached about rights is valid for one epoch only, so a change
+that takes a right away increments it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +16,14 @@ import apsw
 
 from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, ApiToken, TokenLimit
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import account, known_name, page_of, raise_epoch
+from storage.metadata.sqlite.access.account_table import account, increment_epoch, limited_page, name_from_database
 from storage.metadata.sqlite.access.audit_table import record
-from storage.metadata.sqlite.access.grant_table import known_pattern
+from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
 MOST_TOKENS = 500
 """Most personal API tokens of an account, so that nobody can fill the disk with them."""
-LIMITS_OF_A_PAGE = 500
-"""Approximate limit of the token limits on a page."""
+MAX_PAGE_LIMITS = 500
+"""Approximate number of token limits (patterns to which tokens are restricted) after which a page ends."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _ONE = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -29,17 +36,20 @@ def _token(row: tuple[Any, ...]) -> ApiToken:
     token_id, owner, purpose, note, created, expires, limits, used, _ = row
     return ApiToken(
         token_id,
-        known_name(owner),
+        name_from_database(owner),
         purpose,
         note,
         created,
         expires,
-        None if limits is None else tuple(TokenLimit(known_pattern(p), Action(a)) for p, a in json.loads(limits)),
+        None
+        if limits is None
+        else tuple(TokenLimit(pattern_from_database(p), Action(a)) for p, a in json.loads(limits)),
         used,
     )
 
 
 def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, bytes]:
+    """Returns a token and the hash of its secret. Raises AccountUnknown if there is no such token or it has expired."""
     row = db.execute(_ONE, (token_id, now)).get
     if row is None:
         raise AccountUnknown("there is no such API token; it was revoked, or has expired")
@@ -47,18 +57,21 @@ def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, byt
 
 
 def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
+    """Returns a page of the tokens of the account `owner`, or of all accounts, in the order of their ids, beginning
+    behind the id `after`."""
     values = (after or "", now, limit + 1)
     found = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ONE, (*values, owner))
-    return page_of(found, _token, lambda token: len(token.limits or ()), limit, LIMITS_OF_A_PAGE)
+    return limited_page(found, _token, lambda token: len(token.limits or ()), limit, MAX_PAGE_LIMITS)
 
 
 def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash: bytes) -> None:
-    """Adds a token. The epoch stays, since no process can have cached anything about the token."""
-    _prune(db, now)
-    account(db, made.account)
+    """Adds the token `made`. Does not increment the epoch, because no process can have cached anything about the token.
+    Raises AccountUnknown; AccountExists if the token's id is in use; AccountInvalid if the account has too many."""
+    _delete_expired(db, now)
+    account(db, made.account)  # raises AccountUnknown
     if db.execute("SELECT 1 FROM api_token WHERE id = ?", (made.id,)).get is not None:
         raise AccountExists("there is an API token with that id already")
-    _check_room(db, made)
+    _check_limit(db, made)
     limits = None if made.limits is None else json.dumps([(one.pattern, int(one.actions)) for one in made.limits])
     db.execute(
         "INSERT INTO api_token (id, account, purpose, note, secret, created, expires, limits, used) "
@@ -71,9 +84,9 @@ def add(db: apsw.Connection, by: Actor, now: float, made: ApiToken, secret_hash:
     record(db, by, now, "token.add", made.account, _detail(made))
 
 
-def _check_room(db: apsw.Connection, made: ApiToken) -> None:
-    """Raises AccountInvalid if the account has too many personal tokens. For login tokens, the caller removes the
-    oldest."""
+def _check_limit(db: apsw.Connection, made: ApiToken) -> None:
+    """Raises AccountInvalid if the token is a personal one and its account has the most that it can have. The number of
+    login tokens is not checked here, because the caller limits it: it revokes the oldest."""
     counted = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
     if made.purpose == "personal" and db.execute(counted, (made.account,)).get >= MOST_TOKENS:
         raise AccountInvalid(
@@ -82,25 +95,28 @@ def _check_room(db: apsw.Connection, made: ApiToken) -> None:
 
 
 def revoke(db: apsw.Connection, by: Actor, now: float, token_id: str) -> None:
+    """Deletes a token. Raises AccountUnknown if there is no such token or it has expired."""
     revoked, _ = token(db, now, token_id)
-    _prune(db, now)
+    _delete_expired(db, now)
     db.execute("DELETE FROM api_token WHERE id = ?", (token_id,))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "token.revoke", revoked.account, _detail(revoked))
 
 
-def _prune(db: apsw.Connection, now: float) -> None:
+def _delete_expired(db: apsw.Connection, now: float) -> None:
     db.execute("DELETE FROM api_token WHERE expires IS NOT NULL AND expires <= ?", (now,))
 
 
-def _detail(made: ApiToken) -> dict[str, object]:
-    detail: dict[str, object] = {"token": made.id, "purpose": made.purpose}
-    if made.note:
-        detail["note"] = made.note
-    if made.limits is not None:
-        detail["limits"] = [f"{one.pattern} {','.join(one.actions.words)}" for one in made.limits]
+def _detail(described: ApiToken) -> dict[str, object]:
+    """Returns what the audit log says about a token."""
+    detail: dict[str, object] = {"token": described.id, "purpose": described.purpose}
+    if described.note:
+        detail["note"] = described.note
+    if described.limits is not None:
+        detail["limits"] = [f"{one.pattern} {','.join(one.actions.words)}" for one in described.limits]
     return detail
 
 
-def note_use(db: apsw.Connection, token_id: str, at: float) -> None:
-    db.execute("UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2)", (token_id, at))
+def note_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
+    """Stores when the token was last used (seconds since 1970), unless a later use is stored."""
+    db.execute("UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2)", (token_id, used_at))

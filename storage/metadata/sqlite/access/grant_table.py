@@ -1,4 +1,10 @@
-"""Grants of actions on repositories to users, robots and groups."""
+"""Grants of actions on repositories. The *subject* of a grant is a user, a robot, a group, everyone, or everyone who is
+authenticated. A grant applies to the repositories whose names match its pattern, such as `team/**`.
+
+All functions take a connection; those with `by` run inside a transaction that the caller commits. `by` is the actor
+whom the audit log names, `now` the time in seconds since 1970. Each change increments the *epoch*, a number in the
+database: what a process has cached about rights is valid for one epoch only.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +16,68 @@ import apsw
 
 from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grant, Grantee, GranteeKind
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import kind_of, raise_epoch
+from storage.metadata.sqlite.access.account_table import increment_epoch, kind_of
 from storage.metadata.sqlite.access.audit_table import record
 from storage.patterns import NamePattern
 
 _ALL = "SELECT kind, name, pattern, actions FROM access_grant ORDER BY kind, name, pattern"
-_THEIRS = "SELECT kind, name, pattern, actions FROM access_grant WHERE kind = ? AND name = ? ORDER BY pattern"
-
-_FEW = "SELECT actions, pattern FROM access_grant WHERE kind = ? AND name = ?"
+_OF_SUBJECT = "SELECT kind, name, pattern, actions FROM access_grant WHERE kind = ? AND name = ? ORDER BY pattern"
+_ACTIONS_AND_PATTERNS = "SELECT actions, pattern FROM access_grant WHERE kind = ? AND name = ?"
 _PAGE = """
 SELECT kind, name, pattern, actions FROM access_grant
  WHERE (kind, name, pattern) > (?, ?, ?) ORDER BY kind, name, pattern LIMIT ?"""
-_PAGE_OF_ONE = """
+_PAGE_OF_SUBJECT = """
 SELECT kind, name, pattern, actions FROM access_grant
  WHERE kind = ? AND name = ? AND pattern > ? ORDER BY pattern LIMIT ?"""
-_COUNTED = """
+_COUNT_GRANTS_AND_WILD_CHARACTERS = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
 MOST_GRANTS = 5_000
-"""Most grants of one subject, since each of its requests may have to read all of them."""
-MOST_WILD = 64 * 1024
-"""Most characters after the first star, over those patterns of a subject that are not simple prefixes."""
+"""Most grants of one subject, since each request of the subject may have to read all of them."""
+MOST_WILD_CHARACTERS = 64 * 1024
+"""Most characters from the first star on, over the patterns of a subject that have stars other than a `**` at their
+end. Matching such a pattern takes time for each of these characters."""
 
 
-def known_pattern(text: str) -> NamePattern:
-    """Returns a pattern from the database without checking it again."""
+def pattern_from_database(text: str) -> NamePattern:
+    """Returns a pattern read from the database. Skips the checks of `NamePattern`, which ran before it was stored."""
     return str.__new__(NamePattern, text)
 
 
 def grants(db: apsw.Connection, subjects: Sequence[Grantee] | None) -> list[Grant]:
+    """Returns the grants of the subjects, or with None all grants."""
     rows: list[Any] = []
     if subjects is None:
         rows = db.execute(_ALL).fetchall()
     for subject in subjects or ():
-        rows += db.execute(_THEIRS, (subject.kind, subject.name)).fetchall()
+        rows += db.execute(_OF_SUBJECT, (subject.kind, subject.name)).fetchall()
     return [_grant(row) for row in rows]
 
 
 def granted(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
+    """Returns the grants of the subjects together: for each set of actions, the patterns for which a subject has it."""
     found: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for subject in subjects:
-        rows: list[Any] = db.execute(_FEW, (subject.kind, subject.name)).fetchall()
+        rows: list[Any] = db.execute(_ACTIONS_AND_PATTERNS, (subject.kind, subject.name)).fetchall()
         for actions, pattern in rows:
-            found[actions].append(known_pattern(pattern))
+            found[actions].append(pattern_from_database(pattern))
     return {Action(actions): frozenset(patterns) for actions, patterns in found.items()}
 
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
-    """Returns grants in the order of their keys."""
-    kind, name, pattern = _parts(after or "")
+    """Returns a page of the grants of the subjects, or with None of all grants, in the order of kind, name and pattern.
+    The page begins behind the grant with the key `after`, such as `group:dev team/**`."""
+    kind, name, pattern = _split_key(after or "")
     if subjects is None:
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
         return _page(rows, limit)
     rows = []
-    for place in sorted({(subject.kind.value, subject.name) for subject in subjects}):
-        if place < (kind, name):
+    for subject_key in sorted({(subject.kind.value, subject.name) for subject in subjects}):
+        if subject_key < (kind, name):
             continue
-        begin = pattern if place == (kind, name) else ""
-        rows += _rows(db, _PAGE_OF_ONE, (*place, begin, limit + 1 - len(rows)))
+        after_pattern = pattern if subject_key == (kind, name) else ""
+        rows += _rows(db, _PAGE_OF_SUBJECT, (*subject_key, after_pattern, limit + 1 - len(rows)))
         if len(rows) > limit:
             break
     return _page(rows, limit)
@@ -79,27 +88,29 @@ def _rows(db: apsw.Connection, sql: str, values: tuple[str | int, ...]) -> list[
 
 
 def _page(rows: list[Any], limit: int) -> Page[Grant]:
+    """Returns a page of the first `limit` rows; a row beyond these means that more grants follow."""
     return Page([_grant(row) for row in rows[:limit]], len(rows) > limit)
 
 
 def _grant(row: Any) -> Grant:
     kind, name, pattern, actions = row
-    return Grant(Grantee(GranteeKind(kind), name), known_pattern(pattern), Action(actions))
+    return Grant(Grantee(GranteeKind(kind), name), pattern_from_database(pattern), Action(actions))
 
 
-def _parts(key: str) -> tuple[str, str, str]:
-    """Splits a key such as `group:dev team/**` into kind, name and pattern. No name has a colon or a space."""
+def _split_key(key: str) -> tuple[str, str, str]:
+    """Splits a key such as `group:dev team/**` into kind, name and pattern. Names have no colon and no space."""
     subject, _, pattern = key.partition(" ")
     kind, _, name = subject.partition(":")
     return kind, name, pattern
 
 
 def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
+    """Sets the actions of the subject for the pattern. Raises AccountUnknown, AccountInvalid."""
     subject = grant.subject
     _check_subject(db, subject)
     if not grant.actions:
-        raise AccountInvalid("a grant of nothing is none; remove it")
-    _check_room(db, grant)
+        raise AccountInvalid("a grant needs at least one action; to take all actions away, remove the grant")
+    _check_limit(db, grant)
     db.execute(
         "INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (kind, name, pattern) DO UPDATE SET actions = excluded.actions "
@@ -107,35 +118,36 @@ def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
         (subject.kind, subject.name, grant.pattern, int(grant.actions)),
     )
     if db.changes():
-        raise_epoch(db)
+        increment_epoch(db)
         detail = {"pattern": grant.pattern, "actions": grant.actions.words}
         record(db, by, now, "grant.put", str(subject), detail)
 
 
-def _check_room(db: apsw.Connection, grant: Grant) -> None:
-    """Raises AccountInvalid if the subject has too many grants. Grants from before the limit existed stay."""
+def _check_limit(db: apsw.Connection, grant: Grant) -> None:
+    """Raises AccountInvalid if the subject would have too many grants. Raises nothing if the subject has a grant for
+    the pattern already, because that may be older than the limit."""
     subject, pattern = grant.subject, grant.pattern
-    known = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
-    if db.execute(known, (subject.kind, subject.name, pattern)).get is not None:
+    existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
+    if db.execute(existing, (subject.kind, subject.name, pattern)).get is not None:
         return
-    row: Any = db.execute(_COUNTED, (subject.kind, subject.name)).get
-    count, wild = row
+    row: Any = db.execute(_COUNT_GRANTS_AND_WILD_CHARACTERS, (subject.kind, subject.name)).get
+    count, wild_characters = row
     if count >= MOST_GRANTS:
         raise AccountInvalid(
             f"{subject} has {MOST_GRANTS} grants, as many as one can have; "
             "grant on a pattern that covers several of them"
         )
-    rest = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
-    if rest and wild + rest > MOST_WILD:
+    added = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
+    if added and wild_characters + added > MOST_WILD_CHARACTERS:
         raise AccountInvalid(
-            f"the patterns of {subject} have more than {MOST_WILD} characters from their first stars on; "
+            f"the patterns of {subject} have more than {MOST_WILD_CHARACTERS} characters from their first stars on; "
             "grant on patterns like team/**, or to groups"
         )
 
 
 def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
-    """Checks that a robot or a group exists; a user need not have an account here. Raises AccountUnknown,
-    AccountInvalid."""
+    """Raises AccountUnknown if the subject is a robot or a group that does not exist; AccountInvalid if the name
+    belongs to another kind of subject. A user need not have an account here."""
     if subject.kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED):
         return
     kind = kind_of(db, AccountName(subject.name))
@@ -146,10 +158,11 @@ def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, subject: Grantee, pattern: NamePattern) -> None:
+    """Removes the grant of the subject for exactly this pattern. Raises AccountUnknown if there is none."""
     db.execute(
         "DELETE FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?", (subject.kind, subject.name, pattern)
     )
     if db.changes() == 0:
         raise AccountUnknown(f"{subject} was granted nothing for {pattern}")
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "grant.remove", str(subject), {"pattern": pattern})

@@ -1,4 +1,10 @@
-"""Groups and their members, which need not have an account here."""
+"""Groups of people and robots. A member need not have an account in this database: it may come from an htpasswd file or
+an external issuer of tokens.
+
+All functions take a connection; those with `by` run inside a transaction that the caller commits. `by` is the actor
+whom the audit log names, `now` the time in seconds since 1970. A change that affects rights increments the *epoch*, a
+number in the database: what a process has cached about rights is valid for one epoch only.
+"""
 
 from __future__ import annotations
 
@@ -10,98 +16,116 @@ import apsw
 
 from storage.access import AccountInvalid, AccountName, AccountUnknown
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import check_free, kind_of, known_name, page_of, raise_epoch
+from storage.metadata.sqlite.access.account_table import (
+    check_name_is_free,
+    increment_epoch,
+    kind_of,
+    limited_page,
+    name_from_database,
+)
 from storage.metadata.sqlite.access.audit_table import counted, record
 
 MOST_MEMBERS = 10_000
 """Most members of a group."""
 MOST_GROUPS = 1_000
-"""Most groups of one member, since each of its requests may have to read the grants of all of them."""
+"""Most groups of one member, since each request of the member may have to read the grants of all its groups."""
 _GROUP = """
 SELECT g.name, (SELECT json_group_array(m.member ORDER BY m.member) FROM group_member m WHERE m.name = g.name)
   FROM account_group g"""
 _ONE = _GROUP + " WHERE g.name = ?"
 _PAGE = _GROUP + " WHERE g.name > ? ORDER BY g.name LIMIT ?"
 Group = tuple[AccountName, tuple[str, ...]]
+"""Name of a group, and the names of its members in order."""
 
 
 def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
+    """Returns a page of the groups in the order of their names, beginning behind the name `after`."""
     rows = db.execute(_PAGE, (after or "", limit + 1))
-    return page_of(rows, _group, lambda group: len(group[1]), limit)
+    return limited_page(rows, _group, lambda group: len(group[1]), limit)
 
 
 def _group(row: tuple[Any, ...]) -> Group:
     name, members = row
-    return known_name(name), tuple(json.loads(members))
+    return name_from_database(name), tuple(json.loads(members))
 
 
 def group(db: apsw.Connection, name: AccountName) -> Group:
+    """Returns a group. Raises AccountUnknown."""
     row: Any = db.execute(_ONE, (name,)).get
     if row is None:
         raise AccountUnknown(f"there is no group {name}")
     return _group(row)
 
 
-def known(db: apsw.Connection, names: Iterable[str]) -> set[str]:
+def existing_groups(db: apsw.Connection, names: Iterable[str]) -> set[str]:
+    """Returns those of `names` that are names of groups."""
     sql = "SELECT 1 FROM account_group WHERE name = ?"
     return {name for name in names if db.execute(sql, (name,)).get is not None}
 
 
 def groups_of(db: apsw.Connection, member: str) -> tuple[AccountName, ...]:
+    """Returns the groups of a member in the order of their names; none if nobody has the name."""
     rows: list[Any] = db.execute("SELECT name FROM group_member WHERE member = ? ORDER BY name", (member,)).fetchall()
-    return tuple(known_name(name) for (name,) in rows)
+    return tuple(name_from_database(name) for (name,) in rows)
 
 
 def _check_group(db: apsw.Connection, name: AccountName) -> None:
+    """Raises AccountUnknown if there is no such group."""
     if kind_of(db, name) != "group":
         raise AccountUnknown(f"there is no group {name}")
 
 
 def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
-    check_free(db, name)
+    """Adds an empty group. Raises AccountExists if an account or a group has the name."""
+    check_name_is_free(db, name)
     db.execute("INSERT INTO account_group (name, created) VALUES (?, ?)", (name, now))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "group.add", name)
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
+    """Removes a group with its memberships and grants. Raises AccountUnknown."""
     _check_group(db, name)
     db.execute("DELETE FROM group_member WHERE name = ?", (name,))
     members = db.changes()
     db.execute("DELETE FROM access_grant WHERE kind = 'group' AND name = ?", (name,))
     grants = db.changes()
     db.execute("DELETE FROM account_group WHERE name = ?", (name,))
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "group.remove", name, counted(members=members, grants=grants))
 
 
 def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
+    """Adds a member to a group; does nothing if it is in the group already. Raises AccountUnknown; AccountInvalid if
+    the member is a group, or if the group or the member is at its limit."""
     _check_group(db, group)
     if kind_of(db, member) == "group":
-        raise AccountInvalid(f"{member} is a group, and no group can be in another")
-    _check_room(db, group, member)
+        raise AccountInvalid(f"{member} is a group, and a group cannot be a member of another group")
+    _check_limit(db, group, member)
     db.execute("INSERT INTO group_member (name, member) VALUES (?, ?) ON CONFLICT DO NOTHING", (group, member))
     if db.changes():
-        raise_epoch(db)
+        increment_epoch(db)
         record(db, by, now, "member.add", group, {"member": member})
 
 
-def _check_room(db: apsw.Connection, group: AccountName, member: AccountName) -> None:
-    """Raises AccountInvalid if the group or the member would exceed its limit. Present members stay."""
+def _check_limit(db: apsw.Connection, group: AccountName, member: AccountName) -> None:
+    """Raises AccountInvalid if the group has too many members or the member is in too many groups. Raises nothing if
+    the member is in the group already."""
     if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
         return
     members: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get
     if members >= MOST_MEMBERS:
         raise AccountInvalid(f"{group} has {MOST_MEMBERS} members, as many as a group can have; make a second group")
-    theirs: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
-    if theirs >= MOST_GROUPS:
+    groups: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
+    if groups >= MOST_GROUPS:
         raise AccountInvalid(f"{member} is in {MOST_GROUPS} groups, as many as an account can be in")
 
 
 def remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
+    """Removes a member from a group. Raises AccountUnknown if there is no such group or the member is not in it."""
     _check_group(db, group)
     db.execute("DELETE FROM group_member WHERE name = ? AND member = ?", (group, member))
     if db.changes() == 0:
         raise AccountUnknown(f"{member} is not in the group {group}")
-    raise_epoch(db)
+    increment_epoch(db)
     record(db, by, now, "member.remove", group, {"member": member})

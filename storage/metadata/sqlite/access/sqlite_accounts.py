@@ -1,4 +1,9 @@
-"""Accounts and rights in the metadata database (`Accounts`)."""
+"""Accounts and rights in the metadata database (`SqliteAccounts`).
+
+Three values tell what has changed. The *data version* changes with every commit to the database. The *epoch*, a number
+in the database, increases with every change that affects somebody's rights. An account's `version` is the epoch of its
+last change that invalidates earlier logins.
+"""
 
 from __future__ import annotations
 
@@ -30,78 +35,86 @@ from storage.metadata.sqlite.access import (
     group_table,
     login_tables,
 )
+from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.patterns import NamePattern
 
-PRUNED_AT_ONCE = 5000
-"""Lines of the audit log that one transaction deletes, so that other changes are not delayed for long."""
+AUDIT_LINES_PER_PRUNE = 5000
+"""Most lines of the audit log that one transaction deletes, so that other changes are not delayed for long."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class SqliteAccounts:
-    """Reads with `db` on the event loop, or with `scans` where there may be many rows; changes through `writer`.
-    `version` returns the data version."""
+    """Implements `storage.accounts.Accounts`, which describes the methods and what each raises. Used from one event
+    loop."""
 
     def __init__(
         self,
         db: apsw.Connection,
-        writer: WriterThread | ImmutableDatabase,
+        writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
         version: Callable[[], object],
         scans: ScanThread | ImmutableScans,
     ) -> None:
+        """Reads with `db` on the event loop, or with `scans` in a thread where there may be many rows. Changes through
+        `writer`. `version` returns the data version, `clock` the time in seconds since 1970."""
         self._db = db
         self._scans = scans
-        self._version = version
-        self._read_at: object = None
+        self._data_version = version
+        self._epoch_read_at: object = None
+        """Data version at which `_epoch` and `_closed` were last known to be current."""
         self._epoch, self._closed = 0, False
         self._writer = writer
         self._clock = clock
 
-    def _change(
+    def _run_restricting(
         self,
         change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
         by: Actor,
-        *what: P.args,
-        **more: P.kwargs,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that removes rights or locks an account. It may use the whole reserve of a full disk."""
+        """Makes a change that takes rights away or replaces a secret. On a full disk it may use all of the reserve,
+        which is disk space that was allocated in advance."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.RELIEF)
+        return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.RELIEF)
 
-    def _add(
+    def _run_adding(
         self,
         change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
         by: Actor,
-        *what: P.args,
-        **more: P.kwargs,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that adds something. It may use half of the reserve."""
+        """Makes a change that adds something. On a full disk it may use half of the reserve."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *what, **more), need=ReserveUse.SMALL)
+        return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.SMALL)
 
     def epoch(self) -> int:
-        self._read()
+        """Returns the epoch after the last commit of any process. Reads the database only if the data version has
+        changed for another reason than one commit of this process that changed no rights."""
+        self._refresh_epoch()
         return self._epoch
 
     def has_had_account(self) -> bool:
-        self._read()
+        """Returns whether there ever was an account. Until then, everybody may do everything."""
+        self._refresh_epoch()
         return self._closed
 
-    def _read(self) -> None:
-        version = self._version()
-        if version == self._read_at:
+    def _refresh_epoch(self) -> None:
+        version = self._data_version()
+        if version == self._epoch_read_at:
             return
-        if not self._writer.has_same_rights(self._read_at, version):
-            number, closed = self._db.execute(account_table.READ_EPOCH).get
-            self._epoch, self._closed = number, bool(closed)
-        self._read_at = version
+        if not self._writer.has_same_rights(self._epoch_read_at, version):
+            epoch, closed = self._db.execute(account_table.SELECT_EPOCH_AND_CLOSED).get
+            self._epoch, self._closed = epoch, bool(closed)
+        self._epoch_read_at = version
 
     def instance_id(self) -> str:
-        name: str = self._db.execute(account_table.READ_INSTANCE).get
+        """Returns the random name of this database, which is the issuer of its tokens."""
+        name: str = self._db.execute(account_table.SELECT_INSTANCE).get
         return name
 
     # Accounts
@@ -125,24 +138,25 @@ class SqliteAccounts:
         note: str = "",
         by: Actor,
     ) -> Account:
-        return await self._add(account_table.add, by, name, kind, password_hash, admin, note)
+        return await self._run_adding(account_table.add, by, name, kind, password_hash, admin, note)
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        await self._change(account_table.set_password, by, name, password_hash)
+        await self._run_restricting(account_table.set_password, by, name, password_hash)
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
+        """Replaces the hash of an unchanged password by a stronger one, unless the hash is not `old` any more."""
         await self._writer.run(lambda db: account_table.improve_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        change = self._add if enabled else self._change
-        await change(account_table.set_enabled, by, name, enabled, keep_admin)
+        run = self._run_adding if enabled else self._run_restricting
+        await run(account_table.set_enabled, by, name, enabled, keep_admin)
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        change = self._add if admin else self._change
-        await change(account_table.set_admin, by, name, admin, keep_admin)
+        run = self._run_adding if admin else self._run_restricting
+        await run(account_table.set_admin, by, name, admin, keep_admin)
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
-        await self._change(account_table.remove, by, name, keep_admin)
+        await self._run_restricting(account_table.remove, by, name, keep_admin)
 
     # Groups
 
@@ -153,22 +167,22 @@ class SqliteAccounts:
         return group_table.group(self._db, name)
 
     def known_groups(self, names: Iterable[str]) -> set[str]:
-        return group_table.known(self._db, names)
+        return group_table.existing_groups(self._db, names)
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
         return group_table.groups_of(self._db, member)
 
     async def add_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._add(group_table.add, by, name)
+        await self._run_adding(group_table.add, by, name)
 
     async def remove_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._change(group_table.remove, by, name)
+        await self._run_restricting(group_table.remove, by, name)
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._add(group_table.add_member, by, group, member)
+        await self._run_adding(group_table.add_member, by, group, member)
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._change(group_table.remove_member, by, group, member)
+        await self._run_restricting(group_table.remove_member, by, group, member)
 
     # Rights
 
@@ -179,13 +193,15 @@ class SqliteAccounts:
         return grant_table.page(self._db, subjects, after, limit)
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
+        """Returns the grants of the subjects together: for each set of actions, the patterns for which a subject has
+        it."""
         return grant_table.granted(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        await self._add(grant_table.put, by, grant)
+        await self._run_adding(grant_table.put, by, grant)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
-        await self._change(grant_table.remove, by, subject, pattern)
+        await self._run_restricting(grant_table.remove, by, subject, pattern)
 
     # API tokens
 
@@ -196,12 +212,13 @@ class SqliteAccounts:
         return api_token_table.page(self._db, self._clock(), account, after, limit)
 
     async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
-        await self._add(api_token_table.add, by, token, secret_hash)
+        await self._run_adding(api_token_table.add, by, token, secret_hash)
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        await self._change(api_token_table.revoke, by, token_id)
+        await self._run_restricting(api_token_table.revoke, by, token_id)
 
     async def save_token_use(self, token_id: str, at: float) -> None:
+        """Stores that the token was used at the time `at`."""
         await self._writer.run(lambda db: api_token_table.note_use(db, token_id, at), durable=False)
 
     # Keys
@@ -210,45 +227,58 @@ class SqliteAccounts:
         return login_tables.signing_keys(self._db, self._clock())
 
     async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        have = self.signing_keys()
-        if have and have[0].retired is None:
-            return have[0]
-        return await self._change(login_tables.ensure_key, by, make)
+        """Returns the key that signs; makes one with `make` if there is none."""
+        keys = self.signing_keys()
+        if keys and keys[0].retired is None:  # the key that signs comes first
+            return keys[0]
+        return await self._run_restricting(login_tables.ensure_key, by, make)
 
     async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        await self._change(login_tables.rotate_key, by, key, keep)
+        """Makes `key` the one that signs. Tokens of earlier keys are accepted for `keep` more seconds."""
+        await self._run_restricting(login_tables.rotate_key, by, key, keep)
 
     # Throttling of logins
 
     def throttled_until(self, key: str) -> float:
+        """Returns until when logins under `key` (an account, a client's network, or both) are throttled, in seconds
+        since 1970; 0.0 if they are not throttled."""
         return login_tables.throttled_until(self._db, self._clock(), key)
 
     async def add_failures(self, keys: Mapping[str, float]) -> None:
+        """Throttles each key longer, by the number of seconds that `keys` has for it."""
         now = self._clock()
         await self._writer.run(
-            lambda db: login_tables.note_failure(db, now, keys), durable=False, need=ReserveUse.SMALL
+            lambda db: login_tables.note_failure(db, now, keys), durable=False, reserve_use=ReserveUse.SMALL
         )
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
-        await self._writer.run(lambda db: login_tables.clear_failures(db, keys), durable=False, need=ReserveUse.SMALL)
+        """Ends the throttling of the keys."""
+        await self._writer.run(
+            lambda db: login_tables.clear_failures(db, keys), durable=False, reserve_use=ReserveUse.SMALL
+        )
 
     # Audit
 
     async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
+        """Writes lines to the audit log."""
         await self._writer.run(lambda db: audit_table.note(db, entries), durable=False)
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
         return audit_table.page(self._db, query, limit)
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
+        """Returns the same as `audit`, but reads in the thread for long lookups."""
         return await self._scans.run(lambda db: audit_table.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
-        dropped = 0
+        """Deletes lines of the audit log that are older than `before`. Returns how many it deleted."""
+        deleted = 0
         while True:
-            step = await self._writer.run(
-                lambda db: audit_table.prune(db, before, PRUNED_AT_ONCE), durable=False, need=ReserveUse.RELIEF
+            count = await self._writer.run(
+                lambda db: audit_table.prune(db, before, AUDIT_LINES_PER_PRUNE),
+                durable=False,
+                reserve_use=ReserveUse.RELIEF,
             )
-            dropped += step
-            if step < PRUNED_AT_ONCE:
-                return dropped
+            deleted += count
+            if count < AUDIT_LINES_PER_PRUNE:
+                return deleted

@@ -1,11 +1,11 @@
--- What exists, who points at what. Times are seconds since 1970. Digests are text, "algorithm:hex".
+-- Repositories and their content. Times are seconds since 1970. Digests are text, "algorithm:hex".
 
--- A row stays for ever once something was pushed: the name is ours from then on, also when all of it is deleted.
+-- A row is never deleted: once something was pushed, the name belongs to this registry, even if all content is deleted.
 CREATE TABLE repository (
     id        INTEGER PRIMARY KEY,
     name      TEXT NOT NULL UNIQUE,
     created   REAL NOT NULL,
-    manifests INTEGER NOT NULL DEFAULT 0        -- how many it holds
+    manifests INTEGER NOT NULL DEFAULT 0        -- number of its manifests
 ) STRICT;
 CREATE INDEX repository_listed ON repository (name) WHERE manifests > 0;
 
@@ -13,15 +13,15 @@ CREATE TABLE blob (
     id      INTEGER PRIMARY KEY,
     digest  TEXT NOT NULL UNIQUE,
     size    INTEGER NOT NULL,
-    place   TEXT NOT NULL,                      -- opaque: the blob store understands it
+    place   TEXT NOT NULL,                      -- the blob store's key for the bytes
     created REAL NOT NULL
 ) STRICT;
 
--- A repository's claim to a blob; a blob is served from a repository only through it.
+-- A link lets a repository serve a blob. Without a link, the repository does not have the blob.
 CREATE TABLE blob_link (
     repository INTEGER NOT NULL REFERENCES repository (id),
     blob       INTEGER NOT NULL REFERENCES blob (id) ON DELETE RESTRICT,
-    needed     REAL NOT NULL,                   -- when somebody last pushed, mounted or asked for it
+    needed     REAL NOT NULL,                   -- when a client last pushed, mounted or requested it
     PRIMARY KEY (repository, blob)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX blob_link_blob ON blob_link (blob);
@@ -41,7 +41,7 @@ CREATE TABLE manifest (
 ) STRICT;
 CREATE INDEX manifest_subject ON manifest (repository, subject, digest) WHERE subject IS NOT NULL;
 
--- What a manifest refers to. No foreign keys to blob and manifest: both may be missing.
+-- What a manifest refers to: blobs, and child manifests. These may be missing, so there are no foreign keys to them.
 CREATE TABLE manifest_blob (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
@@ -79,7 +79,8 @@ CREATE TABLE tag_history (
 ) STRICT;
 CREATE INDEX tag_history_tag ON tag_history (repository, tag, id);
 
--- Digests whose last reference a transaction just dropped, or that never had one. Repository 0: the blob as a whole.
+-- For garbage collection: blobs to which no manifest of the repository refers, and since when. Repository 0: the blob has
+-- no link any more.
 CREATE TABLE collect_queue (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
@@ -92,9 +93,9 @@ CREATE TABLE upload (
     id         TEXT PRIMARY KEY,
     repository TEXT NOT NULL,
     algorithm  TEXT NOT NULL,
-    offset     INTEGER NOT NULL,                -- bytes that `state` covers
-    state      BLOB,                            -- the digest so far, to be taken up again
-    boot       TEXT NOT NULL,                   -- which run of the machine wrote the bytes
+    offset     INTEGER NOT NULL,                -- number of bytes that `state` covers
+    state      BLOB,                            -- state of the digest's computation, to resume it
+    boot       TEXT NOT NULL,                   -- boot of the machine during which the bytes were written
     started    REAL NOT NULL,
     touched    REAL NOT NULL
 ) STRICT, WITHOUT ROWID;

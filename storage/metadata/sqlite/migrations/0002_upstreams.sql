@@ -1,6 +1,7 @@
--- What the mirror remembers of its upstreams. Repositories stand here by name: being asked about makes none of them ours.
+-- What the mirror learned about its upstream registries. Repositories are stored by name, because a row in `repository`
+-- would mean that the name belongs to this registry.
 
--- When an upstream was last asked about a tag or digest, and whether it had it.
+-- When an upstream was last asked about a tag or digest, and whether it had the content (`known`).
 CREATE TABLE upstream_check (
     repository TEXT NOT NULL,
     reference  TEXT NOT NULL,
@@ -17,11 +18,11 @@ CREATE TABLE upstream_token (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upstream_token_expires ON upstream_token (expires);
 
--- What an upstream still lets us ask, as of `at`.
+-- The rate limit of an upstream, as it stated it at the time `at`.
 CREATE TABLE upstream_allowance (
     upstream  TEXT PRIMARY KEY,
     at        REAL NOT NULL,
-    remaining INTEGER,                          -- NULL: it does not say
-    most      INTEGER,                          -- of so many
-    until     REAL NOT NULL                     -- nothing before
+    remaining INTEGER,                          -- requests left; NULL: unknown
+    most      INTEGER,                          -- requests allowed in a period; NULL: unknown
+    until     REAL NOT NULL                     -- no request is sent before this time
 ) STRICT, WITHOUT ROWID;

@@ -1,10 +1,10 @@
--- Who sent bytes of a blob that were not what its digest says: for a short while not to be asked again.
+-- Endpoints of an upstream that sent bytes with another digest for a blob. They are not asked for it for a short time.
 CREATE TABLE upstream_wrong (
     upstream TEXT NOT NULL,
     digest   TEXT NOT NULL,
     endpoint TEXT NOT NULL,
     times    INTEGER NOT NULL,
-    at       REAL NOT NULL,                     -- the last time
+    at       REAL NOT NULL,                     -- when it last did so
     PRIMARY KEY (upstream, digest, endpoint)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upstream_wrong_at ON upstream_wrong (at);

@@ -1,12 +1,12 @@
--- Who may do what, and what was done. Times are seconds since 1970. Accounts may stand here by a name that is in no row
--- of `account`: people of an htpasswd file or of another issuer are in groups and have grants as well.
+-- Accounts, rights and the audit log. Times are seconds since 1970. Members of groups and subjects of grants may have no
+-- row in `account`: users of an htpasswd file or of an external issuer have none.
 
--- One row. `epoch` grows with every change that what a client may do is made of; `closed` is set once and never back.
+-- One row. `epoch` increases with every change that affects rights. `closed` becomes 1 with the first account, and stays.
 CREATE TABLE access (
     id       INTEGER PRIMARY KEY CHECK (id = 1),
     epoch    INTEGER NOT NULL,
     closed   INTEGER NOT NULL,
-    instance TEXT NOT NULL                      -- this store's own random name
+    instance TEXT NOT NULL                      -- random name of this database
 ) STRICT;
 INSERT INTO access (id, epoch, closed, instance) VALUES (1, 1, 0, lower(hex(randomblob(16))));
 CREATE TRIGGER access_stays_closed BEFORE UPDATE OF closed ON access WHEN OLD.closed > NEW.closed
@@ -20,7 +20,7 @@ CREATE TABLE account (
     password TEXT,                              -- its hash
     enabled  INTEGER NOT NULL,
     admin    INTEGER NOT NULL,
-    version  INTEGER NOT NULL,                  -- the epoch of its last change that ends what was proved before
+    version  INTEGER NOT NULL,                  -- epoch of its last change that invalidates earlier logins
     created  REAL NOT NULL,
     note     TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -62,26 +62,26 @@ CREATE TABLE signing_key (
     id      TEXT PRIMARY KEY,
     secret  BLOB NOT NULL,
     created REAL NOT NULL,
-    retired REAL,                               -- NULL: it signs
-    until   REAL                                -- what it signed is taken until then
+    retired REAL,                               -- NULL: this key signs
+    until   REAL                                -- tokens it signed are valid until then
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX signing_key_signs ON signing_key (retired IS NULL) WHERE retired IS NULL;
 
--- Failed attempts to log in, by what they are counted under: until when they are paid for.
+-- Failed logins: until when logins under the key (an account, a network, or both) are throttled.
 CREATE TABLE login_pace (
     key   TEXT PRIMARY KEY,
     until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX login_pace_until ON login_pace (until);
 
--- What was done, tags aside: those have `tag_history`.
+-- The audit log, except changes of tags, which are in `tag_history`.
 CREATE TABLE audit (
     id         INTEGER PRIMARY KEY,
     at         REAL NOT NULL,
     actor      TEXT NOT NULL,
     action     TEXT NOT NULL,
-    target     TEXT NOT NULL,                   -- whom or what: an account, a group, a repository
-    part       TEXT NOT NULL,                   -- what of it: '@sha256:...', ':tag'
+    target     TEXT NOT NULL,                   -- the account, group, grant subject, key or repository
+    part       TEXT NOT NULL,                   -- of a repository: '@sha256:...' or ':tag'; otherwise ''
     outcome    TEXT NOT NULL,                   -- ok, denied, failed
     address    TEXT NOT NULL,
     request_id TEXT NOT NULL,
@@ -91,16 +91,16 @@ CREATE TABLE audit (
 ) STRICT;
 CREATE INDEX audit_at ON audit (at);
 CREATE INDEX audit_actor ON audit (actor, at);
-CREATE INDEX audit_action ON audit (action, at) WHERE action <> 'manifest.put';    -- of those there are many
+CREATE INDEX audit_action ON audit (action, at) WHERE action <> 'manifest.put';    -- there are many of these
 CREATE INDEX audit_target ON audit (target, at);
 CREATE INDEX audit_refused ON audit (outcome, at) WHERE outcome <> 'ok';
 
--- The audit log shows these lines among its own, by time.
+-- Pages of the audit log merge `tag_history` with `audit`, by time.
 DROP INDEX tag_history_tag;
 CREATE INDEX tag_history_repository ON tag_history (repository, at, tag);
 CREATE INDEX tag_history_actor ON tag_history (actor, at);
 CREATE INDEX tag_history_at ON tag_history (at);
 CREATE INDEX tag_history_deleted ON tag_history (at) WHERE digest IS NULL;
 
--- Whose the session is: '' for nobody's.
+-- The actor that may continue the upload session; '': anybody may.
 ALTER TABLE upload ADD COLUMN owner TEXT NOT NULL DEFAULT '';

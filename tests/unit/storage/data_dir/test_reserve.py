@@ -19,9 +19,9 @@ from storage.data_dir.blocking_calls import UncancellableFuture
 from storage.data_dir.reserve import SIZE, Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
-from storage.metadata.sqlite.data_version import DataVersion
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.cross_process_change_counter import DataVersion
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.writer_thread import WriterThread
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
 
@@ -214,13 +214,13 @@ class Broken(System):
 
 
 @contextmanager
-def writing(data: Path, system: System) -> Iterator[WriterThread]:
+def writing(data: Path, system: System) -> Iterator[CommitThread]:
     layout = layout_of(data)
     with (
         closing(Reserve(layout.reserve, system)) as reserve,
         closing(connect(layout.metadata, read_only=True)) as db,
         closing(DataVersion(db)) as version,
-        closing(WriterThread(layout, system, version, reserve)) as writer,
+        closing(CommitThread(layout, system, version, reserve)) as writer,
     ):
         yield writer
 
@@ -245,7 +245,7 @@ async def test_a_refused_change_leaves_the_database_alone(data: Path) -> None:
         os.truncate(data / "reserve", 4096)
         assert isinstance(await came_to(writer.run(_insert("a"))), StorageFull)
         system.broken = False
-        assert await came_to(writer.run(_insert("b"), need=ReserveUse.RELIEF)) == []
+        assert await came_to(writer.run(_insert("b"), reserve_use=ReserveUse.RELIEF)) == []
 
 
 async def test_the_writer_survives_what_nobody_foresaw(data: Path) -> None:
@@ -275,7 +275,7 @@ async def test_what_is_committed_succeeds_whatever_follows(data: Path) -> None:
     """An error after the commit, when room is taken back, does not make a failure of what is committed."""
     system = FailsAfterwards()
     with writing(data, system) as writer:
-        assert await came_to(writer.run(_insert("a"), need=ReserveUse.RELIEF)) == []
+        assert await came_to(writer.run(_insert("a"), reserve_use=ReserveUse.RELIEF)) == []
         assert system.tries == 2
         assert not system.strange, "the error was not raised"
         assert await came_to(writer.run(_insert("b"))) == []
@@ -286,7 +286,7 @@ async def test_an_error_after_the_commit_is_not_the_changes(data: Path) -> None:
     layout, marks = layout_of(data), iter([0])
     with (
         closing(Reserve(layout.reserve, System())) as reserve,
-        closing(WriterThread(layout, System(), lambda: next(marks), reserve)) as writer,
+        closing(CommitThread(layout, System(), lambda: next(marks), reserve)) as writer,
     ):
         assert await came_to(writer.run(_insert("a"))) == []
 

@@ -14,7 +14,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor, Manifest
 from storage.metadata.sqlite.access import audit_table
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.manifest_changes import put_manifest
+from storage.metadata.sqlite.manifest_and_tag_changes import put_manifest
 from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry

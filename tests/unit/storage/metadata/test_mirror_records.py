@@ -114,16 +114,16 @@ async def test_what_an_upstream_does_not_have_is_not_remembered_without_end(
     with db:
         db.executemany(
             "INSERT INTO upstream_check VALUES ('docker.io/library/ubuntu', ?, ?, 0)",
-            ((f"t{number}", 500 + number / 1000) for number in range(kept.UNKNOWN_KEPT)),
+            ((f"t{number}", 500 + number / 1000) for number in range(kept.MAX_NOT_FOUND_CHECKS)),
         )
-    for number in range(kept.PRUNE_EVERY + 1):
+    for number in range(kept.CHECKS_PER_PRUNE + 1):
         clock.now += 1
         await records.save_check(UBUNTU, Tag(f"n{number}"), False)
     found = db.execute("SELECT count(*) FROM upstream_check WHERE known = 0").get
     db.close()
-    assert found == kept.UNKNOWN_KEPT
+    assert found == kept.MAX_NOT_FOUND_CHECKS
     assert await records.last_check(UBUNTU, Tag("t0")) is None
-    assert await records.last_check(UBUNTU, Tag(f"t{kept.UNKNOWN_KEPT - 1}")) is not None
+    assert await records.last_check(UBUNTU, Tag(f"t{kept.MAX_NOT_FOUND_CHECKS - 1}")) is not None
     assert await records.last_check(UBUNTU, Tag("n0")) is not None
     assert await records.last_check(UBUNTU, LATEST) is not None
 

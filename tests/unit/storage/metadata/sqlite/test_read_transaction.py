@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.metadata.sqlite.data_version import DataVersion
+from storage.metadata.sqlite.cross_process_change_counter import DataVersion
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 
 COUNT = "SELECT count(*) FROM word"
@@ -34,13 +34,13 @@ def reading(file: Path) -> Iterator[SharedReadTransaction]:
 
 async def test_look_ups_of_a_turn_share_a_transaction(reading: SharedReadTransaction, version: DataVersion) -> None:
     """It ends with the turn, whoever looks up in the next one."""
-    first = reading.at(version())
+    first = reading.connection_at(version())
     assert first.execute(COUNT).get == 0
     assert first.in_transaction
-    assert reading.at(version()) is first
+    assert reading.connection_at(version()) is first
     await asyncio.sleep(0)
     assert not first.in_transaction
-    assert reading.at(version()).in_transaction
+    assert reading.connection_at(version()).in_transaction
     await asyncio.sleep(0)
     assert not first.in_transaction
 
@@ -51,9 +51,9 @@ async def test_a_commit_is_seen_in_the_same_turn(
     """Whenever it comes: nothing older than the mark is read."""
     for number in range(20):
         for _ in range(2):
-            assert reading.at(version()).execute(COUNT).get == number
+            assert reading.connection_at(version()).execute(COUNT).get == number
         writing.execute(INSERT)
-        assert reading.at(version()).execute(COUNT).get == number + 1
+        assert reading.connection_at(version()).execute(COUNT).get == number + 1
         if number % 3 == 0:
             await asyncio.sleep(0)
 
@@ -61,10 +61,10 @@ async def test_a_commit_is_seen_in_the_same_turn(
 async def test_a_commit_of_another_process_is_seen_in_the_same_turn(
     reading: SharedReadTransaction, version: DataVersion, file: Path
 ) -> None:
-    assert reading.at(version()).execute(COUNT).get == 0
+    assert reading.connection_at(version()).execute(COUNT).get == 0
     script = f"import apsw, sys; apsw.Connection(sys.argv[1]).execute({INSERT!r})"
     subprocess.run([sys.executable, "-c", script, file], check=True, timeout=30)  # noqa: ASYNC221  in the same turn
-    assert reading.at(version()).execute(COUNT).get == 1
+    assert reading.connection_at(version()).execute(COUNT).get == 1
 
 
 async def test_the_log_can_begin_anew_after_the_turn(
@@ -73,7 +73,7 @@ async def test_the_log_can_begin_anew_after_the_turn(
     """A reader keeps a log that it reads from; here it does so for a turn, and no longer."""
     writing.set_busy_timeout(0)
     writing.execute(INSERT)
-    reading.at(version()).execute(COUNT).get  # noqa: B018  reads
+    reading.connection_at(version()).execute(COUNT).get  # noqa: B018  reads
     with pytest.raises(apsw.BusyError):
         writing.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
     await asyncio.sleep(0)
@@ -86,11 +86,11 @@ async def test_after_an_error_it_goes_on(
     """In the same turn and in later ones."""
     for _ in range(2):
         with pytest.raises(apsw.SQLError):
-            reading.at(version()).execute("SELECT nothing")
-        assert reading.at(version()).execute(COUNT).get == 0
+            reading.connection_at(version()).execute("SELECT nothing")
+        assert reading.connection_at(version()).execute(COUNT).get == 0
         await asyncio.sleep(0)
     writing.execute(INSERT)
-    assert reading.at(version()).execute(COUNT).get == 1
+    assert reading.connection_at(version()).execute(COUNT).get == 1
 
 
 async def test_closed_in_a_turn(reading: SharedReadTransaction, version: DataVersion, writing: apsw.Connection) -> None:
@@ -98,7 +98,7 @@ async def test_closed_in_a_turn(reading: SharedReadTransaction, version: DataVer
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     writing.execute(INSERT)
-    reading.at(version()).execute(COUNT).get  # noqa: B018  reads
+    reading.connection_at(version()).execute(COUNT).get  # noqa: B018  reads
     reading.close()
     writing.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
     await asyncio.sleep(0.01)

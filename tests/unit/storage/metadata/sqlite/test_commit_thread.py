@@ -16,20 +16,20 @@ from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import BlobUnknown, StorageFailed, StorageFull
-from storage.metadata.sqlite.data_version import DataVersion
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.cross_process_change_counter import DataVersion
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.writer_thread import WriterThread
 
 Change = Callable[[apsw.Connection], None]
 
 
 @pytest.fixture
-async def writer(tmp_path: Path) -> AsyncIterator[WriterThread]:
+async def writer(tmp_path: Path) -> AsyncIterator[CommitThread]:
     prepare_data_dir(tmp_path / "data")
     layout = Layout(tmp_path / "data")
     db = connect(layout.metadata, read_only=True)
     version = DataVersion(db)
-    opened = WriterThread(layout, System(), version, Reserve(layout.reserve, System()))
+    opened = CommitThread(layout, System(), version, Reserve(layout.reserve, System()))
     yield opened
     opened.close()
     version.close()
@@ -45,14 +45,14 @@ def _repository(name: str, then: Exception | None = None) -> Change:
     return change
 
 
-async def _names(writer: WriterThread) -> set[str]:
+async def _names(writer: CommitThread) -> set[str]:
     def read(db: apsw.Connection) -> set[str]:
         return {name for (name,) in db.execute("SELECT name FROM repository")}
 
     return await writer.run(read)
 
 
-async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: WriterThread) -> None:
+async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: CommitThread) -> None:
     """Changes made together: those that raise are undone, each with its own error; the others are kept."""
     changes = [
         _repository("one"),
@@ -66,7 +66,7 @@ async def test_a_change_that_fails_takes_nothing_of_its_batch_along(writer: Writ
     assert await _names(writer) == {"one", "three"}
 
 
-async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_along(writer: WriterThread) -> None:
+async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_along(writer: CommitThread) -> None:
     """SQLite undoes a whole transaction when the disk is full in the midst of it; those that fit are made all the same,
     once, and the one that does not fit gets StorageFull."""
     await writer.run(lambda db: db.pragma("max_page_count", db.pragma("page_count") + 40))
@@ -80,7 +80,7 @@ async def test_a_change_for_which_there_is_no_room_takes_nothing_of_its_batch_al
     assert await _names(writer) == {"one", "two", "three"}
 
 
-async def test_changes_are_made_in_order_and_survive_their_callers(writer: WriterThread) -> None:
+async def test_changes_are_made_in_order_and_survive_their_callers(writer: CommitThread) -> None:
     """A change whose caller is cancelled is made all the same, before those that were asked for later; the caller
     learns of it once the change is made."""
 
@@ -96,7 +96,7 @@ async def test_changes_are_made_in_order_and_survive_their_callers(writer: Write
 
 
 async def test_without_the_lock_nothing_is_changed_and_nobody_waits_for_ever(
-    writer: WriterThread, tmp_path: Path
+    writer: CommitThread, tmp_path: Path
 ) -> None:
     """Who asked for a change is told that it failed; with the lock back, changes are made again."""
     path = tmp_path / "data/locks/metadata"
@@ -120,7 +120,7 @@ def _leads_to(fd: int, path: Path) -> bool:
     return False
 
 
-async def test_the_log_of_changes_is_kept_short(writer: WriterThread, tmp_path: Path) -> None:
+async def test_the_log_of_changes_is_kept_short(writer: CommitThread, tmp_path: Path) -> None:
     """The write-ahead log is checkpointed while changes go on: it does not grow with them."""
 
     def change(db: apsw.Connection) -> None:

@@ -1,4 +1,8 @@
-"""Changes of manifests and tags: functions of a connection inside a transaction."""
+"""Changes of manifests and tags.
+
+Each function runs inside a transaction on the given connection. `CommitThread` commits the transaction afterwards; the
+change is durable from then on. `by` is the client for which the change is made, `now` the time in seconds since 1970.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +26,17 @@ _MISSING_MANIFESTS = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value)"""
 
-_RECORD_DELETED = """
+_RECORD_DELETED_TAGS = """
 INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent)
 SELECT ?1, name, NULL, ?3, ?4, ?5, ?6, ?7 FROM tag WHERE manifest = ?2 ORDER BY name"""
-_QUEUE_LET_GO = """
+_QUEUE_UNREFERENCED_BLOBS = """
 INSERT INTO collect_queue (repository, digest, since)
 SELECT ?1, g.digest, ?3 FROM manifest_blob g
  WHERE g.manifest = ?2
    AND NOT EXISTS (SELECT 1 FROM manifest_blob o
                     WHERE o.repository = ?1 AND o.digest = g.digest AND o.manifest <> ?2)
     ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since"""
-"""Queues the blobs that only this manifest refers to."""
+"""Queues for garbage collection the blobs to which only this manifest of the repository refers."""
 
 
 def put_manifest(
@@ -46,19 +50,25 @@ def put_manifest(
     sparse: bool,
     condition: Condition | None,
 ) -> None:
+    """Stores the manifest and points the tags at it. Creates the repository if it is missing.
+
+    `condition` (from `If-Match` or `If-None-Match`) is checked for the first tag; without tags it is ignored. `sparse`:
+    content that the manifest refers to may be missing. Raises PreconditionFailed, ManifestBlobUnknown."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
     if not sparse:
         _check_complete(db, repository, manifest)
-    number, new = _store(db, repository, manifest, now)
-    if new and not tags:
+    manifest_id, is_new = _store_manifest(db, repository, manifest, now)
+    if is_new and not tags:
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
     for tag in tags:
-        _point(db, repository, tag, number, manifest.digest, by, now)
+        _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
 
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
+    """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now, or for None if
+    there is no such tag."""
     current = db.execute(
         "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?",
         (repository, tag),
@@ -70,13 +80,16 @@ def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: 
 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
+    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. Foreign layers, which
+    clients fetch from elsewhere, may be missing. The children of an index that are in `manifest.blob_children` may be
+    manifests or blobs."""
     foreign = manifest.foreign
     blobs = {d.digest for d in manifest.blobs if d.digest not in foreign}
     children = {d.digest for d in manifest.manifests}
-    absent = _missing(db, _MISSING_MANIFESTS, repository, children)
-    no_blobs = set(_missing(db, _MISSING_BLOBS, repository, manifest.blob_children & set(absent)))
+    not_manifests = _missing(db, _MISSING_MANIFESTS, repository, children)
+    not_blobs = set(_missing(db, _MISSING_BLOBS, repository, manifest.blob_children & set(not_manifests)))
     missing = _missing(db, _MISSING_BLOBS, repository, blobs) + [
-        digest for digest in absent if digest not in manifest.blob_children or digest in no_blobs
+        digest for digest in not_manifests if digest not in manifest.blob_children or digest in not_blobs
     ]
     if missing:
         raise ManifestBlobUnknown(
@@ -86,30 +99,32 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
         )
 
 
-def _listed(digests: Iterable[Digest]) -> str:
-    """Returns the digests as sorted JSON for `json_each`; no digest needs escaping. One statement for all of them runs
-    without the interpreter's lock."""
+def _json_array(digests: Iterable[Digest]) -> str:
+    """Returns the digests as a sorted JSON array for `json_each`; no digest needs escaping. One statement for all
+    digests is used because SQLite runs it without Python's global interpreter lock."""
     return '["' + '","'.join(sorted(digests)) + '"]'
 
 
-def _missing(db: apsw.Connection, sql: str, repository: int, wanted: Set[Digest]) -> list[Digest]:
-    if not wanted:
+def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest]) -> list[Digest]:
+    """Returns those of `digests` that the repository lacks, as `_MISSING_BLOBS` or `_MISSING_MANIFESTS` finds them."""
+    if not digests:
         return []
-    rows: list[Any] = db.execute(sql, (repository, _listed(wanted))).fetchall()
+    rows: list[Any] = db.execute(sql, (repository, _json_array(digests))).fetchall()
     return [Digest(digest) for (digest,) in rows]
 
 
-def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
-    """Stores the manifest. Returns its number, and whether it is new to the repository."""
-    have = db.execute(
+def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
+    """Stores the manifest with its references. If the repository has it already, updates its media type only. Returns
+    its row id, and whether it is new to the repository."""
+    existing = db.execute(
         "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
     ).get
-    if have is not None:
-        number, media_type = have
+    if existing is not None:
+        manifest_id, media_type = existing
         if media_type != manifest.media_type:
-            db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, number))
-        return int(number), False
-    number = db.execute(
+            db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, manifest_id))
+        return int(manifest_id), False
+    manifest_id = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
         "VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?) RETURNING id",
@@ -125,34 +140,38 @@ def _store(db: apsw.Connection, repository: int, manifest: Manifest, now: float)
             manifest.body,
         ),
     ).get
-    _refer(db, "manifest_blob", repository, number, {d.digest for d in manifest.blobs} | manifest.blob_children)
-    _refer(db, "manifest_child", repository, number, {d.digest for d in manifest.manifests})
+    blobs = {d.digest for d in manifest.blobs} | manifest.blob_children
+    _store_references(db, "manifest_blob", repository, manifest_id, blobs)
+    _store_references(db, "manifest_child", repository, manifest_id, {d.digest for d in manifest.manifests})
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
-    return int(number), True
+    return int(manifest_id), True
 
 
-def _refer(db: apsw.Connection, table: str, repository: int, manifest: int, digests: Set[Digest]) -> None:
+def _store_references(db: apsw.Connection, table: str, repository: int, manifest_id: int, digests: Set[Digest]) -> None:
+    """Inserts a row into `table` for each digest that the manifest refers to."""
     if digests:
         db.execute(
             f"INSERT INTO {table} (repository, digest, manifest) SELECT ?1, value, ?2 FROM json_each(?3)",
-            (repository, manifest, _listed(digests)),
+            (repository, manifest_id, _json_array(digests)),
         )
 
 
-def _point(
-    db: apsw.Connection, repository: int, tag: Tag, manifest: int, digest: Digest, by: Actor, now: float
+def _store_tag(
+    db: apsw.Connection, repository: int, tag: Tag, manifest_id: int, digest: Digest, by: Actor, now: float
 ) -> None:
-    before = db.execute("SELECT manifest FROM tag WHERE repository = ? AND name = ?", (repository, tag)).get
+    """Points the tag at the manifest, and records this in the tag's history unless it pointed there already."""
+    previous = db.execute("SELECT manifest FROM tag WHERE repository = ? AND name = ?", (repository, tag)).get
     db.execute(
         "INSERT INTO tag (repository, name, manifest, updated) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (repository, name) DO UPDATE SET manifest = excluded.manifest, updated = excluded.updated",
-        (repository, tag, manifest, now),
+        (repository, tag, manifest_id, now),
     )
-    if before != manifest:
-        _record(db, repository, tag, digest, by, now)
+    if previous != manifest_id:
+        _record_tag(db, repository, tag, digest, by, now)
 
 
-def _record(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
+def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
+    """Adds a line to the tag's history. `digest`: what the tag points at now; None if it was deleted."""
     db.execute(
         "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -161,23 +180,26 @@ def _record(db: apsw.Connection, repository: int, tag: str, digest: Digest | Non
 
 
 def delete_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag, by: Actor, now: float) -> None:
+    """Deletes the tag; its manifest stays. Raises NameUnknown, ManifestUnknown."""
     repository = lookups.repository_id(db, repo)
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
     if db.changes() == 0:
         raise ManifestUnknown(f"{repo} has no tag {tag}")
-    _record(db, repository, tag, None, by, now)
+    _record_tag(db, repository, tag, None, by, now)
 
 
 def delete_manifest(db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float) -> None:
+    """Deletes the manifest and all its tags. Blobs to which no other manifest of the repository refers are queued for
+    garbage collection. Raises NameUnknown, ManifestUnknown."""
     repository = lookups.repository_id(db, repo)
-    number = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
-    if number is None:
+    manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
+    if manifest_id is None:
         raise ManifestUnknown(f"{repo} has no manifest {digest}")
-    db.execute(_RECORD_DELETED, (repository, number, now, by.name, by.address, by.request_id, by.user_agent))
-    db.execute("DELETE FROM tag WHERE manifest = ?", (number,))
-    db.execute(_QUEUE_LET_GO, (repository, number, now))
-    db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (number,))
-    db.execute("DELETE FROM manifest_child WHERE manifest = ?", (number,))
-    db.execute("DELETE FROM manifest WHERE id = ?", (number,))
+    db.execute(_RECORD_DELETED_TAGS, (repository, manifest_id, now, by.name, by.address, by.request_id, by.user_agent))
+    db.execute("DELETE FROM tag WHERE manifest = ?", (manifest_id,))
+    db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository, manifest_id, now))
+    db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (manifest_id,))
+    db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
+    db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
     record_content(db, by, now, "manifest.delete", repo, digest)

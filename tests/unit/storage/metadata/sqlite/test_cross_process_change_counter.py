@@ -14,11 +14,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.metadata.sqlite.data_version import (
+from storage.metadata.sqlite.cross_process_change_counter import (
     DataVersion,
     PragmaDataVersion,
     UnknownLayout,
-    is_next,
+    is_exactly_one_commit_later,
     open_data_version,
 )
 from storage.metadata.sqlite.database import connect
@@ -188,13 +188,13 @@ def test_one_commit_is_told_from_none_and_from_several(version: DataVersion, wri
         writing.execute("BEGIN IMMEDIATE")
         before = version()
         writing.execute(INSERT)
-        assert not is_next(before, version())
+        assert not is_exactly_one_commit_later(before, version())
         writing.execute("COMMIT")
         after = version()
-        assert is_next(before, after)
+        assert is_exactly_one_commit_later(before, after)
         writing.execute(INSERT)
-        assert not is_next(before, version())
-        assert is_next(after, version())
+        assert not is_exactly_one_commit_later(before, version())
+        assert is_exactly_one_commit_later(after, version())
 
 
 def test_nothing_follows_a_mark_that_is_none(version: DataVersion, writing: apsw.Connection) -> None:
@@ -202,9 +202,9 @@ def test_nothing_follows_a_mark_that_is_none(version: DataVersion, writing: apsw
     before = version()
     version.close()
     writing.execute(INSERT)
-    assert not is_next(before, version())
-    assert not is_next(version(), version())
-    assert not is_next(None, before)
+    assert not is_exactly_one_commit_later(before, version())
+    assert not is_exactly_one_commit_later(version(), version())
+    assert not is_exactly_one_commit_later(None, before)
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_without_a_known_layout_sqlite_is_asked(
         assert version() == before
         writing.execute(INSERT)
         assert version() != before
-        assert not is_next(before, version())
+        assert not is_exactly_one_commit_later(before, version())
         assert reading.execute(COUNT).get == number
     elsewhere: list[object] = []
     thread = threading.Thread(target=lambda: elsewhere.append(version()))
