@@ -43,7 +43,7 @@ class AsgiExchange:
         self.scope = head.scope
         self.keep_alive = head.keep_alive
         """The connection stays open for another request."""
-        self.body = RequestBody(context, head.length, expects_continue=head.expects_continue)
+        self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
         self.response_started = False
         self.response_complete = False
         self.sent_bytes = 0
@@ -62,7 +62,7 @@ class AsgiExchange:
         self._has_written = False
 
     @property
-    def moved_bytes(self) -> int:
+    def progress_count(self) -> int:
         """A count that grows with each byte received or sent: the connection's progress."""
         return self.body.received_bytes + self.sent_bytes
 
@@ -132,7 +132,7 @@ class AsgiExchange:
         if not self.response_started:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
-            if self.body.more:
+            if self.body.has_more:
                 await self._receive_short_rest()
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
@@ -146,8 +146,8 @@ class AsgiExchange:
                 if len(body) > _LARGE:
                     await self._write_large(body, more=more)
                 else:
-                    if self._context.unsent.size:
-                        self._context.unsent.release_if_taken()
+                    if self._context.unsent.reserved_bytes:
+                        self._context.unsent.release_if_sent()
                     self._write_part(body, more=more)
             elif kind == "http.response.zerocopysend":
                 await self._write_file(message)
@@ -165,7 +165,7 @@ class AsgiExchange:
             return
         try:
             async with asyncio.timeout(limits.linger_seconds):
-                while self.body.more:
+                while self.body.has_more:
                     if await self.body.receive_pieces() is None:
                         raise ClientDisconnected
         except TimeoutError:
@@ -173,7 +173,7 @@ class AsgiExchange:
 
     def _start(self, status: int, headers: Headers) -> None:
         self.response_started = True
-        if self.body.more:
+        if self.body.has_more:
             self._decide_on_rest()
         lines = [STATUS_LINES[status]]
         closes = False
@@ -218,7 +218,7 @@ class AsgiExchange:
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
         if self._head and not more:  # a whole body; the rest is the application's to count
-            if not self._context.unsent.hold(min(len(body), RESPONSE_SLICE_BYTES)):
+            if not self._context.unsent.reserve(min(len(body), RESPONSE_SLICE_BYTES)):
                 log.warning("%s: answered 503, since too many answers wait for their clients", self._request_line())
                 body = self._start_error(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
         else:  # a stream: one piece at a time, and its sender waits for the client
@@ -233,7 +233,7 @@ class AsgiExchange:
     async def _write_whole(self, body: memoryview) -> None:
         """Writes a large response that came in one message."""
         try:
-            await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.slice_seconds)
+            await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.response_slice_seconds)
         finally:
             if not self._context.is_tls:  # all was taken; over TLS the transport may hold the last slice
                 self._context.unsent.release()

@@ -67,7 +67,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._context = context = ConnectionContext.of(self._worker, self._transport, self)
+        self._context = context = ConnectionContext.for_transport(self._worker, self._transport, self)
         self._flow = context.flow
         if context.is_tls:
             self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
@@ -92,7 +92,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """A client that shuts its sending side after a whole request gets its response; any other is gone."""
         if self._is_lingering:
             return None
-        is_whole = not self._reader.is_in_head and not (self._latest and self._latest.body.more)
+        is_whole = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
         if not self._reader.is_finished and not is_whole:
             self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the request ended early"))
         self._reader.is_finished = self._is_half_closed = True
@@ -115,7 +115,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Called by the reader
 
     def on_request_begin(self) -> None:
-        full = len(self._queue) >= self._limits.pipelined or self._queued_bytes > 2 * self._limits.header_bytes
+        full = (
+            len(self._queue) >= self._limits.max_pipelined_requests
+            or self._queued_bytes > 2 * self._limits.header_bytes
+        )
         if full and self._latest is not None:
             self._latest.keep_alive = False
             raise RequestAfterLast
@@ -128,10 +131,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
             self._context.proxies.apply(scope, scope["headers"])
-        if head.length == 0 and head.keep_alive and self._answer_from_cache(scope):
+        if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
-        if head.length == 0:
+        if head.body_length == 0:
             self._reader.is_finished = not head.keep_alive
         else:
             extensions[BODY_EXTENSION] = exchange.body.extension()
@@ -141,7 +144,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._queue.append(exchange)
             self._queued_bytes += head.size
             self._flow.pause_reading()
-        return exchange.body if head.length != 0 else None
+        return exchange.body if head.body_length != 0 else None
 
     def on_body_end(self) -> None:
         if self._latest is not None and not self._latest.keep_alive:
@@ -150,7 +153,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def refuse(self, refused: RefusedRequest) -> None:
         """Answers the request being received with an error, after the responses before it, and ends the connection."""
         self._reader.is_finished = True
-        broken = self._latest if self._latest is not None and self._latest.body.more else None
+        broken = self._latest if self._latest is not None and self._latest.body.has_more else None
         if broken is None and self._active is None:
             self._write_error(refused)
         elif broken is None:
@@ -198,7 +201,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if done is None or self._transport.is_closing():
             return
         if not done.keep_alive:
-            self._finish(linger=done.body.more or self._reader.dropped_bytes > 0)
+            self._finish(linger=done.body.has_more or self._reader.discarded_bytes > 0)
         elif self._queue:
             self._start(self._queue.popleft())
             if not self._queue:
@@ -227,7 +230,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._close()
             return
         self._is_lingering = True
-        self._reader.drop_input()
+        self._reader.discard_input()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
@@ -242,7 +245,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return
         final = self._queue[-1] if self._queue else self._active
         final.keep_alive = False
-        self._reader.is_finished = self._reader.is_finished or not final.body.more
+        self._reader.is_finished = self._reader.is_finished or not final.body.has_more
 
     def abort(self) -> None:
         """Closes the connection at once."""
@@ -285,18 +288,18 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if self._context.is_tls and (unsent or self._is_lingering or self._transport.is_closing()):
             return self._current_tls_wait(unsent)
         if unsent:
-            return Wait("send", (active.moved_bytes if active is not None else 0, unsent), limits.send_idle_seconds)
+            return Wait("send", (active.progress_count if active is not None else 0, unsent), limits.send_idle_seconds)
         if active is not None and active.file_sender is not None and active.file_sender.is_blocked:
-            return Wait("send", (active.moved_bytes, active.file_sender.unacknowledged()), limits.send_idle_seconds)
+            return Wait("send", (active.progress_count, active.file_sender.unacknowledged()), limits.send_idle_seconds)
         if self._is_lingering:
             return Wait("linger", (0, 0), limits.linger_seconds)
         if active is not None:
             if active.body.is_awaited:
-                return Wait("body", (begun, active.moved_bytes), limits.body_idle_seconds)
+                return Wait("body", (begun, active.progress_count), limits.body_idle_seconds)
             if self._is_half_closed:
-                return Wait("half_closed", (begun, active.moved_bytes), limits.half_close_seconds)
+                return Wait("half_closed", (begun, active.progress_count), limits.half_close_seconds)
             return Wait("application", (0, 0), float("inf"))
-        if self._latest is not None and self._latest.body.more:
+        if self._latest is not None and self._latest.body.has_more:
             return Wait("drain", (begun, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)
         if self._reader.is_in_head:
             return Wait("head", (begun, 0), limits.header_seconds)

@@ -26,11 +26,11 @@ class RequestBody:
         "_pieces",
         "buffer",
         "expects_continue",
+        "has_more",
         "held_bytes",
         "is_awaited",
         "is_closed",
         "is_disconnected",
-        "more",
         "received_bytes",
         "remaining_bytes",
     )
@@ -56,12 +56,12 @@ class RequestBody:
         """The application waits for the body."""
         self.is_disconnected = False
         """The client is gone."""
-        self.more = length != 0
+        self.has_more = length != 0
         """Not all of the body was received."""
         self.received_bytes = 0
         self.remaining_bytes = length
         """Bytes not received yet; None: only the body's end will tell."""
-        if not self.more:
+        if not self.has_more:
             self._event.set()
 
     def take(self, pieces: list[memoryview]) -> None:
@@ -84,7 +84,7 @@ class RequestBody:
 
     def end(self) -> None:
         """Marks the body as received to its end."""
-        self.more = False
+        self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None
         self._event.set()
@@ -126,12 +126,12 @@ class RequestBody:
         if self.expects_continue:
             self.expects_continue = False
             transport = self._context.transport
-            if self.more and not self.held_bytes and not transport.is_closing():
+            if self.has_more and not self.held_bytes and not transport.is_closing():
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_closed:
-            if self.more and (self.buffer is None or not self.buffer.waiting):
+            if self.has_more and (self.buffer is None or not self.buffer.waiting):
                 self._context.flow.resume_reading()
-            self.is_awaited = self.more
+            self.is_awaited = self.has_more
             try:
                 await self._event.wait()
             finally:
@@ -139,12 +139,12 @@ class RequestBody:
             self._event.clear()
         if self.is_closed:
             return None
-        return self._take_pieces(), self.more
+        return self._take_pieces(), self.has_more
 
     def take_whole(self) -> list[memoryview] | None:
         """Returns the whole body, as `receive_pieces` would, if it was received to its end and nothing of it was taken;
         otherwise takes nothing and returns None. Never waits."""
-        if self.more or self.is_closed or not self._event.is_set():
+        if self.has_more or self.is_closed or not self._event.is_set():
             return None
         self.expects_continue = False
         self._event.clear()

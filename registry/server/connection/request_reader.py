@@ -53,7 +53,7 @@ class RequestReader:
         self.is_finished = False
         self.reads = 0
         """Reads into the head buffer so far."""
-        self.dropped_bytes = 0
+        self.discarded_bytes = 0
 
     @property
     def is_in_head(self) -> bool:
@@ -77,10 +77,10 @@ class RequestReader:
         else:
             self._parse_body(buffer, count)
 
-    def drop_input(self) -> None:
+    def discard_input(self) -> None:
         """Parses nothing more, and goes on reading for a while, so that the client can read its last response."""
         self.is_finished = True
-        self.dropped_bytes = 0
+        self.discarded_bytes = 0
         self._context.flow.resume_reading()
 
     def close(self) -> None:
@@ -168,8 +168,8 @@ class RequestReader:
                 self._context.flow.resume_reading()
 
     def _drop(self, count: int) -> None:
-        self.dropped_bytes += count
-        if self.dropped_bytes > self._limits.linger_bytes:
+        self.discarded_bytes += count
+        if self.discarded_bytes > self._limits.linger_bytes:
             self._context.flow.pause_reading()
 
     def _refuse(self, refused: RefusedRequest) -> None:
