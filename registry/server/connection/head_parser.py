@@ -156,5 +156,5 @@ class HeadParser:
         self.is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        # The parser is fed only with heads. If it finds a body there, it frames the request differently from the server.
+        # The parser gets only heads. If it finds a body in one, it frames the request differently from the server.
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")
