@@ -28,8 +28,8 @@ from registry.server.connection.page_cache import MappedFile, ReadAhead
 from registry.server.kernel import unacknowledged_bytes
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
-"""Bytes that are sent in one iteration of the event loop. They take about 0.5 ms, and other connections wait so
-long."""
+"""Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections
+wait."""
 _MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
 """How many bytes are sent from a mapping before their pages are released from the process's memory."""
 _UNREACHABLE_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
@@ -122,8 +122,8 @@ class FileSender:
             self._ended.set_result(error)
 
     def _step(self) -> None:
-        """Sends one slice at most. The event loop calls this again when the socket has room, or when the next part of
-        the file was read."""
+        """Sends one slice at most, and then ends `run` or waits for the next step. The next step follows when the
+        socket has room again, or when a thread has read the next part of the file."""
         try:
             self._send_head()
             wait_for_client = self._send_slice()

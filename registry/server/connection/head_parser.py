@@ -59,9 +59,7 @@ class HeadParser:
         # The parser's leniency for data after `Connection: close` stays off. With it, the application would run for
         # requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = (
-            b""  # the last bytes, up to three, of the head received so far: its end may be split over two reads
-        )
+        self._tail = b""  # the last bytes, up to three, of an incomplete head: its CRLFCRLF may come in two reads
         self._head: RequestHead | None = None
         self._target = b""
         self._headers: Headers = []
@@ -156,5 +154,5 @@ class HeadParser:
         self.is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        # The parser gets only heads. If it finds a body in one, it frames the request differently from the server.
+        # The parser gets only heads. If it finds a body in one, it disagrees with the server about where the head ends.
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")

@@ -149,8 +149,8 @@ class ReadAhead:
             self._start(offset)
 
     def keep_ahead_of(self, sender_offset: int) -> None:
-        """Starts to read the next piece if the sender, which has reached `sender_offset`, is closer than
-        `READ_AHEAD_BYTES` behind. Does nothing if a thread is reading a piece already."""
+        """Starts to read the next piece if less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of the next
+        byte to send, were read. Does nothing if a thread is reading a piece already."""
         if not self._is_reading and self.read_up_to < min(self._stop, sender_offset + READ_AHEAD_BYTES):
             self._start(self.read_up_to)
 

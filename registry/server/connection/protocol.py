@@ -60,11 +60,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """The request whose head was received last, except for requests with a cached response."""
         self._requests_begun = 0
         self._refused: RefusedRequest | None = None
-        """The refused request, whose error response has to wait for the responses before it."""
+        """Status and message of an error response that has to wait for the responses to earlier requests."""
         self._is_half_closed = False
         """The client has shut down its sending side."""
         self._is_lingering = False
         self._is_evicted = False
+        """The connection was closed to make room for another one."""
 
     # Called by the transport
 
@@ -75,8 +76,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if context.is_tls:
             self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
         self._reader = RequestReader(context, self)
-        first = Wait("first_byte", (0, 0), self._limits.header_seconds)
-        self._timeouts = ConnectionTimeouts(first, self._worker.loop.time())
+        first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
+        self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
         self._worker.state.connections.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -119,6 +120,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Called by the request reader
 
     def on_request_begin(self) -> None:
+        """Raises RequestAfterLast if the client has sent too many requests without waiting for responses."""
         is_queue_full = (
             len(self._queue) >= self._limits.max_pipelined_requests
             or self._queued_bytes > 2 * self._limits.header_bytes
@@ -129,6 +131,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._requests_begun += 1
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
+        """Answers a request whose head is complete: from the cache, by a task, or after the requests before it. Returns
+        the object that receives the request's body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
         if self._context.sendfile_socket is not None:
@@ -204,6 +208,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         task.add_done_callback(worker.state.tasks.discard)
 
     def _on_response_complete(self) -> None:
+        """Starts the next request in the queue, waits for the next request, or ends the connection."""
         completed, self._active = self._active, None
         self._worker.state.total_requests += 1
         if completed is None or self._transport.is_closing():
@@ -275,8 +280,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Timeouts
 
     def check_timeouts(self, now: float) -> None:
-        """Ends the connection if it has waited too long for one thing. Call it once a second; `now` is in seconds of
-        the event loop's clock."""
+        """Refuses a request or closes the connection if a timeout has passed. Call it once a second; `now` is in
+        seconds of the event loop's clock."""
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
             self._on_timeout(reason)

@@ -19,8 +19,8 @@ BODY_EXTENSION = "entrepot.body"
 HEAD_BUFFER_BYTES = 64 * 1024
 """Size of the buffer for the heads of requests."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
-"""Size of a body's first buffer, and of its largest one. Each buffer is twice as large as the one before. One read from
-the socket receives at most `MAX_BUFFER_BYTES`."""
+"""Size of a body's first buffer, and of its largest one. Each new buffer of a body is twice as large as the one before,
+unless the body is fragmented or many bodies are received. A read receives at most `MAX_BUFFER_BYTES`."""
 MAX_LARGE_BODIES = 16
 """While a worker receives more bodies than this, all new buffers have the smallest size, because a client that stops
 sending keeps the memory of its buffer in use."""
@@ -41,12 +41,11 @@ class IncomingBodies:
 
 
 class BodyBuffer:
-    """Provides the memory into which the body of one request is received, and separates the body from its framing.
-
-    `incoming` counts the body until it is complete, or until nothing refers to this object any more.
-    """
+    """Provides the memory into which the body of one request is received, and separates the body from its framing."""
 
     def __init__(self, framing: Framing, incoming: IncomingBodies | None = None) -> None:
+        """`framing` parses the body. `incoming` counts the body until it is complete, or until nothing refers to this
+        object any more; None: nothing counts it."""
         self._framing = framing
         self._incoming = incoming or IncomingBodies()
         self._incoming.count += 1

@@ -38,7 +38,7 @@ class RequestBody:
     )
 
     def __init__(self, context: ConnectionContext, length: int | None, *, expects_continue: bool) -> None:
-        """`length` is in bytes; None for a chunked body. `expects_continue`: see the attribute."""
+        """`length` is in bytes; None for a chunked body."""
         self._context = context
         self._changed = asyncio.Event()
         """Set if `receive` has something new to return: pieces, the body's end, or that the body is closed."""
@@ -115,8 +115,8 @@ class RequestBody:
         }
 
     async def receive(self) -> Message:
-        """Waits for the next part of the body. Returns an ASGI message: `http.request` with the part, or
-        `http.disconnect`."""
+        """Waits for the next part of the body. Returns an ASGI message: `http.request` with the part; `http.disconnect`
+        if the client has disconnected or the response is complete."""
         received = await self.receive_pieces()
         if received is None:
             return {"type": "http.disconnect"}

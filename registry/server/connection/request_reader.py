@@ -13,10 +13,11 @@ from registry.server.server_log import log
 
 
 class RequestHandler(Protocol):
-    """The object that the reader reports to: the connection."""
+    """The object that the reader reports to. In the server it is the connection's protocol object."""
 
     def on_request_begin(self) -> None:
-        """Called when a request's first byte was received. May raise RequestAfterLast to end the reading."""
+        """Called when a request's first byte was received. Raises RequestAfterLast if the request is to be ignored; the
+        reader then parses nothing more."""
         ...
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
@@ -25,7 +26,7 @@ class RequestHandler(Protocol):
         ...
 
     def on_body_end(self) -> None:
-        """Called when the body of the last request is complete."""
+        """Called when all of the body that `on_request` returned last was received."""
         ...
 
     def refuse(self, refused: RefusedRequest) -> None:
@@ -49,7 +50,7 @@ class RequestReader:
         self._current_buffer: BodyBuffer | None = None
         """The buffer that the transport got last to receive into; None: the head buffer."""
         self._completed_parts = 0
-        """How many heads and parts of bodies were parsed so far."""
+        """Number of complete heads, and of parts of bodies, that were parsed so far."""
         self._incomplete_bytes = 0
         """Bytes received since `_completed_parts` last changed: the beginning of a head."""
         self.is_finished = False
@@ -57,6 +58,7 @@ class RequestReader:
         self.reads = 0
         """Number of reads so far that may contain a head."""
         self.discarded_bytes = 0
+        """Received bytes that were discarded because `is_finished` is set. `discard_input` sets the count to 0."""
 
     @property
     def is_in_head(self) -> bool:
@@ -95,7 +97,8 @@ class RequestReader:
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
-        """Parses bytes that begin with a head or the rest of one. They may have bodies and further heads too."""
+        """Parses bytes that were received into the head buffer, or together with the end of a body. They have heads,
+        bodies that follow these heads, and the rests of bodies that the application no longer wants."""
         self.reads += 1
         parts_before, offset = self._completed_parts, 0
         while offset < len(data) and not self.is_finished:

@@ -1,9 +1,9 @@
 """Timeouts of one connection.
 
 A connection starts no timers when it reads and writes. Once a second it reports what it is waiting for, and a measure
-of its progress. If neither has changed for too long, the timeout has passed. So any progress restarts the time. The
-time for a request's head is an exception: it runs from the head's first byte, because a client could otherwise send
-one byte a minute and keep the connection.
+of its progress. If neither has changed for too long, the timeout has passed. So any progress restarts the time. A
+request's head is an exception: its measure of progress never changes, so its time runs from the head's first byte.
+Otherwise a client could keep a connection by sending one byte a minute.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from registry.server.gate.connection_limit import STALLED_SECONDS, EvictionCandi
 WaitReason = Literal["send", "linger", "body", "half_closed", "application", "drain", "head", "first_byte", "idle"]
 """What a connection is waiting for:
 
-- `first_byte`: the first byte of the client.
+- `first_byte`: the first byte of a new connection.
 - `head`: the rest of a request's head.
 - `body`: the next part of a request's body, which the application has asked for.
-- `application`: the application's response. This has no timeout.
-- `half_closed`: the same, while the client has shut down its sending side.
-- `send`: that the client receives more of a response.
-- `drain`: the rest of a request's body that the application no longer needs, after its response.
+- `application`: the application's response. It has no timeout.
+- `half_closed`: the application's response to a client that has shut down its sending side.
+- `send`: the client, which has to receive more of a response.
+- `drain`: the rest of a request's body after the response was sent. The server discards it.
 - `idle`: the next request.
-- `linger`: that the client closes the connection after the last response.
+- `linger`: the client, which has to close the connection after the last response.
 """
 
 
