@@ -23,10 +23,10 @@ _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
 """malloc maps larger blocks separately and returns them to the system when they are freed. Twice the size of the
 largest read from a socket."""
 _MAX_FILES = 1 << 20
-"""Open files that `raise_file_limit` asks for at most."""
+"""Highest limit of open files that `raise_file_limit` sets and `file_limit` returns."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
 _INT = struct.Struct("@i")
-_BYTEARRAY_OF_SIZE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+_new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
 )
 
@@ -57,7 +57,7 @@ def tune_malloc() -> None:
 def uninitialized_bytearray(size: int) -> bytearray:
     """Returns a bytearray of `size` bytes with arbitrary content. Use it for memory that is written before it is read:
     it saves the time to set all bytes to 0."""
-    return cast(bytearray, _BYTEARRAY_OF_SIZE(None, size))
+    return cast(bytearray, _new_bytearray(None, size))
 
 
 def raise_file_limit() -> None:
@@ -74,7 +74,7 @@ def raise_file_limit() -> None:
 
 
 def file_limit() -> int:
-    """Returns how many files this process may have open."""
+    """Returns the process's soft limit of open files, but not more than a million."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, _MAX_FILES)
 

@@ -73,9 +73,9 @@ class SharedRateLimiter:
     bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: when the next request is due
     if the key's requests came exactly at the allowed rate.
 
-    If two workers count a request of the same key at the same moment, one of the two writes can be lost. Then a request
-    passes without being counted: at most one for each further worker. No request is refused wrongly. A worker that dies
-    leaves nothing to clean up.
+    There is one race: if several workers count a request of the same key at the same moment, only one of the requests
+    may be counted, so the key exceeds its rate by the others. No request is refused wrongly. A worker that dies leaves
+    nothing to clean up.
     """
 
     def __init__(self, per_second: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:

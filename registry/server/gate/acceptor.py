@@ -65,8 +65,8 @@ class Handshake:
         """Sets up the connection. Set by the acceptor right after the creation."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns that the connection is new and may be closed to make room for another one. Returns None if it is
-        being closed already."""
+        """Returns a candidate of the kind `new`: the connection may be closed to make room for another one. Returns
+        None if it is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:

@@ -65,28 +65,29 @@ class Certificates:
         """`clock` returns seconds since 1970. Raises CertificateError if the files cannot be used."""
         self.files = files
         self._clock = clock
-        self._loaded_state = self._last_state = self._file_states()
+        self._tried_states = self._last_states = self._file_states()  # at the last attempt to load; at the last check
         self.context = make_context(files, clock())
 
     def refresh(self, *, settled: bool = False) -> None:
-        """Reloads the files if they have changed since they were loaded. If they cannot be used, logs why and keeps the
-        old context.
+        """Reloads the files if they have changed since the last attempt to load them. If they cannot be used, logs why
+        and keeps the old context.
 
-        With `settled`, loads changed files at once. Otherwise a change is loaded by the next call that finds the files
-        unchanged since the call before. Blocks; only for microseconds if nothing has changed.
+        `settled` says that no program is still writing the files, so a change is loaded at once. Without it, a change
+        is loaded by the first call that finds the files as the call before found them. This function blocks, but only
+        for microseconds if nothing has changed.
         """
-        state = self._file_states()
-        just_changed = state != self._last_state and not settled
-        self._last_state = state
-        if just_changed or state == self._loaded_state:
+        states = self._file_states()
+        may_be_incomplete = states != self._last_states and not settled
+        self._last_states = states
+        if may_be_incomplete or states == self._tried_states:
             return
-        self._loaded_state = state
+        self._tried_states = states
         try:
             self.context = make_context(self.files, self._clock())
         except CertificateError as error:
             log.warning("new connections go on with the certificate from before: %s", error.message)
         else:
-            log.info("new connections use the certificate now in %s", self.files.certificate)
+            log.info("reloaded the certificate %s: new connections use it", self.files.certificate)
 
     def _file_states(self) -> list[FileState]:
         return [_file_state(path) for path in self.files.paths]

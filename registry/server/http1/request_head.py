@@ -14,7 +14,7 @@ from registry.server.asgi import Scope
 from registry.server.http1.error_responses import RefusedRequest
 from registry.server.http1.response_head import Headers
 
-_END = b"\r\n\r\n"
+_HEAD_END = b"\r\n\r\n"
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
@@ -25,11 +25,11 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
     the CRLFCRLF that ends a head may be received in two reads.
     """
     if start == 0 and tail:
-        found = (tail + data[:3]).find(_END)
+        found = (tail + data[:3]).find(_HEAD_END)
         if found >= 0:
-            return found + len(_END) - len(tail)
-    found = data.find(_END, start)
-    return len(data) if found < 0 else found + len(_END)
+            return found + len(_HEAD_END) - len(tail)
+    found = data.find(_HEAD_END, start)
+    return len(data) if found < 0 else found + len(_HEAD_END)
 
 
 def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, method: str) -> None:
@@ -69,9 +69,11 @@ def body_length(headers: Headers) -> int | None:
     return 0
 
 
-_VISIBLE = re.compile(rb"[!-~]+")
-_ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
+_VISIBLE_ASCII = re.compile(rb"[!-~]+")
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
+"""A URL, split into the host with its port, and the path with its query."""
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+"""A host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets."""
 
 
 class ParsedTarget(NamedTuple):
@@ -88,13 +90,13 @@ class ParsedTarget(NamedTuple):
 def parse_target(target: bytes, method: str) -> ParsedTarget:
     """Parses a request target in origin form (`/path`), absolute form (`http://host/path`) or, for OPTIONS, asterisk
     form (`*`). Raises RefusedRequest with 400 for any other target."""
-    if _VISIBLE.fullmatch(target) is None or b"#" in target:
+    if _VISIBLE_ASCII.fullmatch(target) is None or b"#" in target:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target holds characters that must be percent-encoded")
     if target.startswith(b"/"):
         return _split(target)
     if target == b"*" and method == "OPTIONS":
         return ParsedTarget(b"*", b"")
-    absolute = _ABSOLUTE.fullmatch(target)
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
     if absolute is None or _HOST.fullmatch(absolute[1]) is None:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target is not a path")
     rest = absolute[2] or b"/"

@@ -15,9 +15,9 @@ STATUS_LINES: Final = {
 }
 """The complete status line, with CRLF, for each status code from 100 to 599."""
 
-_CONTROLS = bytes({*range(32), 127})
-_NOT_IN_NAMES = _CONTROLS + b' ()<>@,;:[]={}\\"'
-_NOT_IN_VALUES = _CONTROLS.replace(b"\t", b"")
+_CONTROL_CHARACTERS = bytes({*range(32), 127})
+_FORBIDDEN_IN_NAMES = _CONTROL_CHARACTERS + b' ()<>@,;:[]={}\\"'
+_FORBIDDEN_IN_VALUES = _CONTROL_CHARACTERS.replace(b"\t", b"")
 
 
 def check_response_headers(headers: Headers) -> None:
@@ -28,10 +28,9 @@ def check_response_headers(headers: Headers) -> None:
     as much time as building the rest of the head.
     """
     names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
-    if len(names.translate(None, _NOT_IN_NAMES)) < len(names) or len(values.translate(None, _NOT_IN_VALUES)) < len(
-        values
-    ):
-        raise RuntimeError(f"not all of these are valid headers: {headers!r}")
+    has_valid_names = len(names.translate(None, _FORBIDDEN_IN_NAMES)) == len(names)
+    if not has_valid_names or len(values.translate(None, _FORBIDDEN_IN_VALUES)) < len(values):
+        raise RuntimeError(f"at least one of these headers has an invalid name or value: {headers!r}")
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

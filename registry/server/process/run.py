@@ -61,7 +61,7 @@ def serve(
         ready = on_ready or (lambda: None)
         worker = Worker(make_app, sockets, shutdown_grace, limits, ready, listener_options=listener_options)
         code, failure = worker.run()
-        _end_threads(code)
+        _join_threads(code)
     if failure:
         with suppress(OSError):
             print(f"error: {failure}", file=sys.stderr, flush=True)
@@ -69,7 +69,7 @@ def serve(
     return code
 
 
-def _end_threads(code: int) -> None:
+def _join_threads(code: int) -> None:
     """Waits for the application's threads. If one does not end in time, exits the process with `code` at once, because
     the interpreter would wait for the thread without a limit."""
     deadline = time.monotonic() + _THREAD_JOIN_SECONDS

@@ -57,7 +57,7 @@ class _WorkerProcess:
     """Reading end of the worker's status pipe."""
     started: float
     column: int | None
-    """The column of the per-address limit in which the worker counts its connections; None: it has none."""
+    """The worker's column in the table of the per-address connection limit; None: it has none."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     ready: bool = False

@@ -134,6 +134,7 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
     def _refresh_certificates(self, settled: bool = False) -> None:
+        """Reloads the TLS certificate if its files have changed. `settled`: no program is still writing the files."""
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
