@@ -40,8 +40,8 @@ _MIN_BUDGET = 8
 _LOW_CAPACITY = 256
 """A worker with room for fewer connections logs a warning at its start."""
 _BATCH = 32
-"""Silent connections that one search selects. Also how many evictions may follow each other before the worker leaves
-the next new connection to other workers."""
+"""Smallest number of silent connections that one search selects, if it finds so many. Also how many times the worker
+evicts connections for a new one before it leaves the next new connection to other workers."""
 _NOTHING_FOUND_SECONDS = 0.25
 """How long the worker does not search again after a search that found no silent connection."""
 _STAND_BACK_SECONDS = 0.01
@@ -209,8 +209,9 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Examines up to `MAX_EXAMINED` connections, and other ones in each search. Returns connections to evict, the
-        first to evict at the end; empty if none is silent.
+        """Examines up to `MAX_EXAMINED` connections, and other ones in each search. Returns silent connections to
+        evict, the first to evict at the end: `_BATCH` of those found, or an eighth of them if that is more. Returns an
+        empty list if none was found.
 
         Lingering connections are evicted first. Then either the new or the idle ones are, whichever are more, so that a
         flood of one kind does not evict the other kind. Stalled ones are evicted only if there are no others.

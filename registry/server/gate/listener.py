@@ -15,8 +15,10 @@ BACKLOG = 2048
 """Connections that the kernel queues while all workers are busy. The kernel lowers this number to its setting
 net.core.somaxconn."""
 
-_BRACKETED = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
-_PLAIN = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
+_BRACKETED_HOST_PORT = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
+"""An IPv6 address in brackets, and a port."""
+_HOST_PORT = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
+"""A host name, an IPv4 address or nothing, and a port."""
 
 
 class ListenError(Exception):
@@ -62,7 +64,7 @@ def address_of(sock: socket.socket) -> str:
 
 def _split(listen: str) -> tuple[str, int]:
     """Returns host and port; the host is empty for all IPv4 addresses. Raises ListenError for malformed text."""
-    match = _BRACKETED.fullmatch(listen) or _PLAIN.fullmatch(listen)
+    match = _BRACKETED_HOST_PORT.fullmatch(listen) or _HOST_PORT.fullmatch(listen)
     if match is None or int(match[2]) > 65535:
         hint = " (an IPv6 address goes into brackets)" if listen.count(":") > 1 and "[" not in listen else ""
         raise ListenError(f"cannot listen on {listen!r}: write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000{hint}")
