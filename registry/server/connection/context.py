@@ -59,6 +59,7 @@ class WorkerContext:
     loop: asyncio.AbstractEventLoop
     limits: ServerLimits
     unsent_budget: UnsentBudget
+    """The memory budget for responses that clients have not received yet."""
     state: WorkerState = field(default_factory=WorkerState)
     lifespan_state: dict[str, Any] = field(default_factory=dict)
     """What the application has stored in its lifespan state (ASGI). The scope of each request has a copy."""
@@ -67,6 +68,7 @@ class WorkerContext:
     connection_limit: ConnectionLimit | None = None
     """The limit of connections; None: the number of connections is not limited."""
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
+    """Counts the request bodies that are being received."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
     """The memory into which all connections receive the heads of requests. Each read is parsed before the next one."""
 
@@ -82,8 +84,8 @@ class ConnectionContext:
     """The connection's part of the memory budget for responses that clients have not received yet."""
     is_tls: bool
     sendfile_socket: socket.socket | None
-    """The socket to which the kernel can send files directly; None: files must be sent through the transport, because
-    the connection uses TLS or the system is not Linux."""
+    """The socket to which the kernel can send files directly. None: files cannot be sent in this way, because the
+    connection uses TLS or the system is not Linux; the application has to read them and send their bytes."""
     server: tuple[str, int] | None
     """Address and port of this end of the connection; None: unknown."""
     client: tuple[str, int] | None
