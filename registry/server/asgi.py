@@ -1,4 +1,7 @@
-"""Types of the ASGI interface between the server and the application (ASGI 3.0)."""
+"""Type aliases of the ASGI 3.0 interface between the server and the application.
+
+The names are those of the ASGI specification: `Scope` describes a request, `Message` is one event of it.
+"""
 
 from __future__ import annotations
 

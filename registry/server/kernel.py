@@ -1,4 +1,7 @@
-"""Calls to Linux and its C library that Python does not offer. On other systems they do nothing."""
+"""System calls and C library functions of Linux that Python does not offer, and limits of open files.
+
+On other systems the functions that need Linux do nothing or return 0.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,24 @@ from typing import cast
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK = 2 * 1024 * 1024
-"""Twice what is received at once. Larger blocks of memory go back to the system when they are freed."""
-_MOST_FILES = 1 << 20
-_BYTES_ACKED = struct.Struct("@120xQ")  # tcpi_bytes_acked in struct tcp_info
+_MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
+"""malloc maps larger blocks separately and returns them to the system when they are freed. Twice the size of the
+largest read from a socket."""
+_MAX_FILES = 1 << 20
+"""Highest limit of open files that `raise_file_limit` sets and `file_limit` returns."""
+_BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
 _INT = struct.Struct("@i")
-_BYTEARRAY_OF_SIZE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+_new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
 )
 
 
 def die_with_parent(parent: int) -> bool:
-    """Asks the kernel to kill this process when the thread that forked it ends. Returns False if `parent`, the pid of
-    the parent before the fork, is gone already.
+    """Asks the kernel to kill this process with SIGKILL when the thread that forked it ends. See prctl(2).
 
-    To be called in the child right after the fork. The signal is SIGKILL, which ends a worker with a blocked event loop
-    too; what was acknowledged survives it. See prctl(2).
+    Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has ended
+    already, because then no signal will come. SIGKILL also ends a worker whose event loop is blocked. Acknowledged
+    writes are not lost, because they are on the disk by then.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -39,59 +44,64 @@ def die_with_parent(parent: int) -> bool:
 
 
 def tune_malloc() -> None:
-    """Makes malloc reuse blocks of the size of a read instead of mapping and unmapping each. See mallopt(3)."""
+    """Makes malloc reuse freed blocks as large as a read from a socket. By default malloc maps and unmaps each of them.
+    See mallopt(3)."""
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl does not have it
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _LARGE_BLOCK)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 8 * _MMAP_THRESHOLD_BYTES)
 
 
 def uninitialized_bytearray(size: int) -> bytearray:
-    """Returns a bytearray without setting its bytes to 0, for memory that is filled before it is read."""
-    return cast(bytearray, _BYTEARRAY_OF_SIZE(None, size))
+    """Returns a bytearray of `size` bytes with arbitrary content. Use it for memory that is written before it is read:
+    it saves the time to set all bytes to 0."""
+    return cast(bytearray, _new_bytearray(None, size))
 
 
 def raise_file_limit() -> None:
-    """Raises the soft limit of open files to the hard one, but not above a million: some containers have a hard limit
-    of a billion, and the kernel's tables would grow with the number of clients."""
+    """Raises the process's soft limit of open files to its hard limit, but not above a million. Some containers have a
+    hard limit of a billion; with that, the kernel's tables could grow without bound. Does nothing if the system
+    refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (ValueError, OSError):
-            return  # some systems refuse their own hard limit; the soft one suffices to run
+            return  # some systems refuse their own hard limit; the server also runs with the soft limit
 
 
 def file_limit() -> int:
-    """Returns how many files this process may have open."""
+    """Returns the process's soft limit of open files, but not more than a million."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, _MOST_FILES)
+    return _MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, _MAX_FILES)
 
 
 def count_open_files() -> int:
-    """Returns how many files this process has open; 0 where the system does not tell."""
+    """Returns how many file descriptors this process has open; 0 on systems without /proc."""
     try:
-        return len(os.listdir("/proc/self/fd")) - 1  # without the one that lists them
+        return len(os.listdir("/proc/self/fd")) - 1  # listing the directory opens one more descriptor
     except OSError:
         return 0
 
 
 def unacknowledged_bytes(sock: socket.socket) -> int:
-    """Returns how many sent bytes the other side has not acknowledged yet. See tcp(7), SIOCOUTQ. Raises OSError."""
+    """Returns how many bytes were written to a TCP socket and not acknowledged by the peer's kernel yet. See tcp(7),
+    SIOCOUTQ. Raises OSError if the connection is closed."""
     (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
     return int(count)
 
 
 def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
-    """Returns how many sent bytes the other side has acknowledged, and how many it has not; (0, 0) if unknown. See
-    tcp(7), TCP_INFO."""
+    """Returns two numbers of bytes: those that the peer's kernel has acknowledged since the connection was opened, and
+    those written to the socket and not acknowledged yet. Returns (0, 0) if they are unknown: the connection is closed,
+    `sock` is None, or the system is not Linux. See tcp(7), TCP_INFO."""
     if sys.platform != "linux" or sock is None:
         return 0, 0
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
         return _BYTES_ACKED.unpack(info)[0], unacknowledged_bytes(sock)
-    except (OSError, struct.error):  # gone already
+    except (OSError, struct.error):  # the connection is closed, or the kernel is too old for the field
         return 0, 0

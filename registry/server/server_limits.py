@@ -1,52 +1,64 @@
-"""Limits of the server: what one connection may use of its memory and time."""
+"""Limits of the server: how much memory and time one connection may use.
+
+A *timeout* below is the time that a connection may wait for one thing. Most timeouts start again with every byte that
+is sent or received.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 HEADER_COST = 64
-"""About the memory that a header takes beside its bytes. A shorter header counts as so many bytes, so a head has at
-most 512 headers."""
+"""Bytes that a header counts as if it is shorter, because each header takes about that much memory besides its text. A
+head of 32 KiB has at most 512 headers for this reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """Sizes are in bytes, times in seconds. No time limits a whole transfer: a 40 GiB layer may take all day."""
+    """Sizes are in bytes, times in seconds. No limit applies to the time of a whole transfer, because a layer of 40 GiB
+    may take all day."""
 
     header_bytes: int = 32 * 1024
-    """For request line and headers together, a short header counted as `HEADER_COST` bytes; and for the trailers of a
-    chunked body. Above: 431, or 414."""
+    """Size of the request line and the headers together; a header shorter than `HEADER_COST` counts as that many bytes.
+    The trailers of a chunked body have the same limit. A larger head is refused with 431, or with 414 if the request
+    target is too long."""
     handshake_seconds: float = 10.0
-    """For TLS: from a connection's start to the client's first byte, and from there to the end of the handshake. Above:
-    the connection is closed."""
+    """Timeout of a TLS connection for the client's first byte, and then again for the whole handshake. After it the
+    connection is closed."""
     header_seconds: float = 15.0
-    """From a connection's start, or a later request's first byte, to the end of the headers. Above: 408."""
+    """Time from a request's first byte to the end of its head. After it the request is refused with 408. Also how long
+    a new connection may send nothing before it is closed."""
     keep_alive_seconds: float = 75.0
-    """How long an idle connection is kept for its next request."""
+    """How long an idle connection stays open for its next request."""
     body_idle_seconds: float = 60.0
-    """Without a byte of the body while the application waits for one. Above: 408, and the application gets a
-    disconnect."""
+    """Timeout for the next byte of the body while the application waits for one. After it the request is refused with
+    408, and the application gets `http.disconnect`."""
     send_idle_seconds: float = 60.0
-    """Without the client taking a byte of what is sent. Above: the connection is aborted."""
-    slice_seconds: float = 30.0
-    """For a client to take 256 KiB of a response held in memory, such as a large manifest, after what is in the
-    kernel's buffers. Above: the connection is aborted."""
+    """Timeout for the client to receive another byte of the response. After it the connection is aborted."""
+    response_slice_seconds: float = 30.0
+    """Time for a client to receive each 256 KiB of a response that is held in memory, such as a large manifest. What is
+    in the kernel's buffers is not counted. After it the connection is aborted."""
     half_close_seconds: float = 5.0
-    """For a response to a client that shut its sending side after a whole request. Later it counts as gone."""
+    """Timeout for the response to a client that has shut down its sending side after a complete request. After it the
+    client counts as gone, and the connection is closed."""
     linger_seconds: float = 2.0
-    """After an early response or a server's own error: how long the client may read it before the connection ends."""
+    """How long the client may read the last response before the connection is closed. This applies to a response that
+    was sent before the whole request was received, and to the server's own error responses."""
     linger_bytes: int = 256 * 1024
-    """How much of what the client still sends then is read and dropped before reading stops."""
+    """How many bytes the server reads and discards during `linger_seconds`. Then it stops reading."""
     drain_bytes: int = 64 * 1024
-    """After an early response, a rest of a declared body up to this is read and dropped, to keep the connection."""
+    """If the application responds early, the rest of the request's body is read and discarded up to this size, so that
+    the connection can be kept. With a longer rest, the connection ends after the response."""
     buffer_bytes: int = 512 * 1024
-    """Bytes of a body that are held for a slow application before reading pauses; one more read may be added."""
+    """How much of a request's body may wait in memory for a slow application before the server stops reading. One more
+    read may exceed this."""
     unsent_bytes: int = 32 * 1024 * 1024
-    """For whole responses that the clients of one worker have not taken yet, up to 256 KiB of each. Above: 503 in place
-    of responses of more than 64 KiB."""
-    pipelined: int = 64
-    """Requests that a client may send ahead. Those beyond are ignored, and the connection ends after the responses."""
-    certificate_seconds: float = 2.0
-    """How often the certificate's files are checked for changes."""
-    pulse_seconds: float = 1.0
-    """How often the times above are checked: each may be exceeded by this much."""
+    """Memory for response bodies of more than 64 KiB that the clients of one worker have not received yet. Each counts
+    as at most 256 KiB. Beyond the limit such responses are replaced by 503."""
+    max_pipelined_requests: int = 64
+    """Requests that a client may send before it has received the response to the first. Further ones are ignored, and
+    the connection ends after the responses to the others."""
+    certificate_check_seconds: float = 2.0
+    """How often a worker checks whether the certificate's files have changed."""
+    timeout_check_seconds: float = 1.0
+    """How often the timeouts are checked. Each may be exceeded by this much."""

@@ -1,1 +1,1 @@
-"""One client connection: protocol, ASGI messages, timeouts, file transfer."""
+"""One client connection: its asyncio protocol, ASGI messages, timeouts, and sending of files."""

@@ -1,13 +1,14 @@
-"""Responses that the application has cached, written without calling it.
+"""Writes responses that the application has cached, without a task and without ASGI messages.
 
-An application may have a method `answer_at_once`, which takes a scope. The server calls it for a request without a body
-on a connection that stays open and is not busy. What it returns needs neither a task nor ASGI messages. An extension in
-each scope tells the application so. The bytes of each cached response are rendered once; only the date and the
-request's id differ each time.
+An application may have a method `answer_at_once(scope)`, which returns a cached response or None. The server calls it
+for a request without a body, on a connection that stays open and has no other request in progress. If it returns None,
+the server calls the application in the usual way. An extension in the scope of each request tells the application that
+the server supports this method. The bytes of each cached response are built once. Only the date and the request id
+differ in each response.
 
-Of the requests that come in one read, at most one is answered this way. The others wait for their turns: uvloop reads
-up to 2 MiB of a connection in one turn of the loop, and answering all of that at once would hold up the worker's other
-connections for a third of a second.
+Of all requests that arrive in one read from the socket, at most one gets a cached response. The others are answered in
+later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration; to answer all requests
+in them at once would block the worker's other connections for a third of a second.
 """
 
 from __future__ import annotations
@@ -19,38 +20,44 @@ from registry.server.asgi import Scope
 from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers, header_lines
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
+"""Key in `scope["extensions"]` of each request, if the application has the method `answer_at_once`."""
 
 
 class RenderableAnswer(Protocol):
-    """A whole response with the status 200, including its length. `before` and `after` are the headers before and after
-    the request's id."""
+    """A complete response with status 200, as the application has cached it."""
 
     before: Headers
+    """Headers before X-Request-Id."""
     after: Headers
+    """Headers after X-Request-Id. One of the headers is Content-Length."""
     body: bytes
     rendered: Any
-    """For the server to keep the response's bytes in; None at first."""
+    """The server keeps the bytes of the response here; None until the response is sent for the first time."""
 
 
 class CachedAnswers:
-    """Asks the application of one connection for cached responses."""
+    """Gets cached responses from the application, for the requests of one connection."""
 
     def __init__(self, app: Any) -> None:
-        self._ask: Callable[[Scope], tuple[RenderableAnswer, str] | None] | None = getattr(app, "answer_at_once", None)
+        self._answer_at_once: Callable[[Scope], tuple[RenderableAnswer, str] | None] | None
+        self._answer_at_once = getattr(app, "answer_at_once", None)
 
     def extensions(self) -> dict[str, Any]:
-        """Returns a new scope's extensions."""
-        return {} if self._ask is None else {CACHED_ANSWER_EXTENSION: {}}
+        """Returns the initial value of a new scope's `extensions`."""
+        return {} if self._answer_at_once is None else {CACHED_ANSWER_EXTENSION: {}}
 
     def response(self, scope: Scope, default_headers: Headers) -> bytes | None:
-        """Returns the whole response, if the application has cached it. Raises RuntimeError for invalid headers."""
-        found = None if self._ask is None else self._ask(scope)
-        if found is None:
+        """Returns the bytes of the complete response if the application has cached it; otherwise None. The response
+        begins with `default_headers`. Raises RuntimeError if a header of the cached response is not valid."""
+        cached = None if self._answer_at_once is None else self._answer_at_once(scope)
+        if cached is None:
             return None
-        return _render(*found, default_headers)
+        answer, request_id = cached
+        return _render(answer, request_id, default_headers)
 
 
 def _render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
+    """Returns the bytes of the response. Stores those that are the same each time in `answer.rendered`."""
     if answer.rendered is None:
         check_response_headers(answer.before + answer.after)
         answer.rendered = (

@@ -1,4 +1,4 @@
-"""What the parts of a connection share: the objects of its worker, its transport, and what is known of that."""
+"""The objects and facts that the parts of a connection share: about its worker process, and about the connection."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from registry.server.server_limits import ServerLimits
 
 
 class OpenConnection(EvictableConnection, Protocol):
-    """A connection as its worker sees it."""
+    """The methods of a connection that its worker calls."""
 
-    def check(self, now: float) -> None:
-        """Ends the connection if it has waited too long for one thing. To be called once a second."""
+    def check_timeouts(self, now: float) -> None:
+        """Ends the connection if one of its timeouts has passed. The worker calls this once a second; `now` is in
+        seconds of the event loop's clock."""
         ...
 
     def shutdown(self) -> None:
-        """Ends the connection after the requests received so far. May be called repeatedly."""
+        """Ends the connection after the responses to the requests received so far. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -38,55 +39,65 @@ class OpenConnection(EvictableConnection, Protocol):
 
 @dataclass(slots=True)
 class WorkerState:
-    """The connections and requests of one worker. `uvicorn.Server` keeps an object with the same attributes."""
+    """The connections and requests of one worker process. The attributes are named as those of uvicorn's `ServerState`,
+    which is used in its place when uvicorn runs the server."""
 
     connections: set[OpenConnection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    """Requests in progress."""
+    """A task for each request in progress."""
     default_headers: Headers = field(default_factory=list)
-    """Headers that every response starts with: the date."""
+    """Headers that every response begins with: the Date header."""
     total_requests: int = 0
-    """Completed requests."""
+    """Number of completed requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What all connections of one worker share."""
+    """The objects that all connections of one worker process share."""
 
     app: AsgiApp
     loop: asyncio.AbstractEventLoop
     limits: ServerLimits
     unsent_budget: UnsentBudget
+    """The memory budget for responses that clients have not received yet."""
     state: WorkerState = field(default_factory=WorkerState)
     lifespan_state: dict[str, Any] = field(default_factory=dict)
-    """What the application left in its lifespan's scope; each request gets a copy."""
+    """What the application has stored in its lifespan state (ASGI). The scope of each request has a copy."""
     proxies: TrustedProxies | None = None
+    """The trusted reverse proxies; None: there are none."""
     connection_limit: ConnectionLimit | None = None
+    """The limit of connections; None: the number of connections is not limited."""
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
+    """Counts the request bodies that are being received."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
-    """Where the heads of requests are received."""
+    """The memory into which all connections receive the heads of requests. Each read is parsed before the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionContext:
-    """What the parts of one connection share."""
+    """The objects and facts that the parts of one connection share."""
 
     worker: WorkerContext
     transport: asyncio.Transport
     flow: FlowControl
     unsent: UnsentShare
+    """The connection's part of the memory budget for responses that clients have not received yet."""
     is_tls: bool
     sendfile_socket: socket.socket | None
-    """The socket that files can be sent to; None: they go through the transport."""
+    """The socket to which the kernel can send files directly. None: files cannot be sent in this way, because the
+    connection uses TLS or the system is not Linux; the application has to read them and send their bytes."""
     server: tuple[str, int] | None
+    """Address and port of this end of the connection; None: unknown."""
     client: tuple[str, int] | None
-    """The peer. An IPv4 client's address is written as such, whatever the listening socket is."""
+    """Address and port of the peer; None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
-    """The trusted proxies, if the peer is one of them."""
+    """The trusted reverse proxies if the peer is one of them; otherwise None."""
 
     @classmethod
-    def of(cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection) -> Self:
-        """Makes it for a connection that was just made."""
+    def for_transport(
+        cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection
+    ) -> Self:
+        """Returns the context of a connection that was just opened."""
         is_tls = transport.get_extra_info("sslcontext") is not None
         sock: socket.socket | None = transport.get_extra_info("socket")
         client = None if sock is None else _address(sock.getpeername)
@@ -108,10 +119,11 @@ class ConnectionContext:
         )
 
 
-def _address(name: Callable[[], Any]) -> tuple[str, int] | None:
-    """Returns host and port of one end of a TCP connection; None if it is gone already, or not TCP."""
+def _address(get_name: Callable[[], Any]) -> tuple[str, int] | None:
+    """Returns address and port of one end of a TCP connection. `get_name` is the socket's `getsockname` or
+    `getpeername`. Returns None if the connection is closed already, or is not a TCP connection."""
     try:
-        found = name()
+        name = get_name()
     except OSError:
         return None
-    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

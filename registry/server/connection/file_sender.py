@@ -1,16 +1,18 @@
-"""Sends files to sockets: the kernel copies them, and the event loop never waits for the disk.
+"""Sends files to sockets. The kernel copies the bytes, and the event loop never waits for the disk.
 
-To other machines files are sent by sendfile(2), which passes the pages of the page cache to the network card. To a
-client on this machine, such as a reverse proxy, they are sent from a memory mapping. That is one copy more, but
-sendfile gives a local receiver single pages, 16 at a time: it copies them more slowly, sleeps in between, and waking it
-costs more than the copy. Measured per GiB: 0.46 CPU seconds here and 0.24 at the client, against 0.27 and 0.14.
+Clients on other machines get a file by sendfile(2), which passes the pages of the kernel's page cache to the network
+card. Clients on this machine, such as a reverse proxy, get it from a memory mapping of the file. This copies each byte
+once more, but sendfile is slower for local clients: it passes on 16 pages at a time, so the client often has to sleep
+and to be woken, which costs more than the copy. Measured CPU seconds per GiB: with sendfile 0.46 for the server and
+0.24 for the client, from a mapping 0.27 and 0.14.
 
-sendfile on a non-blocking socket still blocks the worker for a page that is not in memory. So before each slice the
-kernel is asked which pages are. Once some are missing, threads read the rest of the file ahead of the sender, and only
-what they have read is sent. Reading also clears the marks on pages that would make sendfile start a read-ahead itself.
+sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So before each slice the
+sender asks the kernel which pages are in memory. As soon as some are missing, threads read the rest of the file ahead
+of the sender, and the sender sends only what they have read. Their reads also clear the page marks that would make
+sendfile start a read-ahead itself.
 
-The sender uses a duplicate (dup) of the connection's socket: uvloop refuses `add_writer` on a descriptor that a
-transport owns, and the duplicate stays valid when the transport is closed.
+The sender uses a duplicate (dup) of the connection's socket for two reasons: uvloop refuses `add_writer` for a
+descriptor that a transport owns, and the duplicate stays valid when the transport is closed.
 """
 
 from __future__ import annotations
@@ -26,29 +28,30 @@ from registry.server.connection.page_cache import MappedFile, ReadAhead
 from registry.server.kernel import unacknowledged_bytes
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
-"""Bytes that are sent in one turn of the loop. They take about 0.5 ms, for which other connections wait."""
-_MAPPED_BYTES = 2 * 1024 * 1024
-"""Bytes of a mapping that are sent before their pages are released."""
-_UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+"""Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections
+wait."""
+_MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
+"""How many bytes are sent from a mapping before their pages are released from the process's memory."""
+_UNREACHABLE_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 
 
 def is_local_peer(sock: socket.socket) -> bool:
-    """Returns whether the peer is on this machine."""
+    """Returns whether the socket's peer is on this machine; False if the connection is closed."""
     if sock.family == socket.AF_UNIX:
         return True
     try:
         peer = str(sock.getpeername()[0])
         return peer.startswith("127.") or peer == sock.getsockname()[0]
-    except OSError:  # gone already
+    except OSError:  # the connection is closed
         return False
 
 
 class FileTruncated(Exception):
-    """The file has fewer bytes than were to be sent."""
+    """The file ends before the last byte that was to be sent."""
 
 
 class FileSender:
-    """Sends a file, or a part of one, to one client. `is_blocked`: it waits until the client takes something."""
+    """Sends a file, or a part of one, to one client. Use each object for one call of `run`."""
 
     def __init__(
         self,
@@ -59,39 +62,46 @@ class FileSender:
         *,
         is_local: bool | None = None,
     ) -> None:
-        """`sock` is the connection's, `file` a descriptor open for reading; neither is closed. `on_sent` is called with
-        each number of bytes sent. `is_local`: the client is on this machine; None: find out."""
+        """`sock` is the connection's socket, and `file` is a file descriptor open for reading. Both stay open.
+        `on_sent` is called each time the kernel has accepted some bytes, with their number. `is_local` says whether the
+        client is on this machine; with None the sender finds out."""
         self._loop = loop
         self._sock = sock
         self._file = file
         self._on_sent = on_sent
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
-        self._head = b""
-        self._at = self._stop = 0
-        self._ahead: ReadAhead | None = None
+        self._unsent_head = b""
+        self._offset = self._stop = 0  # offsets in the file: of the next byte to send, and after the last one
+        self._read_ahead: ReadAhead | None = None
         self._mapped_file: MappedFile | None = None
         self._is_local = is_local_peer(sock) if is_local is None else is_local
-        self._mapped = 0  # the mapping's pages up to here are released
-        self._just_read_to = 0  # a thread has just read up to here, so this is sent whatever the kernel says
+        self._released_up_to = 0  # offset up to which the mapping's pages were released
+        # Offset up to which a thread has just read. Bytes before it are sent even if the kernel has evicted their pages
+        # again; otherwise a lack of memory could stop the transfer.
+        self._just_read_up_to = 0
         self.is_blocked = False
+        """The sender waits until the client has received more, so that the socket has room."""
 
     def unacknowledged(self) -> int:
-        """Returns how many bytes the client's kernel has not acknowledged yet."""
+        """Returns how many of the sent bytes the client's kernel has not acknowledged yet."""
         return unacknowledged_bytes(self._sock)
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
-        """Sends `head` and then `count` bytes of the file from `offset` on. Returns when the kernel has them all.
+        """Sends `head`, and then `count` bytes of the file from `offset`. Returns when the kernel has accepted all
+        bytes.
 
-        Raises ClientDisconnected, FileTruncated, OSError if the file cannot be read, and what `end` was given. After an
-        error or a cancellation the response is incomplete, so the connection has to be closed.
+        Raises ClientDisconnected if the connection fails, FileTruncated if the file is too short, OSError if the file
+        cannot be read, and the error that was passed to `end`. After an error or a cancellation the response is
+        incomplete, so the caller has to close the connection.
         """
-        self._head = head
-        self._at, self._stop = offset, offset + count
+        self._unsent_head = head
+        self._offset, self._stop = offset, offset + count
         self._sock = _duplicate(self._sock)
         try:
             self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
-            self._mapped = offset
-            # Between the file's end and the end of its last page a mapping has zeros.
+            self._released_up_to = offset
+            # A mapping has zeros between the file's end and the end of its last page. So a file that is too short is
+            # sent by sendfile, which reports its end.
             self._is_local = self._is_local and os.fstat(self._file).st_size >= self._stop
             self._step()
             error = await self._ended
@@ -100,117 +110,123 @@ class FileSender:
             self._sock.close()
             if self._mapped_file is not None:
                 self._mapped_file.close()
-            if self._ahead is not None:
-                self._ahead.close()
+            if self._read_ahead is not None:
+                self._read_ahead.close()
         if error is not None:
             raise error
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends `run` now, which raises `error`. Does nothing once it has ended."""
-        self._wait_for_client(False)
+        """Makes `run` return, or raise `error` if that is not None. Does nothing if `run` has ended already."""
+        self._set_blocked(False)
         if not self._ended.done():
             self._ended.set_result(error)
 
     def _step(self) -> None:
-        """Sends one slice at most. The event loop calls it again once the client takes more."""
+        """Sends one slice at most, and then ends `run` or waits for the next step. The next step follows when the
+        socket has room again, or when a thread has read the next part of the file."""
         try:
             self._send_head()
-            in_memory = self._send_slice()
+            wait_for_client = self._send_slice()
         except BlockingIOError:
-            in_memory = True
+            wait_for_client = True
         except Exception as error:
             self.end(ClientDisconnected() if _is_connection_error(error) else error)
             return
-        if self._at == self._stop and not self._head:
+        if self._offset == self._stop and not self._unsent_head:
             self.end()
         else:
-            self._wait_for_client(in_memory)
+            self._set_blocked(wait_for_client)
 
     def _send_head(self) -> None:
-        if self._head:
-            # MSG_MORE: the head is sent in one packet with the file's first bytes.
-            sent = self._sock.send(self._head, socket.MSG_MORE)
+        if self._unsent_head:
+            # With MSG_MORE the kernel sends the head in one packet with the file's first bytes.
+            sent = self._sock.send(self._unsent_head, socket.MSG_MORE)
             self._on_sent(sent)
-            self._head = self._head[sent:]
+            self._unsent_head = self._unsent_head[sent:]
 
     def _send_slice(self) -> bool:
-        """Sends what is in memory. Returns False if the next byte has to be read from the disk, which a thread does."""
-        if self._head:
+        """Sends bytes that are in memory. Returns True if the next step has to wait for the client. Returns False if it
+        has to wait for a thread, which reads the next bytes from the disk."""
+        if self._unsent_head:
             return True
-        count = self._count_in_memory(min(self._stop, self._at + SEND_SLICE_BYTES))
+        count = self._count_in_memory(min(self._stop, self._offset + SEND_SLICE_BYTES))
         if count == 0:
-            self._read_ahead()
+            self._start_read_ahead()
             return False
         sent = self._send(count)
         if sent == 0:
-            raise FileTruncated(f"the file ends at byte {self._at}; {self._stop - self._at} more were promised")
-        self._at += sent
+            raise FileTruncated(f"the file ends at byte {self._offset}; {self._stop - self._offset} more were promised")
+        self._offset += sent
         self._on_sent(sent)
-        if self._ahead is not None:
-            self._ahead.follow(self._at)
+        if self._read_ahead is not None:
+            self._read_ahead.keep_ahead_of(self._offset)
         return True
 
     def _send(self, count: int) -> int:
+        """Sends up to `count` bytes of the file. Returns how many the kernel has accepted; 0 at the end of the file."""
         if self._is_local and self._mapped_file is not None:
             try:
                 return self._send_mapped(self._mapped_file, count)
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                self._is_local = False  # the file was truncated, or cannot be read; sendfile tells which
-        return os.sendfile(self._sock.fileno(), self._file, self._at, count)
+                self._is_local = False  # the file was truncated or cannot be read; sendfile reports which of the two
+        return os.sendfile(self._sock.fileno(), self._file, self._offset, count)
 
     def _send_mapped(self, mapped: MappedFile, count: int) -> int:
-        with mapped.view(self._at, self._at + count) as view:
+        with mapped.view(self._offset, self._offset + count) as view:
             sent = self._sock.send(view)
-        if self._at + sent - self._mapped >= _MAPPED_BYTES:
-            self._mapped = self._at + sent
-            mapped.release(self._mapped)
+        if self._offset + sent - self._released_up_to >= _MAPPED_RELEASE_BYTES:
+            self._released_up_to = self._offset + sent
+            mapped.release_before(self._released_up_to)
         return sent
 
     def _count_in_memory(self, stop: int) -> int:
-        """Returns how many of the bytes up to `stop` can be sent without waiting for the disk."""
-        if self._at < self._just_read_to:
-            return min(stop, self._just_read_to) - self._at
-        if self._ahead is not None:
-            stop = min(stop, self._ahead.to)
-        if self._at >= stop:
+        """Returns how many bytes, from the next one to send and not beyond the offset `stop`, can be sent without
+        waiting for the disk."""
+        if self._offset < self._just_read_up_to:
+            return min(stop, self._just_read_up_to) - self._offset
+        if self._read_ahead is not None:
+            stop = min(stop, self._read_ahead.read_up_to)
+        if self._offset >= stop:
             return 0
         if self._mapped_file is not None:
-            return self._mapped_file.count_resident(self._at, stop)
-        return stop - self._at if self._ahead is not None else 0
+            return self._mapped_file.count_resident(self._offset, stop)
+        return stop - self._offset if self._read_ahead is not None else 0
 
-    def _read_ahead(self) -> None:
-        if self._ahead is None:
-            self._ahead = ReadAhead(self._loop, self._file, self._stop, self._on_read)
-        self._ahead.read(self._at)
+    def _start_read_ahead(self) -> None:
+        if self._read_ahead is None:
+            self._read_ahead = ReadAhead(self._loop, self._file, self._stop, self._on_piece_read)
+        self._read_ahead.read(self._offset)
 
-    def _on_read(self, error: BaseException | None) -> None:
-        if self._ended.done() or self._ahead is None:
+    def _on_piece_read(self, error: BaseException | None) -> None:
+        if self._ended.done() or self._read_ahead is None:
             return
         if error is not None:
             self.end(error)
         elif self.is_blocked:
-            self._ahead.follow(self._at)
+            self._read_ahead.keep_ahead_of(self._offset)
         else:
-            self._just_read_to = self._ahead.to
+            self._just_read_up_to = self._read_ahead.read_up_to
             self._step()
 
-    def _wait_for_client(self, wait: bool) -> None:
-        if wait and not self.is_blocked:
+    def _set_blocked(self, is_blocked: bool) -> None:
+        """Starts or stops waiting until the socket has room for more bytes."""
+        if is_blocked and not self.is_blocked:
             self._loop.add_writer(self._sock, self._step)
-        elif self.is_blocked and not wait:
+        elif self.is_blocked and not is_blocked:
             self._loop.remove_writer(self._sock)
-        self.is_blocked = wait
+        self.is_blocked = is_blocked
 
 
 def _duplicate(sock: socket.socket) -> socket.socket:
+    """Returns a second socket object, with a descriptor of its own, for the same connection."""
     fd = os.dup(sock.fileno())
     return socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Returns whether the error is about the connection, not about the file."""
+    """Returns whether the error is about the connection; False for an error about the file."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    return isinstance(error, OSError) and error.errno in _UNREACHABLE
+    return isinstance(error, OSError) and error.errno in _UNREACHABLE_ERRORS

@@ -1,4 +1,5 @@
-"""Flow control of one connection: pauses reading, and makes writers wait while the transport's buffer is full."""
+"""Flow control of one connection: pauses reading from the client, and makes writers wait while the transport's write
+buffer is full."""
 
 from __future__ import annotations
 
@@ -6,22 +7,24 @@ import asyncio
 
 
 class ClientDisconnected(OSError):
-    """The client closed the connection, or the server gave it up. ASGI 2.4 asks for an OSError."""
+    """The connection is closed, by the client or by the server. A subclass of OSError because ASGI 2.4 requires that
+    `send` raises an OSError then."""
 
 
 class FlowControl:
-    """Whether a connection's transport reads, and whether it takes more to write."""
+    """Pauses and resumes both directions of one connection."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._read_paused = False
         self.write_paused = False
-        """The transport holds more than its high-water mark."""
+        """The transport's write buffer is above its high-water mark, and has not fallen below its low-water mark
+        yet."""
         self._writable = asyncio.Event()
         self._writable.set()
 
     async def drain(self) -> None:
-        """Waits until the transport takes more, or the connection is lost."""
+        """Waits until the transport's write buffer has room, or the connection is lost."""
         await self._writable.wait()
 
     def pause_reading(self) -> None:
@@ -37,13 +40,14 @@ class FlowControl:
             self._transport.resume_reading()
 
     def pause_writing(self) -> None:
-        """Makes `drain` wait. Called when the transport's buffer goes over its high-water mark."""
+        """Makes `drain` wait. The transport calls this when its write buffer exceeds its high-water mark."""
         if not self.write_paused:
             self.write_paused = True
             self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Lets `drain` return. Called when the transport's buffer falls below its low-water mark, and on the end."""
+        """Lets `drain` return. The transport calls this when its write buffer falls below its low-water mark. It is
+        also called when the connection is lost."""
         if self.write_paused:
             self.write_paused = False
             self._writable.set()

@@ -1,6 +1,7 @@
-"""Parses the heads of the requests of one connection into ASGI scopes, with httptools (llhttp).
+"""Parses the heads (request line and headers) of one connection's requests into ASGI scopes, with httptools (llhttp).
 
-The parser sees heads only. Bodies do not pass through it: the connection cuts them out of what it receives.
+Only heads pass through the httptools parser. `registry.server.connection.request_reader` separates the bodies from
+them.
 """
 
 from __future__ import annotations
@@ -20,28 +21,31 @@ from registry.server.server_limits import HEADER_COST
 
 
 class RequestAfterLast(Exception):
-    """The client sent another request although the one before is the last. It is ignored."""
+    """The client has sent another request after the last one that the server will answer on this connection. The server
+    ignores the request."""
 
 
 @dataclass(slots=True)
 class RequestHead:
-    """A complete head."""
+    """The head of a request, received completely and valid."""
 
     scope: Scope
-    length: int | None
-    """Bytes of the body; None if it comes in chunks."""
+    body_length: int | None
+    """Length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
     keep_alive: bool
+    """The client allows that the connection stays open after the response."""
     expects_continue: bool
-    """The client waits for a 100 (Continue) before it sends the body."""
+    """The client waits for a 100 (Continue) response before it sends the body."""
     size: int
-    """Bytes of the head, with each header counted as `HEADER_COST` at least."""
+    """Size of the head in bytes. A header shorter than `HEADER_COST` counts as that many bytes."""
 
 
 class HeadParser:
-    """Takes the bytes of heads from `feed`, and httptools' callbacks (`on_…`)."""
+    """Parses the heads of one connection. The connection calls `feed`; httptools calls the methods `on_…`."""
 
     def __init__(self, context: ConnectionContext, on_begin: Callable[[], None]) -> None:
-        """`on_begin` is called for the first byte of each request; what it raises ends the parsing."""
+        """`on_begin` is called at the first byte of each request. If it raises an exception, parsing ends and `feed`
+        raises that exception."""
         self._connection_scope = {
             "type": "http",
             "server": context.server,
@@ -52,29 +56,31 @@ class HeadParser:
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
         self._on_begin: Callable[[], None] | None = on_begin
-        # Strict: with leniency for data after `Connection: close`, requests would run that nobody answers.
+        # The parser's leniency for data after `Connection: close` stays off. With it, the application would run for
+        # requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = b""  # the head's last bytes so far: where it ends may be cut in two
+        self._tail = b""  # the last bytes, up to three, of an incomplete head: its CRLFCRLF may come in two reads
         self._head: RequestHead | None = None
-        self._url = b""
+        self._target = b""
         self._headers: Headers = []
         self._expects_continue = False
         self._size = 0
         self.is_in_head = False
-        """A head has begun and is not complete."""
+        """A head has begun and is not complete yet."""
 
-    def feed(self, data: bytes, at: int) -> tuple[int, RequestHead | None]:
-        """Parses the bytes of `data` from `at` on that belong to one head, and no byte more.
+    def feed(self, data: bytes, start: int) -> tuple[int, RequestHead | None]:
+        """Parses the bytes of one head in `data`, from the offset `start` to the head's end or the end of `data`.
 
-        Returns where they end, and the head if it is complete. Raises RefusedRequest for a head that is malformed or
-        too large, and what `on_begin` raised. Nothing can be parsed after that.
+        Returns the offset after the parsed bytes, and the head; None in place of the head if it is not complete yet.
+        Raises RefusedRequest for a head that is malformed or too large, and any exception of `on_begin`. After an
+        exception, `feed` must not be called again.
         """
-        stop = find_head_end(self._tail, data, at)
-        part = data if stop - at == len(data) else data[at:stop]
+        stop = find_head_end(self._tail, data, start)
+        part = data if stop - start == len(data) else data[start:stop]
         try:
             self._parser.feed_data(part)
         except httptools.HttpParserUpgrade:
-            pass  # served as the HTTP/1.1 it is (RFC 9110, section 7.8)
+            pass  # the client asks for another protocol; it gets an HTTP/1.1 response (RFC 9110, section 7.8)
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None
         except httptools.HttpParserError as error:
@@ -85,34 +91,36 @@ class HeadParser:
             return stop, None
         self._head = None
         self._tail = b""
-        if head.length != 0 or self._parser.should_upgrade():
-            self._parser = httptools.HttpRequestParser(self)  # this one waits for the body, which it will not see
+        if head.body_length != 0 or self._parser.should_upgrade():
+            # The old parser expects a body next. A new one expects the next head.
+            self._parser = httptools.HttpRequestParser(self)
         return stop, head
 
     def close(self) -> None:
-        """Ends the parsing, and breaks the cycles of references between this, httptools' parser and `on_begin`."""
+        """Ends the parsing. Breaks the reference cycles with the httptools parser and `on_begin`, so that memory is
+        freed without the garbage collector."""
         del self._parser
         self._on_begin = None
 
     def too_large(self) -> RefusedRequest:
-        """Returns what to refuse a head with that is larger than the limit."""
-        by_target = self.is_in_head and not self._headers and len(self._url) * 2 > self._limit
-        return head_too_large(self._limit, by_target=by_target)
+        """Returns the error with which the server refuses a head that is larger than the limit."""
+        is_target_too_long = self.is_in_head and not self._headers and len(self._target) * 2 > self._limit
+        return head_too_large(self._limit, is_target_too_long=is_target_too_long)
 
     # Called by httptools
 
     def on_message_begin(self) -> None:
         if self._on_begin is not None:
             self._on_begin()
-        self._url = b""
+        self._target = b""
         self._headers = []
         self._expects_continue = False
         self._size = 0
         self.is_in_head = True
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
-        self._size = len(self._url)
+        self._target += url
+        self._size = len(self._target)
         if self._size > self._limit:
             raise self.too_large()
 
@@ -130,21 +138,21 @@ class HeadParser:
         version = parser.get_http_version()
         scope = {
             **self._connection_scope,
-            "asgi": {"version": "3.0", "spec_version": "2.4"},  # 2.4: `send` raises once the client is gone
+            "asgi": {"version": "3.0", "spec_version": "2.4"},  # since 2.4 `send` raises if the client has disconnected
             "headers": headers,
             "state": self._state.copy(),
         }
-        fill_scope(scope, headers, self._url, version, parser.get_method().decode("ascii"))
-        is_current = version == "1.1"
+        fill_scope(scope, headers, self._target, version, parser.get_method().decode("ascii"))
+        is_http_1_1 = version == "1.1"
         self._head = RequestHead(
             scope,
             body_length(headers),
-            is_current and parser.should_keep_alive(),
-            is_current and self._expects_continue,
+            is_http_1_1 and parser.should_keep_alive(),
+            is_http_1_1 and self._expects_continue,
             self._size,
         )
         self.is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        # The parser would frame the request in another way than the connection does.
+        # The parser gets only heads. If it finds a body in one, it disagrees with the server about where the head ends.
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")

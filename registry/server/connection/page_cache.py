@@ -1,8 +1,10 @@
-"""The kernel's page cache: which parts of a file are in it, and reading files into it ahead of time.
+"""Uses the kernel's page cache: finds out which parts of a file are in memory, and reads files into memory in advance.
 
-mincore(2), on a mapping, tells which pages are in memory without side effects. preadv2 with RWF_NOWAIT would tell as
-well, but starts a read-ahead for a missing page, and passing that to a busy disk blocked event loops for up to 0.4 s.
-cachestat(2) takes a sixth of mincore's time, but counts pages that are still being read.
+mincore(2) tells which pages of a mapping are in memory, and has no side effects. Two other system calls do not fit:
+
+- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. To pass that to a busy disk blocked event loops
+  for up to 0.4 s.
+- cachestat(2) takes a sixth of mincore's time, but also counts pages that are still being read.
 """
 
 from __future__ import annotations
@@ -17,21 +19,24 @@ from mmap import MAP_SHARED, PAGESIZE
 from typing import NamedTuple
 
 READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Bytes that a thread reads for one sender before other senders get their turn."""
+"""Bytes that a thread reads for one sender without a break. Threads are shared by all senders of a worker."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""How many bytes threads read ahead of the sender at most."""
+"""How far ahead of its sender a file is read at most."""
 _READ_BUFFER_BYTES = 64 * 1024
+"""Size of the buffer into which a file is read. Its content is not used."""
 
 _PROT_READ = 1
 _MADV_DONTNEED = 4
 _PYBUF_READ = 0x100
-_FAILED = ctypes.c_void_p(-1).value
-_VIEW = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_new_memoryview = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
     ("PyMemoryView_FromMemory", ctypes.pythonapi)
 )
 
 
-class _Calls(NamedTuple):
+class _LibraryCalls(NamedTuple):
+    """Functions of the C library that Python's `mmap` module does not offer in this form."""
+
     mmap: Callable[..., int | None]
     munmap: Callable[..., int]
     mincore: Callable[..., int]
@@ -39,134 +44,150 @@ class _Calls(NamedTuple):
 
 
 class MappedFile:
-    """A memory mapping of a part of a file. To be made by `try_map`."""
+    """A read-only memory mapping of a part of a file. Create it with `try_map`. All offsets are offsets in the file, in
+    bytes."""
 
-    def __init__(self, calls: _Calls, address: int, base: int, length: int) -> None:
+    def __init__(self, calls: _LibraryCalls, address: int, map_start: int, length: int) -> None:
+        """`address` is where in memory the mapping begins, `map_start` is the offset of its first byte."""
         self._calls = calls
         self._address = address
-        self._base = base
+        self._map_start = map_start
         self._length = length
-        self._view: memoryview = _VIEW(address, length, _PYBUF_READ)
-        self._released = base
+        self._view: memoryview = _new_memoryview(address, length, _PYBUF_READ)
+        self._released_up_to = map_start
 
     @classmethod
     def try_map(cls, fd: int, start: int, stop: int) -> MappedFile | None:
-        """Maps the bytes from `start` to `stop`. Returns None where mincore does not tell what is in memory: not Linux,
-        a file system without mappings, or a file of another owner, which is always reported as in memory."""
-        calls = _calls()
+        """Maps the bytes from `start` to `stop` of an open file. Returns None if mincore cannot tell what is in memory:
+        the system is not Linux, the file system does not support mappings, or the file belongs to another user, because
+        the kernel then reports all pages as in memory."""
+        calls = _library_calls()
         if calls is None or os.geteuid() not in (0, os.fstat(fd).st_uid):
             return None
-        base = start // PAGESIZE * PAGESIZE
-        address = calls.mmap(None, stop - base, _PROT_READ, MAP_SHARED, fd, base)
-        if address is None or address == _FAILED:
+        map_start = start // PAGESIZE * PAGESIZE
+        address = calls.mmap(None, stop - map_start, _PROT_READ, MAP_SHARED, fd, map_start)
+        if address is None or address == _MAP_FAILED:
             return None
-        return cls(calls, address, base, stop - base)
+        return cls(calls, address, map_start, stop - map_start)
 
-    def count_resident(self, at: int, stop: int) -> int:
-        """Returns how many bytes from `at` on, up to `stop`, are in memory without a gap."""
-        first = (at - self._base) // PAGESIZE
-        pages = -(-(stop - self._base) // PAGESIZE) - first
-        found = ctypes.create_string_buffer(pages)
-        if self._calls.mincore(self._address + first * PAGESIZE, pages * PAGESIZE, found):
+    def count_resident(self, offset: int, stop: int) -> int:
+        """Returns how many bytes are in memory without a gap, counted from `offset` and not beyond `stop`. Returns 0 if
+        the byte at `offset` is not in memory."""
+        first_page = (offset - self._map_start) // PAGESIZE
+        page_count = -(-(stop - self._map_start) // PAGESIZE) - first_page
+        residency = ctypes.create_string_buffer(page_count)  # one byte for each page; 0 if the page is not in memory
+        if self._calls.mincore(self._address + first_page * PAGESIZE, page_count * PAGESIZE, residency):
             return 0
-        missing = found.raw.find(b"\0")
-        return stop - at if missing < 0 else max((first + missing) * PAGESIZE + self._base - at, 0)
+        missing = residency.raw.find(b"\0")
+        return stop - offset if missing < 0 else max((first_page + missing) * PAGESIZE + self._map_start - offset, 0)
 
-    def view(self, at: int, stop: int) -> memoryview:
-        """Returns a view of the bytes from `at` to `stop`, to pass to a system call. To be released before `close`.
+    def view(self, start: int, stop: int) -> memoryview:
+        """Returns a view of the bytes from `start` to `stop`, to be passed to a system call. Release the view before
+        `close`.
 
-        Must not be read by this process: a page that cannot be read makes a system call fail with EFAULT, but kills a
-        process that touches it.
+        Never read the view in Python. If a page cannot be read from the disk, a system call fails with EFAULT, but a
+        process that reads the page itself is killed by SIGBUS.
         """
-        return self._view[at - self._base : stop - self._base]
+        return self._view[start - self._map_start : stop - self._map_start]
 
-    def release(self, at: int) -> None:
-        """Releases the pages before `at`, which will not be viewed again: they no longer count as this process's
-        memory."""
-        stop = at // PAGESIZE * PAGESIZE
-        if stop > self._released:
-            start = self._released - self._base
-            self._calls.madvise(self._address + start, stop - self._released, _MADV_DONTNEED)
-            self._released = stop
+    def release_before(self, offset: int) -> None:
+        """Releases the pages before `offset`: they no longer count as this process's memory, but stay in the page
+        cache. A later view may still include them; the kernel then adds them to the process's memory again."""
+        stop = offset // PAGESIZE * PAGESIZE
+        if stop > self._released_up_to:
+            start = self._released_up_to - self._map_start
+            self._calls.madvise(self._address + start, stop - self._released_up_to, _MADV_DONTNEED)
+            self._released_up_to = stop
 
     def close(self) -> None:
-        """Unmaps the file. To be called once."""
+        """Unmaps the file. Call it once. Nothing else may be called afterwards."""
         self._view.release()
         self._calls.munmap(self._address, self._length)
 
 
 @cache
-def _calls() -> _Calls | None:
+def _library_calls() -> _LibraryCalls | None:
+    """Returns the functions of the C library; None on other systems than Linux."""
     if sys.platform != "linux":
         return None
-    # PyDLL keeps the interpreter's lock: none of these calls blocks.
+    # PyDLL holds the interpreter's lock (GIL) during calls. That is faster, and none of these calls blocks.
     library = ctypes.PyDLL(None)
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     library.mmap.restype = ctypes.c_void_p
     library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return _Calls(library.mmap, library.munmap, library.mincore, library.madvise)
+    return _LibraryCalls(library.mmap, library.munmap, library.mincore, library.madvise)
 
 
 class ReadAhead:
-    """Has threads read a file into the page cache, one piece at a time, a bounded distance ahead of its sender."""
+    """Reads a file into the page cache, in pieces, a limited distance ahead of the code that sends the file. Threads of
+    the event loop's default executor do the reading, one at a time."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, file: int, stop: int, then: Callable[[BaseException | None], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: int,
+        stop: int,
+        on_piece_read: Callable[[BaseException | None], None],
     ) -> None:
-        """Reads up to `stop`. `then` is called after each piece, with the error if there was one."""
+        """`file` is a file descriptor, which is not closed. The file is read up to the offset `stop`. `on_piece_read`
+        is called in the event loop after each piece, with the error if the piece could not be read, otherwise with
+        None."""
         self._loop = loop
         self._file = _reopen(file)
         self._stop = stop
-        self._then = then
-        self._reads = False
+        self._on_piece_read = on_piece_read
+        self._is_reading = False
         self._closed = False
-        self.to = 0
-        """The file was read up to here."""
+        self.read_up_to = 0
+        """Offset in the file after the last piece that was read."""
 
-    def read(self, at: int) -> None:
-        """Starts to read a piece from `at`, unless a thread is reading one already."""
-        if not self._reads:
-            self._start(at)
+    def read(self, offset: int) -> None:
+        """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""
+        if not self._is_reading:
+            self._start(offset)
 
-    def follow(self, at: int) -> None:
-        """Reads on for a sender that has reached `at`."""
-        if not self._reads and self.to < min(self._stop, at + READ_AHEAD_BYTES):
-            self._start(self.to)
+    def keep_ahead_of(self, sender_offset: int) -> None:
+        """Starts to read the next piece if less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of the next
+        byte to send, were read. Does nothing if a thread is reading a piece already."""
+        if not self._is_reading and self.read_up_to < min(self._stop, sender_offset + READ_AHEAD_BYTES):
+            self._start(self.read_up_to)
 
     def close(self) -> None:
-        """Ends the reading; `then` is not called any more. To be called once."""
+        """Ends the reading. `on_piece_read` is not called afterwards. Call it once."""
         self._closed = True
-        if not self._reads:
+        if not self._is_reading:
             os.close(self._file)
 
-    def _start(self, at: int) -> None:
-        stop = min(at + READ_PIECE_BYTES, self._stop)
-        future = self._loop.run_in_executor(None, _read_in, self._file, at, stop)
-        self._reads = True
-        future.add_done_callback(partial(self._on_end, stop))
+    def _start(self, offset: int) -> None:
+        stop = min(offset + READ_PIECE_BYTES, self._stop)
+        future = self._loop.run_in_executor(None, _read_into_cache, self._file, offset, stop)
+        self._is_reading = True
+        future.add_done_callback(partial(self._on_read_end, stop))
 
-    def _on_end(self, stop: int, future: asyncio.Future[None]) -> None:
-        self._reads = False
+    def _on_read_end(self, stop: int, future: asyncio.Future[None]) -> None:
+        self._is_reading = False
         error = None if future.cancelled() else future.exception()
         if self._closed:
             os.close(self._file)
         elif not future.cancelled():
-            self.to = stop
-            self._then(error)
+            self.read_up_to = stop
+            self._on_piece_read(error)
 
 
-def _read_in(file: int, at: int, stop: int) -> None:
-    """Reads a part of the file, so that it is in the page cache."""
-    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - at))
-    buffers = [buffer] * -(-(stop - at) // len(buffer))  # the same one again and again: one call, little memory
-    while at < stop and (count := os.preadv(file, buffers, at)):
-        at += count
+def _read_into_cache(file: int, offset: int, stop: int) -> None:
+    """Reads the file from `offset` to `stop` and discards the bytes. Afterwards they are in the page cache."""
+    buffer = bytearray(min(_READ_BUFFER_BYTES, stop - offset))
+    # The list has the same buffer many times. So one system call reads the whole part, with little memory.
+    buffers = [buffer] * -(-(stop - offset) // len(buffer))
+    while offset < stop and (count := os.preadv(file, buffers, offset)):
+        offset += count
 
 
 def _reopen(file: int) -> int:
-    """Opens the same file anew. The kernel decides for each open file by itself how far to read ahead."""
+    """Returns a new descriptor for the same file, opened again where possible. The kernel chooses the distance of its
+    own read-ahead for each opened file, so the reads here do not change it for the sender."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,6 +1,6 @@
-"""One client's connection: has its requests answered in their order, and ends when it must.
+"""One client's connection, as an asyncio protocol: answers its requests in their order, and closes the connection.
 
-See ADR 5 for why it does not use uvicorn's protocol class.
+docs/adr/0005 explains why the server does not use uvicorn's protocol class.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
 TLS_BUFFER_BYTES = 64 * 1024
-"""High-water mark of a TLS transport: encrypted bytes wait in a second buffer, below it."""
+"""High-water mark of a TLS transport's write buffer. It is set explicitly because a TLS transport has a second buffer,
+for encrypted bytes, which uses memory too."""
 
 
 class RegistryProtocol(asyncio.BufferedProtocol):
-    """Answers one request at a time.
+    """The connection of one client. Answers one request at a time; an `AsgiExchange` is one request with its response.
 
-    `_active` is the request being answered; `_queue` has those that the client sent ahead; `_latest` is the one whose
-    head came last, unless its response was cached.
+    If the server closes a connection while the client may still be sending, it *lingers*: it sends its FIN, goes on
+    reading for a short time, and discards what it reads (RFC 9112, 9.6).
     """
 
     _transport: asyncio.Transport
@@ -47,40 +48,43 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
-        self._cached_read = 0
-        """The last read of which a request had a cached response: at most one in each has."""
+        self._last_cached_read = 0
+        """Number of the last read that had a request with a cached response. Each read has at most one."""
         self._active: AsgiExchange | None = None
+        """The request that is being answered."""
         self._queue: deque[AsgiExchange] = deque()
+        """Further requests that the client has sent without waiting for responses (pipelining)."""
         self._queued_bytes = 0
-        """Bytes of the heads in the queue."""
+        """Size of the heads of the requests in the queue."""
         self._latest: AsgiExchange | None = None
+        """The request whose head was received last, except for requests with a cached response."""
         self._requests_begun = 0
         self._refused: RefusedRequest | None = None
-        """An error to answer with after the responses before it."""
+        """Status and message of an error response that has to wait for the responses to earlier requests."""
         self._is_half_closed = False
-        """The client has shut its sending side."""
+        """The client has shut down its sending side."""
         self._is_lingering = False
-        """All was sent; what still comes is dropped for a while, then the connection is closed."""
-        self._is_dropped = False
+        self._is_evicted = False
+        """The connection was closed to make room for another one."""
 
     # Called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._context = context = ConnectionContext.of(self._worker, self._transport, self)
+        self._context = context = ConnectionContext.for_transport(self._worker, self._transport, self)
         self._flow = context.flow
         if context.is_tls:
             self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
         self._reader = RequestReader(context, self)
-        first = Wait("first_byte", (0, 0), self._limits.header_seconds)
-        self._timeouts = ConnectionTimeouts(first, self._worker.loop.time())
+        first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
+        self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
         self._worker.state.connections.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.room()
+        return self._reader.get_memory()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._reader.received(nbytes)
+        self._reader.parse_received(nbytes)
 
     def pause_writing(self) -> None:
         self._flow.pause_writing()
@@ -89,14 +93,15 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
 
     def eof_received(self) -> bool | None:
-        """A client that shuts its sending side after a whole request gets its response; any other is gone."""
+        """Called when the client has shut down its sending side. Returns True to keep the connection open until the
+        responses to its complete requests are sent. An incomplete request is refused."""
         if self._is_lingering:
             return None
-        is_whole = not self._reader.is_in_head and not (self._latest and self._latest.body.more)
-        if not self._reader.is_finished and not is_whole:
+        is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
+        if not self._reader.is_finished and not is_complete:
             self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the request ended early"))
         self._reader.is_finished = self._is_half_closed = True
-        # Over TLS neither event loop keeps a half-closed connection open.
+        # Neither asyncio nor uvloop can keep a half-closed TLS connection open.
         return self._active is not None and not self._transport.is_closing() and not self._context.is_tls
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -109,29 +114,35 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # Nothing refers back to this object any more, so it is freed at once, without the garbage collector.
+        # This breaks the last reference cycles, so this object is freed at once, without the garbage collector.
         self._active = self._latest = None
 
-    # Called by the reader
+    # Called by the request reader
 
     def on_request_begin(self) -> None:
-        full = len(self._queue) >= self._limits.pipelined or self._queued_bytes > 2 * self._limits.header_bytes
-        if full and self._latest is not None:
+        """Raises RequestAfterLast if the client has sent too many requests without waiting for responses."""
+        is_queue_full = (
+            len(self._queue) >= self._limits.max_pipelined_requests
+            or self._queued_bytes > 2 * self._limits.header_bytes
+        )
+        if is_queue_full and self._latest is not None:
             self._latest.keep_alive = False
             raise RequestAfterLast
         self._requests_begun += 1
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
+        """Answers a request whose head is complete: from the cache, by a task, or after the requests before it. Returns
+        the object that receives the request's body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
         if self._context.sendfile_socket is not None:
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
             self._context.proxies.apply(scope, scope["headers"])
-        if head.length == 0 and head.keep_alive and self._answer_from_cache(scope):
+        if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
-        if head.length == 0:
+        if head.body_length == 0:
             self._reader.is_finished = not head.keep_alive
         else:
             extensions[BODY_EXTENSION] = exchange.body.extension()
@@ -141,29 +152,31 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._queue.append(exchange)
             self._queued_bytes += head.size
             self._flow.pause_reading()
-        return exchange.body if head.length != 0 else None
+        return exchange.body if head.body_length != 0 else None
 
     def on_body_end(self) -> None:
         if self._latest is not None and not self._latest.keep_alive:
             self._reader.is_finished = True
 
     def refuse(self, refused: RefusedRequest) -> None:
-        """Answers the request being received with an error, after the responses before it, and ends the connection."""
+        """Refuses the request that is being received, because its head or its body is not valid or comes too slowly.
+        Sends the error response after the responses to earlier requests, and closes the connection. Aborts the
+        connection if the response to the refused request has started already."""
         self._reader.is_finished = True
-        broken = self._latest if self._latest is not None and self._latest.body.more else None
-        if broken is None and self._active is None:
+        incomplete = self._latest if self._latest is not None and self._latest.body.has_more else None
+        if incomplete is None and self._active is None:
             self._write_error(refused)
-        elif broken is None:
+        elif incomplete is None:
             self._refused = refused
-        elif broken in self._queue:
-            self._queue.remove(broken)
+        elif incomplete in self._queue:
+            self._queue.remove(incomplete)
             self._refused = refused
-        elif broken is not self._active:
-            self._transport.close()  # its response is complete: the rest of its body broke
+        elif incomplete is not self._active:
+            self._transport.close()  # the response is complete; only the rest of the request's body is not valid
         else:
-            broken.disconnect()
+            incomplete.disconnect()
             self._active = None
-            if broken.response_started:
+            if incomplete.response_started:
                 self._transport.abort()
             else:
                 self._write_error(refused)
@@ -171,34 +184,37 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Responses
 
     def _answer_from_cache(self, scope: Scope) -> bool:
-        """Writes the response that the application has cached. False: it has none, or the connection is busy."""
+        """Writes the response to the request if the application has cached it, and returns True. Returns False if it
+        has not, if another request is in progress, or if this read had a cached response already."""
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
-        if is_busy or self._cached_read == self._reader.reads:
+        if is_busy or self._last_cached_read == self._reader.reads:
             return False
         response = self._cached_answers.response(scope, self._worker.state.default_headers)
         if response is None:
             return False
-        self._cached_read = self._reader.reads
+        self._last_cached_read = self._reader.reads
         self._worker.state.total_requests += 1
         self._transport.write(response)
         return True
 
     def _start(self, exchange: AsgiExchange) -> None:
+        """Starts a task that answers the request."""
         worker = self._worker
         self._active = exchange
         if worker.connection_limit is not None:
-            worker.connection_limit.on_request()
+            worker.connection_limit.make_room_for_request()
         task = worker.loop.create_task(exchange.run(worker.app))
         worker.state.tasks.add(task)
         task.add_done_callback(worker.state.tasks.discard)
 
     def _on_response_complete(self) -> None:
-        done, self._active = self._active, None
+        """Starts the next request in the queue, waits for the next request, or ends the connection."""
+        completed, self._active = self._active, None
         self._worker.state.total_requests += 1
-        if done is None or self._transport.is_closing():
+        if completed is None or self._transport.is_closing():
             return
-        if not done.keep_alive:
-            self._finish(linger=done.body.more or self._reader.dropped_bytes > 0)
+        if not completed.keep_alive:
+            self._finish(linger=completed.body.has_more or self._reader.discarded_bytes > 0)
         elif self._queue:
             self._start(self._queue.popleft())
             if not self._queue:
@@ -212,64 +228,68 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._flow.resume_reading()
 
     def _write_error(self, refused: RefusedRequest) -> None:
-        log.debug("refused with %d: %s", refused.status, refused.message)
+        """Writes the error response to a refused request, and ends the connection."""
+        log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             self._transport.write(error_response(refused, self._worker.state.default_headers))
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
-        """Ends the connection after what was written.
+        """Ends the connection after all written bytes were sent.
 
-        Closing a socket with unread data resets the connection, and the reset can overtake the response in the client's
-        kernel. So where the client may still be sending: end our side, read on a little, then close (RFC 9112, 9.6).
+        If a socket with unread data is closed, the kernel resets the connection. The client's kernel then discards the
+        response if the client has not read it yet. So `linger` must be True where the client may still be sending: only
+        the server's side is closed then, and the connection is closed after a short time of reading.
         """
         if not linger:
             self._close()
             return
         self._is_lingering = True
-        self._reader.drop_input()
+        self._reader.discard_input()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def shutdown(self) -> None:
-        """Ends the connection after the requests received so far. May be called repeatedly."""
+        """Ends the connection after the responses to the requests received so far. May be called repeatedly."""
         if self._is_lingering:
             return
         if self._active is None:
             if self._context.is_tls and self._transport.is_closing() and not self._transport.get_write_buffer_size():
-                self._transport.abort()  # close_notify was sent; nothing waits for the client's
+                self._transport.abort()  # the server's close_notify was sent, and the client's is not needed
             self._close()
             return
-        final = self._queue[-1] if self._queue else self._active
-        final.keep_alive = False
-        self._reader.is_finished = self._reader.is_finished or not final.body.more
+        last = self._queue[-1] if self._queue else self._active
+        last.keep_alive = False
+        self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def abort(self) -> None:
         """Closes the connection at once."""
         self._transport.abort()
 
-    def drop(self) -> None:
+    def evict(self) -> None:
         """Closes the connection at once, to make room for another one."""
-        self._reader.is_finished = self._is_dropped = True
+        self._reader.is_finished = self._is_evicted = True
         self._transport.abort()
 
     def _close(self) -> None:
-        """Ends the connection after what was written. May be called repeatedly."""
+        """Closes the connection after all written bytes were sent. May be called repeatedly."""
         self._reader.is_finished = True
         if not self._transport.is_closing():
             self._transport.close()
 
     # Timeouts
 
-    def check(self, now: float) -> None:
-        """Ends the connection if it has waited too long for one thing. To be called once a second."""
+    def check_timeouts(self, now: float) -> None:
+        """Refuses a request or closes the connection if a timeout has passed. Call it once a second; `now` is in
+        seconds of the event loop's clock."""
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """See `registry.server.gate.connection_limit`."""
-        if self._is_dropped or self not in self._worker.state.connections:
+        """Returns why the connection may be closed to make room for another one. Returns None if it must stay open or
+        is closing already."""
+        if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:
             return None
@@ -280,23 +300,24 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         )
 
     def _current_wait(self) -> Wait:
+        """Returns what the connection is waiting for, its progress, and the timeout."""
         limits, active, begun = self._limits, self._active, self._requests_begun
         unsent = self._transport.get_write_buffer_size()
         if self._context.is_tls and (unsent or self._is_lingering or self._transport.is_closing()):
             return self._current_tls_wait(unsent)
         if unsent:
-            return Wait("send", (active.moved_bytes if active is not None else 0, unsent), limits.send_idle_seconds)
+            return Wait("send", (active.progress_count if active is not None else 0, unsent), limits.send_idle_seconds)
         if active is not None and active.file_sender is not None and active.file_sender.is_blocked:
-            return Wait("send", (active.moved_bytes, active.file_sender.unacknowledged()), limits.send_idle_seconds)
+            return Wait("send", (active.progress_count, active.file_sender.unacknowledged()), limits.send_idle_seconds)
         if self._is_lingering:
             return Wait("linger", (0, 0), limits.linger_seconds)
         if active is not None:
             if active.body.is_awaited:
-                return Wait("body", (begun, active.moved_bytes), limits.body_idle_seconds)
+                return Wait("body", (begun, active.progress_count), limits.body_idle_seconds)
             if self._is_half_closed:
-                return Wait("half_closed", (begun, active.moved_bytes), limits.half_close_seconds)
+                return Wait("half_closed", (begun, active.progress_count), limits.half_close_seconds)
             return Wait("application", (0, 0), float("inf"))
-        if self._latest is not None and self._latest.body.more:
+        if self._latest is not None and self._latest.body.has_more:
             return Wait("drain", (begun, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)
         if self._reader.is_in_head:
             return Wait("head", (begun, 0), limits.header_seconds)
@@ -305,11 +326,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         return Wait("idle", (begun, 0), limits.keep_alive_seconds)
 
     def _current_tls_wait(self, unsent: int) -> Wait:
-        """The same over TLS, while something is to be sent or the connection ends. The event loop does not tell how
-        much encrypted data it buffers, so what counts is how much of it the client's kernel has acknowledged."""
-        acknowledged, left = tcp_progress(self._transport.get_extra_info("socket"))
-        if unsent or left:
-            return Wait("send", (acknowledged, left), self._limits.send_idle_seconds)
+        """Returns the same as `_current_wait`, for a TLS connection that has bytes to send or is being closed. `unsent`
+        is the size of the transport's write buffer. The event loop does not tell how many encrypted bytes it buffers,
+        so the progress is how many bytes the client's kernel has acknowledged."""
+        acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
+        if unsent or unacknowledged:
+            return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)
         return Wait("linger", (acknowledged, 0), self._limits.linger_seconds)
 
     def _on_timeout(self, reason: WaitReason) -> None:
@@ -318,7 +340,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         elif reason == "body":
             self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
         elif reason == "linger" and self._context.is_tls and not self._transport.is_closing():
-            self._close()  # sends close_notify; the client has the same time again
+            self._close()  # sends close_notify; then the client has the same time again to close the connection
         elif reason in ("send", "linger"):
             self._transport.abort()
         else:

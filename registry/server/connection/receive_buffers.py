@@ -1,8 +1,9 @@
-"""Buffers that the transport receives into, so that the kernel's copy of the bytes is the only one.
+"""Memory into which the transport receives request bodies, so that their bytes are not copied after the kernel's copy.
 
-All connections of a worker receive the heads of requests into one small buffer: each read is parsed before the next
-read begins. A body gets buffers of its own. Each is filled once and never reused: the memory views of its parts keep it
-alive, and it is freed with the last of them. So nothing has to be given back, and an idle connection holds no buffer.
+All connections of a worker receive the heads of requests into one shared buffer, because each read is parsed before the
+next read begins. A body has buffers of its own. Each of them is written once and never reused. The application gets
+memory views of its parts; a buffer is freed when the last of these views is. So the application does not have to return
+buffers, and an idle connection has no buffer.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from registry.server.http1.body_framing import Framing
 from registry.server.kernel import uninitialized_bytearray
 
 BODY_EXTENSION = "entrepot.body"
-"""Key in `scope["extensions"]` of a request with a body. Its `receive` returns the body without copying it; its `left`
-returns whether the client has disconnected."""
+"""Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions: `receive` and
+`take_whole` return the body without copying it, `left` returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 64 * 1024
+"""Size of the buffer for the heads of requests."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
-"""Size of a body's first buffer, and of the largest one. Buffers grow while the body fills them. One read receives at
-most `MAX_BUFFER_BYTES`."""
+"""Size of a body's first buffer, and of its largest one. Each new buffer of a body is twice as large as the one before,
+unless the body is fragmented or many bodies are received. A read receives at most `MAX_BUFFER_BYTES`."""
 MAX_LARGE_BODIES = 16
-"""While more bodies than this come in, all new buffers are small: a client that stops sending keeps its buffer."""
+"""While a worker receives more bodies than this, all new buffers have the smallest size, because a client that stops
+sending keeps the memory of its buffer in use."""
 _SMALL_CHUNK_BYTES = 1024
-"""A body whose chunks are smaller than this on average counts as fragmented."""
+"""A body is fragmented if its chunks are smaller than this on average."""
 
 
 class IncomingBodies:
@@ -33,46 +36,48 @@ class IncomingBodies:
 
     @property
     def has_many(self) -> bool:
-        """So many that buffers have to be small."""
+        """There are so many bodies that new buffers must be small."""
         return self.count > MAX_LARGE_BODIES
 
 
 class BodyBuffer:
-    """Receives the body of one request, and cuts it out of what is received.
-
-    Counts in `incoming` until the body has ended or nothing refers to this buffer any more.
-    """
+    """Provides the memory into which the body of one request is received, and separates the body from its framing."""
 
     def __init__(self, framing: Framing, incoming: IncomingBodies | None = None) -> None:
+        """`framing` parses the body. `incoming` counts the body until it is complete, or until nothing refers to this
+        object any more; None: nothing counts it."""
         self._framing = framing
         self._incoming = incoming or IncomingBodies()
         self._incoming.count += 1
         self._is_counted = True
-        self._size = MIN_BUFFER_BYTES
+        self._next_buffer_bytes = MIN_BUFFER_BYTES
         self._buffer = memoryview(b"")
-        self._filled = 0
-        self._waiting: deque[memoryview] = deque()
+        self._filled_bytes = 0  # of the buffer
+        self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """The last part came in tiny chunks. They keep the event loop busy, so the next read is to be small."""
+        """The part parsed last had tiny chunks. Parsing them keeps the event loop busy, so the next read is small."""
 
     @property
-    def ended(self) -> bool:
-        """All of the body was received."""
-        return self._framing.ended
+    def is_complete(self) -> bool:
+        """All of the body was parsed."""
+        return self._framing.is_complete
 
     @property
-    def waiting(self) -> bool:
-        """Some received bytes are not parsed yet; `take_waiting`, called in a later turn of the loop, parses them."""
-        return bool(self._waiting)
+    def has_unparsed(self) -> bool:
+        """Some received bytes are not parsed yet. To parse them, call `parse_unparsed` in a later iteration of the
+        event loop."""
+        return bool(self._unparsed)
 
-    def room(self) -> memoryview:
-        """Returns the memory to receive the next bytes into."""
-        if self._filled == len(self._buffer):
-            self._buffer = memoryview(uninitialized_bytearray(self._framing.room(self._size)))
-            self._filled = 0
-            self._size = MIN_BUFFER_BYTES if self._incoming.has_many else min(2 * self._size, MAX_BUFFER_BYTES)
-        most = MIN_BUFFER_BYTES if self.is_fragmented else MAX_BUFFER_BYTES
-        return self._buffer[self._filled : self._filled + self._framing.room(most)]
+    def get_memory(self) -> memoryview:
+        """Returns the memory into which the next bytes are to be received."""
+        if self._filled_bytes == len(self._buffer):
+            self._buffer = memoryview(uninitialized_bytearray(self._framing.max_receive(self._next_buffer_bytes)))
+            self._filled_bytes = 0
+            self._next_buffer_bytes = (
+                MIN_BUFFER_BYTES if self._incoming.has_many else min(2 * self._next_buffer_bytes, MAX_BUFFER_BYTES)
+            )
+        max_bytes = MIN_BUFFER_BYTES if self.is_fragmented else MAX_BUFFER_BYTES
+        return self._buffer[self._filled_bytes : self._filled_bytes + self._framing.max_receive(max_bytes)]
 
     def __del__(self) -> None:
         self._uncount()
@@ -82,40 +87,43 @@ class BodyBuffer:
             self._is_counted = False
             self._incoming.count -= 1
 
-    def filled(self, count: int) -> tuple[list[memoryview], memoryview]:
-        """Parses `count` bytes that were received into `room`; with 0, the bytes that wait.
+    def parse_received(self, count: int) -> tuple[list[memoryview], memoryview]:
+        """Parses `count` bytes that were received into the memory that `get_memory` returned. With a count of 0, parses
+        some of the received bytes that are not parsed yet.
 
-        Returns the parts of the body in them, and the bytes that follow the body's end. Raises RefusedRequest if the
-        body is not framed as it must be.
+        Returns the parts of the body in these bytes, and the bytes after the body's end; these are empty if the body is
+        not complete. Raises RefusedRequest if the framing is malformed.
         """
         if not count:
-            return self.take_waiting()
-        start = self._filled
-        self._filled += count
-        return self.take(self._buffer[start : self._filled])
+            return self.parse_unparsed()
+        start = self._filled_bytes
+        self._filled_bytes += count
+        return self.parse(self._buffer[start : self._filled_bytes])
 
-    def take(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses `data`, or queues it behind bytes that wait. Returns and raises the same as `filled`."""
-        self._waiting.append(data)
-        return self.take_waiting() if len(self._waiting) == 1 else ([], memoryview(b""))
+    def parse(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
+        """Parses `data`. If earlier bytes are not parsed yet, only queues `data` behind them. Returns and raises the
+        same as `parse_received`."""
+        self._unparsed.append(data)
+        return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 
-    def take_waiting(self) -> tuple[list[memoryview], memoryview]:
-        """Parses some of the bytes that wait. Returns and raises the same as `filled`."""
+    def parse_unparsed(self) -> tuple[list[memoryview], memoryview]:
+        """Parses some of the received bytes that are not parsed yet. There must be such bytes. Returns and raises the
+        same as `parse_received`."""
         pieces: list[memoryview] = []
-        data = self._waiting.popleft()
-        used = self._framing.take(data, pieces)
-        if self._framing.ended:
+        data = self._unparsed.popleft()
+        parsed_bytes = self._framing.parse(data, pieces)
+        if self._framing.is_complete:
             self._uncount()
-        self.is_fragmented = len(pieces) > 1 and used < _SMALL_CHUNK_BYTES * len(pieces)
+        self.is_fragmented = len(pieces) > 1 and parsed_bytes < _SMALL_CHUNK_BYTES * len(pieces)
         if self.is_fragmented:
-            pieces = [memoryview(b"".join(pieces))]  # a view takes more memory than a tiny chunk
-            self._size = MIN_BUFFER_BYTES
-        rest = data[used:]
-        if not self.ended:
+            pieces = [memoryview(b"".join(pieces))]  # joined, because each view takes more memory than a tiny chunk
+            self._next_buffer_bytes = MIN_BUFFER_BYTES
+        rest = data[parsed_bytes:]
+        if not self.is_complete:
             if rest:
-                self._waiting.appendleft(rest)
+                self._unparsed.appendleft(rest)
             return pieces, memoryview(b"")
-        if self._waiting:
-            rest = memoryview(b"".join([rest, *self._waiting]))
-            self._waiting.clear()
+        if self._unparsed:
+            rest = memoryview(b"".join([rest, *self._unparsed]))
+            self._unparsed.clear()
         return pieces, rest

@@ -1,4 +1,4 @@
-"""The body of one request, on its way from the connection to the application."""
+"""Passes the body of one request from the connection to the application."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuf
 from registry.server.http1.body_framing import ChunkedFraming, LengthFraming
 
 _MAX_PIECES = 512
-"""The most pieces that are kept as they are; more are joined. A view of one byte takes a hundred bytes of memory."""
+"""If more pieces than this are waiting for the application, they are joined into one, because the view of a piece takes
+a hundred bytes of memory even if the piece is one byte."""
 
 
 class RequestBody:
-    """Receives a body from the connection, which calls `take` and `end`, for the application, which awaits `receive`.
+    """The body of one request. The connection adds received pieces with `add_pieces` and calls `finish` at the end. The
+    application gets the pieces from `receive`.
 
-    Pauses reading while the application is too slow.
+    Pauses reading from the client while too many bytes are waiting for the application.
     """
 
     __slots__ = (
+        "_changed",
         "_context",
-        "_event",
         "_pieces",
         "buffer",
         "expects_continue",
+        "has_more",
         "held_bytes",
         "is_awaited",
         "is_closed",
         "is_disconnected",
-        "more",
         "received_bytes",
         "remaining_bytes",
     )
@@ -38,34 +40,35 @@ class RequestBody:
     def __init__(self, context: ConnectionContext, length: int | None, *, expects_continue: bool) -> None:
         """`length` is in bytes; None for a chunked body."""
         self._context = context
-        self._event = asyncio.Event()
+        self._changed = asyncio.Event()
+        """Set if `receive` has something new to return: pieces, the body's end, or that the body is closed."""
         self.is_closed = False
-        """The application receives nothing more: the response is complete, or the client is gone."""
+        """The application receives nothing more, because the response is complete or the client has disconnected."""
         self._pieces: list[memoryview] = []
         self.buffer: BodyBuffer | None = None
-        """What the body is received into, until it has ended or the client is gone."""
+        """The memory into which the body is received; None once the body is complete or the client has disconnected."""
         if length != 0:
             worker = context.worker
             framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
             self.buffer = BodyBuffer(framing, worker.incoming_bodies)
         self.expects_continue = expects_continue
-        """The client waits for a 100 (Continue) before it sends the body."""
+        """The client waits for a 100 (Continue) response before it sends the body, and has not got one yet."""
         self.held_bytes = 0
-        """Bytes received that the application has not taken yet."""
+        """Received bytes that are waiting for the application."""
         self.is_awaited = False
-        """The application waits for the body."""
+        """The application is waiting in `receive`."""
         self.is_disconnected = False
-        """The client is gone."""
-        self.more = length != 0
-        """Not all of the body was received."""
+        """The client has disconnected."""
+        self.has_more = length != 0
+        """Some of the body was not received yet."""
         self.received_bytes = 0
         self.remaining_bytes = length
-        """Bytes not received yet; None: only the body's end will tell."""
-        if not self.more:
-            self._event.set()
+        """Bytes that were not received yet; None for a chunked body, whose length is unknown."""
+        if not self.has_more:
+            self._changed.set()
 
-    def take(self, pieces: list[memoryview]) -> None:
-        """Adds received parts of the body."""
+    def add_pieces(self, pieces: list[memoryview]) -> None:
+        """Adds received pieces of the body. Discards them if the body is closed."""
         size = sum(map(len, pieces))
         if self.remaining_bytes is not None:
             self.remaining_bytes -= size
@@ -77,33 +80,34 @@ class RequestBody:
         if len(self._pieces) > _MAX_PIECES:
             self._pieces = [memoryview(b"".join(self._pieces))]
         worker = self._context.worker
-        most = MIN_BUFFER_BYTES if worker.incoming_bodies.has_many else worker.limits.buffer_bytes
-        if self.held_bytes >= most:
+        max_held_bytes = MIN_BUFFER_BYTES if worker.incoming_bodies.has_many else worker.limits.buffer_bytes
+        if self.held_bytes >= max_held_bytes:
             self._context.flow.pause_reading()
-        self._event.set()
+        self._changed.set()
 
-    def end(self) -> None:
-        """Marks the body as received to its end."""
-        self.more = False
+    def finish(self) -> None:
+        """Records that all of the body was received."""
+        self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None
-        self._event.set()
+        self._changed.set()
 
     def close(self) -> None:
-        """Ends `receive` since the response is complete: what still comes of the body is dropped."""
+        """Makes `receive` return `http.disconnect` from now on, because the response is complete. The rest of the body
+        is discarded."""
         self.is_closed = True
         self._pieces = []
         self.held_bytes = 0
-        self._event.set()
+        self._changed.set()
 
     def disconnect(self) -> None:
-        """Tells the application that the client is gone."""
+        """Tells the application that the client has disconnected: `receive` returns `http.disconnect`."""
         self.is_disconnected = True
         self.buffer = None
         self.close()
 
     def extension(self) -> dict[str, Any]:
-        """Returns what the application finds in its scope under `BODY_EXTENSION`."""
+        """Returns the functions that the application finds in its scope under the key `BODY_EXTENSION`."""
         return {
             "receive": self.receive_pieces,
             "take_whole": self.take_whole,
@@ -111,43 +115,44 @@ class RequestBody:
         }
 
     async def receive(self) -> Message:
-        """Returns the next ASGI message: `http.request`, or `http.disconnect`."""
+        """Waits for the next part of the body. Returns an ASGI message: `http.request` with the part; `http.disconnect`
+        if the client has disconnected or the response is complete."""
         received = await self.receive_pieces()
         if received is None:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": b"".join(received[0]), "more_body": received[1]}
 
     async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
-        """Returns what `receive` returns, without copying it: the received parts of the body and whether there is more;
-        None once the client has disconnected or the response is complete.
+        """Waits for the next part of the body, and returns it without copying: a list of its pieces, and whether more
+        follows. Returns None once the client has disconnected or the response is complete.
 
-        The application finds it in `scope["extensions"]`. The memory is never written again.
+        The application can call this through `extension`. The memory of the pieces is never written again.
         """
         if self.expects_continue:
             self.expects_continue = False
             transport = self._context.transport
-            if self.more and not self.held_bytes and not transport.is_closing():
+            if self.has_more and not self.held_bytes and not transport.is_closing():
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_closed:
-            if self.more and (self.buffer is None or not self.buffer.waiting):
+            if self.has_more and (self.buffer is None or not self.buffer.has_unparsed):
                 self._context.flow.resume_reading()
-            self.is_awaited = self.more
+            self.is_awaited = self.has_more
             try:
-                await self._event.wait()
+                await self._changed.wait()
             finally:
                 self.is_awaited = False
-            self._event.clear()
+            self._changed.clear()
         if self.is_closed:
             return None
-        return self._take_pieces(), self.more
+        return self._take_pieces(), self.has_more
 
     def take_whole(self) -> list[memoryview] | None:
-        """Returns the whole body, as `receive_pieces` would, if it was received to its end and nothing of it was taken;
-        otherwise takes nothing and returns None. Never waits."""
-        if self.more or self.is_closed or not self._event.is_set():
+        """Returns the pieces of the whole body if all of it was received and the application has got nothing of it yet.
+        Otherwise changes nothing and returns None. Never waits."""
+        if self.has_more or self.is_closed or not self._changed.is_set():
             return None
         self.expects_continue = False
-        self._event.clear()
+        self._changed.clear()
         return self._take_pieces()
 
     def _take_pieces(self) -> list[memoryview]:

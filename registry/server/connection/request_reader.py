@@ -1,4 +1,4 @@
-"""Cuts the bytes received on one connection into the heads and bodies of requests."""
+"""Separates the bytes received on one connection into the heads and bodies of requests."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from registry.server.server_log import log
 
 
 class RequestHandler(Protocol):
-    """What the reader calls."""
+    """The object that the reader reports to. In the server it is the connection's protocol object."""
 
     def on_request_begin(self) -> None:
-        """A request's first byte was received. May raise RequestAfterLast, which ends the reading."""
+        """Called when a request's first byte was received. Raises RequestAfterLast if the request is to be ignored; the
+        reader then parses nothing more."""
         ...
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
-        """A head is complete. Returns the body that follows it; None: no body follows."""
+        """Called when a head is complete. Returns the object for the body that follows the head; None if the request
+        has no body."""
         ...
 
     def on_body_end(self) -> None:
-        """The body that was received last is complete."""
+        """Called when all of the body that `on_request` returned last was received."""
         ...
 
     def refuse(self, refused: RefusedRequest) -> None:
-        """The request being received is malformed or too large."""
+        """Called when the request that is being received is malformed or too large."""
         ...
 
 
 class RequestReader:
-    """Reads one connection. Once `is_finished` is set nothing more is parsed: what still comes is dropped."""
+    """Reads the requests of one connection."""
 
     def __init__(self, context: ConnectionContext, handler: RequestHandler) -> None:
         self._context = context
@@ -42,74 +44,81 @@ class RequestReader:
         self._head_parser = HeadParser(context, handler.on_request_begin)
         self._head_buffer = context.worker.head_buffer
         self._body: RequestBody | None = None
-        """The body that is being received, and what it is received into."""
+        """The body that is being received; None while the reader expects a head."""
         self._body_buffer: BodyBuffer | None = None
-        self._read_into: BodyBuffer | None = None
-        """Where the read in progress goes; None: into the head buffer."""
-        self._parsed_parts = 0
-        """Heads and parts of bodies that were received."""
-        self._unparsed_bytes = 0
-        """Bytes received since the last of them."""
+        """The memory of that body."""
+        self._current_buffer: BodyBuffer | None = None
+        """The buffer that the transport got last to receive into; None: the head buffer."""
+        self._completed_parts = 0
+        """Number of complete heads, and of parts of bodies, that were parsed so far."""
+        self._incomplete_bytes = 0
+        """Bytes received since `_completed_parts` last changed: the beginning of a head."""
         self.is_finished = False
+        """Nothing more is parsed. Bytes that are still received are discarded."""
         self.reads = 0
-        """Reads into the head buffer so far."""
-        self.dropped_bytes = 0
+        """Number of reads so far that may contain a head."""
+        self.discarded_bytes = 0
+        """Received bytes that were discarded because `is_finished` is set. `discard_input` sets the count to 0."""
 
     @property
     def is_in_head(self) -> bool:
-        """Bytes were received that are no complete head yet."""
-        return self._head_parser.is_in_head or self._unparsed_bytes > 0
+        """A part of a head was received, but not all of it."""
+        return self._head_parser.is_in_head or self._incomplete_bytes > 0
 
-    def room(self) -> memoryview:
-        """Returns the memory to receive the next bytes into."""
+    def get_memory(self) -> memoryview:
+        """Returns the memory into which the transport is to receive the next bytes."""
         body = self._body
         if body is None or self._body_buffer is None or body.is_closed or self.is_finished:
-            self._read_into = None
+            self._current_buffer = None
             return self._head_buffer
-        self._read_into = self._body_buffer
-        return self._body_buffer.room()
+        self._current_buffer = self._body_buffer
+        return self._body_buffer.get_memory()
 
-    def received(self, count: int) -> None:
-        """Parses `count` bytes that were received into `room`."""
-        buffer, self._read_into = self._read_into, None
+    def parse_received(self, count: int) -> None:
+        """Parses `count` bytes that were received into the memory that `get_memory` returned."""
+        buffer, self._current_buffer = self._current_buffer, None
         if buffer is None:
             self._parse(bytes(self._head_buffer[:count]))
         else:
-            self._parse_body(buffer, count)
+            self._parse_body_buffer(buffer, count)
 
-    def drop_input(self) -> None:
-        """Parses nothing more, and goes on reading for a while, so that the client can read its last response."""
+    def discard_input(self) -> None:
+        """Stops parsing, but goes on reading and discards what is received. A socket that is closed with unread data
+        resets the connection, and the client could lose its last response."""
         self.is_finished = True
-        self.dropped_bytes = 0
+        self.discarded_bytes = 0
         self._context.flow.resume_reading()
 
     def close(self) -> None:
-        """Ends the reading. To be called when the connection is lost."""
+        """Ends the reading. Call it when the connection is lost."""
         self.is_finished = True
-        self._body = self._body_buffer = self._read_into = None
+        self._body = self._body_buffer = self._current_buffer = None
         self._head_parser.close()
-        del self._handler  # it refers to this object, and is not called any more
+        del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
+        """Parses bytes that were received into the head buffer, or together with the end of a body. They have heads,
+        bodies that follow these heads, and the rests of bodies that the application no longer wants."""
         self.reads += 1
-        parts, at = self._parsed_parts, 0
-        while at < len(data) and not self.is_finished:
-            at = self._parse_head(data, at) if self._body_buffer is None else self._parse_body_in(data, at)
-        if at < len(data):
-            self._drop(len(data) - at)
-        if self._parsed_parts != parts:
-            self._unparsed_bytes = 0
+        parts_before, offset = self._completed_parts, 0
+        while offset < len(data) and not self.is_finished:
+            offset = self._parse_head(data, offset) if self._body_buffer is None else self._parse_body(data, offset)
+        if offset < len(data):
+            self._discard(len(data) - offset)
+        if self._completed_parts != parts_before:
+            self._incomplete_bytes = 0
             return
-        self._unparsed_bytes += len(data)
-        if self._unparsed_bytes > self._limits.header_bytes and not self.is_finished:
+        self._incomplete_bytes += len(data)
+        if self._incomplete_bytes > self._limits.header_bytes and not self.is_finished:
             self._refuse(self._head_parser.too_large())
 
-    def _parse_head(self, data: bytes, at: int) -> int:
-        """Parses bytes of one head, and passes it on if it is complete. Returns where they end."""
+    def _parse_head(self, data: bytes, offset: int) -> int:
+        """Parses the bytes of one head that begin at `offset`, and reports the head if it is complete. Returns the
+        offset after these bytes."""
         try:
-            stop, head = self._head_parser.feed(data, at)
+            stop, head = self._head_parser.feed(data, offset)
             if head is not None:
-                self._parsed_parts += 1
+                self._completed_parts += 1
                 self._body = body = self._handler.on_request(head)
                 self._body_buffer = None if body is None else body.buffer
             return stop
@@ -118,58 +127,63 @@ class RequestReader:
         except RequestAfterLast:
             self.is_finished = True
         except Exception:
-            log.exception("a request's head cannot be processed")
+            log.exception("unexpected error while processing the head of a request; closing the connection")
             self.is_finished = True
             self._context.transport.abort()
-        return at
+        return offset
 
-    def _parse_body_in(self, data: bytes, at: int) -> int:
-        """Parses bytes of a body that were received with its head. Returns where they end."""
+    def _parse_body(self, data: bytes, offset: int) -> int:
+        """Parses the bytes of a body that were received together with its head and begin at `offset`. Returns the
+        offset after these bytes."""
         assert self._body_buffer is not None
         try:
-            pieces, rest = self._body_buffer.take(memoryview(data)[at:])
+            pieces, rest = self._body_buffer.parse(memoryview(data)[offset:])
         except RefusedRequest as refused:
             self._refuse(refused)
-            return at
-        self._take(self._body_buffer, pieces)
+            return offset
+        self._add_to_body(self._body_buffer, pieces)
         return len(data) - len(rest)
 
-    def _parse_body(self, buffer: BodyBuffer, count: int) -> None:
-        """Parses `count` bytes that were received into `buffer`; with 0, those that wait there."""
+    def _parse_body_buffer(self, buffer: BodyBuffer, count: int) -> None:
+        """Parses `count` bytes that were received into `buffer`. With a count of 0, parses some of the bytes that were
+        received into it before and are not parsed yet. Then parses the bytes after the body's end."""
         try:
-            pieces, rest = buffer.filled(count)
+            pieces, rest = buffer.parse_received(count)
         except RefusedRequest as refused:
             self._refuse(refused)
             return
-        self._take(buffer, pieces)
+        self._add_to_body(buffer, pieces)
         if rest:
             self._parse(bytes(rest))
 
-    def _take(self, buffer: BodyBuffer, pieces: list[memoryview]) -> None:
-        self._parsed_parts += 1
+    def _add_to_body(self, buffer: BodyBuffer, pieces: list[memoryview]) -> None:
+        """Adds pieces to the body, and ends the body if it is complete. Pauses reading while the buffer has bytes that
+        are not parsed yet, and plans their parsing in the next iteration of the event loop."""
+        self._completed_parts += 1
         body = self._body
         if body is None:
             return
-        body.take(pieces)
-        if buffer.waiting:
+        body.add_pieces(pieces)
+        if buffer.has_unparsed:
             self._context.flow.pause_reading()
-            self._context.worker.loop.call_soon(self._take_waiting, body, buffer)
+            self._context.worker.loop.call_soon(self._parse_unparsed, body, buffer)
         elif buffer.is_fragmented and body.held_bytes:
             self._context.flow.pause_reading()
-        if buffer.ended:
+        if buffer.is_complete:
             self._body = self._body_buffer = None
-            body.end()
+            body.finish()
             self._handler.on_body_end()
 
-    def _take_waiting(self, body: RequestBody, buffer: BodyBuffer) -> None:
-        if buffer is self._body_buffer and buffer.waiting and not self.is_finished:
-            self._parse_body(buffer, 0)
-            if not buffer.waiting and not body.held_bytes:
+    def _parse_unparsed(self, body: RequestBody, buffer: BodyBuffer) -> None:
+        if buffer is self._body_buffer and buffer.has_unparsed and not self.is_finished:
+            self._parse_body_buffer(buffer, 0)
+            if not buffer.has_unparsed and not body.held_bytes:
                 self._context.flow.resume_reading()
 
-    def _drop(self, count: int) -> None:
-        self.dropped_bytes += count
-        if self.dropped_bytes > self._limits.linger_bytes:
+    def _discard(self, count: int) -> None:
+        """Counts discarded bytes, and stops reading when there are too many."""
+        self.discarded_bytes += count
+        if self.discarded_bytes > self._limits.linger_bytes:
             self._context.flow.pause_reading()
 
     def _refuse(self, refused: RefusedRequest) -> None:

@@ -1,7 +1,8 @@
-"""Memory budget for large responses that clients have not taken yet.
+"""Memory budget of a worker process for large responses that clients have not received yet.
 
-A transport keeps what was written to it until the client has taken it. A worker bounds what whole responses of more
-than 64 KiB hold in this way. Pieces of a streamed response do not count: their sender waits for the client.
+asyncio's transport keeps written bytes in memory until the client has received them. The budget limits how much memory
+is used in this way by *whole* responses, which the application sends in one message, if they have more than 64 KiB.
+Responses that the application sends in several messages do not count, because it waits for the client after each one.
 """
 
 from __future__ import annotations
@@ -14,86 +15,92 @@ from registry.server.kernel import tcp_progress
 
 
 class UnsentBudget:
-    """The budget of one worker: at most `limit` bytes over all its connections."""
+    """The budget of one worker process: at most `limit_bytes` over all its connections."""
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
-        """`clock` is in seconds: the event loop's."""
-        self._limit = limit
+    def __init__(self, limit_bytes: int, clock: Callable[[], float]) -> None:
+        """`clock` is the event loop's, in seconds."""
+        self._limit_bytes = limit_bytes
         self._clock = clock
         self._shares: set[UnsentShare] = set()
 
     def add(self, share: UnsentShare, size: int) -> bool:
-        """Counts `share` and returns True if `size` more bytes fit. If they do not, first drops connections whose
-        clients have taken nothing for a while."""
-        most = max(self._limit - size, 0)
-        if self._unsent_bytes() > most:
-            self._drop_stalled()
-            if self._unsent_bytes() > most:
+        """Counts `share` from now on and returns True if `size` more bytes fit into the budget; otherwise returns
+        False. If they do not fit, first closes connections whose clients have received nothing for a while."""
+        max_used_bytes = max(self._limit_bytes - size, 0)
+        if self._unsent_bytes() > max_used_bytes:
+            self._evict_stalled()
+            if self._unsent_bytes() > max_used_bytes:
                 return False
         self._shares.add(share)
         return True
 
     def remove(self, share: UnsentShare) -> None:
-        """Counts `share` no longer. May be called repeatedly."""
+        """Stops counting `share`. May be called repeatedly."""
         self._shares.discard(share)
 
     def _unsent_bytes(self) -> int:
         return sum([share.unsent_bytes() for share in self._shares])
 
-    def _drop_stalled(self) -> None:
+    def _evict_stalled(self) -> None:
         now = self._clock()
         for share in [share for share in self._shares if share.unsent_bytes()]:
-            share.drop_if_stalled(now)
+            share.evict_if_stalled(now)
 
 
 class UnsentShare:
-    """The bytes of the budget that one connection uses: `size`, until the client has taken them."""
+    """The part of the budget that one connection uses."""
 
-    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "size")
+    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "reserved_bytes")
 
     def __init__(
         self, budget: UnsentBudget, connection: EvictableConnection, transport: asyncio.Transport, *, is_tls: bool
     ) -> None:
+        """`transport` is the one of `connection`."""
         self._budget = budget
         self._connection: EvictableConnection | None = connection
         self._transport = transport
         self._is_tls = is_tls
-        self.size = 0
+        self.reserved_bytes = 0
+        """0: the connection uses nothing of the budget."""
 
-    def hold(self, size: int) -> bool:
-        """Takes `size` bytes of the budget in place of those held before. Returns False if they do not fit."""
+    def reserve(self, size: int) -> bool:
+        """Reserves `size` bytes of the budget, which replace the bytes reserved before. Returns False if they do not
+        fit; the bytes reserved before stay reserved then."""
         if not self._budget.add(self, size):
             return False
-        self.size = size
+        self.reserved_bytes = size
         return True
 
     def release(self) -> None:
-        """Gives back what the connection holds. May be called repeatedly."""
-        if self.size:
-            self.size = 0
+        """Returns the reserved bytes to the budget. May be called repeatedly."""
+        if self.reserved_bytes:
+            self.reserved_bytes = 0
             self._budget.remove(self)
 
-    def release_if_taken(self) -> None:
-        """Gives back what the connection holds if the transport has nothing left to write."""
+    def release_if_sent(self) -> None:
+        """Returns the reserved bytes to the budget if the transport's write buffer is empty."""
         if not self._transport.get_write_buffer_size():
             self.release()
 
     def close(self) -> None:
-        """Gives back what the connection holds, and forgets the connection. To be called when it is lost."""
+        """Returns the reserved bytes to the budget, and drops the reference to the connection. Call it when the
+        connection is lost."""
         self.release()
         self._connection = None
 
     def unsent_bytes(self) -> int:
-        """Returns the bytes held, or 0 once the client has taken all that was written."""
-        if self.size and (self._transport.get_write_buffer_size() or (self._is_tls and self._unacknowledged())):
-            return self.size
-        return 0
+        """Returns the number of reserved bytes; 0 once the client has received all that was written. Over TLS the event
+        loop has a second buffer of unknown size, so the acknowledgements of the client's kernel count."""
+        if not self.reserved_bytes:
+            return 0
+        is_unsent = self._transport.get_write_buffer_size() or (self._is_tls and self._unacknowledged())
+        return self.reserved_bytes if is_unsent else 0
 
-    def drop_if_stalled(self, now: float) -> None:
-        """Drops the connection if its client has taken nothing for a while."""
+    def evict_if_stalled(self, now: float) -> None:
+        """Closes the connection if its client has received nothing for a while. `now` is the clock's time."""
         candidate = None if self._connection is None else self._connection.eviction_candidate(now)
         if self._connection is not None and candidate is not None and candidate.kind == "stalled":
-            self._connection.drop()
+            self._connection.evict()
 
     def _unacknowledged(self) -> int:
         return tcp_progress(self._transport.get_extra_info("socket"))[1]

@@ -1,4 +1,4 @@
-"""The protocol class for `uvicorn.Config(app, http=…)`, so that a plain `uvicorn.Server` can run it."""
+"""Adapts the connection class to `uvicorn.Config(app, http=…)`, so that a plain `uvicorn.Server` can use it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 def uvicorn_protocol_class(
     limits: ServerLimits | None = None, proxies: TrustedProxies | None = None
 ) -> type[asyncio.Protocol]:
-    """Returns the class to give to `uvicorn.Config` as `http=`, for one server in one event loop.
+    """Returns the class to pass to `uvicorn.Config` as `http=`, for one server in one event loop.
 
-    uvicorn calls it with its configuration, its server's state and the application's lifespan state for each
-    connection. Connections are not limited: our own worker's acceptor does that. `root_path` has no effect.
+    uvicorn creates an object of the class for each connection. The number of connections is not limited, because
+    `registry.server.gate.acceptor` enforces that limit and uvicorn does not use it. uvicorn's `root_path` has no
+    effect.
     """
-    workers: list[WorkerContext] = []
+    workers: list[WorkerContext] = []  # empty until the first connection; then one object for all connections
 
     class UvicornProtocol(RegistryProtocol):
         def __init__(
@@ -34,26 +35,26 @@ def uvicorn_protocol_class(
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
             if not workers:
-                loop, bounds = _loop or asyncio.get_running_loop(), limits or ServerLimits()
-                budget = UnsentBudget(bounds.unsent_bytes, loop.time)
+                loop, used_limits = _loop or asyncio.get_running_loop(), limits or ServerLimits()
+                budget = UnsentBudget(used_limits.unsent_bytes, loop.time)
                 app = config.loaded_app
-                workers.append(WorkerContext(app, loop, bounds, budget, server_state, app_state, proxies))
+                workers.append(WorkerContext(app, loop, used_limits, budget, server_state, app_state, proxies))
             super().__init__(workers[0])
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            self._check_later()
+            self._start_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._timer.cancel()
             super().connection_lost(exc)
 
-        def _check_later(self) -> None:
-            self._timer = self._worker.loop.call_later(self._limits.pulse_seconds, self._check)
+        def _start_timer(self) -> None:
+            self._timer = self._worker.loop.call_later(self._limits.timeout_check_seconds, self._on_timer)
 
-        def _check(self) -> None:
-            self.check(self._worker.loop.time())
-            self._check_later()
+        def _on_timer(self) -> None:
+            self.check_timeouts(self._worker.loop.time())
+            self._start_timer()
 
-    # uvicorn's type hint asks for a Protocol; both event loops take a BufferedProtocol as well.
+    # uvicorn's type hint asks for an asyncio.Protocol. asyncio and uvloop accept a BufferedProtocol as well.
     return cast("type[asyncio.Protocol]", UvicornProtocol)

@@ -1,1 +1,1 @@
-"""Connections on their way in: listening socket, TLS, connection limits, trusted proxies."""
+"""Accepting connections: the listening socket, TLS, connection limits, trusted proxies."""

@@ -1,11 +1,13 @@
 """Accepts connections from the listening socket that all workers share.
 
-Accepts one connection per turn of the loop. asyncio and libuv accept all that wait, so the first worker to wake would
-get a whole burst, and one core would serve all sixteen connections of a client. A busy worker comes back later and so
-accepts fewer. Every worker holds the socket, so connections that wait in it survive the death of a worker.
+Each iteration of the event loop accepts one connection. asyncio and libuv accept all waiting connections at once. With
+that, the first worker to wake up would get a whole burst, such as the sixteen connections of one client, and the other
+cores would have nothing to do. With one connection per iteration, a busy worker accepts fewer connections, because its
+iterations take longer. Every worker has the listening socket open, so waiting connections are not lost if a worker
+dies.
 
-TLS handshakes start one per turn as well: the first step of each takes a millisecond or two, and a burst of hundreds
-would hold up the loop.
+Each iteration starts one TLS handshake at most. The first step of a handshake takes one or two milliseconds, so a burst
+of hundreds would block the event loop.
 """
 
 from __future__ import annotations
@@ -26,94 +28,103 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log
 
 OnLost = Callable[[], None]
+"""Called once when a connection is lost."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
+"""Returns the protocol object of a new connection."""
 
-_PAUSE_SECONDS = 0.5
-"""How long to accept nothing when the system has no descriptors or memory left."""
-_SHED_COUNT = 16
-"""How many silent connections to close then."""
-_QUIET_SECONDS = 60.0
-"""The shortest time between two log lines about it."""
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_TRANSIENT = (
+_ERROR_PAUSE_SECONDS = 0.5
+"""How long the worker accepts nothing after an error of the listening socket or of the system."""
+_EXHAUSTED_EVICTIONS = 16
+"""How many silent connections the worker closes when the system has no descriptors or memory left."""
+_LOG_INTERVAL_SECONDS = 60.0
+"""Shortest time between two log lines about errors."""
+_EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a system that has no descriptors or memory left."""
+_CONNECTION_ERRORS = (
     *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 )
-"""Errors of one connection: another worker was quicker, the client left, or its network failed. See accept(2), "Error
-handling"."""
-_SHUTDOWN_SECONDS = 600.0
-"""For the event loop to end a TLS connection. `registry.server.connection.timeouts` sets the limit that matters."""
+"""Errors of one connection only: another worker accepted it first, the client closed it, or the client's network
+failed. See accept(2), "Error handling"."""
+_TLS_SHUTDOWN_SECONDS = 600.0
+"""The event loop's own timeout for closing a TLS connection. It is long because the timeouts in
+`registry.server.connection.timeouts` are shorter and end the connection first."""
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
 
 
 class Handshake:
-    """An accepted connection that has no protocol yet."""
+    """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
     def __init__(self, address: str | None, since: float) -> None:
-        """`address` is None for a trusted proxy; `since` is the event loop's time."""
+        """`address` is the client's network address; None for a trusted proxy. `since` is when the connection was
+        accepted, in seconds of the event loop's clock."""
         self._candidate = EvictionCandidate("new", since, address)
         self.task: asyncio.Task[None] | None = None
+        """Sets up the connection. Set by the acceptor right after the creation."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns this as a new connection; None if it ends already."""
+        """Returns a candidate of the kind `new`: the connection may be closed to make room for another one. Returns
+        None if it is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
-    def drop(self) -> None:
-        """Gives up the handshake and closes the connection."""
+    def evict(self) -> None:
+        """Cancels the handshake and closes the connection."""
         if self.task is not None:
             self.task.cancel()
 
 
 class Acceptor:
-    """Accepts on one socket until `close`."""
+    """Accepts connections on one listening socket, from its creation until `close`."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        connection: ProtocolFactory,
+        make_protocol: ProtocolFactory,
         listener_options: ListenerOptions,
         limits: ServerLimits,
         connection_limit: ConnectionLimit,
         handshakes: set[Handshake],
     ) -> None:
-        """`connection` makes a protocol; its argument is what to call once when the connection is lost. `handshakes` is
-        the set that `connection_limit` counts."""
+        """`sock` listens already and is closed by `close`. `handshakes` is the worker's set of connections without a
+        protocol object: the acceptor keeps it up to date, and `connection_limit` counts it."""
         self._loop = loop
         self._sock = sock
-        self._connection = connection
+        self._make_protocol = make_protocol
         self._listener_options = listener_options
         self._limits = limits
         self._connection_limit = connection_limit
         self._handshakes = handshakes
         self._handshake_start = asyncio.Lock()
-        self._logged_at = -_QUIET_SECONDS
-        self._timer: asyncio.TimerHandle | None = None
+        self._logged_at = -_LOG_INTERVAL_SECONDS
+        self._resume_timer: asyncio.TimerHandle | None = None
         self._resume()
 
     def close(self) -> None:
-        """Accepts no more connections, closes this process's copy of the socket, and gives up handshakes in progress:
-        no request is waiting on them."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Stops accepting connections, closes this process's copy of the socket, and cancels TLS handshakes in
+        progress, because their clients have not sent a request yet."""
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
         if self._listener_options.certificates is not None:
             for handshake in self._handshakes:
-                handshake.drop()
+                handshake.evict()
 
     def _resume(self) -> None:
-        self._timer = None
+        self._resume_timer = None
         self._loop.add_reader(self._sock, self._accept)
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock)
-        self._timer = self._loop.call_later(seconds, self._resume)
+        self._resume_timer = self._loop.call_later(seconds, self._resume)
 
     def _accept(self) -> None:
+        """Accepts one connection and starts a task that sets it up. Closes the connection if its address has too
+        many."""
         if delay := self._connection_limit.accept_delay():
             self._pause(delay)
             return
@@ -137,56 +148,62 @@ class Acceptor:
         handshake.task.add_done_callback(lambda _: self._handshakes.discard(handshake))
 
     def _on_error(self, error: OSError) -> None:
-        if error.errno in _TRANSIENT:
+        if error.errno in _CONNECTION_ERRORS:
             return
-        if error.errno in _EXHAUSTED:
-            self._connection_limit.shed(_SHED_COUNT)
+        if error.errno in _EXHAUSTED_ERRORS:
+            self._connection_limit.evict_connections(_EXHAUSTED_EVICTIONS)
         now = self._loop.time()
-        if now - self._logged_at >= _QUIET_SECONDS:
+        if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
             self._logged_at = now
-            log.error("cannot take connections: %s; tries again each %g s", error.strerror or error, _PAUSE_SECONDS)
-        self._pause(_PAUSE_SECONDS)
+            log.error("cannot take connections: %s; retrying every %g s", error.strerror or error, _ERROR_PAUSE_SECONDS)
+        self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
+        """Creates the protocol object of an accepted connection, after the TLS handshake if there is one. Closes the
+        socket and stops counting the connection if that fails or is cancelled. `counted` is None if the connection does
+        not count against the limit of its address."""
         on_lost = None if counted is None else counted.release
         try:
             if self._listener_options.certificates is None:
-                await self._loop.connect_accepted_socket(lambda: self._connection(on_lost), sock)
+                await self._loop.connect_accepted_socket(lambda: self._make_protocol(on_lost), sock)
             else:
                 await self._set_up_tls(sock, on_lost, self._listener_options.certificates)
         except OSError as error:
-            log.debug("no connection came about: %s", error)
+            log.debug("an accepted connection failed before its first request: %s", error)
             sock.close()
             if on_lost is not None:
                 on_lost()
-        except BaseException:  # a cancellation too must close the socket and give back its count
+        except BaseException:  # also a cancellation: the socket must be closed and no longer counted
             sock.close()
             if on_lost is not None:
                 on_lost()
             raise
 
     async def _set_up_tls(self, sock: socket.socket, on_lost: OnLost | None, certificates: Certificates) -> None:
-        """Performs the TLS handshake. Raises OSError if it fails or times out, or the client does not speak TLS."""
-        seconds = self._limits.handshake_seconds
-        async with asyncio.timeout(seconds):
-            first = await self._first_byte(sock)
-        if first != _TLS_FIRST_BYTE:
-            _answer_plain_http(sock, first)
-            raise ConnectionAbortedError("it did not begin with a TLS handshake")
-        async with self._handshake_start:
+        """Performs the TLS handshake. Raises OSError if it fails or times out, or if the client does not speak TLS."""
+        timeout_seconds = self._limits.handshake_seconds
+        async with asyncio.timeout(timeout_seconds):
+            first_byte = await self._first_byte(sock)
+        if first_byte != _TLS_FIRST_BYTE:
+            _answer_plain_http(sock, first_byte)
+            raise ConnectionAbortedError("the client did not begin with a TLS handshake")
+        async with self._handshake_start:  # one holder at a time, so each iteration of the loop starts one handshake
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
-            lambda: self._connection(on_lost),
+            lambda: self._make_protocol(on_lost),
             sock,
             ssl=certificates.context,
-            ssl_handshake_timeout=seconds,
-            ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+            ssl_handshake_timeout=timeout_seconds,
+            ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
         )
         if transport.is_closing() and on_lost is not None:
-            on_lost()  # the client left during the handshake: asyncio may never have called connection_made
+            # The client left during the handshake. Then asyncio may not call the protocol's `connection_made`, and so
+            # never its `connection_lost`.
+            on_lost()
 
     async def _first_byte(self, sock: socket.socket) -> bytes:
-        """Returns the client's first byte without consuming it; empty if the client sends nothing."""
+        """Waits for the client's first byte and returns it without consuming it. Returns b"" if the client closes the
+        connection without sending anything."""
         while True:
             try:
                 return sock.recv(1, socket.MSG_PEEK)
@@ -204,9 +221,10 @@ def _set_result(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _answer_plain_http(sock: socket.socket, first: bytes) -> None:
-    """Answers a client that speaks HTTP without TLS with an error. Raises OSError."""
-    if first.isalpha():
+def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
+    """Sends a client that speaks HTTP without TLS an error response. Does nothing if the first byte is not a letter,
+    because it is not HTTP then. Raises OSError if the connection fails."""
+    if first_byte.isalpha():
         sock.recv(64 * 1024)  # closing a socket with unread data resets the connection, and the response could be lost
         sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
         sock.shutdown(socket.SHUT_WR)

@@ -1,8 +1,10 @@
 """The server's TLS certificate, reloaded without a restart when its files change.
 
-A new certificate is loaded into a new context, which replaces the old one only if it is valid. A connection keeps the
-context it began with. Changes are noticed by the files' times, and loaded once these were the same twice in a row:
-programs that renew certificates write one file after the other.
+The files are loaded into a new TLS context (`ssl.SSLContext`), which replaces the old context only if the certificate
+is valid. A connection keeps the context that it began with.
+
+A change is noticed by the files' modification times, inode numbers and sizes. Programs that renew certificates write
+one file after the other, so the files are loaded only after two checks in a row have found the same values.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from typing import Literal, NoReturn
 from registry.server.server_log import log
 
 ClientAuth = Literal["off", "optional", "required"]
-FileStamp = tuple[int, int, int] | None
+FileState = tuple[int, int, int] | None
+"""Modification time in nanoseconds, inode number and size in bytes of a file; None if the file cannot be read."""
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""For TLS 1.2: forward secrecy, and authenticated encryption."""
+"""Ciphers of TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. TLS 1.3 has no
+others."""
 _VERIFY = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 class CertificateError(Exception):
-    """The files cannot be used. `message` says why, in one line."""
+    """The certificate files cannot be used. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -36,65 +40,69 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """PEM files."""
+    """The paths of the certificate, its key and the client authorities, all in PEM form."""
 
     certificate: Path
-    """The certificate with its chain."""
+    """The server's certificate, followed by its chain."""
     key: Path | None = None
-    """Its key; None: in the certificate's file."""
+    """The certificate's private key; None: the key is in the certificate's file."""
     client_ca: Path | None = None
-    """The authorities whose certificates clients may or must show."""
+    """The authorities that sign the certificates of clients; None: clients need no certificate."""
     client_auth: ClientAuth = "off"
+    """Whether clients may (`optional`) or must (`required`) have a certificate of `client_ca`."""
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are given."""
+        """The paths that are not None."""
         return [path for path in (self.certificate, self.key, self.client_ca) if path is not None]
 
 
 class Certificates:
-    """Loads the files, and reloads them when they change. `context` is for new connections."""
+    """Loads the certificate files, and reloads them when they change. Attribute `context` is the TLS context for new
+    connections."""
 
     def __init__(self, files: CertificateFiles, *, clock: Callable[[], float] = time.time) -> None:
-        """`clock` returns seconds since 1970. Raises CertificateError."""
+        """`clock` returns seconds since 1970. Raises CertificateError if the files cannot be used."""
         self.files = files
         self._clock = clock
-        self._tried = self._seen = self._stamps()
+        self._tried_states = self._last_states = self._file_states()  # at the last attempt to load; at the last check
         self.context = make_context(files, clock())
 
     def refresh(self, *, settled: bool = False) -> None:
-        """Reloads the files if they have changed. If they cannot be used, logs why and keeps the old context.
+        """Reloads the files if they have changed since the last attempt to load them. If they cannot be used, logs why
+        and keeps the old context.
 
-        Blocks, for microseconds if nothing has changed. `settled`: does not wait until the files' times were the same
-        twice.
+        `settled` says that no program is still writing the files, so a change is loaded at once. Without it, a change
+        is loaded by the first call that finds the files as the call before found them. This function blocks, but only
+        for microseconds if nothing has changed.
         """
-        stamps = self._stamps()
-        waits = stamps != self._seen and not settled
-        self._seen = stamps
-        if waits or stamps == self._tried:
+        states = self._file_states()
+        may_be_incomplete = states != self._last_states and not settled
+        self._last_states = states
+        if may_be_incomplete or states == self._tried_states:
             return
-        self._tried = stamps
+        self._tried_states = states
         try:
             self.context = make_context(self.files, self._clock())
         except CertificateError as error:
             log.warning("new connections go on with the certificate from before: %s", error.message)
         else:
-            log.info("new connections use the certificate now in %s", self.files.certificate)
+            log.info("reloaded the certificate %s: new connections use it", self.files.certificate)
 
-    def _stamps(self) -> list[FileStamp]:
-        return [_stamp(path) for path in self.files.paths]
+    def _file_states(self) -> list[FileState]:
+        return [_file_state(path) for path in self.files.paths]
 
 
 def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
-    """Returns a server's context for TLS 1.2 and 1.3 and HTTP/1.1. Raises CertificateError, also if the certificate has
-    expired by `now` (seconds since 1970)."""
-    _check_times(files.certificate, now)
+    """Returns a server's TLS context for TLS 1.2 and 1.3 and HTTP/1.1. Raises CertificateError if the files cannot be
+    used, or if the certificate has expired at `now` (seconds since 1970)."""
+    _check_expiry(files.certificate, now)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
-    _load_pair(context, files)
+    _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
         _read(files.client_ca, "certificates of the authorities for clients")
         try:
@@ -105,15 +113,16 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     return context
 
 
-def _load_pair(context: ssl.SSLContext, files: CertificateFiles) -> None:
+def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
+    """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
     key = files.key or files.certificate
     _read(key, "key of the certificate")
 
-    def ask() -> NoReturn:  # otherwise OpenSSL would ask on the terminal
+    def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
         raise CertificateError(f"the key in {key} is protected by a password; write it without one")
 
     try:
-        context.load_cert_chain(files.certificate, files.key, password=ask)
+        context.load_cert_chain(files.certificate, files.key, password=refuse_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CertificateError(
@@ -125,19 +134,22 @@ def _load_pair(context: ssl.SSLContext, files: CertificateFiles) -> None:
         ) from None
 
 
-def _check_times(path: Path, now: float) -> None:
-    from cryptography import x509  # it is large: loaded only for TLS
+def _check_expiry(path: Path, now: float) -> None:
+    """Raises CertificateError if the first certificate in the file has expired, or if the file has none."""
+    from cryptography import x509  # imported here because it is large, and only servers with TLS need it
 
     text = _read(path, "certificate")
     try:
-        until = x509.load_pem_x509_certificates(text)[0].not_valid_after_utc
+        expires = x509.load_pem_x509_certificates(text)[0].not_valid_after_utc
     except ValueError:
         raise CertificateError(f"{path} holds no certificate in PEM form") from None
-    if until < datetime.fromtimestamp(now, UTC):
-        raise CertificateError(f"the certificate in {path} expired on {until:%Y-%m-%d %H:%M} UTC")
+    if expires < datetime.fromtimestamp(now, UTC):
+        raise CertificateError(f"the certificate in {path} expired on {expires:%Y-%m-%d %H:%M} UTC")
 
 
 def _read(path: Path, what: str) -> bytes:
+    """Returns the content of the file. `what` names the file's content in the text of the CertificateError that this
+    raises if the file cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -145,7 +157,7 @@ def _read(path: Path, what: str) -> bytes:
         raise CertificateError(f"cannot read the {what} {path}: {reason}") from None
 
 
-def _stamp(path: Path) -> FileStamp:
+def _file_state(path: Path) -> FileState:
     try:
         status = os.stat(path)
     except OSError:

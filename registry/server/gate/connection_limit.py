@@ -1,10 +1,11 @@
-"""Limits the connections of a worker, so that file descriptors are left for files and for upstreams.
+"""Limits how many connections one worker process has open, because each takes a file descriptor.
 
-Each connection takes a descriptor, and a request in progress up to three more: the file it sends, a copy of its socket,
-and the file again to read it ahead. Connections may use the descriptors of the process less a reserve. When these are
-used up, the worker closes silent connections to accept new ones: those that have not sent a complete request, and those
-that are idle between requests. It closes a connection with a request in progress only if the client has neither sent
-nor taken a byte for a while, and no other connection is silent.
+A connection takes one descriptor. A request in progress takes up to three more: the file that it sends, a duplicate of
+the connection's socket, and the same file opened again to read it ahead. The worker keeps a reserve of descriptors for
+other files and for connections to upstream registries.
+
+When no descriptor is left for a new connection, the worker evicts (closes) *silent* connections. `EvictionKind` lists
+the four kinds of silent connections. A connection that is not silent is never evicted.
 """
 
 from __future__ import annotations
@@ -19,61 +20,78 @@ from registry.server.kernel import count_open_files, file_limit
 from registry.server.server_log import log
 
 FILES_PER_REQUEST = 3
-"""Descriptors that a request in progress may take beside its connection's."""
+"""Descriptors that a request in progress may take in addition to its connection's descriptor."""
 MAX_CONNECTIONS = 16384
-"""The most connections of a worker, however many descriptors there are: each takes memory too."""
+"""Upper bound of a worker's connections, however many descriptors it may have: each connection takes memory too."""
 FAIR_SHARE = 16
-"""Silent connections that an address may have before its own are closed first."""
+"""Silent connections that one client address may have. An address with more loses its oldest ones before the
+connections of other addresses are evicted."""
 STALLED_SECONDS = 10.0
-"""A connection with a request in progress counts as stalled after this time without a byte in either direction."""
+"""A connection with a request in progress is stalled after this time without a byte in either direction."""
 MAX_EXAMINED = 2000
-"""Connections that are examined to choose some to close."""
-_LEAST_MARGIN = 32
-"""The smallest reserve of descriptors."""
-_MEASURED = 8192
-"""With at most so many descriptors, those that are open are counted once a second. With more, the reserve suffices."""
-_LEAST_BUDGET = 8
-_LOW = 256
-"""A capacity below this is worth a warning."""
+"""Connections that one search for silent connections examines. Examining one takes up to ten microseconds."""
+_MIN_RESERVE = 32
+"""Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors where that is more."""
+_MAX_COUNTED_LIMIT = 8192
+"""A process that may open at most this many files counts its open files once a second. With a higher limit, counting
+takes too long, and the reserve is large enough without it."""
+_MIN_BUDGET = 8
+"""Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
+_LOW_CAPACITY = 256
+"""A worker with room for fewer connections logs a warning at its start."""
 _BATCH = 32
-"""Connections that are chosen at once, and closed before another worker gets a chance again."""
-_NONE_SECONDS = 0.25
-"""For how long the result is cached that no connection was silent."""
+"""Smallest number of silent connections that one search selects, if it finds so many. Also how many times the worker
+evicts connections for a new one before it leaves the next new connection to other workers."""
+_NOTHING_FOUND_SECONDS = 0.25
+"""How long the worker does not search again after a search that found no silent connection."""
 _STAND_BACK_SECONDS = 0.01
-"""How long a full worker leaves new connections to the others before it closes silent ones."""
+"""How long a full worker leaves new connections to the other workers before it evicts silent ones."""
 _BUSY_SECONDS = 0.1
-"""How long a worker accepts nothing when it is full and no connection is silent."""
-_QUIET_SECONDS = 60.0
-"""The shortest time between two log lines about the same thing."""
+"""How long a worker accepts no connection when it is full and has no silent connection."""
+_LOG_INTERVAL_SECONDS = 60.0
+"""Shortest time between two log lines with the same text."""
 
 EvictionKind = Literal["lingering", "new", "idle", "stalled"]
+"""Why a connection is silent:
+
+- `lingering`: its last response was sent, and the server only waits for the client to close the connection.
+- `new`: the client has not sent a complete request yet.
+- `idle`: it is between two requests.
+- `stalled`: it has a request in progress, but no byte was sent or received for `STALLED_SECONDS`.
+"""
 
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """Why and since when a connection may be closed to make room for another one."""
+    """A reason to evict a connection."""
 
     kind: EvictionKind
     since: float
-    """When it fell silent."""
+    """When the connection became silent, or was opened if its kind is `new`. In seconds of the event loop's clock."""
     address: str | None
-    """The client's; None for a trusted proxy, which has the connections of many clients."""
+    """The client's network address; None for a trusted proxy, whose connections serve many clients."""
 
 
 class EvictableConnection(Protocol):
-    """A connection, or one that is still in its TLS handshake."""
+    """A connection, or an accepted socket that is still in its TLS handshake."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns None if the connection is not silent, or ends already."""
+        """Returns why the connection may be evicted; None if it is not silent or is closing already. `now` is in
+        seconds of the event loop's clock."""
         ...
 
-    def drop(self) -> None:
-        """Closes the connection at once."""
+    def evict(self) -> None:
+        """Closes the connection at once, to make room for another one."""
         ...
+
+
+_Selected = tuple[EvictableConnection, EvictionCandidate]
+"""A silent connection, and what it reported when the search examined it."""
 
 
 class ConnectionLimit:
-    """The limit of one worker. To be made once the application has started: files open by then count as used."""
+    """The connection limit of one worker. Create it after the application has started, because it counts the files that
+    are open by then as used."""
 
     def __init__(
         self,
@@ -84,34 +102,35 @@ class ConnectionLimit:
         *,
         limit: int | None = None,
     ) -> None:
-        """The collections are the worker's own; `requests` are those in progress. `limit` is the number of descriptors;
-        None: the process's own limit."""
+        """The three collections belong to the worker, which keeps them up to date: its open connections, its TLS
+        handshakes in progress, and its requests in progress. `clock` is the event loop's, in seconds. `limit` is how
+        many descriptors the process may have open; None for the limit that the system sets."""
         self._connections = connections
         self._handshakes = handshakes
         self._requests = requests
         self._clock = clock
         self._limit = file_limit() if limit is None else limit
-        self._margin = max(_LEAST_MARGIN, self._limit // 8)
-        self._fixed = count_open_files()
-        self._budget = self._limit
-        self._victims: list[tuple[EvictableConnection, EvictionCandidate]] = []
-        self._leaving: set[EvictableConnection] = set()  # closed, but perhaps still in the collections
-        self._place = 0  # where the next choice starts to examine
-        self._no_candidate_until = -_NONE_SECONDS
-        self._credit = 0
-        self._closed = 0
-        self._logged_at = -_QUIET_SECONDS
-        self._logged_busy_at = -_QUIET_SECONDS
-        self._set_budget(self._fixed)
+        self._reserve = max(_MIN_RESERVE, self._limit // 8)
+        self._files_at_start = count_open_files()
+        self._budget = self._limit  # descriptors for connections and their requests
+        self._selected: list[_Selected] = []  # found by the last search and not evicted yet; the next one is last
+        self._evicted: set[EvictableConnection] = set()  # those that may still be in the worker's collections
+        self._search_offset = 0  # position in the collections where the next search begins
+        self._no_search_until = -_NOTHING_FOUND_SECONDS
+        self._evictions_left = 0  # until the worker stands back again
+        self._unlogged_evictions = 0
+        self._evictions_logged_at = -_LOG_INTERVAL_SECONDS
+        self._busy_logged_at = -_LOG_INTERVAL_SECONDS
+        self._set_budget(self._files_at_start)
 
     @property
     def capacity(self) -> int:
-        """The most connections while none has a request in progress."""
+        """How many connections fit while no request is in progress."""
         return min(self._budget, MAX_CONNECTIONS)
 
     def warn_if_low(self) -> None:
-        """Logs a warning if a busy registry could reach the limit."""
-        if self.capacity < _LOW:
+        """Logs a warning if the capacity is so small that a busy registry could reach it."""
+        if self.capacity < _LOW_CAPACITY:
             log.warning(
                 "at most %d open files leave room for %d connections in this process: see docs/network.md",
                 self._limit,
@@ -119,126 +138,133 @@ class ConnectionLimit:
             )
 
     def accept_delay(self) -> float:
-        """Returns how many seconds to accept no connection; 0.0: there is room for one. Closes silent connections to
-        make room. To be called before a connection is accepted."""
-        if self._free() > 0:
+        """Returns 0.0 if the worker may accept a connection now; otherwise the number of seconds to accept none.
+
+        If there is no room, first gives other workers a chance to accept the connection, then evicts silent
+        connections. Call it before each connection is accepted.
+        """
+        if self._free_descriptors() > 0:
             return 0.0
-        if not self._credit:
-            self._credit = _BATCH
-            return _STAND_BACK_SECONDS  # another worker may have room
-        if self.shed(1 - self._free()):
-            self._credit -= 1
+        if not self._evictions_left:
+            self._evictions_left = _BATCH
+            return _STAND_BACK_SECONDS
+        if self.evict_connections(1 - self._free_descriptors()):
+            self._evictions_left -= 1
             return 0.0
         self._log_busy()
         return _BUSY_SECONDS
 
-    def on_request(self) -> None:
-        """Closes silent connections if the files of a request that starts now need their descriptors."""
-        free = self._free()
+    def make_room_for_request(self) -> None:
+        """Evicts silent connections if the files of a request that has just started need their descriptors."""
+        free = self._free_descriptors()
         if free < 0:
-            self.shed(-free)
+            self.evict_connections(-free)
 
-    def shed(self, count: int) -> bool:
-        """Closes up to `count` silent connections. Returns whether it closed any."""
-        now, done = self._clock(), 0
-        while done < count and (victim := self._next(now)) is not None:
-            victim.drop()
-            self._leaving.add(victim)
-            done += 1
-        if done:
-            self._log_closed(done, now)
-        return done > 0
+    def evict_connections(self, max_count: int) -> bool:
+        """Evicts up to `max_count` silent connections. Returns whether it evicted any."""
+        now, count = self._clock(), 0
+        while count < max_count and (connection := self._next_to_evict(now)) is not None:
+            connection.evict()
+            self._evicted.add(connection)
+            count += 1
+        if count:
+            self._log_evictions(count, now)
+        return count > 0
 
-    def measure(self) -> None:
-        """Counts what else is open, such as files being filled and connections to upstreams. To be called once a
-        second."""
-        if self._limit <= _MEASURED:
+    def count_other_files(self) -> None:
+        """Counts the open files that belong to no connection, such as downloads from upstream registries, and adapts
+        the limit to their number. Call it once a second."""
+        if self._limit <= _MAX_COUNTED_LIMIT:
             own = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
-            self._set_budget(max(self._fixed, count_open_files() - own))
-            if (free := self._free()) < 0:
-                self.shed(-free)
+            self._set_budget(max(self._files_at_start, count_open_files() - own))
+            if (free := self._free_descriptors()) < 0:
+                self.evict_connections(-free)
 
-    def _set_budget(self, others: int) -> None:
-        self._budget = max(self._limit - others - self._margin, _LEAST_BUDGET)
+    def _set_budget(self, other_files: int) -> None:
+        self._budget = max(self._limit - other_files - self._reserve, _MIN_BUDGET)
 
-    def _free(self) -> int:
+    def _free_descriptors(self) -> int:
+        """Returns how many descriptors are left for connections; negative if too many are in use. At `MAX_CONNECTIONS`
+        connections none is left."""
         count = len(self._connections) + len(self._handshakes)
-        if self._leaving:
-            self._leaving = {each for each in self._leaving if each in self._connections or each in self._handshakes}
-            count -= len(self._leaving)
+        if self._evicted:
+            self._evicted = {each for each in self._evicted if each in self._connections or each in self._handshakes}
+            count -= len(self._evicted)
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), MAX_CONNECTIONS - count)
 
-    def _next(self, now: float) -> EvictableConnection | None:
-        """Returns the silent connection to close next; None if there is none."""
-        for fresh in (False, True):
-            if fresh:
-                if now < self._no_candidate_until:
+    def _next_to_evict(self, now: float) -> EvictableConnection | None:
+        """Returns the silent connection to evict next; None if there is none. Searches only if no connection that the
+        last search selected is still silent for the same reason and since the same time."""
+        for search in (False, True):
+            if search:
+                if now < self._no_search_until:
                     return None
-                self._victims = self._choose(now)
-            while self._victims:
-                connection, before = self._victims.pop()
-                found = connection.eviction_candidate(now)
-                if found is not None and (found.kind, found.since) == (before.kind, before.since):
+                self._selected = self._search(now)
+            while self._selected:
+                connection, before = self._selected.pop()
+                current = connection.eviction_candidate(now)
+                if current is not None and (current.kind, current.since) == (before.kind, before.since):
                     return connection
-        self._no_candidate_until = now + _NONE_SECONDS
+        self._no_search_until = now + _NOTHING_FOUND_SECONDS
         return None
 
-    def _choose(self, now: float) -> list[tuple[EvictableConnection, EvictionCandidate]]:
-        """Returns some connections to close, the last of them first. Examining one takes up to ten microseconds, so the
-        choice serves for several closings, and examines at most `MAX_EXAMINED`, others each time."""
-        found: dict[EvictionKind, list[tuple[EvictableConnection, EvictionCandidate]]] = {
-            "lingering": [],
-            "new": [],
-            "idle": [],
-            "stalled": [],
-        }
+    def _search(self, now: float) -> list[_Selected]:
+        """Examines up to `MAX_EXAMINED` connections, and other ones in each search. Returns silent connections to
+        evict, the first to evict at the end: `_BATCH` of those found, or an eighth of them if that is more. Returns an
+        empty list if none was found.
+
+        Lingering connections are evicted first. Then either the new or the idle ones are, whichever are more, so that a
+        flood of one kind does not evict the other kind. Stalled ones are evicted only if there are no others.
+        """
+        by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._handshakes)
-        start = self._place if self._place < count else 0
-        self._place = start + MAX_EXAMINED
-        for each in tuple(islice(chain(self._connections, self._handshakes), start, self._place)):
+        start = self._search_offset if self._search_offset < count else 0
+        self._search_offset = start + MAX_EXAMINED
+        for each in tuple(islice(chain(self._connections, self._handshakes), start, self._search_offset)):
             candidate = each.eviction_candidate(now)
             if candidate is not None:
-                found[candidate.kind].append((each, candidate))
-        if len(found["new"]) >= len(found["idle"]):
-            chosen = found["lingering"] or found["new"] or found["stalled"]
+                by_kind[candidate.kind].append((each, candidate))
+        if len(by_kind["new"]) >= len(by_kind["idle"]):
+            silent = by_kind["lingering"] or by_kind["new"] or by_kind["stalled"]
         else:
-            chosen = found["lingering"] or found["idle"]
-        return _ordered(chosen)[-max(_BATCH, len(chosen) // 8) :]
+            silent = by_kind["lingering"] or by_kind["idle"]
+        return _sorted_for_eviction(silent)[-max(_BATCH, len(silent) // 8) :]
 
-    def _log_closed(self, count: int, now: float) -> None:
-        self._closed += count
-        if now - self._logged_at >= _QUIET_SECONDS:
+    def _log_evictions(self, count: int, now: float) -> None:
+        self._unlogged_evictions += count
+        if now - self._evictions_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
                 "closed %d silent connections to make room for others: with at most %d open files there is room for %d "
                 "connections in this process; docs/network.md says how to raise that",
-                self._closed,
+                self._unlogged_evictions,
                 self._limit,
                 self.capacity,
             )
-            self._logged_at, self._closed = now, 0
+            self._evictions_logged_at, self._unlogged_evictions = now, 0
 
     def _log_busy(self) -> None:
         now = self._clock()
-        if now - self._logged_busy_at >= _QUIET_SECONDS:
+        if now - self._busy_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
                 "new connections have to wait: all %d have requests in progress, and this process may have at most %d "
                 "open files; docs/network.md says how to raise that",
                 len(self._connections),
                 self._limit,
             )
-            self._logged_busy_at = now
+            self._busy_logged_at = now
 
 
-def _ordered(
-    silent: list[tuple[EvictableConnection, EvictionCandidate]],
-) -> list[tuple[EvictableConnection, EvictionCandidate]]:
-    """Returns them with those to close first at the end: those that fell silent first, and before them the older ones
-    of an address that has more than its share."""
-    silent.sort(key=lambda each: -each[1].since)
-    seen: Counter[str] = Counter()
-    excess: dict[int, int] = {}
+def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
+    """Returns the connections in reverse order of eviction: the one to evict first is the last.
+
+    Addresses with more than `FAIR_SHARE` silent connections lose their oldest ones first. After those, the connection
+    that has been silent for longest is evicted first.
+    """
+    silent.sort(key=lambda each: -each[1].since)  # newest first
+    counts: Counter[str] = Counter()
+    excess: dict[int, int] = {}  # id of a connection -> by how many its address is above the share with it
     for connection, candidate in silent:
         if candidate.address is not None:
-            excess[id(connection)] = max(0, seen[candidate.address] + 1 - FAIR_SHARE)
-            seen[candidate.address] += 1
+            excess[id(connection)] = max(0, counts[candidate.address] + 1 - FAIR_SHARE)
+            counts[candidate.address] += 1
     return sorted(silent, key=lambda each: (excess.get(id(each[0]), 0), -each[1].since))

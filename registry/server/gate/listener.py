@@ -1,4 +1,4 @@
-"""The listening socket and its options. Both are made once, before any worker is forked."""
+"""Opens the listening socket, and holds its options. Both are created once, before any worker is forked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
 
 BACKLOG = 2048
-"""Connections that the kernel queues while all workers are busy. It caps this at net.core.somaxconn."""
+"""Connections that the kernel queues while all workers are busy. The kernel lowers this number to its setting
+net.core.somaxconn."""
 
-_BRACKETED = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
-_PLAIN = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
+_BRACKETED_HOST_PORT = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
+"""An IPv6 address in brackets, and a port."""
+_HOST_PORT = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
+"""A host name, an IPv4 address or nothing, and a port."""
 
 
 class ListenError(Exception):
-    """The address cannot be listened on. `message` says in one line why, and what to do."""
+    """The server cannot listen on an address. `message` says in one line why, and what to do."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -27,11 +30,14 @@ class ListenError(Exception):
 
 
 def bind(listen: str) -> socket.socket:
-    """Returns a listening TCP socket for `HOST:PORT` (`[::1]:5000`; `:5000` for all IPv4 addresses; port 0 for any free
-    port). Clients that connect before the workers are ready wait in the backlog. Raises ListenError.
+    """Returns a TCP socket that listens on `listen`, which has the form HOST:PORT. Raises ListenError.
 
-    It listens already, since on Linux two sockets may bind one port with SO_REUSEADDR, and only `listen` fails for the
-    second.
+    Examples: `127.0.0.1:5000`, `[::1]:5000`, `:5000` for all IPv4 addresses; with port 0 the system chooses a free
+    port.
+
+    The socket listens before any worker runs, so that a port in use is reported at once: on Linux two sockets with
+    SO_REUSEADDR may bind the same port, and only `listen` fails for the second. Clients that connect before the workers
+    are ready wait in the kernel's queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -39,7 +45,7 @@ def bind(listen: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # `[::]` is to include IPv4 addresses, whatever the system's default is.
+            # With this, `[::]` accepts IPv4 clients too, whatever the system's default is.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -51,13 +57,14 @@ def bind(listen: str) -> socket.socket:
 
 
 def address_of(sock: socket.socket) -> str:
-    """Returns the address a socket listens on: `127.0.0.1:5000` or `[::1]:5000`."""
+    """Returns the address that a socket listens on, such as `127.0.0.1:5000` or `[::1]:5000`."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _split(listen: str) -> tuple[str, int]:
-    match = _BRACKETED.fullmatch(listen) or _PLAIN.fullmatch(listen)
+    """Returns host and port; the host is empty for all IPv4 addresses. Raises ListenError for malformed text."""
+    match = _BRACKETED_HOST_PORT.fullmatch(listen) or _HOST_PORT.fullmatch(listen)
     if match is None or int(match[2]) > 65535:
         hint = " (an IPv6 address goes into brackets)" if listen.count(":") > 1 and "[" not in listen else ""
         raise ListenError(f"cannot listen on {listen!r}: write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000{hint}")
@@ -65,6 +72,7 @@ def _split(listen: str) -> tuple[str, int]:
 
 
 def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]]:
+    """Returns the address family and the socket address of a host. Raises ListenError for an unknown host."""
     try:
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -75,6 +83,7 @@ def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]
 
 
 def _explain(error: OSError, listen: str, host: str, port: int) -> str:
+    """Returns the text of a ListenError: why `bind` or `listen` failed, and what to do."""
     shown = f"[{host}]" if ":" in host else host
     if error.errno == errno.EADDRINUSE:
         return (
@@ -87,14 +96,21 @@ def _explain(error: OSError, listen: str, host: str, port: int) -> str:
             f"choose another, for example --listen {shown}:5000"
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"cannot listen on {listen}: this machine has no such address; --listen 0.0.0.0:{port} takes all it has"
+        return (
+            f"cannot listen on {listen}: this machine has no such address; "
+            f"--listen 0.0.0.0:{port} listens on all IPv4 addresses that it has"
+        )
     return f"cannot listen on {listen}: {error.strerror or error}"
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """What applies to the connections of a listening socket; None: nothing of that kind. To be made before the fork."""
+    """What applies to the connections of a listening socket. Create it before the fork, because the per-address limit
+    is shared by all workers."""
 
     certificates: Certificates | None = None
+    """The TLS certificate; None: the socket speaks plain HTTP."""
     proxies: TrustedProxies | None = None
+    """The reverse proxies whose X-Forwarded headers count; None: no client's headers count."""
     per_address_limit: PerAddressLimit | None = None
+    """The limit of connections for each client address; None: there is no such limit."""

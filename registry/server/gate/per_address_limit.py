@@ -1,7 +1,11 @@
-"""Limits the connections of each client address, over all workers.
+"""Limits the connections of each client address, over all worker processes.
 
-Connections beyond the limit are accepted and closed at once, without a response: a 429 would need the request, and over
-TLS the handshake, which is the work that the limit is there to spare. A log line tells of them.
+Connections beyond the limit are accepted and closed at once, without a response. To answer 429 the server would have to
+read a request and, with TLS, perform a handshake; the limit exists to save this work. A log line reports the closed
+connections.
+
+Each process counts its connections in a *column*: its own part of a table of counters in shared memory. The count of an
+address is the sum over all columns. The parent assigns a column to each worker and clears it when the worker has ended.
 """
 
 from __future__ import annotations
@@ -13,18 +17,19 @@ from registry.client_addresses import network_of, plain_address
 from registry.server.server_log import log
 from registry.server.shared_counters import SharedCounters
 
-_QUIET_SECONDS = 10.0
-"""The shortest time between two log lines."""
-_GENERATIONS = 4
-"""Columns for each worker: a worker that SIGHUP replaced goes on counting until its last connection ends."""
+_LOG_INTERVAL_SECONDS = 10.0
+"""Shortest time between two log lines about closed connections."""
+_COLUMNS_PER_WORKER = 4
+"""Columns that are reserved for each worker. More than one is needed because SIGHUP replaces the workers, and a
+replaced worker keeps its column until its last connection ends."""
 
 
 class TooManyConnections(Exception):
-    """The address already has as many connections as it may."""
+    """The client address already has the maximum number of connections."""
 
 
 class CountedConnection:
-    """A connection that is counted until `release`."""
+    """A connection that counts against the limit of its client's address until `release`."""
 
     __slots__ = ("_key", "_limit")
 
@@ -33,68 +38,77 @@ class CountedConnection:
         self._key = key
 
     def release(self) -> None:
-        """Counts the connection no longer. May be called repeatedly."""
+        """Stops counting the connection. May be called repeatedly."""
         if self._limit is not None:
             self._limit.remove(self._key)
             self._limit = None
 
 
 class PerAddressLimit:
-    """Allows each address `most` connections at the same time. An IPv6 network of 64 bits counts as one address."""
+    """Allows each client address `max_connections` connections at the same time. All addresses of a /64 network of IPv6
+    count as one, because a client can choose among them freely."""
 
-    def __init__(self, most: int, workers: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """To be made before the fork. `clock` is in seconds."""
-        self._most = most
-        self._counts = SharedCounters(_GENERATIONS * workers)
-        self._free = list(range(self._counts.columns))
-        self._column: int | None = None
+    def __init__(self, max_connections: int, workers: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Create it before the fork, because it allocates the shared memory. `workers` is the number of worker
+        processes; `clock` is in seconds."""
+        self._max_connections = max_connections
+        self._counts = SharedCounters(_COLUMNS_PER_WORKER * workers)
+        self._free_columns = list(range(self._counts.columns))
+        self._own_column: int | None = None
         self._clock = clock
-        self._logged_at = -_QUIET_SECONDS
-        self._closed = 0
+        self._logged_at = -_LOG_INTERVAL_SECONDS
+        self._unlogged = 0  # connections closed since the last log line
 
-    # Called in the parent
+    # Called in the parent process
 
     def claim_column(self) -> int | None:
-        """Reserves a column for a process to be started. None: no column is free since many processes are left; the new
-        one admits every connection."""
-        if not self._free:
+        """Returns a column for a worker that is about to be started. Returns None if no column is free because many
+        replaced workers still run. A worker without a column admits every connection."""
+        if not self._free_columns:
             return None
-        column = self._free.pop(0)
+        column = self._free_columns.pop(0)
         self._counts.clear(column)
         return column
 
     def release_column(self, column: int | None) -> None:
-        """Clears the column of a process that has ended: its connections are gone."""
+        """Clears the column of a worker that has ended, and makes the column free for another worker. Does nothing for
+        None, a worker without a column."""
         if column is not None:
             self._counts.clear(column)
-            self._free.append(column)
+            self._free_columns.append(column)
 
     # Called in a worker
 
     def use_column(self, column: int | None) -> None:
-        """Makes this process count in that column."""
-        self._column = column
+        """Makes this process count in `column`; with None it counts nothing and admits every connection."""
+        self._own_column = column
 
     def admit(self, address: str) -> CountedConnection:
-        """Counts a connection. Raises TooManyConnections."""
+        """Counts a connection of the client at `address`. Raises TooManyConnections if the address is at its limit."""
         key = network_of(plain_address(address))
-        if self._column is None:
+        if self._own_column is None:
             return CountedConnection(self, key)
-        if self._counts.add(self._column, key) > self._most:
-            self._counts.remove(self._column, key)
+        if self._counts.add(self._own_column, key) > self._max_connections:
+            self._counts.remove(self._own_column, key)
             self._log_closed(key)
             raise TooManyConnections
         return CountedConnection(self, key)
 
     def remove(self, key: str) -> None:
-        """Counts one connection less."""
-        if self._column is not None:
-            self._counts.remove(self._column, key)
+        """Counts one connection of `key` less. `key` is the network of a client's address, as `admit` counted it."""
+        if self._own_column is not None:
+            self._counts.remove(self._own_column, key)
 
     def _log_closed(self, key: str) -> None:
-        """Logs a line now and then: one for each connection would let a client fill the log."""
-        self._closed += 1
+        """Logs how many connections were closed, at most once in `_LOG_INTERVAL_SECONDS`, because a line for each
+        connection would let a client fill the log."""
+        self._unlogged += 1
         now = self._clock()
-        if now - self._logged_at >= _QUIET_SECONDS:
-            log.warning("closed %d connections beyond the limit of %d, the last from %s", self._closed, self._most, key)
-            self._logged_at, self._closed = now, 0
+        if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
+            log.warning(
+                "closed %d connections beyond the limit of %d, the last from %s",
+                self._unlogged,
+                self._max_connections,
+                key,
+            )
+            self._logged_at, self._unlogged = now, 0

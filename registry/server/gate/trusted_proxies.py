@@ -1,9 +1,13 @@
-"""Takes client, scheme and host from the headers of trusted reverse proxies: X-Forwarded-For, -Proto and -Host.
+"""Reads a request's client, scheme and host from the headers X-Forwarded-For, -Proto and -Host of a reverse proxy.
 
-Any client can send these headers, so they count only on connections from the addresses in the settings. Each proxy
-appends the address of its peer to X-Forwarded-For. So the client is, from the right, the first address that is not a
-trusted proxy's; the client itself may have made up what stands left of it. `Forwarded` (RFC 7239) is ignored: a proxy
-that sets one of the two headers would let the client's other one through.
+Any client can send these headers, so they count only on connections from trusted addresses, which the settings list.
+
+Each proxy appends the address of its peer to X-Forwarded-For. So the client's address is found from the right: it is
+the first one that does not belong to a trusted proxy. The addresses left of it are ignored, because the client may have
+invented them.
+
+The header `Forwarded` (RFC 7239) is ignored. A proxy sets only one of the two kinds of headers and passes the other
+kind on as the client sent it, so reading both would let clients forge their address.
 """
 
 from __future__ import annotations
@@ -18,57 +22,63 @@ from registry.server.http1.response_head import Headers
 
 IpNetwork = IPv4Network | IPv6Network
 
-_CACHED_VALUES = 4096
-"""Values of X-Forwarded-For whose client is cached."""
-_CACHED_LENGTH = 200
-"""Longer values are not cached. In bytes."""
+_MAX_CACHED_VALUES = 4096
+"""Values of X-Forwarded-For whose parsed client address is cached, because parsing is slow."""
+_MAX_CACHED_VALUE_BYTES = 200
+"""Longer values of X-Forwarded-For are not cached."""
 _SCHEMES = {b"http": "http", b"https": "https"}
 
 
 class TrustedProxies:
-    """The proxies in some networks."""
+    """The reverse proxies that are trusted: all addresses of the given networks."""
 
     def __init__(self, networks: Iterable[IpNetwork]) -> None:
         self._networks: Sequence[IpNetwork] = tuple(networks)
-        self._clients: dict[bytes, str | None] = {}  # by X-Forwarded-For, which is slow to parse
+        self._cached_clients: dict[bytes, str | None] = {}  # value of X-Forwarded-For -> client's address
 
     def trusts(self, address: str) -> bool:
-        """Returns whether the peer at that address is one of them."""
+        """Returns whether the peer at `address` is a trusted proxy; False if `address` is not an IP address."""
         try:
             return self._is_trusted(ip_address(plain_address(address)))
         except ValueError:
             return False
 
     def apply(self, scope: Any, headers: Headers) -> None:
-        """Sets a request's `client`, `scheme` and Host to what a trusted proxy's headers say. Malformed values change
-        nothing. Of several values of -Proto and -Host the last counts: the nearest proxy wrote it."""
+        """Changes a request that came from a trusted proxy: sets `client` and `scheme` of its ASGI scope, and the Host
+        header in `headers`, to the values in the proxy's headers.
+
+        Malformed values change nothing. If X-Forwarded-Proto or -Host has several values, the last one counts, because
+        the nearest proxy wrote it.
+        """
         forwarded = [(name, value) for name, value in headers if name.startswith(b"x-forwarded-")]
         if not forwarded:
             return
         client = self._client(b",".join([value for name, value in forwarded if name == b"x-forwarded-for"]))
         if client is not None:
             scope["client"] = (client, 0)
-        scheme = _SCHEMES.get(_last(forwarded, b"x-forwarded-proto").lower())
+        scheme = _SCHEMES.get(_last_value(forwarded, b"x-forwarded-proto").lower())
         if scheme is not None:
             scope["scheme"] = scheme
-        host = _last(forwarded, b"x-forwarded-host")
+        host = _last_value(forwarded, b"x-forwarded-host")
         if host and is_host(host):
             headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", host)]
 
     def _client(self, addresses: bytes) -> str | None:
-        if len(addresses) > _CACHED_LENGTH:
+        """Returns the same as `_find_client`, from the cache where possible."""
+        if len(addresses) > _MAX_CACHED_VALUE_BYTES:
             return self._find_client(addresses)
-        if addresses not in self._clients:
-            if len(self._clients) >= _CACHED_VALUES:
-                self._clients.clear()
-            self._clients[addresses] = self._find_client(addresses)
-        return self._clients[addresses]
+        if addresses not in self._cached_clients:
+            if len(self._cached_clients) >= _MAX_CACHED_VALUES:
+                self._cached_clients.clear()
+            self._cached_clients[addresses] = self._find_client(addresses)
+        return self._cached_clients[addresses]
 
     def _find_client(self, addresses: bytes) -> str | None:
-        """Returns the client's address; None if there is none. Addresses left of a malformed one are ignored."""
+        """Returns the client's address from a value of X-Forwarded-For. Returns None if the last address is malformed
+        or missing. Addresses left of a malformed one are ignored."""
         found = None
         for text in reversed(addresses.split(b",")):
-            address = _read(text.strip())
+            address = _parse_address(text.strip())
             if address is None:
                 break
             found = str(address)
@@ -80,16 +90,18 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
 
-def _last(headers: Headers, wanted: bytes) -> bytes:
-    """Returns the last value of a header, which may have several lines (RFC 9110, 5.3)."""
+def _last_value(headers: Headers, header_name: bytes) -> bytes:
+    """Returns the last value of a header, which may have several lines or values separated by commas (RFC 9110, 5.3);
+    empty if the header is missing."""
     for name, value in reversed(headers):
-        if name == wanted:
+        if name == header_name:
             return value.rpartition(b",")[2].strip()
     return b""
 
 
-def _read(text: bytes) -> IPv4Address | IPv6Address | None:
-    """Parses an address as proxies write it: perhaps with a port, an IPv6 one perhaps in brackets. None: malformed."""
+def _parse_address(text: bytes) -> IPv4Address | IPv6Address | None:
+    """Parses an address as proxies write it: it may have a port, and an IPv6 address may be in brackets. Returns None
+    if it is malformed."""
     shown = text.decode("latin-1")
     if shown.startswith("["):
         shown = shown[1:].partition("]")[0]

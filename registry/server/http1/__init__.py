@@ -1,1 +1,1 @@
-"""HTTP/1.1 syntax: request heads, body framing, the server's own error responses."""
+"""HTTP/1.1 syntax: request and response heads, body framing, and the server's own error responses."""

@@ -1,6 +1,7 @@
-"""Cuts a request's body out of the bytes that are received (RFC 9112, sections 6.2 and 7.1).
+"""Separates the bytes of a request's body from its framing and from what follows (RFC 9112, sections 6.2 and 7.1).
 
-Bodies do not pass through the HTTP parser: their parts are views of the buffer they were received into, not copies.
+*Framing* is how a body's end is marked: by a declared length or by chunks. Bodies do not pass through the HTTP parser.
+The parts of a body are views of the buffer into which they were received, and are not copied.
 """
 
 from __future__ import annotations
@@ -12,141 +13,151 @@ from typing import Protocol
 from registry.server.http1.error_responses import RefusedRequest
 
 MAX_CHUNK_BYTES = 2**63 - 1
-"""The largest size of a chunk, in bytes."""
-_BETWEEN = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_SIZE_BEGINS = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
-_NO_TRAILERS = (b"content-length", b"transfer-encoding")
+"""Largest size that a chunk may declare, in bytes."""
+MAX_CHUNKS_PER_CALL = 1024
+"""Chunks and lines that one call of `ChunkedFraming.parse` parses. Each takes a microsecond or two, however small it
+is, and the event loop does nothing else meanwhile."""
+_NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
+"""The end of a chunk, followed by the size line of the next chunk."""
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
+"""Any beginning of a valid size line."""
+_TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
+_FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
-CHUNKS_PER_TURN = 1024
-"""Chunks that are parsed in one turn of the loop. Each takes a microsecond or two, however small it is."""
 
 
 class Framing(Protocol):
-    """How one body is framed."""
+    """Parses the framing of one body."""
 
-    ended: bool
-    """All of the body was received."""
+    is_complete: bool
+    """All of the body was parsed."""
 
-    def room(self, free: int) -> int:
-        """Returns how many bytes to receive next, of `free` ones."""
+    def max_receive(self, free_bytes: int) -> int:
+        """Returns how many bytes to receive next into a buffer that has `free_bytes` left."""
         ...
 
-    def take(self, data: memoryview, pieces: list[memoryview]) -> int:
-        """Adds the parts of `data` that are the body to `pieces`. Returns how many bytes it has parsed: all, unless the
-        body ended before, or there are too many chunks for one turn of the loop. Raises RefusedRequest."""
+    def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
+        """Appends the parts of `data` that belong to the body to `pieces`, and returns how many bytes were parsed.
+        Bytes are left unparsed if the body is complete before them, or if there are too many chunks for one call; call
+        it again with the unparsed bytes then. Raises RefusedRequest if the framing is malformed."""
         ...
 
 
 class LengthFraming:
-    """A body of a declared length. What follows its end is not received along with it."""
+    """The framing of a body with a declared length in bytes. `max_receive` never asks for bytes after the body's end,
+    so none are received together with the body."""
 
     def __init__(self, length: int) -> None:
-        self._left = length
-        self.ended = length == 0
+        self._remaining_bytes = length
+        self.is_complete = length == 0
 
-    def room(self, free: int) -> int:
-        return min(free, self._left)
+    def max_receive(self, free_bytes: int) -> int:
+        return min(free_bytes, self._remaining_bytes)
 
-    def take(self, data: memoryview, pieces: list[memoryview]) -> int:
-        size = min(len(data), self._left)
+    def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
+        size = min(len(data), self._remaining_bytes)
         pieces.append(data[:size])
-        self._left -= size
-        self.ended = self._left == 0
+        self._remaining_bytes -= size
+        self.is_complete = self._remaining_bytes == 0
         return size
 
 
 class ChunkedFraming:
-    """A body in chunks.
+    """The framing of a body in chunks (`Transfer-Encoding: chunked`).
 
-    Strict: refuses what two parsers could read differently, such as a line that ends with a bare LF, or a size with
-    spaces around it.
+    It is strict: it refuses what two parsers could interpret differently, such as a line that ends with LF without CR,
+    or a size with spaces around it.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is the most bytes of each line, and of all trailers together."""
+        """`limit` is the maximum number of bytes of one line, and of all trailers together."""
         self._limit = limit
-        self._left = 0  # bytes of the current chunk
-        self._line = b""  # the part of a line received so far
-        self._read = self._read_size
-        self._trailers = 0
-        self.ended = False
+        self._chunk_remaining_bytes = 0  # of the current chunk
+        self._line = b""  # the part of an incomplete line that was received so far
+        self._parse_line = self._parse_size_line  # parses the next line
+        self._trailer_bytes = 0
+        self.is_complete = False
 
-    def room(self, free: int) -> int:
-        return free
+    def max_receive(self, free_bytes: int) -> int:
+        return free_bytes
 
-    def take(self, data: memoryview, pieces: list[memoryview]) -> int:
-        at, end, turns = 0, len(data), CHUNKS_PER_TURN
-        while at < end and turns and not self.ended:
-            turns -= 1
-            if not self._left:
-                at = self._take_line(data, at)
+    def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
+        offset, end, steps_left = 0, len(data), MAX_CHUNKS_PER_CALL
+        while offset < end and steps_left and not self.is_complete:
+            steps_left -= 1
+            if not self._chunk_remaining_bytes:
+                offset = self._receive_line(data, offset)
                 continue
-            stop = at + self._left
-            if stop > end:
-                pieces.append(data[at:])
-                self._left -= end - at
+            chunk_end = offset + self._chunk_remaining_bytes
+            if chunk_end > end:
+                pieces.append(data[offset:])
+                self._chunk_remaining_bytes -= end - offset
                 return end
-            pieces.append(data[at:stop])
-            between = _BETWEEN.match(data, stop)
-            self._left = int(between[1], 16) if between else 0
-            if between and self._left:
-                at = between.end()
+            pieces.append(data[offset:chunk_end])
+            # This one match handles most chunks. It fails at the last chunk, and where a line was not received whole.
+            next_chunk = _NEXT_CHUNK.match(data, chunk_end)
+            self._chunk_remaining_bytes = int(next_chunk[1], 16) if next_chunk else 0
+            if next_chunk and self._chunk_remaining_bytes:
+                offset = next_chunk.end()
             else:
-                at = stop
-                self._read = self._read_end
-        return at
+                offset = chunk_end
+                self._parse_line = self._parse_chunk_end
+        return offset
 
-    def _take_line(self, data: memoryview, at: int) -> int:
-        found = _LINE_END.search(data, at, at + self._limit + 1)
-        stop = found.end() if found else min(len(data), at + self._limit + 1)
-        self._line += data[at:stop]
+    def _receive_line(self, data: memoryview, offset: int) -> int:
+        """Adds the bytes of `data` from `offset` to the current line, and parses the line once it is complete. Returns
+        the offset after the bytes that belong to the line. Raises RefusedRequest."""
+        found = _LINE_END.search(data, offset, offset + self._limit + 1)
+        stop = found.end() if found else min(len(data), offset + self._limit + 1)
+        self._line += data[offset:stop]
         if len(self._line) > self._limit:
             raise _too_large(self._limit)
         if found:
             line, self._line = self._line, b""
-            self._read(line)
-        elif not self._may_become_one(self._line):
+            self._parse_line(line)
+        elif not self._can_become_valid(self._line):
             raise _malformed("a chunk is not framed as it must be")
         return stop
 
-    def _may_become_one(self, line: bytes) -> bool:
-        """Returns whether the beginning of a line can become valid. If it cannot, nothing more is waited for."""
-        if self._read == self._read_end:
-            return line == b"\r"
-        return self._read != self._read_size or _SIZE_BEGINS.fullmatch(line) is not None
+    def _can_become_valid(self, line_start: bytes) -> bool:
+        """Returns whether a valid line can begin with `line_start`. If not, the request is refused at once, because the
+        client may never send the rest of the line."""
+        if self._parse_line == self._parse_chunk_end:
+            return line_start == b"\r"
+        return self._parse_line != self._parse_size_line or _SIZE_LINE_START.fullmatch(line_start) is not None
 
-    def _read_end(self, line: bytes) -> None:
+    def _parse_chunk_end(self, line: bytes) -> None:
         if line != b"\r\n":
             raise _malformed("a chunk is longer than its size")
-        self._read = self._read_size
+        self._parse_line = self._parse_size_line
 
-    def _read_size(self, line: bytes) -> None:
-        size = _SIZE.fullmatch(line)
+    def _parse_size_line(self, line: bytes) -> None:
+        size = _SIZE_LINE.fullmatch(line)
         if size is None or int(size[1], 16) > MAX_CHUNK_BYTES:
             raise _malformed("a chunk's size is not valid")
-        self._left = int(size[1], 16)
-        if not self._left:
-            self._read = self._read_trailer
+        self._chunk_remaining_bytes = int(size[1], 16)
+        if not self._chunk_remaining_bytes:
+            self._parse_line = self._parse_trailer
 
-    def _read_trailer(self, line: bytes) -> None:
-        self._trailers += len(line)
-        if self._trailers > self._limit:
+    def _parse_trailer(self, line: bytes) -> None:
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > self._limit:
             raise _too_large(self._limit)
         if line == b"\r\n":
-            self.ended = True
+            self.is_complete = True
             return
-        field = _TRAILER.fullmatch(line)
-        if field is None or field[1].lower() in _NO_TRAILERS:
+        field = _TRAILER_LINE.fullmatch(line)
+        if field is None or field[1].lower() in _FORBIDDEN_TRAILERS:
             raise _malformed("a trailer is not valid")
 
 
-def _malformed(what: str) -> RefusedRequest:
-    return RefusedRequest(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {what}")
+def _malformed(problem: str) -> RefusedRequest:
+    return RefusedRequest(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {problem}")
 
 
 def _too_large(limit: int) -> RefusedRequest:
     return RefusedRequest(
-        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a chunk's line, or the trailers, are too large: {limit} bytes"
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        f"a line of the chunked body, or its trailers, are larger than {limit} bytes",
     )

@@ -1,4 +1,7 @@
-"""The head of a request: where it ends, whether it is valid, its target (RFC 9112, 3.2), and its body's length."""
+"""Checks the head of a request (request line and headers) and parses its target (RFC 9112, 3.2).
+
+httptools splits the head into method, target, version and headers. The functions here do the rest.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,42 @@ from registry.server.asgi import Scope
 from registry.server.http1.error_responses import RefusedRequest
 from registry.server.http1.response_head import Headers
 
-_END = b"\r\n\r\n"
+_HEAD_END = b"\r\n\r\n"
 
 
-def find_head_end(tail: bytes, data: bytes, at: int) -> int:
-    """Returns where the head that begins or continues at `at` ends in `data`: after its last byte, or with the data.
-    `tail` are the last three bytes of the head before `data`, since its end may be cut in two."""
-    if at == 0 and tail:
-        found = (tail + data[:3]).find(_END)
+def find_head_end(tail: bytes, data: bytes, start: int) -> int:
+    """Returns the offset in `data` after the last byte of a head that begins or continues at the offset `start`.
+    Returns the length of `data` if the head does not end in it.
+
+    `tail` are the last bytes, up to three, of the same head that were received before `data`. They are needed because
+    the CRLFCRLF that ends a head may be received in two reads.
+    """
+    if start == 0 and tail:
+        found = (tail + data[:3]).find(_HEAD_END)
         if found >= 0:
-            return found + len(_END) - len(tail)
-    found = data.find(_END, at)
-    return len(data) if found < 0 else found + len(_END)
+            return found + len(_HEAD_END) - len(tail)
+    found = data.find(_HEAD_END, start)
+    return len(data) if found < 0 else found + len(_HEAD_END)
 
 
-def fill_scope(scope: Scope, headers: Headers, url: bytes, version: str, method: str) -> None:
-    """Adds method, version, path and query to `scope`. A host in the target replaces the one in `headers`. Raises
-    RefusedRequest with 400."""
+def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, method: str) -> None:
+    """Checks a head, and adds its method, version, path and query to the ASGI `scope`. If the target contains a host,
+    it replaces the Host header in `headers`. Raises RefusedRequest with 400 for a head that is not valid."""
     check_head(headers, version, method)
-    target = parse_target(url, method)
+    parsed = parse_target(target, method)
     check_host(headers, version)
-    if target.host is not None:
-        headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", target.host)]
+    if parsed.host is not None:
+        headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", parsed.host)]
     scope["method"] = method
     scope["http_version"] = version
-    scope["path"] = unquoted(target.path)
-    scope["raw_path"] = target.path
-    scope["query_string"] = target.query
+    scope["path"] = unquoted(parsed.path)
+    scope["raw_path"] = parsed.path
+    scope["query_string"] = parsed.query
 
 
 def check_head(headers: Headers, version: str, method: str) -> None:
-    """Raises RefusedRequest with 400 for versions, methods and transfer codings that are not supported (RFC 9112, 6.1
-    and 7)."""
+    """Raises RefusedRequest with 400 for a version, method or transfer coding that the server does not support (RFC
+    9112, 6.1 and 7)."""
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if version not in ("1.1", "1.0"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
@@ -53,7 +60,7 @@ def check_head(headers: Headers, version: str, method: str) -> None:
 
 
 def body_length(headers: Headers) -> int | None:
-    """Returns the body's length in bytes; None if it comes in chunks."""
+    """Returns the length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)
@@ -62,29 +69,34 @@ def body_length(headers: Headers) -> int | None:
     return 0
 
 
-_VISIBLE = re.compile(rb"[!-~]+")
-_ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
+_VISIBLE_ASCII = re.compile(rb"[!-~]+")
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
+"""A URL, split into the host with its port, and the path with its query."""
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+"""A host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets."""
 
 
 class ParsedTarget(NamedTuple):
-    """A request target, with percent-encoding and doubled slashes as sent."""
+    """A request target. Percent-encoding and doubled slashes are kept as the client sent them."""
 
     path: bytes
     query: bytes
+    """The part after the question mark; empty if there is none."""
     host: bytes | None = None
-    """Of a target in absolute form; it replaces the Host header."""
+    """The host of a target in absolute form (`http://host/path`), which replaces the Host header; None for other
+    forms."""
 
 
 def parse_target(target: bytes, method: str) -> ParsedTarget:
-    """Parses a request target in any form that is served. Raises RefusedRequest with 400."""
-    if _VISIBLE.fullmatch(target) is None or b"#" in target:
+    """Parses a request target in origin form (`/path`), absolute form (`http://host/path`) or, for OPTIONS, asterisk
+    form (`*`). Raises RefusedRequest with 400 for any other target."""
+    if _VISIBLE_ASCII.fullmatch(target) is None or b"#" in target:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target holds characters that must be percent-encoded")
     if target.startswith(b"/"):
         return _split(target)
     if target == b"*" and method == "OPTIONS":
         return ParsedTarget(b"*", b"")
-    absolute = _ABSOLUTE.fullmatch(target)
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
     if absolute is None or _HOST.fullmatch(absolute[1]) is None:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target is not a path")
     rest = absolute[2] or b"/"
@@ -92,18 +104,19 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
 
 
 def unquoted(path: bytes) -> str:
-    """Returns the decoded path: what ASGI calls `path`."""
+    """Returns the path with its percent-encoding decoded, as ASGI has it in `scope["path"]`."""
     text = path.decode("ascii")
     return unquote(text) if "%" in text else text
 
 
 def is_host(value: bytes) -> bool:
-    """Returns whether `value` has the form of a Host header's value."""
+    """Returns whether `value` contains only characters that a Host header may have."""
     return _HOST.fullmatch(value) is not None
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Raises RefusedRequest with 400 unless there is one valid Host, or at most one in HTTP/1.0 (RFC 9112, 3.2)."""
+    """Raises RefusedRequest with 400 unless the request has exactly one Host header and it is valid (RFC 9112, 3.2). In
+    HTTP/1.0 the header may be missing."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")

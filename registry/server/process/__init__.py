@@ -1,1 +1,1 @@
-"""Server processes: the supervisor, its workers, the application's lifespan."""
+"""The server's processes: the supervisor, its workers, and the application's lifespan in each worker."""

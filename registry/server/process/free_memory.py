@@ -1,6 +1,7 @@
-"""Returns freed memory to the system.
+"""Returns freed memory of a worker process to the system.
 
-malloc by itself keeps what lies between blocks in use, so a worker would stay as large as it once was.
+malloc by itself keeps free memory that lies between blocks in use. So without this, a worker would stay as large as it
+was at its peak.
 """
 
 from __future__ import annotations
@@ -13,47 +14,50 @@ import sys
 from collections.abc import Sized
 
 TRIM_BYTES = 32 * 1024 * 1024
-"""Growth over its smallest size after which a worker returns memory."""
+"""How much a process must have grown above its smallest size before it returns memory."""
 TRIM_PAUSES = (5.0, 600.0)
-"""Shortest and longest pause in seconds before the next attempt. Pauses grow while attempts do not help."""
+"""Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each
+attempt."""
 FEW_CONNECTIONS = 256
-"""Up to so many connections a full garbage collection is cheap."""
+"""Highest number of connections with which a full garbage collection takes only a few milliseconds."""
 
 
 class FreeMemory:
-    """Watches the size of this process, and returns memory when it has grown."""
+    """Watches how much memory this process uses, and returns free memory to the system when the process has grown."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connections: Sized) -> None:
+        """`connections` are the worker's open connections; only their number is used."""
         self._loop = loop
         self._connections = connections
-        self._least = self._size = resident_bytes()
-        self._pause = TRIM_PAUSES[0]
-        self._due = 0.0
+        self._min_bytes = self._current_bytes = resident_bytes()
+        self._pause_seconds = TRIM_PAUSES[0]
+        self._next_attempt = 0.0
 
-    def check(self, now: float) -> None:
-        """Returns memory if it is time for that. To be called once a second; `now` is in seconds."""
-        before, self._size = self._size, resident_bytes()
-        self._least = min(self._least, self._size)
-        if abs(self._size - before) > TRIM_BYTES // 4:  # memory comes and goes, so some may be free
-            self._pause = TRIM_PAUSES[0]
-            self._due = min(self._due, now + self._pause)
-        if self._size <= self._least + TRIM_BYTES:
-            self._pause = TRIM_PAUSES[0]
-        elif now >= self._due:
+    def release_if_due(self, now: float) -> None:
+        """Returns memory to the system if the process has grown and the pause since the last attempt is over. Call it
+        once a second; `now` is in seconds of any steady clock."""
+        bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
+        self._min_bytes = min(self._min_bytes, self._current_bytes)
+        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # much was allocated or freed: try again soon
+            self._pause_seconds = TRIM_PAUSES[0]
+            self._next_attempt = min(self._next_attempt, now + self._pause_seconds)
+        if self._current_bytes <= self._min_bytes + TRIM_BYTES:
+            self._pause_seconds = TRIM_PAUSES[0]
+        elif now >= self._next_attempt:
             self._collect_garbage()
             self._loop.run_in_executor(None, trim_memory)
-            self._due = now + self._pause
-            self._pause = min(2 * self._pause, TRIM_PAUSES[1])
+            self._next_attempt = now + self._pause_seconds
+            self._pause_seconds = min(2 * self._pause_seconds, TRIM_PAUSES[1])
 
     def _collect_garbage(self) -> None:
-        """Frees cycles of references, as connections over TLS are. A full collection takes some milliseconds, since the
-        objects made at the start are frozen, but 100 with thousands of connections: then only new objects are
-        examined."""
+        """Frees objects that refer to each other in cycles, such as the parts of a TLS connection. A full collection
+        takes a few milliseconds with few connections, and 100 ms with thousands. With many connections, only objects
+        of the two younger generations are examined."""
         gc.collect(2 if len(self._connections) <= FEW_CONNECTIONS else 1)
 
 
 def resident_bytes() -> int:
-    """Returns how many bytes of memory this process uses; 0 where the system does not tell."""
+    """Returns how many bytes of memory this process uses (its resident set size); 0 on systems without /proc."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -62,8 +66,9 @@ def resident_bytes() -> int:
 
 
 def trim_memory() -> None:
-    """Returns free memory to the system. Takes some milliseconds: to be called in a thread. See malloc_trim(3)."""
+    """Returns free memory to the system. Takes some milliseconds, so call it in a thread. See malloc_trim(3). Does
+    nothing on other systems than Linux."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the C library musl does not have it
         if trim is not None:
             trim(0)

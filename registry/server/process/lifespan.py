@@ -1,6 +1,7 @@
-"""Starts and stops the application (ASGI lifespan protocol, version 2.0).
+"""Starts and stops the application through the ASGI lifespan protocol, version 2.0.
 
-Unlike uvicorn's, raises the exception that made the start fail, so that one line can say why.
+If the application's start fails, the caller gets the exception itself, so that the server can print the reason in one
+line. uvicorn only logs it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from registry.server.asgi import AsgiApp
 
 
 class StartFailed(Exception):
-    """The application refused to start. `message` says why, in one line."""
+    """The application reported that it cannot start. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -20,48 +21,54 @@ class StartFailed(Exception):
 
 
 class Lifespan:
-    """Runs the application's lifespan in its own task. Call `start`, then, once, `stop`."""
+    """Runs the application's lifespan in a task of its own. Call `start` once, and later `stop` once."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.state: dict[str, Any] = {}
+        """The application may store values here when it starts (ASGI: lifespan state)."""
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-        self._answer: asyncio.Future[str | None] | None = None
+        self._reply: asyncio.Future[str | None] | None = None
+        """The application's reply to the last event: None after success, the text of a `failed` message otherwise."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the application is ready. Raises what its start-up raised, or StartFailed."""
+        """Returns when the application is ready. Raises the exception that the application's start raised; StartFailed
+        if the application only reported a failure."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
-        failure = await self._ask("lifespan.startup")
+        failure = await self._send_event("lifespan.startup")
         if failure is not None:
-            await self._task  # Starlette says "failed" first and raises the reason then
+            await self._task  # raises the reason if the application is Starlette's: it reports the failure first
             raise StartFailed(failure.strip().rpartition("\n")[2] or "the application refused to start")
 
     async def stop(self) -> None:
-        """Tells the application to close, and waits for it. Raises what its shutdown raised."""
+        """Tells the application to shut down, and waits until it has. Raises the exception that its shutdown raised.
+        Does nothing if the application does not run."""
         if self._task is None or self._task.done():
             return
-        await self._ask("lifespan.shutdown")
+        await self._send_event("lifespan.shutdown")
         await self._task
 
-    async def _ask(self, event: str) -> str | None:
-        """Sends one event, and waits for its answer or the end of the task. Returns the text of a `failed` answer, None
-        after success. Raises what the application raised."""
+    async def _send_event(self, event: str) -> str | None:
+        """Sends one event to the application, and waits for its reply or the end of its task. Returns the text of a
+        `failed` reply; None after success, and if the task ended without a reply. Raises the exception that ended the
+        task."""
         assert self._task is not None
-        self._answer = asyncio.get_running_loop().create_future()
+        self._reply = asyncio.get_running_loop().create_future()
         self._events.put_nowait({"type": event})
-        waiting: set[asyncio.Future[Any]] = {self._answer, self._task}
+        waiting: set[asyncio.Future[Any]] = {self._reply, self._task}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if self._answer.done():
-            return self._answer.result()
+        if self._reply.done():
+            return self._reply.result()
         self._task.result()
         return None
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        await self._app(scope, self._events.get, self._send)
+        await self._app(scope, self._events.get, self._on_reply)
 
-    async def _send(self, message: Any) -> None:
-        if self._answer is not None and not self._answer.done():
+    async def _on_reply(self, message: Any) -> None:
+        """The application's `send`: receives its reply to an event."""
+        if self._reply is not None and not self._reply.done():
             failed = message["type"].endswith(".failed")
-            self._answer.set_result((message.get("message") or "") if failed else None)
+            self._reply.set_result((message.get("message") or "") if failed else None)

@@ -1,4 +1,4 @@
-"""Runs an application on listening sockets until the process is told to stop."""
+"""Runs an ASGI application on listening sockets, in one or several processes, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log, set_up_server_logging
 
 _THREAD_JOIN_SECONDS = 2.0
-"""How long the application's threads may take to end after the event loop has. They hold nothing acknowledged."""
+"""How long the application's threads may take to end after the event loop has ended. Nothing is lost if they are
+killed, because requests are acknowledged only after their data is on the disk."""
 
 
 def serve(
@@ -37,12 +38,13 @@ def serve(
 ) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 after a failed start.
 
-    Calls `make_app` in each worker, after the fork; databases are to be opened in the application's lifespan. Modules
-    it needs should be imported before, in the parent: the workers share their pages. Calls `on_ready` once, in the
-    parent, when all workers accept requests. `shutdown_grace` is how many seconds requests in progress may go on.
+    Calls `make_app` in each worker, after the fork. The application must open databases in its lifespan. Modules that
+    the application needs should be imported in the parent, because the workers then share their memory. Calls
+    `on_ready` once, in the parent, when all workers accept requests. `shutdown_grace` is how many seconds requests in
+    progress may continue after the signal.
 
-    A single worker runs in this process, without a supervisor, to save memory. To be called from the main thread.
-    Closes the sockets. Prints one line to stderr if the start fails.
+    A single worker runs in this process, without a supervisor, to save memory. Call this function from the main thread.
+    It closes the sockets. It prints one line to stderr if the start fails. Raises ValueError if `workers` is below 1.
     """
     if workers < 1:
         raise ValueError("there must be at least one worker")
@@ -51,7 +53,7 @@ def serve(
     limits, listener_options = limits or ServerLimits(), listener_options or ListenerOptions()
     if workers > 1:
         gc.collect()
-        gc.freeze()  # a garbage collection would write to pages that the workers share, and so copy them
+        gc.freeze()  # otherwise a garbage collection writes to memory that the workers share, and so copies it
         code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready, listener_options).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
@@ -59,7 +61,7 @@ def serve(
         ready = on_ready or (lambda: None)
         worker = Worker(make_app, sockets, shutdown_grace, limits, ready, listener_options=listener_options)
         code, failure = worker.run()
-        _end_threads(code)
+        _join_threads(code)
     if failure:
         with suppress(OSError):
             print(f"error: {failure}", file=sys.stderr, flush=True)
@@ -67,15 +69,16 @@ def serve(
     return code
 
 
-def _end_threads(code: int) -> None:
-    """Exits here if a thread of the application is stuck: the interpreter would wait for it for ever."""
-    until = time.monotonic() + _THREAD_JOIN_SECONDS
+def _join_threads(code: int) -> None:
+    """Waits for the application's threads. If one does not end in time, exits the process with `code` at once, because
+    the interpreter would wait for the thread without a limit."""
+    deadline = time.monotonic() + _THREAD_JOIN_SECONDS
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.daemon:
             continue
-        thread.join(max(0.0, until - time.monotonic()))
+        thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
-            log.warning("ending although the thread %s is still busy", thread.name)
+            log.warning("exiting although the thread %s is still busy", thread.name)
             logging.shutdown()
             flush_output()
             os._exit(code)

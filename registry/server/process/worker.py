@@ -1,4 +1,4 @@
-"""A worker: one event loop, the application, and the connections that this process has accepted."""
+"""A worker: runs one event loop with the application and the connections that this process has accepted."""
 
 from __future__ import annotations
 
@@ -36,43 +36,47 @@ else:
     new_event_loop = uvloop.new_event_loop
 
 CANCEL_SECONDS = 1.0
-"""For requests that were cancelled after the grace period."""
+"""How long the worker waits for the end of requests that it cancelled after the grace period."""
 CLOSE_SECONDS = 5.0
-"""For the application's shutdown after that."""
-_DRAIN_STEP_SECONDS = 0.02
+"""How long the worker waits for the application's shutdown after the last request."""
+_DRAIN_CHECK_SECONDS = 0.02
+"""Time between two checks, during a stop, of whether all requests have ended."""
 
 
 class Worker:
-    """Serves in this process and thread."""
+    """Serves connections in the current process and thread, until SIGTERM or the supervisor's end. A worker without a
+    supervisor also stops at SIGINT."""
 
     def __init__(
         self,
         make_app: Callable[[], AsgiApp],
         sockets: Sequence[socket.socket],
-        grace: float,
+        grace_seconds: float,
         limits: ServerLimits,
         on_ready: Callable[[], None],
         *,
         listener_options: ListenerOptions | None = None,
-        alive: int | None = None,
+        alive_pipe: int | None = None,
     ) -> None:
-        """`grace` is how many seconds requests in progress may go on after a stop. `on_ready` is called when the worker
-        accepts connections. `alive` is the reading end of a pipe that only the parent can write to: it becomes readable
-        when the parent is gone; None: there is no parent."""
+        """`sockets` listen already. `grace_seconds` is how long requests in progress may continue after a stop.
+        `on_ready` is called when the worker accepts connections. `alive_pipe` is the reading end of a pipe whose
+        writing end only the supervisor holds, so it becomes readable when the supervisor has ended; None: there is no
+        supervisor."""
         self._make_app = make_app
         self._sockets = sockets
-        self._grace = grace
+        self._grace_seconds = grace_seconds
         self._limits = limits
         self._on_ready = on_ready
         self._listener_options = listener_options or ListenerOptions()
-        self._alive = alive
+        self._alive_pipe = alive_pipe
         self._state = WorkerState()
         self._handshakes: set[Handshake] = set()
         self._stop = asyncio.Event()
         self._interrupted = False
 
     def run(self) -> tuple[int, str | None]:
-        """Serves until it is told to stop. Returns the exit code and, after a failed start, the reason in one line."""
+        """Serves until a signal stops the worker. Returns the exit code: 0 and None after an orderly stop, 1 and the
+        reason in one line after a failure."""
         tune_malloc()
         loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
@@ -96,52 +100,57 @@ class Worker:
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            await asyncio.wait({starting}, timeout=self._grace)  # a stop during the start: let it end in order
+            # The worker was stopped during the start. The start may still complete, so that it ends in order.
+            await asyncio.wait({starting}, timeout=self._grace_seconds)
         if not starting.done():
             return
         starting.result()
         gc.collect()
-        gc.freeze()  # later collections skip the objects made so far, which would take them 50 ms
+        gc.freeze()  # later collections skip the objects created so far; examining them would take 50 ms each time
         limit = ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
         limit.warn_if_low()
-        ticks = asyncio.create_task(self._tick(loop, limit))
+        maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
         await stopping
         await self._drain(acceptors)
-        ticks.cancel()
-        await _close(lifespan)
+        maintenance.cancel()
+        await _shut_down(lifespan)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
-        if self._alive is None:
+        if self._alive_pipe is None:
             signal.signal(signal.SIGINT, partial(self._on_interrupt, loop))
         else:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
-            loop.add_reader(self._alive, os._exit, 1)  # it becomes readable only when the parent ends
-        if self._alive is None and self._listener_options.certificates is not None:
+            # Ctrl-C sends SIGINT to the whole process group. The supervisor then stops its workers with SIGTERM.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            loop.add_reader(self._alive_pipe, os._exit, 1)  # the supervisor has ended
+        if self._alive_pipe is None and self._listener_options.certificates is not None:
             loop.add_signal_handler(signal.SIGHUP, self._refresh_certificates, True)
         else:
-            # A terminal that closes sends it to the whole process group. Only a parent has workers to renew.
+            # A terminal that is closed sends SIGHUP to the whole process group, and workers must not end then. A
+            # supervisor acts on SIGHUP itself: it replaces its workers.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
     def _refresh_certificates(self, settled: bool = False) -> None:
+        """Reloads the TLS certificate if its files have changed. `settled`: no program is still writing the files."""
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
-        """Stops; exits at once the second time. The interpreter calls it, so it works while a callback blocks the
-        event loop."""
+        """Stops the worker at the first SIGINT, and exits at once at the second. This is a handler of the interpreter,
+        not of the event loop, so it works while a callback blocks the loop."""
         if self._interrupted or self._stop.is_set():
             os._exit(128 + number)
         self._interrupted = True
-        with suppress(RuntimeError):  # the loop is closed: the process is about to end
+        with suppress(RuntimeError):  # the loop is closed already, and the process is about to end
             loop.call_soon_threadsafe(self._stop.set)
 
     def _listen(
         self, loop: asyncio.AbstractEventLoop, app: AsgiApp, lifespan_state: dict[str, Any], limit: ConnectionLimit
     ) -> list[Acceptor]:
+        """Starts to accept connections on all listening sockets. Returns one acceptor for each socket."""
         worker = WorkerContext(
             app,
             loop,
@@ -153,62 +162,63 @@ class Worker:
             connection_limit=limit,
         )
 
-        def connection(on_lost: OnLost | None) -> RegistryProtocol:
+        def make_protocol(on_lost: OnLost | None) -> RegistryProtocol:
             return RegistryProtocol(worker, on_lost)
 
         return [
-            Acceptor(loop, sock, connection, self._listener_options, self._limits, limit, self._handshakes)
+            Acceptor(loop, sock, make_protocol, self._listener_options, self._limits, limit, self._handshakes)
             for sock in self._sockets
         ]
 
-    async def _tick(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
-        """Once a second renews the Date header, checks each connection's timeouts, counts open files, and returns free
-        memory. Every few seconds checks whether the certificate was renewed."""
-        checked = loop.time()
+    async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
+        """Updates the Date header, checks each connection's timeouts, counts open files, and returns free memory to the
+        system, all once a second. Every few seconds checks whether the certificate's files have changed."""
+        certificates_checked_at = loop.time()
         memory = FreeMemory(loop, self._state.connections)
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = loop.time()
             for connection in list(self._state.connections):
-                connection.check(now)
-            limit.measure()
-            memory.check(now)
-            if now - checked >= self._limits.certificate_seconds:
-                checked = now
+                connection.check_timeouts(now)
+            limit.count_other_files()
+            memory.release_if_due(now)
+            if now - certificates_checked_at >= self._limits.certificate_check_seconds:
+                certificates_checked_at = now
                 self._refresh_certificates()
-            await asyncio.sleep(self._limits.pulse_seconds)
+            await asyncio.sleep(self._limits.timeout_check_seconds)
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
-        """Accepts no more connections, lets requests in progress end within the grace period, then cancels the rest."""
+        """Stops accepting connections, lets requests in progress end within the grace period, then cancels the rest."""
         for acceptor in acceptors:
             acceptor.close()
-        until = time.monotonic() + self._grace
-        while (self._state.connections or self._state.tasks) and time.monotonic() < until:
-            for connection in list(self._state.connections):  # anew: one may have been accepted just before
+        deadline = time.monotonic() + self._grace_seconds
+        while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
+            for connection in list(self._state.connections):  # in each round: a handshake may have ended meanwhile
                 connection.shutdown()
-            await asyncio.sleep(_DRAIN_STEP_SECONDS)
+            await asyncio.sleep(_DRAIN_CHECK_SECONDS)
         for connection in list(self._state.connections):
             connection.abort()
         tasks = set(self._state.tasks)
         if tasks:
-            log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace)
+            log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace_seconds)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
 
-async def _close(lifespan: Lifespan) -> None:
-    """Waits for the application's shutdown for a bounded time. If it takes longer, it is cancelled with the loop."""
+async def _shut_down(lifespan: Lifespan) -> None:
+    """Shuts down the application, and waits for that for a bounded time. A shutdown that takes longer is cancelled when
+    the event loop ends."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():
-        log.warning("the application did not close within %g s", CLOSE_SECONDS)
+        log.warning("the application did not shut down within %g s", CLOSE_SECONDS)
     elif not closing.cancelled() and (error := closing.exception()) is not None:
-        log.error("the application failed while closing", exc_info=error)
+        log.error("the application failed while shutting down", exc_info=error)
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancels all tasks, and waits for them for a bounded time."""
+    """Cancels all tasks of the loop, and waits for their end for a bounded time."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -217,8 +227,8 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Returns one line that says why the start failed. Anything but a reported problem or an OSError is a bug: its
-    traceback goes to the log."""
+    """Returns one line that says why the start failed. Errors with a `message` attribute and OSErrors are expected. All
+    other errors are bugs, so this function also logs their traceback."""
     message = getattr(error, "message", None)
     if isinstance(message, str) and message:
         return " ".join(message.split())

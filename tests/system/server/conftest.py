@@ -27,7 +27,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[AppProcess]:
     """A server that all tests of the protocol share."""
-    running = AppProcess({"limits": {"linger_seconds": 0.5, "pulse_seconds": 0.1}})
+    running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}})
     try:
         yield running.until_ready()
     finally:
@@ -44,7 +44,7 @@ def impatient() -> Iterator[AppProcess]:
         "send_idle_seconds": 1.0,
         "half_close_seconds": 1.0,
         "linger_seconds": 1.0,
-        "pulse_seconds": 0.05,
+        "timeout_check_seconds": 0.05,
     }
     running = AppProcess({"limits": seconds})
     try:

@@ -19,7 +19,7 @@ LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 SIZE = 60_000
 """Bytes of a large answer."""
-LIMITS = {"linger_seconds": 0.3, "pulse_seconds": 0.05}
+LIMITS = {"linger_seconds": 0.3, "timeout_check_seconds": 0.05}
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
@@ -163,7 +163,7 @@ def test_what_is_wrong_after_a_ready_answer_is_refused_after_it(ready: AppProces
 
 def test_an_idle_connection_is_ended_after_a_ready_answer_as_after_any(start: Start, env: dict[str, str]) -> None:
     """The keep-alive timeout starts with the cached response."""
-    running = start(env, at_once=True, limits={"keep_alive_seconds": 0.3, "pulse_seconds": 0.05})
+    running = start(env, at_once=True, limits={"keep_alive_seconds": 0.3, "timeout_check_seconds": 0.05})
     with running.connect() as sock:
         sock.sendall(request())
         assert read_response(sock)[1]["x-way"] == "at once"

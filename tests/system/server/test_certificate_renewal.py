@@ -20,7 +20,7 @@ from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.system.server.app_process import AppProcess, Start, wait_for
 from tests.system.server.tls_client import ask, client_context, serial, tls_connection
 
-QUICK = {"certificate_seconds": 0.05, "pulse_seconds": 0.05}
+QUICK = {"certificate_check_seconds": 0.05, "timeout_check_seconds": 0.05}
 DAY = 86400
 
 
@@ -247,7 +247,7 @@ def test_a_renewal_that_went_wrong(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup(start: Start, context: ssl.SSLContext, live: KeyPair, second: KeyPair, workers: int) -> None:
     """SIGHUP reloads the files at once, however rarely they are checked."""
-    running = start(workers=workers, tls=named(live), limits={"certificate_seconds": 3600})
+    running = start(workers=workers, tls=named(live), limits={"certificate_check_seconds": 3600})
     old = shown(running, context)
     put(second, live)
     os.kill(running.pid, signal.SIGHUP)

@@ -17,7 +17,7 @@ from registry.server.connection.receive_buffers import (
     BodyBuffer,
     IncomingBodies,
 )
-from registry.server.http1.body_framing import CHUNKS_PER_TURN, ChunkedFraming, LengthFraming
+from registry.server.http1.body_framing import MAX_CHUNKS_PER_CALL, ChunkedFraming, LengthFraming
 from registry.server.http1.error_responses import RefusedRequest
 from tests.system.server.app_process import AppProcess, Start, read_all, read_error, read_response, wait_for
 from tests.system.server.test_sendfile import descriptors
@@ -37,17 +37,17 @@ def receive(body: BodyBuffer, data: bytes, cuts: list[int]) -> tuple[bytes, byte
     content: list[memoryview] = []
     for start, stop in pairwise([0, *sorted(set(cuts)), len(data)]):
         at = start
-        while at < stop and not body.ended:
-            room = body.room()
+        while at < stop and not body.is_complete:
+            room = body.get_memory()
             part = data[at : min(stop, at + len(room))]
             room[: len(part)] = part
-            pieces, rest = body.filled(len(part))
+            pieces, rest = body.parse_received(len(part))
             content += pieces
-            while body.waiting:
-                pieces, rest = body.take_waiting()
+            while body.has_unparsed:
+                pieces, rest = body.parse_unparsed()
                 content += pieces
             at += len(part) - len(rest)
-        if body.ended:
+        if body.is_complete:
             return b"".join(content), data[at:]
     return b"".join(content), b""
 
@@ -74,41 +74,41 @@ def test_a_length_is_never_exceeded(content: bytes, cuts: list[int]) -> None:
     """There is room for the declared length and no byte more, so nothing after the body is received with it."""
     body = BodyBuffer(LengthFraming(len(content)))
     assert receive(body, content, [cut for cut in cuts if cut < len(content)]) == (content, b"")
-    assert body.ended
+    assert body.is_complete
 
 
 def test_buffers_grow_with_what_fills_them() -> None:
     """A body's first buffer is small, and the next ones grow while the body fills them; a body of a few bytes gets a
     buffer of that size."""
     body, sizes = BodyBuffer(ChunkedFraming(LIMIT)), []
-    room = body.room()
+    room = body.get_memory()
     room[:8] = b"8000000\r"
-    body.filled(8)
-    body.room()[:1] = b"\n"
-    body.filled(1)
+    body.parse_received(8)
+    body.get_memory()[:1] = b"\n"
+    body.parse_received(1)
     for _ in range(12):
-        sizes.append(len(body.room()))
-        body.filled(len(body.room()))
+        sizes.append(len(body.get_memory()))
+        body.parse_received(len(body.get_memory()))
     assert sizes == [MIN_BUFFER_BYTES - 9, *(min(MIN_BUFFER_BYTES << i, MAX_BUFFER_BYTES) for i in range(1, 12))]
-    assert len(BodyBuffer(LengthFraming(10)).room()) == 10
+    assert len(BodyBuffer(LengthFraming(10)).get_memory()) == 10
 
 
 def test_crumbs_are_swept_together() -> None:
     """Thousands of tiny chunks in one read are joined instead of kept as views. They are parsed in several turns of the
     loop, and the next read is not larger."""
     body = BodyBuffer(ChunkedFraming(LIMIT))
-    room = body.room()
+    room = body.get_memory()
     data = b"1\r\nx\r\n" * (len(room) // 6)
     room[: len(data)] = data
-    content, (pieces, _) = b"", body.filled(len(data))
-    while body.waiting:
+    content, (pieces, _) = b"", body.parse_received(len(data))
+    while body.has_unparsed:
         (piece,) = pieces
-        assert 0 < len(piece) <= CHUNKS_PER_TURN
+        assert 0 < len(piece) <= MAX_CHUNKS_PER_CALL
         content += piece
-        pieces, _ = body.take_waiting()
+        pieces, _ = body.parse_unparsed()
     assert content + b"".join(pieces) == b"x" * (len(data) // 6)
     assert body.is_fragmented
-    assert len(body.room()) <= MIN_BUFFER_BYTES
+    assert len(body.get_memory()) <= MIN_BUFFER_BYTES
 
 
 MALFORMED = {
@@ -271,22 +271,22 @@ def test_many_bodies_have_small_buffers() -> None:
     bodies = [BodyBuffer(LengthFraming(10 * MAX_BUFFER_BYTES), receiving) for _ in range(MAX_LARGE_BODIES + 1)]
     for body in bodies:
         for _ in range(4):
-            body.filled(len(body.room()))
-    assert len(bodies[-1].room()) == MIN_BUFFER_BYTES
+            body.parse_received(len(body.get_memory()))
+    assert len(bodies[-1].get_memory()) == MIN_BUFFER_BYTES
     del body
     bodies.pop()
     assert receiving.count == MAX_LARGE_BODIES
     short = BodyBuffer(LengthFraming(1), receiving)
-    short.take(memoryview(b"x"))
+    short.parse(memoryview(b"x"))
     assert receiving.count == MAX_LARGE_BODIES
     for _ in range(4):
-        bodies[0].filled(len(bodies[0].room()))
-    assert len(bodies[0].room()) > MIN_BUFFER_BYTES
+        bodies[0].parse_received(len(bodies[0].get_memory()))
+    assert len(bodies[0].get_memory()) > MIN_BUFFER_BYTES
 
 
 def test_a_client_that_takes_nothing_of_a_large_answer(start: Start) -> None:
     """It is cut off when it does not take a slice in time; a client that reads gets the whole response."""
-    running = start(limits={"slice_seconds": 0.3})
+    running = start(limits={"response_slice_seconds": 0.3})
     request = b"GET /whole?size=50000000 HTTP/1.1\r\nHost: test\r\n\r\n"
     before = descriptors(running)
     with running.connect() as sock:

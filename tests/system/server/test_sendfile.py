@@ -37,7 +37,7 @@ MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
-    running = AppProcess({"limits": {"linger_seconds": 0.5, "pulse_seconds": 0.1}}, request.param)
+    running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}}, request.param)
     try:
         yield running.until_ready()
     finally:
@@ -47,7 +47,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
 @pytest.fixture(scope="session", params=LOOPS, ids=IDS)
 def hasty(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
     """A server that cuts off clients that take nothing for a second."""
-    running = AppProcess({"limits": {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}}, request.param)
+    running = AppProcess({"limits": {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}}, request.param)
     try:
         yield running.until_ready()
     finally:

@@ -96,7 +96,7 @@ def test_processes_share_a_pace() -> None:
 @pytest.mark.parametrize(("per_second", "burst"), [(0.0, 1), (-1.0, 1), (1.0, 0)])
 def test_a_pace_that_is_none(per_second: float, burst: int) -> None:
     """A rate of 0, or no burst, is an error."""
-    with pytest.raises(ValueError, match="a pace needs"):
+    with pytest.raises(ValueError, match="a rate limit needs"):
         SharedRateLimiter(per_second, burst)
 
 

@@ -25,7 +25,7 @@ from tests.system.server.tls_client import GET, ask, client_context, tls_connect
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
-LIMITS = {"handshake_seconds": 1.5, "linger_seconds": 0.3, "pulse_seconds": 0.05}
+LIMITS = {"handshake_seconds": 1.5, "linger_seconds": 0.3, "timeout_check_seconds": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,7 @@ def test_an_error_while_the_client_sends(tls: AppProcess, context: ssl.SSLContex
 
 def test_a_client_that_takes_nothing(start: Start, env: dict[str, str], context: ssl.SSLContext, pair: KeyPair) -> None:
     """It is cut off; a client that takes a little again and again is not."""
-    limits = {"send_idle_seconds": 1.0, "pulse_seconds": 0.05}
+    limits = {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}
     running = start(env, tls=named(pair), limits=limits)
     request = b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n"
     with (

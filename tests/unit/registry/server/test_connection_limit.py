@@ -29,7 +29,7 @@ class SilentPeer:
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         return self._silence if self in self._there else None
 
-    def drop(self) -> None:
+    def evict(self) -> None:
         self._there.remove(self)
 
 
@@ -66,7 +66,7 @@ def test_the_longest_silent_go_first() -> None:
     """Of connections of the same kind, the one that has been silent for longest is closed first."""
     site = LimitedWorker()
     peers = site.add(10, "idle")
-    assert site.limit.shed(3)
+    assert site.limit.evict_connections(3)
     assert [peer in site.there for peer in peers] == [False] * 3 + [True] * 7
 
 
@@ -74,11 +74,11 @@ def test_new_ones_go_before_idle_ones() -> None:
     """A flood of new connections does not close idle ones, and a flood of idle connections does not close new ones."""
     site = LimitedWorker()
     idle, new = site.add(10, "idle", address="b"), site.add(30, "new", since=500, address=None)
-    site.limit.shed(15)
+    site.limit.evict_connections(15)
     assert site.closed(idle, new) == [0, 15]
     site = LimitedWorker()
     idle, new = site.add(60, "idle", since=500, address=None), site.add(3, "new", address="b")
-    site.limit.shed(15)
+    site.limit.evict_connections(15)
     assert site.closed(idle, new) == [15, 0]
 
 
@@ -89,9 +89,9 @@ def test_an_address_loses_its_own_first() -> None:
     others = site.add(FAIR_SHARE, "idle", address="b")
     proxied = site.add(40, "idle", since=100, address=None)
     many = site.add(FAIR_SHARE + 20, "idle", since=500)
-    site.limit.shed(20)
+    site.limit.evict_connections(20)
     assert site.closed(others, proxied, many) == [0, 0, 20]
-    site.limit.shed(1)
+    site.limit.evict_connections(1)
     assert site.closed(others, proxied, many) == [1, 0, 20]
 
 
@@ -99,11 +99,11 @@ def test_who_is_at_work_stays() -> None:
     """Connections with requests in progress are not closed unless they have stalled, and then after all others."""
     site = LimitedWorker()
     busy, stalled, new = site.add(5, None), site.add(2, "stalled", NOW - STALLED_SECONDS), site.add(2, "new")
-    site.limit.shed(2)
+    site.limit.evict_connections(2)
     assert site.closed(busy, stalled, new) == [0, 0, 2]
-    site.limit.shed(10)
+    site.limit.evict_connections(10)
     assert site.closed(busy, stalled, new) == [0, 2, 2]
-    assert not site.limit.shed(1)
+    assert not site.limit.evict_connections(1)
 
 
 def test_a_request_makes_room_for_its_files() -> None:
@@ -111,7 +111,7 @@ def test_a_request_makes_room_for_its_files() -> None:
     site = LimitedWorker()
     peers = site.add(site.limit.capacity, "idle", address=None)
     site.requests.add(object())
-    site.limit.on_request()
+    site.limit.make_room_for_request()
     assert site.closed(peers) == [FILES_PER_REQUEST]
 
 
@@ -149,7 +149,7 @@ def test_a_choice_looks_at_a_bounded_number() -> None:
     most = 0
     for _ in range(20):
         looked.clear()
-        made.shed(1)
+        made.evict_connections(1)
         most = max(most, len(looked))
         clock.now += 1.0
     assert most <= MAX_EXAMINED + 10
@@ -161,9 +161,9 @@ def test_that_nobody_is_silent_is_remembered_for_a_moment() -> None:
     """The result that no connection was silent is cached for a quarter of a second."""
     site = LimitedWorker()
     site.add(10, None)
-    assert not site.limit.shed(1)
+    assert not site.limit.evict_connections(1)
     idle = site.add(1, "idle")
-    assert not site.limit.shed(1)
+    assert not site.limit.evict_connections(1)
     site.clock.now += 0.3
-    assert site.limit.shed(1)
+    assert site.limit.evict_connections(1)
     assert site.closed(idle) == [1]

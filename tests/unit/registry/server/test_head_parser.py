@@ -25,7 +25,7 @@ class NoConnection:
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         return None
 
-    def drop(self) -> None:
+    def evict(self) -> None:
         """Nothing is open."""
 
 
@@ -46,7 +46,7 @@ class Begun:
 async def context() -> ConnectionContext:
     loop = asyncio.get_running_loop()
     worker = WorkerContext(app, loop, ServerLimits(header_bytes=1000), UnsentBudget(0, loop.time))
-    return ConnectionContext.of(worker, asyncio.Transport(), NoConnection())
+    return ConnectionContext.for_transport(worker, asyncio.Transport(), NoConnection())
 
 
 def feed(parser: HeadParser, data: bytes) -> list[RequestHead]:
@@ -64,7 +64,7 @@ async def test_a_head_cut_anywhere(context: ConnectionContext) -> None:
     for cut in range(1, len(HEAD)):
         parser = HeadParser(context, Begun())
         (head,) = feed(parser, HEAD[:cut]) + feed(parser, HEAD[cut:])
-        assert (head.length, head.keep_alive, head.expects_continue) == (5, True, True)
+        assert (head.body_length, head.keep_alive, head.expects_continue) == (5, True, True)
         assert {key: head.scope[key] for key in ("method", "path", "raw_path", "query_string", "http_version")} == {
             "method": "PUT",
             "path": "/v2/a b",

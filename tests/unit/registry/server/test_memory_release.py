@@ -38,7 +38,7 @@ async def test_a_busy_worker_collects_only_what_is_new(by_hand: None, connection
     gone = weakref.ref(old), weakref.ref(new)
     del old, new
     large = b"x" * (2 * TRIM_BYTES)
-    memory.check(1000.0)
+    memory.release_if_due(1000.0)
     del large
     assert [each() is None for each in gone] == [collected, True]
 
@@ -49,11 +49,11 @@ async def test_memory_that_comes_and_goes_is_given_back_soon(by_hand: None) -> N
     held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):
         now += TRIM_PAUSES[1]
-        memory.check(now)
+        memory.release_if_due(now)
     held.append(b"x" * TRIM_BYTES)
-    memory.check(now + 1)
+    memory.release_if_due(now + 1)
     garbage = Cycle()
     gone = weakref.ref(garbage)
     del garbage
-    memory.check(now + 1 + TRIM_PAUSES[0])
+    memory.release_if_due(now + 1 + TRIM_PAUSES[0])
     assert gone() is None

@@ -73,7 +73,7 @@ def test_what_is_viewed(fd: int) -> None:
             with mapped.view(at, stop) as view:
                 assert view.readonly
                 assert view == data[at:stop]
-            mapped.release(stop)
+            mapped.release_before(stop)
         with mapped.view(start, SIZE) as view:
             assert view == data[start:]
         mapped.close()
@@ -86,7 +86,7 @@ def test_what_is_let_go(fd: int) -> None:
     with file.view(0, SIZE) as view:
         assert len(bytes(view)) == SIZE
     assert mapped(fd) >= SIZE // 1024
-    file.release(SIZE)
+    file.release_before(SIZE)
     assert mapped(fd) <= PAGESIZE // 1024
     file.close()
 

@@ -30,14 +30,14 @@ class Client:
         self.share = UnsentShare(budget, self, self.transport, is_tls=False)
 
     def send(self, size: int) -> bool:
-        held = self.share.hold(size)
+        held = self.share.reserve(size)
         self.transport.held += size if held else 0
         return held
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         return None if self.kind is None else EvictionCandidate(self.kind, now, None)
 
-    def drop(self) -> None:
+    def evict(self) -> None:
         self.transport.held = 0
         self.share.close()
 
@@ -61,7 +61,7 @@ def test_what_was_taken_has_room_again() -> None:
     assert first.send(100)
     first.transport.held = 0
     assert second.send(100)
-    second.share.release_if_taken()
+    second.share.release_if_sent()
     assert not first.send(1)
     second.share.release()
     assert first.send(100)
@@ -83,6 +83,6 @@ def test_a_lost_connection_holds_nothing() -> None:
     client = Client(made, "stalled")
     assert client.send(100)
     client.share.close()
-    client.share.drop_if_stalled(0.0)
+    client.share.evict_if_stalled(0.0)
     assert client.transport.held == 100
     assert Client(made).send(100)
