@@ -15,12 +15,12 @@ class Leases(Protocol):
         """Waits for the lease of `key` and holds it inside the block."""
         ...
 
-    def slot(self, name: str, count: int, leave: int = 0) -> AbstractAsyncContextManager[None]:
-        """Waits for one of `count` slots of `name` and holds it inside the block. `leave`: at least that many other
+    def slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[None]:
+        """Waits for one of `count` slots of `name` and holds it inside the block. `keep_free`: at least that many other
         slots must be free as well, so that they stay for more urgent work."""
         ...
 
-    def try_slot(self, name: str, count: int, leave: int = 0) -> AbstractAsyncContextManager[bool]:
+    def try_slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[bool]:
         """The same without waiting; gives whether a slot is held."""
         ...
 

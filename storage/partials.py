@@ -23,11 +23,11 @@ class Partial(Protocol):
     """Open for reading until `close`, also after `commit` has made the file a blob."""
 
     @property
-    def owned(self) -> bool:
+    def is_owner(self) -> bool:
         """Whether this object is the owner."""
         ...
 
-    def own(self) -> bool:
+    def take_ownership(self) -> bool:
         """Makes this object the owner if there is none, and returns whether it is the owner now. Never waits."""
         ...
 
@@ -48,23 +48,23 @@ class Partial(Protocol):
         DigestInvalid (the bytes proved wrong). A cancellation leaves nothing."""
         ...
 
-    def want(self) -> None:
+    def add_waiter(self) -> None:
         """Registers a waiter, until `close`: the owner, in whatever process, finds the partial `wanted`. Raises
         StorageFailed."""
         ...
 
     @property
-    def wanted(self) -> bool:
+    def has_waiters(self) -> bool:
         """Whether another object than this has registered a waiter, in any process. Makes a system call; raises
         StorageFailed."""
         ...
 
-    def begin(self) -> None:
+    def mark_started(self) -> None:
         """Marks that the owner has started to request bytes from its source. Raises StorageFailed."""
         ...
 
     @property
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the owner, in whatever process, has started to request bytes; before that it waits for a slot. Raises
         StorageFailed."""
         ...

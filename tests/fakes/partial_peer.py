@@ -97,7 +97,7 @@ class _Actor:
         if name == "claim":
             self._body = content(*words)
             self._partial = await self._registry.partials.claim(digest(*words), words[1])
-            return self._partial.owned
+            return self._partial.is_owner
         if name in ("take", "slot", "try"):
             return await self._take(name, *words)
         if name == "leave":
@@ -112,9 +112,9 @@ class _Actor:
             case "wait":
                 return await self._partial.wait(words[0])
             case "wanted":
-                return self._partial.wanted
+                return self._partial.has_waiters
             case "own":
-                return self._partial.own()
+                return self._partial.take_ownership()
             case "missing":
                 return self._partial.missing()
             case "commit":

@@ -103,7 +103,7 @@ class Download:
         Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. The stored bytes are kept in any case."""
         try:
             while self._reap_and_check():
-                if not self._demand.requested.is_set() and self._partial.wanted:
+                if not self._demand.requested.is_set() and self._partial.has_waiters:
                     self._demand.request()
                 if not self._running and not self._demand.is_alive():
                     raise NoReaders
@@ -199,7 +199,7 @@ class Download:
         self._requests[sink] = _RunningRequest(new, scope)
         self._changed.set()
         try:
-            self._partial.begin()
+            self._partial.mark_started()
             async with scope:
                 await self._upstream.fetch_blob(
                     self._repo, self._partial.digest, span, sink, self._choice.last | self._failing

@@ -88,7 +88,7 @@ class Fill:
     @property
     def is_queued(self) -> bool:
         """Whether the fill waits for a free connection, in this process or in the owner. Raises StorageFailed."""
-        return not self.ended and self._partial is not None and not self._partial.begun
+        return not self.ended and self._partial is not None and not self._partial.has_started
 
     async def wait_started(self) -> bool:
         """Waits until the upstream starts to send. Returns False when the fill has ended and the blob is stored. Raises
@@ -155,7 +155,11 @@ class Fill:
         """Records the failure for the followers in other processes, so that they do not repeat the same timeouts one
         after another. Before the first byte, each follower finds out within moments by itself."""
         partial = self._partial
-        if partial is None or not partial.owned or not (self._started.is_set() or isinstance(failure, UpstreamTimeout)):
+        if (
+            partial is None
+            or not partial.is_owner
+            or not (self._started.is_set() or isinstance(failure, UpstreamTimeout))
+        ):
             return
         if (reason := encode_failure(self.repo, failure)) is not None:
             await partial.report_failure(reason)
@@ -178,17 +182,17 @@ class Fill:
         self._partial = partial = await self._context.partials.claim(
             self.digest, self.size, self._context.upstream.name
         )
-        owned, losses = partial.owned, 0
+        owned, losses = partial.is_owner, 0
         while not owned:
             if not self.demand.requested.is_set():
                 raise NoReaders  # another process downloads the blob already
             before = partial.owner_failures
-            partial.want()
+            partial.add_waiter()
             if await self._follow(partial):
                 return await self._link(self.repositories)
             if (failed := partial.owner_failures) != before and (failure := decode_failure(self.repo, failed.reason)):
                 raise failure
-            owned = partial.own()
+            owned = partial.take_ownership()
             self._note_owner_change()
             if not owned:
                 losses += 1

@@ -16,7 +16,7 @@ from storage.content import BLOB_TYPE, Descriptor, Span
 from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_errors, storage_error
 from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARDS
-from storage.data_dir.system import FULL
+from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
@@ -58,7 +58,7 @@ class FileBlobStore:
         return SmallBlobReader(await self._read_small(fd, descriptor, within), descriptor, within)
 
     async def _open_in_thread(self, place: str) -> int:
-        path = self._disk.layout.at(place)
+        path = self._disk.layout.path_of(place)
         flags = os.O_RDONLY | os.O_CLOEXEC
         future = asyncio.get_running_loop().run_in_executor(self._disk.threads, os.open, path, flags)
         try:
@@ -111,7 +111,7 @@ class FileBlobStore:
             try:
                 file = UploadFile.take_over(self._disk.system, directory)
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in DISK_FULL_ERRNOS:
                     raise
                 with suppress(OSError):  # the session has no bytes, and the full disk has no space for an empty file
                     self._disk.system.rmdir(directory)
@@ -133,14 +133,14 @@ class FileBlobStore:
 
     async def remove(self, place: str) -> None:
         """Moves the file to the trash, which takes no longer for a large file than for a small one."""
-        path = self._disk.layout.at(place)
+        path = self._disk.layout.path_of(place)
 
         def move() -> None:
             with suppress(FileNotFoundError):
                 try:
                     self._disk.system.rename(path, self._disk.layout.trash / path.name)
                 except OSError as error:
-                    if error.errno not in FULL:
+                    if error.errno not in DISK_FULL_ERRNOS:
                         raise
                     self._disk.system.unlink(path)  # the trash has no space for one more name
 
@@ -165,7 +165,7 @@ class FileBlobStore:
             for entry in os.scandir(path):
                 with suppress(DigestInvalid, FileNotFoundError):
                     digest = Digest(f"{algorithm}:{entry.name}")
-                    found.append(ListedBlob(digest, self._disk.layout.place(digest), entry.stat().st_mtime))
+                    found.append(ListedBlob(digest, self._disk.layout.blob_place(digest), entry.stat().st_mtime))
             return found
 
         return await self._disk.run(scan)

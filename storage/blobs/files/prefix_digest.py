@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from storage.data_dir.durable_files import WRITEBACK
+from storage.data_dir.durable_files import WRITEBACK_BYTES
 from storage.data_dir.system import System
 from storage.names import Digest
 from storage.running_digest import start_digest
@@ -101,8 +101,8 @@ class PrefixDigest:
             raise OSError(f"the file ends after {self._at} bytes")
         self._running.update(buffer[:done])
         before, self._at = self._at, self._at + done
-        if self._at // WRITEBACK != before // WRITEBACK:
-            begin = before // WRITEBACK * WRITEBACK
+        if self._at // WRITEBACK_BYTES != before // WRITEBACK_BYTES:
+            begin = before // WRITEBACK_BYTES * WRITEBACK_BYTES
             self._system.start_writeback(self._fd, begin, self._at - begin)
 
     def finish(self) -> Digest:

@@ -255,12 +255,12 @@ class UploadedContent:
     def __init__(self, disk: Disk, file: UploadFile, digest: Digest, size: int) -> None:
         self.digest = digest
         self.size = size
-        self.place = disk.layout.place(digest)
+        self.place = disk.layout.blob_place(digest)
         self._disk = disk
         self._file = file
 
     async def publish(self) -> None:
-        await self._disk.run(lambda: self._file.publish(self._disk.layout.at(self.place)))
+        await self._disk.run(lambda: self._file.publish(self._disk.layout.path_of(self.place)))
 
 
 def close_later(disk: Disk, file: UploadFile, size: int) -> None:

@@ -17,7 +17,7 @@ import apsw
 from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
-from storage.data_dir.system import FULL, System
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 BUSY = 10_000
 """Milliseconds to wait for another program (a backup, a shell) that has locked the database."""
@@ -54,7 +54,7 @@ def is_full(db: apsw.Connection, error: BaseException) -> bool:
     """Returns whether the last call on `db` failed for lack of space. SQLite reports only some of these as
     FullError."""
     if isinstance(error, apsw.IOError | apsw.CantOpenError):
-        return db.system_errno in FULL
+        return db.system_errno in DISK_FULL_ERRNOS
     return isinstance(error, apsw.FullError)
 
 

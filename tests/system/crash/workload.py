@@ -395,7 +395,7 @@ class StateCheck:
             if ["blob", APP, of] in acknowledged or await read(self.registry, APP, of):
                 continue
             partial = await self.registry.partials.claim(of, SIZES[name])
-            assert partial.owned
+            assert partial.is_owner
             missing = partial.missing()
             again = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
             assert not again or self.faults or not self.survived, f"{again} of {name} would be fetched again"

@@ -100,8 +100,8 @@ async def test_who_leaves_some_free_lets_the_urgent_through(turns: FileLeases) -
     """With two of three slots to be left, one is had at the most; who leaves none gets the others at once, also past
     those that wait to leave some."""
     async with AsyncExitStack() as stack:
-        assert await stack.enter_async_context(turns.try_slot("n", 3, leave=2))
-        async with turns.try_slot("n", 3, leave=2) as second:
+        assert await stack.enter_async_context(turns.try_slot("n", 3, keep_free=2))
+        async with turns.try_slot("n", 3, keep_free=2) as second:
             assert not second
         prefetch = asyncio.create_task(_slot(turns, 3, 2))
         await asyncio.sleep(0)

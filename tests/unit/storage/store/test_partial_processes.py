@@ -48,7 +48,7 @@ async def test_this_process_follows_another_one(registry: StoredRegistry, data: 
     async with partial_peer(data) as there:
         assert await there.ask("claim", SEED, SIZE) is True
         partial = await registry.partials.claim(DIGEST, SIZE)
-        assert not partial.owned
+        assert not partial.is_owner
         waiting = [asyncio.create_task(partial.wait(at)) for at in (0, 5, HALF - 1)]
         await there.ask("write", 0, HALF)
         assert await asyncio.gather(*waiting) == [HALF] * 3
@@ -98,7 +98,7 @@ async def test_an_owner_that_is_killed_is_followed_by_another_and_nothing_is_los
             async with asyncio.timeout(60):
                 await waiting
         assert await second.answer() == "PartialLost"
-        assert partial.own()
+        assert partial.take_ownership()
         assert await second.ask("own") is False
         assert partial.missing() == [(1000, HALF), (HALF + 1000, SIZE)]
         await second.start("wait", SIZE)
@@ -159,17 +159,17 @@ async def test_marks_reach_other_processes_and_fall_with_them(registry: StoredRe
         assert await reader.ask("claim", SEED, SIZE) is False
         partial = await registry.partials.claim(DIGEST, SIZE)
         assert await owner.ask("wanted") is False
-        await reader.ask("want")
+        await reader.ask("add_waiter")
         assert await owner.ask("wanted") is True
-        partial.want()
+        partial.add_waiter()
         await reader.kill()
         assert await owner.ask("wanted") is True
         partial.close()
         assert await owner.ask("wanted") is False
         partial = await registry.partials.claim(DIGEST, SIZE)
-        assert not partial.begun
-        await owner.ask("begin")
-        assert partial.begun
+        assert not partial.has_started
+        await owner.ask("mark_started")
+        assert partial.has_started
         await owner.kill()
-        assert not partial.begun
+        assert not partial.has_started
     partial.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs.files.partial_state import MOST_EXTENTS, Progress, decode_progress
+from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, Progress, decode_progress
 from storage.composition import open_registry
 from storage.content import PartialFailures, digest_of
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
@@ -40,7 +40,7 @@ async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegi
     """Pieces from four threads, in any order, one of them twice: the blob is there with its bytes, and nothing of its
     way in is left."""
     partial = await registry.partials.claim(DIGEST, SIZE)
-    assert partial.owned
+    assert partial.is_owner
     assert partial.missing() == [(0, SIZE)]
     starts = [*range(0, SIZE, STEP), 0]
     random.Random(2).shuffle(starts)
@@ -55,7 +55,7 @@ async def test_what_was_written_in_any_order_becomes_a_blob(registry: StoredRegi
     assert await read(registry, UBUNTU, DIGEST) == BODY
     assert _seen(partial, 0, SIZE) == BODY, "it stays open"
     assert await partial.wait(0) == await partial.wait(SIZE) == SIZE
-    assert not partial.owned
+    assert not partial.is_owner
     assert files_below(data / "partials") == []
     partial.close()
     with pytest.raises(BlobUnknown):
@@ -76,8 +76,8 @@ async def test_readers_follow_what_is_there_without_a_gap(registry: StoredRegist
     """A reader learns how far the bytes reach from where it stands, whatever came elsewhere; the end is reached only
     once the digest is checked."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
-    assert not reader.owned
-    assert not reader.own()
+    assert not reader.is_owner
+    assert not reader.take_ownership()
     first = asyncio.create_task(reader.wait(0))
     inner = asyncio.create_task(reader.wait(2 * STEP + 5))
     end = asyncio.create_task(reader.wait(SIZE))
@@ -129,7 +129,7 @@ async def test_wrong_bytes_keep_nothing(registry: StoredRegistry, data: Path) ->
     assert files_below(data / "partials") == []
     assert DIGEST.encoded not in {path.name for path in files_below(data / "blobs")}
     again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.owned
+    assert again.is_owner
     assert again.missing() == [(0, SIZE)]
     for partial in (owner, reader, again):
         partial.close()
@@ -159,11 +159,11 @@ async def test_the_next_owner_goes_on_with_what_is_there(registry: StoredRegistr
         await waiting
     with pytest.raises(PartialLost):
         await asyncio.to_thread(owner.write_at, 0, b"x")
-    assert not owner.own()
+    assert not owner.take_ownership()
     assert await second.wait(STEP) == 2 * STEP, "what is there can be read"
-    assert second.own()
-    assert second.owned
-    assert not third.own()
+    assert second.take_ownership()
+    assert second.is_owner
+    assert not third.take_ownership()
     assert second.missing() == [(0, STEP), (2 * STEP, SIZE)]
     await _fill(second)
     await second.commit(UBUNTU)
@@ -178,7 +178,7 @@ async def test_what_has_come_survives_the_process_and_not_the_machine(data: Path
     for boot, missing in (("one", [(0, SIZE)]), ("one", [(STEP, SIZE)]), ("two", [(0, SIZE)])):
         async with open_registry(data, boot=boot) as registry:
             partial = await registry.partials.claim(DIGEST, SIZE)
-            assert partial.owned
+            assert partial.is_owner
             assert partial.missing() == missing
             await asyncio.to_thread(partial.write_at, 0, BODY[:STEP])
             partial.close()
@@ -251,7 +251,7 @@ async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, da
     partial.close()
     for size in (SIZE + 1, STEP):
         wrong = await registry.partials.claim(DIGEST, size)
-        assert wrong.owned
+        assert wrong.is_owner
         assert wrong.missing() == [(0, size)]
         await _fill(wrong, BODY + b"x")
         with pytest.raises(DigestInvalid):
@@ -269,21 +269,21 @@ async def test_a_partial_of_another_size_is_another(registry: StoredRegistry, da
 async def test_the_owner_learns_that_somebody_waits(registry: StoredRegistry) -> None:
     """Until that one lets go; its own wish it does not see. The others learn whether it has begun."""
     owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
-    owner.want()
-    assert not owner.wanted
-    assert first.wanted
-    owner.begin()
-    assert first.begun
-    first.want()
-    second.want()
+    owner.add_waiter()
+    assert not owner.has_waiters
+    assert first.has_waiters
+    owner.mark_started()
+    assert first.has_started
+    first.add_waiter()
+    second.add_waiter()
     first.close()
-    assert owner.wanted
+    assert owner.has_waiters
     second.close()
-    assert not owner.wanted
+    assert not owner.has_waiters
     owner.close()
     again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.owned
-    assert not again.begun
+    assert again.is_owner
+    assert not again.has_started
     again.close()
 
 
@@ -316,11 +316,11 @@ async def test_a_partial_that_was_dropped_is_claimed_anew(registry: StoredRegist
     reader = await registry.partials.claim(DIGEST, SIZE)
     first.close()
     assert await registry.partials.expire(time.time() + 60) == 1
-    assert not reader.own()
+    assert not reader.take_ownership()
     with pytest.raises(PartialLost):
         await reader.wait(STEP)
     again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.owned
+    assert again.is_owner
     assert again.missing() == [(0, SIZE)]
     reader.close()
     again.close()
@@ -367,7 +367,7 @@ async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredR
     """Of a hundred at once, one owns it, and together they hold two files open."""
     before = len(os.listdir("/proc/self/fd"))
     partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
-    assert sum(partial.owned for partial in partials) == 1
+    assert sum(partial.is_owner for partial in partials) == 1
     assert len(os.listdir("/proc/self/fd")) == before + 2
     for partial in partials:
         partial.close()
@@ -388,7 +388,7 @@ async def test_a_claim_that_is_cancelled_holds_nothing(registry: StoredRegistry)
             claiming.result().close()
     assert len(os.listdir("/proc/self/fd")) == before
     partial = await registry.partials.claim(DIGEST, SIZE)
-    assert partial.owned
+    assert partial.is_owner
     partial.close()
 
 
@@ -411,7 +411,7 @@ async def test_closing_while_threads_write_lets_them_finish(registry: StoredRegi
     partial.close()
     written = sum(await asyncio.gather(*writing))
     again = await registry.partials.claim(DIGEST, SIZE)
-    assert again.owned
+    assert again.is_owner
     assert sum(stop - start for start, stop in again.missing()) in (
         SIZE - written * STEP, SIZE - (written - 1) * STEP - SIZE % STEP,
     )  # fmt: skip
@@ -425,13 +425,13 @@ async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: Stor
     partial = await registry.partials.claim(DIGEST, SIZE)
 
     def write() -> None:
-        for number in range(MOST_EXTENTS + 20):
+        for number in range(MAX_STORED_EXTENTS + 20):
             partial.write_at(number * 4096, BODY[number * 4096 : number * 4096 + 2048])
 
     await asyncio.to_thread(write)
     partial.close()
     again = await registry.partials.claim(DIGEST, SIZE)
-    assert len(again.missing()) == MOST_EXTENTS
+    assert len(again.missing()) == MAX_STORED_EXTENTS
     await _fill(again)
     await again.commit(UBUNTU)
     again.close()
@@ -492,7 +492,7 @@ async def test_why_an_owner_gave_up_is_told(data: Path) -> None:
         await owner.report_failure("because")
         owner.close()
         assert follower.owner_failures == PartialFailures(1, "because")
-        assert follower.own()
+        assert follower.take_ownership()
         assert follower.missing() == [(1000, SIZE)]
         follower.write_at(1000, BODY[1000:])
         await follower.report_failure("long " * 1000)
