@@ -1,4 +1,9 @@
-"""Blobs as files, by digest (`BlobStore`)."""
+"""The store of blobs as files, one file for each digest: opens, lists and deletes them. Implements the Protocol
+`BlobStore`.
+
+Garbage collection deletes a blob's file in two steps: `FileBlobStore.remove` moves the file to the trash directory, and
+`FileBlobStore.reclaim_space` unlinks the files in the trash.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +27,15 @@ from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
 SMALL_BLOB_BYTES = 64 * 1024
-"""Size up to which a blob, or a span of one, is read when it is opened."""
+"""Size up to which a blob, or the requested span of a blob, is read into memory when it is opened."""
 
 
 class FileBlobStore:
-    """Content-addressed files in a data directory, on a disk that all processes share."""
+    """The blob files of a data directory, which all processes share. A blob's `place` is the path of its file relative
+    to the data directory."""
 
     def __init__(self, disk: Disk, boot: str) -> None:
-        """`boot` names this run of the machine. Raises OSError."""
+        """`boot`: id of the machine's boot (`boot_id`). Raises OSError."""
         self.boot = boot
         self.shards = SHARDS
         self.layout = disk.layout
@@ -38,11 +44,12 @@ class FileBlobStore:
         self._buffers = UploadBuffers()
 
     def close(self) -> None:
-        """Closes what the store itself has open; opened blobs and sessions are closed by their owners."""
+        """Closes the store's own files. Callers close the blobs and sessions that they opened."""
         self._opener.close()
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
-        """Opens the file, and reads a small blob, on the event loop if the kernel has them cached; else in a thread."""
+        """Opens the blob's file, and reads a small blob at once. Does so on the event loop if the kernel has the file
+        cached, otherwise in a thread. Raises RangeInvalid, BytesMissing, StorageFailed."""
         within = span.within(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
@@ -58,6 +65,7 @@ class FileBlobStore:
         return SmallBlobReader(await self._read_small(fd, descriptor, within), descriptor, within)
 
     async def _open_in_thread(self, place: str) -> int:
+        """Opens the file and returns its descriptor. Raises OSError. If cancelled, the file is closed again."""
         path = self._disk.layout.path_of(place)
         flags = os.O_RDONLY | os.O_CLOEXEC
         future = asyncio.get_running_loop().run_in_executor(self._disk.threads, os.open, path, flags)
@@ -68,7 +76,7 @@ class FileBlobStore:
             raise
 
     async def _read_small(self, fd: int, descriptor: Descriptor, span: tuple[int, int]) -> bytes:
-        """Reads the span and closes `fd`."""
+        """Returns the bytes of the span and closes `fd`. Raises StorageFailed, also if the file ends too early."""
         start, length = span[0], span[1] - span[0]
         try:
             with as_storage_errors():
@@ -132,29 +140,30 @@ class FileBlobStore:
         return await self._disk.run(scan)
 
     async def remove(self, place: str) -> None:
-        """Moves the file to the trash, which takes no longer for a large file than for a small one."""
+        """Deletes a blob: moves its file to the trash directory. A move takes the same short time for files of any
+        size, whereas unlinking a large file takes long."""
         path = self._disk.layout.path_of(place)
 
-        def move() -> None:
+        def move_to_trash() -> None:
             with suppress(FileNotFoundError):
                 try:
                     self._disk.system.rename(path, self._disk.layout.trash / path.name)
                 except OSError as error:
                     if error.errno not in DISK_FULL_ERRNOS:
                         raise
-                    self._disk.system.unlink(path)  # the trash has no space for one more name
+                    self._disk.system.unlink(path)  # the full disk has no space for a new name in the trash
 
-        await self._disk.run(move)
+        await self._disk.run(move_to_trash)
 
     async def reclaim_space(self) -> None:
-        """Empties the trash."""
+        """Unlinks all files in the trash directory, which frees their disk space."""
 
-        def unlink_all() -> None:
+        def empty_trash() -> None:
             for name in os.listdir(self._disk.layout.trash):
                 with suppress(FileNotFoundError):
                     self._disk.system.unlink(self._disk.layout.trash / name)
 
-        await self._disk.run(unlink_all)
+        await self._disk.run(empty_trash)
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         path = self._disk.layout.shard(number)
@@ -172,6 +181,6 @@ class FileBlobStore:
 
 
 def _close_opened(future: asyncio.Future[int]) -> None:
-    """Closes a file whose opener was cancelled."""
+    """Closes the file that `future` has opened, if it has opened one."""
     if not future.cancelled() and future.exception() is None:
         os.close(future.result())
