@@ -141,7 +141,7 @@ class Fill:
             error = unknown
             if not isinstance(unknown, UnconfirmedBlobUnknown):
                 with suppress(RegistryError):
-                    await self._context.negative_cache.note(self.repo, self.digest)
+                    await self._context.negative_cache.add(self.repo, self.digest)
         except RegistryError as failure:
             error = failure
             await self._tell_followers(failure)
