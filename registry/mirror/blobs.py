@@ -56,9 +56,9 @@ class MirroredBlobs:
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(repo, digest)
         size, _ = await self._prove(repo, digest, deadline)
-        if self._entitlement.private and (holder := await self._entitlement.mount(repo, digest, size)):
+        if self._entitlement.private and (stored_in := await self._entitlement.mount(repo, digest, size)):
             with suppress(BlobUnknown):  # the mount has recorded the upstream's answer, so the next request needs none
-                return await self._local.resolve_blob(holder, digest)
+                return await self._local.resolve_blob(stored_in, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
@@ -75,16 +75,16 @@ class MirroredBlobs:
                 self._prefetch.on_hit(repo, digest)
                 return reader
         size, manifests = await self._prove(repo, digest, deadline)
-        within = span.within(size) if span else (0, size)
+        offsets = span.within(size) if span else (0, size)
         for _ in range(MAX_FILL_ATTEMPTS):
-            if holder := await self._entitlement.mount(repo, digest, size):
+            if stored_in := await self._entitlement.mount(repo, digest, size):
                 with suppress(BlobUnknown):
-                    return await self._local.open_blob(holder, digest, span)
+                    return await self._local.open_blob(stored_in, digest, span)
             fill = self._fills.request(repo, digest, size)
             self._prefetch.on_blob(repo, digest, manifests)
             try:
                 if await self._wait_started(fill, deadline):
-                    return UnverifiedBlobReader(fill, within, self._prefetch.pulls_of(digest))
+                    return UnverifiedBlobReader(fill, offsets, self._prefetch.pulls_of(digest))
             except BlobUnknown:
                 if fill.repo == repo:
                     raise

@@ -190,17 +190,21 @@ class Download:
         """Requests one piece after another over one connection. Takes a new connection slot for each piece, so that
         other downloads get slots in between. `is_first`: whether the download had no other connection when this one was
         opened."""
-        is_new = True
+        is_new_connection = True
         while self._may_send_request(is_first):
-            slot = self._slots.primary(self._demand, new=is_new) if is_first else self._slots.additional(self._demand)
+            slot = (
+                self._slots.primary(self._demand, is_new_connection=is_new_connection)
+                if is_first
+                else self._slots.additional(self._demand)
+            )
             async with slot as has_slot:
                 if not has_slot:
                     # Other downloads use all slots, or nothing needs this blob any more.
                     self._concurrency.note_unavailable(self._loop.time(), len(self._connections) - 1)
                     return
-                if self._may_send_request(is_first) and not await self._fetch(is_new):
+                if self._may_send_request(is_first) and not await self._fetch(is_new_connection):
                     return
-            is_new = False
+            is_new_connection = False
 
     def _may_send_request(self, is_first: bool) -> bool:
         """Returns whether a connection may send another request. `is_first`: see `_run_connection`."""

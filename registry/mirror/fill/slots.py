@@ -52,11 +52,11 @@ class ConnectionSlots:
             return
 
     @asynccontextmanager
-    async def primary(self, demand: Demand, *, new: bool) -> AsyncIterator[bool]:
-        """Waits for a slot for a fill's first connection and holds it inside the `async with` block. `new`: the
-        connection has not been used yet. If it has, the fill lets other fills in the queue go first. If no client waits
-        for the blob, takes a slot only if `SPARE_CONNECTIONS` others are free. Yields True, or False without a slot if
-        nothing needs the blob any more."""
+    async def primary(self, demand: Demand, *, is_new_connection: bool) -> AsyncIterator[bool]:
+        """Waits for a slot for a fill's first connection and holds it inside the `async with` block.
+        `is_new_connection`: whether the connection has not been used yet. If it has, the fill lets other fills in the
+        queue go first. If no client waits for the blob, takes a slot only if `SPARE_CONNECTIONS` others are free.
+        Yields True, or False without a slot if nothing needs the blob any more."""
         while not demand.requested.is_set() and demand.is_alive():
             async with self._leases.try_slot(self._name, self.max_connections, self._spare_slots) as has_slot:
                 if has_slot:
@@ -70,7 +70,7 @@ class ConnectionSlots:
         if not demand.requested.is_set():
             yield False
             return
-        if not new:
+        if not is_new_connection:
             async with self._leases.try_slot(self._name, self.max_connections, 1) as has_slot:
                 if has_slot:
                     yield True

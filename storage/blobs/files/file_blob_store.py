@@ -50,7 +50,7 @@ class FileBlobStore:
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
         """Opens the blob's file, and reads a small blob at once. Does so on the event loop if the kernel has the file
         cached, otherwise in a thread. Raises RangeInvalid, BytesMissing, StorageFailed."""
-        within = span.within(size) if span else (0, size)
+        offsets = span.within(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
             fd = self._opener.open(place)
@@ -60,9 +60,9 @@ class FileBlobStore:
             raise BytesMissing(place) from None
         except OSError as error:
             raise storage_error(error, f"the file of {digest} cannot be opened") from error
-        if within[1] - within[0] > SMALL_BLOB_BYTES:
-            return FileBlobReader(fd, self._disk.threads, descriptor, within)
-        return SmallBlobReader(await self._read_small(fd, descriptor, within), descriptor, within)
+        if offsets[1] - offsets[0] > SMALL_BLOB_BYTES:
+            return FileBlobReader(fd, self._disk.threads, descriptor, offsets)
+        return SmallBlobReader(await self._read_small(fd, descriptor, offsets), descriptor, offsets)
 
     async def _open_in_thread(self, place: str) -> int:
         """Opens the file and returns its descriptor. Raises OSError. If cancelled, the file is closed again."""

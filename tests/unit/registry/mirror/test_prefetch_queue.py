@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import AsyncExitStack
 
-from registry.mirror.fill.slots import PULL_LINGER_SECONDS
+from registry.mirror.fill.slots import PULL_IDLE_SECONDS
 from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS, MAX_RUNNING_FILLS
 from storage.content import digest_of
 from storage.names import Digest, RepositoryName, Tag
@@ -95,7 +95,7 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
         await wait_until(lambda: not worker.mirror.busy)
         await take(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
-        site.monotonic.now += PULL_LINGER_SECONDS - 1
+        site.monotonic.now += PULL_IDLE_SECONDS - 1
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
         site.monotonic.now += 2
         await stack.aclose()
