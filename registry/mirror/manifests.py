@@ -112,6 +112,7 @@ class MirroredManifests:
         await self._flights.aclose()
 
     def _start_flight(self, repo: RepositoryName, reference: Reference) -> asyncio.Task[str | None]:
+        """Returns the running flight for the manifest, or starts one."""
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> None:
@@ -139,19 +140,19 @@ class MirroredManifests:
         """Asks the upstream, in one process at a time, and returns a notice or None. A process that had to wait for the
         lease uses the answer that the previous holder of the lease recorded. If there is none, and the wait took longer
         than `stale_wait`, raises UpstreamTimeout, because the clients would not wait for another request."""
-        started_at, wait_started = self._freshness.now(), time.monotonic()
+        called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.check(repo, reference)
             cached = await self._find_cached(repo, reference)
             verdict = self._freshness.judge(reference, check)
-            checked_meanwhile = check is not None and check.known and started_at < check.at <= self._freshness.now()
+            checked_meanwhile = check is not None and check.known and called_at < check.at <= self._freshness.now()
             if verdict is Verdict.UNKNOWN and not force:
                 raise ManifestUnknown(f"{self._name} does not have this manifest")
             is_current = checked_meanwhile or verdict is Verdict.FRESH or isinstance(reference, Digest)
             if cached is not None and is_current and not force:
                 return None
             if cached is None or isinstance(reference, Digest):
-                if time.monotonic() - wait_started > self._stale_wait and not force:
+                if time.monotonic() - wait_started_at > self._stale_wait and not force:
                     raise UpstreamTimeout(f"{self._name} does not answer in time")
                 await self._fetch_new(repo, reference)
                 return None

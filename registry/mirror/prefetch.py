@@ -35,8 +35,8 @@ PrefetchMode = Literal["off", "config", "layers"]
 
 
 class _PulledImage:
-    """An image that a client is pulling. `pull`: says whether the pull is still active. `config`, `blobs`: descriptors
-    of the config, and of config and layers, without foreign layers, which registries do not serve. `digests`: the
+    """An image that a client is pulling. `pull`: says whether the pull is still active. `config`: its descriptor.
+    `blobs`: descriptors of config and layers, without foreign layers, which registries do not serve. `digests`: the
     digests of `blobs`. `config_started`, `layers_started`: whether their fills have been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
@@ -106,9 +106,9 @@ class Prefetcher:
         blob and whose manifest a client has pulled recently."""
         if self._mode != "layers" or repo not in self._without_layers or not self._may_prefetch():
             return
-        for name, image in list(self._without_layers[repo].items()):
+        for manifest_digest, image in list(self._without_layers[repo].items()):
             if image.pull.is_active():
-                self._queue_layers(repo, name, image, digest)
+                self._queue_layers(repo, manifest_digest, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
         """Returns the pulls of remembered images that contain the blob."""

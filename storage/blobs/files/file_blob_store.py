@@ -90,11 +90,14 @@ class FileBlobStore:
         return data
 
     def start_upload(self, upload: UploadID, algorithm: str) -> FileUploadSession:
+        """Returns a new upload session. Its first write creates the file."""
         return FileUploadSession(self._disk, self._buffers, self.boot, upload, start_digest(algorithm))
 
     def take_over(
         self, upload: UploadID, check: Callable[[int], None] | None = None
     ) -> UncancellableFuture[ClaimedUploadFile]:
+        """Takes the session over from its owner. `check` is called in the thread with the number of stored bytes, and
+        may raise to refuse. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
         def take() -> ClaimedUploadFile:
@@ -106,9 +109,11 @@ class FileBlobStore:
         return self._disk.run(take)
 
     async def upload_size(self, upload: UploadID) -> int:
+        """Returns the number of bytes that the session has stored; 0 for an unknown id."""
         return await self._disk.run(lambda: upload_size(self._disk.layout.upload(upload)))
 
     async def discard_upload(self, upload: UploadID) -> None:
+        """Deletes a session's bytes, even while a caller owns it."""
         await self._disk.run(lambda: self._discard_upload(upload))
 
     def _discard_upload(self, upload: UploadID) -> None:
@@ -130,6 +135,8 @@ class FileBlobStore:
                 file.close()
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
+        """Returns the sessions that have a directory, and when each last changed (seconds since 1970)."""
+
         def scan() -> list[tuple[UploadID, float]]:
             found = []
             for entry in os.scandir(self._disk.layout.uploads):
@@ -166,6 +173,7 @@ class FileBlobStore:
         await self._disk.run(empty_trash)
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
+        """Returns the blobs in one of the `shards` directories. `number`: 0 to `shards` - 1."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 

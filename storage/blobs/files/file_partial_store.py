@@ -50,6 +50,7 @@ class PartialHandle:
 
     @property
     def is_owner(self) -> bool:
+        """Whether this handle is the owner."""
         return self._shared.is_owner(self)
 
     def take_ownership(self) -> bool:
@@ -59,43 +60,59 @@ class PartialHandle:
             return not self._closed and self._shared.take_ownership(self)
 
     def missing(self) -> list[tuple[int, int]]:
+        """Returns the ranges of bytes that are not stored, in order. Raises StorageFailed."""
         return self._shared.missing()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes `data` at `offset`. For the owner only. Blocks. Raises PartialLost, SizeInvalid, StorageFull,
+        StorageFailed."""
         with self._shared.owner_step(self):
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, offset: int) -> int:
+        """Waits until the byte at `offset` is stored, and returns the end of the stored bytes from there. If `offset`
+        is equal to `size`, waits until the blob is committed. Raises PartialLost, DigestInvalid, StorageFailed."""
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
+        """Tells the owner, in whatever process, that this handle waits for the blob. Raises StorageFailed."""
         if not self._closed:
             self._shared.flags.add_waiter(self)
 
     @property
     def has_waiters(self) -> bool:
+        """Whether another handle, in whatever process, waits for the blob. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_waiter_besides(self)
 
     def mark_started(self) -> None:
+        """Tells all processes that the owner, this handle, has started to request bytes. Raises StorageFailed."""
         if self.is_owner:
             self._shared.flags.mark_started()
 
     @property
     def has_started(self) -> bool:
+        """Whether the owner, in whatever process, has started to request bytes. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_started()
 
     async def report_failure(self, reason: str) -> None:
+        """Stores for the other processes that the owner's download has failed, and why. Raises nothing."""
         with suppress(StorageFull, StorageFailed, PartialLost), self._shared.owner_step(self):
             await self._store.run(lambda: self._shared.report_failure(reason))
 
     @property
     def owner_failures(self) -> PartialFailures:
+        """The failures that owners have reported. Raises StorageFailed."""
         return PartialFailures() if self._closed else self._shared.owner_failures
 
     async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
+        """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `blame`: called if the
+        digest is wrong, before any other user of the partial blob learns of it. Raises DigestInvalid, PartialLost,
+        StorageFull, StorageFailed. The commit runs to its end even if this call is cancelled."""
         return await asyncio.shield(self._store.start_commit(self, self._shared, repo, blame))
 
     def close(self) -> None:
+        """Gives up ownership and releases the files. The bytes stay for the next owner. May be called more than
+        once."""
         if not self._closed:
             self._closed = True
             self._shared.flags.remove_waiter(self)
@@ -212,6 +229,8 @@ class FilePartialStore:
         self._shared[name] = shared
 
     async def expire(self, before: float) -> int:
+        """Deletes the partial blobs without an owner that were last written before the time `before` (seconds since
+        1970). Returns their number. Raises StorageFull, StorageFailed."""
         layout = self._disk.layout
 
         def delete_idle() -> int:

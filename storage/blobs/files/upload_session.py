@@ -71,9 +71,12 @@ class FileUploadSession:
 
     @property
     def offset(self) -> int:
+        """Number of bytes appended so far."""
         return self._written + self._batch_size
 
     async def append(self, data: bytes | memoryview) -> None:
+        """Adds `data` to the batch, and starts writing the batch if it is full. The caller must not change the memory
+        of `data` afterwards."""
         self._batch.append(data)
         self._batch_size += len(data)
         self._buffers.size += len(data)
@@ -85,15 +88,18 @@ class FileUploadSession:
                 await self._finish_write()
 
     async def read_at(self, offset: int, length: int) -> bytes:
+        """Returns `length` appended bytes at `offset`, or fewer if they end before."""
         file = await self._write_out()
         return await self._disk.run(lambda: file.read_at(offset, length))
 
     async def flush(self) -> Checkpoint:
+        """Writes all appended bytes to the file, and returns a checkpoint from which any process can continue."""
         if self._batch or self._writing or self._opening:
             await self._write_out()
         return Checkpoint(self._written, self._running_digest.save(), self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
+        """Writes and syncs all appended bytes, and returns them if they have this digest. Raises DigestInvalid."""
         await self._finish_write()
         file = await self._open_file()
         self._start_write(file, digest)
@@ -105,6 +111,7 @@ class FileUploadSession:
         return UploadedContent(self._disk, file, digest, self._written)
 
     async def discard(self) -> None:
+        """Deletes the session's file, except if its bytes were published as a blob."""
         with suppress(StorageFull, StorageFailed):
             await self._finish_write()
         self._writing = None
@@ -113,10 +120,12 @@ class FileUploadSession:
         await self._disk.run(file.discard)
 
     def release(self) -> None:
+        """Drops the batch, and closes the file once no thread uses it. Does not wait. Flushed bytes stay."""
         self._drop_batch()
         self._close_when_idle()
 
     async def close(self) -> None:
+        """Drops the batch, closes the file, and waits until that is done."""
         self._drop_batch()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
             fd = self._opening.result().detach()
@@ -225,11 +234,13 @@ class ClaimedUploadFile:
         )
 
     async def discard(self) -> None:
+        """Deletes the session's file, unless a newer request has taken the session over, and closes it."""
         with suppress(BlobUploadInvalid):
             await self._disk.run(self._file.discard)
         self._file.close()
 
     def release(self) -> None:
+        """Closes the file without waiting. Its bytes stay for the next owner."""
         close_later(self._disk, self._file, self._file.size())
 
     def _resume_from_bytes(
