@@ -120,6 +120,7 @@ class Mirror(RefusingRegistry):
         return await self._manifests.read(self._local.resolve_manifest, repo, reference)
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        """Returns the manifest, from the cache or the upstream, and starts to prefetch the image's config."""
         manifest = await self._manifests.read(self._local.get_manifest, repo, reference)
         self._prefetch.on_manifest(repo, manifest)
         return manifest
@@ -139,6 +140,8 @@ class Mirror(RefusingRegistry):
         return Page(own, more, page.place if more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        """Returns a page of the tags at the upstream. If the upstream cannot answer, returns the cached tags and sets a
+        notice for the client. Raises NameUnknown, and the error of the upstream client if no tag is cached."""
         try:
             return await self._upstream.tags(self.upstream_name(repo), after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -154,6 +157,8 @@ class Mirror(RefusingRegistry):
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
+        """Returns a page of the referrers at the upstream. If the upstream cannot answer, returns the cached referrers
+        and sets a notice for the client."""
         try:
             return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -171,12 +176,14 @@ class Mirror(RefusingRegistry):
             await self._negative_cache.forget(repo, digest)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        """Deletes the cached manifest, and the records of when the upstream was last asked about the repository."""
         try:
             await self._local.delete_manifest(repo, digest, by=by)
         finally:
             await self._records.forget_checks(repo)
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+        """Deletes the cached tag, and the record of when the upstream was last asked about it."""
         try:
             await self._local.delete_tag(repo, tag, by=by)
         finally:
