@@ -88,6 +88,7 @@ class MirroredBlobs:
             except BlobUnknown:
                 if fill.repo == repo:
                     raise
+                # The fill asked the upstream for another repository. The next attempt asks it for `repo`.
             except (DigestInvalid, PartialLost):
                 continue  # this client has got no byte of the failed fill, so another fill can be tried
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")

@@ -31,7 +31,8 @@ MIRROR_ACTOR: Final = Actor(name="mirror")
 
 
 class BlobEntitlement:
-    """Applies the rule of the module docstring for one upstream."""
+    """Applies the rule of the module docstring for one upstream. An entitlement is the right of a repository to serve a
+    cached blob."""
 
     def __init__(
         self,

@@ -212,7 +212,8 @@ class MirroredManifests:
             return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
-        """Stores a manifest. If `reference` is a tag, points the tag at it and records the upstream's answer."""
+        """Stores a manifest, although its blobs are not stored yet (`sparse`). If `reference` is a tag, points the tag
+        at the manifest and records the upstream's answer."""
         tags = [] if isinstance(reference, Digest) else [reference]
         await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:

@@ -88,7 +88,7 @@ class Prefetcher:
         image = self._image(repo, manifest)
         if image.config is not None and not image.config_started and self._may_prefetch():
             image.config_started = True
-            self._queue.add(repo, [image.config], image.pull, first=True)
+            self._queue.add(repo, [image.config], image.pull, at_front=True)
 
     def on_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
@@ -185,14 +185,16 @@ class PrefetchQueue:
         self._runners: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def add(self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, first: bool = False) -> None:
-        """Adds blobs of `repo` to the end of the queue, or with `first` to its beginning. A blob that is queued already
-        belongs to the new `pull` from now on. A queued blob is skipped if its pull is no longer active."""
+    def add(
+        self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, at_front: bool = False
+    ) -> None:
+        """Adds blobs of `repo` to the end of the queue, or with `at_front` to its beginning. A blob that is queued
+        already belongs to the new `pull` from now on. A queued blob is skipped if its pull is no longer active."""
         for blob in blobs:
             key = (repo, blob.digest)
             if key in self._queued or len(self._queued) < MAX_QUEUED_BLOBS:
                 self._queued[key] = (blob, pull)
-                if first:
+                if at_front:
                     self._queued.move_to_end(key, last=False)
         if self._closed:
             return

@@ -145,7 +145,8 @@ class Reserve:
                 self._extend()
 
     def storage_problem(self) -> str | None:
-        """Returns a sentence that says why no content can be stored now, or None if it can. Does not wait."""
+        """Returns a sentence that says why no content can be stored now. Returns None if content can be stored, or if
+        the file system cannot be asked. Does not wait."""
         if self._fd >= 0 and not self.is_whole:
             return _FULL_DISK
         try:
@@ -159,11 +160,13 @@ class Reserve:
         return None
 
     def _open(self, flags: int = 0) -> None:
+        """Opens the file if it is not open. Does nothing if it does not exist and `flags` lacks O_CREAT."""
         if self._fd < 0:
             with suppress(FileNotFoundError):
                 self._fd = self._system.open(self._path, os.O_RDWR | flags)
 
     def _length(self) -> int:
+        """Returns the present length of the file in bytes; 0 if it is not open."""
         return os.fstat(self._fd).st_size if self._fd >= 0 else 0
 
     @contextmanager
@@ -176,9 +179,8 @@ class Reserve:
         """Makes the file `count` bytes shorter, but not shorter than empty."""
         with suppress(OSError):
             self._system.truncate(self._fd, max(0, self._length() - count))
-            self._system.sync(
-                self._fd
-            )  # because ext4 reuses freed blocks only after it has committed that they are free
+            # The sync is needed because ext4 reuses freed blocks only after it has committed that they are free.
+            self._system.sync(self._fd)
 
     def _extend(self) -> None:
         """Extends the file to its full size, or as far as there is space. Raises nothing."""

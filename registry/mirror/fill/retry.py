@@ -56,9 +56,10 @@ class RetryPolicy:
         """Bytes that had been received at the last failure."""
 
     def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_begun: bool) -> bool:
-        """Records a failed request. Returns True if the download should continue, and then sets `resume_at`; returns
-        False if it should be given up. `received_bytes`: bytes received so far. `has_begun`: whether readers have got
-        bytes. A request that was not sent, because of a rate limit or an open circuit breaker, counts as failed."""
+        """Records a failed request. Returns True if the download should continue at the time `resume_at`, which this
+        call sets; returns False if it should be given up. `received_bytes`: bytes received so far. `has_begun`: whether
+        readers have got bytes. A request that was not sent, because of a rate limit or an open circuit breaker, counts
+        as failed."""
         if received_bytes - self._received_bytes >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_bytes = received_bytes

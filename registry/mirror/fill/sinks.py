@@ -42,6 +42,8 @@ class PieceSink:
         return self.piece.next_offset - self.piece.start
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        """Accepts a response with exactly the bytes of the piece. Raises RangesUnsupported for another range, and
+        UpstreamUnavailable for a refused endpoint or another size of the blob."""
         _check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
@@ -50,6 +52,8 @@ class PieceSink:
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
+        """Writes the next bytes of the piece. Raises UpstreamUnavailable for bytes outside the piece or out of order,
+        and the errors of `Partial.write_at`."""
         if offset != self.piece.next_offset or offset + len(data) > self.piece.stop:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         self._partial.write_at(offset, data)
@@ -81,6 +85,8 @@ class WholeSink:
         """Offset of the next byte of the response."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        """Accepts a response with the whole blob. Raises UpstreamUnavailable for a part of the blob, a refused
+        endpoint, or another size."""
         _check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
@@ -88,6 +94,8 @@ class WholeSink:
         self._on_response()
 
     def take(self, offset: int, data: memoryview) -> None:
+        """Writes those of the next bytes that are missing. Raises UpstreamUnavailable for bytes out of order, and the
+        errors of `Partial.write_at`."""
         if offset != self.next_offset or offset + len(data) > self._partial.size:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         for start, stop in self._gaps:

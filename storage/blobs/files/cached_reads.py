@@ -62,6 +62,7 @@ class CachedOpener:
 
 
 def _load_syscall() -> Callable[..., int] | None:
+    """Returns the C function syscall(2), or None on a system other than Linux."""
     if sys.platform != "linux":
         return None
     # PyDLL keeps the interpreter's lock (GIL) during the call. The call does not wait, and it takes less time than

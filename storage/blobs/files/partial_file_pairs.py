@@ -5,8 +5,9 @@ file (`.data`) holds its bytes, and the state file (`.state`) says which of them
 lock on the state file is the *owner*, as long as the file has not been deleted. Only the owner changes or deletes the
 files.
 
-The state file is created first and deleted last, and its status is changed before the data file is moved or deleted. So
-a process that opens both files knows that they belong together if the status is still `INCOMPLETE` afterwards.
+The state file is created first and deleted last, and the final status is written to it before either file is deleted.
+So a process that opens the state file and then the data file knows that they belong together if the status is still
+`INCOMPLETE` afterwards.
 """
 
 from __future__ import annotations
