@@ -27,7 +27,7 @@ from storage.accounts import Accounts
 from storage.blobs.blob_store import BlobStore
 from storage.blobs.files import leftovers
 from storage.blobs.files.file_blob_store import FileBlobStore
-from storage.blobs.files.file_partials import FilePartials
+from storage.blobs.files.file_partial_store import FilePartialStore
 from storage.blobs.files.leftovers import free_disk_space
 from storage.content import PartialSummary
 from storage.data_dir import durable_files
@@ -129,7 +129,7 @@ async def open_files(
     """Opens the stores that keep blobs, uploads and partial blobs as files in the data directory. An `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        async with aclosing(FilePartials(disk, boot, publication.commit_content)) as partials:
+        async with aclosing(FilePartialStore(disk, boot, publication.commit_content)) as partials:
             yield blobs, partials
 
 

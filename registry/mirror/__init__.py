@@ -1,1 +1,1 @@
-"""Pull-through cache of upstream registries: `mirror.Mirror`."""
+"""Pull-through cache of upstream registries. The entry point is `mirror.Mirror`."""

@@ -1,32 +1,36 @@
-"""Blobs of an upstream: served from the store, or from a running fill while its bytes arrive."""
+"""Serves blobs of an upstream registry: from the local store, or while they are being downloaded.
+
+A *fill* is the download of one blob. It writes the bytes into a file that all readers share, a *partial blob*. A reader
+of such a file gets the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 from registry.mirror.entitlement import BlobEntitlement, start_timeout
 from registry.mirror.fill.fill import Fill, Fills
-from registry.mirror.fill.slots import ImagePull
 from registry.mirror.prefetch import Prefetcher
-from storage.content import BLOB_TYPE, Descriptor, Manifest, OpenFile, Span
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFailed, UpstreamUnavailable
+from registry.mirror.withheld_last_byte import UnverifiedBlobReader
+from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
+from storage.errors import BlobUnknown, DigestInvalid, PartialLost, UpstreamUnavailable
 from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
-SMALL_BLOB: Final = 64 * 1024
-"""Blobs up to this many bytes are served only after their digest was checked; the delay is negligible."""
-FILL_ATTEMPTS: Final = 5
-"""Fills tried for one request, when earlier ones brought wrong bytes or lost their partial."""
+SMALL_BLOB_BYTES: Final = 64 * 1024
+"""Blobs up to this size are served only after their download is complete and verified, which takes little longer."""
+MAX_FILL_ATTEMPTS: Final = 5
+"""Fills that are tried for one request, if the earlier ones got wrong bytes or were broken off."""
 START_TIMEOUT_SECONDS: Final = 25.0
-"""Time until a client gets an answer, whatever the upstream does. containerd waits 30 s for headers."""
+"""Time after which a client gets an answer at the latest. Must be less than the 30 s that containerd waits for response
+headers."""
 
 
 class MirroredBlobs:
-    """The blob reads of `Mirror`. `start_timeout` in seconds."""
+    """Implements the blob reads of `Mirror` for one upstream."""
 
     def __init__(
         self,
@@ -36,6 +40,8 @@ class MirroredBlobs:
         prefetch: Prefetcher,
         start_timeout: float = START_TIMEOUT_SECONDS,
     ) -> None:
+        """`local`: the registry in which the mirror stores blobs. `entitlement`: decides through which repositories a
+        blob may be read. `start_timeout`: seconds, see `START_TIMEOUT_SECONDS`."""
         self._local = local
         self._entitlement = entitlement
         self._fills = fills
@@ -43,21 +49,25 @@ class MirroredBlobs:
         self._start_timeout = start_timeout
 
     async def resolve(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns the blob's descriptor. Fetches no bytes. Raises BlobUnknown, and what the upstream raises."""
+        """Returns the blob's descriptor. Downloads no bytes. Raises BlobUnknown, and the errors of the upstream
+        client."""
         deadline = self._deadline()
         if await self._entitlement.is_confirmed(repo, digest):
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(repo, digest)
         size, _ = await self._prove(repo, digest, deadline)
-        if self._entitlement.private and (holder := await self._entitlement.mount(repo, digest, size)):
-            with suppress(BlobUnknown):  # the mount keeps the upstream's word, so it is asked once
-                return await self._local.resolve_blob(holder, digest)
+        if self._entitlement.private and (stored_in := await self._entitlement.mount(repo, digest, size)):
+            with suppress(BlobUnknown):  # the mount has recorded the upstream's answer, so the next request needs none
+                return await self._local.resolve_blob(stored_in, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
-        """Opens a stored blob, or follows its fill. Waits until the upstream starts to send; for small blobs, until all
-        bytes were checked. If the fill is still queued at the start timeout, returns a reader that waits on; otherwise
-        raises UpstreamTimeout. Raises BlobUnknown, RangeInvalid, and what the upstream raises."""
+        """Opens the blob for reading. If it is not stored, starts a fill, or joins the running one, and waits until the
+        upstream begins to send; for a blob of up to `SMALL_BLOB_BYTES`, until the blob is complete and verified.
+
+        At the start timeout raises UpstreamTimeout, except if the fill of a larger blob is still waiting for a free
+        connection: then returns a reader, whose reads wait further. Raises BlobUnknown, RangeInvalid, and the errors of
+        the upstream client."""
         deadline = self._deadline()
         if await self._entitlement.is_confirmed(repo, digest):
             with suppress(BlobUnknown):
@@ -65,26 +75,28 @@ class MirroredBlobs:
                 self._prefetch.on_hit(repo, digest)
                 return reader
         size, manifests = await self._prove(repo, digest, deadline)
-        within = span.to_offsets(size) if span else (0, size)
-        for _ in range(FILL_ATTEMPTS):
-            if holder := await self._entitlement.mount(repo, digest, size):
+        offsets = span.to_offsets(size) if span else (0, size)
+        for _ in range(MAX_FILL_ATTEMPTS):
+            if stored_in := await self._entitlement.mount(repo, digest, size):
                 with suppress(BlobUnknown):
-                    return await self._local.open_blob(holder, digest, span)
+                    return await self._local.open_blob(stored_in, digest, span)
             fill = self._fills.request(repo, digest, size)
             self._prefetch.on_blob(repo, digest, manifests)
             try:
                 if await self._wait_started(fill, deadline):
-                    return FillReader(fill, within, self._prefetch.pulls_of(digest))
+                    return UnverifiedBlobReader(fill, offsets, self._prefetch.pulls_of(digest))
             except BlobUnknown:
                 if fill.repo == repo:
                     raise
+                # The fill asked the upstream for another repository. The next attempt asks it for `repo`.
             except (DigestInvalid, PartialLost):
-                continue  # no reader got any of its bytes
+                continue  # this client has got no byte of the failed fill, so another fill can be tried
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
 
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
-        """Returns whether to fetch a blob that a manifest of `repo` names: it is not stored, and the upstream did not
-        say a short time ago that it has none. Raises what `resolve` raises."""
+        """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns
+        False if the blob is stored, or if the upstream said a short time ago that it does not have the blob. Raises the
+        same errors as `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
         if await entitlement.is_confirmed(repo, digest):
             with suppress(BlobUnknown):
@@ -99,89 +111,25 @@ class MirroredBlobs:
         return not await entitlement.mount(repo, digest, blob.size)
 
     def _deadline(self) -> float:
+        """Returns the end of the start timeout, in seconds of the event loop's clock."""
         return asyncio.get_running_loop().time() + self._start_timeout
 
     async def _prove(self, repo: RepositoryName, digest: Digest, deadline: float) -> tuple[int, Sequence[Manifest]]:
-        running = self._fills.find_for(repo, digest)
-        return await self._entitlement.prove(repo, digest, deadline, running.size if running else None)
+        """Checks that `repo` may serve the blob. Returns the blob's size and the stored manifests that name it."""
+        fill = self._fills.find_for(repo, digest)
+        return await self._entitlement.prove(repo, digest, deadline, fill.size if fill else None)
 
     async def _wait_started(self, fill: Fill, deadline: float) -> bool:
-        """Returns whether a reader has to follow the fill, which has started or is still queued at the deadline; False
-        if the blob is in the store."""
+        """Waits until the upstream begins to send, or until the blob is complete if it is small. Returns False if the
+        blob is stored then. Returns True if a reader has to follow the fill: it is running, or it still waits for a
+        free connection at the deadline. Raises UpstreamTimeout at the deadline otherwise, and the error of the fill."""
         try:
             async with asyncio.timeout_at(deadline):
-                if fill.size > SMALL_BLOB:
+                if fill.size > SMALL_BLOB_BYTES:
                     return await fill.wait_started()
                 await fill.wait_finished()
                 return False
         except TimeoutError:
-            if fill.size > SMALL_BLOB and fill.is_queued:
+            if fill.size > SMALL_BLOB_BYTES and fill.is_queued:
                 return True
             raise start_timeout(fill.digest) from None
-
-
-READ_CHUNK: Final = 256 * 1024
-"""Bytes of one read from the fill's file."""
-
-
-class FillReader:
-    """Reads the file that a fill writes, through a file descriptor of its own, so the data stays readable after the
-    fill has ended. The last byte of the blob is released only after the digest was checked: no client gets a whole blob
-    with wrong bytes."""
-
-    location: str | None = None
-    is_incomplete = True
-    data: bytes | None = None
-
-    def __init__(self, fill: Fill, span: tuple[int, int], pulls: Iterable[ImagePull]) -> None:
-        self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
-        self.span = span
-        self._fill = fill
-        self._fd = os.dup(fill.file.fd)
-        self._offset = fill.file.offset
-        self.file: OpenFile | None = OpenFile(self._fd, self._offset)
-        self._checked = False
-        self._pulls = list(pulls)
-        for pull in self._pulls:
-            pull.enter()
-
-    async def readable_until(self, at: int) -> int:
-        """Waits until the byte at `at` is available and returns where the available bytes end. Raises what ended the
-        fill: UpstreamUnavailable, DigestInvalid, StorageFull and others."""
-        if self._checked:
-            return self.span[1]
-        last = self._fill.size - 1
-        if at >= last:
-            await self._fill.wait_until(self._fill.size)
-            self._checked = True
-            return self.span[1]
-        return min(await self._fill.wait_until(at), last, self.span[1])
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        at, stop = self.span
-        while at < stop:
-            reached = await self.readable_until(at)
-            while at < reached:
-                chunk = await self._read(at, min(READ_CHUNK, reached - at))
-                at += len(chunk)
-                yield chunk
-
-    async def _read(self, at: int, length: int) -> bytes:
-        try:
-            data = await asyncio.to_thread(os.pread, self._fd, length, self._offset + at)
-        except OSError as error:
-            raise StorageFailed(f"the file of {self.descriptor.digest} cannot be read: {error.strerror}") from error
-        if not data:
-            raise StorageFailed(f"the file of {self.descriptor.digest} ends after {at} bytes")
-        return data
-
-    async def aclose(self) -> None:
-        if self.file is None:
-            return
-        self.file = None
-        for pull in self._pulls:
-            pull.leave()
-        if os.fstat(self._fd).st_nlink:
-            os.close(self._fd)
-        else:  # the file was deleted: the last close blocks while the file system frees its blocks
-            await asyncio.to_thread(os.close, self._fd)

@@ -1,8 +1,9 @@
-"""Decides how long an upstream's answers are trusted (as RFC 9111 and RFC 5861 do for HTTP caches).
+"""Decides how long the mirror serves cached manifests and "not found" answers without asking the upstream registry
+again. The rules are those that RFC 9111 and RFC 5861 give for HTTP caches.
 
-A digest never expires. A tag is fresh for its time to live (TTL). For one more TTL it is stale: it is served while the
-upstream is asked in the background. After that the upstream is asked first. "Not found" answers are cached for a short
-time.
+A manifest requested by digest never expires. A tag is fresh for its time to live (TTL). For one more TTL the tag is
+stale: the cached copy is served, and the upstream is asked in the background. After that the upstream is asked first.
+"Not found" answers are cached for a short time.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from storage.upstream_records import UpstreamRecords
 
 
 class Verdict(Enum):
-    """What to do when a reference is requested."""
+    """How to answer a request for a manifest."""
 
     FRESH = auto()
-    """Serve the local copy."""
+    """Serve the cached copy."""
     STALE = auto()
-    """Serve the local copy, and ask the upstream in the background."""
+    """Serve the cached copy, and ask the upstream in the background."""
     ASK = auto()
-    """Ask the upstream first."""
+    """Ask the upstream, then answer."""
     UNKNOWN = auto()
-    """Answer "not found": the upstream said so a short time ago."""
+    """Answer "not found", because the upstream said so a short time ago."""
 
 
 class Freshness:
-    """The TTLs of one upstream. `clock`: seconds since 1970."""
+    """Applies the TTLs of one upstream."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float]) -> None:
+        """`settings`: the upstream's settings, which have the TTLs. `clock`: returns seconds since 1970."""
         self._settings = settings
         self._clock = clock
 
     def ttl(self, reference: Reference) -> float:
-        """Returns the seconds for which `reference` is fresh."""
+        """Returns the number of seconds for which `reference` is fresh; infinity for a digest."""
         if isinstance(reference, Digest):
             return float("inf")
         for pattern, ttl in self._settings.tag_ttls.items():
@@ -49,12 +51,14 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Returns the seconds since `check`. After the clock was set back, the age is infinite."""
+        """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back since then,
+        returns infinity, so that the upstream is asked again."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 
     def judge(self, reference: Reference, check: UpstreamCheck | None) -> Verdict:
-        """Returns the verdict for a reference whose last recorded answer is `check`; None: none is recorded."""
+        """Returns how to answer a request for `reference`. `check`: the upstream's last recorded answer about it; None
+        if there is none."""
         if check is None:
             return Verdict.ASK
         age = self.age(check)
@@ -66,28 +70,29 @@ class Freshness:
         return Verdict.STALE if age < 2 * ttl else Verdict.ASK
 
     def now(self) -> float:
+        """Returns the current time in seconds since 1970."""
         return self._clock()
 
 
 class NegativeCache:
-    """Blobs that the upstream said it does not have, cached for a short time and shared by all workers. Separate from
-    answers about manifests, since the same digest may exist as one and not as the other."""
+    """Caches for a short time, for all processes, which blobs the upstream does not have. Separate from the answers
+    about manifests, because the same digest may exist as a manifest and not as a blob."""
 
     def __init__(self, records: UpstreamRecords, freshness: Freshness) -> None:
         self._records = records
         self._freshness = freshness
 
     async def has(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the upstream said a short time ago that the repository has no such blob."""
+        """Returns whether the upstream said a short time ago that the repository does not have the blob."""
         check = await self._records.last_check(repo, digest, blob=True)
         return self._freshness.judge(digest, check) is Verdict.UNKNOWN
 
-    async def note(self, repo: RepositoryName, digest: Digest) -> None:
-        """Records that the repository has no such blob. A failure to record is ignored: the upstream is then asked
-        again."""
+    async def add(self, repo: RepositoryName, digest: Digest) -> None:
+        """Records that the repository does not have the blob. Ignores a failure to record, because its only effect is
+        that the upstream is asked again."""
         with suppress(StorageFull, StorageFailed):
             await self._records.save_check(repo, digest, False, blob=True)
 
     async def forget(self, repo: RepositoryName, digest: Digest) -> None:
-        """Drops the record about the blob."""
+        """Deletes the record about the blob, if there is one."""
         await self._records.forget_checks(repo, digest, blob=True)

@@ -1,4 +1,10 @@
-"""Manifests of an upstream: served from the store while they are fresh, otherwise requested once for all clients."""
+"""Serves manifests of an upstream registry: from the local store while they are fresh, otherwise after asking the
+upstream.
+
+Clients that need the same manifest at the same time share one request to the upstream, a *flight*. A tag is *fresh* for
+its time to live and *stale* for one more; `Freshness` decides. A *notice* is a text for the client that says why the
+manifest it gets may be out of date.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +40,16 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
-"""Time a client waits for the upstream when a stale copy can be served instead."""
+"""Time a client waits for the upstream if the mirror has a copy that it can serve instead."""
 T = TypeVar("T")
 LocalLookup = Callable[[RepositoryName, Reference], Awaitable[T]]
+"""A method of the local registry that looks up a manifest, and raises ManifestUnknown if it is not stored."""
 ToUpstreamName = Callable[[RepositoryName], RepositoryName]
+"""Returns the name that a repository has at the upstream."""
 
 
 class MirroredManifests:
-    """The manifest reads of `Mirror`. `upstream_name` returns a repository's name at the upstream. Each flight returns
-    a notice for the clients that wait for it, or None."""
+    """Implements the manifest reads of `Mirror` for one upstream."""
 
     def __init__(
         self,
@@ -52,126 +59,132 @@ class MirroredManifests:
         leases: Leases,
         settings: Upstream,
         freshness: Freshness,
-        upstream_name: ToUpstreamName,
+        to_upstream_name: ToUpstreamName,
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
+        """`local`: the registry in which the mirror stores manifests. `stale_wait`: see `STALE_WAIT_SECONDS`."""
         self._local = local
         self._upstream = upstream
         self._records = records
         self._leases = leases
         self._name = settings.name
         self._freshness = freshness
-        self._upstream_name = upstream_name
+        self._to_upstream_name = to_upstream_name
         self._stale_wait = stale_wait
         self._flights: SingleFlight[str | None] = SingleFlight()
+        """Running requests. Each returns a notice, or None if the upstream has confirmed the manifest."""
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
-        """Returns what `look_up`, a local look-up, finds once the local copy is fresh enough. Raises ManifestUnknown,
-        and what the upstream raises when there is no local copy."""
+        """Returns the result of `look_up` for the manifest, after asking the upstream if necessary. Raises
+        ManifestUnknown, and the errors of the upstream client if there is no local copy."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 return await look_up(repo, reference)
         verdict = self._freshness.judge(reference, await self._records.last_check(repo, reference))
         if verdict is Verdict.UNKNOWN:
-            raise ManifestUnknown(f"{self._name} has no such manifest; that is remembered for a moment")
+            raise ManifestUnknown(f"{self._name} does not have this manifest; this answer is cached for a short time")
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
                 found = await look_up(repo, reference)
                 if verdict is Verdict.STALE and not self._upstream.is_exhausted():
-                    with suppress(UpstreamUnavailable):  # stopping
-                        self._start(repo, reference)
+                    with suppress(UpstreamUnavailable):  # raised only when the server is stopping
+                        self._start_flight(repo, reference)
                 return found
         await self._ask(repo, reference)
         return await look_up(repo, reference)
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks the upstream about a tag that is not fresh. With `force`, also about a fresh tag, and when few requests
-        are left. Returns None when the cached copy is current, otherwise the reason why it may not be. Raises
-        ManifestUnknown; when nothing is cached, what the upstream raises."""
+        """Asks the upstream about a tag that is not fresh. With `force`, also asks about a fresh tag, and even if the
+        upstream's rate limit leaves few requests. Returns None if the cached copy is current, otherwise a notice.
+        Raises ManifestUnknown, and the errors of the upstream client if nothing is cached."""
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
-        if verdict is Verdict.FRESH and not force and await self._held(repo, tag) is not None:
+        if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force))
 
     @property
     def busy(self) -> bool:
-        """Whether a request to the upstream runs."""
+        """Whether a request to the upstream is running."""
         return len(self._flights) > 0
 
     async def aclose(self) -> None:
+        """Cancels the running requests."""
         await self._flights.aclose()
 
-    def _start(self, repo: RepositoryName, reference: Reference) -> asyncio.Task[str | None]:
+    def _start_flight(self, repo: RepositoryName, reference: Reference) -> asyncio.Task[str | None]:
+        """Returns the running flight for the manifest, or starts one."""
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> None:
-        """Asks the upstream, and sets a notice for the client if it will get a stale copy."""
-        flight = self._start(repo, reference)
-        if await self._held(repo, reference) is not None:
+        """Asks the upstream, and sets a notice for the client if the cached copy may be out of date. If there is a
+        cached copy, waits `stale_wait` seconds at most."""
+        flight = self._start_flight(repo, reference)
+        if await self._find_cached(repo, reference) is not None:
             await asyncio.wait({flight}, timeout=self._stale_wait)
             if not flight.done():
                 check = await self._records.last_check(repo, reference)
-                set_notice(self._outdated(repo, reference, check, f"{self._name} is slow to answer"))
+                set_notice(self._outdated_notice(repo, reference, check, f"{self._name} is slow to answer"))
                 return
         notice = await wait_for_outcome(flight)
         if notice is not None:
             set_notice(notice)
 
-    async def _held(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
-        """Returns the descriptor of the cached manifest; None: nothing is cached."""
+    async def _find_cached(self, repo: RepositoryName, reference: Reference) -> Descriptor | None:
+        """Returns the descriptor of the cached manifest, or None if it is not cached."""
         try:
             return await self._local.resolve_manifest(repo, reference)
         except ManifestUnknown:
             return None
 
     async def _ask_under_lease(self, repo: RepositoryName, reference: Reference, force: bool = False) -> str | None:
-        """Asks the upstream, in one process at a time. A process that waited for the lease uses the answer that the
-        previous holder recorded. If there is none, it fails when the wait took longer than `stale_wait`, since its
-        clients would time out."""
-        asked, since = self._freshness.now(), time.monotonic()
+        """Asks the upstream, in one process at a time, and returns a notice or None. A process that had to wait for the
+        lease uses the answer that the previous holder of the lease recorded. If there is none, and the wait took longer
+        than `stale_wait`, raises UpstreamTimeout, because the clients would not wait for another request."""
+        called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}"):
             check = await self._records.last_check(repo, reference)
-            held = await self._held(repo, reference)
+            cached = await self._find_cached(repo, reference)
             verdict = self._freshness.judge(reference, check)
-            checked_meanwhile = check is not None and check.found and asked < check.at <= self._freshness.now()
+            checked_meanwhile = check is not None and check.known and called_at < check.at <= self._freshness.now()
             if verdict is Verdict.UNKNOWN and not force:
-                raise ManifestUnknown(f"{self._name} has no such manifest")
+                raise ManifestUnknown(f"{self._name} does not have this manifest")
             is_current = checked_meanwhile or verdict is Verdict.FRESH or isinstance(reference, Digest)
-            if held is not None and is_current and not force:
+            if cached is not None and is_current and not force:
                 return None
-            if held is None or isinstance(reference, Digest):
-                if time.monotonic() - since > self._stale_wait and not force:
+            if cached is None or isinstance(reference, Digest):
+                if time.monotonic() - wait_started_at > self._stale_wait and not force:
                     raise UpstreamTimeout(f"{self._name} does not answer in time")
                 await self._fetch_new(repo, reference)
                 return None
-            return await self._revalidate_tag(repo, reference, held, check, force)
+            return await self._revalidate_tag(repo, reference, cached, check, force)
 
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
-        """Fetches and stores a manifest of which nothing is cached."""
+        """Fetches and stores a manifest that is not cached."""
         with ShareScope() as memory:
             try:
-                manifest = await self._upstream.get_manifest(self._upstream_name(repo), reference, memory)
-            except UnconfirmedManifestUnknown:  # may not be the upstream's own word, so it is not cached
+                manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
+            except UnconfirmedManifestUnknown:  # not recorded, because the answer may not come from the registry itself
                 raise
             except ManifestUnknown:
-                await self._note(repo, reference, False)
+                await self._record_check(repo, reference, False)
                 raise
             await self._store(repo, reference, manifest)
 
     async def _revalidate_tag(
-        self, repo: RepositoryName, tag: Tag, held: Descriptor, check: UpstreamCheck | None, force: bool
+        self, repo: RepositoryName, tag: Tag, cached: Descriptor, check: UpstreamCheck | None, force: bool
     ) -> str | None:
-        """Checks a cached tag with a HEAD request and fetches the manifest if the tag has moved. Returns a notice when
-        the upstream gave no usable answer."""
+        """Checks a cached tag with a HEAD request, and fetches the manifest if the tag has moved. Returns None if the
+        cached copy is current then, or a notice if the upstream gave no usable answer. Raises ManifestUnknown if the
+        upstream has deleted the tag."""
         if self._upstream.is_exhausted() and not force:
-            return self._outdated(repo, tag, check, f"few requests are left at {self._name}")
+            return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
-            found = await self._upstream.resolve_manifest(self._upstream_name(repo), tag)
-            if found.digest != held.digest:
+            at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
+            if at_upstream.digest != cached.digest:
                 with ShareScope() as memory:
-                    await self._store(repo, tag, await self._fetch_moved(repo, tag, found.digest, memory))
+                    await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
             else:
-                await self._note(repo, tag, True)
+                await self._record_check(repo, tag, True)
         except (
             UnconfirmedManifestUnknown,
             Denied,
@@ -180,44 +193,50 @@ class MirroredManifests:
             StorageFull,
             StorageFailed,
         ) as error:
-            text = self._outdated(repo, tag, check, f"{self._name}: {error.message}")
-            log.warning("%s", text)
-            return text
+            notice = self._outdated_notice(repo, tag, check, f"{self._name}: {error.message}")
+            log.warning("%s", notice)
+            return notice
         except ManifestUnknown:
-            await self._drop(repo, tag)
+            await self._delete_tag(repo, tag)
             raise
         return None
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
-        """Returns the manifest that the tag refers to now, from the store if possible."""
+        """Returns the manifest that the tag refers to now: `digest`, or a newer one. Takes it from the local store if
+        it is there."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
-            return await self._upstream.get_manifest(self._upstream_name(repo), digest, memory)
-        except ManifestUnknown:  # the tag moved between the two requests, or an upstream replica is behind
-            return await self._upstream.get_manifest(self._upstream_name(repo), tag, memory)
+            return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory)
+        except ManifestUnknown:  # the tag has moved again, or a replica of the upstream does not have the manifest yet
+            return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
     async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
+        """Stores a manifest, although its blobs are not stored yet (`sparse`). If `reference` is a tag, points the tag
+        at the manifest and records the upstream's answer."""
         tags = [] if isinstance(reference, Digest) else [reference]
         await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:
-            await self._note(repo, reference, True)
+            await self._record_check(repo, reference, True)
 
-    async def _note(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
-        """Records the upstream's answer. A failure to record is logged only: the upstream is then asked again."""
+    async def _record_check(self, repo: RepositoryName, reference: Reference, known: bool) -> None:
+        """Records whether the upstream has the manifest. Only logs a failure to record, because its only effect is that
+        the upstream is asked again."""
         try:
             await self._records.save_check(repo, reference, known)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record the answer of %s about %s: %s", self._name, repo, error.message)
 
-    async def _drop(self, repo: RepositoryName, tag: Tag) -> None:
-        """Drops a tag that the upstream has deleted. The manifest can still be pulled by digest."""
+    async def _delete_tag(self, repo: RepositoryName, tag: Tag) -> None:
+        """Deletes the cached tag, because the upstream has deleted it. The manifest can still be pulled by digest."""
         with suppress(ManifestUnknown):
             await self._local.delete_tag(repo, tag, by=MIRROR_ACTOR)
-        await self._note(repo, tag, False)
+        await self._record_check(repo, tag, False)
 
-    def _outdated(self, repo: RepositoryName, reference: Reference, check: UpstreamCheck | None, reason: str) -> str:
-        """Returns the notice for a stale copy."""
+    def _outdated_notice(
+        self, repo: RepositoryName, reference: Reference, check: UpstreamCheck | None, reason: str
+    ) -> str:
+        """Returns the notice for a cached copy that may be out of date. `check`: the upstream's last answer."""
         age = self._freshness.age(check) if check is not None and check.found else float("inf")
         since = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
         return f"{repo}:{reference} is served {since}, since {reason}"

@@ -1,4 +1,8 @@
-"""`Mirror`: a pull-through cache of one upstream, as a `Registry`."""
+"""A pull-through cache of one upstream registry, with the interface of a registry (`Mirror`).
+
+A *fill* is the download of one blob, which all clients that request the blob share. *Prefetching* starts fills for
+blobs that a client will probably request next.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +36,8 @@ T = TypeVar("T")
 
 
 class Mirror(RefusingRegistry):
-    """The repositories of one upstream, by their stored names (`docker.io/library/ubuntu`). What was pulled is kept in
-    `local`. Pushes are refused; a delete drops the cached copy.
-
-    `clock`: seconds since 1970. `monotonic`: seconds of a clock that is never set. `stale_wait`: seconds a client waits
-    for the upstream when a stale copy can be served instead. `start_timeout`: seconds until the first byte of a blob.
-    `stall_timeout`: seconds without new bytes after which a blob that has readers is given up. `aclose` also closes the
-    upstream client.
-    """
+    """The repositories of one upstream. Their names here begin with the upstream's name (`docker.io/library/ubuntu`).
+    Pulled content is stored in the registry `local`. Pushes are refused. A delete removes only the cached copy."""
 
     def __init__(
         self,
@@ -55,6 +53,11 @@ class Mirror(RefusingRegistry):
         start_timeout: float = START_TIMEOUT_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
+        """`partials`: the store of unfinished downloads. `records`: what is recorded about the upstream. `clock`:
+        returns seconds since 1970. `monotonic`: returns seconds of a clock that is never set. `stale_wait`: seconds
+        that a client waits for the upstream if a cached manifest can be served instead. `start_timeout`: seconds that a
+        client waits for the first byte of a blob. `stall_timeout`: seconds without new bytes after which the download
+        of a blob is given up."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -80,31 +83,33 @@ class Mirror(RefusingRegistry):
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, start_timeout)
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the name a repository has at the upstream. Raises NameUnknown for a name outside this upstream."""
-        own = repo.removeprefix(f"{self._name}/")
-        if own == repo:
-            raise NameUnknown(f"{repo} is not of {self._name}")
-        return RepositoryName(own)
+        """Returns the name that a repository has at the upstream: `library/ubuntu` for `docker.io/library/ubuntu`.
+        Raises NameUnknown if `repo` does not begin with the name of this upstream."""
+        upstream_name = repo.removeprefix(f"{self._name}/")
+        if upstream_name == repo:
+            raise NameUnknown(f"{repo} is not a repository of {self._name}")
+        return RepositoryName(upstream_name)
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks the upstream about a tag that is not fresh; with `force`, about any tag. Returns None when the cached
-        copy is current, otherwise the reason why it may not be. Raises ManifestUnknown; when nothing is cached, what
-        the upstream raises."""
+        """Asks the upstream whether the cached copy of a tag is current, unless the tag is fresh (its time to live has
+        not passed); with `force`, in any case. Fetches the manifest if the tag has moved. Returns None if the cached
+        copy is current then, otherwise a text that says why it may be out of date. Raises ManifestUnknown, and the
+        errors of the upstream client if nothing is cached."""
         return await self._manifests.revalidate(repo, tag, force=force)
 
     @property
     def filling(self) -> Sequence[Fill]:
-        """The fills that run in this process."""
+        """The fills that are running in this process."""
         return self._fills.running()
 
     @property
     def busy(self) -> bool:
-        """Whether requests to the upstream run or wait in this process, for clients or for the prefetcher."""
+        """Whether requests to the upstream are running or queued in this process, for clients or for prefetching."""
         return bool(self._fills.running()) or self._prefetch.busy or self._manifests.busy
 
     async def aclose(self) -> None:
-        """Stops in this order: prefetching, fills, other requests, connections. Bytes of unfinished blobs are kept for
-        the next start."""
+        """Stops prefetching, then the fills, then other requests, and closes the upstream client. The bytes of
+        unfinished blobs are kept for the next start of the server."""
         await self._prefetch.aclose()
         await self._fills.aclose()
         await self._entitlement.aclose()
@@ -115,6 +120,7 @@ class Mirror(RefusingRegistry):
         return await self._manifests.read(self._local.resolve_manifest, repo, reference)
 
     async def get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
+        """Returns the manifest, from the cache or the upstream, and starts to prefetch the image's config."""
         manifest = await self._manifests.read(self._local.get_manifest, repo, reference)
         self._prefetch.on_manifest(repo, manifest)
         return manifest
@@ -126,7 +132,7 @@ class Mirror(RefusingRegistry):
         return await self._blobs.open(repo, digest, span)
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        """Returns the repositories of which something was pulled."""
+        """Returns a page of the repositories of this upstream that have cached content and are in the set `within`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
         own = [repo for repo in page.items if repo.startswith(prefix)]
@@ -134,6 +140,8 @@ class Mirror(RefusingRegistry):
         return Page(own, more, page.next_after if more else None)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        """Returns a page of the tags at the upstream. If the upstream cannot answer, returns the cached tags and sets a
+        notice for the client. Raises NameUnknown, and the error of the upstream client if no tag is cached."""
         try:
             return await self._upstream.tags(self.upstream_name(repo), after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -149,6 +157,8 @@ class Mirror(RefusingRegistry):
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
+        """Returns a page of the referrers at the upstream. If the upstream cannot answer, returns the cached referrers
+        and sets a notice for the client."""
         try:
             return await self._upstream.referrers(self.upstream_name(repo), subject, artifact_type, after, limit)
         except (UpstreamUnavailable, TooManyRequests, Denied, UnconfirmedNameUnknown) as error:
@@ -159,26 +169,28 @@ class Mirror(RefusingRegistry):
     async def delete_blob(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
-        """Deletes the cached blob even if cached manifests refer to it: it is fetched again at the next pull."""
+        """Deletes the cached blob, even if cached manifests refer to it, because the next pull fetches it again."""
         try:
             await self._local.delete_blob(repo, digest, by=by, even_if_referenced=True)
         finally:
             await self._negative_cache.forget(repo, digest)
 
     async def delete_manifest(self, repo: RepositoryName, digest: Digest, *, by: Actor) -> None:
+        """Deletes the cached manifest, and the records of when the upstream was last asked about the repository."""
         try:
             await self._local.delete_manifest(repo, digest, by=by)
         finally:
             await self._records.forget_checks(repo)
 
     async def delete_tag(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> None:
+        """Deletes the cached tag, and the record of when the upstream was last asked about it."""
         try:
             await self._local.delete_tag(repo, tag, by=by)
         finally:
             await self._records.forget_checks(repo, tag)
 
     async def handle(self, call: Call[T]) -> T:
-        """Refuses what has no method of its own here: pushes."""
+        """Handles the calls for which this class has no method. Refuses pushes with Denied."""
         if call.action is Action.PUSH:
             raise Denied(f"{call.repo} is mirrored from {self._name}; push under another name")
         return await super().handle(call)

@@ -1,10 +1,11 @@
-"""Prefetching: starts fills for blobs that the client of a running pull will ask for next.
+"""Prefetching: downloads blobs that a client will probably request next (`Prefetcher`).
 
-A client that gets an image's manifest needs its config next (some hundred bytes). A client that asks for a layer pulls
-the image, so its other layers are fetched, too. A HEAD or the manifest of an index starts nothing.
+A *fill* is the download of one blob. When a client gets the manifest of an image, the fill of the image's config is
+started, because the config is small and is needed next. When a client requests one layer of an image, the fills of the
+other layers are started. A HEAD request or the manifest of an index starts nothing.
 
-`PrefetchQueue` holds names only: a queued blob has no open file, and nothing looks at it until a connection is free
-that no client waits for.
+`PrefetchQueue` starts the fills, one after another, whenever the upstream has a connection to spare that no client
+waits for. A queued blob costs only memory for its descriptor: it has no open file and no timer.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MAX_IMAGES: Final = 256
-"""Pulls that are tracked at a time."""
+"""Number of images that are remembered as being pulled."""
 MAX_IMAGE_BLOBS: Final = 256
-"""Blobs of one image that are prefetched. docker supports at most 127 layers."""
-MAX_MANIFEST_SIZE: Final = 256 * 1024
-"""Largest manifest, in bytes, that is parsed (on the event loop) for prefetching."""
+"""Number of blobs of one image that are prefetched. docker supports at most 127 layers."""
+MAX_MANIFEST_BYTES: Final = 256 * 1024
+"""Size of the largest manifest that is parsed for prefetching. Parsing runs on the event loop and must be short."""
 PrefetchMode = Literal["off", "config", "layers"]
+"""What is prefetched: nothing, only configs, or configs and layers."""
 
 
 class _PulledImage:
-    """An image of which a client pulled the manifest or a layer."""
+    """An image that a client is pulling. `pull`: says whether the pull is still active. `config`: its descriptor.
+    `blobs`: descriptors of config and layers, without foreign layers, which registries do not serve. `digests`: the
+    digests of `blobs`. `config_started`, `layers_started`: whether their fills have been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
@@ -44,101 +48,112 @@ class _PulledImage:
             for blob in islice((b for b in manifest.blobs if b.digest not in foreign), MAX_IMAGE_BLOBS)
         ]
         self.digests = frozenset(blob.digest for blob in self.blobs)
-        self.config_begun = self.layers_begun = False
+        self.config_started = self.layers_started = False
 
     def has_layer(self, digest: Digest) -> bool:
+        """Returns whether the blob with this digest is a layer of the image."""
         return digest in self.digests and (self.config is None or digest != self.config.digest)
 
 
 def _without_annotations(blob: Descriptor) -> Descriptor:
-    """Returns the fields that a fill needs. Annotations can be as large as the manifest, and images are tracked for
-    long."""
+    """Returns the descriptor with only the fields that a fill needs. Annotations can be as large as the manifest, and
+    would stay in memory as long as the image is remembered."""
     return Descriptor(blob.media_type, blob.digest, blob.size)
 
 
 class Prefetcher:
-    """Decides what to prefetch. `may_prefetch` tells whether the upstream's limit leaves requests for it. `clock`:
-    monotonic, in seconds."""
+    """Decides which blobs to prefetch, and queues them."""
 
     def __init__(
         self, mode: PrefetchMode, queue: PrefetchQueue, may_prefetch: Callable[[], bool], clock: Callable[[], float]
     ) -> None:
+        """`may_prefetch`: returns whether the upstream's rate limit leaves enough requests for prefetching. `clock`:
+        returns seconds of a monotonic clock."""
         self._mode = mode
         self._queue = queue
         self._may_prefetch = may_prefetch
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
+        """The images that clients are pulling, by repository and digest of the manifest. Least recently used first."""
         self._without_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
-        """The images in `_images` whose layers were not started. A cache hit looks here only, so it costs nothing once
-        all layers are started."""
+        """The images in `_images` whose layers have not been queued. `on_hit` looks only here, so it costs nothing once
+        all layers have been queued."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """Called when a client got the manifest: starts the config's fill."""
+        """Called when a client has got a manifest. Queues the image's config."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
-        if len(manifest.body) > MAX_MANIFEST_SIZE or not manifest.is_readable:
+        if len(manifest.body) > MAX_MANIFEST_BYTES or not manifest.is_readable:
             return
         image = self._image(repo, manifest)
-        if image.config is not None and not image.config_begun and self._may_prefetch():
-            image.config_begun = True
-            self._queue.add(repo, [image.config], image.pull, first=True)
+        if image.config is not None and not image.config_started and self._may_prefetch():
+            image.config_started = True
+            self._queue.add(repo, [image.config], image.pull, at_front=True)
 
     def on_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
-        """Called when a client asked for a blob that is not stored. `manifests` name the blob, newest first. Starts the
-        other layers of the images whose manifest was pulled a short time ago, or else of the newest image only, since
-        many images share a base layer."""
+        """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
+        blob, newest first. Queues the other layers of those images whose manifest a client has pulled recently. If
+        there is no such image, queues only the layers of the newest one, because many images may share the blob as
+        their base layer."""
         if self._mode != "layers" or not self._may_prefetch():
             return
         recent = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
         for manifest in recent or manifests[:1]:
-            self._begin_layers(repo, manifest.digest, self._image(repo, manifest), digest)
+            self._queue_layers(repo, manifest.digest, self._image(repo, manifest), digest)
 
     def on_hit(self, repo: RepositoryName, digest: Digest) -> None:
-        """Called when a client asked for a blob that is stored: starts the other layers of images whose manifest was
-        pulled a short time ago."""
+        """Called when a client has requested a blob that is stored. Queues the other layers of images that contain the
+        blob and whose manifest a client has pulled recently."""
         if self._mode != "layers" or repo not in self._without_layers or not self._may_prefetch():
             return
-        for name, image in list(self._without_layers[repo].items()):
+        for manifest_digest, image in list(self._without_layers[repo].items()):
             if image.pull.is_active():
-                self._begin_layers(repo, name, image, digest)
+                self._queue_layers(repo, manifest_digest, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
-        """Returns the running pulls of images that contain the blob."""
+        """Returns the pulls of remembered images that contain the blob."""
         return [image.pull for image in self._images.values() if digest in image.digests]
 
     @property
     def busy(self) -> bool:
-        """Whether fills are about to be started."""
+        """Whether blobs are queued for prefetching."""
         return self._queue.busy
 
     async def aclose(self) -> None:
-        """Starts no more fills. Running fills go on."""
+        """Starts no more fills. Running fills continue."""
         await self._queue.aclose()
 
-    def _begin_layers(self, repo: RepositoryName, name: Digest, image: _PulledImage, asked: Digest) -> None:
-        if image.layers_begun or not image.has_layer(asked):
+    def _queue_layers(
+        self, repo: RepositoryName, manifest_digest: Digest, image: _PulledImage, requested: Digest
+    ) -> None:
+        """Queues the layers of `image`, except the layer `requested`, whose fill the client has started. Does nothing
+        if that blob is not a layer of the image, or if the layers have been queued before."""
+        if image.layers_started or not image.has_layer(requested):
             return
-        image.layers_begun = True
-        self._forget_without_layers(repo, name)
-        self._queue.add(repo, (blob for blob in image.blobs if blob.digest != asked), image.pull)
+        image.layers_started = True
+        self._forget_without_layers(repo, manifest_digest)
+        self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
+        """Returns the remembered image of the manifest. Adds it if it is new or if its pull is no longer active."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        if image is None or not image.pull.is_active():  # the blobs of an older pull may have been deleted since
+        # After an older pull, a new object is needed: the blobs may have been deleted since, and must be queued again.
+        if image is None or not image.pull.is_active():
             image = self._images[key] = _PulledImage(manifest, self._clock)
             if self._mode == "layers":
                 self._without_layers.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
         while len(self._images) > MAX_IMAGES:
-            old, _ = self._images.popitem(last=False)
-            self._forget_without_layers(*old)
+            oldest_key, _ = self._images.popitem(last=False)
+            self._forget_without_layers(*oldest_key)
         return image
 
-    def _forget_without_layers(self, repo: RepositoryName, name: Digest) -> None:
+    def _forget_without_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
+        """Removes an image from `_without_layers`, if it is there."""
         images = self._without_layers.get(repo, {})
-        images.pop(name, None)
+        images.pop(manifest_digest, None)
         if not images:
             self._without_layers.pop(repo, None)
 
@@ -146,63 +161,69 @@ class Prefetcher:
 log = logging.getLogger("registry.mirror")
 
 MAX_QUEUED_BLOBS: Final = 1024
-"""Blobs that can be queued. Others are fetched when the client asks for them."""
-FILLS_AT_ONCE: Final = 4
-"""Fills at a time that no client waits for."""
+"""Length limit of the queue. Blobs beyond it are downloaded when the client requests them."""
+MAX_RUNNING_FILLS: Final = 4
+"""Number of fills that run at a time without a client that waits for them."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
+"""Returns whether to download the blob: it is not stored, and the upstream may have it. Raises RegistryError."""
 StartFill = Callable[[RepositoryName, Descriptor, ImagePull], Fill]
+"""Starts the fill of a blob, which runs while the pull is active. Raises RegistryError."""
 
 
 class PrefetchQueue:
-    """Starts fills for queued blobs, a few at a time and in order. `should_prefetch` tells whether a blob is worth a
-    request, `wait_for_spare` waits for a spare connection, `start_fill` starts the fill."""
+    """The queue of blobs to prefetch. Starts their fills in order, `MAX_RUNNING_FILLS` at a time."""
 
     def __init__(
         self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
     ) -> None:
+        """`wait_for_spare`: waits until the upstream has a connection that no client waits for."""
         self._should_prefetch = should_prefetch
         self._wait_for_spare = wait_for_spare
         self._start_fill = start_fill
-        self._waiting: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
+        self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def add(self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, first: bool = False) -> None:
-        """Queues blobs behind the others, or with `first` before them. A blob that is queued already is moved to this
-        pull."""
+    def add(
+        self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, at_front: bool = False
+    ) -> None:
+        """Adds blobs of `repo` to the end of the queue, or with `at_front` to its beginning. A blob that is queued
+        already belongs to the new `pull` from now on. A queued blob is skipped if its pull is no longer active."""
         for blob in blobs:
             key = (repo, blob.digest)
-            if key in self._waiting or len(self._waiting) < MAX_QUEUED_BLOBS:
-                self._waiting[key] = (blob, pull)
-                if first:
-                    self._waiting.move_to_end(key, last=False)
+            if key in self._queued or len(self._queued) < MAX_QUEUED_BLOBS:
+                self._queued[key] = (blob, pull)
+                if at_front:
+                    self._queued.move_to_end(key, last=False)
         if self._closed:
             return
-        for _ in range(min(FILLS_AT_ONCE - len(self._runners), len(self._waiting))):
+        for _ in range(min(MAX_RUNNING_FILLS - len(self._runners), len(self._queued))):
             runner = start_detached(self._run())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
 
     @property
     def busy(self) -> bool:
-        """Whether blobs are queued or being started."""
+        """Whether blobs are queued, or a fill runs for which no client waits."""
         return bool(self._runners)
 
     async def aclose(self) -> None:
-        """Empties the queue and starts no more fills. Running fills go on."""
+        """Empties the queue and starts no more fills. Running fills continue."""
         self._closed = True
-        self._waiting.clear()
+        self._queued.clear()
         await cancel_and_wait(self._runners)
 
     async def _run(self) -> None:
-        while self._waiting:
-            (repo, digest), (blob, pull) = self._waiting.popitem(last=False)
+        """Starts the fill of one queued blob after another. Waits after each until a client requests the blob or the
+        fill ends, so that each of the tasks accounts for one running fill."""
+        while self._queued:
+            (repo, digest), (blob, pull) = self._queued.popitem(last=False)
             try:
                 if not pull.is_active() or not await self._should_prefetch(repo, blob):
                     continue
                 await self._wait_for_spare()
                 if pull.is_active():
                     await self._start_fill(repo, blob, pull).wait_wanted()
-            except RegistryError as error:  # a client that asks for the blob gets the error
+            except RegistryError as error:  # only logged, because a client that requests the blob gets the error itself
                 log.info("%s of %s was not prefetched: %s", digest, repo, error.message)

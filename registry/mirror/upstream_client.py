@@ -1,5 +1,9 @@
-"""What the mirror requires of an upstream registry (`UpstreamClient`). The mirror knows no HTTP; `registry.upstream`
-implements this."""
+"""Protocol of the client for an upstream registry (`UpstreamClient`), as the mirror uses it.
+
+The mirror is a pull-through cache; an *upstream* is a registry that it caches. An upstream has one or more *endpoints*:
+base URLs that serve the same content. The mirror itself contains no HTTP code; `registry.upstream` implements this
+Protocol.
+"""
 
 from __future__ import annotations
 
@@ -13,98 +17,107 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 
 class RangesUnsupported(RegistryError):
-    """The upstream sends blobs only as a whole. The sink got no bytes."""
+    """The upstream ignores or refuses byte ranges and sends blobs only as a whole. The `BlobSink` got no bytes."""
 
     default = "the upstream registry sends blobs only from their start"
 
 
 class UnconfirmedManifestUnknown(ManifestUnknown):
-    """A "not found" answer that may not come from the registry itself, but from a firewall or from a proxy before a
-    registry that restarts. No reason to drop a cached manifest or to cache the answer."""
+    """A "not found" answer about a manifest that may not come from the registry itself, but from a firewall, or from a
+    proxy in front of a registry that is restarting. So the mirror keeps its cached manifest and does not cache the
+    answer."""
 
     default = "the upstream registry does not give out such a manifest"
 
 
 class UnconfirmedNameUnknown(NameUnknown):
-    """The same for a list: no reason to hide what is cached."""
+    """A "not found" answer about a repository that may not come from the registry itself. So the mirror lists what it
+    has cached instead."""
 
     default = "the upstream registry does not give out such a list"
 
 
 class UnconfirmedBlobUnknown(BlobUnknown):
-    """The same for a blob: no reason to cache the answer."""
+    """A "not found" answer about a blob that may not come from the registry itself. So the mirror does not cache the
+    answer."""
 
     default = "the upstream registry does not give out such a blob"
 
 
 class BlobSink(Protocol):
-    """Receives a blob's bytes. Called in a thread, one call at a time. An exception of the sink ends the fetch, which
-    raises it."""
+    """Receives the bytes of one `UpstreamClient.fetch_blob` call. Its methods are called in a thread, one call at a
+    time. If a method raises an exception, the fetch ends and raises the same exception."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Called once the upstream responds: bytes `start` to `stop` follow, of a blob of `size` bytes."""
+        """Called when `endpoint` has responded, before the first `take`. The bytes from offset `start` up to, but
+        without, `stop` follow, of a blob of `size` bytes."""
         ...
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Called with the next bytes of the blob. The memory is reused after the call returns."""
+        """Called with the next bytes of the blob, which begin at `offset`. The memory of `data` is reused after this
+        call returns."""
         ...
 
 
 class UpstreamClient(Protocol):
-    """An upstream registry. Repository names are the upstream's own (`library/ubuntu`). Manifests are verified against
-    their digest; blobs are not. Nothing is contacted before the first call.
+    """Client for one upstream registry. Repository names are those that the upstream itself uses (`library/ubuntu`).
+    Manifests are verified against their digest; blobs are not. No connection is opened before the first call.
 
-    All methods raise UpstreamUnavailable (unreachable, or failed), UpstreamTimeout, TooManyRequests (with
-    `retry_after`), Denied (the configured login was refused) and StorageFailed. A refused anonymous request raises
-    "unknown", since a private repository looks like a missing one. When the answer may not come from the registry
-    itself, or logging in failed, the error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or
-    UnconfirmedNameUnknown.
+    All requests raise UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, TooManyRequests
+    (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
+    an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown, because a private repository looks
+    like a missing one. If such an answer may not come from the registry itself, or logging in failed, the error is
+    UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown.
     """
 
     name: str
+    """The name of the upstream in the settings, such as `docker.io`."""
     endpoints: Sequence[str]
-    """The URLs of the upstream, in the order of the settings."""
+    """The base URLs of the upstream, in the order of the settings."""
     connections: int
-    """Largest number of connections for blobs, over all processes."""
+    """Maximum number of connections for blobs at a time, over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """Returns a manifest's descriptor by a HEAD request, which Docker Hub does not count. A GET follows when the
-        answer has no digest or may not come from the registry itself. Raises ManifestUnknown."""
+        """Returns a manifest's descriptor. Sends a HEAD request, which Docker Hub does not count against its rate
+        limit. Sends a GET request as well if the answer has no digest or may not come from the registry itself. Raises
+        ManifestUnknown."""
         ...
 
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest. The memory of a large one counts until the block of `memory` ends. Raises
-        ManifestUnknown; UpstreamUnavailable also when the bytes do not match the digest."""
+        """Returns a manifest. A large manifest is counted against the process's memory budget until the `with` block of
+        `memory` ends. Raises ManifestUnknown, and UpstreamUnavailable also if the bytes do not match the digest."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns a blob's descriptor. Raises BlobUnknown."""
+        """Returns a blob's descriptor, which has its size. Raises BlobUnknown."""
         ...
 
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
-        """Passes the bytes of `span` to `sink` and returns after the last one. Endpoints in `avoid` are asked only when
-        no other has the blob. Raises BlobUnknown, RangesUnsupported (the upstream would send from byte 0), and what the
-        sink raises; UpstreamUnavailable or UpstreamTimeout when the connection breaks, after the sink took some bytes.
-        A cancellation closes the connection; the sink is not called after this method has ended."""
+        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks the endpoints in
+        `avoid` only if no other endpoint has the blob. Raises BlobUnknown, RangesUnsupported (`span` does not begin at
+        0, and the upstream sends only whole blobs), and the exceptions of the sink. Raises UpstreamUnavailable or
+        UpstreamTimeout if the connection breaks, also after the sink got some bytes. A cancellation closes the
+        connection. The sink is not called after this method has ended."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """Returns a page of the repository's tags. Raises NameUnknown."""
+        """Returns a page of the repository's tags: at most `limit` tags that sort after `after`. Raises NameUnknown."""
         ...
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """Returns a page of referrers, by the referrers API or, if the upstream has none, by the fallback tag."""
+        """Returns a page of the descriptors of manifests that refer to `subject`. Uses the referrers API, or, if the
+        upstream has none, the fallback tag (spec: "Referrers Tag Schema")."""
         ...
 
     def is_exhausted(self) -> bool:
-        """Returns whether the upstream has said that few requests are left. Requests that no client waits for are then
-        skipped."""
+        """Returns whether the upstream's rate limit leaves only few more requests. The mirror then sends only requests
+        that a client waits for."""
         ...
 
     async def aclose(self) -> None:

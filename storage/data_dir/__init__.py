@@ -1,1 +1,2 @@
-"""The data directory: its layout, locks between processes, durable file operations, the reserve for a full disk."""
+"""The data directory: paths, locks between processes, durable file operations, and disk space reserved for a full
+disk."""

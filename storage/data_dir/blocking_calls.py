@@ -1,7 +1,8 @@
-"""Blocking calls in a thread pool, and the errors they become.
+"""Runs blocking calls in a thread pool, and turns their OSError into an error of the registry.
 
-`run_in_executor` under `shield` takes the event loop seven iterations per call; `run_in_thread` takes two. An upload
-makes one such call per two mebibytes, and the push of a small blob consists of little else.
+`run_in_thread` exists because it is cheaper than asyncio's `shield(run_in_executor(…))`: it takes two iterations of the
+event loop per call instead of seven. An upload makes one such call per 2 MiB, and the time to push a small blob is
+mostly the time of such calls.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
-from storage.data_dir.system import FULL
+from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import StorageFailed, StorageFull, TooManyOpenFiles
 
 T = TypeVar("T")
 
 
 class _AsStorageErrors:
-    """Context manager of `as_storage_errors`. A class is five times faster here than `contextmanager`, and every small
-    blob uses it."""
+    """Context manager that `as_storage_errors` returns. A class is five times faster than a `contextmanager` function,
+    and each read of a small blob uses it."""
 
     def __enter__(self) -> None: ...
 
@@ -34,13 +35,14 @@ class _AsStorageErrors:
 _AS_STORAGE_ERRORS = _AsStorageErrors()
 
 
-def storage_error(error: OSError, what: str = "the registry's storage failed") -> StorageFull | StorageFailed:
-    """Returns the registry error for an error of the operating system. `what`: what failed, as the message says it."""
-    if error.errno in FULL:
+def storage_error(error: OSError, failure: str = "the registry's storage failed") -> StorageFull | StorageFailed:
+    """Returns the registry error for an error of the operating system: StorageFull, TooManyOpenFiles or StorageFailed.
+    `failure`: the first part of the message, which says what failed."""
+    if error.errno in DISK_FULL_ERRNOS:
         return StorageFull()
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return TooManyOpenFiles()
-    return StorageFailed(f"{what}: {error.strerror or error}")
+    return StorageFailed(f"{failure}: {error.strerror or error}")
 
 
 def as_storage_errors() -> AbstractContextManager[None]:
@@ -49,31 +51,31 @@ def as_storage_errors() -> AbstractContextManager[None]:
 
 
 class UncancellableFuture(asyncio.Future[T]):
-    """Result of a blocking call. It cannot be cancelled: a task that is cancelled while it waits here learns of it once
-    the call has ended. So a lock held around the call is never released while the call still runs."""
+    """Future result of a blocking call. It cannot be cancelled: a task that awaits it gets its own cancellation only
+    after the call has ended. So a lock that the task holds around the call is not released while the call runs."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         return False
 
 
-async def wait_for_call(work: asyncio.Future[T]) -> T:
-    """Waits for `work` and returns its result. A cancellation ends the wait at once and leaves the work running."""
-    return work.result() if work.done() else await asyncio.shield(work)
+async def wait_for_call(call: asyncio.Future[T]) -> T:
+    """Waits for the end of `call` and returns its result. A cancellation ends the wait at once; the call runs on."""
+    return call.result() if call.done() else await asyncio.shield(call)
 
 
 def run_in_thread(threads: Executor, call: Callable[[], T]) -> UncancellableFuture[T]:
-    """Runs `call` in a thread of `threads` and returns its future result. An OSError becomes StorageFull or
-    StorageFailed."""
+    """Runs `call` in a thread of `threads` and returns its future result. If `call` raises OSError, the future raises
+    StorageFull or StorageFailed instead."""
     loop = asyncio.get_running_loop()
     result: UncancellableFuture[T] = UncancellableFuture(loop=loop)
 
-    def work() -> None:
+    def run_call() -> None:
         try:
             with as_storage_errors():
-                end: Callable[[], None] = partial(result.set_result, call())
+                set_outcome: Callable[[], None] = partial(result.set_result, call())
         except BaseException as error:
-            end = partial(result.set_exception, error)
-        loop.call_soon_threadsafe(end)
+            set_outcome = partial(result.set_exception, error)
+        loop.call_soon_threadsafe(set_outcome)
 
-    threads.submit(work)
+    threads.submit(run_call)
     return result

@@ -1,4 +1,4 @@
-"""Checks a data directory before anything is opened in it."""
+"""Checks that a data directory can be used, before the registry opens any file in it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import tempfile
 from pathlib import Path
 
-from storage.data_dir.system import FULL
+from storage.data_dir.system import DISK_FULL_ERRNOS
 
-_NETWORK = frozenset(
+_NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs"}
 )
 
-_ESCAPED = re.compile(r"\\([0-7]{3})")
-"""Escapes in mountinfo for space, tab, newline and backslash (proc(5))."""
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+"""The form in which mountinfo writes space, tab, newline and backslash in a path (proc(5))."""
 
 
 class DataDirectoryError(Exception):
@@ -22,48 +22,53 @@ class DataDirectoryError(Exception):
 
 
 def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
-    """Returns the type of the file system of `path`, as /proc/self/mountinfo names it; empty if unknown."""
+    """Returns the type of the file system of `path`, such as `ext4`; empty if unknown. `mountinfo`: text in the format
+    of /proc/self/mountinfo (proc(5)); None: that file is read."""
     try:
         text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mountinfo is None else mountinfo
     except OSError:
         return ""
-    real = os.path.realpath(path)
-    best, kind = "", ""
+    real_path = os.path.realpath(path)
+    longest_mount, file_system = "", ""
     for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, after = left.split(" "), right.split(" ")
-        if len(fields) < 5 or not after[0]:
+        mount_part, _, file_system_part = line.partition(" - ")
+        mount_fields, file_system_fields = mount_part.split(" "), file_system_part.split(" ")
+        if len(mount_fields) < 5 or not file_system_fields[0]:
             continue
-        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields[4]).rstrip("/")
-        if (real == point or real.startswith(point + "/")) and len(point) >= len(best):
-            best, kind = point, after[0]
-    return kind
+        mount = _OCTAL_ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), mount_fields[4]).rstrip("/")
+        if (real_path == mount or real_path.startswith(mount + "/")) and len(mount) >= len(longest_mount):
+            longest_mount, file_system = mount, file_system_fields[0]
+    return file_system
 
 
 def describe_error(error: OSError) -> str:
-    """Returns the error's text, with advice if the disk is full."""
-    advice = "; free some space there, or choose another data directory with --data" if error.errno in FULL else ""
+    """Returns the error's text, and if the disk is full, advice to the user."""
+    advice = (
+        "; free some space there, or choose another data directory with --data"
+        if error.errno in DISK_FULL_ERRNOS
+        else ""
+    )
     return f"{error.strerror}{advice}"
 
 
 def check_writable(root: Path) -> None:
-    """Creates the directory if it is missing. Raises DataDirectoryError if it is no directory, cannot be written, or
-    lies on a network file system (locks are unreliable there, and SQLite's WAL needs shared memory). A full disk is
-    accepted."""
+    """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory, cannot be
+    written, or lies on a network file system, because locks are unreliable there and SQLite's WAL needs shared memory.
+    A full disk raises nothing, because the registry can still serve reads from it."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise DataDirectoryError(f"{root} is not a directory; choose another one with --data") from None
     except OSError as error:
         raise DataDirectoryError(f"cannot make the data directory {root}: {describe_error(error)}") from None
-    if (kind := filesystem_of(root)) in _NETWORK:
+    if (file_system := filesystem_of(root)) in _NETWORK_FILE_SYSTEMS:
         raise DataDirectoryError(
-            f"{root} lies on a network file system ({kind}), where locks and SQLite are not safe; "
+            f"{root} lies on a network file system ({file_system}), where locks and SQLite are not safe; "
             "choose a local disk with --data"
         )
     try:
         with tempfile.TemporaryFile(dir=root):
             pass
     except OSError as error:
-        if error.errno not in FULL:  # a disk without free space or inodes can still serve
+        if error.errno not in DISK_FULL_ERRNOS:  # a disk without free space or inodes can still serve
             raise DataDirectoryError(f"cannot write to the data directory {root}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""The disk of a data directory, as one process uses it (`Disk`)."""
+"""What one process needs to work with the files of a data directory (`Disk`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
 THREADS = 16
+"""Blocking calls that one process runs at a time. Further calls wait in the thread pool's queue."""
 T = TypeVar("T")
 
 
 class Disk:
-    """Paths, system calls, reserve, and the thread pool for calls that block."""
+    """Bundles the paths of the data directory (`layout`), the system calls (`system`), the space reserved for a full
+    disk (`reserve`), and a thread pool for blocking calls (`threads`)."""
 
     def __init__(self, layout: Layout, system: System, reserve: Reserve) -> None:
         self.layout = layout
@@ -25,10 +27,10 @@ class Disk:
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
 
     def run(self, call: Callable[[], T]) -> UncancellableFuture[T]:
-        """Runs a blocking call in a thread. It runs to its end even if nobody waits for it any more. An OSError becomes
-        StorageFull or StorageFailed."""
+        """Runs a blocking call in a thread and returns its future result. The call runs to its end even if the task
+        that awaits it is cancelled. An OSError of the call becomes StorageFull or StorageFailed."""
         return run_in_thread(self.threads, call)
 
     def close(self) -> None:
-        """Waits for the calls that run, and ends the threads."""
+        """Waits for running calls and ends the threads. Blocks."""
         self.threads.shutdown()

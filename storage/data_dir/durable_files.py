@@ -1,7 +1,8 @@
-"""Writes, syncs and creates files and directories, durably. All functions block.
+"""Functions that write, sync and create files and directories durably. All of them block.
 
-Order (architecture, "What is kept where"): content is synced under a temporary name, renamed into place, and its
-directory synced, before metadata names it; it is moved away only after no metadata names it any more.
+Callers store content in this order, so that a crash never leaves metadata that names missing content: write the content
+under a temporary name, sync it, rename it to its final path, sync the directory, and only then commit the metadata row.
+They delete in the opposite order: first the metadata row, then the file.
 """
 
 from __future__ import annotations
@@ -13,47 +14,51 @@ from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
-from storage.data_dir.system import FULL, System
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
-WRITEBACK = 8 * 1024 * 1024
-"""Bytes of a growing file after which the kernel is asked to start writing them to the disk."""
+WRITEBACK_BYTES = 8 * 1024 * 1024
+"""Each time a growing file has this many more bytes, the kernel is asked to start writing them to the disk, so that the
+sync at the end has little left to do."""
+MAX_CHUNKS_PER_CALL = 512
+"""Chunks passed to one `pwritev`. Linux accepts at most 1024 (IOV_MAX)."""
 
 
 def write_all(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-    """Writes the chunks at `offset`, and returns where they end. On an error it truncates the file to `offset`. Raises
-    OSError."""
-    start, rest = offset, list(chunks)
+    """Writes the chunks one after another from `offset` on, and returns the offset after the last byte. If a write
+    fails, truncates the file to the original `offset` and raises OSError."""
+    start, remaining = offset, list(chunks)
     try:
-        while rest:
-            part = rest[:512]
-            done = system.write(fd, part, offset)
-            offset += done
-            for chunk in part:
-                if done < len(chunk):
-                    rest[0] = chunk[done:]
+        while remaining:
+            batch = remaining[:MAX_CHUNKS_PER_CALL]
+            written = system.write(fd, batch, offset)
+            offset += written
+            for chunk in batch:
+                if written < len(chunk):
+                    remaining[0] = chunk[written:]
                     break
-                done -= len(chunk)
-                del rest[0]
+                written -= len(chunk)
+                del remaining[0]
     except OSError:
         with suppress(OSError):
             system.truncate(fd, start)
         raise
-    if offset // WRITEBACK != start // WRITEBACK:
-        begin = start // WRITEBACK * WRITEBACK
+    if offset // WRITEBACK_BYTES != start // WRITEBACK_BYTES:
+        begin = start // WRITEBACK_BYTES * WRITEBACK_BYTES
         system.start_writeback(fd, begin, offset - begin)
     return offset
 
 
 def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` at `offset`. Unlike `write_all`, it leaves the bytes of a write that fails. Raises
-    OSError."""
+    """Writes all of `data` at `offset`. Raises OSError; unlike `write_all`, does not truncate the file then, so a part
+    of `data` may be in it."""
     while data:
-        done = system.write(fd, [data], offset)
-        data, offset = data[done:], offset + done
+        written = system.write(fd, [data], offset)
+        data, offset = data[written:], offset + written
 
 
 def sync_directory(system: System, path: Path) -> None:
-    """Makes the names in a directory durable. Raises OSError."""
+    """Syncs the directory `path`, which makes the creation, renaming and deletion of files in it durable. Raises
+    OSError."""
     fd = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         system.sync(fd)
@@ -62,9 +67,9 @@ def sync_directory(system: System, path: Path) -> None:
 
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
-    """Creates the directories that are missing, and syncs each parent once; also if none was missing, since the process
-    that created them may have been stopped before its sync. Takes away access to directories in `root` from other users
-    of the machine. Raises OSError."""
+    """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if nothing
+    was missing, because an earlier process may have created the directories and died before its sync. Removes the
+    permissions of other users of the machine from existing directories directly in `root`. Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
     for path in paths:
         try:
@@ -79,15 +84,16 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
 
 
 def make_files(system: System, paths: Iterable[Path]) -> None:
-    """Creates empty files that are missing; on a full disk, as many as there is space for. Raises OSError."""
-    for directory, wanted in groupby(paths, lambda path: path.parent):
-        there = set(os.listdir(directory))
-        for path in wanted:
-            if path.name in there:
+    """Creates an empty file at each of `paths` that does not exist. On a full disk, creates as many as there is space
+    for and returns without an error. Raises OSError for other failures."""
+    for directory, paths_in_directory in groupby(paths, lambda path: path.parent):
+        existing_names = set(os.listdir(directory))
+        for path in paths_in_directory:
+            if path.name in existing_names:
                 continue
             try:
                 os.close(system.open(path, os.O_RDWR | os.O_CREAT))
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in DISK_FULL_ERRNOS:
                     raise
                 return

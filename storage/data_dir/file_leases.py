@@ -1,8 +1,12 @@
-"""Leases across processes (`Leases`): locks on the bytes of one file, which stays empty.
+"""Leases and slots across processes: implements the Protocol `Leases` with locks on single bytes of one empty file.
 
-Each key has a byte, and so has each slot of a name, by a hash onto 2^62 bytes, so that collisions are out of the
-question. The file is opened once per process: its byte locks decide between processes, and a set in memory decides
-within one. No call can wait for one of several bytes, so a waiter polls, which costs a microsecond or two.
+A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
+semaphore. A hash of the lease's key, or of the slots' name, gives the offset of its byte or bytes. Offsets go up to
+2^62, so two keys practically never share a byte.
+
+Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
+process. No system call waits for any one of several bytes, so a waiting task polls. A poll takes one or two
+microseconds.
 """
 
 from __future__ import annotations
@@ -18,101 +22,113 @@ from storage.data_dir.locks import PollBackOff, is_byte_locked, try_lock_byte, u
 from storage.data_dir.system import System
 from storage.keyed_locks import KeyedLocks
 
-FIRST_PAUSE = 0.0005
-LONGEST_PAUSE = 0.01
-SLOTS = 1 << 16
+FIRST_PAUSE_SECONDS = 0.0005
+LONGEST_PAUSE_SECONDS = 0.01
+"""Pauses between two polls."""
+BYTES_PER_SLOT_NAME = 1 << 16
+"""Bytes set aside for the slots of one name: the largest possible number of slots."""
 
 
 class FileLeases:
-    """For one process and its event loop. Creates the file at `path` if it is missing."""
+    """The leases and slots of one process, for use on its event loop. All of them become free when the process dies."""
 
     def __init__(self, path: Path, system: System) -> None:
+        """Opens the file at `path`, or creates it. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             self._fd = system.open(path, os.O_RDWR | os.O_CREAT)
         self._queues = KeyedLocks[tuple[int, int]]()
-        self._held: set[int] = set()
+        """Waiting tasks of this process, by the first byte and `keep_free`. Only the first of each queue polls."""
+        self._held_bytes: set[int] = set()
 
     def close(self) -> None:
-        """Releases all leases."""
+        """Releases all leases and slots of this process."""
         os.close(self._fd)
         self._fd = -1
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[None]:
-        """Within this process in the order of the requests. Cancelled: the lease goes to the next."""
-        at = _byte("turn", key)
-        async with self._queues.hold((at, 0)):
-            await _until(lambda: self._try(at))
+        """Waits for the lease of `key` and holds it inside the `async with` block. Tasks of this process get the lease
+        in the order of their calls. If a waiting task is cancelled, the next one in the queue continues to wait."""
+        offset = _byte_offset("turn", key)
+        async with self._queues.hold((offset, 0)):
+            await _poll_until(lambda: self._try_lock(offset))
             try:
                 yield
             finally:
-                self._leave(at)
+                self._unlock(offset)
 
     @asynccontextmanager
     async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
-        """Within this process in the order of the requests with the same `keep_free`."""
-        first = _byte("slots", name, SLOTS)
-        found: list[int] = []
+        """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
+        at least `keep_free` other slots are free. Tasks of this process that pass the same `keep_free` get slots in the
+        order of their calls."""
+        first_offset = _byte_offset("slots", name, BYTES_PER_SLOT_NAME)
+        locked: list[int] = []
 
-        def look() -> bool:
-            at = self._try_slot(first, count, keep_free)
-            found.extend([] if at is None else [at])
-            return at is not None
+        def try_take() -> bool:
+            offset = self._try_slot(first_offset, count, keep_free)
+            locked.extend([] if offset is None else [offset])
+            return offset is not None
 
-        async with self._queues.hold((first, keep_free)):
-            await _until(look)
+        async with self._queues.hold((first_offset, keep_free)):
+            await _poll_until(try_take)
         try:
             yield
         finally:
-            self._leave(found[0])
+            self._unlock(locked[0])
 
     @asynccontextmanager
     async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
-        at = self._try_slot(_byte("slots", name, SLOTS), count, keep_free)
+        """Does what `slot` does, but never waits. Yields whether the block holds a slot."""
+        offset = self._try_slot(_byte_offset("slots", name, BYTES_PER_SLOT_NAME), count, keep_free)
         try:
-            yield at is not None
+            yield offset is not None
         finally:
-            if at is not None:
-                self._leave(at)
+            if offset is not None:
+                self._unlock(offset)
 
-    def _try_slot(self, first: int, count: int, keep_free: int) -> int | None:
-        """Takes a slot if one is free, and returns its byte."""
-        for at in range(first, first + count):
-            if self._try(at):
-                free = sum(not self._is_held(other) for other in range(first, first + count)) if keep_free else 0
+    def _try_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
+        """Locks the byte of a free slot and returns its offset. Returns None if no slot is free, or if fewer than
+        `keep_free` others would stay free."""
+        offsets = range(first_offset, first_offset + count)
+        for offset in offsets:
+            if self._try_lock(offset):
+                free = sum(not self._is_locked(other) for other in offsets) if keep_free else 0
                 if free >= keep_free:
-                    return at
-                self._leave(at)
+                    return offset
+                self._unlock(offset)
                 return None
         return None
 
-    def _try(self, at: int) -> bool:
-        if at in self._held:
+    def _try_lock(self, offset: int) -> bool:
+        """Locks the byte and returns True, or returns False if a task of any process holds it. Raises StorageFailed."""
+        if offset in self._held_bytes:
             return False
         with as_storage_errors():
-            if not try_lock_byte(self._fd, at):
+            if not try_lock_byte(self._fd, offset):
                 return False
-        self._held.add(at)
+        self._held_bytes.add(offset)
         return True
 
-    def _is_held(self, at: int) -> bool:
+    def _is_locked(self, offset: int) -> bool:
         with as_storage_errors():
-            return at in self._held or is_byte_locked(self._fd, at)
+            return offset in self._held_bytes or is_byte_locked(self._fd, offset)
 
-    def _leave(self, at: int) -> None:
-        self._held.discard(at)
+    def _unlock(self, offset: int) -> None:
+        self._held_bytes.discard(offset)
         if self._fd >= 0:
-            unlock_byte(self._fd, at)
+            unlock_byte(self._fd, offset)
 
 
-async def _until(look: Callable[[], bool]) -> None:
-    """Polls until `look` returns True."""
-    back_off = PollBackOff(FIRST_PAUSE, LONGEST_PAUSE)
-    while not look():
+async def _poll_until(attempt: Callable[[], bool]) -> None:
+    """Calls `attempt` with growing pauses until it returns True."""
+    back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+    while not attempt():
         await back_off.pause()
 
 
-def _byte(kind: str, text: str, room: int = 1) -> int:
-    """Returns the first of `room` bytes for `text`: the same in every process."""
-    digest = hashlib.blake2b(f"{kind} {text}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 2) // room * room
+def _byte_offset(kind: str, name: str, size: int = 1) -> int:
+    """Returns the offset of the first of `size` bytes that belong to `name`: the same offset in every process. `kind`
+    separates leases from slots of the same name."""
+    digest = hashlib.blake2b(f"{kind} {name}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 2) // size * size

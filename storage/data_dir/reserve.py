@@ -1,12 +1,14 @@
-"""Disk space that is reserved so that a full disk can be emptied (`Reserve`).
+"""The disk reserve: space that is allocated in advance, so that content can be deleted when the disk is full
+(`Reserve`).
 
-A DELETE writes to the database's log before anything is freed, and a start needs space for the index of that log. So a
-file of `SIZE` bytes is allocated in advance. A writer that finds no space truncates the file, writes, and extends the
-file again as far as there is space. While the file is shorter than it should be, nothing new is stored: pushes and
-mirror downloads get StorageFull, and the released space is left for deletes.
+Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
+database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. A writer that
+finds the disk full truncates the file, which frees space, writes, and extends the file again as far as there is space.
+As long as the file is shorter than its full size, pushes and mirror downloads get StorageFull, so that the free space
+stays for deletes.
 
-The length of the file is the state, which all processes see. If a process dies after it has truncated the file, the
-next one that checks extends it again.
+The length of the file is the only state, and all processes see it. If a process dies after truncating the file, the
+next process that calls `restore` extends it again.
 """
 
 from __future__ import annotations
@@ -25,85 +27,90 @@ from storage.data_dir.locks import Flock, try_flock, unlock_flock
 from storage.data_dir.system import System
 from storage.errors import StorageFull
 
-SIZE: Final = 16 * 1024 * 1024
-"""Bytes. Deleting a manifest of 25,000 entries writes 7 MiB to the log."""
-SHARE: Final = 16
-"""The reserve takes at most one part in so many of the file system."""
-FIRST: Final = 256 * 1024
-"""Bytes that are released first: enough for most changes, and for opening the database."""
-STEP: Final = 4096
-"""Fewest bytes that are worth taking back."""
-LOW: Final = 1024 * 1024
+RESERVE_BYTES: Final = 16 * 1024 * 1024
+"""Full size of the reserve. The largest known need is 7 MiB: the log of deleting a manifest with 25,000 entries."""
+MAX_FILE_SYSTEM_FRACTION: Final = 1 / 16
+"""Largest part of a small file system that the reserve takes."""
+FIRST_RELEASE_BYTES: Final = 256 * 1024
+"""Bytes that are freed at the first attempt: enough for most changes, and for opening the database."""
+BLOCK_BYTES: Final = 4096
+"""The reserve grows in multiples of this size, the block size of most file systems."""
+MIN_FREE_BYTES: Final = 1024 * 1024
 """Free bytes below which the disk counts as full."""
-FEW_INODES: Final = 16
-_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+MIN_FREE_INODES: Final = 16
+"""Free inodes below which the disk counts as full."""
+_UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _FULL_DISK: Final = "the disk is full: nothing new is stored until there is room again; reads and deletes work"
 log = logging.getLogger("storage")
 T = TypeVar("T")
 
 
 class ReserveUse(IntEnum):
-    """Which part of the reserve a change may use."""
+    """How much of the reserve a metadata change may use, by the kind of the change."""
 
     GROWTH = 0
-    """Stores something: refused while the reserve is not whole."""
+    """A change that stores content. May use none: it is refused while the reserve is not at its full size."""
     SMALL = 1
-    """A small row that others depend on, such as a failed login or a grant: may use half of it."""
+    """A small row that should not be refused, such as a failed login or a grant. May use half of the reserve."""
     RELIEF = 2
-    """Frees space, takes rights away or changes a secret: may use all of it."""
+    """A change that frees space, revokes rights or changes a secret. May use all of the reserve."""
 
 
 class Reserve:
-    """The reserve of one data directory. All calls block; any thread may call them."""
+    """The reserve of one data directory. All methods block; any thread may call them."""
 
     def __init__(self, path: Path, system: System) -> None:
-        """Opens the file if it exists; `establish` creates it."""
+        """`path`: the reserve's file. Opens it if it exists; `establish` creates it."""
         self._path = path
         self._system = system
         self._fd = -1
         self._lock = threading.Lock()
-        self._possible = True
+        self._can_allocate = True
+        """False once the file system has refused to allocate space in advance."""
         self.size = _size_on(path.parent)
+        """The full size of the reserve in bytes."""
         self._open()
 
     def close(self) -> None:
+        """Closes the file. The reserve stays on the disk."""
         with self._lock:
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
 
     def establish(self) -> None:
-        """Creates the file if it is missing, and allocates as much as there is space for. Raises nothing: a full disk
-        has no reserve until there is space."""
+        """Creates the file if it is missing, and allocates its full size, or as much as there is space for. Raises
+        nothing; on a full disk there is no reserve until space becomes free."""
         with suppress(OSError):
             self._open(os.O_CREAT)
         if self._fd < 0:
             return
-        with self._held():
-            with suppress(OSError):  # in a copy of the data directory the file may be sparse
+        with self._locked():
+            with suppress(OSError):  # in a copy of the data directory, the file may be sparse and hold no space
                 if length := self._length():
                     self._system.allocate(self._fd, length)
-            self._take_back()
+            self._extend()
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the reserve is allocated. True also if the file system cannot allocate in advance."""
-        return not self._possible or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.size)
+        """Whether the reserve has its full size. True also if the file system cannot allocate space in advance, because
+        such a reserve would never be whole."""
+        return not self._can_allocate or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.size)
 
-    def allows(self, need: ReserveUse) -> bool:
-        """Returns whether a change of that kind may be tried now."""
+    def allows(self, use: ReserveUse) -> bool:
+        """Returns whether a change of the kind `use` may be tried now."""
         if self.is_whole or self.restore():
             return True
-        return need is ReserveUse.RELIEF or (need is ReserveUse.SMALL and self._length() >= self.size // 2)
+        return use is ReserveUse.RELIEF or (use is ReserveUse.SMALL and self._length() >= self.size // 2)
 
     def require_room(self) -> None:
-        """Raises StorageFull if nothing new may be stored now."""
+        """Raises StorageFull if no new content may be stored now, because the reserve is not at its full size."""
         if not self.allows(ReserveUse.GROWTH):
             raise StorageFull()
 
     def restore(self) -> bool:
-        """Extends the file as far as there is space, and returns whether the reserve is whole then. Never waits for
-        another thread or process."""
+        """Extends the file as far as there is space, and returns whether the reserve then has its full size. Never
+        waits: returns False if another thread or process is using the reserve."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -111,7 +118,7 @@ class Reserve:
                 self._open(os.O_CREAT)
                 if self._fd >= 0 and try_flock(self._fd):
                     try:
-                        self._take_back()
+                        self._extend()
                     finally:
                         unlock_flock(self._fd)
                     return self.is_whole
@@ -119,87 +126,96 @@ class Reserve:
         finally:
             self._lock.release()
 
-    def spend(self, attempt: Callable[[], T], full: type[Exception]) -> T:
-        """Calls `attempt` with more and more of the reserve released, as long as it raises `full`, and extends the file
-        again afterwards. Only one process does so at a time. Another program may take what was released, so that is
-        little at first."""
-        if self._fd < 0 or not self._possible:
+    def spend(self, attempt: Callable[[], T], full_error: type[Exception]) -> T:
+        """Frees a part of the reserve, calls `attempt`, and returns its result. If `attempt` raises `full_error`, frees
+        a larger part and calls it again; after the third call the error is raised. Extends the file again afterwards.
+        Frees little at first, because another program on the machine may take the freed space. Waits while another
+        thread or process does the same."""
+        if self._fd < 0 or not self._can_allocate:
             return attempt()
-        with self._held():
+        with self._locked():
             try:
-                for part in (FIRST, self.size // 8):
-                    self._give_up(part)
-                    with suppress(full):
+                for part_bytes in (FIRST_RELEASE_BYTES, self.size // 8):
+                    self._release_bytes(part_bytes)
+                    with suppress(full_error):
                         return attempt()
-                self._give_up(self.size)
+                self._release_bytes(self.size)
                 return attempt()
             finally:
-                self._take_back()
+                self._extend()
 
     def storage_problem(self) -> str | None:
-        """Says in a sentence why nothing can be stored at present; None if nothing is known. Does not wait."""
+        """Returns a sentence that says why no content can be stored now. Returns None if content can be stored, or if
+        the file system cannot be asked. Does not wait."""
         if self._fd >= 0 and not self.is_whole:
             return _FULL_DISK
         try:
-            found = os.statvfs(self._path.parent)
+            file_system = os.statvfs(self._path.parent)
         except OSError:
             return None
-        if found.f_bavail * found.f_frsize < min(LOW, self.size):
+        if file_system.f_bavail * file_system.f_frsize < min(MIN_FREE_BYTES, self.size):
             return _FULL_DISK
-        if found.f_files and found.f_favail < FEW_INODES:
+        if file_system.f_files and file_system.f_favail < MIN_FREE_INODES:
             return "the disk is full: it has no inodes for new files; nothing new is stored, reads and deletes work"
         return None
 
     def _open(self, flags: int = 0) -> None:
+        """Opens the file if it is not open. Does nothing if it does not exist and `flags` lacks O_CREAT."""
         if self._fd < 0:
             with suppress(FileNotFoundError):
                 self._fd = self._system.open(self._path, os.O_RDWR | flags)
 
     def _length(self) -> int:
+        """Returns the present length of the file in bytes; 0 if it is not open."""
         return os.fstat(self._fd).st_size if self._fd >= 0 else 0
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
+        """Excludes other threads and other processes inside the `with` block."""
         with self._lock, Flock(self._fd):
             yield
 
-    def _give_up(self, part: int) -> None:
+    def _release_bytes(self, count: int) -> None:
+        """Makes the file `count` bytes shorter, but not shorter than empty."""
         with suppress(OSError):
-            self._system.truncate(self._fd, max(0, self._length() - part))
-            self._system.sync(self._fd)  # ext4 gives freed blocks to others once they are committed as free
+            self._system.truncate(self._fd, max(0, self._length() - count))
+            # The sync is needed because ext4 reuses freed blocks only after it has committed that they are free.
+            self._system.sync(self._fd)
 
-    def _take_back(self) -> None:
-        """Extends the file as far as there is space."""
-        have = self._length()
-        part = self.size - have
+    def _extend(self) -> None:
+        """Extends the file to its full size, or as far as there is space. Raises nothing."""
+        length = self._length()
+        missing = self.size - length
         with suppress(OSError):
-            found = os.fstatvfs(self._fd)
-            if (room := found.f_bavail * found.f_frsize) < part:
-                part = room - room % STEP
-        while part > 0 and self._possible:
+            file_system = os.fstatvfs(self._fd)
+            if (free := file_system.f_bavail * file_system.f_frsize) < missing:
+                missing = free - free % BLOCK_BYTES
+        while missing > 0 and self._can_allocate:
             try:
-                self._system.allocate(self._fd, have + part)
+                self._system.allocate(self._fd, length + missing)
                 return
             except OSError as error:
-                # Some file systems keep a part that was allocated, and a quota may be smaller than the free space.
+                # The truncate is needed because some file systems keep what they allocated before the error. Half of
+                # the bytes may still fit: a quota can leave less than the free space.
                 with suppress(OSError):
-                    self._system.truncate(self._fd, have)
-                self._note_unsupported(error)
-                part = part // 2 - part // 2 % STEP
+                    self._system.truncate(self._fd, length)
+                self._note_if_unsupported(error)
+                missing = missing // 2 - missing // 2 % BLOCK_BYTES
 
-    def _note_unsupported(self, error: OSError) -> None:
-        if error.errno in _UNSUPPORTED:
-            self._possible = False
+    def _note_if_unsupported(self, error: OSError) -> None:
+        if error.errno in _UNSUPPORTED_ERRNOS:
+            self._can_allocate = False
             log.warning(
-                "the file system of %s cannot keep room back (%s): on a full disk deletes may fail",
+                "the file system of %s cannot reserve space (%s): deletes may fail when the disk is full",
                 self._path.parent,
                 error.strerror,
             )
 
 
 def _size_on(directory: Path) -> int:
+    """Returns the full size, in bytes, of a reserve on the file system of `directory`."""
     try:
-        found = os.statvfs(directory)
+        file_system = os.statvfs(directory)
     except OSError:
-        return SIZE
-    return min(SIZE, found.f_blocks * found.f_frsize // SHARE)
+        return RESERVE_BYTES
+    return min(RESERVE_BYTES, int(file_system.f_blocks * file_system.f_frsize * MAX_FILE_SYSTEM_FRACTION))

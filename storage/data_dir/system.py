@@ -1,7 +1,8 @@
-"""The system calls that decide what survives a crash (`System`).
+"""The system calls that change files, as methods of one class (`System`).
 
 All code in `storage` that creates, writes, syncs, renames or deletes files calls a `System`, and so does the commit of
-a metadata transaction. Tests pass one that records the calls, stops before one of them, or lets one fail.
+a metadata transaction. A test can pass a subclass that records the calls, ends the process before one of them, or makes
+one fail, to see what survives a crash.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from pathlib import Path
 from typing import cast
 
 SYNC_FILE_RANGE_WRITE = 2
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors for a full disk, a used-up quota, and a file that would be too large."""
+"""Flag of sync_file_range(2): start writing, do not wait."""
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""`errno` values that mean "no space": a full disk, a used-up quota, and a file larger than its file system allows."""
 
 
 class System:
-    """The real calls. All block and raise OSError."""
+    """The real system calls. All methods block and raise OSError."""
 
     def __init__(self) -> None:
         self._start_writeback = _sync_file_range()
 
     def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
+        """Opens the file and returns its descriptor, which programs started later do not inherit."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        """Writes at `offset`, and returns the number of bytes written, which may be less than given."""
+        """Writes the chunks one after another from `offset` on. Returns the number of bytes written, which may be fewer
+        than the chunks have."""
         return os.pwritev(fd, chunks, offset)
 
     def truncate(self, fd: int, size: int) -> None:
@@ -42,8 +46,8 @@ class System:
         os.fsync(fd)
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
-        """Asks the kernel to start writing these bytes to the disk, without waiting, so that the fsync at the end of a
-        large upload has little left to do. Guarantees nothing."""
+        """Asks the kernel to start writing `length` bytes from `offset` on to the disk, and does not wait for it. The
+        fsync at the end of a large upload then has little left to do. This is only a hint: it makes nothing durable."""
         if self._start_writeback is not None:
             self._start_writeback(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 
@@ -60,11 +64,13 @@ class System:
         os.rmdir(path)
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        """Commits a metadata transaction. `durable`: the commit syncs the database's log."""
+        """Calls `commit`, which commits a metadata transaction. `durable`: whether that commit syncs the database's log
+        (tests that simulate a power cut need to know)."""
         commit()
 
 
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """Returns the C function sync_file_range(2), or None where the C library has none."""
     try:
         call = ctypes.CDLL(None, use_errno=True).sync_file_range
     except (OSError, AttributeError):
@@ -75,8 +81,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 def boot_id() -> str:
-    """Returns a name for this run of the machine; empty if unknown. Bytes that another run left in the page cache may
-    be lost."""
+    """Returns the id of the machine's current boot, a UUID that changes with each boot; empty if unknown. Bytes that
+    were written but not synced during an earlier boot may be lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from storage.blobs.files.partial_state import read_progress
+from storage.blobs.files.partial_state_format import read_progress
 from storage.data_dir.layout import Layout
 from storage.names import Digest
 from tests.fakes.client_images import MIB
@@ -238,7 +238,7 @@ class MirrorSite:
 
     def _state(self) -> Path:
         layout = Layout(self.server.data)
-        return layout.partial_state(layout.partial(Digest(self.digest), self.size, "docker.io"))
+        return layout.partial_state(layout.partial_name(Digest(self.digest), self.size, "docker.io"))
 
     def kept(self) -> list[str]:
         """Files that hold bytes of the blob."""

@@ -1,1 +1,1 @@
-"""Fills: the download of one blob, followed by any number of readers."""
+"""Fills. A fill is the download of one blob from an upstream registry, which any number of readers follow."""

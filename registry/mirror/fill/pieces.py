@@ -1,12 +1,14 @@
-"""Splits a blob into pieces (`PiecePlan`), chooses their length and the number of connections (`AdaptiveConcurrency`),
-and finds slow connections (`StragglerDetector`).
+"""Splits a blob's download into pieces (`PiecePlan`), chooses the piece length and the number of connections
+(`AdaptiveConcurrency`), and finds slow connections (`StragglerDetector`).
 
-Pieces never overlap. Each request names both ends of its range: if an open range is cut, the bytes that the sender has
-already sent are wasted. Pieces are assigned from the start of the blob, so that readers can follow.
+A *piece* is the byte range of one request. Pieces never overlap, and are requested from the start of the blob on, so
+that readers can follow. Each request names both ends of its range, because the bytes already on their way are wasted
+when a request with an open end is cut.
 
-Stragglers are searched once all bytes were requested; the rest of their pieces arrives sooner over other connections.
-If all connections are slow, cutting does not help. So rates are compared with each other and with pieces that ended a
-short time ago, never with a fixed rate; after a cut, only with rates measured since.
+A *straggler* is a connection that is much slower than the others. Stragglers are looked for once all bytes have been
+requested. The missing bytes of their pieces are then requested again over other connections. Because cutting does not
+help if all connections are slow, a connection's rate is never compared with a fixed rate, but with the rates of the
+other connections and of pieces that ended a short time ago; after a cut, only with rates measured since.
 """
 
 from __future__ import annotations
@@ -17,167 +19,187 @@ from statistics import median
 from typing import Final, Generic, TypeVar
 
 MIB: Final = 1 << 20
+"""Number of bytes in a mebibyte."""
 SMALLEST_PIECE: Final = MIB
 LARGEST_PIECE: Final = 64 * MIB
 FIRST_PIECE: Final = 2 * MIB
+"""Piece lengths in bytes. A piece at the end of a gap may be smaller."""
 RATE_WINDOW_SECONDS: Final = 0.1
-"""Time over which the total rate is measured."""
+"""Length of a window: the time over which the total rate of the download is measured."""
 MIN_SPEEDUP: Final = 1.25
-"""Factor by which the rate must grow when connections are doubled; otherwise the doubling is undone."""
+"""Factor by which the rate must grow after the number of connections was doubled. If it does not, the doubling is
+undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""Windows in a row without that growth until the doubling is undone. Many upstreams send in bursts."""
+"""Windows in a row without that growth after which the doubling is undone. More than one, because many upstreams send
+in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
-"""Bytes per second. Connections that are faster than this are not the bottleneck."""
-REST_SECONDS: Final = 2.0
-LONGEST_REST_SECONDS: Final = 16.0
+"""Bytes per second. If each connection is faster than this, more connections would not help."""
+GROWTH_PAUSE_SECONDS: Final = 2.0
+LONGEST_GROWTH_PAUSE_SECONDS: Final = 16.0
+"""Pause until the number of connections may be doubled again. Each doubling that is undone makes the next pause twice
+as long."""
 FIRST_BYTES_SECONDS: Final = 1.0
-"""Time in which new connections should deliver their first bytes."""
+"""Time that new connections get to deliver their first bytes, before the rate is judged."""
 
 
 class Piece:
-    """The range of one request, bytes `start` to `stop`. Bytes before `at` are stored; the reading thread moves
-    `at`."""
+    """The byte range of one request: from offset `start` up to, but without, `stop`. The bytes before `next_offset`
+    are stored. The thread that reads the response advances `next_offset`."""
 
-    __slots__ = ("at", "start", "stop")
+    __slots__ = ("next_offset", "start", "stop")
 
     def __init__(self, start: int, stop: int) -> None:
-        self.start = self.at = start
+        self.start = self.next_offset = start
         self.stop = stop
 
 
 class PiecePlan:
-    """The bytes that no connection has requested yet."""
+    """The byte ranges that are missing and that no connection is requesting. Call it from one thread only."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
+        """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one."""
         self._gaps = sorted(gap for gap in gaps if gap[0] < gap[1])
 
     @property
     def remaining(self) -> int:
+        """Number of missing bytes that no connection is requesting."""
         return sum(stop - start for start, stop in self._gaps)
 
-    def take(self, length: int, wanted: Iterable[int] = ()) -> Piece | None:
-        """Returns the next piece, of about `length` bytes: at the first of the offsets `wanted` that is still free,
-        else at the first free byte; None: no byte is left."""
+    def take(self, length: int, reader_offsets: Iterable[int] = ()) -> Piece | None:
+        """Removes the next piece from the plan and returns it; None if no byte is left. The piece has about `length`
+        bytes. It begins at the lowest of `reader_offsets`, the offsets that readers wait for, that is in the plan;
+        otherwise at the first byte of the plan."""
         if not self._gaps:
             return None
-        at = min((at for at in wanted if self._place(at) is not None), default=self._gaps[0][0])
-        place = self._place(at)
-        assert place is not None
-        start, stop = self._gaps[place]
-        end = at + length if stop - at - length > SMALLEST_PIECE // 2 else stop  # leaves no tiny rest
-        self._gaps[place : place + 1] = [gap for gap in ((start, at), (end, stop)) if gap[0] < gap[1]]
-        return Piece(at, end)
+        piece_start = min(
+            (offset for offset in reader_offsets if self._find_gap(offset) is not None), default=self._gaps[0][0]
+        )
+        index = self._find_gap(piece_start)
+        assert index is not None
+        start, stop = self._gaps[index]
+        # Takes the whole gap if less than half of the smallest piece would be left.
+        piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE // 2 else stop
+        self._gaps[index : index + 1] = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
+        return Piece(piece_start, piece_stop)
 
     def give_back(self, piece: Piece) -> None:
-        """Frees the part of the piece that was not stored."""
-        if piece.at >= piece.stop:
+        """Adds the part of `piece` that was not stored to the plan again."""
+        if piece.next_offset >= piece.stop:
             return
         merged: list[tuple[int, int]] = []
-        for start, stop in sorted([*self._gaps, (piece.at, piece.stop)]):
+        for start, stop in sorted([*self._gaps, (piece.next_offset, piece.stop)]):
             if merged and merged[-1][1] == start:
                 merged[-1] = (merged[-1][0], stop)
             else:
                 merged.append((start, stop))
         self._gaps = merged
 
-    def _place(self, at: int) -> int | None:
-        for place, (start, stop) in enumerate(self._gaps):
-            if start <= at < stop:
-                return place
+    def _find_gap(self, offset: int) -> int | None:
+        """Returns the index of the gap that contains `offset`, or None."""
+        for index, (start, stop) in enumerate(self._gaps):
+            if start <= offset < stop:
+                return index
         return None
 
 
 class AdaptiveConcurrency:
-    """Adapts the number of connections (`width`) and the piece length (`length`) to the measured rate. Doubles the
-    connections while that makes the download faster, and undoes a doubling that does not."""
+    """Adapts the number of connections of one download (`connections`) and the piece length in bytes (`length`) to the
+    measured rate. Doubles the connections as long as that makes the download faster, and undoes a doubling that does
+    not. Times are seconds of any monotonic clock; rates are bytes per second."""
 
-    def __init__(self, most: int, now: float) -> None:
-        """`most`: limit of connections. `now`: seconds of any monotonic clock."""
-        self.width = 1
+    def __init__(self, max_connections: int, now: float) -> None:
+        self.connections = 1
         self.length = FIRST_PIECE
-        self._most = most
-        self._mark = (now, 0)
-        self._grown = now
-        self._previous_width = 1
-        self._previous_rate: float | None = None  # the rate with `_previous_width` connections
+        self._max_connections = max_connections
+        self._window_start = (now, 0)
+        """Start of the present window, and the number of bytes received until then."""
+        self._doubled_at = now
+        self._previous_connections = 1
+        """Number of connections before the last doubling."""
+        self._previous_rate: float | None = None
+        """The rate with `_previous_connections`; None before the first doubling."""
         self._windows_without_speedup = 0
-        self._resting = False
-        self._rest_until = 0.0
-        self._rate_at_rest = 0.0
-        self._rest_seconds = REST_SECONDS
+        self._is_paused = False
+        """Whether no doubling is tried, until `_paused_until`."""
+        self._paused_until = 0.0
+        self._rate_at_pause = 0.0
+        self._pause_seconds = GROWTH_PAUSE_SECONDS
 
     def next_length(self, remaining: int) -> int:
-        """Returns the bytes of the next piece; fewer near the end, so that all connections end together."""
-        if self.width == 1:
+        """Returns the length in bytes of the next piece. `remaining`: bytes that have not been requested yet. Pieces
+        get shorter near the end, so that all connections end at about the same time."""
+        if self.connections == 1:
             return self.length
-        return min(self.length, max(SMALLEST_PIECE, self.length // 4, remaining // (2 * self.width)))
+        return min(self.length, max(SMALLEST_PIECE, self.length // 4, remaining // (2 * self.connections)))
 
     def note_piece(self, length: int, seconds: float, latency: float) -> None:
-        """Records a piece whose bytes took `seconds` to arrive after the first one, which took `latency` seconds."""
-        goal = min(2.0, max(0.75, 8 * latency))
-        wish = length / max(seconds, 0.001) * goal
-        wish = min(max(wish, self.length / 2), self.length * 2)
-        self.length = int(min(max(wish, SMALLEST_PIECE), LARGEST_PIECE))
+        """Adapts the piece length after a piece of `length` bytes has arrived. `latency`: seconds from the request to
+        the first byte. `seconds`: from the first byte to the last one."""
+        # Aims at pieces that take eight times their latency to arrive, but 0.75 s at least and 2 s at most.
+        target_seconds = min(2.0, max(0.75, 8 * latency))
+        target_length = length / max(seconds, 0.001) * target_seconds
+        target_length = min(max(target_length, self.length / 2), self.length * 2)
+        self.length = int(min(max(target_length, SMALLEST_PIECE), LARGEST_PIECE))
 
-    def observe(self, now: float, received: int, running: int, waiting: bool) -> None:
-        """Records the state at `now`: `received` bytes in total, `running` connections. `waiting`: a new connection has
-        delivered nothing yet."""
-        since, had = self._mark
-        if waiting and now - self._grown < FIRST_BYTES_SECONDS:
-            self._mark = (now, received)
+    def observe(self, now: float, received: int, running: int, is_waiting: bool) -> None:
+        """Adapts the number of connections to the state at `now`. `received`: bytes received so far. `running`: number
+        of open connections. `is_waiting`: whether a new connection has not delivered its first byte yet."""
+        window_started_at, received_before = self._window_start
+        if is_waiting and now - self._doubled_at < FIRST_BYTES_SECONDS:
+            self._window_start = (now, received)
             return
-        if now - since < RATE_WINDOW_SECONDS:
+        if now - window_started_at < RATE_WINDOW_SECONDS:
             return
-        rate = (received - had) / (now - since)
-        self._mark = (now, received)
+        rate = (received - received_before) / (now - window_started_at)
+        self._window_start = (now, received)
         if rate > FAST_CONNECTION_RATE * max(running, 1):
-            self.width = min(self.width, max(running, 1))
-            self._rest(now, rate)
-        elif self._resting:
-            if now >= self._rest_until or rate < self._rate_at_rest / 2:
-                self._grow(now, rate)
+            self.connections = min(self.connections, max(running, 1))
+            self._pause_growth(now, rate)
+        elif self._is_paused:
+            if now >= self._paused_until or rate < self._rate_at_pause / 2:
+                self._double(now, rate)
         elif self._previous_rate is not None and rate < MIN_SPEEDUP * self._previous_rate:
             self._windows_without_speedup += 1
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if running <= self._previous_width:  # other fills held the connections, so the measurement says nothing
+            if running <= self._previous_connections:  # no connection was free, so the doubling was not tried
                 self.note_unavailable(now, running)
                 return
-            self.width = self._previous_width
-            self._rest(now, self._previous_rate)
-            self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
-        elif self.width < self._most:
+            self.connections = self._previous_connections
+            self._pause_growth(now, self._previous_rate)
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_GROWTH_PAUSE_SECONDS)
+        elif self.connections < self._max_connections:
             if self._previous_rate is not None:
-                self._rest_seconds = REST_SECONDS
-            self._grow(now, rate)
+                self._pause_seconds = GROWTH_PAUSE_SECONDS
+            self._double(now, rate)
         else:
-            self._rest(now, rate)
+            self._pause_growth(now, rate)
 
-    def note_unavailable(self, now: float, have: int) -> None:
-        """Records that no more than `have` connections are available now, since other fills use them."""
-        self.width = max(1, min(self.width, have))
-        self._rest(now, 0.0)
-        self._rest_until = now + 2 * RATE_WINDOW_SECONDS
+    def note_unavailable(self, now: float, available: int) -> None:
+        """Reduces the connections to `available`, because other downloads use the rest of the upstream's limit."""
+        self.connections = max(1, min(self.connections, available))
+        self._pause_growth(now, 0.0)
+        self._paused_until = now + 2 * RATE_WINDOW_SECONDS
 
-    def fail(self, now: float) -> None:
-        """Halves the connections after one broke."""
-        self.width = max(1, self.width // 2)
-        self._rest(now, 0.0)
+    def note_broken_connection(self, now: float) -> None:
+        """Halves the number of connections."""
+        self.connections = max(1, self.connections // 2)
+        self._pause_growth(now, 0.0)
 
-    def _grow(self, now: float, rate: float) -> None:
-        if self.width >= self._most:
-            self._rest(now, rate)
+    def _double(self, now: float, rate: float) -> None:
+        if self.connections >= self._max_connections:
+            self._pause_growth(now, rate)
             return
-        self._previous_width, self._previous_rate = self.width, rate
-        self.width = min(2 * self.width, self._most)
+        self._previous_connections, self._previous_rate = self.connections, rate
+        self.connections = min(2 * self.connections, self._max_connections)
         self._windows_without_speedup = 0
-        self._resting = False
-        self._grown = now
+        self._is_paused = False
+        self._doubled_at = now
 
-    def _rest(self, now: float, rate: float) -> None:
-        self._resting = True
-        self._rate_at_rest = rate
-        self._rest_until = now + self._rest_seconds
+    def _pause_growth(self, now: float, rate: float) -> None:
+        self._is_paused = True
+        self._rate_at_pause = rate
+        self._paused_until = now + self._pause_seconds
 
 
 K = TypeVar("K")
@@ -185,52 +207,57 @@ K = TypeVar("K")
 STRAGGLER_WINDOW_SECONDS: Final = 2.0
 """Time over which a connection's rate is measured, from its first byte on."""
 RECENT_SECONDS: Final = 30.0
-"""Time for which an ended piece is used for comparison."""
-RATES_KEPT: Final = 16
+"""Time for which the rate of a piece that has ended is used for comparison."""
+MAX_ENDED_RATES: Final = 16
+"""Number of pieces that have ended whose rates are used for comparison."""
 SLOWNESS_FACTOR: Final = 4.0
-"""How many times slower than the others a straggler is."""
+"""How many times slower than the median of the others a straggler is."""
 MIN_SAVED_SECONDS: Final = 2.0
-"""Smallest gain in time for which a connection is cut."""
+"""Time that cutting a connection must save at least, by estimate."""
 
 
 class StragglerDetector(Generic[K]):
-    """Finds connections that are much slower than the others. Keys identify connections. Times are seconds of any
-    monotonic clock."""
+    """Finds connections that are much slower than the others. A key of type `K` identifies a connection. Times are
+    seconds of any monotonic clock; rates are bytes per second."""
 
     def __init__(self) -> None:
-        self._ended: deque[tuple[float, float]] = deque(maxlen=RATES_KEPT)
-        self._marks: dict[K, tuple[float, int]] = {}
+        self._ended_rates: deque[tuple[float, float]] = deque(maxlen=MAX_ENDED_RATES)
+        """For pieces that have ended: the time of the end, and the rate."""
+        self._window_starts: dict[K, tuple[float, int]] = {}
+        """For each running connection: the start of its present window, and the bytes received until then."""
         self._rates: dict[K, float] = {}
+        """For each running connection: the rate in its last complete window."""
 
     def note_piece(self, now: float, length: int, seconds: float) -> None:
-        """Records a piece whose bytes took `seconds` to arrive after the first one."""
-        self._ended.append((now, length / max(seconds, 0.001)))
+        """Records that a piece of `length` bytes has ended. `seconds`: from its first byte to the last one."""
+        self._ended_rates.append((now, length / max(seconds, 0.001)))
 
-    def observe(self, now: float, running: Mapping[K, int]) -> None:
-        """Records how many bytes of its piece each running connection has delivered."""
-        for gone in self._marks.keys() - running.keys():
-            del self._marks[gone]
-            self._rates.pop(gone, None)
-        for key, received in running.items():
-            since, had = self._marks.setdefault(key, (now, received))
-            if now - since >= STRAGGLER_WINDOW_SECONDS:
-                self._rates[key] = (received - had) / (now - since)
-                self._marks[key] = (now, received)
+    def observe(self, now: float, received_by_connection: Mapping[K, int]) -> None:
+        """Records for each running connection how many bytes of its piece it has received. Call it often."""
+        for ended in self._window_starts.keys() - received_by_connection.keys():
+            del self._window_starts[ended]
+            self._rates.pop(ended, None)
+        for key, received in received_by_connection.items():
+            window_started_at, received_before = self._window_starts.setdefault(key, (now, received))
+            if now - window_started_at >= STRAGGLER_WINDOW_SECONDS:
+                self._rates[key] = (received - received_before) / (now - window_started_at)
+                self._window_starts[key] = (now, received)
 
-    def find(self, now: float, left: Mapping[K, int]) -> list[K]:
-        """Returns the connections to cut, of those in `left`, which has the bytes each has still to deliver."""
-        ended = [rate for at, rate in self._ended if now - at <= RECENT_SECONDS]
-        found = []
-        for key, count in left.items():
+    def find(self, now: float, missing_by_connection: Mapping[K, int]) -> list[K]:
+        """Returns the keys of the connections to cut. `missing_by_connection`: for each running connection, the number
+        of bytes of its piece that have not arrived."""
+        ended_rates = [rate for ended_at, rate in self._ended_rates if now - ended_at <= RECENT_SECONDS]
+        stragglers = []
+        for key, missing in missing_by_connection.items():
             rate = self._rates.get(key)
-            others = [*ended, *(other for one, other in self._rates.items() if one != key)]
-            if rate is None or not others:
+            other_rates = [*ended_rates, *(other for other_key, other in self._rates.items() if other_key != key)]
+            if rate is None or not other_rates:
                 continue
-            usual = median(others)
-            if rate * SLOWNESS_FACTOR < usual and count > rate * (count / usual + MIN_SAVED_SECONDS):
-                found.append(key)
-        if found:
-            self._ended.clear()
-            for key in found:
+            usual_rate = median(other_rates)
+            if rate * SLOWNESS_FACTOR < usual_rate and missing > rate * (missing / usual_rate + MIN_SAVED_SECONDS):
+                stragglers.append(key)
+        if stragglers:
+            self._ended_rates.clear()
+            for key in stragglers:
                 del self._rates[key]
-        return found
+        return stragglers

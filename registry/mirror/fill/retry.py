@@ -1,7 +1,9 @@
-"""Retries of failed fetches: how long to wait, when to give up (`RetryPolicy`), and which endpoint to avoid
-(`BadSenders`).
+"""Retries of a blob's download: how long to wait and when to give up (`RetryPolicy`), and which endpoints to avoid
+because they sent corrupt bytes (`BadSenders`).
 
-Also encodes the failure of a fill for the processes that follow it.
+An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the download of one blob, in one process; the
+processes that wait for its bytes are its *followers*. `encode_failure` and `decode_failure` pass the error of a fill to
+its followers.
 """
 
 from __future__ import annotations
@@ -27,62 +29,68 @@ from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
-"""Seconds without progress after which a blob that has readers is given up. Longer than the restart of an upstream and
-the first pauses of its circuit breaker."""
-MIN_PROGRESS: Final = 64 * 1024
-"""Bytes that count as progress."""
+"""Time without progress after which a download is given up once its readers have got bytes. It is longer than the
+restart of an upstream takes, and longer than the first pauses of the circuit breaker."""
+MIN_PROGRESS_BYTES: Final = 64 * 1024
+"""New bytes that count as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
 LONGEST_RETRY_SECONDS: Final = 2.0
-ATTEMPTS_WITHOUT_BYTES: Final = 2
-"""Attempts in a row before the first byte. The waiting client can still go to another registry and must get the error
-soon."""
+"""Pauses before the first retry, and at most before any later one. Each pause is twice as long as the one before."""
+MAX_ATTEMPTS_BEFORE_FIRST_BYTE: Final = 2
+"""Attempts before the first byte has arrived. They are few, because the waiting client can still try another registry
+and should get the error soon."""
 
 
 class RetryPolicy:
     """The back-off of one blob's download. Times are seconds of any monotonic clock."""
 
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
+        """`stall_timeout`: seconds, see `STALL_TIMEOUT_SECONDS`."""
         self.resume_at = 0.0
-        """When connections may be opened again."""
+        """Time before which no connection may be opened."""
         self._stall_timeout = stall_timeout
-        self._in_row = 0
-        self._since = 0.0
-        self._received = 0
+        self._failures_in_row = 0
+        self._first_failure_at = 0.0
+        """Time of the first of the failures in a row."""
+        self._received_bytes = 0
+        """Bytes that had been received at the last failure."""
 
-    def should_retry(self, error: RegistryError, now: float, received: int, *, has_begun: bool) -> bool:
-        """Returns whether the download continues, starting at `resume_at`. `received`: bytes received in total.
-        `has_begun`: readers got some of them. A request that was not even sent, because of a rate limit or an open
-        circuit breaker, counts like a failed one."""
-        if received - self._received >= MIN_PROGRESS or not self._in_row:
-            self._in_row, self._since = 0, now
-        self._received = received
-        pause = FIRST_RETRY_SECONDS * 2 ** min(self._in_row, 10)
-        self._in_row += 1
+    def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_begun: bool) -> bool:
+        """Records a failed request. Returns True if the download should continue at the time `resume_at`, which this
+        call sets; returns False if it should be given up. `received_bytes`: bytes received so far. `has_begun`: whether
+        readers have got bytes. A request that was not sent, because of a rate limit or an open circuit breaker, counts
+        as failed."""
+        if received_bytes - self._received_bytes >= MIN_PROGRESS_BYTES or not self._failures_in_row:
+            self._failures_in_row, self._first_failure_at = 0, now
+        self._received_bytes = received_bytes
+        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
+        self._failures_in_row += 1
         if has_begun:
+            # Bounded by a part of the stall timeout, so that a short timeout leaves time for several attempts.
             pause = min(pause, LONGEST_RETRY_SECONDS, max(self._stall_timeout / 20, FIRST_RETRY_SECONDS))
         if isinstance(error, TooManyRequests):
             pause = max(pause, float(error.retry_after))
         self.resume_at = now + pause
         if has_begun:
-            return self.resume_at <= self._since + self._stall_timeout
+            return self.resume_at <= self._first_failure_at + self._stall_timeout
         return (
-            self._in_row < (1 if isinstance(error, UpstreamTimeout) else ATTEMPTS_WITHOUT_BYTES)
+            self._failures_in_row < (1 if isinstance(error, UpstreamTimeout) else MAX_ATTEMPTS_BEFORE_FIRST_BYTE)
             and pause <= LONGEST_RETRY_SECONDS
         )
 
     @property
     def failures_in_row(self) -> int:
-        """Failures since the last progress."""
-        return self._in_row
+        """Number of failures since the last progress."""
+        return self._failures_in_row
 
     def resume_soon(self, now: float) -> None:
-        """Allows another attempt soon, made in a different way."""
+        """Allows another attempt soon. For an attempt that differs from the failed one, such as without a range."""
         self.resume_at = now + FIRST_RETRY_SECONDS
 
 
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
-    """Returns the failure of a fill for `repo`, as text for its followers in other processes; None: the failure says
-    nothing about what they would get."""
+    """Returns the error of a fill for `repo` as text, for its followers in other processes. Returns None if a follower
+    could get another result, so that it should try for itself."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
     kind = "late" if isinstance(error, UpstreamTimeout) else error.code
@@ -90,8 +98,8 @@ def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
 
 
 def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
-    """Returns the error that a fill for `repo` derives from a recorded failure; None: the record is about another
-    repository, or cannot be read."""
+    """Returns the error that `encode_failure` turned into the text `reason`. Returns None if the text is about another
+    repository than `repo`, or cannot be decoded."""
     try:
         record = json.loads(reason)
         if record["repository"] != repo:
@@ -108,56 +116,63 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
 log = logging.getLogger("registry.mirror")
 
 LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
-"""Longest pause of an endpoint for one blob."""
+"""Longest time for which an endpoint is not asked for a blob."""
 FORGET_SENDER_SECONDS: Final = 600.0
-"""Time after the last corrupt bytes until they are forgotten."""
+"""Time after which it is forgotten that an endpoint sent corrupt bytes."""
 
 
 def sender_pause(times: int) -> float:
-    """Returns the seconds an endpoint is not asked for a blob after it sent corrupt bytes `times` times in a row: none
-    after the first time, since bytes can be damaged in transit; then 2, 4, 8 and so on."""
+    """Returns the number of seconds for which an endpoint is not asked for a blob after it sent corrupt bytes `times`
+    times in a row. That is 0 after the first time, because bytes can be damaged in transit, then 2, 4, 8 and so on."""
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_SENDER_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointChoice:
-    """The endpoints for one fetch. `last`: asked only when no other has the blob. `refused`: not used now, with the
-    error to raise for each."""
+    """Which endpoints of an upstream one download should avoid. `ask_last`: endpoints that are asked only if no other
+    endpoint has the blob. `refused`: endpoints whose bytes are not accepted now, with the error to raise for each."""
 
-    last: frozenset[str] = frozenset()
+    ask_last: frozenset[str] = frozenset()
     refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
 
 
 class BadSenders:
-    """Remembers, across processes, which endpoints of one upstream sent corrupt bytes for a blob. `clock`: seconds
-    since 1970."""
+    """Remembers, across processes, which endpoints of one upstream sent corrupt bytes for a blob: bytes with another
+    digest."""
 
     def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
+        """`clock`: returns seconds since 1970."""
         self._records = records
         self._upstream = upstream
         self._clock = clock
 
     async def choose(self, repo: RepositoryName, digest: Digest) -> EndpointChoice:
-        """Returns which endpoints to use; those that sent corrupt bytes more often than others come last. Raises
-        UpstreamUnavailable, with the names and the time to retry, while all of them are paused."""
-        wrong = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
-        if not wrong:
+        """Returns which endpoints to avoid for a blob. Endpoints that sent corrupt bytes more often than others are
+        asked last; those that are paused are refused. Raises UpstreamUnavailable, with the time to retry, if all
+        endpoints are paused."""
+        bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
+        if not bad_senders:
             return EndpointChoice()
-        waits = {each: self._wait(wrong[each]) if each in wrong else 0.0 for each in self._upstream.endpoints}
-        free = [each for each, wait in waits.items() if wait <= 0]
-        if not free:
+        waits = {
+            endpoint: self._remaining_pause(bad_senders[endpoint]) if endpoint in bad_senders else 0.0
+            for endpoint in self._upstream.endpoints
+        }
+        usable = [endpoint for endpoint, wait in waits.items() if wait <= 0]
+        if not usable:
             raise self._refusal(repo, digest, ", ".join(waits), min(waits.values()))
-        least = min(wrong[each].times if each in wrong else 0 for each in free)
-        last = frozenset(each for each, seen in wrong.items() if seen.times > least)
+        fewest_times = min(bad_senders[each].times if each in bad_senders else 0 for each in usable)
+        ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.times > fewest_times)
         return EndpointChoice(
-            last, {each: self._refusal(repo, digest, each, wait) for each, wait in waits.items() if wait > 0}
+            ask_last, {each: self._refusal(repo, digest, each, wait) for each, wait in waits.items() if wait > 0}
         )
 
-    def _wait(self, seen: BadSender) -> float:
-        pause = sender_pause(seen.times)
-        return min(seen.at + pause - self._clock(), pause)  # bounded, in case the clock was set back
+    def _remaining_pause(self, bad_sender: BadSender) -> float:
+        """Returns the seconds until the endpoint may be asked again; 0 or less if it may be asked now."""
+        pause = sender_pause(bad_sender.times)
+        return min(bad_sender.at + pause - self._clock(), pause)  # bounded, in case the clock was set back
 
     def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
+        """Returns the error for endpoints that may be asked again in `wait` seconds."""
         return UpstreamUnavailable(
             f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
             f"{ceil(wait)} s, or at once after: entrepot mirror refresh {repo}@{digest}",
@@ -165,9 +180,10 @@ class BadSenders:
             retry_after=ceil(wait),
         )
 
-    async def note(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
-        """Records corrupt bytes. Called once per fetch, by the process that made it. Raises nothing: if the record
-        fails, the same endpoint may be asked again."""
+    async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
+        """Records that `endpoints` sent corrupt bytes for a blob. The process that downloaded the blob calls this, once
+        for each download. Only logs a failure to record, because its only effect is that the same endpoint may be asked
+        again."""
         log.error(
             "%s of %s does not match its digest, received from %s; the bytes are dropped",
             digest,

@@ -1,7 +1,10 @@
-"""Connection slots: the limit of connections to one upstream, over all processes, and who gets one first.
+"""Limits the connections to one upstream over all processes, and decides which download gets a connection first
+(`ConnectionSlots`).
 
-`Demand` tells who wants a blob whose fill runs: its readers, the offsets they wait at, and the pulls it was started
-for.
+A *fill* is the download of one blob. Before each request it takes a *connection slot*, one of a limited number of
+permits. Fills that a client waits for come before *prefetching*: fills that were started because a client will probably
+request the blob soon. `Demand` says whether a client waits for a fill. `ImagePull` says whether a client is still
+pulling the image for which blobs are prefetched.
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ from registry.mirror.upstream_client import UpstreamClient
 from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
-"""Connections that a fill without waiting clients leaves to others."""
+"""Slots that a fill without waiting clients leaves free for fills with waiting clients."""
 YIELD_SECONDS: Final = 0.015
-"""Time in which a waiting fill checks for a free slot again."""
+"""Time that a fill leaves a free slot to other fills before it takes the slot. Longer than the longest time between two
+polls of a fill that waits in the queue (0.01 s), so that such a fill gets the slot."""
 SPARE_POLL_SECONDS: Final = 0.04
-"""Time between two checks for a free slot by a fill without waiting clients."""
+"""Time between two attempts of a fill without waiting clients to get a slot."""
 
 
 class ConnectionSlots:
-    """The slots of one upstream. Only fills that a client waits for queue for a slot; others poll."""
+    """The slots of one upstream. Fills that a client waits for queue for a slot; the others poll."""
 
     def __init__(self, leases: Leases, upstream: UpstreamClient) -> None:
         self._leases = leases
@@ -32,26 +36,30 @@ class ConnectionSlots:
         self._name = f"upstream-{upstream.name}"
 
     @property
-    def most(self) -> int:
+    def max_connections(self) -> int:
+        """Number of slots: the maximum number of connections to the upstream, over all processes."""
         return self._upstream.connections
 
     @property
-    def _spared(self) -> int:
-        return min(SPARE_CONNECTIONS, self.most - 1)
+    def _spare_slots(self) -> int:
+        """Number of slots that stay free while only fills without waiting clients want one."""
+        return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
-        """Waits, in order of arrival, until a slot is free beyond the spare ones."""
-        async with self._leases.slot(self._name, self.most, self._spared):
+        """Waits until a fill without waiting clients may take a slot. Returns in the order of the calls. Takes no
+        slot."""
+        async with self._leases.slot(self._name, self.max_connections, self._spare_slots):
             return
 
     @asynccontextmanager
-    async def primary(self, demand: Demand, *, new: bool) -> AsyncIterator[bool]:
-        """Holds a slot for a fill's only connection. A `new` fill queues; one that continues with its next piece lets
-        waiting fills go first. While no client waits for the blob, some slots stay free for blobs with waiting clients.
-        Yields False when the blob is not wanted any more."""
+    async def primary(self, demand: Demand, *, is_new_connection: bool) -> AsyncIterator[bool]:
+        """Waits for a slot for a fill's first connection and holds it inside the `async with` block.
+        `is_new_connection`: whether the connection has not been used yet. If it has, the fill lets other fills in the
+        queue go first. If no client waits for the blob, takes a slot only if `SPARE_CONNECTIONS` others are free.
+        Yields True, or False without a slot if nothing needs the blob any more."""
         while not demand.requested.is_set() and demand.is_alive():
-            async with self._leases.try_slot(self._name, self.most, self._spared) as free:
-                if free:
+            async with self._leases.try_slot(self._name, self.max_connections, self._spare_slots) as has_slot:
+                if has_slot:
                     yield True
                     return
             try:
@@ -62,93 +70,96 @@ class ConnectionSlots:
         if not demand.requested.is_set():
             yield False
             return
-        if not new:
-            async with self._leases.try_slot(self._name, self.most, 1) as free:
-                if free:
+        if not is_new_connection:
+            async with self._leases.try_slot(self._name, self.max_connections, 1) as has_slot:
+                if has_slot:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._leases.slot(self._name, self.most):
+        async with self._leases.slot(self._name, self.max_connections):
             yield True
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:
-        """Holds a slot for one more connection. Takes slots that others leave free; takes the last one only if it stays
-        free for a moment. Yields whether there was a slot."""
-        asked = demand.requested.is_set()
-        async with self._leases.try_slot(
-            self._name, self.most, min(1 if asked else SPARE_CONNECTIONS + 1, self.most - 1)
-        ) as free:
-            if free:
+        """Takes a slot for a further connection of a fill and holds it inside the `async with` block. Does not queue;
+        takes the last free slot only if that is still free after `YIELD_SECONDS`. Yields whether it holds a slot."""
+        is_requested = demand.requested.is_set()
+        slots_to_leave = min(1 if is_requested else SPARE_CONNECTIONS + 1, self.max_connections - 1)
+        async with self._leases.try_slot(self._name, self.max_connections, slots_to_leave) as has_slot:
+            if has_slot:
                 yield True
                 return
-        if not asked:
+        if not is_requested:
             yield False
             return
         await asyncio.sleep(YIELD_SECONDS)
-        async with self._leases.try_slot(self._name, self.most) as free:
-            yield free
+        async with self._leases.try_slot(self._name, self.max_connections) as has_slot:
+            yield has_slot
 
 
-PULL_LINGER_SECONDS: Final = 60.0
-"""Time for which prefetching continues after the last sign of the pull it belongs to."""
+PULL_IDLE_SECONDS: Final = 60.0
+"""Time after the last request of a pull until the pull counts as ended."""
 
 
 class ImagePull:
-    """An image that a client is pulling. `clock`: monotonic, in seconds."""
+    """A client's pull of one image: it is active while the client requests parts of the image."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock`: returns seconds of a monotonic clock."""
         self._clock = clock
         self._readers = 0
-        self._last = clock()
+        self._last_request = clock()
 
     def enter(self) -> None:
-        """Called when a reader of one of the image's blobs starts."""
+        """Records that a reader of one of the image's blobs was opened."""
         self._readers += 1
 
     def leave(self) -> None:
-        """Called when such a reader ends."""
+        """Records that a reader of one of the image's blobs was closed."""
         self._readers -= 1
-        self._last = self._clock()
+        self._last_request = self._clock()
 
     def touch(self) -> None:
-        """Called at every other sign of the pull."""
-        self._last = self._clock()
+        """Records another request that belongs to the pull."""
+        self._last_request = self._clock()
 
     def is_active(self) -> bool:
-        """Returns whether readers are left or the last sign is recent."""
-        return self._readers > 0 or self._clock() - self._last < PULL_LINGER_SECONDS
+        """Returns whether a reader is open or the last request is less than `PULL_IDLE_SECONDS` ago."""
+        return self._readers > 0 or self._clock() - self._last_request < PULL_IDLE_SECONDS
 
 
 class Demand:
-    """Who wants a blob. `requested`: a client of any process has asked for it, so it is fetched to its end. Otherwise
-    it is fetched as long as one of `pulls` is active."""
+    """Says who needs the blob of a running fill."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
+        """Set when a client of any process has requested the blob. The blob is then downloaded to its end."""
         self.pulls: set[ImagePull] = set()
-        self._offsets: Counter[int] = Counter()
+        """The pulls for which the blob is prefetched. If no client has requested the blob, it is downloaded only while
+        one of them is active."""
+        self._waiting_readers: Counter[int] = Counter()
+        """Number of waiting readers by offset."""
 
     def request(self) -> None:
-        """Records that a client asks for the blob."""
+        """Records that a client has requested the blob."""
         self.requested.set()
 
     def is_alive(self) -> bool:
-        """Returns whether the fill should go on."""
+        """Returns whether a client or an active pull needs the blob, so that its download should continue."""
         return self.requested.is_set() or any(pull.is_active() for pull in self.pulls)
 
     @property
     def offsets(self) -> list[int]:
-        """The offsets at which readers wait."""
-        return list(self._offsets)
+        """The offsets of the bytes that readers wait for."""
+        return list(self._waiting_readers)
 
     @contextmanager
-    def waiting(self, at: int) -> Iterator[None]:
-        """Registers a reader that waits at an offset, during the block."""
-        self._offsets[at] += 1
+    def waiting(self, offset: int) -> Iterator[None]:
+        """Registers, inside the `with` block, a reader that waits for the byte at `offset`."""
+        self._waiting_readers[offset] += 1
         try:
             yield
         finally:
-            self._offsets[at] -= 1
-            if not self._offsets[at]:
-                del self._offsets[at]
+            self._waiting_readers[offset] -= 1
+            if not self._waiting_readers[offset]:
+                del self._waiting_readers[offset]

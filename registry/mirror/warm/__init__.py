@@ -1,1 +1,1 @@
-"""Warming: fetching images before a client asks for them."""
+"""Warming the mirror: fetches images into the cache before a client requests them."""

@@ -1,4 +1,5 @@
-"""Scheduled warming: one server process warms the references of the settings at an interval."""
+"""Scheduled warming: one server process fetches the images named in the settings into the mirror's cache, again and
+again at an interval (a *round*)."""
 
 from __future__ import annotations
 
@@ -17,29 +18,33 @@ from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
+"""Name of the slot (a permit that one process at a time can hold) of the process that warms."""
 FIRST_ROUND_SECONDS = 60.0
-"""Longest time from the start to the first round. The start itself contacts no upstream."""
+"""Longest time from the start of the server to the first round. It is not 0, because a start contacts no upstream."""
 TAKEOVER_POLL_SECONDS = 15.0
-"""Time between two checks whether the process that warms has ended."""
+"""Time between two attempts of a process to become the one that warms."""
 log = logging.getLogger("registry.mirror.warm")
 
 
 class WarmLog(WarmObserver):
-    """Logs the result of each reference."""
+    """Logs the result for each image reference."""
 
-    def on_blob_wanted(self, where: ImageReference, blob: Descriptor) -> None: ...
+    def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
+        """Logs nothing."""
 
-    def on_bytes(self, blob: Digest, count: int) -> None: ...
+    def on_bytes(self, blob: Digest, count: int) -> None:
+        """Logs nothing."""
 
-    def on_reference_done(self, where: ImageReference, warmed: WarmResult) -> None:
-        if warmed.error:
-            log.warning("%s is not completely cached: %s", where, warmed.error)
-        elif warmed.fetched:
+    def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
+        """Logs an error, or how many bytes were fetched. Logs nothing if everything was cached before."""
+        if result.error:
+            log.warning("%s is not completely cached: %s", image, result.error)
+        elif result.fetched:
             log.info(
                 "%s is cached: %d bytes were fetched, %d were cached before",
-                where,
-                warmed.fetched,
-                warmed.already_stored,
+                image,
+                result.fetched,
+                result.already_stored,
             )
 
 
@@ -47,37 +52,39 @@ class WarmLog(WarmObserver):
 async def warm_on_schedule(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases
 ) -> AsyncIterator[None]:
-    """Warms what `settings` name while the block runs. Every worker calls this; one at a time warms, and another one
-    takes over when it ends."""
+    """Warms the images that `settings` name, at an interval, while the `async with` block runs. Every server process
+    calls this, but only one at a time warms; when that process ends, another one takes over."""
     if not settings.references and settings.file is None:
         yield
         return
-    rounds = asyncio.create_task(_rounds(settings, locate, find_stored, leases))
+    rounds_task = asyncio.create_task(_run_rounds(settings, locate, find_stored, leases))
     try:
         yield
     finally:
-        await cancel_and_wait([rounds])
+        await cancel_and_wait([rounds_task])
 
 
-async def _rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
+async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
+    """Tries to become the process that warms, and then runs rounds. Ends only when cancelled."""
     await asyncio.sleep(min(FIRST_ROUND_SECONDS, settings.interval))
     while True:
         try:
-            async with leases.try_slot(WARM_SLOT, 1) as ours:
-                while ours:
-                    await _round(settings, locate, find_stored)
+            async with leases.try_slot(WARM_SLOT, 1) as has_slot:
+                while has_slot:
+                    await _run_round(settings, locate, find_stored)
                     await asyncio.sleep(settings.interval)
         except StorageFailed as error:
-            log.warning("cannot take the lease for warming: %s", error.message)
+            log.warning("cannot find out whether another process warms the mirror: %s", error.message)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
 
 
-async def _round(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
+async def _run_round(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
+    """Warms each image once. Logs errors and raises none."""
     try:
-        listed = read_references(settings.file) if settings.file else []
-        places = parse_references([*settings.references, *listed])
-        await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(places)
+        from_file = read_references(settings.file) if settings.file else []
+        images = parse_references([*settings.references, *from_file])
+        await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
     except ReferencesError as error:
-        log.warning("nothing is warmed: %s", error)
-    except Exception:  # keeps the loop alive: the next round may succeed
-        log.exception("warming failed")
+        log.warning("no image is warmed, because the references cannot be used: %s", error)
+    except Exception:  # caught so that the rounds continue: the next one may succeed
+        log.exception("warming failed; it is tried again after the interval")

@@ -1,1 +1,1 @@
-"""Blobs, upload sessions and partial blobs as files in the data directory."""
+"""Blobs, upload sessions, and partial blobs (blobs that are still being downloaded) as files in the data directory."""

@@ -1,4 +1,5 @@
-"""Sets of bytes of a file, as extents (`Extents`)."""
+"""A set of byte positions in a file, such as "bytes 0 to 99 and 200 to 299", kept as a sorted list of ranges
+(`Extents`)."""
 
 from __future__ import annotations
 
@@ -6,22 +7,24 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 Extent = tuple[int, int]
-"""First byte and the one after the last."""
+"""A range of bytes: offset of its first byte, and offset of the byte after the last one."""
 
 
 class Extents:
-    """A set of bytes, stored as merged extents in order. A change takes time logarithmic in their number, plus a shift
-    in a short list."""
+    """A set of byte positions. Extents that touch or overlap are merged. `add` and `remove` take time logarithmic in
+    the number of extents, plus the time to shift a list of that length."""
 
     __slots__ = ("_bounds",)
 
     def __init__(self, extents: Iterable[Extent] = ()) -> None:
-        # start, stop, start, stop, …, all different. `bisect_right` of a byte is odd if the byte is inside an extent.
         self._bounds: list[int] = []
+        """The extents as start, stop, start, stop, …, in ascending order and all different. So `bisect_right` of a
+        position is odd if the position is inside an extent."""
         for start, stop in extents:
             self.add(start, stop)
 
     def __iter__(self) -> Iterator[Extent]:
+        """Yields the extents in ascending order."""
         bounds = self._bounds
         return zip(bounds[::2], bounds[1::2], strict=True)
 
@@ -30,38 +33,41 @@ class Extents:
         return len(self._bounds) // 2
 
     def copy(self) -> Extents:
+        """Returns an independent copy."""
         other = Extents()
         other._bounds = self._bounds.copy()
         return other
 
     def add(self, start: int, stop: int) -> None:
+        """Adds the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
             bounds[left:right] = [start] * (left % 2 == 0) + [stop] * (right % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:
+        """Removes the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
             bounds[left:right] = [start] * (left % 2) + [stop] * (right % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:
-        """Returns the gaps between `start` and `stop`."""
+        """Returns the ranges between `start` and `stop` that are not in the set, in ascending order."""
         bounds = self._bounds
         found = []
-        at = self.reach(start)
-        following = bisect_right(bounds, at)
-        while at < stop:
-            end = bounds[following] if following < len(bounds) else stop
-            found.append((at, min(end, stop)))
-            if end >= stop:
+        gap_start = self.reach(start)
+        next_bound = bisect_right(bounds, gap_start)  # index of the start of the next extent
+        while gap_start < stop:
+            gap_stop = bounds[next_bound] if next_bound < len(bounds) else stop
+            found.append((gap_start, min(gap_stop, stop)))
+            if gap_stop >= stop:
                 break
-            at = bounds[following + 1]
-            following += 2
+            gap_start = bounds[next_bound + 1]
+            next_bound += 2
         return found
 
-    def reach(self, at: int) -> int:
-        """Returns how far the bytes reach from `at` without a gap; `at` itself if its byte is not in the set."""
-        following = bisect_right(self._bounds, at)
-        return self._bounds[following] if following % 2 else at
+    def reach(self, offset: int) -> int:
+        """Returns the end of the extent that contains `offset`, or `offset` itself if no extent contains it."""
+        next_bound = bisect_right(self._bounds, offset)
+        return self._bounds[next_bound] if next_bound % 2 else offset

@@ -1,4 +1,5 @@
-"""Readers of stored blobs (`BlobReader`): one over an open file, one over bytes that were read when it was opened."""
+"""Readers of stored blobs. Both implement the Protocol `BlobReader`: `FileBlobReader` reads from an open file,
+`SmallBlobReader` returns bytes that were read when the blob was opened."""
 
 from __future__ import annotations
 
@@ -14,41 +15,45 @@ from storage.content import Descriptor, OpenFile
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.errors import StorageFailed
 
-CHUNK = 256 * 1024
+CHUNK_BYTES = 256 * 1024
+"""Bytes that one read, and so one iteration, returns at most."""
 
 
 class FileBlobReader:
-    """Reads a blob from its file. Owns the descriptor `fd`."""
+    """Reads a blob from its file."""
 
     location: str | None = None
     is_incomplete = False
     data: bytes | None = None
 
     def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
+        """`fd`: the open file, which this object closes. `span`: offsets of the first byte to read and of the byte
+        after the last one."""
         self._fd = fd
         self._threads = threads
         self.descriptor = descriptor
         self.span = span
         self.file: OpenFile | None = OpenFile(fd)
 
-    async def readable_until(self, at: int) -> int:
-        """Returns the end of the span: all of the blob is here."""
+    async def readable_until(self, offset: int) -> int:
+        """Returns the end of the span at once, because all of its bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        at, stop = self.span
+        offset, stop = self.span
         file = aiofiles.threadpool.wrap(io.FileIO(self._fd, closefd=False), executor=self._threads)
         with as_storage_errors():
-            await file.seek(at)
-            while at < stop:
-                chunk = await file.read(min(CHUNK, stop - at))
+            await file.seek(offset)
+            while offset < stop:
+                chunk = await file.read(min(CHUNK_BYTES, stop - offset))
                 if not chunk:
-                    raise truncated_file(self.descriptor, at)
-                at += len(chunk)
+                    raise truncated_file(self.descriptor, offset)
+                offset += len(chunk)
                 yield chunk
 
     async def aclose(self) -> None:
-        """Closes the file. Closing a deleted file waits while the file system frees its blocks, so a thread does it."""
+        """Closes the file. If the file was deleted, a thread closes it, because the call then blocks while the file
+        system frees the file's blocks."""
         if self.file is None:
             return
         self.file = None
@@ -59,7 +64,7 @@ class FileBlobReader:
 
 
 class SmallBlobReader:
-    """Holds a small blob, or a small part of one, that was read when it was opened."""
+    """Holds the bytes of a small blob, or of a small span of a blob. `data`: the bytes of `span`."""
 
     location: str | None = None
     is_incomplete = False
@@ -70,8 +75,8 @@ class SmallBlobReader:
         self.descriptor = descriptor
         self.span = span
 
-    async def readable_until(self, at: int) -> int:
-        """Returns the end of the span: all of the blob is here."""
+    async def readable_until(self, offset: int) -> int:
+        """Returns the end of the span at once, because all of its bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -79,9 +84,9 @@ class SmallBlobReader:
             yield self.data
 
     async def aclose(self) -> None:
-        """Does nothing: there is no file to close."""
+        """Does nothing, because no file is open."""
 
 
-def truncated_file(descriptor: Descriptor, at: int) -> StorageFailed:
-    """Returns the error for a file that is shorter than its blob."""
-    return StorageFailed(f"the file of {descriptor.digest} ends after {at} bytes")
+def truncated_file(descriptor: Descriptor, length: int) -> StorageFailed:
+    """Returns the error for a file that has only `length` bytes, fewer than its blob."""
+    return StorageFailed(f"the file of {descriptor.digest} ends after {length} bytes")

@@ -1,4 +1,9 @@
-"""Blobs as files, by digest (`BlobStore`)."""
+"""The store of blobs as files, one file for each digest: opens, lists and deletes them. Implements the Protocol
+`BlobStore`.
+
+Garbage collection deletes a blob's file in two steps: `FileBlobStore.remove` moves the file to the trash directory, and
+`FileBlobStore.reclaim_space` unlinks the files in the trash.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +21,21 @@ from storage.content import BLOB_TYPE, Descriptor, Span
 from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_errors, storage_error
 from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARDS
-from storage.data_dir.system import FULL
+from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
 SMALL_BLOB_BYTES = 64 * 1024
-"""Size up to which a blob, or a span of one, is read when it is opened."""
+"""Size up to which a blob, or the requested span of a blob, is read into memory when it is opened."""
 
 
 class FileBlobStore:
-    """Content-addressed files in a data directory, on a disk that all processes share."""
+    """The blob files of a data directory, which all processes share. A blob's `place` is the path of its file relative
+    to the data directory."""
 
     def __init__(self, disk: Disk, boot: str) -> None:
-        """`boot` names this run of the machine. Raises OSError."""
+        """`boot`: id of the machine's boot (`boot_id`). Raises OSError."""
         self.boot = boot
         self.shards = SHARDS
         self.layout = disk.layout
@@ -38,12 +44,13 @@ class FileBlobStore:
         self._buffers = UploadBuffers()
 
     def close(self) -> None:
-        """Closes what the store itself has open; opened blobs and sessions are closed by their owners."""
+        """Closes the store's own files. Callers close the blobs and sessions that they opened."""
         self._opener.close()
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
-        """Opens the file, and reads a small blob, on the event loop if the kernel has them cached; else in a thread."""
-        within = span.to_offsets(size) if span else (0, size)
+        """Opens the blob's file, and reads a small blob at once. Does so on the event loop if the kernel has the file
+        cached, otherwise in a thread. Raises RangeInvalid, BytesMissing, StorageFailed."""
+        offsets = span.to_offsets(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
             fd = self._opener.open(place)
@@ -53,12 +60,13 @@ class FileBlobStore:
             raise BytesMissing(place) from None
         except OSError as error:
             raise storage_error(error, f"the file of {digest} cannot be opened") from error
-        if within[1] - within[0] > SMALL_BLOB_BYTES:
-            return FileBlobReader(fd, self._disk.threads, descriptor, within)
-        return SmallBlobReader(await self._read_small(fd, descriptor, within), descriptor, within)
+        if offsets[1] - offsets[0] > SMALL_BLOB_BYTES:
+            return FileBlobReader(fd, self._disk.threads, descriptor, offsets)
+        return SmallBlobReader(await self._read_small(fd, descriptor, offsets), descriptor, offsets)
 
     async def _open_in_thread(self, place: str) -> int:
-        path = self._disk.layout.at(place)
+        """Opens the file and returns its descriptor. Raises OSError. If cancelled, the file is closed again."""
+        path = self._disk.layout.path_of(place)
         flags = os.O_RDONLY | os.O_CLOEXEC
         future = asyncio.get_running_loop().run_in_executor(self._disk.threads, os.open, path, flags)
         try:
@@ -68,7 +76,7 @@ class FileBlobStore:
             raise
 
     async def _read_small(self, fd: int, descriptor: Descriptor, span: tuple[int, int]) -> bytes:
-        """Reads the span and closes `fd`."""
+        """Returns the bytes of the span and closes `fd`. Raises StorageFailed, also if the file ends too early."""
         start, length = span[0], span[1] - span[0]
         try:
             with as_storage_errors():
@@ -82,11 +90,14 @@ class FileBlobStore:
         return data
 
     def start_upload(self, upload: UploadID, algorithm: str) -> FileUploadSession:
+        """Returns a new upload session. Its first write creates the file."""
         return FileUploadSession(self._disk, self._buffers, self.boot, upload, start_digest(algorithm))
 
     def take_over(
         self, upload: UploadID, check: Callable[[int], None] | None = None
     ) -> UncancellableFuture[ClaimedUploadFile]:
+        """Takes the session over from its owner. `check` is called in the thread with the number of stored bytes, and
+        may raise to refuse. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
         def take() -> ClaimedUploadFile:
@@ -98,9 +109,11 @@ class FileBlobStore:
         return self._disk.run(take)
 
     async def upload_size(self, upload: UploadID) -> int:
+        """Returns the number of bytes that the session has stored; 0 for an unknown id."""
         return await self._disk.run(lambda: upload_size(self._disk.layout.upload(upload)))
 
     async def discard_upload(self, upload: UploadID) -> None:
+        """Deletes a session's bytes, even while a caller owns it."""
         await self._disk.run(lambda: self._discard_upload(upload))
 
     def _discard_upload(self, upload: UploadID) -> None:
@@ -111,7 +124,7 @@ class FileBlobStore:
             try:
                 file = UploadFile.take_over(self._disk.system, directory)
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in DISK_FULL_ERRNOS:
                     raise
                 with suppress(OSError):  # the session has no bytes, and the full disk has no space for an empty file
                     self._disk.system.rmdir(directory)
@@ -122,6 +135,8 @@ class FileBlobStore:
                 file.close()
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
+        """Returns the sessions that have a directory, and when each last changed (seconds since 1970)."""
+
         def scan() -> list[tuple[UploadID, float]]:
             found = []
             for entry in os.scandir(self._disk.layout.uploads):
@@ -132,31 +147,33 @@ class FileBlobStore:
         return await self._disk.run(scan)
 
     async def remove(self, place: str) -> None:
-        """Moves the file to the trash, which takes no longer for a large file than for a small one."""
-        path = self._disk.layout.at(place)
+        """Deletes a blob: moves its file to the trash directory. A move takes the same short time for files of any
+        size, whereas unlinking a large file takes long."""
+        path = self._disk.layout.path_of(place)
 
-        def move() -> None:
+        def move_to_trash() -> None:
             with suppress(FileNotFoundError):
                 try:
                     self._disk.system.rename(path, self._disk.layout.trash / path.name)
                 except OSError as error:
-                    if error.errno not in FULL:
+                    if error.errno not in DISK_FULL_ERRNOS:
                         raise
-                    self._disk.system.unlink(path)  # the trash has no space for one more name
+                    self._disk.system.unlink(path)  # the full disk has no space for a new name in the trash
 
-        await self._disk.run(move)
+        await self._disk.run(move_to_trash)
 
     async def reclaim_space(self) -> None:
-        """Empties the trash."""
+        """Unlinks all files in the trash directory, which frees their disk space."""
 
-        def unlink_all() -> None:
+        def empty_trash() -> None:
             for name in os.listdir(self._disk.layout.trash):
                 with suppress(FileNotFoundError):
                     self._disk.system.unlink(self._disk.layout.trash / name)
 
-        await self._disk.run(unlink_all)
+        await self._disk.run(empty_trash)
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
+        """Returns the blobs in one of the `shards` directories. `number`: 0 to `shards` - 1."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
@@ -165,13 +182,13 @@ class FileBlobStore:
             for entry in os.scandir(path):
                 with suppress(DigestInvalid, FileNotFoundError):
                     digest = Digest(f"{algorithm}:{entry.name}")
-                    found.append(ListedBlob(digest, self._disk.layout.place(digest), entry.stat().st_mtime))
+                    found.append(ListedBlob(digest, self._disk.layout.blob_place(digest), entry.stat().st_mtime))
             return found
 
         return await self._disk.run(scan)
 
 
 def _close_opened(future: asyncio.Future[int]) -> None:
-    """Closes a file whose opener was cancelled."""
+    """Closes the file that `future` has opened, if it has opened one."""
     if not future.cancelled() and future.exception() is None:
         os.close(future.result())

@@ -1,13 +1,16 @@
-"""What lies in the data directory besides blobs: partial blobs that can still be completed, and what can be dropped on
-a full disk."""
+"""Files that earlier work left in the data directory: lists partial blobs, and frees disk space at a start on a full
+disk.
+
+A *partial blob* is a blob that is still being downloaded, or whose download was interrupted and can be continued.
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 
-from storage.blobs.files.partial_files import PartialPaths, expire_partial, partials_in
-from storage.blobs.files.partial_state import PartialStatus, Progress, read_progress
+from storage.blobs.files.partial_file_pairs import PartialPaths, delete_file_pair_if_idle, list_partial_names
+from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
 from storage.content import PartialSummary
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.layout import Layout
@@ -15,42 +18,44 @@ from storage.data_dir.locks import is_byte_locked
 from storage.data_dir.system import System
 from storage.errors import RegistryError
 
-TRIES = 10
-"""Reads of a state file that another process is writing."""
+READ_ATTEMPTS = 10
+"""Attempts to read a state file, because a read fails while another process is writing the file."""
 
 
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
-    """Returns the partial blobs that the next request for them can continue. Locks and changes nothing. Raises
-    OSError."""
+    """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's boot; bytes
+    written during another boot cannot be used. Takes no locks and changes nothing. Raises OSError."""
     found = []
-    for name, digest in partials_in(layout):
+    for name, digest in list_partial_names(layout):
         try:
-            state = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # completed or dropped since the directory was read
+            state_fd = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # the download has ended since the directory was read
             continue
         try:
-            progress = _read(state)
-            if progress is not None and progress.status is PartialStatus.RUNNING and progress.boot == boot:
+            progress = _read_progress(state_fd)
+            if progress is not None and progress.status is PartialStatus.INCOMPLETE and progress.boot == boot:
                 received = sum(stop - start for start, stop in progress.extents)
-                found.append(PartialSummary(digest, progress.size, received, is_byte_locked(state)))
+                is_owned = is_byte_locked(state_fd)
+                found.append(PartialSummary(digest, progress.size, received, is_owned))
         finally:
-            os.close(state)
+            os.close(state_fd)
     return found
 
 
-def _read(state: int) -> Progress | None:
-    for _ in range(TRIES):
-        if (progress := read_progress(state)) is not None:
+def _read_progress(state_fd: int) -> Progress | None:
+    """Reads the state file, several times if necessary. Returns None if no attempt gives a valid record."""
+    for _ in range(READ_ATTEMPTS):
+        if (progress := read_progress(state_fd)) is not None:
             return progress
     return None
 
 
 def free_disk_space(layout: Layout, system: System, boot: str) -> None:
-    """Drops the trash and the partial blobs that no process is fetching, for a start that finds no space on the disk.
-    Raises nothing."""
-    for drop in (_empty_trash, _drop_partials):
+    """Deletes the files in the trash, and the partial blobs that no process is downloading. Called at a start that
+    finds the disk full. Raises nothing."""
+    for free_space in (_empty_trash, _delete_partials):
         with suppress(RegistryError), as_storage_errors():
-            drop(layout, system, boot)
+            free_space(layout, system, boot)
 
 
 def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
@@ -59,6 +64,6 @@ def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
             system.unlink(file)
 
 
-def _drop_partials(layout: Layout, system: System, boot: str) -> None:
-    for name, digest in partials_in(layout):
-        expire_partial(system, PartialPaths.of(layout, name, digest), float("inf"), boot)
+def _delete_partials(layout: Layout, system: System, boot: str) -> None:
+    for name, digest in list_partial_names(layout):
+        delete_file_pair_if_idle(system, PartialPaths.of_blob(layout, name, digest), float("inf"), boot)

@@ -1,9 +1,12 @@
-"""The file of one upload session, and who may write it (`UploadFile`).
+"""The file of one upload session, and how a request takes the session over from another request (`UploadFile`).
 
-The bytes lie in `uploads/UUID/GENERATION`. Taking a session over renames the file to the next generation; the former
-owner then finds its name gone and stops. Each write checks the name and writes with the file's lock held, and so does
-the rename: the former owner cannot change a byte after the new one has read the length. The new owner never waits for
-the former one, so a half-open connection cannot keep a session.
+The bytes are in the file `uploads/UUID/GENERATION`. The *owner* of a session is the request that may write to the file.
+A new owner renames the file to the next generation number. The previous owner then finds no file with its own
+generation's name and stops.
+
+Each write, and each rename, takes the file's lock and first checks the name. So the previous owner cannot change a byte
+after the new owner has read the length of the file. The new owner does not wait for the previous one to stop, because
+that one may hang on a dead connection.
 """
 
 from __future__ import annotations
@@ -18,14 +21,16 @@ from storage.data_dir.locks import Flock
 from storage.data_dir.system import System
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown
 
-PIECE = 1024 * 1024
+PIECE_BYTES = 1024 * 1024
+"""Bytes that `pieces` reads at a time."""
 
 
 class UploadFile:
-    """The file, owned as one generation. All calls block. They raise OSError, and BlobUploadInvalid once a newer
-    generation has taken the session over."""
+    """An upload session's open file, as one owner uses it. All methods block. They raise OSError, and BlobUploadInvalid
+    after a newer owner has taken the session over."""
 
     def __init__(self, system: System, path: Path, fd: int) -> None:
+        """`path`: the file with this owner's generation. `fd`: its descriptor, which this object closes."""
         self._system = system
         self._fd = fd
         self._published = False
@@ -33,7 +38,8 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates a new session's file. Raises BlobUploadInvalid if another request has taken the session over."""
+        """Creates the file of a new session in `directory`. Raises BlobUploadInvalid if another request has taken over
+        the session, and so created the file, already."""
         path = directory / "1"
         try:
             system.mkdir(directory)
@@ -43,7 +49,7 @@ class UploadFile:
 
     @classmethod
     def take_over(cls, system: System, directory: Path) -> UploadFile:
-        """Takes over the session in `directory` from its owner; creates an empty one if there is none. Raises
+        """Takes over the session in `directory` from its owner, or creates an empty session if there is none. Raises
         BlobUploadUnknown if another request is just ending the session."""
         with suppress(FileExistsError):
             system.mkdir(directory)
@@ -58,60 +64,65 @@ class UploadFile:
             except FileNotFoundError:
                 raise BlobUploadUnknown("the upload session was just ended by another request") from None
             with suppress(FileNotFoundError, BlobUploadInvalid):
-                return cls._succeed(system, directory, current)
+                return cls._rename_to_next(system, directory, current)
 
     @classmethod
-    def _succeed(cls, system: System, directory: Path, current: int) -> UploadFile:
+    def _rename_to_next(cls, system: System, directory: Path, current: int) -> UploadFile:
+        """Opens the file with the generation `current` and renames it to the next generation. Raises FileNotFoundError
+        or BlobUploadInvalid if another request has done so first."""
         path = directory / str(current)
-        owned = cls(system, path, system.open(path, os.O_RDWR))
+        file = cls(system, path, system.open(path, os.O_RDWR))
         try:
-            with owned._owning():
-                owned.path = directory / str(current + 1)
-                system.rename(path, owned.path)
+            with file._locked_as_owner():
+                file.path = directory / str(current + 1)
+                system.rename(path, file.path)
         except BaseException:
-            owned.close()
+            file.close()
             raise
-        return owned
+        return file
 
     @contextmanager
-    def _owning(self) -> Iterator[None]:
+    def _locked_as_owner(self) -> Iterator[None]:
+        """Holds the file's lock inside the `with` block. Raises BlobUploadInvalid if this object is no longer the
+        owner."""
         with Flock(self._fd):
             try:
-                same = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+                has_own_path = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
             except FileNotFoundError:
-                same = False
-            if not same:
+                has_own_path = False
+            if not has_own_path:
                 raise BlobUploadInvalid("a newer request has taken this upload over")
             yield
 
     def size(self) -> int:
-        """Returns the number of bytes."""
+        """Returns the number of bytes in the file. Does not check the owner."""
         return os.fstat(self._fd).st_size
 
     def append(self, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-        """Writes at `offset`, the end of the file, and returns the new end."""
-        with self._owning():
+        """Writes the chunks at `offset`, which is the end of the file, and returns the new end."""
+        with self._locked_as_owner():
             return write_all(self._system, self._fd, chunks, offset)
 
     def restart(self) -> None:
-        """Drops all bytes."""
-        with self._owning():
+        """Deletes all bytes of the file."""
+        with self._locked_as_owner():
             self._system.truncate(self._fd, 0)
 
     def cut(self, size: int) -> None:
-        """Drops the bytes after the first `size`."""
-        with self._owning():
+        """Deletes all bytes after the first `size`."""
+        with self._locked_as_owner():
             self._system.truncate(self._fd, size)
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes, fewer where the file ends."""
-        with self._owning():
+        """Returns `length` bytes at `offset`, or fewer if the file ends before."""
+        with self._locked_as_owner():
             return os.pread(self._fd, length, offset)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yields the bytes from `start` to `stop`, fewer where the file ends. Checks no owner."""
+        """Yields the bytes from `start` up to, but without, `stop`, piece by piece; fewer if the file ends before. Does
+        not check the owner."""
         while start < stop:
-            piece = os.pread(self._fd, min(PIECE, stop - start), start)
+            piece = os.pread(self._fd, min(PIECE_BYTES, stop - start), start)
             if not piece:
                 return
             yield piece
@@ -122,44 +133,47 @@ class UploadFile:
         self._system.sync(self._fd)
 
     def publish(self, target: Path) -> None:
-        """Moves the synced file to `target`, durably, and deletes the session's directory. A file that is there has the
-        same content and is replaced."""
-        with self._owning():
+        """Moves the synced file to `target`, the path of a blob, durably, and deletes the session's directory. Replaces
+        a file at `target`; it has the same content."""
+        with self._locked_as_owner():
             self._system.rename(self.path, target)
             self._published = True
             sync_directory(self._system, target.parent)
         self._drop_directory()
 
     def discard(self) -> None:
-        """Deletes the session's bytes. Published bytes belong to the blob and stay."""
+        """Deletes the session's file and directory. If `publish` was called, the bytes are a blob by now and stay."""
         if not self._published:
-            with self._owning():
+            with self._locked_as_owner():
                 self._system.unlink(self.path)
         self._drop_directory()
 
     def _drop_directory(self) -> None:
-        # It is not empty if a newer request uses it, and missing if that has deleted it.
+        # This fails, as it should, if a newer owner has a file in the directory or has already deleted the directory.
         with suppress(OSError):
             self._system.rmdir(self.path.parent)
 
     def detach(self) -> int:
-        """Returns the descriptor, which the caller has to close from now on; -1 if it was closed or detached before."""
-        number, self._fd = self._fd, -1
-        return number
+        """Returns the file descriptor, which the caller must close from now on. Returns -1 if it was closed or detached
+        before."""
+        fd, self._fd = self._fd, -1
+        return fd
 
     def close(self) -> None:
-        """Closes the file. Idempotent."""
-        if (number := self.detach()) >= 0:
-            os.close(number)
+        """Closes the file. May be called more than once."""
+        if (fd := self.detach()) >= 0:
+            os.close(fd)
 
 
 def _generation(directory: Path) -> int | None:
-    """Returns the newest generation; None if the session has no file yet."""
+    """Returns the highest generation number in a session's directory, or None if the session has no file yet. Raises
+    FileNotFoundError if there is no such directory."""
     return max((int(name) for name in os.listdir(directory) if name.isdigit()), default=None)
 
 
 def upload_size(directory: Path) -> int:
-    """Returns the number of bytes of a session, without taking it over; 0 if there is none."""
+    """Returns the number of bytes of the session in `directory`, without taking the session over. Returns 0 if there is
+    no such session."""
     while True:
         try:
             generation = _generation(directory)

@@ -1,7 +1,7 @@
-"""The bytes of one upload session in a file (`UploadSession`).
+"""Writes the bytes of one upload session to a file and computes their digest. Implements the Protocol `UploadSession`.
 
-Incoming data is collected in memory up to two mebibytes, then written and hashed in a thread while the next batch is
-collected: the event loop never waits for the disk, and one upload holds two batches at most.
+Incoming data is collected in memory until a *batch* of 2 MiB is full. A thread writes and hashes the batch while the
+next one is collected. So the event loop never waits for the disk, and one upload holds at most two batches in memory.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from storage.names import Digest, UploadID
 from storage.running_digest import RunningDigest, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
-"""Bytes that are written and hashed in one call. Handing a call to a thread and back costs about a tenth of writing and
-hashing one mebibyte. An upload holds up to twice as much in memory: one batch being written, one being collected."""
+"""Bytes that are written and hashed in one call. A larger batch costs memory; a smaller one costs time, because passing
+a call to a thread and back takes about a tenth of the time of writing and hashing 1 MiB."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
-"""Bytes that all uploads of a process may hold in memory; above it, each writes batches of `SMALL_BATCH_BYTES`."""
+"""Bytes of data in memory, over all uploads of the process, above which each upload uses batches of
+`SMALL_BATCH_BYTES`."""
 SMALL_BATCH_BYTES = 64 * 1024
 CLOSE_INLINE_BYTES = 64 * 1024
-"""Size up to which a session's file is closed on the event loop."""
+"""Size up to which a session's file is closed on the event loop. Closing a larger file may block."""
 
 
 @dataclass(slots=True)
 class UploadBuffers:
-    """Memory of all uploads of a process, in bytes."""
+    """Counts the bytes that all uploads of the process hold in memory (`size`)."""
 
     size: int = 0
 
 
 class FileUploadSession:
-    """Made by `FileBlobStore.start_upload` and by `ClaimedUploadFile.resume`. Owns its file."""
+    """An upload session with its file. Call `FileBlobStore.start_upload` or `ClaimedUploadFile.resume` to get one."""
 
     def __init__(
         self,
@@ -45,50 +46,60 @@ class FileUploadSession:
         buffers: UploadBuffers,
         boot: str,
         upload: UploadID,
-        running: RunningDigest,
+        running_digest: RunningDigest,
         file: UploadFile | None = None,
         offset: int = 0,
     ) -> None:
-        """`running` covers the first `offset` bytes. Without `file`, the first write creates it."""
+        """`boot`: id of the machine's boot. `running_digest`: the digest of the first `offset` bytes, which are in
+        `file`. If `file` is None, the first write creates the file."""
         self._disk = disk
         self._buffers = buffers
         self._boot = boot
         self._upload = upload
-        self._running = running
+        self._running_digest = running_digest
         self._opening: asyncio.Future[UploadFile] | None = None
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
         self._batch: list[bytes | memoryview] = []
+        """The batch that is being collected."""
         self._batch_size = 0
         self._written = offset
+        """Number of bytes that are written, or being written by `_writing`."""
         self._writing: asyncio.Future[Digest | None] | None = None
+        """The write that is running or has failed."""
 
     @property
     def offset(self) -> int:
+        """Number of bytes appended so far."""
         return self._written + self._batch_size
 
     async def append(self, data: bytes | memoryview) -> None:
+        """Adds `data` to the batch, and starts writing the batch if it is full. The caller must not change the memory
+        of `data` afterwards."""
         self._batch.append(data)
         self._batch_size += len(data)
         self._buffers.size += len(data)
-        crowded = self._buffers.size > BUFFERED_BYTES_LIMIT
-        if self._batch_size >= (SMALL_BATCH_BYTES if crowded else BATCH_BYTES):
+        is_over_limit = self._buffers.size > BUFFERED_BYTES_LIMIT
+        if self._batch_size >= (SMALL_BATCH_BYTES if is_over_limit else BATCH_BYTES):
             await self._finish_write()
             self._start_write(await self._open_file())
-            if crowded:
+            if is_over_limit:
                 await self._finish_write()
 
     async def read_at(self, offset: int, length: int) -> bytes:
+        """Returns `length` appended bytes at `offset`, or fewer if they end before."""
         file = await self._write_out()
         return await self._disk.run(lambda: file.read_at(offset, length))
 
     async def flush(self) -> Checkpoint:
+        """Writes all appended bytes to the file, and returns a checkpoint from which any process can continue."""
         if self._batch or self._writing or self._opening:
             await self._write_out()
-        return Checkpoint(self._written, self._running.save(), self._boot)
+        return Checkpoint(self._written, self._running_digest.save(), self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
+        """Writes and syncs all appended bytes, and returns them if they have this digest. Raises DigestInvalid."""
         await self._finish_write()
         file = await self._open_file()
         self._start_write(file, digest)
@@ -100,6 +111,7 @@ class FileUploadSession:
         return UploadedContent(self._disk, file, digest, self._written)
 
     async def discard(self) -> None:
+        """Deletes the session's file, except if its bytes were published as a blob."""
         with suppress(StorageFull, StorageFailed):
             await self._finish_write()
         self._writing = None
@@ -108,44 +120,46 @@ class FileUploadSession:
         await self._disk.run(file.discard)
 
     def release(self) -> None:
+        """Drops the batch, and closes the file once no thread uses it. Does not wait. Flushed bytes stay."""
         self._drop_batch()
         self._close_when_idle()
 
     async def close(self) -> None:
+        """Drops the batch, closes the file, and waits until that is done."""
         self._drop_batch()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
-            number = self._opening.result().detach()
-            if number >= 0:
-                await self._disk.run(lambda: os.close(number))
+            fd = self._opening.result().detach()
+            if fd >= 0:
+                await self._disk.run(lambda: os.close(fd))
 
     def _drop_batch(self) -> None:
         self._buffers.size -= self._batch_size
         self._batch, self._batch_size = [], 0
 
     def _close_when_idle(self) -> None:
-        """Closes the file once no thread uses it: a thread that writes to a closed descriptor may hit another file
-        which has got the same number."""
-        for work in (self._opening, self._writing):
-            if work is not None and not work.done():
-                work.add_done_callback(lambda _: self._close_when_idle())
+        """Closes the file as soon as no thread uses it. If it were closed earlier, a new file could get the same
+        descriptor number, and the thread would write to that file."""
+        for call in (self._opening, self._writing):
+            if call is not None and not call.done():
+                call.add_done_callback(lambda _: self._close_when_idle())
                 return
         if self._opening is not None and not self._opening.cancelled() and not self._opening.exception():
             close_later(self._disk, self._opening.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing the batch in a thread. `expected`: this is the end of the content; compute its digest, and
-        sync the file if that is the expected one. One call does it all: a small blob's push is mostly waiting for
-        threads."""
-        chunks, at = self._batch, self._written
-        end = at + self._batch_size
+        """Starts writing and hashing the batch in a thread. If `expected` is given, the batch is the last one: the call
+        also computes the digest of the content, and syncs the file if it is the expected digest. All of this is one
+        call, because the time to push a small blob is mostly spent on passing calls to threads."""
+        chunks, start = self._batch, self._written
+        end = start + self._batch_size
         self._batch, self._batch_size, self._written = [], 0, end
 
         def write() -> Digest | None:
             if chunks:
                 self._disk.reserve.require_room()
-                file.append(chunks, at)
+                file.append(chunks, start)
                 for chunk in chunks:
-                    self._running.update(chunk)
+                    self._running_digest.update(chunk)
             if expected is None:
                 return None
             actual = self._digest(file, expected.algorithm, end)
@@ -154,23 +168,24 @@ class FileUploadSession:
             return actual
 
         self._writing = self._disk.run(write)
-        self._writing.add_done_callback(lambda _: self._free_buffers(end - at))
+        self._writing.add_done_callback(lambda _: self._free_buffers(end - start))
 
     def _free_buffers(self, size: int) -> None:
         self._buffers.size -= size
 
     def _digest(self, file: UploadFile, algorithm: str, size: int) -> Digest:
-        """Returns the digest of the content. It was computed while the bytes came; only where the client then names
-        another algorithm, the file is read again. Blocking."""
-        if algorithm == self._running.algorithm:
-            return self._running.digest()
-        other = start_digest(algorithm)
+        """Returns the digest of the content, which has `size` bytes. If it was computed with another algorithm as the
+        bytes arrived, reads the file again. Blocks."""
+        if algorithm == self._running_digest.algorithm:
+            return self._running_digest.digest()
+        new_digest = start_digest(algorithm)
         for piece in file.pieces(0, size):
-            other.update(piece)
-        return other.digest()
+            new_digest.update(piece)
+        return new_digest.digest()
 
     async def _finish_write(self) -> Digest | None:
-        """Waits for the write under way. Once a write has failed, each call raises its error again."""
+        """Waits for the running write, if there is one, and returns its digest (None: the batch was not the last). If a
+        write has failed, this and every later call raises its error."""
         writing = self._writing
         if writing is None:
             return None
@@ -180,6 +195,7 @@ class FileUploadSession:
         return actual
 
     async def _write_out(self) -> UploadFile:
+        """Waits until all appended bytes are written to the file, and returns the file."""
         await self._finish_write()
         file = await self._open_file()
         if self._batch:
@@ -188,6 +204,7 @@ class FileUploadSession:
         return file
 
     async def _open_file(self) -> UploadFile:
+        """Returns the open file, created if the session has none yet."""
         if self._opening is None:
             directory = self._disk.layout.upload(self._upload)
             self._opening = self._disk.run(lambda: UploadFile.create(self._disk.system, directory))
@@ -195,7 +212,7 @@ class FileUploadSession:
 
 
 class ClaimedUploadFile:
-    """The file of a session that was just taken over (`ClaimedUpload`)."""
+    """An upload session that was just taken over, with its file. Implements the Protocol `ClaimedUpload`."""
 
     def __init__(self, disk: Disk, buffers: UploadBuffers, boot: str, upload: UploadID, file: UploadFile) -> None:
         self._disk = disk
@@ -205,82 +222,95 @@ class ClaimedUploadFile:
         self._file = file
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> FileUploadSession:
-        """Reads no bytes where the checkpoint covers all of them, as it mostly does."""
+        """Returns the session, ready for more bytes. Usually the checkpoint covers all bytes of the file, and then the
+        file is not read. Otherwise a thread reads and hashes it."""
         same_boot = checkpoint.boot == self._boot
-        found = _resume_from_checkpoint(self._file, algorithm, checkpoint) if same_boot else None
-        if found is None:
-            found = await self._disk.run(lambda: self._resume_from_bytes(algorithm, checkpoint, same_boot=same_boot))
-        running, offset = found
-        return FileUploadSession(self._disk, self._buffers, self._boot, self._upload, running, self._file, offset)
+        resumed = _resume_from_checkpoint(self._file, algorithm, checkpoint) if same_boot else None
+        if resumed is None:
+            resumed = await self._disk.run(lambda: self._resume_from_bytes(algorithm, checkpoint, same_boot=same_boot))
+        running_digest, offset = resumed
+        return FileUploadSession(
+            self._disk, self._buffers, self._boot, self._upload, running_digest, self._file, offset
+        )
 
     async def discard(self) -> None:
+        """Deletes the session's file, unless a newer request has taken the session over, and closes it."""
         with suppress(BlobUploadInvalid):
             await self._disk.run(self._file.discard)
         self._file.close()
 
     def release(self) -> None:
+        """Closes the file without waiting. Its bytes stay for the next owner."""
         close_later(self._disk, self._file, self._file.size())
 
     def _resume_from_bytes(
         self, algorithm: str, checkpoint: Checkpoint, *, same_boot: bool
     ) -> tuple[RunningDigest, int]:
-        """Returns the digest so far and the offset. Blocking.
+        """Returns the digest of the usable bytes and their number. Blocks.
 
-        Under the same run of the machine, all bytes in the file are right: those after the checkpoint are read again.
-        Fewer bytes than the checkpoint says mean that a commit took the file and was stopped before it ended the row;
-        the session is over (BlobUploadUnknown). After a reboot, bytes may be garbage: those that the checkpoint covers
-        are hashed again, the rest are cut off. If the digest differs, or none was saved, the session starts over.
+        If the machine has not rebooted since the checkpoint (`same_boot`), all bytes in the file are right. The bytes
+        after the checkpoint are read and hashed. If the file has fewer bytes than the checkpoint says, an earlier
+        commit moved the file but died before it deleted the session's metadata row; then this raises BlobUploadUnknown.
+
+        After a reboot the bytes may be garbage. The bytes that the checkpoint covers are hashed again, and the bytes
+        after them are deleted. If the digest differs from the saved one, or none was saved, all bytes are deleted.
         """
         file, size = self._file, self._file.size()
         saved = restore_digest(algorithm, checkpoint.state)
         if same_boot:
             checkpoint.check_not_truncated(size)
-            running, covered = (saved, checkpoint.offset) if saved is not None else (start_digest(algorithm), 0)
-            for piece in file.pieces(covered, size):
-                running.update(piece)
-            return running, size
-        running = start_digest(algorithm)
+            running_digest, hashed_bytes = (
+                (saved, checkpoint.offset) if saved is not None else (start_digest(algorithm), 0)
+            )
+            for piece in file.pieces(hashed_bytes, size):
+                running_digest.update(piece)
+            return running_digest, size
+        running_digest = start_digest(algorithm)
         for piece in file.pieces(0, checkpoint.offset):
-            running.update(piece)
-        if saved is not None and size >= checkpoint.offset and running.digest() == saved.digest():
+            running_digest.update(piece)
+        if saved is not None and size >= checkpoint.offset and running_digest.digest() == saved.digest():
             file.cut(checkpoint.offset)
-            return running, checkpoint.offset
+            return running_digest, checkpoint.offset
         file.restart()
         return start_digest(algorithm), 0
 
 
 class UploadedContent:
-    """The synced bytes of a session (`VerifiedContent`)."""
+    """The synced bytes of a session, whose digest was verified. Implements the Protocol `VerifiedContent`. `place`: the
+    path of the blob's file, relative to the data directory."""
 
     def __init__(self, disk: Disk, file: UploadFile, digest: Digest, size: int) -> None:
         self.digest = digest
         self.size = size
-        self.place = disk.layout.place(digest)
+        self.place = disk.layout.blob_place(digest)
         self._disk = disk
         self._file = file
 
     async def publish(self) -> None:
-        await self._disk.run(lambda: self._file.publish(self._disk.layout.at(self.place)))
+        """Moves the file to `place`, durably. Raises StorageFull, StorageFailed, BlobUploadInvalid (a newer request
+        has taken the session over)."""
+        await self._disk.run(lambda: self._file.publish(self._disk.layout.path_of(self.place)))
 
 
 def close_later(disk: Disk, file: UploadFile, size: int) -> None:
-    """Closes the file of a session of `size` bytes without waiting. A large one is closed in a thread: the file system
-    may wait there for bytes being written, or free blocks; 50 to 160 ms were measured for 256 MiB."""
-    number = file.detach()
-    if number < 0:
+    """Closes a session's file of `size` bytes without waiting. A thread closes a large file, because the call may block
+    while the file system writes data or frees blocks (50 to 160 ms for 256 MiB)."""
+    fd = file.detach()
+    if fd < 0:
         return
     if size > CLOSE_INLINE_BYTES:
-        with suppress(RuntimeError):  # the threads have ended
-            disk.threads.submit(os.close, number)
+        with suppress(RuntimeError):  # the thread pool has been shut down
+            disk.threads.submit(os.close, fd)
             return
-    os.close(number)
+    os.close(fd)
 
 
 def _resume_from_checkpoint(
     file: UploadFile, algorithm: str, checkpoint: Checkpoint
 ) -> tuple[RunningDigest, int] | None:
-    """Returns the digest so far and the offset, or None where bytes must be read."""
+    """Returns the digest of the file's bytes and their number. Returns None if bytes must be read for that: the
+    checkpoint does not cover the whole file, or has no saved digest."""
     if file.size() != checkpoint.offset:
         return None
-    running = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
-    return (running, checkpoint.offset) if running else None
+    running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
+    return (running_digest, checkpoint.offset) if running_digest else None

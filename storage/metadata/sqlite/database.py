@@ -22,7 +22,7 @@ import apsw
 from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
-from storage.data_dir.system import FULL, System
+from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 BUSY_TIMEOUT_MILLISECONDS = 10_000
 """How long a statement waits for another program that has locked the database, such as a backup or an SQL shell."""
@@ -61,7 +61,7 @@ def is_full(db: apsw.Connection, error: BaseException) -> bool:
     """Returns whether `error`, raised by the last call on `db`, means that the disk is full. SQLite reports only some
     of these errors as FullError."""
     if isinstance(error, apsw.IOError | apsw.CantOpenError):
-        return db.system_errno in FULL
+        return db.system_errno in DISK_FULL_ERRNOS
     return isinstance(error, apsw.FullError)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from storage.blobs.blob_store import BlobStore, BytesMissing, Checkpoint, ListedBlob
-from storage.blobs.files.file_partials import CompletePartial, FilePartials
+from storage.blobs.files.file_partial_store import DownloadedContent, FilePartialStore
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
 from storage.data_dir.disk import Disk
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid, StorageFailed
@@ -291,13 +291,13 @@ def open_objects(folder: Path, min_part_bytes: int, before: Callable[[str, str],
         blobs = MultipartBlobStore(disk, bucket)
         publication = Publication(blobs, metadata, locks)
 
-        async def adopt(repo: RepositoryName, content: CompletePartial) -> None:
+        async def adopt(repo: RepositoryName, content: DownloadedContent) -> None:
             session = blobs.start_upload(UploadID.random(), content.digest.algorithm)
             while session.offset < content.size:
                 await session.append(await disk.run(lambda: os.pread(content.file.fd, PIECE, session.offset)))
             await publication.commit_content(repo, await session.verify(content.digest))
 
-        async with aclosing(FilePartials(disk, boot, adopt)) as partials:
+        async with aclosing(FilePartialStore(disk, boot, adopt)) as partials:
             yield blobs, partials
 
     return opened

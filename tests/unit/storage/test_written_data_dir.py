@@ -113,7 +113,7 @@ async def test_its_garbage_is_collected(registry: StoredRegistry, tmp_path: Path
 
 def test_partial_records_are_written_as_before(tmp_path: Path) -> None:
     """Byte for byte, so that a process of the release before, which still runs, reads them."""
-    from storage.blobs.files.partial_state import Progress, decode_progress
+    from storage.blobs.files.partial_state_format import Progress, decode_progress
 
     record = Progress("boot", 10, extents=[(0, 4)]).encode()
     assert struct.unpack_from("<8sIIQ40s2Q", record)[:4] == (b"partial1", 0, 2, 10)

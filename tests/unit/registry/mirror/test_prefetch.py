@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from registry.mirror.entitlement import MIRROR_ACTOR
-from registry.mirror.fill.slots import PULL_LINGER_SECONDS
+from registry.mirror.fill.slots import PULL_IDLE_SECONDS
 from storage.content import Manifest, Span, digest_of
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag
@@ -155,7 +155,7 @@ async def test_an_image_that_is_here_is_looked_at_once(site: MirrorStore, worker
         assert site.far.calls == {"get manifest": 1, "get blob": 4}
     site.far.add_image(UPSTREAM_REPO, LAYERS[0], b"another", config=CONFIG, tags=("2",))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
-    site.monotonic.now += PULL_LINGER_SECONDS + 1
+    site.monotonic.now += PULL_IDLE_SECONDS + 1
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
     await idle(worker)
     assert digest_of(b"another") not in site.far.sent
@@ -169,7 +169,7 @@ async def test_what_nobody_reads_stops(site: MirrorStore, worker: MirrorWorker) 
     gate = site.far.faults.gates[MIB] = threading.Event()
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
     await wait_until(lambda: site.far.bytes_sent(DIGEST) >= MIB)
-    site.monotonic.now += PULL_LINGER_SECONDS + 1
+    site.monotonic.now += PULL_IDLE_SECONDS + 1
     gate.set()
     await idle(worker)
     assert MIB < site.far.bytes_sent(DIGEST) < len(BIG)
@@ -187,7 +187,7 @@ async def test_a_reader_keeps_the_pull_alive(site: MirrorStore, worker: MirrorWo
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     gate = site.far.faults.gates[9 * MIB + 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(slow))
-    site.monotonic.now += PULL_LINGER_SECONDS + 1
+    site.monotonic.now += PULL_IDLE_SECONDS + 1
     gate.set()
     await stored(worker, DIGEST)
     await reader.aclose()

@@ -6,8 +6,8 @@ import os
 import threading
 from contextlib import AsyncExitStack
 
-from registry.mirror.fill.slots import PULL_LINGER_SECONDS
-from registry.mirror.prefetch import FILLS_AT_ONCE, MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS
+from registry.mirror.fill.slots import PULL_IDLE_SECONDS
+from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS, MAX_RUNNING_FILLS
 from storage.content import digest_of
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.registry_content import read_blob
@@ -54,14 +54,14 @@ async def test_what_waits_costs_nothing(site: MirrorStore) -> None:
         assert len(os.listdir("/proc/self/fd")) <= before
         gate = site.far.faults.gates[0] = threading.Event()
         await stack.aclose()
-        await wait_until(lambda: site.far.at_once == FILLS_AT_ONCE)
-        assert len(worker.mirror.filling) == FILLS_AT_ONCE
+        await wait_until(lambda: site.far.at_once == MAX_RUNNING_FILLS)
+        assert len(worker.mirror.filling) == MAX_RUNNING_FILLS
         gate.set()
         await stored(worker, made.layers[-1].digest)
         await wait_until(lambda: not worker.mirror.busy)
-    assert site.far.most_at_once <= FILLS_AT_ONCE
+    assert site.far.most_at_once <= MAX_RUNNING_FILLS
     places = [order.index(layer.digest) for layer in made.layers[1:]]
-    assert all(abs(place - number) <= 2 * FILLS_AT_ONCE for number, place in enumerate(places, start=2))
+    assert all(abs(place - number) <= 2 * MAX_RUNNING_FILLS for number, place in enumerate(places, start=2))
 
 
 async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorStore) -> None:
@@ -95,7 +95,7 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
         await wait_until(lambda: not worker.mirror.busy)
         await take(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
-        site.monotonic.now += PULL_LINGER_SECONDS - 1
+        site.monotonic.now += PULL_IDLE_SECONDS - 1
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
         site.monotonic.now += 2
         await stack.aclose()
@@ -120,5 +120,5 @@ async def test_a_monstrous_image(site: MirrorStore) -> None:
         await stack.aclose()
         await wait_until(lambda: not worker.mirror.busy)
     ahead = len(site.far.sent) - 2  # without the config, which they share, and the layer asked for
-    assert MAX_IMAGE_BLOBS < ahead <= MAX_QUEUED_BLOBS + FILLS_AT_ONCE
+    assert MAX_IMAGE_BLOBS < ahead <= MAX_QUEUED_BLOBS + MAX_RUNNING_FILLS
     assert sum(digest_of(each + b" of 0") in site.far.sent for each in many) <= MAX_IMAGE_BLOBS

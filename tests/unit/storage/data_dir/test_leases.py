@@ -124,7 +124,7 @@ async def test_nothing_is_kept_of_keys_that_nobody_uses(turns: FileLeases) -> No
         async with turns.take(f"manifest {number}"):
             pass
     assert not turns._queues._locks
-    assert not turns._held
+    assert not turns._held_bytes
 
 
 async def test_turns_and_slots_hold_over_processes_and_fall_with_them(registry: StoredRegistry, data: Path) -> None:

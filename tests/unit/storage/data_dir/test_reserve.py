@@ -16,7 +16,7 @@ from storage.access import AccountKind, AccountName, Action, Grant, Grantee, Gra
 from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import Actor, Manifest, digest_of
 from storage.data_dir.blocking_calls import UncancellableFuture
-from storage.data_dir.reserve import SIZE, Reserve, ReserveUse
+from storage.data_dir.reserve import RESERVE_BYTES, Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.commit_thread import CommitThread
@@ -34,7 +34,7 @@ APP = RepositoryName("team/app")
 class QuotaSystem(System):
     """Gives a file no more room than `most` bytes, and says no as `code` does."""
 
-    def __init__(self, most: int = SIZE, code: int = errno.EDQUOT) -> None:
+    def __init__(self, most: int = RESERVE_BYTES, code: int = errno.EDQUOT) -> None:
         super().__init__()
         self.most = most
         self.code = code
@@ -64,7 +64,7 @@ def allocated(file: Path) -> int:
 def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> None:
     """It is whole, and its blocks are allocated, not a hole in a file. Nothing is wrong with the disk."""
     assert reserve.is_whole
-    assert allocated(tmp_path / "reserve") >= reserve.size == SIZE
+    assert allocated(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
     assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
     assert reserve.storage_problem() is None
     reserve.require_room()
@@ -73,10 +73,10 @@ def test_it_takes_its_room_when_it_is_made(tmp_path: Path, reserve: Reserve) -> 
 def test_a_hole_in_its_place_is_filled(tmp_path: Path, quota: QuotaSystem) -> None:
     """Whoever copies a data directory may leave a file without blocks."""
     (tmp_path / "reserve").touch()
-    os.truncate(tmp_path / "reserve", SIZE)
+    os.truncate(tmp_path / "reserve", RESERVE_BYTES)
     with closing(Reserve(tmp_path / "reserve", quota)) as reserve:
         reserve.establish()
-    assert allocated(tmp_path / "reserve") >= SIZE
+    assert allocated(tmp_path / "reserve") >= RESERVE_BYTES
 
 
 def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserve) -> None:
@@ -91,7 +91,7 @@ def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserv
         return "done"
 
     assert reserve.spend(attempt, StorageFull) == "done"
-    assert sizes == [SIZE - 256 * 1024, SIZE - 256 * 1024 - SIZE // 8, 0]
+    assert sizes == [RESERVE_BYTES - 256 * 1024, RESERVE_BYTES - 256 * 1024 - RESERVE_BYTES // 8, 0]
     assert reserve.is_whole
     with pytest.raises(ZeroDivisionError):
         reserve.spend(lambda: 1 // 0, StorageFull)
@@ -102,17 +102,17 @@ def test_little_is_given_up_first_and_taken_back(tmp_path: Path, reserve: Reserv
 def test_while_it_is_not_whole_nothing_is_stored(code: int, quota: QuotaSystem, reserve: Reserve) -> None:
     """What is taken back is what there is. Until all of it is back, growth is refused; small changes may use one half,
     those that free room all of it. Once there is room it is taken back without anybody's help but a question."""
-    quota.most, quota.code = SIZE * 3 // 4, code
+    quota.most, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
     assert "disk is full" in str(reserve.storage_problem())
-    quota.most = SIZE // 4
+    quota.most = RESERVE_BYTES // 4
     with pytest.raises(StorageFull):  # so all of it is given up
         reserve.spend(_refuse, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, False, True]
     with pytest.raises(StorageFull):
         reserve.require_room()
-    quota.most = SIZE
+    quota.most = RESERVE_BYTES
     reserve.require_room()
     assert reserve.is_whole
     assert reserve.storage_problem() is None
@@ -150,7 +150,7 @@ class FullAt(System):
         self._reserve = reserve
 
     def commit(self, commit: object, *, durable: bool) -> None:
-        if self._reserve.stat().st_size == SIZE:
+        if self._reserve.stat().st_size == RESERVE_BYTES:
             raise apsw.FullError("refused by the test")
         assert callable(commit)
         commit()
@@ -183,11 +183,11 @@ async def test_deletes_use_it_and_pushes_do_not(tmp_path: Path) -> None:
     async with open_registry(data, system=FullAt(data / "reserve")) as registry:
         with pytest.raises(StorageFull):
             await registry.put_manifest(APP, manifest, [Tag("2")], by=by)
-        assert (data / "reserve").stat().st_size == SIZE, "it was not given up for that"
+        assert (data / "reserve").stat().st_size == RESERVE_BYTES, "it was not given up for that"
         await registry.delete_tag(APP, Tag("1"), by=by)
         await registry.delete_manifest(APP, manifest.digest, by=by)
         assert not (await registry.repositories(None, 10)).items
-    assert (data / "reserve").stat().st_size == SIZE
+    assert (data / "reserve").stat().st_size == RESERVE_BYTES
 
 
 class Broken(System):
@@ -304,7 +304,7 @@ async def test_what_adds_rights_leaves_half_of_the_reserve(data: Path) -> None:
         await accounts.add_member(dev, alice, by=by)
         await accounts.put_grant(grant, by=by)
         system.full = True
-        os.truncate(data / "reserve", SIZE // 2 - 4096)
+        os.truncate(data / "reserve", RESERVE_BYTES // 2 - 4096)
         for adding in (
             accounts.add_account(bob, AccountKind.USER, password_hash=None, by=by),
             accounts.set_admin(alice, True, by=by),
@@ -337,4 +337,4 @@ def test_without_a_reserve_where_none_can_be(code: int, tmp_path: Path, caplog: 
         assert reserve.spend(lambda: "done", StorageFull) == "done"
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as another:
         another.require_room()
-    assert caplog.text.count("cannot keep room back") == 2, "one for each process"
+    assert caplog.text.count("cannot reserve space") == 2, "one for each process"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs.files.partial_state import MOST_EXTENTS, Progress, decode_progress
+from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, Progress, decode_progress
 from storage.composition import open_registry
 from storage.content import PartialFailures, digest_of
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
@@ -425,13 +425,13 @@ async def test_more_extents_than_are_kept_cost_only_the_last_ones(registry: Stor
     partial = await registry.partials.claim(DIGEST, SIZE)
 
     def write() -> None:
-        for number in range(MOST_EXTENTS + 20):
+        for number in range(MAX_STORED_EXTENTS + 20):
             partial.write_at(number * 4096, BODY[number * 4096 : number * 4096 + 2048])
 
     await asyncio.to_thread(write)
     partial.close()
     again = await registry.partials.claim(DIGEST, SIZE)
-    assert len(again.missing()) == MOST_EXTENTS
+    assert len(again.missing()) == MAX_STORED_EXTENTS
     await _fill(again)
     await again.commit(UBUNTU)
     again.close()

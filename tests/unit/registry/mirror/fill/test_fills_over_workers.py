@@ -13,7 +13,7 @@ import pytest
 
 from registry.backend import open_backend
 from registry.config import Settings
-from registry.mirror.fill.slots import PULL_LINGER_SECONDS
+from registry.mirror.fill.slots import PULL_IDLE_SECONDS
 from storage.composition import prepare_data_dir
 from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
@@ -71,7 +71,7 @@ async def test_what_somebody_reads_elsewhere_is_not_unread(site: MirrorStore) ->
     async with site.worker() as one, site.worker(other) as two:
         gate = await prefetched(site, one)
         reader = await two.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        site.monotonic.now += PULL_LINGER_SECONDS + 1
+        site.monotonic.now += PULL_IDLE_SECONDS + 1
         gate.set()
         assert await read(reader) == BIG
         assert other.calls["get blob"] == 0

@@ -36,8 +36,8 @@ def test_every_byte_is_asked_for_once(gaps: list[tuple[int, int]], takes: list[t
             assert before == 0
             break
         assert plan.remaining == before - (piece.stop - piece.start)
-        piece.at = piece.start + (piece.stop - piece.start) * share // 3
-        got.add((piece.start, piece.at))
+        piece.next_offset = piece.start + (piece.stop - piece.start) * share // 3
+        got.add((piece.start, piece.next_offset))
         plan.give_back(piece)
     while (piece := plan.take(LARGEST_PIECE)) is not None:
         got.add((piece.start, piece.stop))
@@ -72,9 +72,9 @@ def run(rate: Callable[[int], float], seconds: float, most: int = 8) -> list[int
     widths = []
     while now < seconds:
         now += 0.025
-        received += rate(pace.width) * 0.025
-        pace.observe(now, int(received), pace.width, waiting=False)
-        widths.append(pace.width)
+        received += rate(pace.connections) * 0.025
+        pace.observe(now, int(received), pace.connections, is_waiting=False)
+        widths.append(pace.connections)
     return widths
 
 
@@ -102,10 +102,10 @@ def test_connections_that_others_have_teach_nothing() -> None:
     now, received, pace = 0.0, 0, AdaptiveConcurrency(8, 0.0)
     while now < 3:
         now += 0.025
-        running = 1 if now < 1 else pace.width
+        running = 1 if now < 1 else pace.connections
         received += int(running * 8 * MIB * 0.025)
-        pace.observe(now, received, running, waiting=False)
-    assert pace.width == 8
+        pace.observe(now, received, running, is_waiting=False)
+    assert pace.connections == 8
 
 
 def test_a_link_that_slows_down_is_tried_anew() -> None:
@@ -113,10 +113,10 @@ def test_a_link_that_slows_down_is_tried_anew() -> None:
     now, received, pace = 0.0, 0, AdaptiveConcurrency(8, 0.0)
     for step in range(200):
         now += 0.025
-        rate = 100 * MIB if step < 40 else pace.width * MIB
+        rate = 100 * MIB if step < 40 else pace.connections * MIB
         received += int(rate * 0.025)
-        pace.observe(now, received, pace.width, waiting=False)
-    assert pace.width == 8
+        pace.observe(now, received, pace.connections, is_waiting=False)
+    assert pace.connections == 8
 
 
 def test_new_connections_get_time_to_begin() -> None:
@@ -125,13 +125,13 @@ def test_new_connections_get_time_to_begin() -> None:
     begun, grown, width = 0, 0.0, 1
     for _ in range(200):
         now += 0.025
-        if pace.width != width:
-            grown, width = now, pace.width
+        if pace.connections != width:
+            grown, width = now, pace.connections
         if now - grown > 0.4:
             begun = width
         received += int(begun * 8 * MIB * 0.025)
-        pace.observe(now, received, width, waiting=begun < width)
-    assert pace.width == 8
+        pace.observe(now, received, width, is_waiting=begun < width)
+    assert pace.connections == 8
 
 
 def test_pieces_fit_the_rate() -> None:
@@ -140,7 +140,7 @@ def test_pieces_fit_the_rate() -> None:
     for _ in range(10):
         pace.note_piece(pace.length, pace.length / (8 * MIB), 0.02)
     assert pace.length == 6 * MIB
-    pace.width = 8
+    pace.connections = 8
     assert pace.next_length(200 * MIB) == 6 * MIB
     assert pace.next_length(32 * MIB) == 2 * MIB
     assert pace.next_length(3 * MIB) == 6 * MIB // 4
@@ -154,11 +154,11 @@ def test_pieces_fit_the_rate() -> None:
 def test_a_denied_connection_is_asked_for_again_later() -> None:
     """While other fills hold the connections, no more are requested until a moment later."""
     pace = AdaptiveConcurrency(8, 0.0)
-    pace.observe(RATE_WINDOW_SECONDS, MIB, 1, waiting=False)
-    assert pace.width == 2
+    pace.observe(RATE_WINDOW_SECONDS, MIB, 1, is_waiting=False)
+    assert pace.connections == 2
     pace.note_unavailable(RATE_WINDOW_SECONDS, 1)
-    assert pace.width == 1
-    pace.observe(2 * RATE_WINDOW_SECONDS, 2 * MIB, 1, waiting=False)
-    assert pace.width == 1
-    pace.observe(4 * RATE_WINDOW_SECONDS, 4 * MIB, 1, waiting=False)
-    assert pace.width == 2
+    assert pace.connections == 1
+    pace.observe(2 * RATE_WINDOW_SECONDS, 2 * MIB, 1, is_waiting=False)
+    assert pace.connections == 1
+    pace.observe(4 * RATE_WINDOW_SECONDS, 4 * MIB, 1, is_waiting=False)
+    assert pace.connections == 2

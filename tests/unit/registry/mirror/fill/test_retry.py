@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from registry.mirror.fill.retry import LONGEST_RETRY_SECONDS, MIN_PROGRESS, STALL_TIMEOUT_SECONDS, RetryPolicy
+from registry.mirror.fill.retry import LONGEST_RETRY_SECONDS, MIN_PROGRESS_BYTES, STALL_TIMEOUT_SECONDS, RetryPolicy
 from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 
 
@@ -35,9 +35,9 @@ def test_progress_starts_the_time_anew() -> None:
     """Progress restarts the stall timeout; a few bytes do not."""
     breaks, error = RetryPolicy(), UpstreamUnavailable()
     assert breaks.should_retry(error, 0.0, 0, has_begun=True)
-    assert breaks.should_retry(error, 40.0, MIN_PROGRESS, has_begun=True)
-    assert breaks.should_retry(error, 80.0, MIN_PROGRESS + 100, has_begun=True)
-    assert not breaks.should_retry(error, 90.0, MIN_PROGRESS + 200, has_begun=True)
+    assert breaks.should_retry(error, 40.0, MIN_PROGRESS_BYTES, has_begun=True)
+    assert breaks.should_retry(error, 80.0, MIN_PROGRESS_BYTES + 100, has_begun=True)
+    assert not breaks.should_retry(error, 90.0, MIN_PROGRESS_BYTES + 200, has_begun=True)
 
 
 def test_a_limit_is_waited_out_where_that_helps() -> None:

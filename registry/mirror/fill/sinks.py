@@ -1,0 +1,115 @@
+"""Writes the bytes of a response from an upstream registry into a partial blob: the piece that was requested
+(`PieceSink`), or the missing bytes of a whole blob (`WholeSink`).
+
+A *partial blob* is a file with the bytes of a download that have arrived. Both classes implement the Protocol
+`BlobSink`, whose methods are called in the thread that reads the response. An *endpoint* is one of the base URLs of the
+upstream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from registry.mirror.fill.pieces import Piece
+from registry.mirror.upstream_client import RangesUnsupported
+from storage.errors import RegistryError, UpstreamUnavailable
+from storage.partials import Partial
+
+RefusedEndpoints = Mapping[str, RegistryError]
+"""Endpoints whose bytes are not accepted, with the error to raise for each."""
+
+
+class PieceSink:
+    """Writes the response to a request for one piece into the partial blob. Accepts exactly the bytes of the piece.
+    Implements the Protocol `BlobSink`. Times are seconds of the monotonic clock."""
+
+    def __init__(
+        self, partial: Partial, piece: Piece, on_response: Callable[[], None], refused: RefusedEndpoints
+    ) -> None:
+        """`on_response`: called, in the thread that reads the response, when the upstream begins to send."""
+        self._partial = partial
+        self._refused = refused
+        self._on_response = on_response
+        self.piece = piece
+        self.endpoint: str | None = None
+        """The endpoint that has begun to send."""
+        self.requested_at = self.begun_at = time.monotonic()
+
+    @property
+    def new_bytes(self) -> int:
+        """Number of bytes that have been stored."""
+        return self.piece.next_offset - self.piece.start
+
+    def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        """Accepts a response with exactly the bytes of the piece. Raises RangesUnsupported for another range, and
+        UpstreamUnavailable for a refused endpoint or another size of the blob."""
+        _check_response(endpoint, self._refused, size, self._partial.size)
+        if (start, stop) != (self.piece.start, self.piece.stop):
+            raise RangesUnsupported
+        self.endpoint = endpoint
+        self.begun_at = time.monotonic()
+        self._on_response()
+
+    def take(self, offset: int, data: memoryview) -> None:
+        """Writes the next bytes of the piece. Raises UpstreamUnavailable for bytes outside the piece or out of order,
+        and the errors of `Partial.write_at`."""
+        if offset != self.piece.next_offset or offset + len(data) > self.piece.stop:
+            raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
+        self._partial.write_at(offset, data)
+        self.piece.next_offset = offset + len(data)
+
+
+class WholeSink:
+    """Writes the response to a request for the whole blob into the partial blob, but only the bytes in `gaps`, because
+    a client may have read the other bytes already. Implements the Protocol `BlobSink`."""
+
+    def __init__(
+        self,
+        partial: Partial,
+        gaps: Sequence[tuple[int, int]],
+        on_response: Callable[[], None],
+        refused: RefusedEndpoints,
+    ) -> None:
+        """`gaps`: the missing byte ranges. `on_response`: called, in the thread that reads the response, when the
+        upstream begins to send."""
+        self._partial = partial
+        self._refused = refused
+        self._gaps = gaps
+        self._on_response = on_response
+        self.endpoint: str | None = None
+        """The endpoint that has begun to send."""
+        self.new_bytes = 0
+        """Number of bytes that have been stored."""
+        self.next_offset = 0
+        """Offset of the next byte of the response."""
+
+    def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
+        """Accepts a response with the whole blob. Raises UpstreamUnavailable for a part of the blob, a refused
+        endpoint, or another size."""
+        _check_response(endpoint, self._refused, size, self._partial.size)
+        if (start, stop) != (0, size):
+            raise UpstreamUnavailable(f"{endpoint} sent a part of a blob that was asked for whole")
+        self.endpoint = endpoint
+        self._on_response()
+
+    def take(self, offset: int, data: memoryview) -> None:
+        """Writes those of the next bytes that are missing. Raises UpstreamUnavailable for bytes out of order, and the
+        errors of `Partial.write_at`."""
+        if offset != self.next_offset or offset + len(data) > self._partial.size:
+            raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
+        for start, stop in self._gaps:
+            write_start, write_stop = max(start, offset), min(stop, offset + len(data))
+            if write_start < write_stop:
+                self._partial.write_at(write_start, data[write_start - offset : write_stop - offset])
+                self.new_bytes += write_stop - write_start
+        self.next_offset = offset + len(data)
+
+
+def _check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
+    """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes.
+    With another size, the response may be an error page, or the manifest that names the size is wrong."""
+    if endpoint in refused:
+        raise refused[endpoint]
+    if size != expected_size:
+        raise UpstreamUnavailable(f"{endpoint} has {size} bytes where the manifest says {expected_size}")

@@ -1,0 +1,95 @@
+"""The reader of a blob that is still being downloaded. It withholds the blob's last byte until the digest is verified
+(`UnverifiedBlobReader`).
+
+Clients get the bytes of a blob while the mirror downloads it, so the mirror cannot verify the digest first. But a
+client takes a blob as complete only when it has the last byte. Because that byte waits for the verified digest, no
+client gets a complete blob with wrong bytes: if the digest is wrong, the response ends one byte early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable
+from typing import Final
+
+from registry.mirror.fill.fill import Fill
+from registry.mirror.fill.slots import ImagePull
+from storage.content import BLOB_TYPE, Descriptor, OpenFile
+from storage.errors import StorageFailed
+
+CHUNK_BYTES: Final = 256 * 1024
+"""Bytes that one read, and so one iteration, returns at most."""
+
+
+class UnverifiedBlobReader:
+    """Reads the file that a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a file
+    descriptor of its own, so that the bytes stay readable after the fill has ended."""
+
+    location: str | None = None
+    is_incomplete = True
+    data: bytes | None = None
+
+    def __init__(self, fill: Fill, span: tuple[int, int], pulls: Iterable[ImagePull]) -> None:
+        """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
+        that contain the blob; they count as active while this reader is open."""
+        self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
+        self.span = span
+        self._fill = fill
+        self._fd = os.dup(fill.file.fd)
+        self._file_offset = fill.file.offset
+        """Offset of the blob's first byte in the file."""
+        self.file: OpenFile | None = OpenFile(self._fd, self._file_offset)
+        self._is_verified = False
+        self._pulls = list(pulls)
+        for pull in self._pulls:
+            pull.enter()
+
+    async def readable_until(self, offset: int) -> int:
+        """Waits until the byte at `offset` may be sent to a client, and returns the end of the bytes that may be sent:
+        the offset of the first byte that is missing or withheld, at most the end of `span`. The blob's last byte may be
+        sent only after the digest is verified. Raises the error that ended the fill: UpstreamUnavailable,
+        DigestInvalid, StorageFull and others."""
+        if self._is_verified:
+            return self.span[1]
+        last_byte = self._fill.size - 1
+        if offset >= last_byte:
+            await self._wait_until_verified()
+            return self.span[1]
+        return min(await self._fill.wait_until(offset), last_byte, self.span[1])
+
+    async def _wait_until_verified(self) -> None:
+        """Waits until the digest of the whole blob is verified and the blob is stored."""
+        await self._fill.wait_until(self._fill.size)
+        self._is_verified = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        offset, stop = self.span
+        while offset < stop:
+            ready_end = await self.readable_until(offset)
+            while offset < ready_end:
+                chunk = await self._read(offset, min(CHUNK_BYTES, ready_end - offset))
+                offset += len(chunk)
+                yield chunk
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        """Returns up to `length` bytes of the blob at `offset`, at least one. Raises StorageFailed."""
+        try:
+            data = await asyncio.to_thread(os.pread, self._fd, length, self._file_offset + offset)
+        except OSError as error:
+            raise StorageFailed(f"the file of {self.descriptor.digest} cannot be read: {error.strerror}") from error
+        if not data:
+            raise StorageFailed(f"the file of {self.descriptor.digest} ends after {offset} bytes")
+        return data
+
+    async def aclose(self) -> None:
+        """Closes the file. May be called more than once."""
+        if self.file is None:
+            return
+        self.file = None
+        for pull in self._pulls:
+            pull.leave()
+        if os.fstat(self._fd).st_nlink:
+            os.close(self._fd)
+        else:  # the file was deleted, so the call blocks while the file system frees the file's blocks
+            await asyncio.to_thread(os.close, self._fd)

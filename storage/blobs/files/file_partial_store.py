@@ -1,0 +1,298 @@
+"""The store of partial blobs: opens them for their users, and commits them as blobs. Implements the Protocol
+`Partials`.
+
+A *partial blob* is a blob that is still being downloaded from an upstream registry, into a file that all processes see.
+Its *owner* is the one user, in any process, that downloads it; the others wait for the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from storage.blobs.files.partial_file_pairs import (
+    PartialPaths,
+    delete_file_pair_if_idle,
+    list_partial_names,
+    open_file_pair,
+)
+from storage.blobs.files.partial_state_format import PartialStatus
+from storage.blobs.files.partial_waiters import PartialWaiters
+from storage.blobs.files.process_partial import ProcessPartial
+from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.disk import Disk
+from storage.data_dir.locks import PollBackOff
+from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
+from storage.keyed_locks import KeyedLocks
+from storage.names import Digest, RepositoryName
+
+DIGEST_THREADS = 4
+"""Threads that compute digests while the bytes arrive."""
+FIRST_PAUSE_SECONDS = 0.001
+LONGEST_PAUSE_SECONDS = 0.02
+"""Pauses between attempts to open a partial blob that another process is just creating or ending."""
+
+
+class PartialHandle:
+    """One user's access to a partial blob: implements the Protocol `Partial`. All handles of this process for the same
+    partial blob share its open files (`shared`)."""
+
+    def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
+        self.digest = shared.digest
+        self.size = shared.size
+        self.file = OpenFile(shared.data_fd)
+        self._store = store
+        self._shared = shared
+        self._closed = False
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this handle is the owner."""
+        return self._shared.is_owner(self)
+
+    def take_ownership(self) -> bool:
+        """Makes this handle the owner if there is no other, and returns whether it is the owner now. After the partial
+        blob was dropped, always returns False; the caller has to `claim` it again."""
+        with as_storage_errors():
+            return not self._closed and self._shared.take_ownership(self)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Returns the ranges of bytes that are not stored, in order. Raises StorageFailed."""
+        return self._shared.missing()
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes `data` at `offset`. For the owner only. Blocks. Raises PartialLost, SizeInvalid, StorageFull,
+        StorageFailed."""
+        with self._shared.owner_step(self):
+            self._shared.write_at(offset, memoryview(data).cast("B"))
+
+    async def wait(self, offset: int) -> int:
+        """Waits until the byte at `offset` is stored, and returns the end of the stored bytes from there. If `offset`
+        is equal to `size`, waits until the blob is committed. Raises PartialLost, DigestInvalid, StorageFailed."""
+        return await self._shared.wait(offset)
+
+    def add_waiter(self) -> None:
+        """Tells the owner, in whatever process, that this handle waits for the blob. Raises StorageFailed."""
+        if not self._closed:
+            self._shared.flags.add_waiter(self)
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether another handle, in whatever process, waits for the blob. Raises StorageFailed."""
+        return not self._closed and self._shared.flags.has_waiter_besides(self)
+
+    def mark_started(self) -> None:
+        """Tells all processes that the owner, this handle, has started to request bytes. Raises StorageFailed."""
+        if self.is_owner:
+            self._shared.flags.mark_started()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the owner, in whatever process, has started to request bytes. Raises StorageFailed."""
+        return not self._closed and self._shared.flags.has_started()
+
+    async def report_failure(self, reason: str) -> None:
+        """Stores for the other processes that the owner's download has failed, and why. Raises nothing."""
+        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.owner_step(self):
+            await self._store.run(lambda: self._shared.report_failure(reason))
+
+    @property
+    def owner_failures(self) -> PartialFailures:
+        """The failures that owners have reported. Raises StorageFailed."""
+        return PartialFailures() if self._closed else self._shared.owner_failures
+
+    async def commit(self, repo: RepositoryName, blame: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
+        """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `blame`: called if the
+        digest is wrong, before any other user of the partial blob learns of it. Raises DigestInvalid, PartialLost,
+        StorageFull, StorageFailed. The commit runs to its end even if this call is cancelled."""
+        return await asyncio.shield(self._store.start_commit(self, self._shared, repo, blame))
+
+    def close(self) -> None:
+        """Gives up ownership and releases the files. The bytes stay for the next owner. May be called more than
+        once."""
+        if not self._closed:
+            self._closed = True
+            self._shared.flags.remove_waiter(self)
+            self._shared.give_up_ownership(self)
+            self._shared.release()
+
+
+class DownloadedContent:
+    """All bytes of a partial blob, verified and synced: implements the Protocol `VerifiedContent`. `place`: the path of
+    the blob's file, relative to the data directory."""
+
+    def __init__(self, disk: Disk, shared: ProcessPartial) -> None:
+        self.digest = shared.digest
+        self.size = shared.size
+        self.place = disk.layout.blob_place(shared.digest)
+        self.file = OpenFile(shared.data_fd)
+        """For a blob store that keeps its blobs elsewhere, such as in a bucket, and copies the bytes from this file."""
+        self._disk = disk
+        self._shared = shared
+
+    async def publish(self) -> None:
+        """Moves the file to `place`, durably. Raises StorageFull, StorageFailed."""
+        await self._disk.run(lambda: self._shared.publish(self._disk.layout.path_of(self.place)))
+
+
+AddBlob = Callable[[RepositoryName, DownloadedContent], Awaitable[None]]
+"""Adds the content to a repository as a blob, durably. Raises StorageFull, StorageFailed."""
+
+
+class FilePartialStore:
+    """The partial blobs of a data directory, for one process and its running event loop."""
+
+    def __init__(self, disk: Disk, boot: str, add_blob: AddBlob) -> None:
+        """`boot`: id of the machine's boot; bytes that were written during an earlier boot are downloaded again.
+        `add_blob`: called with the content of each completely downloaded and verified blob."""
+        self.run = disk.run
+        self._disk = disk
+        self._boot = boot[:40]
+        self._add_blob = add_blob
+        self._digest_threads = ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="partials")
+        self._waiters = PartialWaiters()
+        self._claim_locks = KeyedLocks[str]()
+        self._shared: dict[str, ProcessPartial] = {}
+        """The partial blobs that this process has open, by name (`Layout.partial_name`)."""
+        self._commits: set[asyncio.Task[Descriptor]] = set()
+        """The commits that are running."""
+
+    async def aclose(self) -> None:
+        """Waits for running commits, and ends the threads."""
+        if self._commits:
+            await asyncio.wait(self._commits)
+        self._waiters.close()
+        self._digest_threads.shutdown()
+
+    async def claim(self, digest: Digest, size: int, source: str = "") -> PartialHandle:
+        """Opens the partial blob, or creates it, as its owner if there is no other. A caller that becomes the owner
+        should first check whether the blob is stored, because the partial blob may just have been committed. Raises
+        StorageFull, StorageFailed, SizeInvalid (`size` below 0). A cancellation leaves nothing claimed."""
+        if size < 0:
+            raise SizeInvalid(f"a blob has no {size} bytes")
+        name = self._disk.layout.partial_name(digest, size, source)
+        async with self._claim_locks.hold(name):
+            back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+            while True:
+                handle = self._open_shared(name) or await self._open_files(name, digest, size)
+                if handle is not None:
+                    return handle
+                await back_off.pause()  # another process is creating or ending the partial blob, which is soon done
+
+    def _open_shared(self, name: str) -> PartialHandle | None:
+        """Returns a handle for a partial blob that this process has open. Returns None if it has not, or if the partial
+        blob has just ended."""
+        shared = self._shared.get(name)
+        if shared is None or not shared.retain():
+            return None
+        try:
+            shared.refresh()
+            handle = PartialHandle(self, shared)
+            handle.take_ownership()
+            if shared.is_incomplete:
+                return handle
+        except BaseException:
+            shared.release()
+            raise
+        shared.release()
+        return None
+
+    async def _open_files(self, name: str, digest: Digest, size: int) -> PartialHandle | None:
+        """Opens or creates the files of a partial blob and returns a handle. Returns None while another process is just
+        creating or ending the partial blob."""
+        paths = PartialPaths.of_blob(self._disk.layout, name, digest)
+        disk = self._disk
+        opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
+        try:
+            files = await opening
+        except asyncio.CancelledError:
+            if opening.done() and opening.exception() is None and (unused := opening.result()) is not None:
+                unused.close()
+            raise
+        if files is None:
+            return None
+        shared = ProcessPartial(disk.system, disk.reserve, self._digest_threads, self._waiters, paths, digest, files)
+        shared.retain()
+        handle = PartialHandle(self, shared)
+        if files.is_owner:
+            shared.take_ownership(handle, has_file_lock=True)
+        self._remember_open(name, shared)
+        return handle
+
+    def _remember_open(self, name: str, shared: ProcessPartial) -> None:
+        """Adds a partial blob to those that are open, and forgets those that have been closed."""
+        for closed in [other for other, partial in self._shared.items() if not partial.is_open]:
+            del self._shared[closed]
+        self._shared[name] = shared
+
+    async def expire(self, before: float) -> int:
+        """Deletes the partial blobs without an owner that were last written before the time `before` (seconds since
+        1970). Returns their number. Raises StorageFull, StorageFailed."""
+        layout = self._disk.layout
+
+        def delete_idle() -> int:
+            return sum(
+                delete_file_pair_if_idle(
+                    self._disk.system, PartialPaths.of_blob(layout, name, digest), before, self._boot
+                )
+                for name, digest in list_partial_names(layout)
+            )
+
+        return await self._disk.run(delete_idle)
+
+    def start_commit(
+        self,
+        handle: PartialHandle,
+        shared: ProcessPartial,
+        repo: RepositoryName,
+        blame: Callable[[], Awaitable[None]] | None,
+    ) -> asyncio.Task[Descriptor]:
+        """Starts the commit for `handle` (`Partial.commit`) and returns its task, which runs to its end even if the
+        caller is cancelled."""
+        task = asyncio.ensure_future(self._commit(handle, shared, repo, blame))
+        self._commits.add(task)
+        task.add_done_callback(self._on_commit_done)
+        return task
+
+    def _on_commit_done(self, task: asyncio.Task[Descriptor]) -> None:
+        self._commits.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks the exception as retrieved, because a cancelled caller does not await the task
+
+    async def _commit(
+        self,
+        handle: PartialHandle,
+        shared: ProcessPartial,
+        repo: RepositoryName,
+        blame: Callable[[], Awaitable[None]] | None,
+    ) -> Descriptor:
+        """Verifies the digest of the downloaded bytes and makes them a blob of `repo`. Waiters get the blob's last byte
+        only after this has succeeded."""
+        run = self._disk.run
+        with shared.owner_step(handle):
+            if shared.missing():
+                raise PartialLost("bytes of the partial blob are missing")
+            try:
+                actual = await run(shared.finish_digest)
+                if actual != shared.digest:
+                    try:
+                        if blame is not None:
+                            await blame()
+                    finally:
+                        await run(lambda: shared.drop(PartialStatus.WRONG_DIGEST))
+                    raise DigestInvalid(
+                        "the upstream sent other bytes than the digest says; nothing of them is kept",
+                        {"expected": shared.digest, "actual": actual},
+                    )
+                await run(shared.sync)
+                await self._add_blob(repo, DownloadedContent(self._disk, shared))
+            except (StorageFull, StorageFailed):
+                # The bytes cannot be trusted: after a failed fsync, the kernel does not know which bytes are on the
+                # disk.
+                await run(lambda: shared.drop(PartialStatus.DROPPED))
+                raise
+            await run(lambda: shared.drop(PartialStatus.COMMITTED))
+        return Descriptor(BLOB_TYPE, shared.digest, shared.size)

@@ -1,0 +1,245 @@
+"""Creates, opens, lists and deletes the files of partial blobs. All functions block.
+
+A *partial blob* is a blob that is still being downloaded. It has a pair of files in the directory `partials/`: the data
+file (`.data`) holds its bytes, and the state file (`.state`) says which of them are stored. The process that holds the
+lock on the state file is the *owner*, as long as the file has not been deleted. Only the owner changes or deletes the
+files.
+
+The state file is created first and deleted last, and the final status is written to it before either file is deleted.
+So a process that opens the state file and then the data file knows that they belong together if the status is still
+`INCOMPLETE` afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
+from storage.data_dir.durable_files import write_fully
+from storage.data_dir.layout import Layout
+from storage.data_dir.locks import try_lock_byte
+from storage.data_dir.reserve import Reserve
+from storage.data_dir.system import System
+from storage.errors import DigestInvalid, StorageFull
+from storage.names import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class PartialPaths:
+    """Paths of a partial blob's state file and data file, and of the blob's file after the download (`blob`)."""
+
+    state: Path
+    data: Path
+    blob: Path
+
+    @classmethod
+    def of_blob(cls, layout: Layout, name: str, digest: Digest) -> PartialPaths:
+        """Returns the paths for the partial blob with this name (`Layout.partial_name`) and digest."""
+        return cls(layout.partial_state(name), layout.partial_data(name), layout.blob(digest))
+
+
+@dataclass(frozen=True, slots=True)
+class PartialFilePair:
+    """The two open files of a partial blob, as file descriptors, and the progress read from the state file. `is_owner`:
+    whether this opening holds the lock on the state file, so that this process is the owner."""
+
+    state_fd: int
+    data_fd: int
+    progress: Progress
+    is_owner: bool
+
+    def close(self) -> None:
+        """Closes both files."""
+        os.close(self.state_fd)
+        os.close(self.data_fd)
+
+
+def open_file_pair(
+    system: System, paths: PartialPaths, size: int, boot: str, reserve: Reserve
+) -> PartialFilePair | None:
+    """Opens the files of a partial blob of `size` bytes, or creates them. This process becomes the owner if there is no
+    other. Returns None while another process is just creating or ending the partial blob; the caller should try again
+    soon. `boot`: id of the machine's boot. Raises StorageFull, OSError."""
+    if not paths.state.exists():
+        reserve.require_room()
+    state_fd = _open_or_create(system, paths.state)
+    if state_fd is None:
+        return None
+    try:
+        if try_lock_byte(state_fd):
+            pair = _open_as_owner(system, paths, state_fd, size, boot)
+        else:
+            pair = _open_as_follower(paths, state_fd)
+    except BaseException:
+        os.close(state_fd)
+        raise
+    if pair is None:
+        os.close(state_fd)
+    return pair
+
+
+def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
+    """Deletes the files of a partial blob that has no owner, if it was last written before the time `before` (seconds
+    since 1970) or during another boot of the machine than `boot`. Returns whether it deleted them. Raises OSError."""
+    if not _is_stale(paths, before, boot):
+        return False
+    state_fd = _open_or_create(system, paths.state)
+    if state_fd is None:
+        return False
+    try:
+        if not try_lock_byte(state_fd) or not has_path(state_fd, paths.state):
+            return False
+        delete_file_pair(system, paths, state_fd, PartialStatus.DROPPED)
+        return True
+    finally:
+        os.close(state_fd)
+
+
+def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
+    """Returns the names (`Layout.partial_name`) and digests of the partial blobs that have at least one file."""
+    found = set()
+    for file_name in os.listdir(layout.partials):
+        with suppress(DigestInvalid):
+            found.add(layout.parse_partial_file(file_name))
+    return sorted(found)
+
+
+def has_path(fd: int, path: Path) -> bool:
+    """Returns whether `path` leads to the open file `fd`: False after the file was deleted, moved or replaced."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_status: PartialStatus) -> None:
+    """Writes the final status to the state file, for the processes that have it open, and deletes both files. Only the
+    owner may call this. Raises OSError."""
+    progress = read_progress(state_fd)
+    with suppress(OSError):  # the other processes then notice the end when the owner's lock is released
+        write_progress(system, state_fd, replace(progress or Progress("", 0), status=final_status, extents=()))
+    with suppress(FileNotFoundError):
+        system.unlink(paths.data)
+    with suppress(FileNotFoundError):
+        system.unlink(paths.state)
+
+
+def close_data(threads: Executor, data_fd: int) -> None:
+    """Closes a data file. If the file was deleted, a thread closes it, because the call then blocks while the file
+    system frees the file's blocks."""
+    if os.fstat(data_fd).st_nlink:
+        os.close(data_fd)
+        return
+    try:
+        threads.submit(os.close, data_fd)
+    except RuntimeError:  # the thread pool has been shut down
+        os.close(data_fd)
+
+
+def write_progress(system: System, state_fd: int, progress: Progress) -> None:
+    """Writes the progress to the state file. Raises OSError."""
+    write_fully(system, state_fd, memoryview(progress.encode()), 0)
+
+
+def _open_or_create(system: System, path: Path) -> int | None:
+    """Opens a state file, or creates it, and returns its descriptor. Returns None if another process deleted or created
+    the file at the same moment."""
+    with suppress(FileNotFoundError):
+        return system.open(path, os.O_RDWR)
+    with suppress(FileExistsError):
+        return system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    return None
+
+
+def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair | None:
+    """Opens the pair after this process has locked the state file, or sets up a new pair if the state file is empty.
+    Returns None if the state file was deleted meanwhile. If the bytes cannot be used, deletes both files and returns
+    None."""
+    if not has_path(state_fd, paths.state):
+        return None
+    if os.fstat(state_fd).st_size == 0:
+        return _set_up(system, paths, state_fd, size, boot)
+    progress = read_progress(state_fd)
+    if progress is None or (progress.boot, progress.size, progress.status) != (boot, size, PartialStatus.INCOMPLETE):
+        data_fd = None
+    else:
+        data_fd = _open_data(paths, progress)
+    if progress is None or data_fd is None:
+        delete_file_pair(system, paths, state_fd, PartialStatus.DROPPED)
+        return None
+    return PartialFilePair(state_fd, data_fd, progress, is_owner=True)
+
+
+def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
+    """Opens the data file and returns its descriptor. If all bytes are stored, also looks at the blob's path, because
+    an earlier owner may have died after moving the file there. Returns None if there is no file."""
+    with suppress(FileNotFoundError):
+        return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
+    if list(progress.extents) == [(0, progress.size)]:
+        with suppress(FileNotFoundError):
+            return os.open(paths.blob, os.O_RDWR | os.O_CLOEXEC)
+    return None
+
+
+def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | None:
+    """Opens the pair while another process is the owner. Returns None if that process is just creating or ending the
+    partial blob."""
+    progress_before = read_progress(state_fd)
+    if progress_before is None or progress_before.status is not PartialStatus.INCOMPLETE:
+        return None
+    try:
+        data_fd = os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    progress = read_progress(state_fd)
+    if progress is None or progress.status is not PartialStatus.INCOMPLETE:
+        os.close(data_fd)
+        return None
+    return PartialFilePair(state_fd, data_fd, progress, is_owner=False)
+
+
+def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair:
+    """Creates the data file, sparse and of the full length, and writes the state file. Raises StorageFull if the disk
+    has less free space than the blob needs, so that such a blob is refused before any byte is downloaded."""
+    data_fd = -1
+    try:
+        file_system = os.fstatvfs(state_fd)
+        if size > file_system.f_bavail * file_system.f_frsize:
+            raise StorageFull(f"there is no room for a blob of {size} bytes")
+        with suppress(FileNotFoundError):
+            system.unlink(paths.data)
+        data_fd = system.open(paths.data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        system.truncate(data_fd, size)
+        write_fully(system, state_fd, memoryview(bytes(RECORD_SIZE)), 0)
+        progress = Progress(boot, size)
+        write_progress(system, state_fd, progress)
+    except BaseException:
+        if data_fd >= 0:
+            os.close(data_fd)
+        with suppress(OSError):
+            delete_file_pair(system, paths, state_fd, PartialStatus.DROPPED)
+        raise
+    return PartialFilePair(state_fd, data_fd, progress, is_owner=True)
+
+
+def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
+    """Returns whether the pair was last written before the time `before` or during another boot than `boot`."""
+    try:
+        state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        progress = None
+    else:
+        try:
+            progress = read_progress(state_fd)
+        finally:
+            os.close(state_fd)
+    if progress is not None and progress.boot != boot:
+        return True
+    for path in (paths.data, paths.state):
+        with suppress(FileNotFoundError):
+            return os.stat(path).st_mtime < before
+    return False

@@ -1,0 +1,111 @@
+"""The format of a partial blob's state file, which says which bytes of the blob are stored.
+
+A *partial blob* is a blob that is still being downloaded from an upstream registry. Its *owner* is the process that
+downloads it and writes the state file. Other processes read the file, and so does the next owner after a crash.
+
+The file has two records. The first is the progress (`Progress`), with a checksum. The owner overwrites the whole record
+each time. A process that reads during such a write finds a wrong checksum and reads again. After a power cut the record
+may hold anything, so it counts only during the boot of the machine in which it was written. The second record holds the
+failures that owners have reported.
+
+The file is written with system calls, not through a memory mapping. On a full disk a system call returns an error,
+whereas a write to a mapping kills the process (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from storage.blobs.files.extents import Extent
+from storage.content import PartialFailures
+
+RECORD_SIZE = 4096
+"""Bytes set aside for the first record. The second record begins at this offset."""
+MAGIC = b"partial1"
+_HEAD = struct.Struct("<8sIIQ40s")
+"""Head of the first record: magic, status, number of extent bounds, size of the blob, boot id."""
+_CHECKSUM = struct.Struct("<I")
+_FAILURES_HEAD = struct.Struct("<II")
+"""Head of the second record: number of failures, length of the last reason in bytes."""
+MAX_REASON_BYTES = 2048
+"""Longest reason that is stored. A longer one is cut."""
+MAX_STORED_EXTENTS = (RECORD_SIZE - _HEAD.size - _CHECKSUM.size) // 16
+"""Number of extents (ranges of stored bytes) that fit in the record. If there are more and the owner dies, the bytes of
+the others are downloaded again."""
+
+
+class PartialStatus(IntEnum):
+    """Status of a partial blob. Only `INCOMPLETE` ever changes to another one."""
+
+    INCOMPLETE = 0
+    """Bytes are missing, or the digest has not been checked yet."""
+    COMMITTED = 1
+    """The bytes have become a blob."""
+    WRONG_DIGEST = 2
+    """The bytes had another digest and were deleted."""
+    DROPPED = 3
+    """The bytes were deleted for another reason, such as a full disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The first record: which bytes of the blob are stored. `boot`: id of the machine's boot in which they were
+    written. `size`: size of the whole blob in bytes. `extents`: ranges of stored bytes, in order."""
+
+    boot: str
+    size: int
+    status: PartialStatus = PartialStatus.INCOMPLETE
+    extents: Sequence[Extent] = ()
+
+    def encode(self) -> bytes:
+        """Returns the record as it is stored."""
+        bounds = [bound for extent in self.extents[:MAX_STORED_EXTENTS] for bound in extent]
+        head = _HEAD.pack(MAGIC, self.status, len(bounds), self.size, self.boot.encode()[:40])
+        body = head + struct.pack(f"<{len(bounds)}Q", *bounds)
+        return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def decode_progress(data: bytes) -> Progress | None:
+    """Decodes the first record. Returns None if the record is incomplete or its checksum is wrong."""
+    if len(data) < _HEAD.size + _CHECKSUM.size:
+        return None
+    magic, status, bound_count, size, boot = _HEAD.unpack_from(data)
+    end = _HEAD.size + 8 * bound_count
+    if magic != MAGIC or bound_count > 2 * MAX_STORED_EXTENTS or len(data) < end + _CHECKSUM.size:
+        return None
+    if _CHECKSUM.unpack_from(data, end)[0] != zlib.crc32(data[:end]):
+        return None
+    bounds = struct.unpack_from(f"<{bound_count}Q", data, _HEAD.size)
+    extents = list(zip(bounds[::2], bounds[1::2], strict=True))
+    return Progress(boot.rstrip(b"\0").decode(), size, PartialStatus(status), extents)
+
+
+def read_progress(fd: int) -> Progress | None:
+    """Reads the first record of an open state file. Returns None if the record is incomplete or its checksum is wrong,
+    for example because another process is writing it. Raises OSError."""
+    return decode_progress(os.pread(fd, RECORD_SIZE, 0))
+
+
+def encode_failures(failures: PartialFailures) -> bytes:
+    """Returns the second record as it is stored."""
+    reason = failures.reason.encode(errors="replace")[:MAX_REASON_BYTES]
+    body = _FAILURES_HEAD.pack(failures.times, len(reason)) + reason
+    return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def read_failures(fd: int) -> PartialFailures:
+    """Reads the second record of an open state file. If it is incomplete or its checksum is wrong, returns a value that
+    says there were no failures. Raises OSError."""
+    data = os.pread(fd, _FAILURES_HEAD.size + MAX_REASON_BYTES + _CHECKSUM.size, RECORD_SIZE)
+    if len(data) < _FAILURES_HEAD.size + _CHECKSUM.size:
+        return PartialFailures()
+    times, reason_length = _FAILURES_HEAD.unpack_from(data)
+    end = _FAILURES_HEAD.size + reason_length
+    if len(data) < end + _CHECKSUM.size or _CHECKSUM.unpack_from(data, end)[0] != zlib.crc32(data[:end]):
+        return PartialFailures()
+    return PartialFailures(times, data[_FAILURES_HEAD.size : end].decode(errors="replace"))
