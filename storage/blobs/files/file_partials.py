@@ -176,7 +176,7 @@ class FilePartials:
         shared = SharedPartial(*(disk.system, disk.reserve, self._threads, self._waiters, paths, digest), opened=opened)
         shared.retain()
         partial = FilePartial(self, shared)
-        if opened.is_owner:
+        if opened.owned:
             shared.own(partial, locked=True)
         self._keep(name, shared)
         return partial
