@@ -145,7 +145,7 @@ class MirroredManifests:
             check = await self._records.last_check(repo, reference)
             cached = await self._find_cached(repo, reference)
             verdict = self._freshness.judge(reference, check)
-            checked_meanwhile = check is not None and check.known and called_at < check.at <= self._freshness.now()
+            checked_meanwhile = check is not None and check.found and called_at < check.at <= self._freshness.now()
             if verdict is Verdict.UNKNOWN and not force:
                 raise ManifestUnknown(f"{self._name} does not have this manifest")
             is_current = checked_meanwhile or verdict is Verdict.FRESH or isinstance(reference, Digest)

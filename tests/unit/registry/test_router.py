@@ -67,7 +67,7 @@ class FillingMirror(RecordingMirror):
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> MemoryBlobReader:
         self._ask(repo)
         async with aclosing(await super().open_blob(repo, digest)) as reader:
-            self._local.link(repo, digest, b"".join([data async for data in reader]))
+            self._local.add_blob(repo, digest, b"".join([data async for data in reader]))
         return await self._local.open_blob(repo, digest, span)
 
 
@@ -305,7 +305,7 @@ async def test_a_push_of_blobs_that_the_mirror_said_were_there(houses: RouterSet
     same, and the blobs are in the hosted repository. What the store has is not fetched."""
     there, repo = RepositoryName("docker.io/someone/app"), RepositoryName("someone/app")
     config, layer = await push_blob(houses.hub, there, b"{}"), await push_blob(houses.hub, there, b"layer")
-    houses.hosted.link(there, layer.digest, b"layer")  # it was pulled before
+    houses.hosted.add_blob(there, layer.digest, b"layer")  # it was pulled before
     for blob in (config, layer):
         assert (await houses.router.resolve_blob(repo, blob.digest)).size == blob.size
     houses.hub.asked.clear()
@@ -320,7 +320,7 @@ async def test_a_push_of_an_index_whose_children_the_mirror_has(houses: RouterSe
     """The manifests below an index come over as well, with their blobs."""
     there, repo = RepositoryName("docker.io/library/tool"), RepositoryName("tool")
     child = await push_image(houses.hub, there, "child", "latest")
-    houses.hosted.link(there, child.blobs[0].digest, await read_blob(houses.hub, there, child.blobs[0].digest))
+    houses.hosted.add_blob(there, child.blobs[0].digest, await read_blob(houses.hub, there, child.blobs[0].digest))
     index = index_of([Descriptor(OCI_MANIFEST, child.digest, len(child.body))])
     await houses.router.put_manifest(repo, index, [LATEST], by=BY)
     assert (await houses.hosted.get_manifest(repo, child.digest)).body == child.body
@@ -369,7 +369,7 @@ async def test_a_push_of_a_new_name_asks_nobody(houses: RouterSetup) -> None:
 async def test_a_manifest_with_a_blob_that_nobody_has(houses: RouterSetup, down: bool) -> None:
     """It is refused as without a mirror, whether the upstream answers or not."""
     houses.hub.down = down
-    houses.hosted.link(
+    houses.hosted.add_blob(
         RepositoryName("docker.io/someone/app"), descriptor_of(b"x").digest, b"x"
     )  # it was pulled before
     blob = await push_blob(MemoryRegistry(), NOWHERE, b"nowhere")

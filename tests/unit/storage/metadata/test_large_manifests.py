@@ -107,7 +107,7 @@ async def pages(registry: StoredRegistry, kind: str | None = None) -> list[list[
     after: str | None = None
     while True:
         page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
-        size = sum(len(each.json()) for each in page.items)
+        size = sum(len(each.as_json_text()) for each in page.items)
         assert size <= PAGE_BYTES + ANNOTATIONS_BYTES + 1000
         found.append([each.digest for each in page.items])
         if not page.more:

@@ -446,7 +446,7 @@ async def test_a_push_does_not_bring_over_what_may_not_be_read(site: GuardedRout
     site.pushed.add(MIRRORED)
     image = await site.far.get_manifest(MIRRORED, LATEST)
     for blob in image.blobs:
-        site.hosted.link(MIRRORED, blob.digest, await read_blob(site.far, MIRRORED, blob.digest))
+        site.hosted.add_blob(MIRRORED, blob.digest, await read_blob(site.far, MIRRORED, blob.digest))
     with acting_as(who("alice", ("team/**", PULL | PUSH))):
         assert (await outcome(site.guard.put_manifest(APP, image, [LATEST], by=BY)))[1] == "MANIFEST_BLOB_UNKNOWN"
     with acting_as(who("alice", ("team/**", PULL | PUSH), ("docker.io/**", PULL))):
@@ -472,7 +472,7 @@ async def test_a_mirrors_repository_takes_no_push_and_says_so_to_who_could(site:
 async def test_mounts_from_a_mirror_take_a_pull_on_its_stored_name(site: GuardedRouter) -> None:
     """By whichever name the source is given."""
     ubuntu = RepositoryName("docker.io/library/ubuntu")
-    site.hosted.link(ubuntu, LAYER, b"layer of one")
+    site.hosted.add_blob(ubuntu, LAYER, b"layer of one")
     for source in ("ubuntu", "docker.io/library/ubuntu"):
         with acting_as(who("alice", ("team/**", PUSH), ("ubuntu", PULL))), pytest.raises(BlobUnknown):
             await site.guard.mount_blob(APP, LAYER, RepositoryName(source), BY)
