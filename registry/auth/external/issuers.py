@@ -54,7 +54,7 @@ class Issuers:
         self.stamps: Mapping[str, Issuer] = {issuer_stamp(each): each for each in settings}
         """The issuers' settings, by the stamp of the identities that their tokens prove."""
 
-    def knows(self, text: str) -> bool:
+    def issued(self, text: str) -> bool:
         """Returns whether `text` looks like a token of one of the issuers. Checks nothing."""
         return bool(self._settings) and self._issued_by(text) is not None
 
