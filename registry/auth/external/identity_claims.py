@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from storage.access import AccountInvalid, AccountName
 
-MOST_CLAIM_GROUPS: Final = 100
+MAX_CLAIM_GROUPS: Final = 100
 """Groups of a claim that count; the others are ignored."""
 
 
@@ -25,12 +25,12 @@ def claim_values(claim: object) -> set[str]:
 def groups_from_claim(claim: object) -> tuple[str, ...]:
     """Returns the groups that a claim names, without those that are no valid names."""
     found = []
-    for each in sorted(claim_values(claim))[: 10 * MOST_CLAIM_GROUPS]:
+    for each in sorted(claim_values(claim))[: 10 * MAX_CLAIM_GROUPS]:
         try:
             found.append(AccountName(each))
         except AccountInvalid:
             continue
-    return tuple(found[:MOST_CLAIM_GROUPS])
+    return tuple(found[:MAX_CLAIM_GROUPS])
 
 
 def settings_stamp(source: str, settings: BaseModel) -> str:

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-LARGEST_ANSWER: Final = 256 * 1024
+MAX_RESPONSE_BYTES: Final = 256 * 1024
 """Bytes of a response body."""
 TOTAL_SECONDS: Final = 10.0
 """Seconds until the whole response has to be here."""
 
 
-class NoAnswer(Exception):
+class NoUsableResponse(Exception):
     """There is no usable response. The text is for the log."""
 
 
@@ -30,8 +30,8 @@ async def send_request(
 ) -> tuple[int, bytes]:
     """Returns the status and the body of the response. Follows no redirect.
 
-    Sends a POST if there is a `form`, a GET otherwise. `ca_file` replaces the system's certificates. Raises NoAnswer.
-    Cancelled: closes the connection.
+    Sends a POST if there is a `form`, a GET otherwise. `ca_file` replaces the system's certificates. Raises
+    NoUsableResponse. Cancelled: closes the connection.
     """
     try:
         async with asyncio.timeout(TOTAL_SECONDS):
@@ -47,13 +47,13 @@ async def send_request(
                 body = bytearray()
                 async for piece in response.aiter_bytes():
                     body += piece
-                    if len(body) > LARGEST_ANSWER:
-                        raise NoAnswer(f"the answer has more than {LARGEST_ANSWER} bytes")
+                    if len(body) > MAX_RESPONSE_BYTES:
+                        raise NoUsableResponse(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
                 return response.status_code, bytes(body)
     except TimeoutError:
-        raise NoAnswer(f"no whole answer in {TOTAL_SECONDS:.0f} s") from None
+        raise NoUsableResponse(f"no whole answer in {TOTAL_SECONDS:.0f} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise NoAnswer(str(error)[:200] or type(error).__name__) from None
+        raise NoUsableResponse(str(error)[:200] or type(error).__name__) from None
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:

@@ -24,7 +24,7 @@ from storage.errors import Unauthorized
 
 LEEWAY_SECONDS: Final = 10.0
 """Seconds by which the issuer's clock may differ."""
-LONGEST_ISSUER_TOKEN: Final = 16 * 1024
+MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """Characters of a token."""
 _OTHER_TYPES: Final = {"verify_sub": False, "verify_jti": False}
 """`sub` and `jti` are not used here, so they may be of any type."""
@@ -97,7 +97,7 @@ class Issuers:
         if text.count(".") != 2:
             return None
         try:
-            header = read_header(text, LONGEST_ISSUER_TOKEN)
+            header = read_header(text, MAX_ISSUER_TOKEN_CHARACTERS)
             claims: dict[str, Any] = jwt.decode(text, options={"verify_signature": False})
         except (TokenInvalid, jwt.InvalidTokenError, ValueError, RecursionError):
             return None

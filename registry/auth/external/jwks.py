@@ -21,15 +21,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
-from registry.auth.external.identity_http import NoAnswer, send_request
+from registry.auth.external.identity_http import NoUsableResponse, send_request
 
 log = logging.getLogger(__name__)
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
 
-SMALLEST_RSA_BITS: Final = 2048
+MIN_RSA_BITS: Final = 2048
 """Bits of an RSA key (RFC 7518, 3.3)."""
-MOST_KEYS: Final = 100
+MAX_KEYS: Final = 100
 """Keys of a set that are read."""
 REFRESH_SECONDS: Final = 60.0
 """Least time between two fetches, however many unknown keys tokens name."""
@@ -136,7 +136,7 @@ async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
     """Returns the body at `url`. Follows no redirect, and accepts only the status 200. Raises KeySetUnavailable."""
     try:
         status, body = await send_request(url, ca_file)
-    except NoAnswer as error:
+    except NoUsableResponse as error:
         raise KeySetUnavailable(str(error)) from None
     if status != 200:
         raise KeySetUnavailable(f"the answer is {status}")
@@ -153,7 +153,7 @@ def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
         raise KeySetUnavailable("it is not a JSON Web Key Set") from None
     if not isinstance(entries, list):
         raise KeySetUnavailable("it is not a JSON Web Key Set")
-    return tuple(key for entry in entries[:MOST_KEYS] if (key := _key(entry)) is not None)
+    return tuple(key for entry in entries[:MAX_KEYS] if (key := _key(entry)) is not None)
 
 
 def _key(entry: Any) -> VerificationKey | None:
@@ -173,9 +173,7 @@ def _key(entry: Any) -> VerificationKey | None:
         public = read(entry) if read is not None else None
     except (jwt.InvalidKeyError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not isinstance(public, PublicKey) or (
-        isinstance(public, rsa.RSAPublicKey) and public.key_size < SMALLEST_RSA_BITS
-    ):
+    if not isinstance(public, PublicKey) or (isinstance(public, rsa.RSAPublicKey) and public.key_size < MIN_RSA_BITS):
         return None
     return VerificationKey(_text(entry.get("kid")), _text(entry.get("alg")), public)
 

@@ -24,7 +24,7 @@ from storage.access import SigningKey
 
 ATTEMPT_SECONDS: Final = 600
 """Time from `/login` to the return: enough to find a second factor."""
-LONGEST_ATTEMPT: Final = 4096
+MAX_SEALED_CHARACTERS: Final = 4096
 """Characters of a sealed attempt."""
 _PURPOSE: Final = b"entrepot: logins at the provider, begun"
 _NONCE_BYTES: Final = 12
@@ -78,7 +78,7 @@ class LoginAttempts:
     def open(self, sealed: str, state: str) -> LoginAttempt:
         """Returns the attempt that the provider's response with this `state` belongs to. Raises LoginAttemptInvalid."""
         key_id, _, text = sealed.partition(".")
-        key = self._keys.find(key_id) if len(sealed) <= LONGEST_ATTEMPT else None
+        key = self._keys.find(key_id) if len(sealed) <= MAX_SEALED_CHARACTERS else None
         if key is None:
             raise LoginAttemptInvalid("there is no login that has begun here")
         try:

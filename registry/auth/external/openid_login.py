@@ -34,11 +34,11 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final = "openid"
-MOST_LOGINS: Final = 32
+MAX_PARALLEL_LOGINS: Final = 32
 """Logins of this process that may wait for the provider at once."""
-LONGEST_CODE: Final = 4096
+MAX_CODE_CHARACTERS: Final = 4096
 """Characters of an authorization code."""
-GROUP_CHARACTERS: Final = 1500
+MAX_GROUP_CHARACTERS: Final = 1500
 """Characters of all the group names in a session: a cookie has 4096 bytes."""
 _BEGIN_AGAIN: Final = "begin again at /login"
 
@@ -151,13 +151,13 @@ class OpenIDLogin:
             given_up = answer.error == "access_denied"
             why = "the login was given up, or the provider does not allow it" if given_up else "the provider failed"
             raise LoginFailed(Denied(f"{why}; {_BEGIN_AGAIN}"), f"the provider says {error_word(answer.error)}")
-        if not answer.code or len(answer.code) > LONGEST_CODE:
+        if not answer.code or len(answer.code) > MAX_CODE_CHARACTERS:
             raise _login_invalid("the answer holds no code")
         return attempt
 
     async def _claims(self, answer: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
         """Returns the claims of the ID token. Raises LoginFailed."""
-        if self._waiting >= MOST_LOGINS:
+        if self._waiting >= MAX_PARALLEL_LOGINS:
             raise LoginFailed(TooManyRequests("too many people are logging in", retry_after=5), "too many at once")
         self._waiting += 1
         try:
@@ -226,7 +226,7 @@ class OpenIDLogin:
             return ()
         known = self._accounts.known_groups(groups)
         found: list[str] = []
-        left = GROUP_CHARACTERS
+        left = MAX_GROUP_CHARACTERS
         for group in groups:
             if group in known:
                 left -= len(group) + 3

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import quote_plus
 
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
-from registry.auth.external.identity_http import NoAnswer, send_request
+from registry.auth.external.identity_http import NoUsableResponse, send_request
 from registry.auth.external.jwks import FetchedKeySet, KeySet, fetch_key_set
 from registry.auth.token.signed_tokens import TokenInvalid, check_times, read_claims, read_header
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, OIDCSettings, check_identity_url
@@ -34,7 +34,7 @@ METADATA_RETRY_SECONDS: Final = 10.0
 """Pause between two fetches."""
 ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
 """Seconds by which the provider's clock may differ."""
-LONGEST_ID_TOKEN: Final = 64 * 1024
+MAX_ID_TOKEN_CHARACTERS: Final = 64 * 1024
 """Characters of an ID token."""
 _REQUIRED_CLAIMS: Final = ("iss", "aud", "exp", "iat", "sub", "nonce")
 _METADATA_PATH: Final = "/.well-known/openid-configuration"
@@ -127,7 +127,7 @@ class OpenIDProvider:
             form |= {"client_id": self.client_id} | ({} if secret is None else {"client_secret": secret})
         try:
             status, body = await send_request(metadata.token, self._settings.ca_file, form=form, headers=headers)
-        except NoAnswer as error:
+        except NoUsableResponse as error:
             raise ProviderUnavailable(str(error)) from None
         answer = _json_object(body)
         if status in (400, 401, 403):
@@ -153,9 +153,9 @@ class OpenIDProvider:
         try:
             status, body = await send_request(self.issuer.rstrip("/") + _METADATA_PATH, self._settings.ca_file)
             if status != 200:
-                raise NoAnswer(f"the answer is {status}")
+                raise NoUsableResponse(f"the answer is {status}")
             return _parse_metadata(_json_object(body), self.issuer)
-        except (NoAnswer, ProviderUnavailable) as error:
+        except (NoUsableResponse, ProviderUnavailable) as error:
             log.warning("the OpenID provider %s cannot be used: %s", self.issuer, error)
             return None
 
@@ -243,7 +243,7 @@ async def verify_id_token(
     """Returns the claims of a valid ID token (OpenID Connect Core 1.0, 3.1.3.7). `now` is in seconds since 1970. May
     wait for the key set. Raises IDTokenInvalid."""
     try:
-        header = read_header(text, LONGEST_ID_TOKEN)
+        header = read_header(text, MAX_ID_TOKEN_CHARACTERS)
         algorithm, key_id = header.get("alg"), header.get("kid")
         if algorithm not in ASYMMETRIC_ALGORITHMS or "crit" in header or not isinstance(key_id, str | None):
             raise TokenInvalid("is not signed with a key pair")

@@ -28,7 +28,7 @@ from storage.access import AccountInvalid
 from storage.errors import TooManyRequests
 from storage.leases import Leases
 
-SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1024
+MIN_PASSWORD_BYTES, MAX_PASSWORD_BYTES = 8, 1024
 """Bytes of a password. The upper bound limits what a stranger can make the server hash."""
 ARGON2_MEMORY_KIB: Final = 19 * 1024
 """Memory of one hashing, in KiB."""
@@ -58,8 +58,9 @@ def check_password(password: str) -> None:
     """Raises AccountInvalid, whose text does not show the password, if it is too short, too long or has control
     characters."""
     length = len(password.encode("utf-8", "surrogatepass"))
-    if not SHORTEST_PASSWORD <= length <= LONGEST_PASSWORD:
-        raise AccountInvalid(f"a password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} bytes; this one has {length}")
+    if not MIN_PASSWORD_BYTES <= length <= MAX_PASSWORD_BYTES:
+        bounds = f"{MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes"
+        raise AccountInvalid(f"a password has {bounds}; this one has {length}")
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in password):
         raise AccountInvalid("a password has no control characters in it")
 
@@ -124,9 +125,9 @@ def _bcrypt(password: bytes, held: str) -> bool:
 T = TypeVar("T")
 
 SLOT_NAME: Final = "password"
-MOST_HASHINGS: Final = 2
+MAX_PARALLEL_HASHINGS: Final = 2
 """Hashings at once, all workers together: at most 38 MiB and two cores."""
-MOST_WAITING: Final = 64
+MAX_WAITING_CALLS: Final = 64
 """Calls that may wait in one worker. At 30 ms each, the last one waits about a second."""
 RETRY_AFTER_SECONDS: Final = 2
 """By then the queue is empty again."""
@@ -136,23 +137,23 @@ NICENESS: Final = 10
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop."""
 
-    def __init__(self, leases: Leases, *, waiting: int = MOST_WAITING) -> None:
+    def __init__(self, leases: Leases, *, waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
         self._most = waiting
         self._inside = 0
-        self._threads = ThreadPoolExecutor(MOST_HASHINGS, "hashing", _lower_priority)
+        self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs `work` in a thread and returns its result. Raises TooManyRequests if too many calls wait, and whatever
         `work` raises. A cancellation while waiting ends at once; during a hashing it waits for the end, since the
         hashing holds its slot."""
-        if self._inside >= self._most + MOST_HASHINGS:
+        if self._inside >= self._most + MAX_PARALLEL_HASHINGS:
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
             )
         self._inside += 1
         try:
-            async with self._leases.slot(SLOT_NAME, MOST_HASHINGS):
+            async with self._leases.slot(SLOT_NAME, MAX_PARALLEL_HASHINGS):
                 hashed = asyncio.get_running_loop().run_in_executor(self._threads, work)
                 try:
                     return await asyncio.shield(hashed)

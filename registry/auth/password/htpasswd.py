@@ -21,7 +21,7 @@ from storage.access import AccountInvalid, AccountName
 
 log = logging.getLogger(__name__)
 
-LARGEST_FILE: Final = 8 * 1024 * 1024
+MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """Bytes of a file; about a hundred thousand lines."""
 SETTLED_NANOSECONDS: Final = 100_000_000
 """A file that was written within this time before it was read may be written again with the same timestamp."""
@@ -129,11 +129,11 @@ class HtpasswdFile:
 def _load(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+            raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise HtpasswdError(_unreadable(path, error)) from None
-    if len(raw) > LARGEST_FILE:
-        raise HtpasswdError(f"{path} has more than {LARGEST_FILE} bytes")
+    if len(raw) > MAX_FILE_BYTES:
+        raise HtpasswdError(f"{path} has more than {MAX_FILE_BYTES} bytes")
     return raw
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from registry.auth.password.hashing import (
-    LONGEST_PASSWORD,
+    MAX_PASSWORD_BYTES,
     HashingPool,
     StoredHash,
     hash_password,
@@ -71,7 +71,7 @@ class PasswordCheck:
         a failure like one. A client with an old password in its configuration sends it over and over; it counts once
         within `WRONG_CACHED_SECONDS`, so it does not throttle the account's owner at the same address.
         """
-        if len(password.encode()) > LONGEST_PASSWORD:
+        if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
         key = self._wrong.key_of(name, password, address)
         if self._was_wrong(key, name):
@@ -104,7 +104,7 @@ class PasswordCheck:
             if (wrong.epoch, wrong.file) == (epoch, file) or wrong.held == self._held(name):
                 wrong.epoch, wrong.file = epoch, file
                 return True
-        self._wrong.drop(key)
+        self._wrong.remove(key)
         return False
 
     def _file_version(self) -> str:

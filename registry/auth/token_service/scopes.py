@@ -16,9 +16,9 @@ from storage.access import Action
 from storage.errors import NameInvalid
 from storage.names import RepositoryName
 
-MOST_NAMES: Final = 100
+MAX_NAMES: Final = 100
 """Different names in one request."""
-LONGEST_NAMES: Final = 8 * 1024
+MAX_NAME_CHARACTERS: Final = 8 * 1024
 """Characters of all names together, so that the token fits into a request's headers."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
 """The actions that a token can be granted on a repository. The right to grant needs an account, never a token."""
@@ -47,7 +47,7 @@ class RequestedAccess:
 
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
-    """Parses scopes. Raises RequestInvalid for more than `MOST_NAMES` names."""
+    """Parses scopes. Raises RequestInvalid for more than `MAX_NAMES` names."""
     found: dict[str, Action] = {}
     unreadable = False
     for scope in (scope for value in values for scope in value.split()):
@@ -56,9 +56,9 @@ def parse_scopes(values: Iterable[str]) -> RequestedAccess:
             unreadable = True
             continue
         found[name] = found.get(name, Action.NONE) | actions
-        if len(found) > MOST_NAMES or sum(map(len, found)) > LONGEST_NAMES:
+        if len(found) > MAX_NAMES or sum(map(len, found)) > MAX_NAME_CHARACTERS:
             raise RequestInvalid(
-                f"a token is for at most {MOST_NAMES} repositories, with {LONGEST_NAMES} characters in their names"
+                f"a token is for at most {MAX_NAMES} repositories, with {MAX_NAME_CHARACTERS} characters in their names"
             )
     return RequestedAccess(found, unreadable)
 

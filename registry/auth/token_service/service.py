@@ -27,9 +27,9 @@ from storage.content import Actor
 from storage.errors import RegistryError, TooManyRequests, Unauthorized
 from storage.names import shown
 
-MOST_REFRESH_TOKENS: Final = 100
+MAX_REFRESH_TOKENS: Final = 100
 """Refresh tokens of one account; one more login revokes the least recently used."""
-_LONGEST_CLIENT: Final = 64
+_MAX_CLIENT_CHARACTERS: Final = 64
 """Characters of a client's name that are stored."""
 
 
@@ -155,14 +155,14 @@ class TokenService:
         return made.text
 
     async def _revoke_oldest(self, account: AccountName, by: Actor) -> None:
-        page = self._accounts.tokens(account, None, 10 * MOST_REFRESH_TOKENS)
+        page = self._accounts.tokens(account, None, 10 * MAX_REFRESH_TOKENS)
         logins = [token for token in page.items if token.purpose == "login"]
         logins.sort(key=lambda token: token.used or token.created)
-        for token in logins[: max(0, len(logins) - MOST_REFRESH_TOKENS)]:
+        for token in logins[: max(0, len(logins) - MAX_REFRESH_TOKENS)]:
             with suppress(RegistryError):  # revoked meanwhile, or the disk is full: the login succeeds all the same
                 await self._accounts.revoke_token(token.id, by=by)
 
 
 def _token_note(client: str, address: str) -> str:
-    name = "".join(letter if letter.isprintable() else "?" for letter in client[:_LONGEST_CLIENT])
+    name = "".join(letter if letter.isprintable() else "?" for letter in client[:_MAX_CLIENT_CHARACTERS])
     return " ".join(filter(None, (name or "a client", f"at {address}" if address else "")))

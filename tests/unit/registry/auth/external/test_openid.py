@@ -15,7 +15,7 @@ import pytest
 
 from registry.auth.external import identity_http
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS, LoginAttemptInvalid, LoginAttempts
-from registry.auth.external.openid_login import GROUP_CHARACTERS, AuthorizationResponse, LoginFailed, provider_stamp
+from registry.auth.external.openid_login import MAX_GROUP_CHARACTERS, AuthorizationResponse, LoginFailed, provider_stamp
 from registry.auth.external.openid_provider import (
     METADATA_FRESH_SECONDS,
     METADATA_RETRY_SECONDS,
@@ -351,7 +351,7 @@ async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> 
         sso.person["groups"] = many
         proof = await logged_in(worker, sso)
         assert 10 < len(proof.groups) < 60
-        assert sum(map(len, proof.groups)) <= GROUP_CHARACTERS
+        assert sum(map(len, proof.groups)) <= MAX_GROUP_CHARACTERS
         assert len(await worker.access.login_sessions.issue(proof)) < 3500
 
 
