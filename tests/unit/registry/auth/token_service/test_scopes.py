@@ -31,7 +31,7 @@ def test_parse(values: list[str], wanted: dict[str, Action]) -> None:
     """Repeated, or parted by spaces; what is asked of one name is put together; unknown words are left out."""
     found = parse_scopes(values)
     assert found.actions == wanted
-    assert not found.unreadable
+    assert not found.has_unknown_scopes
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_unreadable(scope: str) -> None:
     """What means nothing here is asked for in vain: it is not an error, and not nothing either."""
     found = parse_scopes([scope])
     assert found.actions == {}
-    assert found.unreadable
-    assert found.anything
+    assert found.has_unknown_scopes
+    assert found.is_any_requested
     assert not found.is_pull_only
     assert not parse_scopes([scope, "repository:app:pull"]).is_pull_only
 
