@@ -30,7 +30,7 @@ from storage.errors import Unauthorized
 from storage.names import RepositoryName
 
 INVALID_TOKEN: Final = "invalid_token"
-"""The reason in the challenge of a refusal if the client needs a new token (RFC 6750, 3.1)."""
+"""The error code in the challenge (`WWW-Authenticate`) if the client needs a new token (RFC 6750, 3.1)."""
 
 
 class HeaderAuthenticator:

@@ -37,7 +37,8 @@ from storage.wrappers import Call, ForwardingRegistry
 
 T = TypeVar("T")
 INSUFFICIENT_SCOPE: Final = "insufficient_scope"
-"""The reason in the challenge of a refusal if another token would be accepted (RFC 6750, 3.1)."""
+"""The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
+3.1)."""
 _PUSH: Final = Action.PUSH.value
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 
@@ -138,6 +139,8 @@ class Guarded(ForwardingRegistry):
         self._list_locks: KeyedLocks[str] = KeyedLocks()
 
     async def handle(self, call: Call[T]) -> T:
+        """Checks the rights for a call, forwards it to `inner`, and returns the result. Raises Unauthorized, Denied, or
+        the error for content that does not exist."""
         rule = _RULES.get(call.operation)
         if rule is None:
             return await self._handle_other(call)
@@ -154,8 +157,10 @@ class Guarded(ForwardingRegistry):
         return await self.forward(call)
 
     async def _handle_other(self, call: Call[T]) -> T:
+        """Handles the calls without a rule in `_RULES`: pushes, mounts, and the list of repositories."""
         match call.operation:
             case "start_upload" | "resume_upload" | "upload_offset":
+                # An upload session belongs to the account that starts it, so the store must know the account.
                 call.options["by"] = call.by or Actor(current_principal().name)
             case "mount_blob":
                 self.check_push(call.repo)

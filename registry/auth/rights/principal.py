@@ -40,7 +40,7 @@ class Identity:
     - `name`: the account's name. None: the request has no credential, or an anonymous bearer token.
     - `robot`: whether the account belongs to a program and not to a person.
     - `version`: the account's version when the credential was verified. None: the account is not in the store but in an
-      htpasswd file.
+      htpasswd file, or there is no account.
     - `stamp`: a hash of the source outside the store that proved the identity: the account's line of the htpasswd file,
       or the settings of a token issuer or of the OpenID provider. None: the store alone proved it.
     - `token`: the id of the API token that logged in, or from which a bearer token was made. None: no API token.
@@ -70,6 +70,7 @@ hold a thousand principals: one for each token, and every client can get tokens.
 _SLOW_WEIGHT: Final = 8
 """A principal whose patterns weigh more than this is slow to match; `NameSet.weight` defines the weight."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
+"""The actions on content. The remaining action, `ADMIN`, is the right to grant."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
 _EVERY_BIT: Final = EVERY_ACTION.value
 
@@ -82,8 +83,10 @@ class Rights:
     - `admin`: whether the account may do everything, also to accounts and settings of the registry.
     - `more_names`: further pairs like those in `names`. A combination of actions may occur in several pairs.
 
-    All sets of names must have the same `guarded` upstreams and no limits. Raises ValueError otherwise: the union that
-    `names_allowing` returns could then hold names that none of the sets holds.
+    A *guarded* upstream is the first segment of mirrored names, such as `ghcr.io`, that needs grants of its own: the
+    pattern `**` does not match below it, and `ghcr.io/**` does. All sets of names must have the same guarded upstreams,
+    and no limits. Raises ValueError otherwise, because the union that `names_allowing` returns could then hold names
+    that none of the sets holds.
     """
 
     names: Mapping[Action, NameSet]
@@ -102,9 +105,8 @@ class Rights:
 
     @classmethod
     def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
-        """Returns the rights to pull, push and delete everywhere, except below the `guarded` upstreams: the first
-        segments of names that need grants of their own. With `admin`, the rights include granting, and everything else
-        in the registry."""
+        """Returns the rights to pull, push and delete everywhere except below the `guarded` upstreams. With `admin`,
+        the rights include granting rights to others, and everything else in the registry."""
         names = NameSet(ALL_NAMES.patterns, frozenset(guarded))
         return cls(dict.fromkeys(_ALL_ACTIONS if admin else _CONTENT_ACTIONS, names), admin)
 
@@ -250,8 +252,8 @@ class Principal:
     # Rights on sets of repositories
 
     def names(self, action: Action) -> NameSet:
-        """Returns every stored name on which `action` is allowed. With a bearer token, those are only the repositories
-        that its access names by their stored names."""
+        """Returns every stored name on which `action` is allowed. With a bearer token, these are only
+        repositories in its access whose requested and stored names are the same."""
         if self.identity.access is None:
             return self._names_without_access(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))
@@ -259,8 +261,8 @@ class Principal:
 
     @property
     def may_list(self) -> bool:
-        """Whether the principal may list repositories. Any credential allows this, but a bearer token must have the
-        catalog in its access."""
+        """Whether the principal may list repositories. Any credential allows this, but a bearer token must have
+        `CATALOG` in its access."""
         return self.is_admitted and (self.identity.access is None or CATALOG in self.identity.access)
 
     @property

@@ -9,8 +9,8 @@ import pytest
 
 from registry.auth.password.throttle import (
     BY_ACCOUNT,
-    BY_ADDRESS,
     BY_ACCOUNT_AND_ADDRESS,
+    BY_ADDRESS,
     FAMILIAR_SECONDS,
     LoginThrottle,
 )
