@@ -65,7 +65,7 @@ class Administration:
     """The administrative operations on a store of accounts.
 
     `hash_password` returns the hash to store, and raises TooManyRequests if too many calls wait. `clock` returns
-    seconds since 1970; `random` returns that many random bytes.
+    seconds since 1970; `random(n)` returns n random bytes.
     """
 
     def __init__(

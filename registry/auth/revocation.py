@@ -27,8 +27,8 @@ class RevocationCheck:
         self._stamps = frozenset(stamps)
 
     def check(self, identity: Identity) -> Identity:
-        """Returns the identity with the current limits of its API token, and with the earlier of both expiry times.
-        Raises Unauthorized if the identity is not valid any more. Does not check whether the identity has expired.
+        """Returns the identity with the current limits of its API token, and with the token's expiry time if that is
+        earlier. Raises Unauthorized if the identity is not valid any more. Does not check whether it has expired.
 
         Takes about ten microseconds. The result stays valid until the store's epoch changes (the number that every
         change of accounts, grants, tokens and keys increases), or until `is_stamp_current` returns False.
@@ -77,7 +77,7 @@ class RevocationCheck:
         return True
 
     def _token(self, identity: Identity) -> ApiToken:
-        """Returns the identity's API token. Raises Unauthorized if it was revoked or has expired."""
+        """Returns the identity's API token from the store. Raises Unauthorized if it was revoked or has expired."""
         assert identity.token is not None
         try:
             token, _ = self._accounts.token(identity.token)

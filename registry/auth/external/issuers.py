@@ -62,8 +62,8 @@ class Issuers:
 
     async def verify(self, text: str) -> Identity:
         """Verifies a token and returns the identity that it proves: the robot that it logs in as. May wait until the
-        issuer's key set is fetched. Raises Unauthorized if the token is not valid. A cancellation leaves
-        nothing behind."""
+        issuer's key set is fetched. Raises Unauthorized if the token is not valid. A cancellation leaves nothing
+        behind."""
         found = self._read_unverified(text)
         if found is None:
             raise Unauthorized("this is no token of an issuer that is trusted here")

@@ -62,7 +62,7 @@ class LoginAttempt:
 
 class LoginAttempts:
     """Makes attempts, and encrypts and decrypts them with the store's signing keys. `clock` returns seconds since 1970;
-    `random` returns that many random bytes."""
+    `random(n)` returns n random bytes."""
 
     def __init__(
         self, keys: SigningKeys, clock: Callable[[], float], random: Callable[[int], bytes] = os.urandom

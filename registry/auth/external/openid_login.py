@@ -140,8 +140,9 @@ class OpenIDLogin:
 
     async def finish(self, answer: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
         """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the cookie. Records the
-        login or its failure in the audit log. Raises LoginFailed, StorageFull, StorageFailed. If the caller is
-        cancelled, the person may have to start the login again, because a code can be used once."""
+        login or its failure in the audit log, with `by` as the client. Raises LoginFailed, StorageFull, StorageFailed.
+        If the caller is cancelled, the person may have to start the login again, because a code can be used only
+        once."""
         try:
             attempt = self._open_attempt(answer, sealed)
             claims = await self._fetch_claims(answer, attempt)

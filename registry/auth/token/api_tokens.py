@@ -27,7 +27,7 @@ _USE_RECORD_SECONDS: Final = 3600.0
 """The time between two records of a token's use. An hour is enough to see which tokens are in use."""
 
 Random = Callable[[int], bytes]
-"""Returns the given number of random bytes."""
+"""Returns as many random bytes as its argument says."""
 
 
 @dataclass(frozen=True, slots=True)

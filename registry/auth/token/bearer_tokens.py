@@ -41,7 +41,7 @@ class IssuedToken:
 
 class BearerTokens:
     """Issues and verifies bearer tokens. `service` is the name of this registry, which is the tokens' audience.
-    `lifetime` is in seconds. `clock` returns seconds since 1970; `random` returns that many random bytes."""
+    `lifetime` is in seconds. `clock` returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
         self,

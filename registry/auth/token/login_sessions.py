@@ -32,7 +32,7 @@ _REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", 
 
 class LoginSessions:
     """Issues and verifies sessions. `service` is the name of this registry, from which the audience is made. `clock`
-    returns seconds since 1970; `random` returns that many random bytes."""
+    returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
         self,

@@ -103,9 +103,9 @@ class TokenService:
         self._clock = clock
 
     async def answer(self, request: TokenRequest, by: Actor) -> TokenResponse:
-        """Returns the token for a request. Raises Unauthorized, TooManyRequests (too many failed logins),
-        RequestInvalid (the token is for another service), StorageFull, StorageFailed. If the caller is cancelled, the
-        store may have a refresh token that no client got."""
+        """Returns the token for a request. `by` describes the client, for the audit log. Raises Unauthorized,
+        TooManyRequests (too many failed logins), RequestInvalid (the token is for another service), StorageFull,
+        StorageFailed. If the caller is cancelled, the store may have a refresh token that no client got."""
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"tokens are made for {self._tokens.service} here, not for {shown(request.service)}")
         try:
