@@ -20,6 +20,7 @@ from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
 _LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The digits of base 62, which ids and secrets are written in."""
 _ID_LETTERS, _SECRET_LETTERS = 12, 43
 """The lengths of the id and the secret, which hold 71 and 256 random bits."""
 _TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LETTERS}}})_([0-9A-Za-z]{{{_SECRET_LETTERS}}})")

@@ -66,9 +66,10 @@ class BearerTokens:
         self._clock = clock
 
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
-        """Returns a token for `identity` that grants `access`: actions by repository name. The token expires with the
-        credential of `identity`, or `MIN_LIFETIME_SECONDS` from now if that is later. The first token of a store
-        creates its signing key, so this raises StorageFull, StorageFailed."""
+        """Returns a token for `identity` that grants `access`: actions by repository name. If the credential of
+        `identity` expires before the usual lifetime has passed, the token expires with it, but not sooner than
+        `MIN_LIFETIME_SECONDS` from now. The first token of a store creates its signing key, so this raises StorageFull,
+        StorageFailed."""
         now = int(self._clock())
         expires = now + int(self._lifetime)
         if identity.expires is not None:

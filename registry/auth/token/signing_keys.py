@@ -23,7 +23,7 @@ RETIRED_KEY_SECONDS: Final = MAX_BEARER_TOKEN_SECONDS + 60.0
 
 
 def make_key(now: float, random: Callable[[int], bytes] = os.urandom) -> SigningKey:
-    """Returns a new key, which the caller must store. `now` is in seconds since 1970. `random` returns that many random
+    """Returns a new key, which the caller must store. `now` is in seconds since 1970. `random(n)` returns n random
     bytes."""
     return SigningKey(random(9).hex(), random(SECRET_BYTES), now)
 
@@ -61,7 +61,7 @@ class SigningKeys:
         """Returns the key that signs new tokens. Creates one if the store has none. Raises StorageFull,
         StorageFailed."""
         for key in self._keys().values():
-            if key.retired is None:
+            if key.retired is None:  # no newer key has replaced it
                 return key
         return await self._accounts.ensure_key(lambda: make_key(self._clock()), by=Actor("system"))
 
