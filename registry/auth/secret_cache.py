@@ -48,7 +48,8 @@ class SecretCache(Generic[T]):
         self._values.pop(key, None)
 
     def _hash(self, text: bytes, person: bytes = b"") -> bytes:
-        """Returns the keyed hash. `person` makes hashes for different purposes differ (RFC 7693, 2.5)."""
+        """Returns the keyed hash. `person` is BLAKE2's personalization: equal texts with another one hash
+        differently."""
         return hashlib.blake2b(text, digest_size=32, key=self._hash_key, person=person).digest()
 
     def __len__(self) -> int:

@@ -38,6 +38,7 @@ class FetchedDocument(Generic[T]):
         self._times = times
         self._clock = clock
         self._document: T | None = None
+        # Before the first fetch, the age is at least `max_age`, and no pause applies.
         self._fetched_at = -times.max_age
         self._next_fetch_at = -times.max_age
         self._fetches = SingleFlight[None]()

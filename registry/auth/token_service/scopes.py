@@ -41,7 +41,7 @@ class RequestedAccess:
 
     @property
     def is_any_requested(self) -> bool:
-        """Whether the request has any scope, known or unknown."""
+        """Whether the client requests any access, known or unknown."""
         return bool(self.actions) or self.has_unknown_scopes
 
     @property
