@@ -1,4 +1,4 @@
-"""Builds the parts of authentication for one process, from the settings and the accounts."""
+"""Builds all objects that authenticate requests in one process, from the settings and the store of accounts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from storage.leases import Leases
 
 @dataclass(frozen=True, slots=True)
 class AuthComponents:
-    """The parts that the rest of the process uses. `openid_login` is None without a provider."""
+    """The objects that the rest of the process uses. `openid_login` is None if the settings name no OpenID provider.
+    `refresh_lifetime` is in seconds; `clock` returns seconds since 1970."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -46,7 +47,7 @@ class AuthComponents:
     cursors: SealedCursors
 
     def token_service(self, rights: ScopePolicy) -> TokenService:
-        """Returns the token service that grants by `rights`."""
+        """Returns a token service. `rights` tells it which access each account can get."""
         return TokenService(
             self.accounts,
             self.credential_verifier,
@@ -58,8 +59,8 @@ class AuthComponents:
 
 
 def check_auth_files(settings: Settings) -> None:
-    """Checks the files that the settings name, at the start and before any fork. Raises HtpasswdError,
-    ProviderInvalid."""
+    """Checks the htpasswd file and the settings of the OpenID provider. The server calls this at its start, before it
+    forks workers. Raises HtpasswdError, ProviderInvalid."""
     if settings.auth.htpasswd:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
@@ -74,9 +75,11 @@ async def open_auth_components(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[AuthComponents]:
-    """Opens the parts for this process and its running event loop. Contacts no issuer and no provider. At the end,
-    cancels verifications that are under way, and writes what was gathered for the audit log: the store has to be open
-    until then. `clock` gives seconds since 1970."""
+    """Yields the objects for this process and its running event loop. Contacts no token issuer and no OpenID provider.
+
+    At the end, cancels running verifications and writes the collected lines of the audit log, so the store must still
+    be open. `clock` returns seconds since 1970; `monotonic` measures the age of fetched documents, in seconds.
+    """
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)

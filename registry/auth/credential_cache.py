@@ -1,8 +1,12 @@
-"""The cache of verified credentials, with the principals that they make.
+"""The cache of verified credentials, and of the principals (accounts with their rights) that they belong to.
 
-A credential is looked up by a keyed hash of its Authorization header and the client's address. The key is random and
-belongs to this process, so nobody can search the cache for a secret, nor recognise one in a core dump. The address is
-part of the hash because a right password that was guessed elsewhere has to look like a wrong one there.
+The cache key of a credential is a keyed hash of its Authorization header and the client's address. The hash key is
+random and belongs to this process, so a core dump contains no secret, and nobody can test guesses against it. The hash
+includes the address because a guesser at another address must not get past the throttle of logins with a password that
+is cached for its owner's address.
+
+An entry can be outdated. It holds the *epoch* under which it was verified, a number in the store that every change of
+rights increases; `registry.auth.revocation_across_workers` compares it with the current epoch.
 """
 
 from __future__ import annotations
@@ -15,17 +19,22 @@ from typing import Final
 from registry.auth.authorization_header import Basic, Bearer
 from registry.auth.rights.principal import Identity, Principal
 
-MOST_LOGINS: Final = 2048
-"""Cached Basic credentials: passwords, API tokens, tokens of issuers."""
-MOST_TOKENS: Final = 1024
-"""Cached bearer tokens. They are counted apart, since anyone can get many of them, while a password that is evicted has
-to be hashed again."""
+MAX_CACHED_LOGINS: Final = 2048
+"""The most Basic credentials in the cache: passwords, API tokens, tokens of issuers."""
+MAX_CACHED_BEARER_TOKENS: Final = 1024
+"""The most bearer tokens in the cache. They have a limit of their own, so that a client that gets many tokens evicts no
+passwords, which would have to be hashed again."""
 
 
 class VerifiedCredential:
-    """A credential that proved `identity`, which was valid under `epoch` of the accounts. It counts until `until`
-    (seconds since 1970). `key_id` is the store's key that signed it, if one did. `principal` is what the identity made
-    last, under the epoch that the principal holds."""
+    """A verified credential.
+
+    - `identity`: the account and limits that the credential proved.
+    - `epoch`: the epoch of the store when the identity was last checked.
+    - `until`: when the entry expires, in seconds since 1970; not later than the identity.
+    - `key_id`: the id of the store's key that signed the credential. None: the store did not sign it.
+    - `principal`: the principal of the identity, or None before it is first computed. It holds an epoch of its own.
+    """
 
     __slots__ = ("epoch", "identity", "key_id", "principal", "until")
 
@@ -38,37 +47,38 @@ class VerifiedCredential:
 
 
 class CredentialCache:
-    """Verified credentials of one process, by `key_of` their headers. Evicts the oldest."""
+    """The verified credentials of one process, by the key that `key_of` returns. Evicts the oldest entries."""
 
     def __init__(self) -> None:
-        self._hash = blake2b(digest_size=16, key=os.urandom(32))  # copying it costs half of what making one does
-        self._address, self._address_hash = "", self._hash  # successive requests often come from one address
+        self._hash = blake2b(digest_size=16, key=os.urandom(32))  # copied for each key, which is faster than a new one
+        self._address, self._address_hash = "", self._hash  # kept because one address often sends several requests
         self._logins: dict[bytes, VerifiedCredential] = {}
         self._tokens: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
         """Returns the key of an Authorization header that came from `address`."""
         if address != self._address:
-            begun = self._hash.copy()
-            begun.update(address.encode() + b"\0")  # an address holds no NUL, so this separates the two
-            self._address, self._address_hash = address, begun
+            address_hash = self._hash.copy()
+            address_hash.update(address.encode() + b"\0")  # separates address and header: no address contains NUL
+            self._address, self._address_hash = address, address_hash
         hashed = self._address_hash.copy()
         hashed.update(header)
         return hashed.digest()
 
     def get(self, key: bytes) -> VerifiedCredential | None:
-        """Returns what was cached, which may be outdated."""
+        """Returns the cached credential, which may be outdated, or None."""
         return self._logins.get(key) or self._tokens.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
-        """Caches a verified credential in place of an older one."""
-        entries, most = (self._tokens, MOST_TOKENS) if isinstance(credential, Bearer) else (self._logins, MOST_LOGINS)
+        """Caches `verified` under `key`, in place of an older entry."""
+        is_bearer = isinstance(credential, Bearer)
+        entries = self._tokens if is_bearer else self._logins
         entries.pop(key, None)
-        if len(entries) >= most:
+        if len(entries) >= (MAX_CACHED_BEARER_TOKENS if is_bearer else MAX_CACHED_LOGINS):
             del entries[next(iter(entries))]
         entries[key] = verified
 
-    def drop(self, key: bytes) -> None:
+    def remove(self, key: bytes) -> None:
         """Removes an entry, if it exists."""
         self._logins.pop(key, None)
         self._tokens.pop(key, None)
@@ -78,10 +88,11 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the header that most clients send for a credential. Other spellings of it have other keys, and are found
-    in the cache only after the header was parsed."""
+    """Returns the Authorization header in the spelling that most clients send. The cache key of a credential is made
+    from this header, so a request with another spelling is found in the cache only after its header is parsed."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
-    # No header holds a user name with a colon, but a form may: it must not look like a shorter name.
+    # A user name with a colon can come only from a form. With the scheme Basic, "a:b" with the secret "c" would look
+    # like "a" with the secret "b:c".
     scheme = b"Form " if ":" in credential.user else b"Basic "
     return scheme + base64.b64encode(f"{credential.user}:{credential.secret}".encode("utf-8", "surrogatepass"))

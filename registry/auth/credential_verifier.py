@@ -1,8 +1,10 @@
-"""Verifies credentials: passwords, API tokens, tokens of `/token`, and tokens of trusted issuers.
+"""Verifies credentials: passwords, API tokens, bearer tokens that `/token` issued, and tokens of trusted issuers.
 
-Verified credentials are cached, so a client that sends a password with every request has it hashed once an hour. A
-cached credential counts only while it is still valid, which each look-up checks: the store's epoch changes with
-everything in the store, and the stamp of an identity with everything else. The error is the same, whatever is wrong.
+Verified credentials are cached, so the password that a client sends with every request is hashed once an hour. Each
+look-up in the cache checks that the credential is still valid (`registry.auth.revocation_across_workers`). For this, an
+entry holds the *epoch*, a number in the store that every change of accounts, grants, tokens and keys increases.
+
+All wrong credentials get the same error text, so that it reveals nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from registry.auth.credential_cache import CredentialCache, VerifiedCredential, 
 from registry.auth.external.issuers import Issuers
 from registry.auth.password.password_check import PasswordCheck
 from registry.auth.revocation import RevocationCheck
+from registry.auth.revocation_across_workers import CachedCredentialCheck
 from registry.auth.rights.principal import Identity
 from registry.auth.token import api_tokens
 from registry.auth.token.bearer_tokens import BearerTokens
@@ -27,14 +30,14 @@ from storage.errors import TooManyRequests, Unauthorized
 
 CACHED_SECONDS: Final = 3600.0
 """Lifetime of a cached credential."""
-LONGEST_USER: Final = 255
-"""Characters of a user name."""
-LONGEST_SECRET: Final = 16 * 1024
-"""Characters of a secret. A token of an issuer may take a password's place, and some are long."""
+MAX_USER_CHARACTERS: Final = 255
+"""The longest user name that is looked up."""
+MAX_SECRET_CHARACTERS: Final = 16 * 1024
+"""The longest secret that is checked. It is this long because a client may send an issuer's token as the password."""
 
 
 class CredentialVerifier:
-    """Verifies credentials, for one process and its event loop. `clock` gives seconds since 1970."""
+    """Verifies credentials, for one process and its event loop. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -53,41 +56,44 @@ class CredentialVerifier:
         self._revocation_check = revocation_check
         self._logins = logins
         self._clock = clock
-        self._flights = SingleFlight[VerifiedCredential]()
+        self._verifications = SingleFlight[VerifiedCredential]()
         self.cache = CredentialCache()
+        self.cached_credential_check = CachedCredentialCheck(accounts, bearer_tokens, revocation_check, clock)
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
-        """Returns the verified credential, from the cache or anew. `by` is where it came from.
+        """Returns the verified credential, from the cache if it is there. `by` describes the client, for its address
+        and for the audit log.
 
-        May wait for an issuer's key set, or while passwords are hashed; concurrent requests with the same password
-        share one hashing. Raises Unauthorized, whatever is wrong with the credential, and TooManyRequests if too many
-        attempts failed or too many wait. Cancelled: a hashing goes on.
+        May wait for the download of an issuer's key set, and for the hashing of passwords; concurrent requests with the
+        same password share one hashing. Raises Unauthorized if the credential is not valid, and TooManyRequests after
+        too many failed logins or if too many logins wait. If the caller is cancelled, the verification continues.
         """
         key = self.cache.key_of(header_of(credential), by.address)
         found = self.cache.get(key)
         if found is not None:
-            if self._is_valid(found):
+            if self.cached_credential_check.is_valid(found):
                 return found
-            self.cache.drop(key)
+            self.cache.remove(key)
         if isinstance(credential, Bearer):
             return await self._verify_bearer(key, credential, by)
         if not credential.user or not credential.secret:
             raise Unauthorized(REFUSED)
-        if len(credential.user) > LONGEST_USER or len(credential.secret) > LONGEST_SECRET:
+        if len(credential.user) > MAX_USER_CHARACTERS or len(credential.secret) > MAX_SECRET_CHARACTERS:
             raise Unauthorized(REFUSED)
-        return await self._flights.run(key, lambda: self._verify_basic(key, credential, by))
+        return await self._verifications.run(key, lambda: self._verify_basic(key, credential, by))
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
-        """Returns the identity that a bearer token proves. See `verify`."""
+        """Returns the identity that a bearer token proves. Raises what `verify` raises."""
         return (await self.verify(Bearer(token), by)).identity
 
     async def verify_basic(self, user: str, secret: str, by: Actor) -> Identity:
-        """Returns the identity that a user's password, API token or issuer's token proves. See `verify`."""
+        """Returns the identity that a user name and a secret prove. The secret is a password, an API token or an
+        issuer's token. Raises what `verify` raises."""
         return (await self.verify(Basic(user, secret), by)).identity
 
     async def verify_refresh(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token proves without a user name, as `/token` accepts it for a refresh
-        token. Raises Unauthorized."""
+        """Returns the identity that an API token proves without a user name. `/token` accepts API tokens in this way,
+        as refresh tokens. Raises Unauthorized if the token is not valid."""
         try:
             identity = self._api_token(None, text)
         except Unauthorized as error:
@@ -97,52 +103,38 @@ class CredentialVerifier:
         return identity
 
     async def aclose(self) -> None:
-        """Cancels verifications that are under way."""
-        await self._flights.aclose()
-
-    def is_current(self, verified: VerifiedCredential) -> bool:
-        """Returns whether a cached credential has not expired, and what it rests on outside the store is the same."""
-        return verified.until > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
-
-    def _is_valid(self, verified: VerifiedCredential) -> bool:
-        """Returns whether a cached credential still counts. Checks the identity again after a change in the store."""
-        if not self.is_current(verified):
-            return False
-        epoch = self._accounts.epoch()
-        if verified.epoch != epoch:
-            if verified.key_id is not None and not self._bearer_tokens.is_key_accepted(verified.key_id):
-                return False
-            try:
-                verified.identity = self._revocation_check.check(verified.identity)
-            except Unauthorized:
-                return False
-            verified.epoch = epoch
-        return True
+        """Cancels all verifications that are running."""
+        await self._verifications.aclose()
 
     async def _verify_bearer(self, key: bytes, credential: Bearer, by: Actor) -> VerifiedCredential:
+        """Verifies a bearer token of this registry or of an issuer, and caches it under `key`."""
         token, epoch = credential.token, self._accounts.epoch()
-        is_foreign = self._issuers.knows(token)
+        is_from_issuer = self._issuers.issued(token)
         try:
-            if is_foreign:
+            if is_from_issuer:
                 identity, key_id = await self._issuers.verify(token), None
             else:
                 identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.key_of(token)
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
-            if is_foreign:
+            if is_from_issuer:
                 self._logins.record_failure("", "issuer", error.message, by)
             raise Unauthorized(REFUSED) from None
-        if is_foreign:
+        if is_from_issuer:
             self._logins.record_success(identity, "issuer", by)
         return self._store(key, credential, identity, epoch, key_id)
 
     async def _verify_basic(self, key: bytes, credential: Basic, by: Actor) -> VerifiedCredential:
+        """Verifies a user name and a secret, which is a password, an API token or an issuer's token. Caches the result
+        under `key`."""
         user, secret, epoch = credential.user, credential.secret, self._accounts.epoch()
-        how = "token" if api_tokens.is_well_formed(secret) else "issuer" if self._issuers.knows(secret) else "password"
+        method = (
+            "token" if api_tokens.is_well_formed(secret) else "issuer" if self._issuers.issued(secret) else "password"
+        )
         try:
-            if how == "token":
+            if method == "token":
                 identity = self._api_token(user, secret)
-            elif how == "issuer":
+            elif method == "issuer":
                 identity = await self._issuers.verify(secret)
                 if identity.name != user:
                     raise Unauthorized("the token is another account's")
@@ -150,26 +142,26 @@ class CredentialVerifier:
                 identity = await self._passwords.check(_account_name(user), secret, by.address)
             identity = self._revocation_check.check(identity)
         except TooManyRequests as error:
-            self._logins.record_failure(user, how, error.message, by)
+            self._logins.record_failure(user, method, error.message, by)
             raise
         except Unauthorized as error:
-            self._logins.record_failure(user, how, error.message, by)
+            self._logins.record_failure(user, method, error.message, by)
             raise Unauthorized(REFUSED) from None
-        self._logins.record_success(identity, how, by)
+        self._logins.record_success(identity, method, by)
         return self._store(key, credential, identity, epoch)
 
     def _store(
         self, key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int, key_id: str | None = None
     ) -> VerifiedCredential:
-        """Caches a verified credential. `epoch` was read before the verification, so a change meanwhile is noticed at
-        the next look-up."""
+        """Caches a verified credential and returns it. `epoch` must be read before the verification: after a change
+        during the verification, the next look-up then checks the credential again."""
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
         self.cache.put(key, verified, credential)
         return verified
 
     def _api_token(self, user: str | None, text: str) -> Identity:
-        """Returns the identity that an API token proves. Without `user`, any account's token counts. Raises
-        Unauthorized."""
+        """Returns the identity that an API token proves. Raises Unauthorized if the token is not valid or belongs to
+        another account than `user`. Without `user`, accepts tokens of all accounts, and refresh tokens as well."""
         token = api_tokens.find(self._accounts, text)
         if user is not None and token.account != user:
             raise Unauthorized("the API token is another account's")
@@ -193,8 +185,8 @@ class CredentialVerifier:
 
 
 def _account_name(user: str) -> AccountName:
-    """Returns `user` as an account's name. Raises Unauthorized without hashing anything: which names are valid is no
-    secret."""
+    """Returns `user` as an account's name. Raises Unauthorized if it cannot be one. This answer comes faster than one
+    after a hashing, which reveals nothing, because the rules for names are public."""
     try:
         return AccountName(user)
     except AccountInvalid:

@@ -1,8 +1,8 @@
-"""Checks whether an identity is still valid: its account, its API token, its line in the htpasswd file, and the
-settings of its issuer or provider.
+"""`RevocationCheck`: checks whether an identity that a credential once proved is still valid.
 
-A worker notices a change by another worker because the accounts' epoch is read again after every commit
-(`storage.metadata.sqlite.cross_process_change_counter`).
+It looks at the identity's account and API token in the store, at its line in the htpasswd file, and at the settings of
+the token issuer or OpenID provider that proved it. `registry.auth.revocation_across_workers` says when this check runs,
+and how a worker notices what another worker revoked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from storage.errors import Unauthorized
 
 
 class RevocationCheck:
-    """Checks identities. `stamps` are those of the issuers and of the OpenID provider in the settings."""
+    """Checks identities. A *stamp* is a hash of the source outside the store that proved an identity. `stamps` are the
+    stamps of the issuers and of the OpenID provider in the current settings."""
 
     def __init__(self, accounts: Accounts, htpasswd: HtpasswdFile | None = None, stamps: Collection[str] = ()) -> None:
         self._accounts = accounts
@@ -26,11 +27,11 @@ class RevocationCheck:
         self._stamps = frozenset(stamps)
 
     def check(self, identity: Identity) -> Identity:
-        """Returns the identity with the current limits of its API token, and expiring no later than that. Does not look
-        at the identity's own expiry. Takes some ten microseconds.
+        """Returns the identity with the current limits of its API token, and with the token's expiry time if that is
+        earlier. Raises Unauthorized if the identity is not valid any more. Does not check whether it has expired.
 
-        The result holds as long as the store's epoch and `is_stamp_current` stay the same. Raises Unauthorized if the
-        identity is not valid any more.
+        Takes about ten microseconds. The result stays valid until the store's epoch changes (the number that every
+        change of accounts, grants, tokens and keys increases), or until `is_stamp_current` returns False.
         """
         if identity.name is None:
             return identity
@@ -47,9 +48,9 @@ class RevocationCheck:
         return replace(identity, limits=token.limits, expires=expires)
 
     def is_stamp_current(self, identity: Identity) -> bool:
-        """Returns whether the identity's stamp is still the current one. A stamp stands for what is not in the store,
-        whose epoch does not change with it. Takes two microseconds for a line of an htpasswd file, nothing for other
-        identities."""
+        """Returns whether the source that the identity's stamp was made from is unchanged. True for an identity without
+        a stamp. Takes two microseconds for a line of an htpasswd file, which needs a stat of the file, and no
+        measurable time for other identities."""
         if identity.stamp is None or identity.name is None:
             return True
         if identity.stamp.startswith(f"{STAMP_PREFIX}:"):
@@ -57,6 +58,7 @@ class RevocationCheck:
         return identity.stamp in self._stamps
 
     def _check_account(self, identity: Identity) -> None:
+        """Raises Unauthorized if the account in the store was removed, disabled or changed."""
         assert identity.name is not None
         try:
             account = self._accounts.account(str.__new__(AccountName, identity.name))
@@ -66,8 +68,8 @@ class RevocationCheck:
             raise Unauthorized("the account has changed")
 
     def _is_stored(self, name: str) -> bool:
-        """Returns whether the store has an account of that name. Enabled or not, it has precedence over one from
-        elsewhere."""
+        """Returns whether the store has an account of this name. Such an account, even a disabled one, replaces an
+        account of the same name in the htpasswd file."""
         try:
             self._accounts.account(str.__new__(AccountName, name))
         except AccountUnknown:
@@ -75,6 +77,7 @@ class RevocationCheck:
         return True
 
     def _token(self, identity: Identity) -> ApiToken:
+        """Returns the identity's API token from the store. Raises Unauthorized if it was revoked or has expired."""
         assert identity.token is not None
         try:
             token, _ = self._accounts.token(identity.token)

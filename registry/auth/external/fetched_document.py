@@ -1,4 +1,4 @@
-"""A document of another service that this process fetches when it is needed, and caches."""
+"""A cached document of another service, such as the keys of a token issuer. It is fetched when it is first needed."""
 
 from __future__ import annotations
 
@@ -13,72 +13,77 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FetchTimes:
-    """How long a document counts, in seconds.
+    """When a document is fetched again, and how long it is used. All values are in seconds.
 
-    - `fresh`: from this age on it is fetched again while it is being used.
-    - `stale`: after this age it is not used any more.
-    - `retry`: the pause after a fetch that failed.
-    - `pause`: the pause after a fetch that succeeded.
+    - `refresh_age`: from this age on, the document should be fetched again, but may still be used.
+    - `max_age`: above this age, the document is not used any more.
+    - `pause_after_failure`: the shortest time between a failed fetch and the next fetch.
+    - `pause_after_success`: the shortest time between a successful fetch and the next fetch.
     """
 
-    fresh: float
-    stale: float
-    retry: float
-    pause: float
+    refresh_age: float
+    max_age: float
+    pause_after_failure: float
+    pause_after_success: float
 
 
 class FetchedDocument(Generic[T]):
-    """Fetches a document with one request at a time. `fetch` returns the document, or None if it failed; it raises
-    nothing. `clock` is monotonic, in seconds. Making one contacts nobody."""
+    """A document that is fetched with one request at a time. The constructor fetches nothing.
+
+    `fetch` must return the document, or None after a failure, and raise nothing. `clock` returns monotonic seconds.
+    """
 
     def __init__(self, fetch: Callable[[], Awaitable[T | None]], times: FetchTimes, clock: Callable[[], float]) -> None:
         self._fetch = fetch
         self._times = times
         self._clock = clock
         self._document: T | None = None
-        self._fetched_at = -times.stale
-        self._next_fetch = -times.stale
-        self._flights = SingleFlight[None]()
+        # Before the first fetch, the age is at least `max_age`, and no pause applies.
+        self._fetched_at = -times.max_age
+        self._next_fetch_at = -times.max_age
+        self._fetches = SingleFlight[None]()
         self._closed = False
 
     @property
     def current(self) -> T | None:
-        """The document, or None if there is none or it is stale."""
-        return self._document if self._age <= self._times.stale else None
+        """The document, or None if none was fetched or it is too old."""
+        return self._document if self._age <= self._times.max_age else None
 
     @property
     def is_fresh(self) -> bool:
-        return self._age < self._times.fresh
+        """Whether the document is so new that it need not be fetched again."""
+        return self._age < self._times.refresh_age
 
     async def refresh(self) -> None:
-        """Fetches the document, or waits for a fetch that is under way. Does nothing during a pause or after `aclose`.
-        Cancelled: the fetch goes on."""
-        if self._is_due:
-            await self._flights.settle(None, self._run)
+        """Fetches the document and waits for the end of the fetch, or of the fetch that already runs. Does nothing
+        during the pause after a fetch, or after `aclose`. If the caller is cancelled, the fetch continues."""
+        if self._may_fetch:
+            await self._fetches.settle(None, self._run)
 
     def start_refresh(self) -> None:
-        """Does what `refresh` does, without waiting."""
-        if self._is_due:
-            self._flights.start(None, self._run)
+        """Starts a fetch like `refresh`, but does not wait for its end."""
+        if self._may_fetch:
+            self._fetches.start(None, self._run)
 
     async def aclose(self) -> None:
-        """Cancels a fetch that is under way, and allows no further one."""
+        """Cancels a running fetch. No fetch starts afterwards."""
         self._closed = True
-        await self._flights.aclose()
+        await self._fetches.aclose()
 
     @property
     def _age(self) -> float:
         return self._clock() - self._fetched_at
 
     @property
-    def _is_due(self) -> bool:
-        return not self._closed and (len(self._flights) > 0 or self._clock() >= self._next_fetch)
+    def _may_fetch(self) -> bool:
+        """Whether a fetch is running, or one may start now."""
+        return not self._closed and (len(self._fetches) > 0 or self._clock() >= self._next_fetch_at)
 
     async def _run(self) -> None:
-        pause = self._times.retry
+        pause = self._times.pause_after_failure
         try:
             document = await self._fetch()
             if document is not None:
-                self._document, self._fetched_at, pause = document, self._clock(), self._times.pause
+                self._document, self._fetched_at, pause = document, self._clock(), self._times.pause_after_success
         finally:
-            self._next_fetch = self._clock() + pause
+            self._next_fetch_at = self._clock() + pause

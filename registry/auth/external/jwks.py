@@ -1,8 +1,8 @@
-"""Public keys of other services (JSON Web Key Sets, RFC 7517), from a file or a URL.
+"""Public keys of token issuers and OpenID providers (JSON Web Key Sets, RFC 7517), from a file or a URL.
 
-Only keys that can check a signature but not sign are accepted. A key set at a URL is fetched when a token needs it, and
-again when a token names an unknown key, at most once a minute. Meanwhile tokens with known keys do not wait, and tokens
-with made-up keys cause no traffic.
+Only public keys are accepted: those that can verify a signature but not sign. A key set at a URL is fetched when the
+first token needs it. It is fetched again when a token names an unknown key, but at most once a minute, so tokens with
+invented keys cause no traffic. A token with a known key never waits for a fetch.
 """
 
 from __future__ import annotations
@@ -21,110 +21,125 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
-from registry.auth.external.identity_http import NoAnswer, send_request
+from registry.auth.external.identity_http import NoUsableResponse, send_request
 
 log = logging.getLogger(__name__)
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
 
-SMALLEST_RSA_BITS: Final = 2048
-"""Bits of an RSA key (RFC 7518, 3.3)."""
-MOST_KEYS: Final = 100
-"""Keys of a set that are read."""
+MIN_RSA_BITS: Final = 2048
+"""The shortest RSA key that is accepted (RFC 7518, 3.3)."""
+MAX_KEYS: Final = 100
+"""The most keys that are read from one key set."""
 REFRESH_SECONDS: Final = 60.0
-"""Least time between two fetches, however many unknown keys tokens name."""
+"""The shortest time between a successful fetch and the next fetch."""
 RETRY_SECONDS: Final = 10.0
-"""Pause after a fetch that failed."""
+"""The shortest time between a failed fetch and the next fetch."""
 FRESH_SECONDS: Final = 3600.0
-"""Age after which a key set is fetched again while it is being used: a key may have been withdrawn."""
+"""The age at which a key set is fetched again, because the issuer may have withdrawn a key. It is still used
+meanwhile."""
 STALE_SECONDS: Final = 86400.0
-"""Age after which a key set that could not be fetched again is not used any more."""
+"""The age above which a key set is not used any more. A key set gets so old only if all fetches fail."""
 
 _CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
+"""The elliptic curve of each signature algorithm (RFC 7518, 3.4)."""
 
 FetchBody = Callable[[str], Awaitable[bytes]]
+"""Returns the document at a URL. Raises KeySetUnavailable."""
 
 
 class KeySetUnavailable(Exception):
-    """The key set cannot be fetched or read. The text is for the log."""
+    """The key set cannot be fetched or read. The text says why, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """A key of a set. `id` and `algorithm` are None if the set does not name them."""
+    """A public key of a key set. `id` and `algorithm` are None if the key set does not name them."""
 
     id: str | None
     algorithm: str | None
-    public: PublicKey
+    public_key: PublicKey
 
     def fits(self, key_id: str | None, algorithm: str) -> bool:
-        """Returns whether the key may have signed a token with this header. `key_id` is None if the token names no
-        key."""
+        """Returns whether this key may verify a token that names `key_id` and `algorithm` in its header. `key_id` is
+        None if the token names no key."""
         if key_id is not None and self.id != key_id:
             return False
-        return self.algorithm in (None, algorithm) and _is_key_for(self.public, algorithm)
+        return self.algorithm in (None, algorithm) and _is_key_for(self.public_key, algorithm)
 
 
 class KeySet(Protocol):
-    """The public keys of an issuer or a provider."""
+    """The public keys of a token issuer or an OpenID provider."""
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        """Returns the key for a token with this header; None if no key fits, or several do and the token names none."""
+        """Returns the key that verifies a token with `key_id` and `algorithm` in its header. Returns None if no key
+        fits, or if several keys fit and the token names none (`key_id` is None)."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Cancels a running fetch."""
+        ...
 
 
 class FileKeySet:
-    """A key set in a file, read again when the file has changed. While the file cannot be read there are no keys."""
+    """A key set in a file. Reads the file again when it has changed. Has no keys while the file cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._state: tuple[int, ...] = ()
+        self._file_state: tuple[int, ...] = ()
+        """The file's times, inode and size when it was read."""
         self._keys: tuple[VerificationKey, ...] = ()
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
+        """Returns a key as `KeySet.find` does."""
         try:
-            now = os.stat(self._path)
-            state = (now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size)
-            if state != self._state:
-                self._keys, self._state = parse_key_set(self._path.read_bytes()), state
+            status = os.stat(self._path)
+            state = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+            if state != self._file_state:
+                self._keys, self._file_state = parse_key_set(self._path.read_bytes()), state
         except (OSError, KeySetUnavailable) as error:
             log.warning("the keys in %s cannot be used: %s", self._path, error)
-            self._keys, self._state = (), ()
-        return _choose(self._keys, key_id, algorithm)
+            self._keys, self._file_state = (), ()
+        return _choose_key(self._keys, key_id, algorithm)
 
     async def aclose(self) -> None:
-        return
+        """Does nothing, because a file is never fetched."""
 
 
 class FetchedKeySet:
-    """A key set at a URL. Making one contacts nobody. `clock` is monotonic, in seconds."""
+    """A key set at a URL. The constructor fetches nothing. `clock` returns monotonic seconds."""
 
     def __init__(self, url: str, fetch: FetchBody, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._fetch = fetch
-        times = FetchTimes(FRESH_SECONDS, STALE_SECONDS, RETRY_SECONDS, REFRESH_SECONDS)
+        times = FetchTimes(
+            refresh_age=FRESH_SECONDS,
+            max_age=STALE_SECONDS,
+            pause_after_failure=RETRY_SECONDS,
+            pause_after_success=REFRESH_SECONDS,
+        )
         self._document = FetchedDocument(self._fetch_keys, times, clock)
 
     async def find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        """See `KeySet`. Waits for a fetch only if no cached key fits. Cancelled: the fetch goes on."""
-        found = self._find(key_id, algorithm)
+        """Returns a key as `KeySet.find` does. Waits for a fetch only if no cached key fits. If the caller is
+        cancelled, the fetch continues."""
+        found = self._find_cached(key_id, algorithm)
         if found is None:
             await self._document.refresh()
-            return self._find(key_id, algorithm)
+            return self._find_cached(key_id, algorithm)
         if not self._document.is_fresh:
             self._document.start_refresh()
         return found
 
     async def aclose(self) -> None:
-        """Cancels a fetch that is under way."""
+        """Cancels a running fetch."""
         await self._document.aclose()
 
-    def _find(self, key_id: str | None, algorithm: str) -> PublicKey | None:
-        return _choose(self._document.current or (), key_id, algorithm)
+    def _find_cached(self, key_id: str | None, algorithm: str) -> PublicKey | None:
+        return _choose_key(self._document.current or (), key_id, algorithm)
 
     async def _fetch_keys(self) -> tuple[VerificationKey, ...] | None:
+        """Returns the keys, or None after a failure, which is logged."""
         try:
             return parse_key_set(await self._fetch(self._url))
         except KeySetUnavailable as error:
@@ -133,10 +148,11 @@ class FetchedKeySet:
 
 
 async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
-    """Returns the body at `url`. Follows no redirect, and accepts only the status 200. Raises KeySetUnavailable."""
+    """Returns the document at `url`. `ca_file` has certificates to trust instead of the system's. Follows no redirect.
+    Raises KeySetUnavailable for any failure, and for another status than 200."""
     try:
         status, body = await send_request(url, ca_file)
-    except NoAnswer as error:
+    except NoUsableResponse as error:
         raise KeySetUnavailable(str(error)) from None
     if status != 200:
         raise KeySetUnavailable(f"the answer is {status}")
@@ -144,8 +160,8 @@ async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
 
 
 def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
-    """Returns the usable keys of a set, and ignores all others (RFC 7517, 5). Raises KeySetUnavailable if `body` is no
-    key set."""
+    """Returns the keys in the JSON document `body` that can verify signatures, and ignores all others (RFC 7517, 5).
+    Raises KeySetUnavailable if `body` is no key set."""
     try:
         document = json.loads(body)
         entries = document["keys"]
@@ -153,11 +169,12 @@ def parse_key_set(body: bytes) -> tuple[VerificationKey, ...]:
         raise KeySetUnavailable("it is not a JSON Web Key Set") from None
     if not isinstance(entries, list):
         raise KeySetUnavailable("it is not a JSON Web Key Set")
-    return tuple(key for entry in entries[:MOST_KEYS] if (key := _key(entry)) is not None)
+    return tuple(key for entry in entries[:MAX_KEYS] if (key := _parse_key(entry)) is not None)
 
 
-def _key(entry: Any) -> VerificationKey | None:
-    """Returns the key of an entry; None for a private key, a key for encryption, and one of an unknown kind."""
+def _parse_key(entry: Any) -> VerificationKey | None:
+    """Returns the key in an entry of a key set. Returns None for a private key, a key for encryption, and a key of an
+    unknown type."""
     if not isinstance(entry, dict) or "d" in entry or entry.get("use", "sig") != "sig":
         return None
     operations = entry.get("key_ops")
@@ -173,23 +190,23 @@ def _key(entry: Any) -> VerificationKey | None:
         public = read(entry) if read is not None else None
     except (jwt.InvalidKeyError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not isinstance(public, PublicKey) or (
-        isinstance(public, rsa.RSAPublicKey) and public.key_size < SMALLEST_RSA_BITS
-    ):
+    if not isinstance(public, PublicKey) or (isinstance(public, rsa.RSAPublicKey) and public.key_size < MIN_RSA_BITS):
         return None
-    return VerificationKey(_text(entry.get("kid")), _text(entry.get("alg")), public)
+    return VerificationKey(_text_or_none(entry.get("kid")), _text_or_none(entry.get("alg")), public)
 
 
-def _text(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _choose(keys: tuple[VerificationKey, ...], key_id: str | None, algorithm: str) -> PublicKey | None:
-    fitting = [key.public for key in keys if key.fits(key_id, algorithm)]
+def _choose_key(keys: tuple[VerificationKey, ...], key_id: str | None, algorithm: str) -> PublicKey | None:
+    """Returns the key for a token, as `KeySet.find` describes."""
+    fitting = [key.public_key for key in keys if key.fits(key_id, algorithm)]
     return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 
 
 def _is_key_for(public: PublicKey, algorithm: str) -> bool:
+    """Returns whether a key is of the type that a signature algorithm needs (RFC 7518, 3.1; RFC 8037 for EdDSA)."""
     if algorithm.startswith(("RS", "PS")):
         return isinstance(public, rsa.RSAPublicKey)
     if algorithm in _CURVES:

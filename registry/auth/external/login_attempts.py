@@ -1,8 +1,9 @@
-"""A login at the provider that has begun. The browser keeps it as an encrypted cookie, so that any worker can finish
-the login, and nobody can read or forge one.
+"""Login attempts: the state of a login at the OpenID provider between its start and the provider's response.
 
-It holds what ties the provider's response to the browser that began (`state`, RFC 6749, 10.12), to the ID token
-(`nonce`, OpenID Connect Core, 3.1.2.1) and to the code (`verifier`, RFC 7636).
+The browser stores an attempt as an encrypted cookie, so any worker can finish the login, and nobody can read or forge
+an attempt. It contains three random values: `state` ties the provider's response to this browser (RFC 6749, 10.12),
+`nonce` ties the ID token to this attempt (OpenID Connect Core, 3.1.2.1), and `verifier` does so for the authorization
+code (RFC 7636).
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ from registry.auth.token.signing_keys import SigningKeys
 from storage.access import SigningKey
 
 ATTEMPT_SECONDS: Final = 600
-"""Time from `/login` to the return: enough to find a second factor."""
-LONGEST_ATTEMPT: Final = 4096
-"""Characters of a sealed attempt."""
-_PURPOSE: Final = b"entrepot: logins at the provider, begun"
+"""The longest time from the start of a login to the provider's response: enough to find a second factor."""
+MAX_SEALED_CHARACTERS: Final = 4096
+"""The longest encrypted attempt that is opened."""
+_KEY_PURPOSE: Final = b"entrepot: logins at the provider, begun"
+"""The text from which, with a signing key, the encryption key is derived."""
 _NONCE_BYTES: Final = 12
-"""Bytes, as AES-GCM has them (NIST SP 800-38D, 8.2.2)."""
+"""The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
 
 
 class LoginAttemptInvalid(Exception):
-    """The attempt is missing, forged, too old, or belongs to another login. The text is for the audit log."""
+    """The attempt is missing, forged, too old, or belongs to another login. The text says why, for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """A login that has begun. `back` is the path to return to afterwards; `begun` is in seconds since 1970."""
+    """A login that has started.
+
+    - `state`, `nonce`, `verifier`: random values, which the module describes.
+    - `redirect_uri`: the URL of this registry to which the provider sends the browser.
+    - `back`: the path to which the browser goes after the login.
+    - `begun`: when the login started, in seconds since 1970.
+    """
 
     state: str = field(repr=False)
     nonce: str = field(repr=False)
@@ -49,11 +57,12 @@ class LoginAttempt:
     @property
     def challenge(self) -> str:
         """The `code_challenge` for the method S256 (RFC 7636, 4.2)."""
-        return _encoded(hashlib.sha256(self.verifier.encode("ascii")).digest())
+        return _base64url(hashlib.sha256(self.verifier.encode("ascii")).digest())
 
 
 class LoginAttempts:
-    """Makes, seals and opens attempts. `clock` gives seconds since 1970."""
+    """Makes attempts, and encrypts and decrypts them with the store's signing keys. `clock` returns seconds since 1970;
+    `random(n)` returns n random bytes."""
 
     def __init__(
         self, keys: SigningKeys, clock: Callable[[], float], random: Callable[[int], bytes] = os.urandom
@@ -63,28 +72,29 @@ class LoginAttempts:
         self._random = random
 
     def begin(self, redirect_uri: str, back: str) -> LoginAttempt:
-        """Returns a new attempt."""
-        state, nonce, verifier = (_encoded(self._random(32)) for _ in range(3))
+        """Returns a new attempt. `back` is the path to which the browser goes after the login."""
+        state, nonce, verifier = (_base64url(self._random(32)) for _ in range(3))
         return LoginAttempt(state, nonce, verifier, redirect_uri, back, self._clock())
 
     async def seal(self, attempt: LoginAttempt) -> str:
-        """Returns the attempt encrypted, for a cookie. Raises StorageFull, StorageFailed: the first token of a store
-        creates its key."""
+        """Returns the encrypted attempt, for a cookie. The first call for a store creates its signing key, so this
+        raises StorageFull, StorageFailed."""
         key = await self._keys.current()
         nonce = self._random(_NONCE_BYTES)
         sealed = _cipher(key).encrypt(nonce, json.dumps(asdict(attempt)).encode(), key.id.encode())
-        return f"{key.id}.{_encoded(nonce + sealed)}"
+        return f"{key.id}.{_base64url(nonce + sealed)}"
 
     def open(self, sealed: str, state: str) -> LoginAttempt:
-        """Returns the attempt that the provider's response with this `state` belongs to. Raises LoginAttemptInvalid."""
+        """Returns the decrypted attempt from a cookie. `state` is the value in the provider's response. Raises
+        LoginAttemptInvalid if the response does not belong to this attempt, or if the attempt is too old or forged."""
         key_id, _, text = sealed.partition(".")
-        key = self._keys.find(key_id) if len(sealed) <= LONGEST_ATTEMPT else None
+        key = self._keys.find(key_id) if len(sealed) <= MAX_SEALED_CHARACTERS else None
         if key is None:
             raise LoginAttemptInvalid("there is no login that has begun here")
         try:
-            held = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            opened = _cipher(key).decrypt(held[:_NONCE_BYTES], held[_NONCE_BYTES:], key.id.encode())
-            attempt = LoginAttempt(**json.loads(opened))
+            encrypted = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            plain = _cipher(key).decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], key.id.encode())
+            attempt = LoginAttempt(**json.loads(plain))
         except (InvalidTag, ValueError, TypeError):
             raise LoginAttemptInvalid("what the browser shows of the login is not valid") from None
         if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "surrogatepass")):
@@ -95,10 +105,10 @@ class LoginAttempts:
 
 
 def _cipher(key: SigningKey) -> AESGCM:
-    """Returns the cipher. Its key is derived from a signing key for this purpose alone, so a signed token is useless
-    here, and an attempt is useless as a token."""
-    return AESGCM(hmac.digest(key.secret, _PURPOSE, "sha256"))
+    """Returns the cipher. Its key is derived from a signing key and used only for attempts, so an attempt cannot be
+    made from a token that the signing key signed, or the reverse."""
+    return AESGCM(hmac.digest(key.secret, _KEY_PURPOSE, "sha256"))
 
 
-def _encoded(data: bytes) -> str:
+def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

@@ -1,4 +1,8 @@
-"""Login of people at the OpenID provider: the authorization code flow with PKCE.
+"""Logins of people at the OpenID provider: the authorization code flow with PKCE.
+
+`OpenIDLogin.begin` sends the browser to the provider's login page. The provider sends the browser back with an
+authorization code; `OpenIDLogin.finish` exchanges the code for an ID token and makes a session. Between the two, the
+browser holds an *attempt*, the encrypted state of the login, in a cookie.
 
 Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 9700, 2.1.
 """
@@ -19,7 +23,7 @@ from registry.auth.external.openid_provider import (
     IDTokenInvalid,
     OpenIDProvider,
     ProviderUnavailable,
-    error_word,
+    loggable_error_code,
     verify_id_token,
 )
 from registry.auth.rights.principal import Identity
@@ -34,18 +38,26 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamUnava
 log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final = "openid"
-MOST_LOGINS: Final = 32
-"""Logins of this process that may wait for the provider at once."""
-LONGEST_CODE: Final = 4096
-"""Characters of an authorization code."""
-GROUP_CHARACTERS: Final = 1500
-"""Characters of all the group names in a session: a cookie has 4096 bytes."""
+"""The method that the audit log names for these logins."""
+MAX_PARALLEL_LOGINS: Final = 32
+"""The most logins of one process that may wait for the provider at the same time."""
+MAX_CODE_CHARACTERS: Final = 4096
+"""The longest authorization code that is accepted."""
+MAX_GROUP_CHARACTERS: Final = 1500
+"""The most characters in all group names of a session together, so that it fits into a cookie of 4096 bytes."""
 _BEGIN_AGAIN: Final = "begin again at /login"
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationResponse:
-    """The parameters of the provider's redirect back to this registry. Missing ones are empty."""
+    """The parameters with which the provider sends the browser back to this registry. A missing parameter is an empty
+    text.
+
+    - `state`: the value that `OpenIDLogin.begin` sent.
+    - `code`: the authorization code.
+    - `error`: the provider's error code.
+    - `issuer`: the provider's name (`iss`).
+    """
 
     state: str = field(default="", repr=False)
     code: str = field(default="", repr=False)
@@ -55,17 +67,20 @@ class AuthorizationResponse:
 
 @dataclass(frozen=True, slots=True)
 class LoginResult:
-    """A finished login. `session` is for the browser's cookie, `return_path` the page to go to."""
+    """A successful login. `session` is the value of the session cookie, `return_path` the path to which the browser
+    goes."""
 
     session: str = field(repr=False)
     return_path: str
 
 
 class LoginFailed(Exception):
-    """A login that failed.
+    """A login failed.
 
-    `answer_error` is what the person is shown, `reason` is for the audit log. `user` is the account, if it is known.
-    `is_finished` means that the attempt cannot be continued.
+    - `answer_error`: the error that the person sees.
+    - `reason`: the cause, for the audit log.
+    - `user`: the name of the account; empty if it is not known.
+    - `is_finished`: whether the attempt is over, so that its cookie can be deleted.
     """
 
     def __init__(self, answer_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
@@ -77,7 +92,8 @@ class LoginFailed(Exception):
 
 
 class OpenIDLogin:
-    """Logins at the provider, for one process and its event loop. `clock` gives seconds since 1970."""
+    """Logins at the OpenID provider, for one process and its event loop. `logins` records them in the audit log.
+    `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -97,11 +113,14 @@ class OpenIDLogin:
         self._logins = logins
         self._clock = clock
         self._stamp = provider_stamp(settings)
-        self._waiting = 0
+        self._waiting_logins = 0
 
     async def begin(self, redirect_uri: str, back: str) -> tuple[str, str]:
-        """Begins a login that ends at the path `back`. Returns the URL of the provider's login page and the sealed
-        attempt for the browser's cookie. Raises LoginFailed, StorageFull, StorageFailed."""
+        """Starts a login. Returns the URL of the provider's login page, and the encrypted attempt for a cookie.
+
+        The provider sends the browser to `redirect_uri`, a URL of this registry. After the login, the browser goes to
+        the path `back`. Raises LoginFailed, StorageFull, StorageFailed.
+        """
         attempt = self._attempts.begin(redirect_uri, back)
         parameters = {
             "response_type": "code",
@@ -114,17 +133,19 @@ class OpenIDLogin:
             "code_challenge_method": "S256",
         }
         try:
-            url = (await self._provider.describe()).authorization
+            url = (await self._provider.metadata()).authorization_url
         except ProviderUnavailable as error:
             raise _provider_unavailable(error) from None
         return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}", await self._attempts.seal(attempt)
 
     async def finish(self, answer: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
-        """Ends a login. `sealed` is the attempt from the browser's cookie. Raises LoginFailed, StorageFull,
-        StorageFailed. A failure is in the audit log. Cancelled: the code may be used up."""
+        """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the cookie. Records the
+        login or its failure in the audit log, with `by` as the client. Raises LoginFailed, StorageFull, StorageFailed.
+        If the caller is cancelled, the person may have to start the login again, because a code can be used only
+        once."""
         try:
-            attempt = self._attempt(answer, sealed)
-            claims = await self._claims(answer, attempt)
+            attempt = self._open_attempt(answer, sealed)
+            claims = await self._fetch_claims(answer, attempt)
             identity = await self._identity(claims, by)
         except LoginFailed as failed:
             self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by)
@@ -133,11 +154,12 @@ class OpenIDLogin:
         return LoginResult(await self._sessions.issue(identity), attempt.back)
 
     async def aclose(self) -> None:
-        """Cancels requests to the provider."""
+        """Cancels running requests to the provider."""
         await self._provider.aclose()
 
-    def _attempt(self, answer: AuthorizationResponse, sealed: str) -> LoginAttempt:
-        """Returns the attempt that the response belongs to. Raises LoginFailed."""
+    def _open_attempt(self, answer: AuthorizationResponse, sealed: str) -> LoginAttempt:
+        """Returns the attempt that the provider's response belongs to. Raises LoginFailed if there is none, or if the
+        response has an error or no code."""
         try:
             attempt = self._attempts.open(sealed, answer.state)
         except LoginAttemptInvalid as error:
@@ -150,18 +172,20 @@ class OpenIDLogin:
         if answer.error:
             given_up = answer.error == "access_denied"
             why = "the login was given up, or the provider does not allow it" if given_up else "the provider failed"
-            raise LoginFailed(Denied(f"{why}; {_BEGIN_AGAIN}"), f"the provider says {error_word(answer.error)}")
-        if not answer.code or len(answer.code) > LONGEST_CODE:
+            raise LoginFailed(
+                Denied(f"{why}; {_BEGIN_AGAIN}"), f"the provider says {loggable_error_code(answer.error)}"
+            )
+        if not answer.code or len(answer.code) > MAX_CODE_CHARACTERS:
             raise _login_invalid("the answer holds no code")
         return attempt
 
-    async def _claims(self, answer: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
-        """Returns the claims of the ID token. Raises LoginFailed."""
-        if self._waiting >= MOST_LOGINS:
+    async def _fetch_claims(self, answer: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
+        """Exchanges the code for an ID token and returns the token's verified claims. Raises LoginFailed."""
+        if self._waiting_logins >= MAX_PARALLEL_LOGINS:
             raise LoginFailed(TooManyRequests("too many people are logging in", retry_after=5), "too many at once")
-        self._waiting += 1
+        self._waiting_logins += 1
         try:
-            if (await self._provider.describe()).sends_issuer and not answer.issuer:
+            if (await self._provider.metadata()).sends_issuer and not answer.issuer:
                 raise _login_invalid("the answer does not say of which issuer it is")
             text = await self._provider.redeem(answer.code, attempt.verifier, attempt.redirect_uri)
             return await verify_id_token(
@@ -181,22 +205,24 @@ class OpenIDLogin:
             log.warning("an ID token of the OpenID provider is refused: %s", error)
             raise _login_invalid(f"the ID token: {error}") from None
         finally:
-            self._waiting -= 1
+            self._waiting_logins -= 1
 
     async def _identity(self, claims: Mapping[str, Any], by: Actor) -> Identity:
-        """Returns the identity of the person that the claims name. Raises LoginFailed."""
+        """Returns the identity for the account that the claims of an ID token name. Raises LoginFailed if that account
+        may not log in."""
         account = await self._account(claims.get(self._settings.account_claim), by)
         if account.kind is not AccountKind.USER or not account.enabled:
             reason = "the account is disabled" if account.kind is AccountKind.USER else "the account is a robot's"
             raise LoginFailed(_no_account(account.name), reason, user=account.name)
         claim = self._settings.groups_claim
-        groups = self._known_groups(groups_from_claim(claims.get(claim))) if claim else ()
+        groups = self._session_groups(groups_from_claim(claims.get(claim))) if claim else ()
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
-    async def _account(self, named: object, by: Actor) -> Account:
-        """Returns the account that the claim names; creates it if the settings say so. Raises LoginFailed."""
+    async def _account(self, claim_value: object, by: Actor) -> Account:
+        """Returns the account that the value of a claim names. Creates it if it does not exist and the settings say so.
+        Raises LoginFailed."""
         try:
-            name = AccountName(named if isinstance(named, str) else "")
+            name = AccountName(claim_value if isinstance(claim_value, str) else "")
         except AccountInvalid:
             shown = Denied("what the provider calls you is no name for an account here; ask an admin of this registry")
             claim = self._settings.account_claim
@@ -211,26 +237,27 @@ class OpenIDLogin:
                 name, AccountKind.USER, password_hash=None, note="first login by OpenID", by=replace(by, name="system")
             )
         except AccountExists:
-            return self._existing(name)
+            return self._just_created_account(name)
 
-    def _existing(self, name: AccountName) -> Account:
-        """Returns the account that another login created meanwhile. Raises LoginFailed if a group has the name."""
+    def _just_created_account(self, name: AccountName) -> Account:
+        """Returns the account that a concurrent login has created. Raises LoginFailed if a group has the name."""
         try:
             return self._accounts.account(name)
         except AccountUnknown:
             raise LoginFailed(_no_account(name), "the name is a group's", user=name) from None
 
-    def _known_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the groups that the store has, as far as they fit into a session. Other groups can have no grants."""
+    def _session_groups(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns those of `groups` that exist in the store, because other groups have no grants. Leaves out the last
+        ones if they do not fit into a session."""
         if not groups:
             return ()
         known = self._accounts.known_groups(groups)
         found: list[str] = []
-        left = GROUP_CHARACTERS
+        remaining_characters = MAX_GROUP_CHARACTERS
         for group in groups:
             if group in known:
-                left -= len(group) + 3
-                if left < 0:
+                remaining_characters -= len(group) + len('"",')  # the name in JSON
+                if remaining_characters < 0:
                     log.warning("a session holds %d groups and no more; the others are left out", len(found))
                     break
                 found.append(group)
@@ -238,19 +265,23 @@ class OpenIDLogin:
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the identities that this provider proves."""
+    """Returns the stamp (a hash) of the provider's settings. Identities from this provider hold it, and are refused
+    once the settings differ."""
     return settings_stamp("openid", settings)
 
 
 def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
+    """Logs that the provider cannot be used, and returns the error for the login."""
     log.warning("logins at the OpenID provider fail: %s", error)
     shown = UpstreamUnavailable("the company's login does not answer; try again in a moment")
     return LoginFailed(shown, f"the provider: {error}")
 
 
 def _login_invalid(reason: str) -> LoginFailed:
+    """Returns the error for a login whose response is refused. The person does not see `reason`."""
     return LoginFailed(Denied(f"the login is not valid; {_BEGIN_AGAIN}. The registry's log says why"), reason)
 
 
 def _no_account(name: str) -> Denied:
+    """Returns the error that the person sees if the account may not log in."""
     return Denied(f"{name} has no account here that may log in; ask an admin of this registry")

@@ -1,1 +1,1 @@
-"""Passwords: hashing, checking, htpasswd files, throttling of failed logins."""
+"""Passwords: hashing, checking, accounts in an htpasswd file, and throttling of failed logins."""

@@ -1,7 +1,7 @@
-"""An htpasswd file as a source of accounts: names and bcrypt hashes, as `htpasswd -B` writes them.
+"""Accounts in an htpasswd file: lines with a name and a bcrypt hash, as `htpasswd -B` writes them.
 
-Every look-up checks the file's status (one stat, a microsecond or two) and reads the file again when it has changed, so
-a changed line counts from the next request on. An account of the store has precedence over a line.
+Each look-up checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it again. So a
+changed line takes effect with the next request. A line is ignored if the store has an account of the same name.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from storage.access import AccountInvalid, AccountName
 
 log = logging.getLogger(__name__)
 
-LARGEST_FILE: Final = 8 * 1024 * 1024
-"""Bytes of a file; about a hundred thousand lines."""
+MAX_FILE_BYTES: Final = 8 * 1024 * 1024
+"""The largest file that is read. It has about a hundred thousand lines."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""A file that was written within this time before it was read may be written again with the same timestamp."""
+"""A file that changed less than this time before it was read is read again at the next look-up. A second change in so
+short a time may leave the timestamps the same."""
 STAMP_PREFIX: Final = "htpasswd"
+"""The beginning of the stamps of lines. A stamp is a hash that tells whether the source of a login has changed; those
+of other sources have other prefixes."""
 
 
 class HtpasswdError(Exception):
-    """The file cannot be used. The text is one line for the operator and shows nothing of the file."""
+    """The file cannot be used. The text says why, in one line for the operator, and contains no part of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class HtpasswdLine:
-    """A line's hash, and a stamp that changes with the hash."""
+    """One line of the file. `hash` is the bcrypt hash; `stamp` is a hash of the line, so it changes with the line."""
 
     hash: str
     stamp: str
@@ -42,8 +45,13 @@ class HtpasswdLine:
 
 @dataclass(frozen=True, slots=True)
 class _ParsedFile:
-    """The content of the file. `version` changes with the text. `state` is the file's status when it was read; None
-    means that it has to be read again."""
+    """The content of the file when it was last read.
+
+    - `lines`: the valid lines by account name.
+    - `highest_cost`: the highest bcrypt cost in these lines.
+    - `version`: a hash of the whole file.
+    - `state`: the file's times, inode and size. None: the file must be read again at the next look-up.
+    """
 
     lines: Mapping[str, HtpasswdLine]
     highest_cost: int
@@ -55,19 +63,19 @@ _EMPTY_FILE = _ParsedFile({}, 0, "", None)
 
 
 class HtpasswdFile:
-    """The lines of the file at `path`, always current. While the file cannot be read there are none."""
+    """The current lines of the file at `path`. Has no lines while the file cannot be read."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
-        """Reads nothing yet. `clock` gives nanoseconds since 1970."""
+        """Does not read the file yet. `clock` returns nanoseconds since 1970."""
         self._path = path
         self._clock = clock
-        self._read = _EMPTY_FILE
-        self._complaint = ""
+        self._parsed = _EMPTY_FILE
+        self._logged_problem = ""
 
     def check(self) -> None:
-        """Checks the file at the start. Raises HtpasswdError if it cannot be read, or has lines that are not valid, or
-        none."""
-        lines, problems = _parse(_text(_load(self._path), self._path))
+        """Reads and checks the file, at the start of the server. Raises HtpasswdError if the file cannot be read, has
+        an invalid line, or has no line."""
+        lines, problems = _parse(_decode(_load(self._path), self._path))
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise HtpasswdError(f"{self._path}: {problems[0]}{more}")
@@ -75,17 +83,17 @@ class HtpasswdFile:
             raise HtpasswdError(f"{self._path} has no line NAME:HASH; `htpasswd -nB NAME` prints one")
 
     def line(self, name: str) -> HtpasswdLine | None:
-        """Returns the line of an account, or None."""
+        """Returns the line of the account `name`, or None."""
         return self._current().lines.get(name)
 
     def stamp(self, name: str) -> str | None:
-        """Returns the stamp of an account's line, or None."""
+        """Returns the stamp of the line of the account `name`, or None if there is no line."""
         line = self.line(name)
         return line.stamp if line else None
 
     @property
     def highest_cost(self) -> int:
-        """The highest bcrypt cost in the file, or 0."""
+        """The highest bcrypt cost in the file, or 0 if it has no lines."""
         return self._current().highest_cost
 
     @property
@@ -94,90 +102,95 @@ class HtpasswdFile:
         return self._current().version
 
     def _current(self) -> _ParsedFile:
+        """Returns the content of the file, which is read again if it has changed."""
         try:
-            now = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError as error:
-            self._complain(_unreadable(self._path, error))
-            self._read = _EMPTY_FILE
-            return self._read
-        state = (now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size)
-        if state != self._read.state:
+            self._log_problem(_unreadable_text(self._path, error))
+            self._parsed = _EMPTY_FILE
+            return self._parsed
+        state = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+        if state != self._parsed.state:
             self._reread(state)
-        return self._read
+        return self._parsed
 
     def _reread(self, state: tuple[int, ...]) -> None:
-        settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS
+        """Reads the file. `state` is its state before the reading."""
+        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS
         try:
             raw = _load(self._path)
-            lines, problems = _parse(_text(raw, self._path))
+            lines, problems = _parse(_decode(raw, self._path))
         except HtpasswdError as error:
-            self._complain(str(error))
-            self._read = _EMPTY_FILE
+            self._log_problem(str(error))
+            self._parsed = _EMPTY_FILE
             return
         highest = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
         version = hashlib.blake2b(raw, digest_size=12).hexdigest()
-        self._read = _ParsedFile(lines, highest, version, state if settled else None)
-        self._complain("; ".join(problems[:10]))
+        self._parsed = _ParsedFile(lines, highest, version, state if is_settled else None)
+        self._log_problem("; ".join(problems[:10]))
 
-    def _complain(self, text: str) -> None:
-        """Logs a problem, once for each new text."""
-        if text and text != self._complaint:
+    def _log_problem(self, text: str) -> None:
+        """Logs a problem with the file, unless the last call had the same text. An empty text means no problem."""
+        if text and text != self._logged_problem:
             log.warning("htpasswd: %s", text)
-        self._complaint = text
+        self._logged_problem = text
 
 
 def _load(path: Path) -> bytes:
+    """Returns the bytes of the file. Raises HtpasswdError if it cannot be read or is too large."""
     try:
         with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+            raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise HtpasswdError(_unreadable(path, error)) from None
-    if len(raw) > LARGEST_FILE:
-        raise HtpasswdError(f"{path} has more than {LARGEST_FILE} bytes")
+        raise HtpasswdError(_unreadable_text(path, error)) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise HtpasswdError(f"{path} has more than {MAX_FILE_BYTES} bytes")
     return raw
 
 
-def _text(raw: bytes, path: Path) -> str:
+def _decode(raw: bytes, path: Path) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise HtpasswdError(f"{path} is not UTF-8 text") from None
 
 
-def _unreadable(path: Path, error: OSError) -> str:
+def _unreadable_text(path: Path, error: OSError) -> str:
     return f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
 def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
-    """Returns the valid lines by name, and the problems of the others. The first line of a name counts, as for
-    Apache."""
+    """Returns the valid lines by account name, and a text for each invalid line. If several lines have the same name,
+    the first one is used, as Apache does."""
     lines: dict[str, HtpasswdLine] = {}
     problems: list[str] = []
-    for number, name, held in _entries(text):
-        if problem := _problem(name, held):
+    for number, name, password_hash in _entries(text):
+        if problem := _problem(name, password_hash):
             problems.append(f"line {number} {problem}")
         elif name in lines:
             problems.append(f"line {number} has a name for the second time")
         else:
-            stamp = hashlib.blake2b(f"{name}:{held}".encode(), digest_size=12).hexdigest()
-            lines[name] = HtpasswdLine(held, f"{STAMP_PREFIX}:{stamp}")
+            stamp = hashlib.blake2b(f"{name}:{password_hash}".encode(), digest_size=12).hexdigest()
+            lines[name] = HtpasswdLine(password_hash, f"{STAMP_PREFIX}:{stamp}")
     return lines, problems
 
 
 def _entries(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yields the number, the name and the hash of each line that is not empty and no comment."""
     for number, line in enumerate(re.split(r"\r?\n", text), 1):
         if line.strip() and not line.startswith("#"):
-            name, _, held = line.strip().partition(":")
-            yield number, name, held
+            name, _, password_hash = line.strip().partition(":")
+            yield number, name, password_hash
 
 
-def _problem(name: str, held: str) -> str:
-    if not held:
+def _problem(name: str, password_hash: str) -> str:
+    """Returns what is wrong with a line, as the end of a sentence that begins with "line 7". Empty for a valid line."""
+    if not password_hash:
         return "is not NAME:HASH"
     try:
         AccountName(name)
     except AccountInvalid:
         return "has a name that no account may have: lower-case letters, digits, '.', '_' and '-' are allowed"
-    if not BCRYPT_HASH.fullmatch(held):
+    if not BCRYPT_HASH.fullmatch(password_hash):
         return "is not bcrypt with a cost of 4 to 16; `htpasswd -B` writes such"
     return ""

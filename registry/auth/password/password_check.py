@@ -1,4 +1,8 @@
-"""Checks passwords, throttled, and without revealing which accounts exist."""
+"""Checks passwords. Throttles failed logins, and does not reveal which accounts exist.
+
+An account is in the store or in the htpasswd file. If both have an account of the same name, the one in the store is
+used.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from registry.auth.password.hashing import (
-    LONGEST_PASSWORD,
+    MAX_PASSWORD_BYTES,
     HashingPool,
     StoredHash,
     hash_password,
@@ -29,24 +33,29 @@ from storage.errors import RegistryError, Unauthorized
 log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
-"""How long the same wrong password from the same address is refused without being hashed or counted again, while its
-account stays the same. It may be the login for another registry that docker sends to every mirror."""
+"""How long a repeated wrong password from the same address is refused without a new hashing, and without being counted
+as a new failure. The time is long because docker sends a login for another registry to every mirror, again and
+again."""
 
 
 @dataclass(slots=True)
 class _WrongPassword:
-    """A password that was wrong for `held`, under `epoch` of the accounts and version `file` of the htpasswd file.
-    `until` is when it is checked again, in seconds since 1970."""
+    """A password that was wrong.
 
-    held: tuple[StoredHash, Identity | None]
+    - `checked_against`: the account's hash and identity when the password was checked.
+    - `epoch`: the epoch of the store at that time, a number that every change of accounts increases.
+    - `file_version`: the version of the htpasswd file at that time.
+    - `until`: when the password is checked again, in seconds since 1970.
+    """
+
+    checked_against: tuple[StoredHash, Identity | None]
     epoch: int
-    file: str
+    file_version: str
     until: float
 
 
 class PasswordCheck:
-    """Checks passwords, for one process and its event loop. `clock` gives seconds since 1970. An account of the store
-    has precedence over a line of the htpasswd file."""
+    """Checks passwords, for one process and its event loop. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -61,58 +70,61 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
-        self._wrong = SecretCache[_WrongPassword]()
+        self._wrong_passwords = SecretCache[_WrongPassword]()
         self._rehashes: set[asyncio.Task[None]] = set()
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
-        """Returns the identity that the right password proves. Raises Unauthorized, TooManyRequests.
+        """Checks the password of an account, and returns the account's identity. Raises Unauthorized if the password is
+        wrong, and TooManyRequests after too many failures or if too many hashings wait. `address` is the client's.
 
-        An account that does not exist, is disabled, or has no password takes as long as a wrong password, and counts as
-        a failure like one. A client with an old password in its configuration sends it over and over; it counts once
-        within `WRONG_CACHED_SECONDS`, so it does not throttle the account's owner at the same address.
+        If the account does not exist, is disabled or has no password, this takes as long and counts as much as a wrong
+        password. A client that sends the same old password again and again counts as one failure within
+        `WRONG_CACHED_SECONDS`. So it does not lock out a person at the same address who knows the new password.
         """
-        if len(password.encode()) > LONGEST_PASSWORD:
+        if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
-        key = self._wrong.key_of(name, password, address)
+        key = self._wrong_passwords.key_of(name, password, address)
         if self._was_wrong(key, name):
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
-        epoch, file = self._accounts.epoch(), self._file_version()
-        held, identity = self._held(name)
-        right = await self._hashing.run(partial(verify_password, password, held))
-        if not right or identity is None:
-            self._wrong.put(key, _WrongPassword((held, identity), epoch, file, self._clock() + WRONG_CACHED_SECONDS))
+        epoch, file_version = self._accounts.epoch(), self._file_version()
+        stored, identity = self._stored_hash(name)
+        is_right = await self._hashing.run(partial(verify_password, password, stored))
+        if not is_right or identity is None:
+            until = self._clock() + WRONG_CACHED_SECONDS
+            self._wrong_passwords.put(key, _WrongPassword((stored, identity), epoch, file_version, until))
             await self._throttle.record_failure(name, address)
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
-        if held.argon2 is not None and needs_rehash(held.argon2):
-            self._start_rehash(name, held.argon2, password)
+        if stored.argon2 is not None and needs_rehash(stored.argon2):
+            self._start_rehash(name, stored.argon2, password)
         return identity
 
     async def aclose(self) -> None:
-        """Waits for rehashes that are running."""
+        """Waits until running rehashes have ended."""
         await asyncio.gather(*self._rehashes, return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName) -> bool:
-        """Returns whether this password was wrong before and nothing has changed since. Looks at the account only after
-        a change in the store or the file."""
-        wrong = self._wrong.get(key)
+        """Returns whether this password was wrong before, and the account has not changed since. Reads the account only
+        if the store or the htpasswd file has changed."""
+        wrong = self._wrong_passwords.get(key)
         if wrong is None:
             return False
         if self._clock() < wrong.until:
-            epoch, file = self._accounts.epoch(), self._file_version()
-            if (wrong.epoch, wrong.file) == (epoch, file) or wrong.held == self._held(name):
-                wrong.epoch, wrong.file = epoch, file
+            epoch, file_version = self._accounts.epoch(), self._file_version()
+            is_unchanged = (wrong.epoch, wrong.file_version) == (epoch, file_version)
+            if is_unchanged or wrong.checked_against == self._stored_hash(name):
+                wrong.epoch, wrong.file_version = epoch, file_version
                 return True
-        self._wrong.drop(key)
+        self._wrong_passwords.remove(key)
         return False
 
     def _file_version(self) -> str:
         return self._htpasswd.version if self._htpasswd else ""
 
-    def _held(self, name: AccountName) -> tuple[StoredHash, Identity | None]:
-        """Returns the hash to check a password against, and the identity that a right password proves; None if no
-        password is right."""
+    def _stored_hash(self, name: AccountName) -> tuple[StoredHash, Identity | None]:
+        """Returns the hash of an account's password, and the account's identity. The identity is None if no password is
+        right: the account does not exist, is disabled, or has no password."""
         highest = self._htpasswd.highest_cost if self._htpasswd else 0
         try:
             account = self._accounts.account(name)
@@ -128,7 +140,7 @@ class PasswordCheck:
         return StoredHash(argon2=argon2, highest_cost=highest), Identity(name, robot=robot, version=account.version)
 
     def _start_rehash(self, name: AccountName, old: str, password: str) -> None:
-        """Starts to hash a password that was right with the current parameters."""
+        """Starts to replace the hash of a right password by one with the current parameters."""
         task = start_detached(self._rehash(name, old, password))
         self._rehashes.add(task)
         task.add_done_callback(self._rehashes.discard)

@@ -1,1 +1,1 @@
-"""What a principal may do: principals, policy, and the guard before every registry call."""
+"""Rights: who makes a request (the principal), what the grants allow them, and the guard before every registry call."""

@@ -1,8 +1,11 @@
-"""`Guarded`: checks the principal's rights before each call on the registry behind it.
+"""`Guarded`: checks the rights of the request's principal before each call on a registry.
 
-A refusal depends on who asks for what, never on what is stored, and no look-up comes before it. Reads and deletes are
-checked against the name under which content is stored, pushes against the name that is pushed to. A call without a
-rule here is refused.
+The principal is the account, or anonymous client, that makes the request. A refusal depends only on the principal, the
+action and the requested name. It never depends on what is stored, so it reveals nothing.
+
+A mirror stores content under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. So one
+requested name may lead to several *stored names*, its candidates. Reads and deletes are checked against the stored
+name, pushes against the name that is pushed to. A call without a rule in this module is refused.
 """
 
 from __future__ import annotations
@@ -34,75 +37,88 @@ from storage.wrappers import Call, ForwardingRegistry
 
 T = TypeVar("T")
 INSUFFICIENT_SCOPE: Final = "insufficient_scope"
+"""The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
+3.1)."""
 _PUSH: Final = Action.PUSH.value
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 
 OnDenied = Callable[[Principal, Action, str], None]
+"""Records that an account was refused an action on the requested name."""
 ResolveName = Callable[[RepositoryName], Awaitable[RepositoryName]]
+"""Returns the stored name that a requested name leads to now."""
 
 
-def _no_blob(call: Call[Any]) -> RegistryError:
+def _blob_not_found(call: Call[Any]) -> RegistryError:
     return BlobUnknown(f"{call.repo} has no blob {call.args[0]}")
 
 
-def _no_manifest(call: Call[Any]) -> RegistryError:
+def _manifest_not_found(call: Call[Any]) -> RegistryError:
     return ManifestUnknown(f"{call.repo} has no manifest {call.args[0]}")
 
 
-def _no_repository(call: Call[Any]) -> RegistryError:
+def _repository_not_found(call: Call[Any]) -> RegistryError:
     return NameUnknown(f"there is no repository {call.repo}")
 
 
 class _Rule(NamedTuple):
-    """How a read or a delete is checked. `bits`: those of `action`, as a plain number. `missing`: makes the error that
-    the store raises where nothing is there. `hidden`: a denied account gets that error in place of Denied."""
+    """How the guard checks a read or a delete.
+
+    - `action`: the action that the principal must be allowed.
+    - `bits`: the value of `action` as a plain int, which is faster to compare.
+    - `not_found`: makes the error that the store raises if the content does not exist.
+    - `hides_content`: whether an account without the right gets the error of `not_found` instead of Denied, so that it
+      does not learn whether the content exists.
+    """
 
     action: Action
     bits: int
-    missing: Callable[[Call[Any]], RegistryError]
-    hidden: bool
+    not_found: Callable[[Call[Any]], RegistryError]
+    hides_content: bool
 
 
-def _reads(missing: Callable[[Call[Any]], RegistryError]) -> _Rule:
-    return _Rule(Action.PULL, Action.PULL.value, missing, hidden=True)
+def _read_rule(not_found: Callable[[Call[Any]], RegistryError]) -> _Rule:
+    return _Rule(Action.PULL, Action.PULL.value, not_found, hides_content=True)
 
 
-def _deletes(missing: Callable[[Call[Any]], RegistryError]) -> _Rule:
-    return _Rule(Action.DELETE, Action.DELETE.value, missing, hidden=False)
+def _delete_rule(not_found: Callable[[Call[Any]], RegistryError]) -> _Rule:
+    return _Rule(Action.DELETE, Action.DELETE.value, not_found, hides_content=False)
 
 
 _RULES: Final[Mapping[str, _Rule]] = MappingProxyType(
     {
-        "resolve_blob": _reads(_no_blob),
-        "open_blob": _reads(_no_blob),
-        "resolve_manifest": _reads(_no_manifest),
-        "get_manifest": _reads(_no_manifest),
-        "tags": _reads(_no_repository),
-        "referrers": _reads(_no_repository),
-        "delete_blob": _deletes(_no_blob),
-        "delete_manifest": _deletes(_no_repository),
-        "delete_tag": _deletes(_no_repository),
+        "resolve_blob": _read_rule(_blob_not_found),
+        "open_blob": _read_rule(_blob_not_found),
+        "resolve_manifest": _read_rule(_manifest_not_found),
+        "get_manifest": _read_rule(_manifest_not_found),
+        "tags": _read_rule(_repository_not_found),
+        "referrers": _read_rule(_repository_not_found),
+        "delete_blob": _delete_rule(_blob_not_found),
+        "delete_manifest": _delete_rule(_repository_not_found),
+        "delete_tag": _delete_rule(_repository_not_found),
     }
 )
-"""The rules of reads and deletes; `Guarded._handle_other` has those of the other calls."""
+"""The rules of reads and deletes, by the operation of `Registry`. `Guarded._handle_other` checks all other calls."""
 
 
 def ignore_denial(principal: Principal, action: Action, name: str) -> None:
-    """Records no denial."""
+    """An `OnDenied` that does nothing."""
 
 
 async def keep_principal(principal: Principal) -> Principal:
-    """Returns the principal as it is."""
+    """Returns the principal unchanged."""
     return principal
 
 
 class Guarded(ForwardingRegistry):
-    """`inner`, for the principal of the current request.
+    """The registry `inner`, with a check of the current request's principal before each call.
 
-    `naming`: which stored names a requested name may lead to; none without mirrors. `resolve_name`: which of them it
-    leads to now; it may change once, to the requested name itself. `denied` is called for what an account was refused,
-    with the name it requested. `renew` returns a principal as of now, or raises Unauthorized. `cursors` seals places in
-    lists; None: with a key of this process."""
+    - `naming` tells which stored names a requested name may lead to. Without it, only to itself.
+    - `resolve_name` tells to which of these the requested name leads now. That changes at most once: a push to the
+      requested name makes it lead to itself.
+    - `denied` is called when an account is refused an action.
+    - `renew` returns the principal with its current rights, or raises Unauthorized.
+    - `cursors` encrypts the cursors of lists. None: with a random key of this process.
+    """
 
     def __init__(
         self,
@@ -120,9 +136,11 @@ class Guarded(ForwardingRegistry):
         self._denied = denied
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
-        self._lists: KeyedLocks[str] = KeyedLocks()
+        self._list_locks: KeyedLocks[str] = KeyedLocks()
 
     async def handle(self, call: Call[T]) -> T:
+        """Checks the rights for a call, forwards it to `inner`, and returns the result. Raises Unauthorized, Denied, or
+        the error for content that does not exist."""
         rule = _RULES.get(call.operation)
         if rule is None:
             return await self._handle_other(call)
@@ -131,7 +149,7 @@ class Guarded(ForwardingRegistry):
         if call.operation == "resolve_blob":
             return await self._resolve_blob(rule, call)
         try:
-            call.repo = await self._settle(rule, call.repo, rule.missing(call))
+            call.repo = await self._allowed_stored_name(rule, call.repo, rule.not_found(call))
         except NameUnknown:
             if call.operation == "referrers":  # an unknown repository has an empty list
                 return cast(T, Page([]))
@@ -139,16 +157,18 @@ class Guarded(ForwardingRegistry):
         return await self.forward(call)
 
     async def _handle_other(self, call: Call[T]) -> T:
+        """Handles the calls without a rule in `_RULES`: pushes, mounts, and the list of repositories."""
         match call.operation:
             case "start_upload" | "resume_upload" | "upload_offset":
+                # An upload session belongs to the account that starts it, so the store must know the account.
                 call.options["by"] = call.actor or Actor(current_principal().name)
             case "mount_blob":
                 self.check_push(call.repo)
                 digest, source = call.args
-                call.args = digest, await self._mount_source(source, digest)
+                call.args = digest, await self._allowed_mount_source(source, digest)
                 return await self.forward(call)
             case "put_manifest":
-                # The body may have taken as long as the client liked: the rights of now count.
+                # The client may have sent the body slowly, so the rights may have changed since the request began.
                 principal = current_principal()
                 if (renewed := await self._renew(principal)) is not principal:
                     current_request().principal = renewed
@@ -160,28 +180,30 @@ class Guarded(ForwardingRegistry):
         return await self.forward(call)
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Raises what a push to `repo` is refused with: Unauthorized, Denied."""
+        """Checks that the principal may push to `repo`. Raises Unauthorized or Denied if not."""
         principal = current_principal()
         if not principal.actions(repo, current_request().requested_name or repo) & _PUSH:
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
     def _allows(self, bits: int, repo: RepositoryName) -> bool:
-        """Returns whether the action of `bits` is allowed on every stored name that `repo` may lead to."""
+        """Returns whether the action of `bits` is allowed on every stored name that `repo` may lead to. If so, it does
+        not matter to which of them it leads."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo
-        if type(principal) is not Principal:  # as `current_principal`, without a call on the hot path
+        if type(principal) is not Principal:  # the request is not authenticated
             return False
         if not self._is_mirroring:
             return principal.actions(repo, requested) & bits != 0
         return all(principal.actions(name, requested) & bits for name in self._naming.candidates(repo))
 
-    async def _settle(self, rule: _Rule, repo: RepositoryName, missing: RegistryError) -> RepositoryName:
-        """Returns the stored name that `repo` leads to, where the action is allowed on it and not on all the names it
-        may lead to. The call goes on with that name: somebody may push to `repo` meanwhile.
+    async def _allowed_stored_name(self, rule: _Rule, repo: RepositoryName, not_found: RegistryError) -> RepositoryName:
+        """Returns the stored name that `repo` leads to now, if the rule's action is allowed on that name. The call must
+        use the returned name, because a push to `repo` meanwhile could change where `repo` leads.
 
-        Raises `missing` in place of Denied where the rule hides what is there; and where a name that was never pushed
-        leads to a mirror that is closed to this principal, while the name itself is open: nothing of its own is there.
-        Raises Unauthorized, Denied."""
+        Raises Unauthorized or Denied if the action is not allowed. Raises `not_found` instead of Denied if the rule
+        hides content. Also raises `not_found` if the action is allowed on `repo` itself, but `repo` leads to a mirror
+        on which it is not: nothing was pushed to `repo`, so it has no content of its own.
+        """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
         allowed = [name for name in names if principal.may(rule.action, name, requested)]
@@ -190,11 +212,12 @@ class Guarded(ForwardingRegistry):
             if stored in allowed:
                 return stored
             if repo in allowed:
-                raise missing
+                raise not_found
             names = (stored,)
-        raise self._refusal(principal, rule.action, repo, names, missing if rule.hidden else None)
+        raise self._refusal(principal, rule.action, repo, names, not_found if rule.hides_content else None)
 
     async def _stored_name(self, repo: RepositoryName, candidates: Sequence[RepositoryName]) -> RepositoryName:
+        """Returns the one of `candidates` that `repo` leads to now."""
         if len(candidates) == 1 or self._resolve_name is None:
             return candidates[0]
         return await self._resolve_name(repo)
@@ -205,30 +228,37 @@ class Guarded(ForwardingRegistry):
         action: Action,
         repo: RepositoryName,
         names: Sequence[RepositoryName],
-        missing: RegistryError | None = None,
+        not_found: RegistryError | None = None,
     ) -> RegistryError:
-        """Returns the error for `action` on `repo`, which leads to one of the stored `names`: the table in
-        docs/adr/0011-who-may-do-what.md. `missing`: the error to use in place of Denied."""
-        requested, doing = current_request().requested_name or repo, _ACTION_PHRASES[action]
-        if any(principal.entitled(action, name) for name in names):
-            return Unauthorized(f"the token shown is not for this: to {doing} {requested}", reason=INSUFFICIENT_SCOPE)
+        """Returns the error that refuses `action` on `repo`, which leads to one of the stored `names`. The table in
+        docs/adr/0011-who-may-do-what.md lists the errors. `not_found` is the error to return instead of Denied."""
+        requested, action_phrase = current_request().requested_name or repo, _ACTION_PHRASES[action]
+        if any(principal.account_may(action, name) for name in names):
+            return Unauthorized(
+                f"the token shown is not for this: to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE
+            )
         if principal.is_anonymous:
-            return Unauthorized(_grant_needed(names) if principal.open else f"log in to {doing} {requested}")
+            return Unauthorized(_grant_needed(names) if principal.open else f"log in to {action_phrase} {requested}")
         self._denied(principal, action, requested)
-        return missing or Denied(f"{principal.name} may not {doing} {requested}")
+        return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Asks by the requested name, not the stored one: the router asks no upstream about a blob of a name that was
-        never pushed. A push meanwhile can lead the name elsewhere, so the rights are checked once more afterwards."""
-        repo, missing = call.repo, rule.missing(call)
-        await self._settle(rule, repo, missing)
+        """Resolves a blob by the requested name and not by the stored name, because the router then contacts no
+        upstream for a name that has no content yet. A push meanwhile could change where the name leads, so this checks
+        the rights before the call and again after it."""
+        repo, not_found = call.repo, rule.not_found(call)
+        await self._allowed_stored_name(rule, repo, not_found)
         found = await self.forward(call)
-        await self._settle(rule, repo, missing)
+        await self._allowed_stored_name(rule, repo, not_found)
         return found
 
-    async def _mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
-        """Returns the stored name of a mount's source, or the set of names that may be pulled. Raises BlobUnknown for a
-        source that may not be read. A token is checked by the source's own name, whatever the request names."""
+    async def _allowed_mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
+        """Returns the stored name of the repository to mount a blob from. If the client names no repository, `source`
+        holds every name, and this returns the set of names that the principal may pull.
+
+        Raises BlobUnknown if the principal may not pull from `source`. A bearer token's access must name `source`, not
+        the repository that the request pushes to.
+        """
         principal = current_principal()
         if isinstance(source, NameSet):
             return _intersect(source, principal.names(Action.PULL))
@@ -239,30 +269,36 @@ class Guarded(ForwardingRegistry):
             raise BlobUnknown(f"{source} has no blob {digest}")
         return stored
 
-    async def _repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
-        """Lists the repositories that may be pulled. Raises Unauthorized without a credential and for a token without
-        the catalog, since some clients log in only after such an answer; RequestInvalid for an unknown cursor. An
-        account's lists run one at a time, so that they do not delay those of others."""
+    async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
+        """Returns a page of the repositories in `names` that the principal may pull.
+
+        `after` is the client's cursor. One account's lists run one at a time, so that they do not delay the lists of
+        other accounts. Raises RequestInvalid for an unknown cursor. Raises Unauthorized without a credential, and for a
+        token without the catalog in its access: some clients log in only after that error.
+        """
         principal = current_principal()
         if not principal.may_list:
             reason = INSUFFICIENT_SCOPE if principal.identity.access is not None else None
             raise Unauthorized("log in to list repositories", reason=reason)
         after = await self._cursors.read(CursorKind.REPOSITORIES, after)
-        async with self._lists.hold(principal.name):
-            page = await self.inner.repositories(after, limit, _intersect(within, principal.listed))
-        if page.next_after is None or page.next_after in page.items[-1:]:
+        async with self._list_locks.hold(principal.name):
+            page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
+        if page.next_after is None or page.next_after in page.items[-1:]:  # the cursor names the last visible entry
             return page
         return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.next_after))
 
 
 def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
-    """Returns the names in both sets. Raises Unsupported unless one of them holds every name: no caller needs more."""
+    """Returns the names that are in both sets. At least one of the sets must hold every name; raises Unsupported
+    otherwise."""
     if not wanted.has_every_name and not allowed.has_every_name:
         raise Unsupported
     return allowed if wanted.has_every_name else wanted
 
 
 def _grant_needed(names: Sequence[RepositoryName]) -> str:
+    """Returns the text for a client of a registry without accounts that requests content of a guarded upstream. The
+    upstream is the first segment of the last of the stored `names`."""
     upstream = names[-1].partition("/")[0]
     return (
         f"what is mirrored from {upstream} takes a grant of its own, and there are no accounts here yet: "

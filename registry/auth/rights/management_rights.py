@@ -1,4 +1,8 @@
-"""What an account may do through the management API. A refusal depends on who asks, never on what exists."""
+"""What a caller of the management API may do.
+
+The management API administers accounts, groups, grants and API tokens. A refusal depends only on the caller and never
+on what exists, so it reveals nothing about other accounts.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ from storage.patterns import NO_NAMES, NamePattern, NameSet
 
 @dataclass(frozen=True, slots=True)
 class ManagementRights:
-    """The rights of one caller.
+    """The rights of one caller of the management API.
 
-    - `name` is the account; None for a caller without one.
-    - `admin` allows everything; the credential has no limits.
-    - `is_person` means that a person logged in with the account's password or at the OpenID provider, and that no
-      token stands in for them.
-    - `token` is the id of the API token that the caller logged in with.
-    - `grantable_names` are the names on which the caller may grant with this credential.
+    - `name`: the caller's account. None: the caller has no account.
+    - `admin`: whether the caller may do everything.
+    - `is_person`: whether a person logged in with the account's own password, or at the OpenID provider. False for
+      robots, and for logins with a token of any kind.
+    - `token`: the id of the API token that the caller logged in with. None: the caller used no API token.
+    - `grantable_names`: the repository names on which the caller may grant rights to others.
     """
 
     name: str | None
@@ -30,27 +34,28 @@ class ManagementRights:
 
     @property
     def account_name(self) -> str:
-        """The caller's account. Raises Unauthorized if there is none."""
+        """The name of the caller's account. Raises Unauthorized if the caller has none."""
         if self.name is None:
             raise Unauthorized("log in: this needs an account")
         return self.name
 
     def check_admin(self) -> None:
-        """Raises Unauthorized or Denied unless the caller is an admin."""
+        """Checks that the caller is an admin. Raises Denied if not, or Unauthorized if the caller has no account."""
         if not self.admin:
             raise Denied(f"{self.account_name} is no admin, or its token is limited")
 
     def check_may_see(self, name: AccountName) -> None:
-        """Raises Unauthorized without an account, and AccountUnknown for another's account, whether it exists or
-        not."""
+        """Checks that the caller may see the account `name`: an admin sees all accounts, others see their own. Raises
+        AccountUnknown if not, even if the account exists, or Unauthorized if the caller has no account."""
         if not self.admin and self.account_name != name:
             raise AccountUnknown(f"there is no account {name}")
 
     def check_may_add_credential(self, name: AccountName) -> None:
-        """Checks that the caller may set a password or make an API token for `name`. Raises Unauthorized,
-        AccountUnknown, Denied.
+        """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may,
+        and people may for their own account.
 
-        A token may not make another token: revoking a token ends everything that it could do.
+        A caller who logged in with a token may not, unless an admin: the new credential would still work after that
+        token was revoked. Raises Unauthorized without an account, AccountUnknown for another account, Denied otherwise.
         """
         self.check_may_see(name)
         if not self.admin and not self.is_person:
@@ -60,8 +65,8 @@ class ManagementRights:
             )
 
     def check_token(self, token: ApiToken) -> None:
-        """Checks that the caller may revoke `token`. Raises Denied, and AccountUnknown for another account's token, as
-        for one that does not exist."""
+        """Checks that the caller may revoke `token`: an admin may revoke all tokens, a person those of the own account,
+        and an API token may revoke itself. Raises AccountUnknown for a token of another account, Denied otherwise."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
@@ -69,30 +74,31 @@ class ManagementRights:
         self.check_may_add_credential(token.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:
-        """Returns whether the caller may grant on `pattern`. A caller without an account may not, even where the action
-        admin is granted to everyone."""
+        """Returns whether the caller may grant rights on all names that `pattern` matches. A caller without an account
+        may not, even if everyone was granted the action `admin`."""
         return self.admin or (self.name is not None and self.grantable_names.covers(pattern))
 
     def check_grant(self, pattern: NamePattern) -> None:
-        """Raises Unauthorized or Denied unless the caller may grant on `pattern`."""
+        """Checks that the caller may grant rights on all names that `pattern` matches. Raises Denied if not, or
+        Unauthorized if the caller has no account."""
         if not self.may_grant(pattern):
             raise Denied(f"{self.account_name} may not grant on {pattern}; that takes the action admin on all of it")
 
 
 UNRESTRICTED = ManagementRights(None, admin=True)
-"""The rights of callers that need no account: the operator at the command line, and the registry's own machine while
-there are no accounts."""
+"""The rights of callers on the registry's own machine while there are no accounts: they may do everything."""
 
 
 def management_rights_of(principal: Principal) -> ManagementRights:
-    """Returns the rights of a principal; while there are no accounts, those of a caller without one."""
+    """Returns the management rights of a principal. A principal without an account gets none."""
     identity = principal.identity
-    # API tokens, tokens of /token and tokens of issuers (robots) do not make a person: none may outlive itself.
-    by_token = identity.token is not None or identity.access is not None
+    # A login with an API token or a bearer token does not count as a person: it could make a credential that still
+    # works after the token has ended. Tokens of issuers log in robots only.
+    used_token = identity.token is not None or identity.access is not None
     return ManagementRights(
         identity.name,
         admin=principal.admin,
-        is_person=identity.version is not None and not identity.robot and not by_token,
+        is_person=identity.version is not None and not identity.robot and not used_token,
         token=identity.token,
         grantable_names=principal.names(Action.ADMIN),
     )

@@ -1,7 +1,12 @@
 """`Policy`: computes the principal of an identity from the grants in the store.
 
-Grants only add up. An identity counts while its account is enabled and unchanged, and while the API token it came from
-exists. Everything cached here is valid for one epoch of the accounts.
+An identity is what a credential proved; a principal is an identity with its rights. A grant allows a *grantee* (an
+account, a group, all accounts, or everyone) some actions on the repositories that a pattern matches. Grants only add
+rights; no grant takes rights away.
+
+The *epoch* is a number in the store that increases with every change of accounts, groups, grants, signing keys and API
+tokens. Everything that this module caches is valid for one epoch, so it reads changed grants again, also those that
+another worker changed.
 """
 
 from __future__ import annotations
@@ -14,84 +19,93 @@ from typing import Final, NamedTuple, Protocol
 from registry.auth.authorization_header import REFUSED
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights, open_principal
 from registry.naming import NamingRules
-from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grantee
-from storage.access import GranteeKind as To
+from storage.access import AccountInvalid, AccountName, AccountUnknown, Action, Grantee, GranteeKind
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
 from storage.patterns import NamePattern, NameSet
 
 _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
-"""Bits of the actions that a client requests under one name and that apply to mirrored content stored under another."""
+"""Bits of the actions that apply to mirrored content, which is stored under another name than the client requests. A
+push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""A grantee with more grants than this keeps name sets of its own; those of the others are merged."""
-_GRANTS_PER_TURN: Final = 2_000
-"""Grants that are read before the event loop runs other tasks."""
+"""The name sets of a grantee with more grants than this are cached and used as they are. The patterns of grantees with
+fewer grants are merged into one name set for each identity."""
+_GRANTS_PER_STEP: Final = 2_000
+"""The number of grants that are read before the event loop runs other tasks."""
 _GRANTEE_COST: Final = 20
-"""The cost of one grantee, counted in grants."""
-_MOST_CACHED: Final = 100_000
-"""Grants that are cached, about."""
+"""The time to look up one grantee, as the number of grants that can be read in that time."""
+_MAX_CACHED_GRANTS: Final = 100_000
+"""The cache of grants is emptied once it holds more grants than this."""
 
 
 class GranteeGrants(NamedTuple):
-    """The grants of one grantee: names by actions, and the number of grants."""
+    """The grants of one grantee. `names` holds the granted names by actions, `size` the number of grants."""
 
     names: Mapping[Action, NameSet]
     size: int
 
 
 class IdentityCheck(Protocol):
-    """Checks whether an identity still holds (`registry.auth.revocation`)."""
+    """Checks whether an identity is still valid. `registry.auth.revocation` implements this."""
 
-    def check(self, proof: Identity) -> Identity:
-        """Returns the identity, with the limits that its API token has now. Raises Unauthorized: it was revoked."""
+    def check(self, identity: Identity) -> Identity:
+        """Returns the identity with the current limits of its API token. Raises Unauthorized if the identity was
+        revoked."""
         ...
 
-    def is_stamp_current(self, proof: Identity) -> bool:
-        """Returns whether its source outside the store, which no epoch covers, is unchanged."""
+    def is_stamp_current(self, identity: Identity) -> bool:
+        """Returns whether the source of the identity outside the store is unchanged: the htpasswd file, or the settings
+        of an issuer or of the OpenID provider. Such a change does not change the epoch."""
         ...
 
 
 class Policy:
-    """Decides what every identity may do. `naming`: which stored names a requested name may lead to. `guarded`: the
-    upstreams that need a grant of their own. `closed`: accounts also come from outside the store, so the registry is
-    never open."""
+    """Decides what every identity may do.
+
+    The registry is *open* while it has no accounts: then every client may do everything. After that it is closed.
+
+    - `identity_check` checks whether an identity is still valid.
+    - `naming` tells which stored names a requested name may lead to.
+    - `guarded` holds the upstreams that need grants of their own: below them, a pattern such as `**` grants nothing.
+    - `closed` means that accounts also come from outside the store, so the registry is never open.
+    """
 
     def __init__(
         self,
         accounts: Accounts,
-        standing: IdentityCheck,
+        identity_check: IdentityCheck,
         *,
         naming: NamingRules | None = None,
         guarded: Iterable[str] = (),
         closed: bool = False,
     ) -> None:
         self.accounts = accounts
-        self.standing = standing
+        self.identity_check = identity_check
         self._naming = naming or NamingRules()
         self._guarded = frozenset(guarded)
         self._closed = closed
         self._open = open_principal(self._guarded)
-        self._granted: dict[Grantee, GranteeGrants] = {}
-        self._granted_at: int | None = None
-        self._kept = 0
+        self._cached_grants: dict[Grantee, GranteeGrants] = {}
+        self._cache_epoch: int | None = None
+        self._cached_count = 0
 
     @property
     def closed(self) -> bool:
-        """Whether requests need an account, or a grant to everyone. Once true, it stays true."""
+        """Whether a request needs a grant, to its account or to everyone. Once true, this stays true."""
         self._closed = self._closed or self.accounts.has_had_account()
         return self._closed
 
-    async def prepare(self, proof: Identity) -> None:
-        """Reads what `principal` needs for this identity, and lets other tasks run between grantees with many grants.
-        Without it, `principal` would block the event loop for longer."""
+    async def prepare(self, identity: Identity) -> None:
+        """Caches the grants that `principal` needs for this identity, and lets other tasks run in between. Call it
+        before `principal`, which otherwise reads all grants at once and blocks the event loop."""
         if not self.closed:
             return
         read = 0
-        for grantee in self._grantees(proof):
-            granted = self._granted_to(grantee)
+        for grantee in self._grantees(identity):
+            granted = self._grants_of(grantee)
             read += _GRANTEE_COST + granted.size
-            if read >= _GRANTS_PER_TURN:
+            if read >= _GRANTS_PER_STEP:
                 await asyncio.sleep(0)
                 read = 0
             if granted.size > _MANY_GRANTS:
@@ -103,96 +117,108 @@ class Policy:
         """Returns the principal of requests without credentials."""
         return self.principal(ANONYMOUS)
 
-    def principal(self, proof: Identity, *, checked_at: int | None = None) -> Principal:
-        """Returns the principal of an identity. While the registry is open, that of everybody. `checked_at`: the epoch
-        under which the identity was checked last. Raises Unauthorized: what the identity rests on has changed or was
-        revoked."""
+    def principal(self, identity: Identity, *, checked_at: int | None = None) -> Principal:
+        """Returns the principal of an identity, with its current rights. While the registry is open, returns the one
+        principal that all clients share.
+
+        `checked_at` is the epoch under which the identity was last checked; the check is skipped if that is still the
+        current epoch. Raises Unauthorized if the identity is not valid any more.
+        """
         if not self.closed:
             return self._open
-        epoch = self.accounts.epoch()  # read before the rights, so that a change meanwhile is noticed the next time
-        is_checked = checked_at == epoch and self.standing.is_stamp_current(proof)
-        held = proof if is_checked else self.standing.check(proof)
-        rights = Rights.everything(admin=True) if self._is_admin(held) else self._rights(held)
-        return Principal(held, rights, epoch=epoch)
+        # The epoch is read before the rights: after a change in between, the next request computes the principal anew.
+        epoch = self.accounts.epoch()
+        is_checked = checked_at == epoch and self.identity_check.is_stamp_current(identity)
+        current = identity if is_checked else self.identity_check.check(identity)
+        rights = Rights.everything(admin=True) if self._is_admin(current) else self._rights(current)
+        return Principal(current, rights, epoch=epoch)
 
     async def reevaluate(self, principal: Principal) -> Principal:
-        """Returns the principal with the rights of now. Does not check whether the credential has expired: a request
-        that began in time may finish. Raises Unauthorized."""
-        proof = principal.identity
-        if principal.epoch == self.accounts.epoch() and proof.stamp is None:
+        """Returns the same principal if its rights are current, or else a new one with the current rights. Does not
+        check whether the credential has expired meanwhile, so a request that began in time may finish. Raises
+        Unauthorized if the identity is not valid any more."""
+        identity = principal.identity
+        if principal.epoch == self.accounts.epoch() and identity.stamp is None:
             return principal
-        await self.prepare(proof)
+        await self.prepare(identity)
         try:
-            return self.principal(proof)
+            return self.principal(identity)
         except Unauthorized:
             raise Unauthorized(REFUSED) from None
 
-    async def allowed(self, proof: Identity, names: Iterable[str]) -> dict[str, Action]:
-        """Returns the actions that a token can be granted, by each of the requested `names`. Mirrored content is stored
-        under other names than the requested one: an action on any of those can be granted, since each request is
-        checked against the stored name it leads to. NONE for an identity that was revoked."""
-        await self.prepare(proof)
+    async def allowed(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
+        """Returns the actions that a token can be granted on each of the requested `names`.
+
+        A requested name may lead to mirrored content under several stored names. The result has the actions that are
+        allowed on any of these, because each request with the token is checked again for the one stored name. All
+        actions are NONE if the identity is not valid any more.
+        """
+        await self.prepare(identity)
         try:
-            principal = self.principal(proof)
+            principal = self.principal(identity)
         except Unauthorized:
             return dict.fromkeys(names, Action.NONE)
         found = {}
         for name in names:
-            if principal.slow:
+            if principal.is_slow_to_match:
                 await asyncio.sleep(0)
             found[name] = Action(principal.actions(name, name)) | await self._allowed_on_mirrored(principal, name)
         return found
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
-        """Returns the actions allowed on mirrored content that a request for `name` may lead to."""
+        """Returns the actions allowed on any mirrored content that a request for `name` may lead to."""
         found = 0
-        for stored in self._naming.possible_names(name):
-            if principal.slow:
+        for stored_name in self._naming.possible_names(name):
+            if principal.is_slow_to_match:
                 await asyncio.sleep(0)
-            found |= principal.actions(stored, name)
+            found |= principal.actions(stored_name, name)
         return Action(found & _MIRRORED_ACTIONS)
 
-    def _is_admin(self, proof: Identity) -> bool:
-        """Returns whether the account is an admin. Only accounts in the store can be."""
-        if proof.name is None or proof.version is None:
+    def _is_admin(self, identity: Identity) -> bool:
+        """Returns whether the identity's account is an admin. An account outside the store never is."""
+        if identity.name is None or identity.version is None:
             return False
         try:
-            return self.accounts.account(AccountName(proof.name)).admin
+            return self.accounts.account(AccountName(identity.name)).admin
         except (AccountInvalid, AccountUnknown):
             return False
 
-    def _rights(self, proof: Identity) -> Rights:
-        """Returns the rights of an identity. Grants of grantees with few are merged, so that a name is matched once."""
-        few: defaultdict[Action, set[NamePattern]] = defaultdict(set)
-        many: list[tuple[Action, NameSet]] = []
-        for grantee in self._grantees(proof):
-            granted = self._granted_to(grantee)
+    def _rights(self, identity: Identity) -> Rights:
+        """Returns the rights of an identity. Merges the patterns of grantees with few grants, because matching one
+        large set of patterns is faster than matching several small ones."""
+        merged: defaultdict[Action, set[NamePattern]] = defaultdict(set)
+        unmerged: list[tuple[Action, NameSet]] = []
+        for grantee in self._grantees(identity):
+            granted = self._grants_of(grantee)
             if granted.size > _MANY_GRANTS:
-                many += granted.names.items()
+                unmerged += granted.names.items()
                 continue
             for actions, names in granted.names.items():
-                few[actions] |= names.patterns
-        names_of = {actions: NameSet(frozenset(patterns), self._guarded) for actions, patterns in few.items()}
-        return Rights(names_of, more=many)
+                merged[actions] |= names.patterns
+        merged_names = {actions: NameSet(frozenset(patterns), self._guarded) for actions, patterns in merged.items()}
+        return Rights(merged_names, more_names=unmerged)
 
-    def _granted_to(self, grantee: Grantee) -> GranteeGrants:
-        """Returns a grantee's grants. Cached for one epoch, since most accounts share most of their grantees."""
+    def _grants_of(self, grantee: Grantee) -> GranteeGrants:
+        """Returns the grants of a grantee. Caches them for one epoch, because most accounts have most grantees in
+        common."""
         epoch = self.accounts.epoch()
-        if epoch != self._granted_at or self._kept > _MOST_CACHED:
-            self._granted, self._granted_at, self._kept = {}, epoch, 0
-        found = self._granted.get(grantee)
+        if epoch != self._cache_epoch or self._cached_count > _MAX_CACHED_GRANTS:
+            self._cached_grants, self._cache_epoch, self._cached_count = {}, epoch, 0
+        found = self._cached_grants.get(grantee)
         if found is None:
             patterns = self.accounts.patterns_by_actions([grantee])
-            names = {actions: NameSet(these, self._guarded) for actions, these in patterns.items()}
-            found = self._granted[grantee] = GranteeGrants(names, sum(map(len, patterns.values())))
-            self._kept += found.size + 1
+            names = {actions: NameSet(granted, self._guarded) for actions, granted in patterns.items()}
+            found = self._cached_grants[grantee] = GranteeGrants(names, sum(map(len, patterns.values())))
+            self._cached_count += found.size + 1
         return found
 
-    def _grantees(self, proof: Identity) -> Sequence[Grantee]:
-        """Returns the grantees whose grants apply to an identity."""
-        grantees = [Grantee(To.EVERYONE)]
-        if proof.name is not None:
-            groups = dict.fromkeys((*self.accounts.groups_of(proof.name), *proof.groups))
-            grantees += [Grantee(To.AUTHENTICATED), Grantee(To.ROBOT if proof.robot else To.USER, proof.name)]
-            grantees += [Grantee(To.GROUP, group) for group in groups]
+    def _grantees(self, identity: Identity) -> Sequence[Grantee]:
+        """Returns the grantees whose grants apply to an identity: everyone, all accounts, the account itself, and its
+        groups."""
+        grantees = [Grantee(GranteeKind.EVERYONE)]
+        if identity.name is not None:
+            groups = dict.fromkeys((*self.accounts.groups_of(identity.name), *identity.groups))
+            own_kind = GranteeKind.ROBOT if identity.robot else GranteeKind.USER
+            grantees += [Grantee(GranteeKind.AUTHENTICATED), Grantee(own_kind, identity.name)]
+            grantees += [Grantee(GranteeKind.GROUP, group) for group in groups]
         return grantees

@@ -1,8 +1,8 @@
-"""API tokens: secrets that people and robots log in with in place of a password.
+"""API tokens: secrets that people and robots (accounts for programs) use to log in instead of a password.
 
-The form is `ent_ID_SECRET`, letters and digits only, so that it can be pasted anywhere and scanners for leaked secrets
-find it. The id finds the row. The secret has 256 random bits, so nobody can guess it and a plain SHA-256 is enough at
-rest.
+An API token is a text `ent_ID_SECRET`. The prefix lets scanners for leaked secrets find it. `ID` is the key of the
+token's row in the store. `SECRET` has 256 random bits, so nobody can guess it, and the store keeps its SHA-256 without
+a salt.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
 _LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_ID, _SECRET = 12, 43
-"""Characters, which hold 71 and 256 random bits."""
-_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID}}})_([0-9A-Za-z]{{{_SECRET}}})")
-_USE_RECORDED_SECONDS: Final = 3600.0
+"""The digits of base 62, which ids and secrets are written in."""
+_ID_LETTERS, _SECRET_LETTERS = 12, 43
+"""The lengths of the id and the secret, which hold 71 and 256 random bits."""
+_TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LETTERS}}})_([0-9A-Za-z]{{{_SECRET_LETTERS}}})")
+_USE_RECORD_SECONDS: Final = 3600.0
+"""The time between two records of a token's use. An hour is enough to see which tokens are in use."""
 
 Random = Callable[[int], bytes]
+"""Returns as many random bytes as its argument says."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewApiToken:
-    """A new token. `text` is for its owner, who sees it once; the store gets `token` and `secret_hash`."""
+    """A new API token. `text` is the whole token, which its user sees once. The store gets `token` and
+    `secret_hash`."""
 
     token: ApiToken
     text: str = field(repr=False)
@@ -47,35 +51,36 @@ def make(
     limits: tuple[TokenLimit, ...] | None = None,
     random: Random = os.urandom,
 ) -> NewApiToken:
-    """Returns a new token, not stored yet. `now` and `expires` are seconds since 1970."""
-    token_id, secret = _encode(random(9), _ID), _encode(random(32), _SECRET)
+    """Returns a new API token, which the caller must store. `purpose` is `personal` for a token that a user makes, and
+    `login` for a refresh token of `docker login`. `now` and `expires` are in seconds since 1970."""
+    token_id, secret = _encode(random(9), _ID_LETTERS), _encode(random(32), _SECRET_LETTERS)
     token = ApiToken(token_id, account, purpose, note, now, expires, limits)
     return NewApiToken(token, f"ent_{token_id}_{secret}", _hash_secret(secret))
 
 
 def is_well_formed(text: str) -> bool:
-    """Returns whether `text` has the form of an API token."""
-    return _FORM.fullmatch(text) is not None
+    """Returns whether `text` has the form of an API token. Does not look at the store."""
+    return _TOKEN_FORM.fullmatch(text) is not None
 
 
 def find(accounts: Accounts, text: str) -> ApiToken:
-    """Returns the API token that `text` shows. Takes microseconds. Raises Unauthorized if the form or the secret is
-    wrong, or if the token is unknown, revoked or expired."""
-    parts = _FORM.fullmatch(text)
+    """Returns the stored API token for the text that a client sent. Takes microseconds. Raises Unauthorized if the form
+    or the secret is wrong, or if the token is unknown, revoked or expired."""
+    parts = _TOKEN_FORM.fullmatch(text)
     if parts is None:
         raise Unauthorized("this is no API token")
     try:
-        token, held = accounts.token(parts[1])
+        token, secret_hash = accounts.token(parts[1])
     except AccountUnknown:
         raise Unauthorized("there is no such API token") from None
-    if not hmac.compare_digest(_hash_secret(parts[2]), held):
+    if not hmac.compare_digest(_hash_secret(parts[2]), secret_hash):
         raise Unauthorized("the API token has another secret")
     return token
 
 
 def is_use_due(token: ApiToken, now: float) -> bool:
-    """Returns whether the store should record a use now: once an hour is enough to see which tokens are in use."""
-    return token.used is None or now - token.used >= _USE_RECORDED_SECONDS
+    """Returns whether the store should record that the token was used at `now`, in seconds since 1970."""
+    return token.used is None or now - token.used >= _USE_RECORD_SECONDS
 
 
 def _hash_secret(secret: str) -> bytes:
@@ -83,7 +88,7 @@ def _hash_secret(secret: str) -> bytes:
 
 
 def _encode(raw: bytes, length: int) -> str:
-    """Returns all of the bytes as letters and digits."""
+    """Returns the bytes as a number in base 62, with `length` digits and the lowest digit first."""
     number, letters = int.from_bytes(raw, "big"), []
     for _ in range(length):
         number, letter = divmod(number, len(_LETTERS))

@@ -1,7 +1,7 @@
-"""The bearer tokens that `/token` issues, which only this store signs and checks.
+"""Bearer tokens: the tokens that the endpoint `/token` issues for requests to the distribution API.
 
-They are signed with HMAC-SHA-256 and list their access as Distribution's "Docker Registry v2 Bearer token
-specification" has it.
+They are JWTs, signed with HMAC-SHA-256 by a key of this store, and no other registry accepts them. They list the access
+that they grant in the format of Distribution's "Docker Registry v2 Bearer token specification".
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
 TOKEN_TYPE: Final = "JWT"
-LONGEST_TOKEN: Final = 24 * 1024
-"""Characters of a token. With the other headers of a request it has to fit into 32 KiB."""
-SHORTEST_LIFETIME: Final = 60
-"""Seconds. Clients treat a shorter lifetime as this one."""
+"""The `typ` in the header of a bearer token."""
+MAX_TOKEN_CHARACTERS: Final = 24 * 1024
+"""The longest token that is verified. All headers of a request together have at most 32 KiB."""
+MIN_LIFETIME_SECONDS: Final = 60
+"""The shortest lifetime, because clients use a token for at least this time."""
 
-_REQUIRED: Final = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "access")
+_REQUIRED_CLAIMS: Final = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "access")
 _GRANTABLE: Final = Action.PULL | Action.PUSH | Action.DELETE
+"""The actions that a token can grant on a repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A new token. `issued_at` is in whole seconds since 1970, `lifetime` in seconds."""
+    """A new bearer token. `issued_at` is in seconds since 1970, `lifetime` in seconds."""
 
     text: str = field(repr=False)
     issued_at: int
@@ -38,7 +40,8 @@ class IssuedToken:
 
 
 class BearerTokens:
-    """Issues and verifies bearer tokens. `service` is their audience; `lifetime` is in seconds."""
+    """Issues and verifies bearer tokens. `service` is the name of this registry, which is the tokens' audience.
+    `lifetime` is in seconds. `clock` returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
         self,
@@ -51,19 +54,26 @@ class BearerTokens:
     ) -> None:
         self.service = service
         self._signed = SignedTokens(
-            accounts, keys, kind=TOKEN_TYPE, audience=service, required=_REQUIRED, longest=LONGEST_TOKEN
+            accounts,
+            keys,
+            token_type=TOKEN_TYPE,
+            audience=service,
+            required=_REQUIRED_CLAIMS,
+            max_characters=MAX_TOKEN_CHARACTERS,
         )
         self._random = random
         self._lifetime = lifetime
         self._clock = clock
 
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
-        """Returns a token for `identity`, limited to `access`. It outlives the credential it was made from by less than
-        a minute. Raises StorageFull, StorageFailed: the first token of a store creates its key."""
+        """Returns a token for `identity` that grants `access`: actions by repository name. If the credential of
+        `identity` expires before the usual lifetime has passed, the token expires with it, but not sooner than
+        `MIN_LIFETIME_SECONDS` from now. The first token of a store creates its signing key, so this raises StorageFull,
+        StorageFailed."""
         now = int(self._clock())
         expires = now + int(self._lifetime)
         if identity.expires is not None:
-            expires = min(expires, max(int(identity.expires), now + SHORTEST_LIFETIME))
+            expires = min(expires, max(int(identity.expires), now + MIN_LIFETIME_SECONDS))
         claims = {
             "sub": identity.name or "",
             "exp": expires,
@@ -76,29 +86,30 @@ class BearerTokens:
         return IssuedToken(await self._signed.sign(claims), now, expires - now)
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity that a genuine and current token proves. Does not check whether the account is still
-        valid (`registry.auth.revocation`). Raises Unauthorized."""
+        """Returns the identity (account and access) in a token. Raises Unauthorized if the signature is wrong or the
+        token has expired. Does not check whether the account still exists; `registry.auth.revocation` does."""
         try:
             return _identity_of(self._signed.verify(text, self._clock()))
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError):  # signed here, by another version of this software
+        except (KeyError, TypeError, ValueError, AttributeError):
+            # The signature is right, so another version of this software made the token.
             raise Unauthorized("the token cannot be read") from None
 
     def key_of(self, text: str) -> str:
-        """Returns the id of the key that a token names. Raises Unauthorized."""
+        """Returns the id of the signing key that a token names. Does not check the signature. Raises Unauthorized."""
         try:
             return self._signed.key_id(text)
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
 
     def is_key_accepted(self, key_id: str) -> bool:
-        """Returns whether tokens that this key signed are still accepted."""
+        """Returns whether tokens that the key `key_id` signed are still accepted."""
         return self._signed.is_key_accepted(key_id)
 
 
 def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
-    """Returns `access` in Distribution's format."""
+    """Returns `access` in Distribution's format for the claim `access`."""
     return [
         {"type": "registry", "name": "catalog", "actions": ["*"]}
         if name == CATALOG
@@ -107,12 +118,13 @@ def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
     ]
 
 
-def _parse_access(listed: object) -> dict[str, Action]:
-    """Returns the actions by name. Raises KeyError, TypeError, ValueError, AttributeError."""
+def _parse_access(claim: object) -> dict[str, Action]:
+    """Returns the actions by repository name, from the claim `access`. Raises KeyError, TypeError, ValueError or
+    AttributeError if the claim is malformed."""
     access: dict[str, Action] = {}
-    if not isinstance(listed, list):
+    if not isinstance(claim, list):
         raise TypeError("access is a list")
-    for entry in listed:
+    for entry in claim:
         if entry["type"] == "registry":
             access[f"registry:{entry['name']}"] = Action.PULL
         else:
@@ -121,7 +133,8 @@ def _parse_access(listed: object) -> dict[str, Action]:
 
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
-    """Returns the claims for the other fields of an identity. `limits` are not among them: the API token has them."""
+    """Returns the claims for the fields of an identity that have no standard claim. The limits of an API token are left
+    out, because `registry.auth.revocation` reads them from the store."""
     return {
         "robot": identity.robot,
         "version": identity.version,
@@ -132,6 +145,8 @@ def _identity_claims(identity: Identity) -> dict[str, object]:
 
 
 def _identity_of(claims: Mapping[str, Any]) -> Identity:
+    """Returns the identity in a token's claims. Raises KeyError, TypeError, ValueError or AttributeError if they are
+    malformed."""
     return Identity(
         claims["sub"] or None,
         robot=bool(claims.get("robot")),

@@ -1,7 +1,8 @@
-"""Sessions of people who logged in at the OpenID provider: signed tokens in a cookie.
+"""Browser sessions of people who logged in at the OpenID provider.
 
-Their type and audience differ from those of bearer tokens, so neither is accepted in place of the other (RFC 8725, 3.11
-and 3.12). A session holds as long as the account and the settings of the provider stay as they were.
+A session is a signed token (JWT) in a cookie. Its type and audience differ from those of bearer tokens, so a session is
+not accepted as a bearer token, or the reverse (RFC 8725, 3.11 and 3.12). A session ends early if the account or the
+settings of the OpenID provider change.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
 SESSION_TYPE: Final = "entrepot-session+jwt"
+"""The `typ` in the header of a session's token."""
 SESSION_SECONDS: Final = 8 * 3600.0
-"""Lifetime of a session, a working day. It ends at most an hour after its signing key was replaced."""
-LONGEST_COOKIE: Final = 4096
-"""Characters of a cookie that every browser stores (RFC 6265, 6.1)."""
+"""The lifetime of a session: a working day. It is shorter if the signing key is replaced, because a replaced key is
+accepted for about an hour."""
+MAX_COOKIE_CHARACTERS: Final = 4096
+"""The longest session. Every browser stores a cookie of this size (RFC 6265, 6.1)."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
+"""The error text for every session that is refused."""
 
-_REQUIRED: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", "stamp")
+_REQUIRED_CLAIMS: Final = ("exp", "iat", "iss", "aud", "sub", "jti", "version", "stamp")
 
 
 class LoginSessions:
-    """Issues and verifies sessions. `service` is the audience of bearer tokens; `clock` gives seconds since 1970."""
+    """Issues and verifies sessions. `service` is the name of this registry, from which the audience is made. `clock`
+    returns seconds since 1970; `random(n)` returns n random bytes."""
 
     def __init__(
         self,
@@ -37,16 +42,21 @@ class LoginSessions:
         clock: Callable[[], float],
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        audience = f"{service} session"  # no service name has a space
+        audience = f"{service} session"  # differs from every bearer token's audience, which has no space
         self._signed = SignedTokens(
-            accounts, keys, kind=SESSION_TYPE, audience=audience, required=_REQUIRED, longest=LONGEST_COOKIE
+            accounts,
+            keys,
+            token_type=SESSION_TYPE,
+            audience=audience,
+            required=_REQUIRED_CLAIMS,
+            max_characters=MAX_COOKIE_CHARACTERS,
         )
         self._clock = clock
         self._random = random
 
     async def issue(self, identity: Identity) -> str:
-        """Returns a session for a person who has logged in. Raises StorageFull, StorageFailed: the first token of a
-        store creates its key."""
+        """Returns the text of a new session for a person who has logged in. The first token of a store creates its
+        signing key, so this raises StorageFull, StorageFailed."""
         now = int(self._clock())
         return await self._signed.sign(
             {
@@ -61,8 +71,8 @@ class LoginSessions:
         )
 
     def verify(self, text: str) -> Identity:
-        """Returns the identity that a genuine and current session proves. Does not check whether the account is still
-        valid (`registry.auth.revocation`). Raises Unauthorized."""
+        """Returns the identity (the account) in a session. Raises Unauthorized if the signature is wrong or the session
+        has expired. Does not check whether the account still exists; `registry.auth.revocation` does."""
         try:
             claims = self._signed.verify(text, self._clock())
             return Identity(
@@ -72,5 +82,6 @@ class LoginSessions:
                 groups=tuple(map(str, claims.get("groups", ()))),
                 expires=float(claims["exp"]),
             )
-        except (TokenInvalid, TypeError, ValueError):  # the latter two: signed by another version of this software
+        except (TokenInvalid, TypeError, ValueError):
+            # TypeError and ValueError: another version of this software made the session, with other claims.
             raise Unauthorized(SESSION_ENDED) from None

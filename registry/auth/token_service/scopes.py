@@ -1,6 +1,7 @@
-"""Scopes: the access that a client requests for a token (Distribution's "Token Scope Documentation").
+"""Parses scopes: texts with which a client requests access for a token.
 
-`repository:team/app:pull,push`, `registry:catalog:*`. Several are separated by spaces or sent as several parameters.
+Examples are `repository:team/app:pull,push` and, for the list of repositories, `registry:catalog:*`. A request may have
+several, separated by spaces or sent as several parameters. Source: Distribution's "Token Scope Documentation".
 """
 
 from __future__ import annotations
@@ -16,55 +17,60 @@ from storage.access import Action
 from storage.errors import NameInvalid
 from storage.names import RepositoryName
 
-MOST_NAMES: Final = 100
-"""Different names in one request."""
-LONGEST_NAMES: Final = 8 * 1024
-"""Characters of all names together, so that the token fits into a request's headers."""
+MAX_NAMES: Final = 100
+"""The most repositories in one request."""
+MAX_NAME_CHARACTERS: Final = 8 * 1024
+"""The most characters in all names of one request together, so that the token fits into a request's headers."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
-"""The actions that a token can be granted on a repository. The right to grant needs an account, never a token."""
+"""The actions that a token can grant on a repository. No token can grant the action admin."""
 
-_REPOSITORY: Final = re.compile(r"repository(\([a-z0-9]+\))?")
-"""May carry a class, such as `repository(plugin)`, which is ignored."""
+_REPOSITORY_KIND: Final = re.compile(r"repository(\([a-z0-9]+\))?")
+"""The kind of a repository's scope. It may name a class, such as `repository(plugin)`, which is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedAccess:
-    """The requested actions, by name (`CATALOG` is one of the names). `unreadable`: there were scopes that this
-    registry does not know; they are granted nothing."""
+    """The access that a client requests.
+
+    - `actions`: the requested actions by repository name. The name `CATALOG` stands for the list of repositories.
+    - `has_unknown_scopes`: whether there were scopes that this registry does not know. It grants nothing for those.
+    """
 
     actions: Mapping[str, Action]
-    unreadable: bool = False
+    has_unknown_scopes: bool = False
 
     @property
-    def anything(self) -> bool:
-        return bool(self.actions) or self.unreadable
+    def is_any_requested(self) -> bool:
+        """Whether the client requests any access, known or unknown."""
+        return bool(self.actions) or self.has_unknown_scopes
 
     @property
     def is_pull_only(self) -> bool:
-        """Whether pulls, and nothing else, are requested."""
-        readable = bool(self.actions) and not self.unreadable and CATALOG not in self.actions
-        return readable and all(actions == Action.PULL for actions in self.actions.values())
+        """Whether the client requests to pull from repositories, and nothing else."""
+        only_repositories = bool(self.actions) and not self.has_unknown_scopes and CATALOG not in self.actions
+        return only_repositories and all(actions == Action.PULL for actions in self.actions.values())
 
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
-    """Parses scopes. Raises RequestInvalid for more than `MOST_NAMES` names."""
+    """Parses the scopes in all parameters of a request. Raises RequestInvalid for more than `MAX_NAMES` repositories or
+    `MAX_NAME_CHARACTERS` characters in their names."""
     found: dict[str, Action] = {}
-    unreadable = False
+    has_unknown_scopes = False
     for scope in (scope for value in values for scope in value.split()):
         name, actions = _parse_scope(scope)
         if not name:
-            unreadable = True
+            has_unknown_scopes = True
             continue
         found[name] = found.get(name, Action.NONE) | actions
-        if len(found) > MOST_NAMES or sum(map(len, found)) > LONGEST_NAMES:
+        if len(found) > MAX_NAMES or sum(map(len, found)) > MAX_NAME_CHARACTERS:
             raise RequestInvalid(
-                f"a token is for at most {MOST_NAMES} repositories, with {LONGEST_NAMES} characters in their names"
+                f"a token is for at most {MAX_NAMES} repositories, with {MAX_NAME_CHARACTERS} characters in their names"
             )
-    return RequestedAccess(found, unreadable)
+    return RequestedAccess(found, has_unknown_scopes)
 
 
 def format_scopes(granted: Mapping[str, Action]) -> str:
-    """Returns granted access in the form of a scope."""
+    """Returns the granted actions as scopes, separated by spaces."""
     return " ".join(
         f"{CATALOG}:*" if name == CATALOG else f"repository:{name}:{','.join((actions & CONTENT_ACTIONS).words)}"
         for name, actions in granted.items()
@@ -72,13 +78,14 @@ def format_scopes(granted: Mapping[str, Action]) -> str:
 
 
 def _parse_scope(scope: str) -> tuple[str, Action]:
-    """Returns a scope's name, empty for an unknown kind of scope, and its actions; unknown ones are left out."""
+    """Returns the name and the actions of one scope, without unknown actions. The name is empty if the scope is of an
+    unknown kind, has no valid name, or no known action."""
     kind, _, rest = scope.partition(":")
-    name, _, listed = rest.rpartition(":")
-    words = listed.split(",")
+    name, _, action_list = rest.rpartition(":")
+    words = action_list.split(",")
     if scope.startswith(f"{CATALOG}:"):
         return (CATALOG, Action.PULL) if "*" in words else ("", Action.NONE)
-    if not _REPOSITORY.fullmatch(kind):
+    if not _REPOSITORY_KIND.fullmatch(kind):
         return "", Action.NONE
     actions = Action.NONE
     for word in words:

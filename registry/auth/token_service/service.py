@@ -1,10 +1,11 @@
-"""The token service: issues bearer tokens. `registry.admin.token_endpoint` serves it over HTTP.
+"""The token service: issues bearer tokens to clients that log in. `registry.admin.token_endpoint` serves it over HTTP.
+
+A token grants those of the requested actions that the account may do now, and leaves out the others.
+
+Wrong credentials are refused, with one exception: if the client only requests to pull what everyone may pull, it gets
+an anonymous token. The reason is that docker sends its Docker Hub login to every mirror of Docker Hub.
 
 Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 for the latter.
-
-A token grants the requested access as far as its owner has it now; the rest is left out, and the registry refuses what
-a token does not cover. Wrong credentials are refused, with one exception: a request for pulls alone, which everyone may
-do, gets an anonymous token. Classic docker sends its Docker Hub login to every mirror of Docker Hub.
 """
 
 from __future__ import annotations
@@ -27,34 +28,40 @@ from storage.content import Actor
 from storage.errors import RegistryError, TooManyRequests, Unauthorized
 from storage.names import shown
 
-MOST_REFRESH_TOKENS: Final = 100
-"""Refresh tokens of one account; one more login revokes the least recently used."""
-_LONGEST_CLIENT: Final = 64
-"""Characters of a client's name that are stored."""
+MAX_REFRESH_TOKENS: Final = 100
+"""The most refresh tokens of one account. A further login revokes the least recently used one."""
+_MAX_CLIENT_CHARACTERS: Final = 64
+"""The length to which the name that a client gives itself is cut before it is stored."""
 
 
 class ScopePolicy(Protocol):
-    """Computes the access that a token can have (`registry.auth.rights.policy`)."""
+    """Computes the access that a token can grant. `registry.auth.rights.policy` implements this."""
 
-    async def allowed(self, proof: Identity, names: Iterable[str]) -> Mapping[str, Action]:
-        """Returns the most that a token can be granted, by each of the requested `names`."""
+    async def allowed(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
+        """Returns all actions that a token for `identity` can grant, by each of the repository `names`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """A refresh token, sent in place of a login."""
+    """A refresh token that a client sends instead of a user name and password. Any API token may serve as one."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """A request for a token. `service`: the service it names, if any. `offline`: a refresh token is requested as well.
-    `client`: the name that the client gives itself."""
+    """A client's request for a token.
+
+    - `login`: the client's credential. None: the client is anonymous.
+    - `requested`: the access that the client requests.
+    - `service`: the service that the token is for. None: the client does not name one.
+    - `offline`: whether the client also requests a refresh token.
+    - `client`: the name that the client gives itself.
+    """
 
     login: Basic | Bearer | RefreshToken | None
-    wanted: RequestedAccess
+    requested: RequestedAccess
     service: str | None = None
     offline: bool = False
     client: str = ""
@@ -62,8 +69,12 @@ class TokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenResponse:
-    """A token, the access it grants, and the refresh token; None: none was requested, or this login cannot have
-    one."""
+    """The answer to a request for a token.
+
+    - `token`: the bearer token.
+    - `granted`: the access that it grants: actions by repository name.
+    - `refresh`: the text of the refresh token. None: none was requested, or this kind of login gets none.
+    """
 
     token: IssuedToken
     granted: Mapping[str, Action]
@@ -71,7 +82,8 @@ class TokenResponse:
 
 
 class TokenService:
-    """Issues the tokens of one process. `refresh_lifetime` is in seconds; `clock` returns seconds since 1970."""
+    """Issues bearer tokens and refresh tokens. `rights` tells which access an account can get. `refresh_lifetime` is in
+    seconds; `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -90,23 +102,25 @@ class TokenService:
         self._refresh_lifetime = refresh_lifetime
         self._clock = clock
 
-    async def answer(self, ask: TokenRequest, by: Actor) -> TokenResponse:
-        """Returns a token. Raises Unauthorized, TooManyRequests (too many failed logins), RequestInvalid (another
-        service), StorageFull, StorageFailed. Cancelled: a refresh token may be stored that no client has."""
-        if ask.service is not None and ask.service != self._tokens.service:
-            raise RequestInvalid(f"tokens are made for {self._tokens.service} here, not for {shown(ask.service)}")
+    async def answer(self, request: TokenRequest, by: Actor) -> TokenResponse:
+        """Returns the token for a request. `by` describes the client, for the audit log. Raises Unauthorized,
+        TooManyRequests (too many failed logins), RequestInvalid (the token is for another service), StorageFull,
+        StorageFailed. If the caller is cancelled, the store may have a refresh token that no client got."""
+        if request.service is not None and request.service != self._tokens.service:
+            raise RequestInvalid(f"tokens are made for {self._tokens.service} here, not for {shown(request.service)}")
         try:
-            proof = await self._prove(ask.login, by)
+            identity = await self._verify(request.login, by)
         except (Unauthorized, TooManyRequests):
-            if not await self._everyone_may_pull(ask.wanted):
+            if not await self._everyone_may_pull(request.requested):
                 raise
-            proof = ANONYMOUS
-        granted = await self._grant(proof, ask.wanted)
-        token = await self._tokens.issue(proof, granted)
-        refresh = await self._refresh(proof, ask, by) if ask.offline else None
+            identity = ANONYMOUS
+        granted = await self._grant(identity, request.requested)
+        token = await self._tokens.issue(identity, granted)
+        refresh = await self._make_refresh_token(identity, request, by) if request.offline else None
         return TokenResponse(token, granted, refresh)
 
-    async def _prove(self, login: Basic | Bearer | RefreshToken | None, by: Actor) -> Identity:
+    async def _verify(self, login: Basic | Bearer | RefreshToken | None, by: Actor) -> Identity:
+        """Returns the identity that a credential proves. Raises Unauthorized, TooManyRequests."""
         match login:
             case None:
                 return ANONYMOUS
@@ -115,54 +129,62 @@ class TokenService:
             case RefreshToken(text):
                 return await self._credentials.verify_refresh(text, by)
             case Bearer(text):
-                proof = await self._credentials.verify_bearer(text, by)
-                if proof.access is not None:  # a token that could be exchanged for the next one would never expire
+                identity = await self._credentials.verify_bearer(text, by)
+                if identity.access is not None:
+                    # This is a token of the token service. Exchanging it for a new one would let it live forever.
                     raise Unauthorized(REFUSED)
-                return proof
+                return identity
 
-    async def _everyone_may_pull(self, wanted: RequestedAccess) -> bool:
-        if not wanted.is_pull_only:
+    async def _everyone_may_pull(self, requested: RequestedAccess) -> bool:
+        """Returns whether the client requests nothing but to pull, and everyone may pull all that it requests."""
+        if not requested.is_pull_only:
             return False
-        found = await self._rights.allowed(ANONYMOUS, wanted.actions)
+        found = await self._rights.allowed(ANONYMOUS, requested.actions)
         return all(Action.PULL in allowed for allowed in found.values())
 
-    async def _grant(self, proof: Identity, wanted: RequestedAccess) -> dict[str, Action]:
+    async def _grant(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
+        """Returns those of the requested actions that `identity` may do, by repository name."""
         granted = {}
-        allowed = await self._rights.allowed(proof, [name for name in wanted.actions if name != CATALOG])
-        for name, actions in wanted.actions.items():
-            # The list of repositories is open to everyone: it shows only what its reader may pull.
+        allowed = await self._rights.allowed(identity, [name for name in requested.actions if name != CATALOG])
+        for name, actions in requested.actions.items():
+            # Everyone may list repositories, because a list shows only those that the client may pull.
             found = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
             if found:
                 granted[name] = found
         return granted
 
-    async def _refresh(self, proof: Identity, ask: TokenRequest, by: Actor) -> str | None:
-        """Makes a refresh token for a login with a password of the store. Other logins get none: an API token, since
-        its revocation would not revoke the refresh token, and accounts that are not in the store."""
-        if proof.name is None or proof.version is None or proof.token is not None or proof.stamp is not None:
+    async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
+        """Makes a refresh token and returns its text. Only a login with a password in the store gets one; returns None
+        for others. A login with an API token gets none, because the refresh token would outlive the revocation of that
+        API token."""
+        if identity.name is None or identity.version is None:
             return None
-        account, now = AccountName(proof.name), self._clock()
+        if identity.token is not None or identity.stamp is not None:
+            return None
+        account, now = AccountName(identity.name), self._clock()
         made = api_tokens.make(
             account,
             now=now,
             purpose="login",
-            note=_token_note(ask.client, by.address),
+            note=_token_note(request.client, by.address),
             expires=now + self._refresh_lifetime,
         )
-        who = Actor(account, by.address, by.request_id, by.user_agent)
-        await self._accounts.add_token(made.token, made.secret_hash, by=who)
-        await self._revoke_oldest(account, who)
+        actor = Actor(account, by.address, by.request_id, by.user_agent)
+        await self._accounts.add_token(made.token, made.secret_hash, by=actor)
+        await self._revoke_excess(account, actor)
         return made.text
 
-    async def _revoke_oldest(self, account: AccountName, by: Actor) -> None:
-        page = self._accounts.tokens(account, None, 10 * MOST_REFRESH_TOKENS)
+    async def _revoke_excess(self, account: AccountName, by: Actor) -> None:
+        """Revokes the least recently used refresh tokens of an account above `MAX_REFRESH_TOKENS`."""
+        page = self._accounts.tokens(account, None, 10 * MAX_REFRESH_TOKENS)
         logins = [token for token in page.items if token.purpose == "login"]
         logins.sort(key=lambda token: token.used or token.created)
-        for token in logins[: max(0, len(logins) - MOST_REFRESH_TOKENS)]:
-            with suppress(RegistryError):  # revoked meanwhile, or the disk is full: the login succeeds all the same
+        for token in logins[: max(0, len(logins) - MAX_REFRESH_TOKENS)]:
+            with suppress(RegistryError):  # already revoked, or the disk is full; the login must succeed anyway
                 await self._accounts.revoke_token(token.id, by=by)
 
 
 def _token_note(client: str, address: str) -> str:
-    name = "".join(letter if letter.isprintable() else "?" for letter in client[:_LONGEST_CLIENT])
+    """Returns the note of a refresh token in the list of API tokens: the client's name and address."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in client[:_MAX_CLIENT_CHARACTERS])
     return " ".join(filter(None, (name or "a client", f"at {address}" if address else "")))

@@ -34,7 +34,7 @@ def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, 
     account = account_name_or_fail(name)
     added = administer(config, data, lambda accounts, by: accounts.add_robot(account, note=note, by=by), create=True)
     typer.echo(f"{account} is added; entrepot token add {account} makes what it logs in with", err=True)
-    if added.first:
+    if added.is_first:
         print_first_account_notice(settings, account, admin=False)
 
 

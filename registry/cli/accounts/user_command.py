@@ -69,7 +69,7 @@ def add(
     if added.password is not None:
         typer.echo(added.password)
     typer.echo(f"{account} is added{', an admin' if admin else ''}", err=True)
-    if added.first:
+    if added.is_first:
         print_first_account_notice(settings, account, admin)
 
 

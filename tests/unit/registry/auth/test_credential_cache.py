@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import base64
 
-from registry.auth.authenticators import principal_of
 from registry.auth.authorization_header import Basic, Bearer
-from registry.auth.credential_cache import MOST_LOGINS, MOST_TOKENS, CredentialCache, VerifiedCredential, header_of
+from registry.auth.credential_cache import (
+    MAX_CACHED_BEARER_TOKENS,
+    MAX_CACHED_LOGINS,
+    CredentialCache,
+    VerifiedCredential,
+    header_of,
+)
+from registry.auth.revocation_across_workers import principal_of
 from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import Identity
 from tests.fakes.auth_worker import ALICE, AT_HOME, PASSWORD, AuthWorker
@@ -44,14 +50,14 @@ def test_it_is_bounded() -> None:
     cache = CredentialCache()
     login = cache.key_of(header_of(LOGIN), "")
     cache.put(login, VerifiedCredential(Identity("alice"), 1, 1.0), LOGIN)
-    keys = [cache.key_of(b"%d" % number, "") for number in range(MOST_TOKENS + MOST_LOGINS)]
+    keys = [cache.key_of(b"%d" % number, "") for number in range(MAX_CACHED_BEARER_TOKENS + MAX_CACHED_LOGINS)]
     for key in keys:
         cache.put(key, VerifiedCredential(Identity(None), 1, 1.0), TOKEN)
-    assert len(cache) == MOST_TOKENS + 1
+    assert len(cache) == MAX_CACHED_BEARER_TOKENS + 1
     assert cache.get(login) is not None
     assert cache.get(keys[0]) is None
     assert cache.get(keys[-1]) is not None
-    cache.drop(keys[-1])
+    cache.remove(keys[-1])
     assert cache.get(keys[-1]) is None
     for key in keys:
         cache.put(key, VerifiedCredential(Identity("bob"), 1, 1.0), LOGIN)

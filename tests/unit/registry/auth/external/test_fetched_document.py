@@ -6,7 +6,7 @@ import asyncio
 
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
 
-TIMES = FetchTimes(fresh=100.0, stale=1000.0, retry=10.0, pause=50.0)
+TIMES = FetchTimes(refresh_age=100.0, max_age=1000.0, pause_after_failure=10.0, pause_after_success=50.0)
 
 
 class Source:

@@ -328,7 +328,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "no JSON": {"body": b"<html>"},
     "no set": {"body": b'{"keys": 7}'},
     "a list": {"body": b"[]"},
-    "too large": {"body": b"x" * (identity_http.LARGEST_ANSWER + 1)},
+    "too large": {"body": b"x" * (identity_http.MAX_RESPONSE_BYTES + 1)},
     "no keys": {"body": key_set()},
     "nonsense": {"body": b'{"keys": [7, null, {}, {"kty": "EC"}, {"kty": "RSA", "n": "!", "e": 1}, {"kty": "x"}]}'},
 }

@@ -15,7 +15,7 @@ import pytest
 
 from registry.auth.external import identity_http
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS, LoginAttemptInvalid, LoginAttempts
-from registry.auth.external.openid_login import GROUP_CHARACTERS, AuthorizationResponse, LoginFailed, provider_stamp
+from registry.auth.external.openid_login import MAX_GROUP_CHARACTERS, AuthorizationResponse, LoginFailed, provider_stamp
 from registry.auth.external.openid_provider import (
     METADATA_FRESH_SECONDS,
     METADATA_RETRY_SECONDS,
@@ -79,18 +79,18 @@ async def test_it_is_asked_once_for_all(sso: FakeOpenIDProvider) -> None:
     clock = AuthClock()
     provider = OpenIDProvider(settings(sso), clock)
     assert sso.paths == []
-    await asyncio.gather(*(provider.describe() for _ in range(5)))
+    await asyncio.gather(*(provider.metadata() for _ in range(5)))
     assert len(sso.paths) == 1
     clock.now += METADATA_FRESH_SECONDS
     sso.statuses["/.well-known/openid-configuration"] = 500
-    before = await provider.describe()
+    before = await provider.metadata()
     assert len(sso.paths) == 2
     clock.now += METADATA_STALE_SECONDS
     with pytest.raises(ProviderUnavailable):
-        await provider.describe()
+        await provider.metadata()
     sso.statuses.clear()
     clock.now += METADATA_RETRY_SECONDS
-    assert await provider.describe() == before
+    assert await provider.metadata() == before
     await provider.aclose()
 
 
@@ -101,11 +101,11 @@ async def test_down(sso: FakeOpenIDProvider) -> None:
     provider = OpenIDProvider(settings(sso), clock)
     for _ in range(3):
         with pytest.raises(ProviderUnavailable):
-            await provider.describe()
+            await provider.metadata()
     assert len(sso.paths) == 1
     sso.statuses.clear()
     clock.now += METADATA_RETRY_SECONDS
-    assert (await provider.describe()).token == f"{sso.url}/token"
+    assert (await provider.metadata()).token_url == f"{sso.url}/token"
     await provider.aclose()
 
 
@@ -115,7 +115,7 @@ async def test_nobody_there() -> None:
         port = taken.getsockname()[1]
     provider = OpenIDProvider(OIDCSettings(issuer=f"http://127.0.0.1:{port}", client_id=CLIENT), AuthClock())
     with pytest.raises(ProviderUnavailable):
-        await provider.describe()
+        await provider.metadata()
     await provider.aclose()
 
 
@@ -150,7 +150,7 @@ async def test_descriptions_that_are_refused(sso: FakeOpenIDProvider, described:
     sso.described = described
     provider = OpenIDProvider(settings(sso), AuthClock())
     with pytest.raises(ProviderUnavailable):
-        await provider.describe()
+        await provider.metadata()
     await provider.aclose()
 
 
@@ -351,7 +351,7 @@ async def test_groups(data: Path, clock: AuthClock, sso: FakeOpenIDProvider) -> 
         sso.person["groups"] = many
         proof = await logged_in(worker, sso)
         assert 10 < len(proof.groups) < 60
-        assert sum(map(len, proof.groups)) <= GROUP_CHARACTERS
+        assert sum(map(len, proof.groups)) <= MAX_GROUP_CHARACTERS
         assert len(await worker.access.login_sessions.issue(proof)) < 3500
 
 

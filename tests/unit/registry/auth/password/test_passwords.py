@@ -16,7 +16,7 @@ import pytest
 
 from registry.auth.password import hashing
 from registry.auth.password.hashing import (
-    MOST_HASHINGS,
+    MAX_PARALLEL_HASHINGS,
     NICENESS,
     HashingPool,
     StoredHash,
@@ -153,7 +153,7 @@ async def test_two_at_once_over_all_workers(tmp_path: Path, turns: FileLeases) -
             running -= 1
 
     await asyncio.gather(*(gates[each % 2].run(work) for each in range(10)))
-    assert most == MOST_HASHINGS
+    assert most == MAX_PARALLEL_HASHINGS
     for gate in gates:
         gate.close()
     other.close()
@@ -163,13 +163,13 @@ async def test_queue_is_bounded(turns: FileLeases) -> None:
     """When the queue is full, a further call is refused at once. Calls in the queue get their turn."""
     gate = HashingPool(turns, waiting=3)
     free = threading.Event()
-    inside = [asyncio.create_task(gate.run(lambda: free.wait(30))) for _ in range(MOST_HASHINGS + 3)]
+    inside = [asyncio.create_task(gate.run(lambda: free.wait(30))) for _ in range(MAX_PARALLEL_HASHINGS + 3)]
     await asyncio.sleep(0)
     with pytest.raises(TooManyRequests) as refused:
         await gate.run(lambda: True)
     assert refused.value.retry_after >= 1
     free.set()
-    assert await asyncio.gather(*inside) == [True] * (MOST_HASHINGS + 3)
+    assert await asyncio.gather(*inside) == [True] * (MAX_PARALLEL_HASHINGS + 3)
     assert await gate.run(lambda: 1) == 1
     gate.close()
 
@@ -184,7 +184,7 @@ async def test_who_leaves_the_queue_makes_room(turns: FileLeases) -> None:
         begun.release()
         return free.wait(30)
 
-    inside = [asyncio.create_task(gate.run(work)) for _ in range(MOST_HASHINGS)]
+    inside = [asyncio.create_task(gate.run(work)) for _ in range(MAX_PARALLEL_HASHINGS)]
     for _ in inside:
         assert await asyncio.to_thread(begun.acquire, True, 10)
     waiting = asyncio.create_task(gate.run(work))
@@ -195,13 +195,13 @@ async def test_who_leaves_the_queue_makes_room(turns: FileLeases) -> None:
     inside[0].cancel()
     await asyncio.sleep(0)
     assert not inside[0].done()
-    async with turns.try_slot("password", MOST_HASHINGS) as has:
+    async with turns.try_slot("password", MAX_PARALLEL_HASHINGS) as has:
         assert not has
     free.set()
     with pytest.raises(asyncio.CancelledError):
         await inside[0]
     assert await inside[1]
-    async with turns.try_slot("password", MOST_HASHINGS) as has:
+    async with turns.try_slot("password", MAX_PARALLEL_HASHINGS) as has:
         assert has
     gate.close()
 
@@ -219,7 +219,7 @@ async def test_threads_give_way(turns: FileLeases) -> None:
 async def test_what_work_raises(turns: FileLeases) -> None:
     """An exception of the work reaches the caller, and the slot is free again."""
     gate = HashingPool(turns)
-    for _ in range(MOST_HASHINGS + 1):
+    for _ in range(MAX_PARALLEL_HASHINGS + 1):
         with pytest.raises(AccountInvalid):
             await gate.run(lambda: hash_password("short"))
     gate.close()

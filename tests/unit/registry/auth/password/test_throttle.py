@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from registry.auth.password.throttle import BY_ACCOUNT, BY_ADDRESS, BY_PAIR, FAMILIAR_SECONDS, LoginThrottle
+from registry.auth.password.throttle import (
+    BY_ACCOUNT,
+    BY_ACCOUNT_AND_ADDRESS,
+    BY_ADDRESS,
+    FAMILIAR_SECONDS,
+    LoginThrottle,
+)
 from registry.client_addresses import network_of
 from storage.content import Actor
 from storage.errors import TooManyRequests, Unauthorized
@@ -41,23 +47,23 @@ def held_back(pace: LoginThrottle, name: str, place: str) -> int:
 async def test_one_account_from_one_address(pace: LoginThrottle, worker: AuthWorker) -> None:
     """Ten tries are free, then one each half minute. Other accounts from that address, and the account from other
     addresses, are not held back."""
-    await fail(pace, ALICE, address(1), BY_PAIR.burst)
+    await fail(pace, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
     wait = held_back(pace, ALICE, address(1))
-    assert wait == BY_PAIR.cost
+    assert wait == BY_ACCOUNT_AND_ADDRESS.cost_seconds
     assert held_back(pace, "bob", address(1)) == 0
     assert held_back(pace, ALICE, address(2)) == 0
     worker.clock.now += wait
     await fail(pace, ALICE, address(1), 1)
-    assert held_back(pace, ALICE, address(1)) == BY_PAIR.cost
-    worker.clock.now += BY_PAIR.cost * BY_PAIR.burst
-    await fail(pace, ALICE, address(1), BY_PAIR.burst)
+    assert held_back(pace, ALICE, address(1)) == BY_ACCOUNT_AND_ADDRESS.cost_seconds
+    worker.clock.now += BY_ACCOUNT_AND_ADDRESS.cost_seconds * BY_ACCOUNT_AND_ADDRESS.burst
+    await fail(pace, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
 
 
 async def test_many_accounts_from_one_address(pace: LoginThrottle) -> None:
     """Whoever tries a list of names is held back for all of them, from any address of its network."""
     for number in range(BY_ADDRESS.burst):
         await fail(pace, f"user{number}", "2001:db8:1:2::1", 1)
-    assert held_back(pace, "another", "2001:db8:1:2:ffff::9") == BY_ADDRESS.cost
+    assert held_back(pace, "another", "2001:db8:1:2:ffff::9") == BY_ADDRESS.cost_seconds
     assert held_back(pace, "another", "2001:db8:1:3::1") == 0
 
 
@@ -67,9 +73,9 @@ async def test_owner_is_not_locked_out(pace: LoginThrottle) -> None:
     await pace.record_success(ALICE, address(1))
     for number in range(BY_ACCOUNT.burst):
         await fail(pace, ALICE, address(100 + number), 1)
-    assert held_back(pace, ALICE, address(2)) == BY_ACCOUNT.cost
+    assert held_back(pace, ALICE, address(2)) == BY_ACCOUNT.cost_seconds
     assert held_back(pace, ALICE, address(1)) == 0
-    await fail(pace, ALICE, address(1), BY_PAIR.burst - 1)
+    await fail(pace, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst - 1)
     assert held_back(pace, ALICE, address(1)) == 0
     assert held_back(pace, "bob", address(2)) == 0
 
@@ -100,10 +106,10 @@ async def test_owners_mistakes_do_not_count_against_the_account(pace: LoginThrot
 async def test_success_forgives_this_account_from_here(pace: LoginThrottle) -> None:
     """The right password clears the failures of that account from that address, but not those of the address: an
     attacker with an account of their own cannot clear their guesses."""
-    await fail(pace, ALICE, address(1), BY_PAIR.burst)
+    await fail(pace, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
     await pace.record_success(ALICE, address(1))
     assert held_back(pace, ALICE, address(1)) == 0
-    for number in range(BY_ADDRESS.burst - BY_PAIR.burst):
+    for number in range(BY_ADDRESS.burst - BY_ACCOUNT_AND_ADDRESS.burst):
         await fail(pace, f"user{number}", address(1), 1)
     await pace.record_success("mallory", address(1))
     assert held_back(pace, "another", address(1)) > 0
@@ -112,7 +118,7 @@ async def test_success_forgives_this_account_from_here(pace: LoginThrottle) -> N
 async def test_counted_over_workers(data: Path, clock: AuthClock, worker: AuthWorker) -> None:
     """A failure that one worker counts holds the next request back on another."""
     async with auth_worker(data, clock) as other:
-        await fail(LoginThrottle(worker.accounts, clock), ALICE, address(1), BY_PAIR.burst)
+        await fail(LoginThrottle(worker.accounts, clock), ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
         assert held_back(LoginThrottle(other.accounts, clock), ALICE, address(1)) > 0
 
 
@@ -120,14 +126,14 @@ async def test_counted_over_workers(data: Path, clock: AuthClock, worker: AuthWo
 async def test_known_and_unknown_accounts_alike(worker: AuthWorker, name: str) -> None:
     """Whether an account exists changes neither when an attempt is held back nor the error."""
     answers = []
-    for attempt in range(BY_PAIR.burst + 1):
+    for attempt in range(BY_ACCOUNT_AND_ADDRESS.burst + 1):
         try:
             await worker.access.credential_verifier.verify_basic(name, f"wrong {attempt}", ELSEWHERE)
         except Unauthorized as error:
             answers.append(("401", error.message))
         except TooManyRequests as error:
             answers.append((str(error.retry_after), error.message))
-    assert answers == [("401", "the credentials are not valid")] * BY_PAIR.burst + [
+    assert answers == [("401", "the credentials are not valid")] * BY_ACCOUNT_AND_ADDRESS.burst + [
         ("30", "too many failed logins; try again later")
     ]
 
@@ -151,7 +157,7 @@ async def test_attack_and_owner(worker: AuthWorker) -> None:
 async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker) -> None:
     """A client that sends an old password over and over counts once a day, so its owner at the same address can log
     in."""
-    for _ in range(20 * BY_PAIR.burst):
+    for _ in range(20 * BY_ACCOUNT_AND_ADDRESS.burst):
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_basic(ALICE, "the old password", AT_HOME)
     assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)

@@ -14,7 +14,7 @@ import jwt
 import pytest
 
 from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
-from registry.auth.token.bearer_tokens import LONGEST_TOKEN, BearerTokens
+from registry.auth.token.bearer_tokens import MAX_TOKEN_CHARACTERS, BearerTokens
 from registry.auth.token.signing_keys import RETIRED_KEY_SECONDS, make_key, rotate
 from storage.access import Action
 from storage.errors import Unauthorized
@@ -225,7 +225,7 @@ async def test_tampered(worker: AuthWorker, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "a.b.c", "é.é.é", "e30.e30.e30", "[" * 5000, "a" * (LONGEST_TOKEN + 1), "ent_a_b"]
+    "text", ["", "x", "a.b.c", "é.é.é", "e30.e30.e30", "[" * 5000, "a" * (MAX_TOKEN_CHARACTERS + 1), "ent_a_b"]
 )
 async def test_nonsense(worker: AuthWorker, text: str) -> None:
     """A text that is no token is refused, and causes no failure."""

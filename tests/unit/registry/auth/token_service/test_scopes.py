@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.auth.rights.principal import CATALOG
-from registry.auth.token_service.scopes import CONTENT_ACTIONS, MOST_NAMES, format_scopes, parse_scopes
+from registry.auth.token_service.scopes import CONTENT_ACTIONS, MAX_NAMES, format_scopes, parse_scopes
 from registry.request import RequestInvalid
 from storage.access import Action
 
@@ -31,7 +31,7 @@ def test_parse(values: list[str], wanted: dict[str, Action]) -> None:
     """Repeated, or parted by spaces; what is asked of one name is put together; unknown words are left out."""
     found = parse_scopes(values)
     assert found.actions == wanted
-    assert not found.unreadable
+    assert not found.has_unknown_scopes
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_unreadable(scope: str) -> None:
     """What means nothing here is asked for in vain: it is not an error, and not nothing either."""
     found = parse_scopes([scope])
     assert found.actions == {}
-    assert found.unreadable
-    assert found.anything
+    assert found.has_unknown_scopes
+    assert found.is_any_requested
     assert not found.is_pull_only
     assert not parse_scopes([scope, "repository:app:pull"]).is_pull_only
 
@@ -73,9 +73,9 @@ def test_pulls_alone() -> None:
 
 def test_bounds() -> None:
     """A request asks for so many names, and so many letters of them, that its token fits into a header."""
-    assert len(parse_scopes([f"repository:a{n}:pull" for n in range(MOST_NAMES)]).actions) == MOST_NAMES
+    assert len(parse_scopes([f"repository:a{n}:pull" for n in range(MAX_NAMES)]).actions) == MAX_NAMES
     with pytest.raises(RequestInvalid):
-        parse_scopes([f"repository:a{n}:pull" for n in range(MOST_NAMES + 1)])
+        parse_scopes([f"repository:a{n}:pull" for n in range(MAX_NAMES + 1)])
     with pytest.raises(RequestInvalid):
         parse_scopes([f"repository:{'a' * 200}{n}:pull" for n in range(60)])
 

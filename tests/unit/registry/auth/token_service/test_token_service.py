@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from registry.admin.token_endpoint import LARGEST_FORM, token_router
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.principal import CATALOG, Identity
-from registry.auth.token_service.service import MOST_REFRESH_TOKENS
+from registry.auth.token_service.service import MAX_REFRESH_TOKENS
 from registry.naming import NamingRules
 from storage.access import Action
 from storage.errors import Unauthorized
@@ -166,11 +166,11 @@ async def test_logins_are_bounded(worker: AuthWorker, client: httpx2.AsyncClient
     """A machine that logs in anew for each job ends the logins that were used longest ago, and leaves API tokens."""
     kept = await worker.add_token(ALICE)
     first = await get(client, login=basic("alice", PASSWORD), offline_token="true")
-    for _ in range(MOST_REFRESH_TOKENS):
+    for _ in range(MAX_REFRESH_TOKENS):
         worker.clock.now += 1
         last = await get(client, login=basic("alice", PASSWORD), offline_token="true")
     tokens = worker.accounts.tokens(ALICE, None, 1000).items
-    assert len(tokens) == MOST_REFRESH_TOKENS + 1
+    assert len(tokens) == MAX_REFRESH_TOKENS + 1
     assert kept.token.id in {token.id for token in tokens}
     check_refused(await post(client, grant_type="refresh_token", refresh_token=first.json()["refresh_token"]))
     answer = await post(client, grant_type="refresh_token", refresh_token=last.json()["refresh_token"])
