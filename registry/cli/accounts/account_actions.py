@@ -100,7 +100,7 @@ def _add_list(app: typer.Typer, words: AccountWords) -> None:
                 lambda after: administration.accounts.accounts(words.kind, after, PAGE_SIZE),
                 lambda account: account.name,
             ),
-            model=models.Account.of,
+            model=models.AccountResponse.from_stored,
             columns=columns,
             empty=f"there are no {words.many} yet; entrepot {words.kind} add NAME adds one",
         )

@@ -55,7 +55,7 @@ def audit(
         data,
         as_json,
         read=lambda administration: administration.audit(query, limit).items,
-        model=models.Line.of,
+        model=models.AuditEntryResponse.from_stored,
         columns={
             "time": lambda entry: datetime.fromtimestamp(entry.at).strftime("%Y-%m-%d %H:%M:%S"),
             "outcome": lambda entry: entry.outcome,

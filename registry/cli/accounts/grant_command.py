@@ -110,7 +110,7 @@ def list_grants(
         data,
         as_json,
         read=read,
-        model=models.Grant.of,
+        model=models.GrantResponse.from_stored,
         columns={
             "pattern": lambda grant: grant.pattern,
             "actions": lambda grant: ",".join(grant.actions.words),

@@ -45,7 +45,7 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
         data,
         as_json,
         read=lambda administration: administration.all_groups(),
-        model=models.Group.of,
+        model=models.GroupResponse.from_stored,
         columns={"group": lambda group: group[0], "members": lambda group: comma_list(group[1])},
         empty="there are no groups yet; entrepot group add NAME adds one",
     )

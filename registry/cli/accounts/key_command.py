@@ -46,7 +46,7 @@ def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: Jso
         data,
         as_json,
         read=lambda administration: administration.accounts.signing_keys(),
-        model=models.Key.of,
+        model=models.SigningKeyResponse.from_stored,
         columns={
             "key": lambda key: key.id,
             "created": lambda key: local_time(key.created),

@@ -111,7 +111,7 @@ def list_tokens(
         data,
         as_json,
         read=read,
-        model=models.Token.of,
+        model=models.ApiTokenResponse.from_stored,
         columns={
             "id": lambda token: token.id,
             "account": lambda token: token.account,

@@ -93,7 +93,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
 
     account, grants = administer(config, data, work)
     if as_json:
-        print_json(models.ShownAccount.of_both(account, Page(grants)))
+        print_json(models.AccountWithGrants.from_stored_with_grants(account, Page(grants)))
         return
     typer.echo(f"{account.name}, {state_text(account)}{', an admin' if account.admin else ''}")
     facts = {"groups": comma_list(account.groups), "created": local_time(account.created), "note": account.note or "-"}
