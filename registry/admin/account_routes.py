@@ -21,7 +21,9 @@ from storage.errors import Denied, Unauthorized
 
 _MAX_GRANTS: Final = 200
 """Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` pages through all grants."""
-_FIRST_ACCOUNT_ADMIN_MESSAGE: Final = "the first account has to be an admin: nobody else could go on from there"
+_FIRST_ACCOUNT_ADMIN_MESSAGE: Final = (
+    "the first account has to be an admin: no other account could add accounts or grants"
+)
 
 router = APIRouter(route_class=ManagementRoute)
 

@@ -81,7 +81,7 @@ class BrowserCookies:
         else:
             is_same_origin = self._request.headers.get("origin") in (self.origin, self._request_origin)
         if not is_same_origin:
-            raise HTTPException(403, "in a session, only a page of this registry changes something here")
+            raise HTTPException(403, "with a browser session, only a page of this registry may change something")
 
     @property
     def _is_https(self) -> bool:

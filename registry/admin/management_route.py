@@ -89,7 +89,7 @@ def _check_request(request: Request) -> None:
     if request.method in SAFE_METHODS:
         return
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise HTTPException(403, "a page of another site may change nothing here")
+        raise HTTPException(403, "the request comes from a page of another site, which may not change anything here")
     # A POST needs the header even without a body, because an empty form of another site is such a POST.
     if request.method == "POST" or _has_body(request):
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -97,7 +97,7 @@ def _check_request(request: Request) -> None:
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body may have {MAX_BODY_BYTES} bytes")
+        raise HTTPException(413, f"the body is too long: it may have at most {MAX_BODY_BYTES} bytes")
 
 
 def _has_body(request: Request) -> bool:
@@ -114,7 +114,7 @@ def _limit_body(receive: Receive) -> Receive:
         message = await receive()
         remaining_bytes -= len(message.get("body", b""))
         if remaining_bytes < 0:
-            raise HTTPException(413, f"the body may have {MAX_BODY_BYTES} bytes")
+            raise HTTPException(413, f"the body is too long: it may have at most {MAX_BODY_BYTES} bytes")
         return message
 
     return limited_receive

@@ -93,14 +93,15 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
             return loop.run_until_complete(task)
         except BaseException:
             if watch.first_signal is not None:
-                # To raise would close the loop and end the interpreter, which join threads that wait for the network.
+                # Exits here, because closing the loop and exiting from Python wait for threads, and a thread may be
+                # blocked on the network.
                 watch.exit_now(watch.first_signal, reason)
             raise
 
 
 class _SignalWatch:
     """Context manager that watches for SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not
-    delay them. Python's C signal handler writes each signal's number into a pipe (`signal.set_wakeup_fd`) without
+    delay them. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without
     waiting for the main thread. The first signal calls `cancel` in `loop`; a second one ends the process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
@@ -119,6 +120,7 @@ class _SignalWatch:
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         self._previous_wakeup_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        # The handlers do nothing; they replace the default actions, so that only the thread reacts to a signal.
         self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         return self
 

@@ -15,7 +15,7 @@ from registry.cli.settings_text import toml_lines
 from registry.config import Settings, format_duration, format_size, is_duration, is_size
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
-_HEAD = """# Settings
+_INTRODUCTION = """# Settings
 
 A setting takes its value from the first of these that has one:
 
@@ -31,7 +31,7 @@ number means bytes. An unknown name in the file is an error. An unknown `ENTREPO
 since other programs may set such variables; those that Kubernetes sets for a service named `entrepot` cause none.
 """
 
-_FOOT = """
+_EXAMPLES_AND_RULES = """
 ## Example files
 
 A file with all settings at their defaults:
@@ -75,18 +75,19 @@ If someone pulls a private name before it was pushed, the default upstream is as
 `hosted.prefixes` prevents that. A push does not contact an upstream, unless something was pulled under the same name
 before.
 """
+"""The end of the page. The line `TOML` is replaced by an example file."""
 
 
 def render_settings_page() -> str:
     """Returns the whole page as Markdown."""
-    parts = [_HEAD, "\n", _group_table(())]
+    parts = [_INTRODUCTION, "\n", _group_table(())]
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
             parts.append(f"\n## `[{name}]`\n\n{getdoc(group)}\n\n{_group_table((name,))}")
         elif model := table_model(field):
             parts.append(f"\n## `[[{name}]]`\n\n{getdoc(model)}\n\n{_list_item_table(model)}")
-    return "".join([*parts, _FOOT.replace("TOML", _example_file())])
+    return "".join([*parts, _EXAMPLES_AND_RULES.replace("TOML", _example_file())])
 
 
 def _group_table(group: SettingPath) -> str:

@@ -89,6 +89,7 @@ def print_list(
 ) -> None:
     """Reads a list from the data directory and prints it as a table, or as JSON.
 
+    - `config`, `data` and `as_json` are the values of the options --config, --data and --json.
     - `read` returns the items.
     - `to_model` converts an item for the JSON output.
     - `columns` maps each column's title to a function that returns the text of an item's cell.
@@ -165,8 +166,8 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> st
 
 
 def _first_line(file: Path) -> str:
-    """Returns the first line of the file without its line end; `-` means stdin. Ends the command if the file cannot be
-    read or the line is empty."""
+    """Returns the first line of the file without the newline; the file `-` means stdin. Ends the command if the file
+    cannot be read or the line is empty."""
     try:
         text = sys.stdin.readline() if str(file) == "-" else file.read_text()
     except (OSError, UnicodeDecodeError) as error:
