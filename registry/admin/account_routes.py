@@ -89,7 +89,7 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
     """Sets your own password, for which you also send the old one. An admin may set anyone's password. All logins made
-    with the old password end at once."""
+    with the old password end immediately."""
     caller.rights.check_may_add_credential(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, body)

@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 4 << 20
 """Maximum size of an image config to read, in bytes. A real config has a few KiB; a larger one is not worth the
 memory."""
 PAGE_SIZE = 1000
-"""Number of tags or referrers to read from the registry at once."""
+"""Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
 """Config media types of ordinary images. The text summary leaves them out, because they tell people nothing new."""
 MAX_LISTED = 20

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PAGE_SIZE = 1000
-"""Number of entries to read from the store at once."""
+"""Number of entries in each page that is read from the store."""
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if no enabled admin is left.")]
 NoteOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="A remark for people, in one line.")]

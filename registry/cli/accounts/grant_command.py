@@ -54,7 +54,7 @@ A pattern is an exact name, or a prefix that ends with * (any text without a sla
 
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
 needs pull,push. admin is the right to grant on repositories that match the pattern. Names of mirrored repositories
-begin with the upstream's name, however clients ask for them.""",
+begin with the upstream's name, also if clients leave that name out.""",
 )
 def add(
     pattern: PatternArgument,

@@ -22,7 +22,10 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 )
 def rotate(
     at_once: Annotated[
-        bool, typer.Option("--at-once", help="Reject tokens of the old key at once: for a key that others may have.")
+        bool,
+        typer.Option(
+            "--at-once", help="Reject tokens of the old key immediately: use this if others may have the key."
+        ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,

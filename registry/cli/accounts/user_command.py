@@ -111,7 +111,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
 
 @app.command(
     "password",
-    help="Set a new password. Everything that logged in with the old one is logged out at once.",
+    help="Set a new password. All logins with the old password end immediately.",
     epilog=WORDS.examples("password alice", "password alice --generate"),
 )
 def password(
