@@ -1,1 +1,2 @@
-"""What people and their tools ask beside the distribution API: FastAPI routers with pydantic models."""
+"""The HTTP routes outside the distribution API `/v2`, as FastAPI routers: management API, browser login, token
+endpoint, health checks and documentation."""

@@ -1,4 +1,7 @@
-"""`/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: accounts."""
+"""Routes of `/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: the accounts of people and programs.
+
+The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the account that sends the request.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,32 @@ from storage.access import AccountInvalid, AccountKind, AccountName, Grant
 from storage.content import Page
 from storage.errors import Denied, Unauthorized
 
-_MOST_GRANTS: Final = 200
-"""The most grants that an answer shows with an account."""
-_FIRST_IS_ADMIN: Final = "the first account has to be an admin: nobody else could go on from there"
+_MAX_GRANTS: Final = 200
+"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` pages through all grants."""
+_FIRST_ACCOUNT_ADMIN_MESSAGE: Final = (
+    "the first account has to be an admin: no other account could add accounts or grants"
+)
 
 router = APIRouter(route_class=ManagementRoute)
 
 
 @router.get("/me", tags=["me"])
-async def get_me(caller: AnyCaller) -> models.Me:
-    """Shows your account and what you may do. Answers 401 without a login, unless there are no accounts yet."""
+async def get_me(caller: AnyCaller) -> models.CallerResponse:
+    """Shows your account and its rights. Answers 401 without a login, unless there are no accounts yet."""
     if not caller.is_open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     identity = caller.principal.identity
-    grants: Page[Grant] = Page([]) if identity.name is None else _grants(caller, identity.name, identity.groups)
+    grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
     account = None
+    # An account from an htpasswd file or an external issuer has no version, because the store does not hold it.
     if identity.name is not None and identity.version is not None:
-        account = models.Account.of(caller.accounts.account(AccountName(identity.name)))
-    return models.Me(
+        account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
+    return models.CallerResponse(
         name=identity.name,
         account=account,
         admin=caller.rights.admin,
         open=caller.is_open,
-        grants=[models.Grant.of(grant) for grant in grants.items],
+        grants=[models.GrantResponse.from_stored(grant) for grant in grants.items],
         more_grants=grants.more,
     )
 
@@ -46,61 +52,62 @@ async def get_me(caller: AnyCaller) -> models.Me:
 @router.get("/users", tags=["users"])
 async def list_users(
     caller: AdminCaller, after: AfterQuery = None, limit: LimitQuery = 100
-) -> models.Listed[models.Account]:
+) -> models.ListPage[models.AccountResponse]:
     """Lists people, in the order of their names."""
-    return _list(caller, AccountKind.USER, after, limit)
+    return _list_accounts(caller, AccountKind.USER, after, limit)
 
 
 @router.post("/users", status_code=201, tags=["users"])
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
-    """Adds a person. The first account closes the registry for good and has to be an admin. While there are no
-    accounts, only the registry's own machine may add one."""
+    """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
+    the first account. From then on, everyone has to log in."""
     if caller.is_open and not body.admin:
-        raise AccountInvalid(_FIRST_IS_ADMIN)
+        raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     password = None if body.password is None else body.password.get_secret_value()
     added = await caller.administration.add_user(
         AccountName(body.name), password, admin=body.admin, note=body.note, by=caller.actor
     )
-    return models.AddedUser(**models.Account.of(added.account).model_dump(), password=added.password)
+    return models.AddedUser(**models.AccountResponse.from_stored(added.account).model_dump(), password=added.password)
 
 
 @router.get("/users/{name}", tags=["users"])
-async def get_user(caller: LoggedInCaller, name: PathName) -> models.ShownAccount:
-    """Shows a person and all grants that count for them: your own account, or any as an admin. Answers 404 for
-    others."""
+async def get_user(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
+    """Shows a person and the grants that apply to them. You may see your own account; an admin may see every account.
+    Answers 404 for any other account."""
     return _account_with_grants(caller, name, AccountKind.USER)
 
 
 @router.patch("/users/{name}", tags=["users"])
-async def change_user(caller: AdminCaller, name: PathName, body: models.UserChange) -> models.Account:
-    """Disables or enables a person, or changes whether they are an admin. The change holds from their next request on.
-    Answers 409 if no enabled admin would be left."""
+async def change_user(caller: AdminCaller, name: PathName, body: models.UserChange) -> models.AccountResponse:
+    """Disables or enables a person, or changes whether they are an admin. The change takes effect with their next
+    request. Answers 409 if no enabled admin would be left."""
     if body.admin is not None:
         await caller.administration.set_admin(name, body.admin, by=caller.actor)
     return await _set_enabled(caller, name, AccountKind.USER, body.enabled)
 
 
 @router.put("/users/{name}/password", tags=["users"])
-async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.Password:
-    """Sets your own password (send the old one as well), or anyone's as an admin. Everything that was logged in with
-    the old password ends at once."""
+async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
+    """Sets your own password, for which you also send the old one. An admin may set anyone's password. All logins made
+    with the old password end immediately."""
     caller.rights.check_may_add_credential(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, body)
     new = None if body.new is None else body.new.get_secret_value()
-    return models.Password(password=await caller.administration.set_password(name, new, by=caller.actor))
+    return models.GeneratedPassword(password=await caller.administration.set_password(name, new, by=caller.actor))
 
 
 async def _check_old_password(caller: Caller, account: AccountName, body: models.NewPassword) -> None:
-    """Checks the old password like a login, so that guesses are throttled like any other. Raises Denied,
-    TooManyRequests."""
+    """Checks the old password as a login would, so that the throttle for failed logins also covers guesses made here.
+    Raises Denied if the password is wrong, and TooManyRequests after too many wrong ones."""
     old = "" if body.old is None else body.old.get_secret_value()
     credentials = base64.b64encode(f"{account}:{old}".encode())
     try:
-        shown = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
+        principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
     except Unauthorized:
         raise Denied("the old password is not right") from None
-    if shown.name != account or not management_rights_of(shown).is_person:
+    # An API token is also accepted as a password; `is_person` is false for it.
+    if principal.name != account or not management_rights_of(principal).is_person:
         raise Denied("the old password is not right")
 
 
@@ -113,29 +120,30 @@ async def remove_user(caller: AdminCaller, name: PathName) -> None:
 @router.get("/robots", tags=["robots"])
 async def list_robots(
     caller: AdminCaller, after: AfterQuery = None, limit: LimitQuery = 100
-) -> models.Listed[models.Account]:
+) -> models.ListPage[models.AccountResponse]:
     """Lists robots, in the order of their names."""
-    return _list(caller, AccountKind.ROBOT, after, limit)
+    return _list_accounts(caller, AccountKind.ROBOT, after, limit)
 
 
 @router.post("/robots", status_code=201, tags=["robots"])
-async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.Account:
-    """Adds a robot. It may do nothing until it gets a grant, and it logs in with API tokens only."""
+async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AccountResponse:
+    """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It logs in with API tokens
+    only."""
     if caller.is_open:
-        raise AccountInvalid(_FIRST_IS_ADMIN)
+        raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
-    return models.Account.of(added.account)
+    return models.AccountResponse.from_stored(added.account)
 
 
 @router.get("/robots/{name}", tags=["robots"])
-async def get_robot(caller: LoggedInCaller, name: PathName) -> models.ShownAccount:
-    """Shows a robot and all grants that count for it: to itself, or to an admin. Answers 404 to others."""
+async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
+    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; others get 404."""
     return _account_with_grants(caller, name, AccountKind.ROBOT)
 
 
 @router.patch("/robots/{name}", tags=["robots"])
-async def change_robot(caller: AdminCaller, name: PathName, body: models.RobotChange) -> models.Account:
-    """Disables or enables a robot, from its next request on."""
+async def change_robot(caller: AdminCaller, name: PathName, body: models.RobotChange) -> models.AccountResponse:
+    """Disables or enables a robot. The change takes effect with its next request."""
     return await _set_enabled(caller, name, AccountKind.ROBOT, body.enabled)
 
 
@@ -145,25 +153,32 @@ async def remove_robot(caller: AdminCaller, name: PathName) -> None:
     await caller.administration.remove(name, AccountKind.ROBOT, by=caller.actor)
 
 
-def _list(caller: Caller, kind: AccountKind, after: str | None, limit: int) -> models.Listed[models.Account]:
+def _list_accounts(
+    caller: Caller, kind: AccountKind, after: str | None, limit: int
+) -> models.ListPage[models.AccountResponse]:
     page = caller.accounts.accounts(kind, after, limit)
-    return models.listed(page, models.Account.of, lambda account: account.name)
+    return models.list_page(page, models.AccountResponse.from_stored, lambda account: account.name)
 
 
-async def _set_enabled(caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None) -> models.Account:
-    """Enables or disables an account, unless `enabled` is None. Returns the account as it is then."""
+async def _set_enabled(
+    caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
+) -> models.AccountResponse:
+    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account after the change."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
-    return models.Account.of(caller.administration.find(name, kind))
+    return models.AccountResponse.from_stored(caller.administration.find(name, kind))
 
 
-def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -> models.ShownAccount:
+def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -> models.AccountWithGrants:
+    """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no such
+    account or the caller may not see it."""
     caller.rights.check_may_see(name)
     account = caller.administration.find(name, kind)
-    return models.ShownAccount.of_both(account, _grants(caller, name))
+    return models.AccountWithGrants.from_stored_with_grants(account, _first_grants(caller, name))
 
 
-def _grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
-    """Returns the first grants that count for an account."""
+def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
+    """Returns the first page of the grants that apply to an account: its own, and those to its groups, to
+    `authenticated` and to `everyone`. `groups` adds groups that the login brings and the store does not know."""
     subjects = caller.administration.subjects_of(name, groups)
-    return caller.accounts.grant_page(subjects, None, _MOST_GRANTS)
+    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)

@@ -1,4 +1,4 @@
-"""`/api/v1/audit`: the audit log."""
+"""The route of `/api/v1/audit`: the audit log. Its docstring is the description in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ async def list_audit(
     since: Annotated[datetime | None, Query(description="Not before", examples=["2026-11-01T00:00:00Z"])] = None,
     after: AfterQuery = None,
     limit: LimitQuery = 100,
-) -> models.Listed[models.Line]:
-    """Lists changes of content, accounts and rights, logins and denials, newest first. A line has to meet all
-    conditions. Logins and denials appear up to a second late."""
-    query = AuditQuery(actor, action, target, outcome, None if since is None else since.timestamp(), after)
-    return models.listed(await caller.accounts.scan_audit(query, limit), models.Line.of, lambda entry: entry.id)
+) -> models.ListPage[models.AuditEntryResponse]:
+    """Lists the entries of the audit log that match all given conditions, newest first: changes of content, accounts
+    and rights, logins, and denied requests. Logins and denied requests appear up to a second late."""
+    since_seconds = None if since is None else since.timestamp()
+    query = AuditQuery(actor, action, target, outcome, since_seconds, after)
+    return models.list_page(
+        await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id
+    )

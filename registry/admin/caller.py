@@ -1,7 +1,8 @@
-"""The caller of the management API, as dependencies of its routes.
+"""FastAPI dependencies that give a route of the management API its caller: the account that sent the request.
 
-While there are no accounts, only this machine may manage the registry. Otherwise whoever reaches it first could take it
-over by adding the first account.
+A registry without accounts is *open*: clients push and pull without a login. While the registry is open, only requests
+from its own machine may use the management API. Otherwise anyone on the network could add the first account and take
+the registry over.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
 
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
-"""Headers that a proxy adds."""
+_PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+"""Request headers that show that the request passed a proxy."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManagementComponents:
-    """What the management API works with.
+    """The objects that the management API uses; one per process.
 
-    - `on_denied` is called with the actor, the operation and the target of each refused call.
-    - `cursors` seals positions in lists.
-    - `is_proxied` means that a proxy stands before the server, so client addresses prove nothing.
-    - `public_url` is the registry's address for clients, if it is set.
+    - `administration` reads and changes accounts, groups, grants and tokens.
+    - `authenticator` checks the credentials or the login session of a request.
+    - `on_denied` is called with the actor, the operation and the target of each denied call; it writes the audit log.
+    - `cursors` encrypts list cursors that must not show which entry they point at.
+    - `is_proxied` means that a reverse proxy is in front of the server, so that client addresses prove nothing.
+    - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 
     administration: Administration
@@ -50,7 +53,14 @@ class ManagementComponents:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of one request. `is_open` means that there are no accounts yet."""
+    """The caller of one request, and the objects that routes use on the caller's behalf.
+
+    - `principal` is the authenticated account, or an anonymous one.
+    - `rights` are the caller's rights in the management API.
+    - `actor` is the caller as the audit log names it.
+    - `is_open` means that there are no accounts yet.
+    - `administration`, `authenticator` and `cursors` are those of `ManagementComponents`.
+    """
 
     administration: Administration
     authenticator: ManagementAuthenticator
@@ -62,11 +72,13 @@ class Caller:
 
     @property
     def accounts(self) -> Accounts:
+        """The store of accounts, groups, grants and tokens."""
         return self.administration.accounts
 
 
 class _SecurityScheme(SecurityBase):
-    """Describes a way to log in in the OpenAPI document. `identify_caller` does the login."""
+    """Describes an HTTP authentication scheme in the OpenAPI document. It checks nothing: `identify_caller`
+    authenticates the request."""
 
     def __init__(self, scheme: str, description: str) -> None:
         self.model = HTTPBase(scheme=scheme, description=description)
@@ -83,8 +95,11 @@ _BEARER: Final = _SecurityScheme("bearer", "An API token")
 async def identify_caller(
     request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
 ) -> Caller:
-    """Returns the caller, with or without an account. Raises Unauthorized for wrong credentials, TooManyRequests, and
-    HTTPException where a page of another site would change something in a session."""
+    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor` for logs.
+
+    Credentials in the Authorization header take precedence over the browser's session cookie. Raises Unauthorized for
+    wrong credentials, TooManyRequests after too many of them, and HTTPException (403) if a page of another site uses
+    the session cookie for a change."""
     management: ManagementComponents = request.app.service.access.management
     actor = unauthenticated_actor(request.scope)
     cookies = BrowserCookies(request, management.public_url)
@@ -109,8 +124,8 @@ AnyCaller = Annotated[Caller, Depends(identify_caller)]
 
 
 async def require_login(caller: AnyCaller) -> Caller:
-    """Returns a caller with an account. Raises Unauthorized, and Denied to other machines while there are no
-    accounts."""
+    """Returns a caller who has an account. Raises Unauthorized for an anonymous caller. While there are no accounts,
+    returns callers from this machine without an account, and raises Denied for others."""
     if caller.is_open and not caller.rights.admin:
         raise Denied(
             "there are no accounts yet, so only the registry's own machine may do this: run there "
@@ -125,7 +140,8 @@ LoggedInCaller = Annotated[Caller, Depends(require_login)]
 
 
 async def require_admin(caller: LoggedInCaller) -> Caller:
-    """Returns a caller who is an admin. Raises Unauthorized, Denied."""
+    """Returns a caller who is an admin. Raises Unauthorized for an anonymous caller, Denied for one who is no
+    admin."""
     caller.rights.check_admin()
     return caller
 
@@ -134,9 +150,12 @@ AdminCaller = Annotated[Caller, Depends(require_admin)]
 
 
 def _is_from_this_machine(request: Request, address: str) -> bool:
-    """Returns whether a client on this machine addresses this machine by its loopback name. This excludes requests
-    through a proxy, and those of a browser page whose host name was made to resolve to this machine."""
-    if any(name in request.headers for name in _FORWARDED):
+    """Returns whether the request comes from this machine: the client's `address` and the host in the request's URL are
+    loopback, and no proxy forwarded the request.
+
+    The check of the host stops DNS rebinding: a web page whose host name resolves to 127.0.0.1 would otherwise reach
+    the API through the browser on this machine."""
+    if any(name in request.headers for name in _PROXY_HEADERS):
         return False
     host = request.url.hostname or ""
     return is_loopback(address) and is_loopback_host(host)

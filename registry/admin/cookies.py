@@ -1,11 +1,14 @@
-"""Cookies of browsers, and the check that a change comes from a page of this registry.
+"""Browser cookies of the login, and the check against cross-site request forgery.
 
 Sources: RFC 6265bis, 4.1.3 (`__Host-`) and 5.6.7 (SameSite); Fetch Metadata; RFC 6454 (Origin).
 
-Over https the names begin with `__Host-`: then neither another host of the same domain nor an attacker who injects a
-page over plain http can replace a cookie. The cookies are SameSite=Lax, not Strict: the OpenID provider redirects the
-browser back here, and with Strict the first page after that would not get the session. With Lax, browsers do not send
-them with a POST of another site nor with what its pages load; `check_same_origin` checks every change as well.
+Over https the cookie names begin with `__Host-`. Browsers then let only this host set the cookie, and only over https,
+so another host of the same domain or an attacker on plain http cannot replace it.
+
+The cookies are SameSite=Lax. Strict would not work, because the OpenID provider redirects the browser back to the
+registry, and with Strict the browser would not send the session cookie with that request. With Lax, the browser sends
+the cookies with a link from another site, but not with that site's POST requests or embedded resources. As a second
+defence, `check_same_origin` refuses changes that come from another site.
 """
 
 from __future__ import annotations
@@ -17,32 +20,39 @@ from fastapi import HTTPException, Request, Response
 from registry.http.challenge import base_url_of
 
 SESSION_COOKIE: Final = "entrepot-session"
+"""Name of the cookie that holds the login session."""
 ATTEMPT_COOKIE: Final = "entrepot-login"
+"""Name of the cookie that holds the state of a login under way, from the redirect to the provider until its answer."""
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_HOST_ONLY: Final = "__Host-"
+"""HTTP methods that change nothing (RFC 9110, 9.2.1)."""
+_HOST_PREFIX: Final = "__Host-"
 
 
 class BrowserCookies:
-    """The cookies of one request. `public_url` is the registry's address for clients, if it is set."""
+    """Reads the cookies of one request and sets cookies on its response. `public_url` is the registry's URL for
+    clients; None if the settings do not give it."""
 
     def __init__(self, request: Request, public_url: str | None) -> None:
         host = request.headers.get("host")
+        raw_host = None if host is None else host.encode("latin-1")
         self._request = request
-        self._address = base_url_of(request.scope, None if host is None else host.encode("latin-1")).decode("ascii")
-        self.origin = public_url or self._address
-        """The registry's address as the browser has it, such as `https://registry.example.com`."""
+        self._request_origin = base_url_of(request.scope, raw_host).decode("ascii")
+        self.origin = public_url or self._request_origin
+        """The registry's origin (scheme, host, port) in the browser, such as `https://registry.example.com`."""
 
     @property
     def session(self) -> str | None:
-        """The login session that the request shows, if any."""
+        """The value of the session cookie; None if the request has none."""
         return self.read(SESSION_COOKIE) or None
 
     def read(self, name: str) -> str:
-        """Returns a cookie's value, or an empty text. A cookie that was set under the other scheme does not count."""
+        """Returns a cookie's value, or an empty string if the request has no such cookie. Over https, reads only the
+        cookie with the prefix `__Host-`."""
         return self._request.cookies.get(self._name(name), "")
 
     def set(self, response: Response, name: str, value: str, seconds: float) -> None:
-        """Sets a cookie for this host alone, out of reach of scripts."""
+        """Sets a cookie that expires after `seconds`, is sent to this host only, and is hidden from scripts
+        (HttpOnly)."""
         response.set_cookie(
             self._name(name),
             value,
@@ -58,21 +68,26 @@ class BrowserCookies:
         self.set(response, name, "", 0)
 
     def check_same_origin(self) -> None:
-        """Raises HTTPException unless a change comes from a page of this registry.
+        """Raises HTTPException (403) if the request changes something and does not come from a page of this registry.
 
-        Browsers name the origin in Sec-Fetch-Site, and over plain http only in Origin. A request with neither is
-        refused.
+        Browsers say in Sec-Fetch-Site whether the page has the same origin. Over plain http they omit that header and
+        name the page's origin in Origin instead. A change without either header is refused.
         """
         if self._request.method in SAFE_METHODS:
             return
         site = self._request.headers.get("sec-fetch-site")
-        own = {self.origin, self._address}
-        if site != "same-origin" if site is not None else self._request.headers.get("origin") not in own:
-            raise HTTPException(403, "in a session, only a page of this registry changes something here")
+        if site is not None:
+            is_same_origin = site == "same-origin"
+        else:
+            is_same_origin = self._request.headers.get("origin") in (self.origin, self._request_origin)
+        if not is_same_origin:
+            raise HTTPException(403, "with a browser session, only a page of this registry may change something")
 
     @property
     def _is_https(self) -> bool:
+        """Whether the browser uses https."""
         return self.origin.startswith("https:")
 
     def _name(self, name: str) -> str:
-        return _HOST_ONLY + name if self._is_https else name
+        """Returns the cookie's name as the browser stores it."""
+        return _HOST_PREFIX + name if self._is_https else name

@@ -1,8 +1,8 @@
-"""The root page and the documentation of the API.
+"""The welcome page `/` and the documentation of the API.
 
-`/` shows a short text for people. `/api/openapi.json` is the OpenAPI document of the management API, `/api/docs` shows
-it as a page that loads nothing from the internet. Swagger UI comes with the package `fastapi-swagger`, of which only
-the files are used.
+`/` returns a short plain text for people. `/api/openapi.json` is the OpenAPI document of the management API.
+`/api/docs` shows that document with Swagger UI and loads nothing from the internet. The files of Swagger UI come from
+the package `fastapi-swagger`; its Python code is not used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ welcome_router = APIRouter()
 
 @welcome_router.get("/", response_class=PlainTextResponse, include_in_schema=False)
 async def welcome(request: Request) -> str:
-    """Names the registry and shows a first push."""
+    """Returns a plain text that names the software and shows how to push an image."""
     host = request.headers.get("host", "localhost:5000")
     return (
         "Entrepot, a Docker/OCI registry.\n\n"
@@ -34,11 +34,13 @@ async def welcome(request: Request) -> str:
 
 
 OPENAPI_PATH: Final = "/api/openapi.json"
-_ASSETS: Final = {
+"""The path of the OpenAPI document."""
+_ASSET_TYPES: Final = {
     "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
     "swagger-ui.css": "text/css; charset=utf-8",
     "favicon-32x32.png": "image/png",
 }
+"""The served files of Swagger UI, with their media types."""
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
@@ -64,7 +66,7 @@ _START_SCRIPT: Final = f"""SwaggerUIBundle({{
   validatorUrl: null,
 }});
 """
-_HEADERS: Final = {
+_HEADERS: Final = {  # of every response under /api/docs
     # Swagger UI sets inline styles and draws icons from data: URLs. Scripts come from this registry only.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -79,25 +81,29 @@ docs_router = APIRouter(prefix="/api/docs", include_in_schema=False)
 
 
 @docs_router.get("")
-async def page() -> HTMLResponse:
+async def docs_page() -> HTMLResponse:
+    """Returns the HTML page."""
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
 @docs_router.get("/start.js")
-async def start() -> Response:
+async def start_script() -> Response:
+    """Returns the script that starts Swagger UI. It is a file of its own because the content security policy forbids
+    inline scripts."""
     return Response(_START_SCRIPT, headers=_HEADERS, media_type="text/javascript")
 
 
 @docs_router.get("/{name}")
-async def asset(name: str) -> Response:
-    if name not in _ASSETS:
+async def docs_asset(name: str) -> Response:
+    """Returns a file of Swagger UI. Raises HTTPException (404) for any other name."""
+    if name not in _ASSET_TYPES:
         raise HTTPException(404, "there is nothing at this path")
-    file = await asyncio.to_thread(_asset_file, name)
-    return FileResponse(file, headers=_HEADERS, media_type=_ASSETS[name])
+    path = await asyncio.to_thread(_asset_path, name)
+    return FileResponse(path, headers=_HEADERS, media_type=_ASSET_TYPES[name])
 
 
-def _asset_file(name: str) -> Path:
-    """Returns the file's path. Does not import the package."""
+def _asset_path(name: str) -> Path:
+    """Returns the path of a file in the package `fastapi-swagger`. Finds the package without importing it."""
     spec = find_spec("fastapi_swagger")
     assert spec is not None
     assert spec.origin is not None
@@ -105,28 +111,29 @@ def _asset_file(name: str) -> Path:
 
 
 class OpenAPIDocument:
-    """The OpenAPI document as JSON, made in a thread at the first request: this takes 150 ms."""
+    """The OpenAPI document as JSON, built once, at the first request. A thread builds it because that takes 150 ms and
+    would block the event loop."""
 
-    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
-        """`make` returns the document, such as `FastAPI.openapi`."""
-        self._make = make
+    def __init__(self, build: Callable[[], dict[str, Any]]) -> None:
+        """`build` returns the document as a dict, such as `FastAPI.openapi`."""
+        self._build = build
         self._lock = asyncio.Lock()
-        self._text: bytes | None = None
+        self._json: bytes | None = None
 
-    async def text(self) -> bytes:
-        """Returns the document."""
+    async def json_bytes(self) -> bytes:
+        """Returns the document as JSON."""
         async with self._lock:
-            if self._text is None:
-                self._text = await asyncio.to_thread(lambda: json.dumps(self._make()).encode("ascii"))
-            return self._text
+            if self._json is None:
+                self._json = await asyncio.to_thread(lambda: json.dumps(self._build()).encode("ascii"))
+            return self._json
 
 
-def openapi_router(description: OpenAPIDocument) -> APIRouter:
-    """Returns the route of the document."""
+def openapi_router(document: OpenAPIDocument) -> APIRouter:
+    """Returns a router with the route that serves `document`."""
     router = APIRouter(include_in_schema=False)
 
     @router.get(OPENAPI_PATH)
     async def openapi() -> Response:
-        return Response(await description.text(), media_type="application/json")
+        return Response(await document.json_bytes(), media_type="application/json")
 
     return router

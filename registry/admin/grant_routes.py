@@ -1,4 +1,8 @@
-"""`/api/v1/groups` and `/api/v1/grants`: groups, and grants on repositories."""
+"""Routes of `/api/v1/groups` and `/api/v1/grants`.
+
+A *grant* allows a *subject* (an account, a group, `authenticated` or `everyone`) some actions on the repositories whose
+names match a *pattern*. The docstrings of the routes are the descriptions in the OpenAPI document.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,11 @@ from registry.auth.rights.sealed_cursors import SEALED_LENGTH, CursorKind
 from storage.access import AccountInvalid, AccountName, Grant, Grantee
 from storage.content import Page
 
-_BATCH_GRANTS: Final = 100
-"""Grants that are compared before other requests get their turn."""
-_MOST_BATCHES: Final = 100
-"""Batches that one page reads at most."""
+_BATCH_SIZE: Final = 100
+"""Number of grants to read and filter before the event loop may run other requests."""
+_MAX_BATCHES: Final = 100
+"""Maximum number of batches to read for one page, so that a caller who may see few grants cannot cause an endless
+scan."""
 SubjectQuery = Annotated[str, Query(description="As in a grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
@@ -28,34 +33,37 @@ router = APIRouter(route_class=ManagementRoute)
 @router.get("/groups", tags=["groups"])
 async def list_groups(
     caller: AdminCaller, after: AfterQuery = None, limit: LimitQuery = 100
-) -> models.Listed[models.Group]:
+) -> models.ListPage[models.GroupResponse]:
     """Lists groups with their members, in the order of their names."""
-    return models.listed(caller.accounts.groups(after, limit), models.Group.of, lambda group: group[0])
+    return models.list_page(
+        caller.accounts.groups(after, limit), models.GroupResponse.from_stored, lambda group: group[0]
+    )
 
 
 @router.post("/groups", status_code=201, tags=["groups"])
-async def add_group(caller: AdminCaller, body: models.NewGroup) -> models.Group:
+async def add_group(caller: AdminCaller, body: models.NewGroup) -> models.GroupResponse:
     """Adds a group without members."""
     name = AccountName(body.name)
     await caller.accounts.add_group(name, by=caller.actor)
-    return models.Group(name=name, members=[])
+    return models.GroupResponse(name=name, members=[])
 
 
 @router.get("/groups/{name}", tags=["groups"])
-async def get_group(caller: AdminCaller, name: PathName) -> models.Group:
+async def get_group(caller: AdminCaller, name: PathName) -> models.GroupResponse:
     """Shows a group and its members."""
-    return models.Group.of(caller.administration.group(name))
+    return models.GroupResponse.from_stored(caller.administration.group(name))
 
 
 @router.delete("/groups/{name}", status_code=204, tags=["groups"])
 async def remove_group(caller: AdminCaller, name: PathName) -> None:
-    """Removes a group and its grants. Its members stay."""
+    """Removes a group and the grants to it. The accounts of its members stay."""
     await caller.accounts.remove_group(name, by=caller.actor)
 
 
 @router.put("/groups/{name}/members/{member}", status_code=204, tags=["groups"])
 async def join_group(caller: AdminCaller, name: PathName, member: PathMember) -> None:
-    """Adds a member to a group. The member may be an account that only an htpasswd file or an issuer knows."""
+    """Adds a member to a group. The member may also be an account that exists only in an htpasswd file or at an
+    issuer, an external service whose signed tokens the registry accepts."""
     await caller.accounts.add_member(name, member, by=caller.actor)
 
 
@@ -70,23 +78,25 @@ async def list_grants(
     caller: LoggedInCaller,
     subject: Annotated[str | None, Query(description="Only of this subject", max_length=80)] = None,
     account: Annotated[
-        str | None, Query(alias="for", description="All that count for this account", max_length=80)
+        str | None, Query(alias="for", description="All that apply to this account", max_length=80)
     ] = None,
     after: Annotated[str | None, Query(description="`next` of the page before", max_length=SEALED_LENGTH)] = None,
     limit: LimitQuery = 100,
-) -> models.Listed[models.Grant]:
-    """Lists grants. An admin sees all; others see the grants on patterns on which they may grant themselves, and with
-    `for` those that count for their own account. A page may hold fewer than `limit`."""
+) -> models.ListPage[models.GrantResponse]:
+    """Lists grants. An admin sees all grants. Other accounts see the grants on patterns that they may grant on; with
+    `for`, they see the grants that apply to their own account. A page may hold fewer than `limit` grants although more
+    follow; only a null `next` marks the last page."""
     after = await caller.cursors.read(CursorKind.GRANTS, after)
-    page = await _page(caller, _subjects(caller, subject, account), after, limit, own=account is not None)
-    following = models.listed(page, models.Grant.of, _key)
-    if page.next_after is not None:
-        following.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
-    return following
+    page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
+    response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
+    if page.next_after is not None:  # encrypted, because the caller may not see the grant that it names
+        response.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
+    return response
 
 
 def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[Grantee] | None:
-    """Returns the subjects whose grants the query asks for, or None for all."""
+    """Returns the subjects whose grants the query asks for, or None for all subjects. Raises AccountInvalid if the
+    query has both parameters, and AccountUnknown if the caller may not see the account."""
     if account is None:
         return None if subject is None else [Grantee.parse(subject)]
     if subject is not None:
@@ -96,46 +106,50 @@ def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[
     return caller.administration.subjects_of(name)
 
 
-async def _page(
-    caller: Caller, subjects: list[Grantee] | None, after: str | None, limit: int, *, own: bool
+async def _visible_page(
+    caller: Caller, subjects: list[Grantee] | None, after: str | None, limit: int, *, show_all: bool
 ) -> Page[Grant]:
-    """Returns a page of the grants that the caller may see. If the page stopped
-    before it was full, its `place` is the last grant that was compared, which the caller may be unable to see."""
-    if own or caller.rights.admin:
+    """Returns a page of the grants that the caller may see. `show_all` means that the caller may see every grant to
+    `subjects`.
+
+    If the page ends after the maximum number of batches, its `next_after` is the key of the last grant that was read. The
+    caller may not be allowed to see that grant."""
+    if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
-    found: list[Grant] = []
-    for _ in range(_MOST_BATCHES):
-        batch = caller.accounts.grant_page(subjects, after, _BATCH_GRANTS)
+    visible: list[Grant] = []
+    for _ in range(_MAX_BATCHES):
+        batch = caller.accounts.grant_page(subjects, after, _BATCH_SIZE)
         for grant in batch.items:
             if caller.rights.may_grant(grant.pattern):
-                if len(found) == limit:
-                    return Page(found, more=True)
-                found.append(grant)
-            after = _key(grant)
+                if len(visible) == limit:
+                    return Page(visible, more=True)
+                visible.append(grant)
+            after = _grant_key(grant)
         if not batch.more:
-            return Page(found)
+            return Page(visible)
         await asyncio.sleep(0)
-    return Page(found, more=True, next_after=after)
+    return Page(visible, more=True, next_after=after)
 
 
-def _key(grant: Grant) -> str:
+def _grant_key(grant: Grant) -> str:
+    """Returns the key by which the store sorts grants."""
     return f"{grant.subject} {grant.pattern}"
 
 
 @router.put("/grants", tags=["grants"])
-async def put_grant(caller: LoggedInCaller, body: models.NewGrant) -> models.Grant:
-    """Grants actions on a pattern, in place of what the subject had for that pattern. The caller has to be an admin, or
-    to have the action `admin` on everything that the pattern matches."""
+async def put_grant(caller: LoggedInCaller, body: models.NewGrant) -> models.GrantResponse:
+    """Grants actions on a pattern. The grant replaces an earlier grant to the subject for the same pattern. The caller
+    has to be an admin, or to have the action `admin` on everything that the pattern matches."""
     pattern = parse_pattern(body.pattern)
     caller.rights.check_grant(pattern)
     grant = Grant(Grantee.parse(body.subject), pattern, models.parse_action_words(body.actions))
     await caller.administration.put_grants([grant], by=caller.actor)
-    return models.Grant.of(grant)
+    return models.GrantResponse.from_stored(grant)
 
 
 @router.delete("/grants", status_code=204, tags=["grants"])
 async def remove_grant(caller: LoggedInCaller, subject: SubjectQuery, pattern: PatternQuery) -> None:
-    """Removes what the subject was granted for that pattern."""
-    names = parse_pattern(pattern)
-    caller.rights.check_grant(names)
-    await caller.administration.remove_grant(Grantee.parse(subject), names, by=caller.actor)
+    """Removes the grant to the subject for the pattern."""
+    parsed_pattern = parse_pattern(pattern)
+    caller.rights.check_grant(parsed_pattern)
+    await caller.administration.remove_grant(Grantee.parse(subject), parsed_pattern, by=caller.actor)

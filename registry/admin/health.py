@@ -1,5 +1,5 @@
-"""Health checks for load balancers and orchestrators: `live` tells that the process answers, `ready` that it can
-serve."""
+"""Health checks for load balancers and orchestrators: `/health/live` shows that the process answers, `/health/ready`
+that it can serve content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Health(BaseModel):
-    """`reason` tells what is wrong. With `disk full`, reads and deletes work, and nothing new is stored."""
+    """The result of a health check. `reason` says what is wrong. While the status is `disk full`, reads and deletes
+    work, and pushes fail."""
 
     status: Literal["ok", "failing", "disk full"]
     reason: str | None = None
@@ -23,14 +24,15 @@ class Health(BaseModel):
 
 @router.get("/live", response_model_exclude_none=True)
 async def live() -> Health:
-    """The process answers."""
+    """Answers 200 as long as the process can answer at all."""
     return Health(status="ok")
 
 
 @router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """Makes a small request to the registry; answers 503 if that fails. A full disk is reported with 200: with 503,
-    load balancers would stop reads, and deletes that make room."""
+    """Reads one entry from the store and answers 503 if that fails. A full disk is reported with status 200, because a
+    load balancer that sees 503 would stop sending requests, also the reads that still work and the deletes that make
+    room."""
     registry: Lister = request.app.service.unguarded
     try:
         await registry.repositories(None, 1)

@@ -1,6 +1,6 @@
-"""`/login`, `/login/callback` and `/logout`: login of people with a browser at the OpenID provider.
+"""Routes of `/login`, `/login/callback` and `/logout`: people log in with a browser at the OpenID Connect provider.
 
-The pages are short and repeat nothing of what came with a request.
+The pages are short and never repeat text from a request, which prevents cross-site scripting.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from storage.errors import RegistryError, TooManyRequests
 
 log = logging.getLogger(__name__)
 
-CALLBACK: Final = "/login/callback"
-HOME: Final = "/api/docs"
-"""The page after a login that began at no other page."""
+CALLBACK_PATH: Final = "/login/callback"
+"""The path to which the provider redirects the browser after a login."""
+DEFAULT_RETURN_PATH: Final = "/api/docs"
+"""The page to show after a login that named no page to return to."""
 _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}|/")
-"""A path of this registry. Browsers read `//` and `/\\` as the beginning of another host's address, and ignore tabs and
-line feeds (URL Standard, 4.4)."""
+"""Matches a path of this registry and no URL of another host: browsers read `//` and `/\\` as the beginning of a host
+name, and ignore tabs and line feeds (URL Standard, 4.4)."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
     # Under no-referrer, browsers omit Origin from a form's POST. The logout button needs it.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
-    # As for all pages, but with the logout button's form allowed.
+    # Forbids everything except the form of the logout button.
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 }
 _PAGE: Final = """<!doctype html>
@@ -53,68 +54,72 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
-_BUTTON: Final = '<form method="post" action="/logout"><button>Log out of this registry</button></form>'
+_LOGOUT_FORM: Final = '<form method="post" action="/logout"><button>Log out of this registry</button></form>'
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/login")
-async def begin(request: Request) -> Response:
-    """Redirects to the provider. The query may hold `next`, the path to return to."""
-    browser = _cookies(request)
+async def begin_login(request: Request) -> Response:
+    """Redirects the browser to the provider. The query may hold `next`, the path to return to after the login."""
+    cookies = _cookies(request)
     try:
-        path = Query(request.scope.get("query_string", b"")).one("next") or HOME
-        if not _LOCAL_PATH.fullmatch(path):
+        return_path = Query(request.scope.get("query_string", b"")).one("next") or DEFAULT_RETURN_PATH
+        if not _LOCAL_PATH.fullmatch(return_path):
             raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
-        url, attempt = await _login(request).begin(browser.origin + CALLBACK, path)
+        url, attempt = await _openid_login(request).begin(cookies.origin + CALLBACK_PATH, return_path)
     except LoginFailed as failed:
         return _error_page(failed.answer_error)
     except RegistryError as error:
         return _error_page(error)
     response = RedirectResponse(url, 303, _HEADERS)
-    browser.set(response, ATTEMPT_COOKIE, attempt, ATTEMPT_SECONDS)
+    cookies.set(response, ATTEMPT_COOKIE, attempt, ATTEMPT_SECONDS)
     return response
 
 
-@router.get(CALLBACK)
-async def finish(request: Request) -> Response:
-    """Ends the login when the browser comes back from the provider."""
-    browser = _cookies(request)
+@router.get(CALLBACK_PATH)
+async def finish_login(request: Request) -> Response:
+    """Finishes the login when the provider redirects the browser back: sets the session cookie and redirects to the
+    page to return to."""
+    cookies = _cookies(request)
     try:
         actor = unauthenticated_actor(request.scope)
-        result = await _login(request).finish(_answer(request), browser.read(ATTEMPT_COOKIE), actor)
+        result = await _openid_login(request).finish(
+            _authorization_response(request), cookies.read(ATTEMPT_COOKIE), actor
+        )
     except LoginFailed as failed:
         response: Response = _error_page(failed.answer_error)
         if failed.is_finished:
-            browser.delete(response, ATTEMPT_COOKIE)
+            cookies.delete(response, ATTEMPT_COOKIE)
         return response
     except RegistryError as error:
         return _error_page(error)
     response = RedirectResponse(result.return_path, 303, _HEADERS)
-    browser.delete(response, ATTEMPT_COOKIE)
-    browser.set(response, SESSION_COOKIE, result.session, SESSION_SECONDS)
+    cookies.delete(response, ATTEMPT_COOKIE)
+    cookies.set(response, SESSION_COOKIE, result.session, SESSION_SECONDS)
     return response
 
 
 @router.get("/logout")
-async def offer(request: Request) -> Response:
-    """Shows a logout button. A GET changes nothing, so a link on another site logs nobody out."""
-    return _page(200, "Log out", _BUTTON)
+async def offer_logout(request: Request) -> Response:
+    """Shows a logout button. The GET itself does not log out, so that a link on another site cannot do so."""
+    return _page(200, "Log out", _LOGOUT_FORM)
 
 
 @router.post("/logout")
-async def end(request: Request) -> Response:
-    """Deletes the session cookie. The login at the provider stays."""
-    browser = _cookies(request)
-    browser.check_same_origin()
+async def log_out(request: Request) -> Response:
+    """Deletes the session cookie. The browser stays logged in at the provider. Raises HTTPException (403) if the
+    request comes from a page of another site."""
+    cookies = _cookies(request)
+    cookies.check_same_origin()
     response = _page(200, "Logged out", '<p><a href="/login">Log in again</a></p>')
-    browser.delete(response, SESSION_COOKIE)
+    cookies.delete(response, SESSION_COOKIE)
     return response
 
 
-def _login(request: Request) -> OpenIDLogin:
+def _openid_login(request: Request) -> OpenIDLogin:
     login: OpenIDLogin | None = request.app.service.access.components.openid_login
-    assert login is not None  # these routes exist only with a provider
+    assert login is not None  # the application has these routes only if the settings name a provider
     return login
 
 
@@ -122,18 +127,19 @@ def _cookies(request: Request) -> BrowserCookies:
     return BrowserCookies(request, request.app.service.access.management.public_url)
 
 
-def _answer(request: Request) -> AuthorizationResponse:
-    """Reads the provider's answer from the query. Raises RequestInvalid if a parameter is repeated or malformed."""
+def _authorization_response(request: Request) -> AuthorizationResponse:
+    """Reads the provider's authorization response from the query; a missing parameter becomes an empty string. Raises
+    RequestInvalid if a parameter is repeated or malformed."""
     query = Query(request.scope.get("query_string", b""))
     state, code, error, issuer = (query.one(name) or "" for name in ("state", "code", "error", "iss"))
     return AuthorizationResponse(state, code, error, issuer)
 
 
 def _error_page(error: RegistryError) -> HTMLResponse:
-    """Returns a page that says what is wrong and links to a new login."""
+    """Returns a page that shows the error's message and a link to log in again."""
     status = status_of(error)
     if status >= 500:
-        log.error("a login is answered %d: %s", status, error)
+        log.error("a login with the OpenID provider failed with status %d: %s", status, error)
     text = html.escape(error.message[:1].upper() + error.message[1:])
     response = _page(status, "Not logged in", f'<p>{text}.</p>\n<p><a href="/login">Log in</a></p>')
     if isinstance(error, TooManyRequests):

@@ -1,4 +1,7 @@
-"""The management API, `/api/v1`: everything that the account commands do."""
+"""The management API, `/api/v1`: assembles its routes, its error descriptions and the objects that the routes use.
+
+The API does the same as the account commands of the command line, such as `entrepot user add`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from storage.content import Actor
 
 
 class Error(BaseModel):
-    """`code` is for programs, `message` for people."""
+    """One error. `code` is an error code of the OCI distribution spec, for programs; `message` is for people; `detail`
+    depends on the code."""
 
     code: str
     message: str
@@ -27,7 +31,7 @@ class Error(BaseModel):
 
 
 class Errors(BaseModel):
-    """An error in the format of the OCI distribution spec."""
+    """The body of an error response, in the format of the OCI distribution spec."""
 
     errors: list[Error]
 
@@ -44,7 +48,8 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "token", "description": "Tokens for clients: what `docker login` and `docker pull` ask for."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
-_ERRORS: Final[dict[int, str]] = {
+"""The tags of the OpenAPI document."""
+_ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
     400: "A name, a pattern or another value is not valid",
     401: "Log in first, or with other credentials",
     403: "This account may not do this",
@@ -53,32 +58,34 @@ _ERRORS: Final[dict[int, str]] = {
     413: "The body is too long",
     415: "The body is not JSON",
     422: "The body or the query is not as described",
-    429: "Too many attempts; Retry-After says when to go on",
+    429: "Too many attempts; Retry-After says how long to wait",
 }
 
 router = APIRouter(
     prefix="/api/v1",
-    responses={status: {"model": Errors, "description": text} for status, text in _ERRORS.items()},
+    responses={status: {"model": Errors, "description": text} for status, text in _ERROR_DESCRIPTIONS.items()},
 )
-for part in (account_routes, grant_routes, token_routes, audit_routes):
-    router.include_router(part.router)
+for module in (account_routes, grant_routes, token_routes, audit_routes):
+    router.include_router(module.router)
 
 
 def management_components(
-    access: AuthComponents, policy: Policy, *, proxied: bool, public_url: str | None = None
+    auth: AuthComponents, policy: Policy, *, proxied: bool, public_url: str | None = None
 ) -> ManagementComponents:
-    """Builds what the API works with in this process.
+    """Builds the objects that the routes of the management API use, one set per process.
 
-    `proxied` means that a proxy stands before the server: then client addresses prove nothing, and only the command
-    line can add the first account. `public_url` is the registry's address for clients, if it is set.
+    - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights.
+    - `proxied` means that a reverse proxy is in front of the server. Client addresses then prove nothing, so only the
+      command line can add the first account.
+    - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 
-    async def hashed(password: str) -> str:
-        return await access.hashing_pool.run(partial(hash_password, password))
+    async def hash_in_pool(password: str) -> str:
+        return await auth.hashing_pool.run(partial(hash_password, password))
 
-    def on_denied(by: Actor, action: str, target: str) -> None:
-        access.audit_buffer.record(by, action, target, "denied")
+    def record_denial(actor: Actor, operation: str, target: str) -> None:
+        auth.audit_buffer.record(actor, operation, target, "denied")
 
-    administration = Administration(access.accounts, hashed, clock=access.clock)
-    authenticator = ManagementAuthenticator(policy, access.credential_verifier, access.login_sessions)
-    return ManagementComponents(administration, authenticator, on_denied, access.cursors, proxied, public_url)
+    administration = Administration(auth.accounts, hash_in_pool, clock=auth.clock)
+    authenticator = ManagementAuthenticator(policy, auth.credential_verifier, auth.login_sessions)
+    return ManagementComponents(administration, authenticator, record_denial, auth.cursors, proxied, public_url)

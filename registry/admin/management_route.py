@@ -1,8 +1,9 @@
-"""The route class of the management API: checks each request, logs each call, and audits denials. Parameters that
-several routes share are here as well.
+"""The route class of the management API: checks each request, logs each call, and writes denied calls to the audit log.
+Parameters that several routes share are also defined here.
 
-A form on another site can make a browser that is logged in here send a POST, but not one whose Content-Type is JSON
-(Fetch, 2.2.2, "CORS-safelisted request-header"); and the browser names the origin of a request (Fetch Metadata).
+The checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST, but only
+with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore accepts JSON
+bodies only. It also refuses requests whose Sec-Fetch-Site header names another site (Fetch Metadata).
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from storage.access import AccountName
 from storage.content import Actor
 from storage.errors import Denied, RegistryError
 
-LARGEST_BODY: Final = 64 * 1024
-"""Bytes of a request body."""
-_LONGEST_TARGET: Final = 200
-"""Characters of a path that the audit log keeps."""
+MAX_BODY_BYTES: Final = 64 * 1024
+"""Maximum size of a request body in bytes."""
+_MAX_TARGET_CHARACTERS: Final = 200
+"""Number of characters after which the audit log cuts off a path."""
 AfterQuery = Annotated[str | None, Query(description="`next` of the page before", max_length=80)]
-LimitQuery = Annotated[int, Query(description="Entries at the most", ge=1, le=1000)]
+LimitQuery = Annotated[int, Query(description="Maximum number of entries", ge=1, le=1000)]
 log = logging.getLogger("registry.management")
 
 
 async def path_name(name: Annotated[str, Path(examples=["alice"])]) -> AccountName:
-    """Returns the account or group that the path names. Raises AccountInvalid."""
+    """Returns the name of the account or group in the path. Raises AccountInvalid for an invalid name."""
     return AccountName(name)
 
 
 async def path_member(member: Annotated[str, Path(examples=["alice"])]) -> AccountName:
-    """Returns the member that the path names. Raises AccountInvalid."""
+    """Returns the name of the group member in the path. Raises AccountInvalid for an invalid name."""
     return AccountName(member)
 
 
@@ -48,24 +49,26 @@ PathMember = Annotated[AccountName, Depends(path_member)]
 
 
 class ManagementRoute(APIRoute):
-    """A route of the management API."""
+    """A route of the management API. The name of its function is the operation's name in the logs."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
-        name = self.name
+        """Returns FastAPI's handler of the route, wrapped in the checks and the logging."""
+        run_handler = super().get_route_handler()
+        operation = self.name
 
         async def handle(request: Request) -> Response:
-            outcome, begun = "OK", time.perf_counter()
+            outcome, start_time = "OK", time.perf_counter()
             try:
                 _check_request(request)
-                return await answer(Request(request.scope, _limit_body(request.receive)))
+                return await run_handler(Request(request.scope, _limit_body(request.receive)))
             except RegistryError as error:
                 outcome = error.code
                 if isinstance(error, Denied):
-                    _audit_denial(request, name)
+                    _audit_denial(request, operation)
                 raise
             except (HTTPException, RequestValidationError) as error:
-                if isinstance(error.__cause__, RegistryError):  # FastAPI reports errors of reading a body as bad JSON
+                # FastAPI turns an error while it reads the body into a validation error. Raise the original error.
+                if isinstance(error.__cause__, RegistryError):
                     outcome = error.__cause__.code
                     raise error.__cause__ from None
                 outcome = "INVALID"
@@ -74,25 +77,27 @@ class ManagementRoute(APIRoute):
                 outcome = type(error).__name__
                 raise
             finally:
-                _log_call(request, name, outcome, time.perf_counter() - begun)
+                _log_call(request, operation, outcome, time.perf_counter() - start_time)
 
         return handle
 
 
 def _check_request(request: Request) -> None:
-    """Raises HTTPException (403, 413, 415) or RequestInvalid if the request is not acceptable."""
+    """Raises HTTPException if the request comes from another site (403), has too long a body (413) or a body that is
+    not JSON (415), and RequestInvalid if it has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise HTTPException(403, "a page of another site may change nothing here")
-    if request.method == "POST" or _has_body(request):  # a form without a body sends a POST
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        raise HTTPException(403, "the request comes from a page of another site, which may not change anything here")
+    # A POST needs the header even without a body, because an empty form of another site is such a POST.
+    if request.method == "POST" or _has_body(request):
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or len(length) > 9 or int(length) > LARGEST_BODY:
-        raise HTTPException(413, f"the body may have {LARGEST_BODY} bytes")
+    if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
+        raise HTTPException(413, f"the body is too long: it may have at most {MAX_BODY_BYTES} bytes")
 
 
 def _has_body(request: Request) -> bool:
@@ -100,35 +105,37 @@ def _has_body(request: Request) -> bool:
 
 
 def _limit_body(receive: Receive) -> Receive:
-    """Limits bodies that do not declare their length."""
-    left = LARGEST_BODY
+    """Returns an ASGI `receive` that raises HTTPException (413) when the body exceeds the limit. This covers bodies
+    whose length no header declares."""
+    remaining_bytes = MAX_BODY_BYTES
 
-    async def counted() -> Message:
-        nonlocal left
+    async def limited_receive() -> Message:
+        nonlocal remaining_bytes
         message = await receive()
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise HTTPException(413, f"the body may have {LARGEST_BODY} bytes")
+        remaining_bytes -= len(message.get("body", b""))
+        if remaining_bytes < 0:
+            raise HTTPException(413, f"the body is too long: it may have at most {MAX_BODY_BYTES} bytes")
         return message
 
-    return counted
+    return limited_receive
 
 
-def _audit_denial(request: Request, name: str) -> None:
-    """Adds a denial to the audit log, with the path as it came: a decoded path might hold terminal control
-    characters."""
+def _audit_denial(request: Request, operation: str) -> None:
+    """Writes a denied call to the audit log. Does nothing if the caller was not identified. The target is the
+    percent-encoded path, because the decoded path may hold control characters of a terminal."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
-        place = raw_path(request.scope).decode("ascii", "replace").removeprefix("/api/v1/")[:_LONGEST_TARGET]
-        request.app.service.access.management.on_denied(actor, f"management.{name}", place)
+        target = raw_path(request.scope).decode("ascii", "replace").removeprefix("/api/v1/")[:_MAX_TARGET_CHARACTERS]
+        request.app.service.access.management.on_denied(actor, f"management.{operation}", target)
 
 
-def _log_call(request: Request, name: str, outcome: str, seconds: float) -> None:
-    """Logs the operation, never the query or the body."""
+def _log_call(request: Request, operation: str, outcome: str, seconds: float) -> None:
+    """Logs a call: its operation, outcome, duration and actor. The query and the body are not logged, because they may
+    hold secrets."""
     actor: Actor = getattr(request.state, "actor", Actor(address=request.client.host if request.client else ""))
     log.info(
         "operation=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
-        name,
+        operation,
         outcome,
         seconds * 1000,
         actor.name,

@@ -1,7 +1,7 @@
-"""Error handlers and security headers for every answer outside `/v2`.
+"""Error handlers and security headers for every HTTP response outside `/v2`.
 
-Errors, also those of the web framework, get the format of the OCI spec. Every answer gets headers for browsers and
-caches, unless its route has set them.
+All errors, including those that FastAPI raises, get the format of the OCI distribution spec. Every response gets
+security headers for browsers and caches; a header that the route itself has set stays.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store).
 """
@@ -24,49 +24,52 @@ log = logging.getLogger("registry.management")
 
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
-    version = {API_VERSION[0].decode(): API_VERSION[1].decode()}
-    return Response(error_json(code, message, detail), status, version, "application/json")
+    """Returns a JSON response in the format of the OCI distribution spec."""
+    api_version = {API_VERSION[0].decode(): API_VERSION[1].decode()}
+    return Response(error_json(code, message, detail), status, api_version, "application/json")
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
-    answer = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
+    response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _on_registry_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RegistryError)
     status = status_of(error)
-    answer = _error_response(status, error.code, error.message, error.detail)
+    response = _error_response(status, error.code, error.message, error.detail)
     if status == 401:
-        answer.headers["www-authenticate"] = 'Basic realm="Entrepot", charset="UTF-8"'
+        response.headers["www-authenticate"] = 'Basic realm="Entrepot", charset="UTF-8"'
     if isinstance(error, TooManyRequests | TooManyOpenFiles):
-        answer.headers["retry-after"] = str(error.retry_after)
+        response.headers["retry-after"] = str(error.retry_after)
     if status >= 500:
-        cause = error if isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles) else None
-        log.error("answered %d %s: %s", status, error.code, error, exc_info=cause)
-    return answer
+        # Only a failure of the storage needs its traceback; the other errors say everything in their message.
+        traced = error if isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles) else None
+        log.error("answered %d %s: %s", status, error.code, error, exc_info=traced)
+    return response
 
 
-async def _on_validation(_: Request, error: Exception) -> Response:
-    """Names the field and the reason, never the value: it may be a password."""
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    """Answers 422 and lists the invalid fields with the reasons. Does not show the values, because they may be
+    passwords."""
     assert isinstance(error, RequestValidationError)
-    wrong = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
-    return _error_response(422, "UNSUPPORTED", "the request is not valid", wrong)
+    invalid_fields = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
+    return _error_response(422, "UNSUPPORTED", "the request is not valid", invalid_fields)
 
 
-async def _on_failure(_: Request, error: Exception) -> Response:
+async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
     return _error_response(500, "UNKNOWN", "the registry failed; its log says how")
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Makes `app` answer all errors in the format of the OCI spec."""
+    """Makes `app` answer all errors in the format of the OCI distribution spec."""
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RegistryError, _on_registry_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(Exception, _on_failure)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_unexpected_exception)
 
 
 _SECURITY_HEADERS: Final = (
@@ -76,12 +79,15 @@ _SECURITY_HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 )
-_HTTPS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
+_HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
+"""Tells browsers to use only https for this host, for a year."""
 
 
 class SecurityHeaders:
-    """Adds the headers to the answers of `app`. `https` means that clients use https, whatever a request's scheme
-    is."""
+    """ASGI middleware that adds the security headers to the responses of `app`.
+
+    `https` means that all clients use https. A reverse proxy may do the TLS, so the scheme of a request alone does not
+    show this."""
 
     def __init__(self, app: ASGIApp, *, https: bool) -> None:
         self._app = app
@@ -91,13 +97,14 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        wanted = (*_SECURITY_HEADERS, _HTTPS_HEADER) if self._https or scope["scheme"] == "https" else _SECURITY_HEADERS
+        is_https = self._https or scope["scheme"] == "https"
+        added = (*_SECURITY_HEADERS, _HSTS_HEADER) if is_https else _SECURITY_HEADERS
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 present = {name.lower() for name, _ in headers}
-                message = {**message, "headers": headers + [header for header in wanted if header[0] not in present]}
+                message = {**message, "headers": headers + [header for header in added if header[0] not in present]}
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

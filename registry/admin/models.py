@@ -1,4 +1,10 @@
-"""Bodies and answers of the management API, which `--json` of the commands prints as well. Times are UTC."""
+"""Pydantic models of the management API: the bodies of its requests and responses. `--json` prints the same responses
+at the command line.
+
+The class names, docstrings and field descriptions appear in the OpenAPI document. A method `from_stored` builds a
+response from the stored object of the same meaning (`storage.access`). Times are in UTC. An *issuer* is an external
+service whose signed tokens the registry accepts as logins.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +19,14 @@ from registry.config import parse_duration
 from storage import access
 from storage.content import Page
 
-T = TypeVar("T")
-S = TypeVar("S")
+ModelT = TypeVar("ModelT")
+StoredT = TypeVar("StoredT")
 ActionWord = Literal["pull", "push", "delete", "admin"]
-Note = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
-Name = Annotated[str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64", examples=["alice"])]
-Pattern = Annotated[
+NoteText = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
+NameText = Annotated[
+    str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64", examples=["alice"])
+]
+PatternText = Annotated[
     str,
     Field(
         description="An exact name, or a prefix that ends with `*` (any text without a slash) or `**` (any text)",
@@ -26,7 +34,7 @@ Pattern = Annotated[
         examples=["team/**"],
     ),
 ]
-Actions = Annotated[list[ActionWord], Field(min_length=1, examples=[["pull", "push"]])]
+ActionWords = Annotated[list[ActionWord], Field(min_length=1, examples=[["pull", "push"]])]
 SubjectText = Annotated[
     str,
     Field(
@@ -38,35 +46,43 @@ SubjectText = Annotated[
 
 
 class BodyModel(BaseModel):
-    """A request body. Unknown fields are errors; error texts never show the input."""
+    """Base class of request bodies. An unknown field is an error. Error texts never show the input, because it may hold
+    a password."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class Listed(BaseModel, Generic[T]):
-    """A page of a list. Send `next` as `after` for the following page; null means that this page is the last."""
+class ListPage(BaseModel, Generic[ModelT]):
+    """A page of a list. To get the next page, send `next` as the query parameter `after`. `next` is null on the last
+    page."""
 
-    items: list[T]
+    items: list[ModelT]
     next: str | None = None
 
 
-def listed(page: Page[S], model: Callable[[S], T], key: Callable[[S], str]) -> Listed[T]:
-    """Returns a page as a model. `next` is the key of its last item; a caller whose page ends elsewhere sets it."""
-    following = key(page.items[-1]) if page.more and page.items else None
-    return Listed(items=[model(item) for item in page.items], next=following)
+def list_page(
+    page: Page[StoredT], to_model: Callable[[StoredT], ModelT], sort_key: Callable[[StoredT], str]
+) -> ListPage[ModelT]:
+    """Converts a page of stored objects to its model. `next` becomes the sort key of the last item, or None on the last
+    page."""
+    next_key = sort_key(page.items[-1]) if page.more and page.items else None
+    return ListPage(items=[to_model(item) for item in page.items], next=next_key)
 
 
 def to_datetime(seconds: float) -> datetime:
-    """Converts seconds since 1970 to a UTC time, rounded to milliseconds."""
+    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds."""
     return datetime.fromtimestamp(round(seconds, 3), UTC)
 
 
 def to_datetime_or_none(seconds: float | None) -> datetime | None:
+    """Does the same as `to_datetime`, and returns None for None."""
     return None if seconds is None else to_datetime(seconds)
 
 
-class Account(BaseModel):
-    name: Name
+class AccountResponse(BaseModel):
+    """An account of a person (`user`) or a program (`robot`)."""
+
+    name: NameText
     kind: Literal["user", "robot"]
     enabled: bool
     admin: Annotated[bool, Field(description="May do everything")]
@@ -75,7 +91,7 @@ class Account(BaseModel):
     created: datetime
 
     @classmethod
-    def of(cls, account: access.Account) -> Self:
+    def from_stored(cls, account: access.Account) -> Self:
         return cls(
             name=account.name,
             kind="user" if account.kind is access.AccountKind.USER else "robot",
@@ -87,115 +103,133 @@ class Account(BaseModel):
         )
 
 
-class Grant(BaseModel):
+class GrantResponse(BaseModel):
     """`subject` may do `actions` on the repositories that `pattern` matches."""
 
     subject: SubjectText
-    pattern: Pattern
+    pattern: PatternText
     actions: list[ActionWord]
 
     @classmethod
-    def of(cls, grant: access.Grant) -> Self:
+    def from_stored(cls, grant: access.Grant) -> Self:
         return cls(subject=str(grant.subject), pattern=grant.pattern, actions=action_words(grant.actions))
 
 
-class ShownAccount(Account):
-    """`grants` are all that count for the account, including those of its groups, of all accounts and of everyone.
-    `more_grants` means that there are more; `/api/v1/grants?for=NAME` lists all."""
+class AccountWithGrants(AccountResponse):
+    """An account with the grants that apply to it: its own grants and those to its groups, to `authenticated` and to
+    `everyone`. If `more_grants` is true, the list is cut off; `/api/v1/grants?for=NAME` lists all grants."""
 
-    grants: list[Grant]
+    grants: list[GrantResponse]
     more_grants: bool = False
 
     @classmethod
-    def of_both(cls, account: access.Account, grants: Page[access.Grant]) -> Self:
-        shown = [Grant.of(grant) for grant in grants.items]
-        return cls(**Account.of(account).model_dump(), grants=shown, more_grants=grants.more)
+    def from_stored_with_grants(cls, account: access.Account, grants: Page[access.Grant]) -> Self:
+        return cls(
+            **AccountResponse.from_stored(account).model_dump(),
+            grants=[GrantResponse.from_stored(grant) for grant in grants.items],
+            more_grants=grants.more,
+        )
 
 
 class NewUser(BodyModel):
-    name: Name
+    """A person's account to add."""
+
+    name: NameText
     password: Annotated[
         SecretStr | None,
         Field(description="If omitted, one is generated and shown once", examples=["correct horse battery"]),
     ] = None
     admin: bool = False
-    note: Note = ""
+    note: NoteText = ""
 
 
-class AddedUser(Account):
-    """`password` is the generated one; this answer alone shows it."""
+class AddedUser(AccountResponse):
+    """A new account. `password` is the generated password, which only this response shows; null if the request gave a
+    password."""
 
     password: Annotated[str | None, Field(examples=["8wq2-cn4r-q7mz-k3tb"])] = None
 
 
 class UserChange(BodyModel):
-    """Omitted fields stay as they are."""
+    """Changes of a person's account. A field that is omitted or null stays as it is."""
 
     enabled: bool | None = None
     admin: bool | None = None
 
 
 class NewRobot(BodyModel):
-    name: Annotated[Name, Field(examples=["ci"])]
-    note: Note = ""
+    """A robot account to add."""
+
+    name: Annotated[NameText, Field(examples=["ci"])]
+    note: NoteText = ""
 
 
 class RobotChange(BodyModel):
+    """A change of a robot account."""
+
     enabled: bool
 
 
 class NewPassword(BodyModel):
-    """`old` is needed for your own password. If `new` is omitted, a password is generated and shown once."""
+    """A password to set. `old`, the current password, is needed to change your own. If `new` is omitted, the registry
+    generates a password and shows it once."""
 
     old: SecretStr | None = None
     new: SecretStr | None = None
 
 
-class Password(BaseModel):
-    """The generated password; null if the request gave one."""
+class GeneratedPassword(BaseModel):
+    """The generated password; null if the request gave a password."""
 
     password: str | None = None
 
 
 class NewGroup(BodyModel):
-    name: Annotated[Name, Field(examples=["dev"])]
+    """A group to add, without members."""
+
+    name: Annotated[NameText, Field(examples=["dev"])]
 
 
-class Group(BaseModel):
+class GroupResponse(BaseModel):
+    """A group and the names of its members."""
+
     name: str
     members: list[str]
 
     @classmethod
-    def of(cls, group: tuple[str, Sequence[str]]) -> Self:
-        return cls(name=group[0], members=list(group[1]))
+    def from_stored(cls, group: tuple[str, Sequence[str]]) -> Self:
+        """Builds the response from the group's name and its members."""
+        name, members = group
+        return cls(name=name, members=list(members))
 
 
 class NewGrant(BodyModel):
-    """Replaces what the subject had for that pattern."""
+    """A grant to add. It replaces the subject's earlier grant for the same pattern."""
 
     subject: SubjectText
-    pattern: Pattern
-    actions: Actions
+    pattern: PatternText
+    actions: ActionWords
 
 
-class Limit(BodyModel):
-    """`actions` on the repositories that `pattern` matches."""
+class RepositoryLimit(BodyModel):
+    """Limits an API token to `actions` on the repositories that `pattern` matches."""
 
-    pattern: Pattern
-    actions: Actions
+    pattern: PatternText
+    actions: ActionWords
 
     @classmethod
-    def of(cls, limit: access.TokenLimit) -> Self:
+    def from_stored(cls, limit: access.TokenLimit) -> Self:
         return cls(pattern=limit.pattern, actions=action_words(limit.actions))
 
-    def parse(self) -> access.TokenLimit:
-        """Returns the limit. Raises AccountInvalid."""
+    def to_token_limit(self) -> access.TokenLimit:
+        """Returns the limit in the form in which it is stored. Raises AccountInvalid for an invalid pattern."""
         return access.TokenLimit(parse_pattern(self.pattern), parse_action_words(self.actions))
 
 
-class Token(BaseModel):
-    """`limits` null means that the token may do all that its account may. Tokens of the purpose `login` were given to
-    clients by `/token`."""
+class ApiTokenResponse(BaseModel):
+    """An API token without its secret. If `limits` is null, the token may do everything that its account may do.
+    `purpose` is `personal` for a token that a person added, and `login` for a refresh token that a client got from
+    `/token`."""
 
     id: str
     account: str
@@ -204,10 +238,10 @@ class Token(BaseModel):
     created: datetime
     expires: datetime | None
     used: Annotated[datetime | None, Field(description="The last use, to the hour")]
-    limits: list[Limit] | None
+    limits: list[RepositoryLimit] | None
 
     @classmethod
-    def of(cls, token: access.ApiToken) -> Self:
+    def from_stored(cls, token: access.ApiToken) -> Self:
         return cls(
             id=token.id,
             account=token.account,
@@ -216,50 +250,57 @@ class Token(BaseModel):
             created=to_datetime(token.created),
             expires=to_datetime_or_none(token.expires),
             used=to_datetime_or_none(token.used),
-            limits=None if token.limits is None else [Limit.of(limit) for limit in token.limits],
+            limits=None if token.limits is None else [RepositoryLimit.from_stored(limit) for limit in token.limits],
         )
 
 
-class AddedToken(Token):
-    """`secret` is what the holder logs in with; this answer alone shows it."""
+class AddedToken(ApiTokenResponse):
+    """A new API token. `secret` replaces the password at a login; only this response shows it."""
 
     secret: str
 
 
 class NewToken(BodyModel):
+    """An API token to add."""
+
     account: Annotated[str | None, Field(description="If omitted, your own", examples=["ci"])] = None
-    note: Note = ""
+    note: NoteText = ""
     expires_in: Annotated[
         str | None, Field(description="If omitted, it never expires", examples=["90d"], max_length=20)
     ] = None
-    limits: Annotated[list[Limit], Field(description="If omitted, all that the account may do", max_length=50)] = []
+    limits: Annotated[
+        list[RepositoryLimit], Field(description="If omitted, all that the account may do", max_length=50)
+    ] = []
 
     @property
-    def seconds(self) -> float | None:
-        """The lifetime in seconds, if any. Raises AccountInvalid."""
+    def lifetime_seconds(self) -> float | None:
+        """The lifetime in seconds; None if the token never expires. Raises AccountInvalid if `expires_in` is not a
+        duration."""
         return None if self.expires_in is None else parse_seconds(self.expires_in)
 
 
-class Rotation(BodyModel):
-    """With `at_once`, nothing that an older key signed is accepted any more: use it when others may know the key."""
+class KeyRotation(BodyModel):
+    """How to replace the signing key. If `at_once` is true, tokens that an older key signed are rejected immediately:
+    use this when the old key may have leaked. Otherwise those tokens stay valid until they expire."""
 
     at_once: bool = False
 
 
-class Key(BaseModel):
-    """A signing key. Since `retired` it signs no more. Its secret is never shown."""
+class SigningKeyResponse(BaseModel):
+    """A key that signs the tokens of `/token`, without its secret. `retired` is the time since which the key signs no
+    new tokens; null for the current key."""
 
     id: str
     created: datetime
     retired: datetime | None
 
     @classmethod
-    def of(cls, key: access.SigningKey) -> Self:
+    def from_stored(cls, key: access.SigningKey) -> Self:
         return cls(id=key.id, created=to_datetime(key.created), retired=to_datetime_or_none(key.retired))
 
 
-class Line(BaseModel):
-    """A line of the audit log. `count` is how often the same happened within about a second."""
+class AuditEntryResponse(BaseModel):
+    """An entry of the audit log. Equal events within about a second share one entry; `count` is their number."""
 
     id: str
     at: datetime
@@ -274,7 +315,7 @@ class Line(BaseModel):
     count: int
 
     @classmethod
-    def of(cls, entry: access.AuditEntry) -> Self:
+    def from_stored(cls, entry: access.AuditEntry) -> Self:
         return cls(
             id=entry.id,
             at=to_datetime(entry.at),
@@ -290,32 +331,33 @@ class Line(BaseModel):
         )
 
 
-class Me(BaseModel):
-    """The caller. `account` is null without a login, and for accounts that are not in the store (htpasswd, an issuer).
-    `open` means that there are no accounts yet, and everyone may do everything. `more_grants` means that there are more
-    grants; `/api/v1/grants?for=NAME` lists all."""
+class CallerResponse(BaseModel):
+    """The account that sent the request. `name` is null without a login. `account` is null without a login, and for an
+    account that exists only in an htpasswd file or at an issuer. If `open` is true, there are no accounts yet, and
+    everyone may pull, push and delete. If `more_grants` is true, the list is cut off; `/api/v1/grants?for=NAME` lists
+    all grants."""
 
     name: str | None
-    account: Account | None
+    account: AccountResponse | None
     admin: bool
     open: bool
-    grants: list[Grant]
+    grants: list[GrantResponse]
     more_grants: bool = False
 
 
 def action_words(actions: access.Action) -> list[ActionWord]:
     """Returns the words for a set of actions, always in the same order."""
-    every: tuple[ActionWord, ...] = ("pull", "push", "delete", "admin")
-    return [word for word in every if word in actions.words]
+    all_words: tuple[ActionWord, ...] = ("pull", "push", "delete", "admin")
+    return [word for word in all_words if word in actions.words]
 
 
 def parse_action_words(words: Sequence[ActionWord]) -> access.Action:
-    """Returns the actions that `words` name. Raises AccountInvalid."""
+    """Returns the set of actions that `words` name. Raises AccountInvalid."""
     return parse_actions(",".join(words))
 
 
 def parse_seconds(text: str) -> float:
-    """Parses a duration such as `90d` to seconds. Raises AccountInvalid."""
+    """Parses a duration such as `90d` and returns seconds. Raises AccountInvalid if `text` is not a duration."""
     try:
         seconds = parse_duration(text)
     except ValueError as error:

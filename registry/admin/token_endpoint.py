@@ -1,6 +1,8 @@
-"""The token endpoint `/token`: GET in the form of Distribution, POST in the form of OAuth 2.0 (RFC 6749).
+"""The token endpoint `/token`, where registry clients exchange a login for a bearer token.
 
-Errors have the OCI spec's shape; those of POST have RFC 6749's fields as well, so that both kinds of clients read them.
+GET follows Distribution's "Token Authentication Specification", POST follows OAuth 2.0 (RFC 6749) as in Distribution's
+"OAuth2 Token Authentication". Error responses have the format of the OCI distribution spec. Error responses to a POST
+also have the fields of RFC 6749, 5.2, because OAuth clients read those.
 """
 
 from __future__ import annotations
@@ -22,47 +24,50 @@ from registry.http.query import Query
 from storage.content import Actor
 from storage.errors import RegistryError, TooManyRequests
 
-LARGEST_FORM: Final = 64 * 1024
-"""Bytes of a POST's body."""
-_FORM: Final = "application/x-www-form-urlencoded"
-_NEVER_STORE: Final = {
+MAX_FORM_BYTES: Final = 64 * 1024
+"""Maximum size of the form in a POST, in bytes."""
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"
+_HEADERS: Final = {
     "cache-control": "no-store",
     "pragma": "no-cache",  # RFC 6749, 5.1
     "x-content-type-options": "nosniff",
     API_VERSION[0].decode(): API_VERSION[1].decode(),
 }
-_OAUTH: Final = {401: "invalid_grant", 400: "invalid_request", 413: "invalid_request", 429: "slow_down"}
+"""Headers of every response. A token must not be cached."""
+_OAUTH_ERRORS: Final = {401: "invalid_grant", 400: "invalid_request", 413: "invalid_request", 429: "slow_down"}
+"""OAuth error codes by HTTP status (RFC 6749, 5.2; RFC 8628, 3.5)."""
 
 
-def token_router(service_of: Callable[[Request], TokenService]) -> APIRouter:
-    """Returns the routes. `service_of` returns the service that answers a request."""
+def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
+    """Returns a router with both routes. `get_service` returns the token service for a request."""
     router = APIRouter(tags=["token"])
 
     @router.get("/token", summary="A token for clients of the registry")
     async def get_token(request: Request) -> Response:
-        """Query: `service`, `scope` (repeated, or several separated by spaces), `offline_token`, `client_id`. A login
-        is sent by Basic; it is optional."""
+        """Query parameters: `service`, `scope` (may be repeated, or hold several scopes separated by spaces),
+        `offline_token`, `client_id`. A login is optional; clients send it by Basic authentication."""
         actor = unauthenticated_actor(request.scope)
         try:
             query = Query(request.scope.get("query_string", b""))
-            ask = TokenRequest(
+            token_request = TokenRequest(
                 parse_authorization(_authorization(request)),
                 scopes.parse_scopes(query.all("scope")),
-                _first(query, "service"),
-                _first(query, "offline_token") == "true",
-                _first(query, "client_id") or "",
+                _first_value(query, "service"),
+                _first_value(query, "offline_token") == "true",
+                _first_value(query, "client_id") or "",
             )
-            return _token_response(await service_of(request).answer(ask, actor))
+            return _token_response(await get_service(request).answer(token_request, actor))
         except RegistryError as error:
             return _error_response(error, actor)
 
     @router.post("/token", summary="The same, as OAuth 2.0 has it")
     async def post_token(request: Request) -> Response:
-        """Form: `grant_type` (`password` or `refresh_token`), `service`, `client_id`, `scope`, `access_type`
-        (`offline`), `username` and `password`, or `refresh_token`."""
+        """Form fields: `grant_type` (`password` or `refresh_token`), `service`, `client_id`, `scope`, `access_type`
+        (`offline` to get a refresh token), and either `username` and `password` or `refresh_token`."""
         actor = unauthenticated_actor(request.scope)
         try:
-            reply = await service_of(request).answer(_token_request(await _read_form(request)), actor)
+            token_request = _token_request_from_form(await _read_form(request))
+            reply = await get_service(request).answer(token_request, actor)
             return _token_response(reply, scope=scopes.format_scopes(reply.granted))
         except RegistryError as error:
             return _error_response(error, actor, oauth=True)
@@ -71,19 +76,21 @@ def token_router(service_of: Callable[[Request], TokenService]) -> APIRouter:
 
 
 async def _read_form(request: Request) -> Query:
-    """Raises RequestInvalid, FormTooLarge."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
-        raise FormInvalid(f"the body has to be {_FORM}")
+    """Returns the form in the request's body. Raises FormInvalid for another media type, FormTooLarge, and
+    RequestInvalid if the form cannot be parsed."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
+        raise FormInvalid(f"the body has to be {_FORM_TYPE}")
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > LARGEST_FORM:
-            raise FormTooLarge(f"the form has more than {LARGEST_FORM} bytes")
+        if len(body) > MAX_FORM_BYTES:
+            raise FormTooLarge(f"the form has more than {MAX_FORM_BYTES} bytes")
     return Query(bytes(body))
 
 
-def _token_request(form: Query) -> TokenRequest:
-    """Raises FormInvalid, RequestInvalid."""
+def _token_request_from_form(form: Query) -> TokenRequest:
+    """Returns the token request in a form. Raises FormInvalid for a missing or unknown `grant_type`, and RequestInvalid
+    for a repeated field or an invalid scope."""
     login: Basic | RefreshToken
     match form.one("grant_type"):
         case "password":
@@ -100,16 +107,19 @@ def _token_request(form: Query) -> TokenRequest:
     )
 
 
-def _first(query: Query, name: str) -> str | None:
-    """A parameter's first value; None: it is missing or empty."""
+def _first_value(query: Query, name: str) -> str | None:
+    """Returns a parameter's first value, or None if the parameter is missing or empty."""
     return next(iter(query.all(name)), None) or None
 
 
 def _authorization(request: Request) -> list[bytes]:
+    """Returns the values of all Authorization headers."""
     return [value for name, value in request.scope["headers"] if name == b"authorization"]
 
 
-def _token_response(reply: TokenResponse, **more: str) -> Response:
+def _token_response(reply: TokenResponse, **extra_fields: str) -> Response:
+    """Returns the JSON response with the issued tokens and `extra_fields`. `token` and `access_token` hold the same
+    text: Distribution's clients read the first, OAuth clients the second."""
     token = reply.token
     document: dict[str, object] = {
         "token": token.text,
@@ -117,26 +127,28 @@ def _token_response(reply: TokenResponse, **more: str) -> Response:
         "token_type": "Bearer",
         "expires_in": token.lifetime,
         "issued_at": datetime.fromtimestamp(token.issued_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        **more,
+        **extra_fields,
     }
     if reply.refresh is not None:
         document["refresh_token"] = reply.refresh
-    return Response(json.dumps(document), 200, _NEVER_STORE, "application/json")
+    return Response(json.dumps(document), 200, _HEADERS, "application/json")
 
 
 def _error_response(error: RegistryError, actor: Actor, *, oauth: bool = False) -> Response:
+    """Returns the JSON response for an error. `oauth` adds the fields of RFC 6749."""
     status = status_of(error)
-    headers = {**_NEVER_STORE, "x-request-id": actor.request_id}
+    headers = {**_HEADERS, "x-request-id": actor.request_id}
     if status == 401:
         headers["www-authenticate"] = 'Basic realm="entrepot", charset="UTF-8"'
     if isinstance(error, TooManyRequests):
         headers["retry-after"] = str(error.retry_after)
     body = error_json(error.code, error.message, error.detail)
     if oauth:
-        word = error.oauth if isinstance(error, FormInvalid) else _OAUTH.get(status, "server_error")
-        body = _with(body, {"error": word, "error_description": error.message})
+        oauth_code = error.oauth if isinstance(error, FormInvalid) else _OAUTH_ERRORS.get(status, "server_error")
+        body = _add_fields(body, {"error": oauth_code, "error_description": error.message})
     return Response(body, status, headers, "application/json")
 
 
-def _with(body: bytes, fields: Mapping[str, str]) -> bytes:
+def _add_fields(body: bytes, fields: Mapping[str, str]) -> bytes:
+    """Returns the JSON object `body` with `fields` added."""
     return json.dumps({**json.loads(body), **fields}).encode()

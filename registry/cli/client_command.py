@@ -1,4 +1,8 @@
-"""The command `entrepot client`."""
+"""The command `entrepot client`: prints configuration files that make a client, such as docker, pull through this
+registry's mirrors.
+
+An *upstream* is a remote registry that this registry mirrors, such as `docker.io`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from registry.config.mirror_settings import DOCKER_HUB
 if TYPE_CHECKING:
     from registry.cli.client_setup import MirroredHost
 
-HELP = "Print the configuration that a client needs to pull through here."
+HELP = "Print the configuration files with which a client pulls images through this registry."
 EXAMPLES = """\b
 Examples:
   entrepot client docker --url http://registry.example.com:5000
@@ -29,6 +33,8 @@ if the settings name no upstream, the files are for docker.io."""
 
 
 class ClientProgram(StrEnum):
+    """The clients that the command can configure; the values are its first argument."""
+
     docker = "docker"
     containerd = "containerd"
     podman = "podman"
@@ -55,32 +61,35 @@ def client(
     listen: ListenOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Prints the files on stdout and the hints on stderr. `data` has no effect here; the command accepts it so that the
-    options of `entrepot serve` can be reused unchanged."""
+    """Prints the files on stdout and the hints on stderr. `data` has no effect; the command accepts the option so that
+    people can repeat the options of their `entrepot serve`."""
     from registry.cli import client_setup
 
     settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
-    address = _checked_address(url) if url else _own_address(settings)
-    upstreams = _upstreams(settings, upstream or [])
+    address = _parse_address(url) if url else _address_in_settings(settings)
+    hosts = _select_hosts(settings, upstream or [])
     if program is ClientProgram.docker:
-        _check_docker_default(settings, upstreams)
-    setup = client_setup.SETUPS[program.value](address, upstreams)
+        _check_docker_default(settings, hosts)
+    setup = client_setup.SETUPS[program.value](address, hosts)
     typer.echo("\n".join(text for _, text in setup.files), nl=False)
     for hint in setup.hints:
         typer.echo(f"# {hint}", err=True)
 
 
-def _checked_address(url: str) -> RegistryAddress:
+def _parse_address(url: str) -> RegistryAddress:
+    """Parses the value of --url by the rules of the setting `public_url`. A value without a scheme means plain http.
+    Ends the command if the value is not valid."""
     try:
-        checked = Settings(public_url=url if "://" in url else f"http://{url}").public_url
+        public_url = Settings(public_url=url if "://" in url else f"http://{url}").public_url
     except ValidationError as error:
         fail(f"--url: {error.errors()[0]['ctx']['error']}", USAGE_ERROR)
-    assert checked is not None
-    return RegistryAddress(checked)
+    assert public_url is not None
+    return RegistryAddress(public_url)
 
 
-def _own_address(settings: Settings) -> RegistryAddress:
-    """Returns the address that the settings give. Prints a hint when only this machine can use it."""
+def _address_in_settings(settings: Settings) -> RegistryAddress:
+    """Returns the address that the settings give. Prints a hint on stderr if only clients on this machine can use the
+    address. Ends the command if the settings leave the port to the system."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks its port when it starts, so the settings do not hold it; "
@@ -92,44 +101,45 @@ def _own_address(settings: Settings) -> RegistryAddress:
             "# this address is for clients on the same machine; for other machines name the address with --url",
             err=True,
         )
-    return _checked_address(client_address(settings).url)
+    return _parse_address(client_address(settings).url)
 
 
-def _upstreams(settings: Settings, wanted: list[str]) -> list[MirroredHost]:
+def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
+    """Returns the hosts that the values of --upstream select; all hosts if `names` is empty. If the settings have no
+    upstream, each name becomes an upstream with default settings, and an empty `names` means docker.io. Ends the
+    command for a name that is not mirrored."""
     from registry.cli.client_setup import mirrored_hosts
 
     if not settings.upstream:
-        return [each for name in dict.fromkeys(wanted or [DOCKER_HUB]) for each in mirrored_hosts(_upstream(name))]
-    known = [each for upstream in settings.upstream for each in mirrored_hosts(upstream)]
-    names = dict.fromkeys(name for each in known for name in (each.name, each.prefix))
-    if unknown := next((name for name in wanted if name not in names), None):
-        fail(f"--upstream: {unknown} is not mirrored here; these are: {', '.join(names)}", USAGE_ERROR)
-    if not wanted:
-        return known
-    return [each for name in dict.fromkeys(wanted) for each in known if _matches_name(each, name, known)]
+        upstreams = [_default_upstream(name) for name in dict.fromkeys(names or [DOCKER_HUB])]
+        return [host for upstream in upstreams for host in mirrored_hosts(upstream)]
+    all_hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
+    valid_names = dict.fromkeys(name for host in all_hosts for name in (host.name, host.prefix))
+    if unknown := next((name for name in names if name not in valid_names), None):
+        fail(f"--upstream: {unknown} is not mirrored here; these are: {', '.join(valid_names)}", USAGE_ERROR)
+    if not names:
+        return all_hosts
+    return [host for name in dict.fromkeys(names) for host in all_hosts if _is_selected(host, name, all_hosts)]
 
 
-def _matches_name(each: MirroredHost, name: str, known: list[MirroredHost]) -> bool:
-    """Returns whether `name` selects this host. A prefix selects its own host; the name of an upstream that is not also
-    a prefix selects all of the upstream's hosts."""
-    return each.prefix == name or (each.name == name and all(other.prefix != name for other in known))
+def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
+    """Returns whether `name` selects `host`. A host's prefix selects that host alone. The name of an upstream selects
+    all hosts of the upstream, unless the name is also the prefix of a host."""
+    return host.prefix == name or (host.name == name and all(other.prefix != name for other in all_hosts))
 
 
-def _upstream(name: str) -> Upstream:
+def _default_upstream(name: str) -> Upstream:
+    """Returns an upstream with default settings. Ends the command if the name is not valid."""
     try:
         return Upstream(name=name)
     except ValidationError as error:
         fail(f"--upstream: {error.errors()[0]['ctx']['error']}", USAGE_ERROR)
 
 
-def _check_docker_default(settings: Settings, upstreams: list[MirroredHost]) -> None:
-    """Ends the command when docker would get another registry's images: docker asks the mirror in daemon.json for
-    `library/ubuntu` and does not say that it means Docker Hub."""
-    if (
-        any(each.name == DOCKER_HUB for each in upstreams)
-        and settings.upstream
-        and settings.default_upstream != DOCKER_HUB
-    ):
+def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None:
+    """Ends the command if docker would get images of another registry than Docker Hub. docker asks the mirror in
+    daemon.json for `library/ubuntu` without the host `docker.io`, and this registry then asks its default upstream."""
+    if any(host.name == DOCKER_HUB for host in hosts) and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
             "docker asks its mirror for names without a host, and here those names do not mean docker.io; "
             "set default = true for the upstream docker.io",

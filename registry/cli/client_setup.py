@@ -1,4 +1,7 @@
-"""Configuration files that make docker, containerd, podman and BuildKit pull through this registry.
+"""Generates the configuration files that make docker, containerd, podman and BuildKit pull through this registry.
+
+An *upstream* is a remote registry that this registry mirrors. containerd and BuildKit name the upstream's host in the
+query of each request, as `?ns=HOST`; other clients put the upstream's name in front of the repository name.
 
 Sources: moby, "Registry as a pull through cache" (daemon.json); containerd, docs/hosts.md (hosts.toml);
 containers-registries.conf(5); BuildKit, docs/buildkitd.toml.md.
@@ -16,53 +19,55 @@ from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
-"""The server that clients use for `docker.io`, which itself is not the host name of a registry."""
+"""The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSetup:
-    """What to configure at one client."""
+    """The configuration of one client program."""
 
     files: tuple[tuple[str, str], ...]
-    """Path and content of each file."""
+    """The files to write, as pairs of path and content."""
     hints: tuple[str, ...]
-    """Lines for people that belong in no file."""
+    """Instructions for people, one line each, such as a command to try."""
 
 
 @dataclass(frozen=True, slots=True)
 class MirroredHost:
-    """A host whose images a client can pull through this registry."""
+    """A remote registry host whose images a client can pull through this registry."""
 
     prefix: str
-    """How the client's image names begin: `registry.example.com:5000`."""
+    """The host at the beginning of the client's image names, such as `docker.io` or `registry.example.com:5000`."""
     name: str
-    """The upstream's name in this registry."""
+    """The name of the upstream in this registry's settings."""
     server: str
-    """The address that the client uses without this registry."""
+    """The URL from which the client would pull without this registry."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:
-    """Returns one host for the upstream's name and one for each alias. A name without a dot cannot be a host, so it is
-    left out when there are aliases."""
-    hosts = upstream.aliases if upstream.aliases and "." not in upstream.name else [upstream.name, *upstream.aliases]
-    return [MirroredHost(host, upstream.name, _server(host, upstream)) for host in hosts]
+    """Returns one host for the upstream's name and one for each of its aliases (further host names). Leaves out a name
+    without a dot if there are aliases, because such a name is not a host name."""
+    name_is_host = "." in upstream.name or not upstream.aliases
+    prefixes = [upstream.name, *upstream.aliases] if name_is_host else upstream.aliases
+    return [MirroredHost(prefix, upstream.name, _server_url(prefix, upstream)) for prefix in prefixes]
 
 
-def _server(host: str, upstream: Upstream) -> str:
+def _server_url(host: str, upstream: Upstream) -> str:
+    """Returns the URL of the upstream's endpoint on `host`, or `https://HOST` if no endpoint is on that host."""
     if host == DOCKER_HUB:
         return DOCKER_HUB_SERVER
     return next((url for url in upstream.endpoints if urlsplit(url).netloc.lower() == host), f"https://{host}")
 
 
-def docker_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns docker's daemon.json. docker supports mirrors of Docker Hub alone; for other upstreams, people put this
-    registry and the upstream's name into the image name."""
+def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
+    """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For other upstreams, people write this
+    registry's address and the upstream's name in front of the image name."""
     daemon: dict[str, list[str]] = {}
     hints = [
         "merge this into /etc/docker/daemon.json, then run: systemctl reload docker",
         "in Docker Desktop, put it into Settings, Docker Engine",
     ]
-    names = list(dict.fromkeys(each.name for each in upstreams))
+    names = list(dict.fromkeys(host.name for host in hosts))
     if DOCKER_HUB in names:
         daemon["registry-mirrors"] = [address.url]
         hints.append(f"try: docker pull ubuntu, and docker pull {address.host}/ubuntu")
@@ -76,21 +81,22 @@ def docker_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]) ->
     return ClientSetup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
 
 
-def containerd_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request that it sends to a mirror."""
+def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
+    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request to a mirror, so this registry
+    knows which upstream is meant."""
     files = []
-    for each in upstreams:
-        path = f"/etc/containerd/certs.d/{each.prefix}/hosts.toml"
+    for host in hosts:
+        path = f"/etc/containerd/certs.d/{host.prefix}/hosts.toml"
         lines = [
             f"# {path}",
             "# containerd reads this file at each pull; no restart is needed.",
-            f"# It asks this registry first, with `?ns={each.prefix}`, and falls back to the server named here.",
-            f"server = {_quoted(each.server)}",
+            f"# It asks this registry first, with `?ns={host.prefix}`, and falls back to the server named here.",
+            f"server = {_quoted(host.server)}",
             "",
             f"[host.{_quoted(address.url)}]",
             '  capabilities = ["pull", "resolve"]',
         ]
-        files.append((path, _text(lines)))
+        files.append((path, _join_lines(lines)))
     hints = [
         "Kubernetes (CRI) reads them if /etc/containerd/config.toml sets config_path to /etc/containerd/certs.d;",
         "nerdctl always reads them; ctr reads them with --hosts-dir /etc/containerd/certs.d",
@@ -100,37 +106,37 @@ def containerd_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]
     return ClientSetup(tuple(files), tuple(hints))
 
 
-def podman_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns a registries.conf of version 2. podman adds `library/` to Docker Hub's short names by itself and sends no
-    `?ns=`, so the upstream's name is part of the mirror's location."""
+def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
+    """Returns a registries.conf of version 2. podman sends no `?ns=`, so the location of each mirror contains the
+    upstream's name. podman itself expands Docker Hub's short names, such as `ubuntu` to `library/ubuntu`."""
     path = "/etc/containers/registries.conf.d/50-entrepot.conf"
     lines = [
         f"# {path}",
         "# (without root: ~/.config/containers/registries.conf.d/50-entrepot.conf)",
         "# podman, buildah and skopeo read this file when they start; for CRI-O run: systemctl reload crio",
     ]
-    for each in upstreams:
-        lines += ["", "[[registry]]", f"prefix = {_quoted(each.prefix)}", f"location = {_quoted(each.prefix)}"]
-        lines += ["", "[[registry.mirror]]", f"location = {_quoted(f'{address.host}/{each.name}')}"]
+    for host in hosts:
+        lines += ["", "[[registry]]", f"prefix = {_quoted(host.prefix)}", f"location = {_quoted(host.prefix)}"]
+        lines += ["", "[[registry.mirror]]", f"location = {_quoted(f'{address.host}/{host.name}')}"]
         if address.is_plain_http:
             lines.append("insecure = true")
     if address.is_plain_http:
         lines += ["", "[[registry]]", f"location = {_quoted(address.host)}", "insecure = true"]
-    hints = [f"try: podman pull {upstreams[0].prefix}/NAME"] if upstreams else []
-    return ClientSetup(((path, _text(lines)),), tuple(hints))
+    hints = [f"try: podman pull {hosts[0].prefix}/NAME"] if hosts else []
+    return ClientSetup(((path, _join_lines(lines)),), tuple(hints))
 
 
-def buildkit_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns a buildkitd.toml. BuildKit adds `?ns=` as containerd does. Plain HTTP is set once, for this registry's
-    host."""
+def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
+    """Returns a buildkitd.toml. BuildKit adds `?ns=HOST` to each request to a mirror. One section for this registry's
+    own host allows plain HTTP."""
     path = "/etc/buildkit/buildkitd.toml"
     lines = [
         f"# {path} (without root: ~/.config/buildkit/buildkitd.toml)",
         "# Merge this into the existing file, then restart buildkitd; or create a builder that uses it:",
         "#   docker buildx create --use --driver docker-container --buildkitd-config FILE",
     ]
-    for each in upstreams:
-        lines += ["", f"[registry.{_quoted(each.prefix)}]", f"  mirrors = [{_quoted(address.host)}]"]
+    for host in hosts:
+        lines += ["", f"[registry.{_quoted(host.prefix)}]", f"  mirrors = [{_quoted(address.host)}]"]
     if address.is_plain_http:
         lines += ["", f"[registry.{_quoted(address.host)}]", "  http = true"]
     hints = ["a builder with the docker driver does not read this file: it uses docker's own daemon.json"]
@@ -139,7 +145,7 @@ def buildkit_setup(address: RegistryAddress, upstreams: Sequence[MirroredHost]) 
             f"{address.host} is a loopback address: a builder in a container reaches it only with "
             "--driver-opt network=host"
         )
-    return ClientSetup(((path, _text(lines)),), tuple(hints))
+    return ClientSetup(((path, _join_lines(lines)),), tuple(hints))
 
 
 SETUPS: Mapping[str, Callable[[RegistryAddress, Sequence[MirroredHost]], ClientSetup]] = {
@@ -148,12 +154,14 @@ SETUPS: Mapping[str, Callable[[RegistryAddress, Sequence[MirroredHost]], ClientS
     "podman": podman_setup,
     "buildkit": buildkit_setup,
 }
+"""The function that generates the configuration, by the name of the client program."""
 
 
 def _quoted(text: str) -> str:
-    """Returns a TOML string. JSON's escapes are valid in TOML."""
+    """Returns `text` as a TOML string. JSON's quotes and escapes are also valid in TOML."""
     return json.dumps(text)
 
 
-def _text(lines: Sequence[str]) -> str:
+def _join_lines(lines: Sequence[str]) -> str:
+    """Returns the lines as the content of a file, with a newline at the end."""
     return "\n".join(lines) + "\n"

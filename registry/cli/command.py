@@ -1,4 +1,4 @@
-"""The command `entrepot` and the list of its subcommands. Each subcommand has its own module."""
+"""The command `entrepot`, to which this module adds the subcommands. Each subcommand has its own module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
     epilog="To start a registry on this machine: entrepot serve. More on each command: entrepot COMMAND --help.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help and one-line usage errors, the same in a terminal and in a log
+    rich_markup_mode=None,  # prints help and usage errors as plain text, which is also readable in a log
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -40,8 +40,9 @@ app.add_typer(key_command.app, name="key")
 app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(audit_command.audit)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    """Prints the version and ends the command, if the option --version is given."""
+    if is_requested:
         from registry import __version__
 
         typer.echo(f"entrepot {__version__}")
@@ -54,4 +55,4 @@ def entrepot(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Holds the options of `entrepot` itself, which come before a subcommand."""
+    """Declares the options of `entrepot` itself, which come before a subcommand."""

@@ -1,4 +1,8 @@
-"""The command `entrepot config`."""
+"""The command `entrepot config`: prints each setting with its value and its origin.
+
+The *origin* of a value says where it comes from: a flag, an environment variable, the settings file or the default. The
+*path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,8 @@ Examples:
 
 
 class OutputFormat(StrEnum):
+    """The values of the option --format."""
+
     table = "table"
     toml = "toml"
     json = "json"
@@ -43,7 +49,7 @@ def config(
     read_only: ReadOnlyOption = None,
     mirror: MirrorOption = None,
     insecure_open: InsecureOpenOption = None,
-    form: Annotated[OutputFormat, typer.Option("--format", "-f", help="Output format.")] = OutputFormat.table,
+    output_format: Annotated[OutputFormat, typer.Option("--format", "-f", help="Output format.")] = OutputFormat.table,
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Prints the settings that `entrepot serve` would use with the same options."""
@@ -56,20 +62,22 @@ def config(
         mirror=mirror,
         insecure_open=insecure_open,
     )
-    if as_json or form is OutputFormat.json:
-        rows = {
+    if as_json or output_format is OutputFormat.json:
+        settings = {
             ".".join(path): {"value": plain_value(loaded.settings, path), "origin": loaded.origins[".".join(path)]}
             for path, _ in setting_fields()
         }
-        typer.echo(json.dumps(rows, indent=2))
-    elif form is OutputFormat.toml:
+        typer.echo(json.dumps(settings, indent=2))
+    elif output_format is OutputFormat.toml:
         typer.echo(settings_as_toml(loaded))
     else:
         _print_table(loaded)
 
 
 def settings_as_toml(loaded: LoadedSettings) -> str:
-    """Returns a settings file with the values in force. A setting without a value becomes a comment."""
+    """Returns a TOML settings file with the loaded values. A comment above each setting gives its description and
+    origin. A setting without a value becomes a comment. Lists of tables come last, because TOML would read a top-level
+    setting after a table as part of that table."""
     settings: list[tuple[SettingPath, list[str]]] = []
     tables: list[str] = []
     for path, field in sorted(setting_fields(), key=lambda item: item[0][:-1]):
@@ -77,14 +85,16 @@ def settings_as_toml(loaded: LoadedSettings) -> str:
         if table_model(field):
             for table in value:
                 tables += ["", f"# ({origin})", f"[[{'.'.join(path)}]]"]
-                tables += [f"{name} = {toml_value(each)}" for name, each in table.items()]
+                tables += [f"{name} = {toml_value(item)}" for name, item in table.items()]
             continue
-        setting = f"# {path[-1]} =" if value is None else f"{path[-1]} = {toml_value(value)}"
-        settings.append((path, [f"# {field.description} ({origin})", setting]))
+        line = f"# {path[-1]} =" if value is None else f"{path[-1]} = {toml_value(value)}"
+        settings.append((path, [f"# {field.description} ({origin})", line]))
     return "\n".join([*toml_lines(settings), *tables])
 
 
 def _print_table(loaded: LoadedSettings) -> None:
+    """Prints one row for each setting, and for a list of tables one row for each setting of each table. Values that
+    are not defaults are bold."""
     from rich.text import Text
 
     from registry.cli.output import new_table, plain_console
@@ -95,13 +105,13 @@ def _print_table(loaded: LoadedSettings) -> None:
         origin = loaded.origins[name]
         style = "dim" if origin == "default" else "bold"
         value = plain_value(loaded.settings, path)
-        rows = {name: display_text(value)}
+        texts = {name: display_text(value)}
         if table_model(field) and value:
-            rows = {
-                f"{name}[{item.get('name', place)}].{key}": display_text(each)
-                for place, item in enumerate(value, 1)
-                for key, each in item.items()
+            texts = {
+                f"{name}[{item.get('name', number)}].{key}": display_text(item_value)
+                for number, item in enumerate(value, 1)
+                for key, item_value in item.items()
             }
-        for setting, text in rows.items():
+        for setting, text in texts.items():
             table.add_row(Text(setting), Text(text, style), Text(origin, style))
     plain_console().print(table)

@@ -1,7 +1,8 @@
-"""Prepares the data directory for a command, which may run next to a server that uses the same directory.
+"""Prepares the data directory for a command. A server that uses the same directory may be running.
 
-A command that root starts on another user's data directory becomes that user first. Otherwise it would create files
-there that the server, which runs as that user, cannot read, rename or remove.
+If root starts a command on a data directory that belongs to another user, the command first becomes that user.
+Otherwise the command would create files as root, and the server, which runs as the other user, could not read, rename
+or remove those files.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from pathlib import Path
 from registry.config import Settings
 
 _CAP_DAC_READ_SEARCH = 1 << 2
+"""The bit of the capability to read every file and search every directory (capabilities(7))."""
 _CAPABILITY_VERSION = 0x20080522
+"""`_LINUX_CAPABILITY_VERSION_3` of capset(2)."""
 _PR_SET_KEEPCAPS = 8
+"""The operation of prctl(2) that keeps capabilities when the process gives up root."""
 
 
 class OwnerError(Exception):
@@ -23,18 +27,19 @@ class OwnerError(Exception):
 
 
 def become_owner(data: Path) -> None:
-    """Switches this process from root to the owner and group of `data`, for good, and drops all other groups.
+    """Permanently switches this process from root to the user and group that own the directory `data`, and drops all
+    other groups.
 
-    Does nothing when the process is not root, or when `data` belongs to root or does not exist. Must be called while
-    the process has one thread. Raises OwnerError."""
+    Does nothing if the process is not root, or if `data` belongs to root or does not exist. Must be called while the
+    process has only one thread. Raises OwnerError if the kernel does not allow the switch, as in some containers."""
     if os.geteuid() != 0 or not data.exists():
         return
     status = data.stat()
     if status.st_uid == 0:
         return
-    keep = not _can_read_program(status.st_uid, status.st_gid)
+    keep_read_access = not _can_read_program(status.st_uid, status.st_gid)
     try:
-        _become(status.st_uid, status.st_gid, keep_reading=keep)
+        _switch_user(status.st_uid, status.st_gid, keep_read_access=keep_read_access)
     except OSError as error:
         raise OwnerError(
             f"{data} belongs to the user with uid {status.st_uid}, and this process may not become that user "
@@ -42,36 +47,39 @@ def become_owner(data: Path) -> None:
         ) from None
 
 
-def _become(uid: int, gid: int, *, keep_reading: bool) -> None:
+def _switch_user(uid: int, gid: int, *, keep_read_access: bool) -> None:
+    """Switches this process to `uid` and `gid`. `keep_read_access` keeps the capability to read all files. Raises
+    OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if keep_reading:
-        _checked(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    if keep_read_access:
+        _raise_on_error(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
-    if keep_reading:
-        # Python imports modules late, and root's Python may be installed where only root can read, such as its home.
-        # This one capability stays. It allows reading, and neither creates nor changes a file.
+    if keep_read_access:
+        # The command imports modules later, and root's Python may be installed where only root can read, such as in
+        # /root. This capability allows the process to read all files, but not to create or change them.
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-        sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
-        _checked(libc.capset(header, sets))
+        capability_sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
+        _raise_on_error(libc.capset(header, capability_sets))
 
 
-def _checked(result: int) -> None:
+def _raise_on_error(result: int) -> None:
+    """Raises OSError if `result`, which a function of the C library returned, is not 0."""
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def _can_read_program(uid: int, gid: int) -> bool:
-    """Returns whether that user can read this program's modules. A child process becomes the user and tries, since only
-    the kernel knows all that decides about access."""
+    """Returns whether the user can read the directories from which Python imports modules. A child process becomes the
+    user and asks the kernel, because more than the permission bits decide about access."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     child = os.fork()
     if child == 0:
         readable = False
         try:
-            _become(uid, gid, keep_reading=False)
+            _switch_user(uid, gid, keep_read_access=False)
             readable = all(os.access(folder, os.R_OK | os.X_OK) for folder in folders)
         finally:
             os._exit(0 if readable else 1)
@@ -79,10 +87,11 @@ def _can_read_program(uid: int, gid: int) -> bool:
 
 
 def prepare_data_directory(settings: Settings, *, create: bool) -> None:
-    """Becomes the directory's owner and checks that this version can use what is in it.
+    """Makes this process the owner of the data directory and checks that this version of the program can use the data.
 
-    `create`: creates a data directory where there is none. An existing one is not migrated, since a server may be
-    running on it. Raises DataDirectoryError and OwnerError."""
+    `create` allows the command to create a missing data directory. An existing directory is never migrated to a newer
+    format, because a server may be using it. Raises DataDirectoryError if the directory is missing or its format does
+    not fit, and OwnerError if this process may not become the owner."""
     from storage.composition import check_version, has_data, prepare_data_dir
     from storage.data_dir.check import DataDirectoryError
 

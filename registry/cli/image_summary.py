@@ -1,4 +1,7 @@
-"""The summary of one image or artifact that `entrepot inspect` shows, as plain values for JSON and as a table."""
+"""The summary of one image or artifact that `entrepot inspect` shows: a dict for JSON, and a text for people.
+
+An image for several platforms is an *index*, a manifest that lists other manifests: its *children*.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +17,47 @@ from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
-MAX_CONFIG_SIZE = 4 << 20
-"""Largest config that is read for the platform and the time of creation, in bytes."""
+MAX_CONFIG_BYTES = 4 << 20
+"""Maximum size of an image config to read, in bytes. A real config has a few KiB; a larger one is not worth the
+memory."""
 PAGE_SIZE = 1000
-IMAGE_CONFIGS = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Artifact types that only mean "an image" and are not worth a line."""
+"""Number of tags or referrers in each page that is read from the registry."""
+IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+"""Config media types of ordinary images. The text summary leaves them out, because they tell people nothing new."""
 MAX_LISTED = 20
-"""How many tags and referrers are listed by name; the rest is counted."""
+"""Maximum number of tags, and of referrers, that the text summary lists; it counts the rest."""
 
 
-async def summarize_image(registry: Registry, where: ImageReference) -> dict[str, Any]:
-    """Returns what is known about the manifest at `where`, and about the image or the children below it. Raises
-    ManifestUnknown."""
-    repo = where.repository
-    manifest = await registry.get_manifest(repo, where.reference)
-    seen: dict[str, Any] = {
-        "reference": str(where),
+async def summarize_image(registry: Registry, image_reference: ImageReference) -> dict[str, Any]:
+    """Returns the summary of a manifest as a dict of JSON values. An index has the key `manifests` with its children;
+    any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises
+    ManifestUnknown if there is no such manifest."""
+    repo = image_reference.repository
+    manifest = await registry.get_manifest(repo, image_reference.reference)
+    summary: dict[str, Any] = {
+        "reference": str(image_reference),
         "repository": repo,
         "digest": manifest.digest,
         "mediaType": manifest.media_type,
         "artifactType": manifest.artifact_type,
         "size": len(manifest.body),
-        "tags": await _tags_at(registry, repo, manifest.digest),
+        "tags": await _tags_of(registry, repo, manifest.digest),
         "referrers": await _referrers(registry, repo, manifest.digest),
         "subject": manifest.subject,
         "annotations": dict(manifest.annotations),
     }
     if manifest.media_type in INDEXES:
-        seen["manifests"] = [await _child(registry, repo, child) for child in manifest.manifests]
+        summary["manifests"] = [await _child_summary(registry, repo, child) for child in manifest.manifests]
     else:
-        seen["config"] = manifest.config.as_json() if manifest.config else None
-        seen["layers"] = [layer.as_json() for layer in manifest.layers]
-        seen["total"] = _total(manifest)
-        seen["platform"], seen["created"] = await _platform_and_created(registry, repo, manifest)
-    return seen
+        summary["config"] = manifest.config.as_json() if manifest.config else None
+        summary["layers"] = [layer.as_json() for layer in manifest.layers]
+        summary["total"] = _total_bytes(manifest)
+        summary["platform"], summary["created"] = await _platform_and_created(registry, repo, manifest)
+    return summary
 
 
-async def _tags_at(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
+async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
+    """Returns the tags that point at the manifest; none if the repository has been deleted meanwhile."""
     found: list[Tag] = []
     after: str | None = None
     try:
@@ -70,6 +77,7 @@ async def _tags_at(registry: Registry, repo: RepositoryName, digest: Digest) -> 
 
 
 async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -> list[dict[str, object]]:
+    """Returns the descriptors of all manifests whose `subject` is the manifest, such as signatures."""
     found: list[dict[str, object]] = []
     after: str | None = None
     while True:
@@ -80,27 +88,30 @@ async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -
         after = page.items[-1].digest
 
 
-async def _child(registry: Reader, repo: RepositoryName, child: Descriptor) -> dict[str, Any]:
-    seen: dict[str, Any] = {**child.as_json(), "platform": platform_text(child.platform)}
+async def _child_summary(registry: Reader, repo: RepositoryName, child: Descriptor) -> dict[str, Any]:
+    """Returns a child's descriptor with its platform and, under `total`, the size of its config and layers in bytes.
+    `total` is None if the child is not stored."""
+    summary: dict[str, Any] = {**child.as_json(), "platform": platform_text(child.platform)}
     try:
-        seen["total"] = _total(await registry.get_manifest(repo, child.digest))
+        summary["total"] = _total_bytes(await registry.get_manifest(repo, child.digest))
     except ManifestUnknown:
-        seen["total"] = None
-    return seen
+        summary["total"] = None
+    return summary
 
 
-def _total(manifest: Manifest) -> int:
-    """Returns the size of the config and the layers together, in bytes. A layer that occurs twice counts once."""
-    parts = [*manifest.layers, *([manifest.config] if manifest.config else [])]
-    return sum({part.digest: part.size for part in parts}.values())
+def _total_bytes(manifest: Manifest) -> int:
+    """Returns the total size of the config and the layers in bytes. A layer that occurs twice counts once."""
+    blobs = [*manifest.layers, *([manifest.config] if manifest.config else [])]
+    return sum({blob.digest: blob.size for blob in blobs}.values())
 
 
 async def _platform_and_created(
     registry: Reader, repo: RepositoryName, manifest: Manifest
 ) -> tuple[str | None, str | None]:
-    """Returns the platform and the time of creation from the image's config; None for what it does not say."""
+    """Returns the platform and the creation time from the image's config. Either is None if the config does not give
+    it; both are None if the config is not stored, too large or not JSON."""
     config = manifest.config
-    if config is None or config.size > MAX_CONFIG_SIZE or not config.media_type.endswith("+json"):
+    if config is None or config.size > MAX_CONFIG_BYTES or not config.media_type.endswith("+json"):
         return None, None
     try:
         blob = await registry.open_blob(repo, config.digest)
@@ -118,65 +129,71 @@ async def _platform_and_created(
 
 
 def platform_text(platform: object) -> str | None:
-    """Returns a platform as docker's `--platform` takes it, such as `linux/arm64/v8`, or None when none is given."""
+    """Returns a JSON object with `os`, `architecture` and `variant` in the form of docker's `--platform`, such as
+    `linux/arm64/v8`. Returns None if `platform` is not an object or has none of these fields."""
     if not isinstance(platform, dict):
         return None
     parts = [platform.get(name) for name in ("os", "architecture", "variant")]
     return "/".join(part for part in parts if isinstance(part, str) and part) or None
 
 
-def print_image_summary(seen: dict[str, Any]) -> None:
-    """Prints a summary for people: the facts, then a table of the children or of the config and the layers."""
+def print_image_summary(summary: dict[str, Any]) -> None:
+    """Prints a summary as text: the facts, then a table of the children, or of the config and the layers."""
     console = plain_console()
-    console.print(Text(seen["reference"], "bold"))
+    console.print(Text(summary["reference"], "bold"))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, value in _facts(seen):
+    for name, value in _facts(summary):
         facts.add_row(Text(f"  {name}", "dim"), Text(value))
     console.print(facts)
-    parts = _children_table(seen) if "manifests" in seen else _parts_table(seen)
-    if parts.row_count:
+    table = _children_table(summary) if "manifests" in summary else _blobs_table(summary)
+    if table.row_count:
         console.print()
-        console.print(parts)
+        console.print(table)
 
 
-def _facts(seen: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = [("digest", seen["digest"]), ("type", seen["mediaType"])]
-    if seen["artifactType"] and seen["artifactType"] not in IMAGE_CONFIGS:
-        facts.append(("artifact", seen["artifactType"]))
-    if "total" in seen:
-        facts.append(("size", f"{human_size(seen['total'])} (manifest {human_size(seen['size'])})"))
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows above the table, as pairs of name and text."""
+    facts = [("digest", summary["digest"]), ("type", summary["mediaType"])]
+    if summary["artifactType"] and summary["artifactType"] not in IMAGE_CONFIG_TYPES:
+        facts.append(("artifact", summary["artifactType"]))
+    if "total" in summary:
+        facts.append(("size", f"{human_size(summary['total'])} (manifest {human_size(summary['size'])})"))
     else:
-        facts.append(("size", f"{human_size(seen['size'])}, {len(seen['manifests'])} manifests"))
+        facts.append(("size", f"{human_size(summary['size'])}, {len(summary['manifests'])} manifests"))
     for name in ("platform", "created", "subject"):
-        if seen.get(name):
-            facts.append((name, seen[name]))
-    facts.append(("tags", _first_ones(seen["tags"]) or "(none)"))
-    if seen["referrers"]:
-        names = [f"{each.get('artifactType') or each['mediaType']} {each['digest']}" for each in seen["referrers"]]
-        facts.append(("referrers", f"{len(names)}: {_first_ones(names)}"))
-    facts += [("annotation", f"{name} = {value}") for name, value in sorted(seen["annotations"].items())]
+        if summary.get(name):
+            facts.append((name, summary[name]))
+    facts.append(("tags", _shortened_list(summary["tags"]) or "(none)"))
+    if summary["referrers"]:
+        referrers = [
+            f"{referrer.get('artifactType') or referrer['mediaType']} {referrer['digest']}"
+            for referrer in summary["referrers"]
+        ]
+        facts.append(("referrers", f"{len(referrers)}: {_shortened_list(referrers)}"))
+    facts += [("annotation", f"{name} = {value}") for name, value in sorted(summary["annotations"].items())]
     return facts
 
 
-def _first_ones(texts: list[str]) -> str:
-    rest = len(texts) - MAX_LISTED
-    return ", ".join(texts[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+def _shortened_list(texts: list[str]) -> str:
+    """Joins the first MAX_LISTED texts with commas, and counts the rest: `a, b and 5 more`."""
+    omitted = len(texts) - MAX_LISTED
+    return ", ".join(texts[:MAX_LISTED]) + (f" and {omitted} more" if omitted > 0 else "")
 
 
-def _children_table(seen: dict[str, Any]) -> Table:
+def _children_table(summary: dict[str, Any]) -> Table:
     table = new_table("platform", "size", "digest", "type")
-    for child in seen["manifests"]:
-        total = "(not here)" if child["total"] is None else human_size(child["total"])
-        table.add_row(*map(Text, (child["platform"] or "-", total, child["digest"], child["mediaType"])))
+    for child in summary["manifests"]:
+        size = "(not here)" if child["total"] is None else human_size(child["total"])
+        table.add_row(*map(Text, (child["platform"] or "-", size, child["digest"], child["mediaType"])))
     return table
 
 
-def _parts_table(seen: dict[str, Any]) -> Table:
+def _blobs_table(summary: dict[str, Any]) -> Table:
     table = new_table("role", "size", "digest", "type")
-    parts = [("config", seen["config"])] if seen["config"] else []
-    parts += [(f"layer {place}", layer) for place, layer in enumerate(seen["layers"], 1)]
-    for role, part in parts:
-        table.add_row(*map(Text, (role, human_size(part["size"]), part["digest"], part["mediaType"])))
+    blobs = [("config", summary["config"])] if summary["config"] else []
+    blobs += [(f"layer {number}", layer) for number, layer in enumerate(summary["layers"], 1)]
+    for role, blob in blobs:
+        table.add_row(*map(Text, (role, human_size(blob["size"]), blob["digest"], blob["mediaType"])))
     return table

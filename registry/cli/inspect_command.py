@@ -1,4 +1,4 @@
-"""The command `entrepot inspect`."""
+"""The command `entrepot inspect`: prints a summary of one image or artifact in the data directory."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ def inspect(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the summary of one image or artifact."""
+    """Prints the summary as text or as JSON."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.cli.data_owner import prepare_data_directory
         from registry.cli.image_summary import print_image_summary, summarize_image
         from storage.composition import open_registry
 
-        where = parse_image_reference(reference)
+        image_reference = parse_image_reference(reference)
         prepare_data_directory(settings, create=False)
 
         async def summarize() -> dict[str, object]:
             async with open_registry(settings.data) as registry:
-                return await summarize_image(registry, where)
+                return await summarize_image(registry, image_reference)
 
-        seen = run_interruptible(summarize())
+        summary = run_interruptible(summarize())
     if as_json:
-        typer.echo(json.dumps(seen, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
-        print_image_summary(seen)
+        print_image_summary(summary)
 
 
 def parse_image_reference(text: str) -> ImageReference:
-    """Parses a reference as people paste it: `http://` and a host in front are dropped. Raises NameInvalid, TagInvalid
-    and DigestInvalid."""
+    """Parses a reference as people paste it, such as `http://localhost:5000/team/app:1.2`. Removes the scheme and the
+    registry's host. Without a tag or digest, the reference means the tag `latest`. Raises NameInvalid, TagInvalid and
+    DigestInvalid."""
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")

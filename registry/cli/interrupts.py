@@ -1,10 +1,10 @@
 """How SIGINT (Ctrl-C) and SIGTERM end a command.
 
 Python's KeyboardInterrupt is not enough: libraries catch it, threads that wait for the network never see it, and the
-interpreter joins such threads before it exits. Ending a command abruptly loses nothing: what storage has acknowledged
-is durable, and the next run removes the rest.
+interpreter joins such threads before it exits. A command may end abruptly without losing data, because the storage
+makes each write durable before it acknowledges the write. A later command or server removes incomplete files.
 
-Once it has loaded, `entrepot serve` handles its signals itself (`registry.server`).
+`entrepot serve` uses this module only while it loads its imports. Then the server installs its own signal handlers.
 """
 
 from __future__ import annotations
@@ -24,60 +24,64 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = "interrupted"
+"""The default text of the line that an interrupted command prints on stderr."""
 CLEANUP_SECONDS = 3.0
-"""Seconds that a command gets to clean up after the first signal."""
+"""Seconds that a command gets to clean up after the first signal. After a longer wait, people believe that it hangs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_NEW_LINE = b"\x1b[?25h\n"
-"""Shows the cursor, which progress bars hide, and ends the line in which the terminal shows ^C."""
+_SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
+"""Terminal output before the last line: shows the cursor, which progress bars hide, and ends the line with the ^C."""
 
 
 class SignalExit:
-    """Ends the process at once, from any thread, with exit code 128 + the signal's number and one line on stderr.
+    """A callable that ends the process immediately, from any thread, with exit code 128 + the signal's number and one
+    line on stderr.
 
-    Restores the state that the terminal had when the object was made: make it before the command changes the terminal.
+    The constructor saves the terminal's settings, and the call restores them. Construct it before the command changes
+    the terminal, for example for a password prompt.
     """
 
     def __init__(self) -> None:
-        self._attributes = termios.tcgetattr(0) if os.isatty(0) else None
+        self._terminal_settings = termios.tcgetattr(0) if os.isatty(0) else None
 
-    def __call__(self, number: int, reason: str = INTERRUPTED) -> NoReturn:
+    def __call__(self, signal_number: int, reason: str = INTERRUPTED) -> NoReturn:
         try:
             with suppress(OSError, ValueError, termios.error):
                 self._restore_terminal()
                 line = f"entrepot: {reason}\n".encode()
-                if select.select([], [2], [], 0)[1]:  # a full pipe must not hold up the exit
-                    os.write(2, _NEW_LINE + line if os.isatty(2) else line)
+                if select.select([], [2], [], 0)[1]:  # skips the line if stderr is a full pipe, which would block
+                    os.write(2, _SHOW_CURSOR_AND_END_LINE + line if os.isatty(2) else line)
         finally:
-            os._exit(128 + number)
+            os._exit(128 + signal_number)
 
     def _restore_terminal(self) -> None:
-        """Turns the echo on again after a password prompt. Does nothing in the background, where changing the terminal
-        would stop the process."""
-        if self._attributes is not None and os.tcgetpgrp(0) == os.getpgrp():
-            termios.tcsetattr(0, termios.TCSANOW, self._attributes)
+        """Restores the saved terminal settings, so that the echo works again after a password prompt. Does nothing in
+        a background process, which the kernel would stop for changing the terminal."""
+        if self._terminal_settings is not None and os.tcgetpgrp(0) == os.getpgrp():
+            termios.tcsetattr(0, termios.TCSANOW, self._terminal_settings)
 
 
 def exit_on_interrupt() -> None:
-    """Makes SIGINT end this process at once. Must be called in the main thread, before slow imports.
+    """Makes SIGINT end this process immediately. Must be called in the main thread, before slow imports.
 
-    A shell without job control starts background commands with SIGINT ignored, and Python keeps that. A command that
-    waits for the network must still end when it receives one.
+    A shell without job control starts background commands with SIGINT ignored, and Python leaves it ignored. This
+    function sets a handler in that case too, because SIGINT must end a command that waits for the network. It also
+    unblocks SIGINT and SIGTERM, which a parent process may have blocked.
     """
     exit_now = SignalExit()
 
-    def on_signal(number: int, _: FrameType | None) -> None:
-        exit_now(number)
+    def on_signal(signal_number: int, _: FrameType | None) -> None:
+        exit_now(signal_number)
 
     signal.signal(signal.SIGINT, on_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -> T:
-    """Runs `work` in its own event loop, in the main thread, and returns its result.
+    """Runs the coroutine `work` in a new event loop in the main thread, and returns its result.
 
-    The first SIGINT or SIGTERM cancels `work`. When it has cleaned up, at the latest after CLEANUP_SECONDS, the process
-    ends with exit code 128 + the signal's number and `reason` on stderr. A second signal ends the process at once. When
-    `work` succeeds in spite of the signal, its result is returned as usual.
+    The first SIGINT or SIGTERM cancels `work`. The process ends when `work` has cleaned up, at the latest after
+    CLEANUP_SECONDS, with exit code 128 + the signal's number and `reason` on stderr. A second signal ends the process
+    immediately. If `work` returns a result in spite of the signal, this function returns that result.
     """
     import asyncio
 
@@ -88,19 +92,21 @@ def run_interruptible(work: Coroutine[Any, Any, T], reason: str = INTERRUPTED) -
         try:
             return loop.run_until_complete(task)
         except BaseException:
-            if watch.number is not None:
-                # Exit here: on a return, the loop and the interpreter would join threads that may wait for the network.
-                watch.exit_now(watch.number, reason)
+            if watch.first_signal is not None:
+                # Exits here, because closing the loop and exiting from Python wait for threads, and a thread may be
+                # blocked on the network.
+                watch.exit_now(watch.first_signal, reason)
             raise
 
 
 class _SignalWatch:
-    """Watches for signals in a thread of its own, so that a busy main thread does not delay them. The interpreter
-    writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for the main thread."""
+    """Context manager that watches for SIGINT and SIGTERM in a thread of its own, so that a busy main thread does not
+    delay them. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without
+    waiting for the main thread. The first signal calls `cancel` in `loop`; a second one ends the process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
-        self.number: int | None = None
-        """The number of the first signal; None before one has come."""
+        self.first_signal: int | None = None
+        """The number of the first signal; None until a signal has come."""
         self.exit_now = SignalExit()
         self._loop = loop
         self._cancel = cancel
@@ -109,41 +115,43 @@ class _SignalWatch:
     def __enter__(self) -> _SignalWatch:
         import threading
 
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
-        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._previous_wakeup_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        # The handlers do nothing; they replace the default actions, so that only the thread reacts to a signal.
+        self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._writer)
+        signal.set_wakeup_fd(self._previous_wakeup_fd)
+        os.close(self._write_fd)
         self._thread.join()
-        os.close(self._reader)
+        os.close(self._read_fd)
 
     def _watch(self) -> None:
-        number = self._next(None)
-        if number is None:
+        """Handles the first and the second signal. Runs in the thread."""
+        first_signal = self._wait_for_signal(timeout_seconds=None)
+        if first_signal is None:
             return
-        self.number = number
-        with suppress(RuntimeError):  # the loop is closed: the work has ended
+        self.first_signal = first_signal
+        with suppress(RuntimeError):  # the loop is already closed, because the work has ended
             self._loop.call_soon_threadsafe(self._cancel)
-        second = self._next(CLEANUP_SECONDS)
-        if second is not None:
-            self.exit_now(second, self._reason)
+        second_signal = self._wait_for_signal(timeout_seconds=CLEANUP_SECONDS)
+        if second_signal is not None:
+            self.exit_now(second_signal, self._reason)
 
-    def _next(self, seconds: float | None) -> int | None:
-        """Waits for the next signal and returns its number, or None when the watch is over. Ends the process when
-        `seconds` have passed without one."""
+    def _wait_for_signal(self, timeout_seconds: float | None) -> int | None:
+        """Waits for the next signal and returns its number, or None if the context manager was left. When the timeout
+        ends, ends the process with the number of the first signal."""
         while True:
-            if not select.select([self._reader], [], [], seconds)[0]:
-                assert self.number is not None
-                self.exit_now(self.number, self._reason)
-            data = os.read(self._reader, 1)
+            if not select.select([self._read_fd], [], [], timeout_seconds)[0]:
+                assert self.first_signal is not None
+                self.exit_now(self.first_signal, self._reason)
+            data = os.read(self._read_fd, 1)
             if not data:
                 return None
             if data[0] in _SIGNALS:

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and how a command ends when something fails."""
+"""Options that several subcommands share, and functions that end a command with an error message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from registry.config.settings_sources import ConfigError, LoadedSettings, load_settings
 
 USAGE_ERROR = 2
-"""Exit code for a wrong flag, variable or settings file. Every other failure exits with 1."""
+"""Exit code for an invalid flag, environment variable or settings file. Other failures exit with 1."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -60,28 +60,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """Prints one line on stderr and ends the command with exit code `code`."""
+    """Prints `message` as one line on stderr and ends the command with the exit code `code`."""
     typer.echo(f"entrepot: {message}", err=True)
     raise typer.Exit(code)
 
 
 def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
-    """Returns the settings in force; prints their warnings on stderr. A flag that is None or an empty list was not
-    given. Ends the command when the settings are wrong."""
+    """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. A flag
+    whose value is None or an empty list was not given. Ends the command if a setting is invalid."""
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
         loaded = load_settings(given, file)
     except ConfigError as error:
         fail(str(error), USAGE_ERROR)
-    for line in loaded.warnings:
-        typer.echo(f"entrepot: warning: {line}", err=True)
+    for warning in loaded.warnings:
+        typer.echo(f"entrepot: warning: {warning}", err=True)
     return loaded
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns errors that an operator can fix into one line on stderr and exit code 1. Any other exception is a bug and
-    shows its traceback."""
+    """Context manager that turns errors which an operator can fix into one line on stderr and exit code 1. Any other
+    exception is a bug and shows its traceback."""
     from registry.cli.data_owner import OwnerError
     from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError

@@ -1,6 +1,6 @@
-"""What commands print for people and for programs: tables, JSON, sizes, times.
+"""Output of commands, for people and for programs: tables, JSON, sizes, times.
 
-`rich` is imported where it is used: most commands print no table, and importing it takes a noticeable time.
+Functions import `rich` when they need it, because the import takes a noticeable time and most commands print no table.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_UNBROKEN_COLUMNS = ("role", "platform", "size")
+_UNWRAPPED_COLUMNS = ("role", "platform", "size")
+"""Columns whose cells never wrap to a second line."""
 
 
 def plain_console() -> Console:
-    """Returns a console that adds no colours of its own. A terminal wraps long lines; a file or pipe gets them
-    whole."""
+    """Returns a console without automatic highlighting. It wraps long lines in a terminal, but not in a file or a
+    pipe."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def new_table(*columns: str) -> Table:
-    """Returns an empty table. A cell that is too wide continues on the next line; it is never cut."""
+    """Returns a table without rows. A cell that is too wide for its column wraps; its text is never truncated."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name in _UNBROKEN_COLUMNS)
+        table.add_column(name, overflow="fold", no_wrap=name in _UNWRAPPED_COLUMNS)
     return table
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """Prints a table; without rows, prints the sentence `empty` on stderr instead."""
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty_message: str) -> None:
+    """Prints a table on stdout. If there are no rows, prints `empty_message` on stderr instead."""
     from rich.text import Text
 
     if not rows:
-        typer.echo(f"entrepot: {empty}", err=True)
+        typer.echo(f"entrepot: {empty_message}", err=True)
         return
     table = new_table(*columns)
     for row in rows:
@@ -54,37 +55,37 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
 
 
 def _printable(text: str) -> str:
-    """Replaces control characters, which could move the cursor or change colours, by `?`."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    """Replaces each control character by `?`, because control characters could move the cursor or change colours."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
-    """Prints models as indented JSON."""
+    """Prints one model as a JSON object, or several models as a JSON array, indented."""
     if isinstance(items, Sequence):
-        plain: Any = [each.model_dump(mode="json") for each in items]
+        json_value: Any = [item.model_dump(mode="json") for item in items]
     else:
-        plain = items.model_dump(mode="json")
-    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        json_value = items.model_dump(mode="json")
+    typer.echo(json.dumps(json_value, indent=2, ensure_ascii=False))
 
 
-def human_size(count: int) -> str:
-    """Writes a number of bytes for people: `1536` as `1.5 KiB`."""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+def human_size(size_bytes: int) -> str:
+    """Returns a number of bytes as text for people: `1536` becomes `1.5 KiB`."""
+    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
-    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+    return f"{size_bytes} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-def local_time(seconds: float | None, otherwise: str = "-") -> str:
-    """Writes a Unix time as local time, to the minute; None as `otherwise`."""
-    return otherwise if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+def local_time(unix_seconds: float | None, none_text: str = "-") -> str:
+    """Returns a Unix time as local time with minutes, such as `2026-01-31 09:30`. Returns `none_text` for None."""
+    return none_text if unix_seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
 
 
 def comma_list(words: Sequence[str]) -> str:
-    """Joins words with commas; writes `-` when there are none."""
+    """Returns the words joined with commas, or `-` if there are none."""
     return ", ".join(words) or "-"
 
 
 def plural(count: int, word: str) -> str:
-    """Writes a count with its noun: `1 blob`, `2 blobs`."""
+    """Returns a count with its noun: `1 blob`, `2 blobs`."""
     return f"{count} {word}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The address of this registry as its clients reach it."""
+"""The URL at which clients reach this registry, and how image names and docker use it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from urllib.parse import urlsplit
 
 from registry.config import Settings
 
-_EVERY_ADDRESS = ("", "0.0.0.0", "[::]", "::", "*")
-"""Hosts in `listen` that mean every address of the machine."""
+_WILDCARD_HOSTS = ("", "0.0.0.0", "[::]", "::", "*")
+"""Hosts in the setting `listen` that mean all addresses of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryAddress:
-    """The registry's address as a URL: scheme, host, and the port where it is not the scheme's default."""
+    """The URL at which clients reach the registry. `url` has a scheme, a host and optionally a port, and no path:
+    `http://localhost:5000`."""
 
     url: str
 
     @property
     def host(self) -> str:
-        """`HOST:PORT`, the form in which it begins an image name."""
+        """The host and port as they begin an image name: `localhost:5000`."""
         return urlsplit(self.url).netloc
 
     @property
     def is_plain_http(self) -> bool:
-        """Whether clients reach it without TLS."""
+        """Whether clients connect without TLS."""
         return urlsplit(self.url).scheme == "http"
 
     @property
     def is_trusted_by_docker(self) -> bool:
-        """Whether docker accepts plain HTTP from it without configuration: 127.0.0.0/8 and `localhost`."""
+        """Whether docker accepts plain HTTP from the host without configuration. docker does so for 127.0.0.0/8 and
+        `localhost`."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host) in ipaddress.ip_network("127.0.0.0/8")
@@ -39,12 +41,14 @@ class RegistryAddress:
 
 
 def listens_everywhere(settings: Settings) -> bool:
-    """Returns whether `listen` means every address of the machine, which is no address that a client can use."""
-    return settings.listen.rpartition(":")[0] in _EVERY_ADDRESS
+    """Returns whether the setting `listen` has a wildcard host such as 0.0.0.0. A client cannot connect to such a
+    host."""
+    return settings.listen.rpartition(":")[0] in _WILDCARD_HOSTS
 
 
 def client_address(settings: Settings) -> RegistryAddress:
-    """Returns `public_url` if it is set, otherwise the address for clients on this machine."""
+    """Returns the address in the setting `public_url`. If it is not set, returns the address in `listen`, with
+    `localhost` in place of a wildcard host."""
     if settings.public_url:
         return RegistryAddress(settings.public_url)
     host, _, port = settings.listen.rpartition(":")

@@ -1,4 +1,8 @@
-"""The command `entrepot serve`."""
+"""The command `entrepot serve`: checks the settings and the data directory, and runs the server.
+
+A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of logins.
+Otherwise the registry is *open*: anyone who can connect can pull, push and delete.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ def serve(
     mirror: MirrorOption = None,
     insecure_open: InsecureOpenOption = None,
 ) -> None:
-    """Runs the server; the command's exit code is the server's."""
+    """Runs the server and ends the command with the server's exit code."""
     settings = load_or_fail(
         config,
         data=data,
@@ -63,10 +67,12 @@ def serve(
 
 
 def run_server(settings: Settings) -> int:
-    """Serves until a signal stops it, and returns the exit code.
+    """Runs the server until a signal stops it, and returns the exit code.
 
-    Binds the port first, as root if need be, so that a port below 1024 works although the process then becomes the
-    owner of the data directory. Raises DataDirectoryError and OwnerError."""
+    If root starts the command and the data directory belongs to another user, the process becomes that user. It binds
+    the port before, because only root may bind a port below 1024. Ends the command with an error message if it cannot
+    bind the port or a check fails. Raises DataDirectoryError if the data directory cannot be used, and OwnerError if
+    the process may not become its owner."""
     from registry.app import create_app
     from registry.cli.startup_banner import startup_banner
     from registry.log_output import log_to_stderr
@@ -75,17 +81,17 @@ def run_server(settings: Settings) -> int:
     from registry.service_factory import shared_rate_limit
 
     try:
-        bound = bind(settings.listen)
+        listener = bind(settings.listen)
     except ListenError as error:
         fail(str(error))
     log_to_stderr(settings.log_level)
-    with bound:
-        listener_options, closed = _prepare(settings, bound)
-        banner = startup_banner(settings, address_of(bound), bound, closed=closed)
+    with listener:
+        listener_options, closed = _prepare(settings, listener)
+        banner = startup_banner(settings, address_of(listener), listener, closed=closed)
         rate_limit = shared_rate_limit(settings)
         return serve_app(
             lambda: cast("AsgiApp", create_app(settings, rate_limit=rate_limit)),
-            sockets=[bound],
+            sockets=[listener],
             workers=settings.workers,
             shutdown_grace=settings.shutdown_grace,
             on_ready=lambda: _print_banner(banner),
@@ -93,9 +99,10 @@ def run_server(settings: Settings) -> int:
         )
 
 
-def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions, bool]:
-    """Checks all that must be right before the server starts, becomes the data directory's owner, and creates the data
-    directory if it is missing. Returns the listener's options, and whether clients must log in."""
+def _prepare(settings: Settings, listener: socket.socket) -> tuple[ListenerOptions, bool]:
+    """Prepares the start of the server: makes the process the owner of the data directory, creates the data directory
+    if it is missing, and checks all files that the settings name. Returns the listener's options and whether the
+    registry is closed. Ends the command with an error message if a check fails."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_provider import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
@@ -112,10 +119,12 @@ def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions,
         become_owner(settings.data)
         check_auth_files(settings)
         prepare_data_dir(settings.data)
-        external = has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer)
-        closed = external or has_had_account(settings.data)
+        has_other_logins = has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer)
+        closed = has_other_logins or has_had_account(settings.data)
         check_insecure_open(
-            bound_is_loopback=is_loopback(bound.getsockname()[0]), closed=closed, insecure_open=settings.insecure_open
+            bound_is_loopback=is_loopback(listener.getsockname()[0]),
+            closed=closed,
+            insecure_open=settings.insecure_open,
         )
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
@@ -123,20 +132,21 @@ def _prepare(settings: Settings, bound: socket.socket) -> tuple[ListenerOptions,
 
 
 def _print_banner(text: str) -> None:
-    with suppress(OSError):  # such as a full disk below a redirected stdout, which is no reason not to serve
+    """Prints the banner. Ignores a failed write, for example to a full disk, because the server can run without it."""
+    with suppress(OSError):
         typer.echo(text)
 
 
 def build_listener_options(settings: Settings) -> ListenerOptions:
-    """Returns what the listener checks before it reads a request: TLS, trusted proxies, the limit for each address.
-    Must run before root becomes the data directory's owner, since only root may be able to read the key. Raises
-    CertificateError."""
+    """Returns the options of the listener, which apply to a connection before a request is read: TLS, trusted proxies
+    and the limit of connections for each client address. Must run before the process gives up root, because the TLS
+    key may be readable for root only. Raises CertificateError if the TLS files or settings cannot be used."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit
     from registry.server.gate.trusted_proxies import TrustedProxies
 
-    tls, most = settings.tls, settings.limits.connections_per_address
+    tls, max_connections = settings.tls, settings.limits.connections_per_address
     client_auth = tls.client_auth or ("off" if tls.client_ca is None else "required")
     if tls.certificate is None and (tls.key, tls.client_ca, tls.client_auth) != (None, None, None):
         raise CertificateError("[tls] has settings, but names no certificate; set tls.certificate")
@@ -150,17 +160,17 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
     return ListenerOptions(
         certificates,
         TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
-        PerAddressLimit(most, settings.workers) if most else None,
+        PerAddressLimit(max_connections, settings.workers) if max_connections else None,
     )
 
 
 class InsecureOpenError(Exception):
-    """Other machines could reach the registry although it has no accounts. The message is one line for people."""
+    """Other machines could reach the registry although it is open. The message is one line for people."""
 
 
 def check_insecure_open(*, bound_is_loopback: bool, closed: bool, insecure_open: bool) -> None:
-    """Checks that a registry without accounts is reachable from this machine alone, unless `insecure_open` allows more.
-    Without accounts anyone who reaches it can push and delete. Raises InsecureOpenError."""
+    """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
+    `insecure_open` allows this. `bound_is_loopback` says that only this machine can reach the listening socket."""
     if not (bound_is_loopback or closed or insecure_open):
         raise InsecureOpenError(
             "this address can be reached from other machines, and there are no accounts: add one with "

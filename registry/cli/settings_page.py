@@ -1,5 +1,8 @@
-"""Writes docs/settings.md from the model of the settings. `make docs` runs it, and a test checks that the file is
-current."""
+"""Generates the page docs/settings.md from the pydantic model of the settings. `make docs` writes the file, and a test
+checks that the file is up to date.
+
+The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from registry.cli.settings_text import toml_lines
 from registry.config import Settings, format_duration, format_size, is_duration, is_size
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
-_HEAD = """# Settings
+_INTRODUCTION = """# Settings
 
 A setting takes its value from the first of these that has one:
 
@@ -28,7 +31,7 @@ number means bytes. An unknown name in the file is an error. An unknown `ENTREPO
 since other programs may set such variables; those that Kubernetes sets for a service named `entrepot` cause none.
 """
 
-_FOOT = """
+_EXAMPLES_AND_RULES = """
 ## Example files
 
 A file with all settings at their defaults:
@@ -72,46 +75,51 @@ If someone pulls a private name before it was pushed, the default upstream is as
 `hosted.prefixes` prevents that. A push does not contact an upstream, unless something was pulled under the same name
 before.
 """
+"""The end of the page. The line `TOML` is replaced by an example file."""
 
 
 def render_settings_page() -> str:
-    """Returns the whole page."""
-    parts = [_HEAD, "\n", _table(())]
+    """Returns the whole page as Markdown."""
+    parts = [_INTRODUCTION, "\n", _group_table(())]
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
-            parts.append(f"\n## `[{name}]`\n\n{getdoc(group)}\n\n{_table((name,))}")
+            parts.append(f"\n## `[{name}]`\n\n{getdoc(group)}\n\n{_group_table((name,))}")
         elif model := table_model(field):
-            parts.append(f"\n## `[[{name}]]`\n\n{getdoc(model)}\n\n{_table_of(model)}")
-    return "".join([*parts, _FOOT.replace("TOML", _example())])
+            parts.append(f"\n## `[[{name}]]`\n\n{getdoc(model)}\n\n{_list_item_table(model)}")
+    return "".join([*parts, _EXAMPLES_AND_RULES.replace("TOML", _example_file())])
 
 
-def _table(group: SettingPath) -> str:
+def _group_table(group: SettingPath) -> str:
+    """Returns a Markdown table of the settings in one group, such as `[gc]`. The empty group holds the top level."""
     rows = ["| Setting | Default | Variable | What it does |", "|---|---|---|---|"]
     rows += [
-        f"| `{'.'.join(path)}` | {_default_shown(path, field)} | `{variable_name(path)}` | {field.description} |"
+        f"| `{'.'.join(path)}` | {_default_cell(path, field)} | `{variable_name(path)}` | {field.description} |"
         for path, field in setting_fields()
         if path[:-1] == group
     ]
     return "\n".join(rows) + "\n"
 
 
-def _table_of(model: type[BaseModel]) -> str:
-    """Returns the settings of one table in a list. They have no variables: a variable sets such a list as a whole."""
+def _list_item_table(model: type[BaseModel]) -> str:
+    """Returns a Markdown table of the settings in one item of a list, such as `[[upstream]]`. It has no column for
+    environment variables, because a variable sets the whole list."""
     rows = ["| Setting | Default | What it does |", "|---|---|---|"]
     for path, field in setting_fields(model):
-        shown = "(must be set)" if field.is_required() else _default_shown(path, field)
-        rows.append(f"| `{'.'.join(path)}` | {shown} | {field.description} |")
+        default = "(must be set)" if field.is_required() else _default_cell(path, field)
+        rows.append(f"| `{'.'.join(path)}` | {default} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 
-def _default_shown(path: SettingPath, field: FieldInfo) -> str:
+def _default_cell(path: SettingPath, field: FieldInfo) -> str:
+    """Returns the default for a table cell: a value as code, words as plain text, `none` if there is no default."""
     text = default_text(path, field)
     return f"`{text}`" if text and " " not in text else text or "none"
 
 
 def default_text(path: SettingPath, field: FieldInfo) -> str:
-    """Returns a default as a settings file has it; in words if it depends on the machine; empty if there is none."""
+    """Returns a setting's default as it is written in a settings file. Returns words if the default depends on the
+    machine, and an empty string if there is no default."""
     if path == ("workers",):
         return "one for each core, at most 4"
     value = field.default
@@ -126,19 +134,21 @@ def default_text(path: SettingPath, field: FieldInfo) -> str:
     return format_size(value) if is_size(field) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _example() -> str:
+def _example_file() -> str:
+    """Returns a TOML file with every setting at its default, without the lists of tables."""
     settings = ((path, [_example_line(path, field)]) for path, field in setting_fields() if not table_model(field))
     return "\n".join(toml_lines(settings))
 
 
 def _example_line(path: SettingPath, field: FieldInfo) -> str:
+    """Returns the line of one setting. A setting whose default is missing or in words becomes a comment."""
     name, text = path[-1], default_text(path, field)
     if isinstance(field.default, list):
         return f"{name} = []"
     if not text or " " in text:
         return f"# {name} =" + (f"  # {text}" if text else "")
-    is_bare = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)
-    return f"{name} = {text}" if is_bare else f'{name} = "{text}"'
+    is_number = isinstance(field.default, int | float) and not is_size(field) and not is_duration(field)
+    return f"{name} = {text}" if is_number else f'{name} = "{text}"'
 
 
 if __name__ == "__main__":

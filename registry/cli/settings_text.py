@@ -1,4 +1,8 @@
-"""Values of settings as text: plain values for JSON and TOML, text for people, lines of a TOML file."""
+"""Conversion of settings to text. `plain_value` returns a setting's value as plain JSON types; the other functions
+write such a value for people or as TOML.
+
+The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,16 @@ def setting_value(settings: Settings, path: SettingPath) -> Any:
 
 
 def plain_value(settings: Settings, path: SettingPath) -> Any:
-    """Returns a setting's value in the form that a settings file takes, as plain JSON types; a secret is masked. In a
-    list of tables, each table has only the settings that have a value."""
+    """Returns a setting's value as plain JSON types, in the form that a settings file accepts: a duration as `1h`, a
+    size as `8MiB`. Masks secrets. A list of tables becomes a list of dicts; each dict has only the settings that have a
+    value."""
     value, field = setting_value(settings, path), dict(setting_fields())[path]
     if table_model(field):
-        return [_table(item) for item in value]
+        return [_plain_table(item) for item in value]
     return _plain(value, field)
 
 
-def _table(item: BaseModel) -> dict[str, Any]:
+def _plain_table(item: BaseModel) -> dict[str, Any]:
     values = {name: _plain(getattr(item, name), field) for name, field in type(item).model_fields.items()}
     return {name: value for name, value in values.items() if value not in (None, [], {})}
 
@@ -43,37 +48,37 @@ def _plain(value: Any, field: FieldInfo) -> Any:
         return format_size(value)
     if is_duration(field):
         return format_duration(value)
-    if isinstance(value, dict):  # such a setting holds durations or lists of text
-        return {key: each if isinstance(each, list) else format_duration(each) for key, each in value.items()}
+    if isinstance(value, dict):  # the values of every such setting are durations or lists of strings
+        return {key: item if isinstance(item, list) else format_duration(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
 def display_text(value: Any) -> str:
-    """Writes a plain value for people."""
+    """Returns a plain value as text for people."""
     if value in (None, [], {}):
         return "(none)"
     if isinstance(value, dict):
-        return ", ".join(f"{key} = {display_text(each)}" for key, each in value.items())
+        return ", ".join(f"{key} = {display_text(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def toml_value(value: Any) -> str:
-    """Writes a plain value as TOML."""
+    """Returns a plain value as TOML. Strings, numbers, booleans and lists are written the same in JSON and TOML."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml_value(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 
 def toml_lines(settings: Iterable[tuple[SettingPath, Sequence[str]]]) -> list[str]:
-    """Returns the lines of a TOML file: those of each setting, below the header of its group. The settings of a group
-    must follow one another."""
+    """Returns the lines of a TOML file. `settings` are pairs of a setting's path and the setting's own lines; the
+    settings of a group must be consecutive. Adds the header of each group, such as `[gc]`."""
     lines: list[str] = []
     group: SettingPath = ()
-    for path, own in settings:
+    for path, setting_lines in settings:
         if path[:-1] != group:
             group = path[:-1]
             lines += ["", f"[{'.'.join(group)}]"]
-        lines += own
+        lines += setting_lines
     return lines

@@ -1,4 +1,4 @@
-"""The lines that `entrepot serve` prints when it is ready."""
+"""The startup banner: the lines that `entrepot serve` prints when it is ready."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from urllib.parse import urlsplit
 from registry.config import DOCKER_HUB, Settings
 
 
-def startup_banner(settings: Settings, address: str, bound: socket.socket, *, closed: bool) -> str:
-    """Returns the address, the data directory and the commands to try first. `address` is HOST:PORT of `bound`;
-    `closed` says whether clients must log in. Programs read the first line, so its form stays."""
+def startup_banner(settings: Settings, address: str, listener: socket.socket, *, closed: bool) -> str:
+    """Returns the lines with the address, the data directory and the commands to try first. `address` is HOST:PORT of
+    the listening socket; `closed` says whether clients must log in. Other programs parse the first line, so its format
+    must not change."""
     from registry import __version__
 
     scheme = "http" if settings.tls.certificate is None else "https"
     lines = [f"Entrepot {__version__} listens on {scheme}://{address}", f"  data      {Path(settings.data).resolve()}"]
     if settings.public_url:
         lines.append(f"  public    {settings.public_url}")
-    host = urlsplit(settings.public_url).netloc if settings.public_url else docker_address(bound)
+    host = urlsplit(settings.public_url).netloc if settings.public_url else docker_address(listener)
     if settings.read_only:
         lines.append("  mode      read-only: pushes and deletes are refused")
         lines.append(f"  try       docker pull {host}/team/busybox")
@@ -35,22 +36,26 @@ def startup_banner(settings: Settings, address: str, bound: socket.socket, *, cl
     return "\n".join(lines)
 
 
-def docker_address(bound: socket.socket) -> str:
-    """Returns HOST:PORT as docker on this machine can use it. docker trusts plain HTTP on IPv4 loopback addresses."""
-    host, port = bound.getsockname()[:2]
+def docker_address(listener: socket.socket) -> str:
+    """Returns HOST:PORT at which docker on this machine reaches the listening socket. A wildcard address and `::1`
+    become `localhost`, because docker accepts plain HTTP from that host without configuration."""
+    host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::", "::1"):
         host = "localhost"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _add_account_command(settings: Settings) -> str:
-    where = f" --data {shlex.quote(str(settings.data.resolve()))}" if settings.data != Path("data") else ""
-    return f"entrepot user add NAME --admin{where}"
+    """Returns the command that adds the first account to this data directory."""
+    data_option = f" --data {shlex.quote(str(settings.data.resolve()))}" if settings.data != Path("data") else ""
+    return f"entrepot user add NAME --admin{data_option}"
 
 
 def _mirror_lines(settings: Settings, host: str) -> list[str]:
-    names = [f"{each.name} (default)" if each.default else each.name for each in settings.upstream]
-    first = next((each for each in settings.upstream if each.default), settings.upstream[0])
-    name = "ubuntu" if first.name == DOCKER_HUB else "NAME"
-    path = name if first.default else f"{first.name}/{name}"
+    """Returns the lines about the mirrored registries (the *upstreams*): their names, and a pull from the default
+    upstream, or from the first one if none is the default."""
+    names = [f"{upstream.name} (default)" if upstream.default else upstream.name for upstream in settings.upstream]
+    example = next((upstream for upstream in settings.upstream if upstream.default), settings.upstream[0])
+    repository = "ubuntu" if example.name == DOCKER_HUB else "NAME"
+    path = repository if example.default else f"{example.name}/{repository}"
     return [f"  mirrors   {', '.join(names)}", f"  pull      docker pull {host}/{path}"]

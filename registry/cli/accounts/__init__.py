@@ -1,1 +1,1 @@
-"""The commands for accounts, groups, grants, API tokens, signing keys and the audit log."""
+"""The subcommands for accounts, groups, grants, API tokens, signing keys and the audit log."""

@@ -1,4 +1,7 @@
-"""The commands that people's accounts and robots have in common: list, disable, enable and remove."""
+"""The subcommands that `entrepot user` and `entrepot robot` have in common: list, disable, enable and remove.
+
+A *robot* is the account of a program, such as a CI job.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +35,23 @@ NameArgument = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class AccountWords:
-    """How the commands for one kind of account are worded, and whether such an account can be an admin."""
+    """The words that the help texts use for one kind of account, and whether such an account can be an admin."""
 
     kind: AccountKind
-    """The kind of account, whose value is also the command's name: `user`."""
-    one: str
-    """`a person`."""
-    many: str
-    """`people`."""
-    their: str
-    """`their` or `its`."""
-    example: str
-    """The name in the examples of the help texts."""
+    """The kind of account. Its value, such as `user`, is also the name of the command."""
+    singular: str
+    """The noun with its article: `a person`."""
+    plural: str
+    """The noun in the plural: `people`."""
+    possessive: str
+    """The possessive pronoun: `their` or `its`."""
+    example_name: str
+    """The account name in the examples of the help texts."""
     can_be_admin: bool
 
     def examples(self, *lines: str) -> str:
-        """Returns the examples at the end of a help text. Each line begins after `entrepot KIND`."""
+        """Returns the text with examples at the end of a help page. Each line is a command without its beginning
+        `entrepot KIND`, such as `add bob`."""
         return "\b\nExamples:\n" + "\n".join(f"  entrepot {self.kind} {line}" for line in lines)
 
 
@@ -58,29 +62,32 @@ def add_account_actions(app: typer.Typer, words: AccountWords) -> None:
         app,
         words,
         "disable",
-        f"Refuse {words.one}'s next request and all later ones. {words.their.capitalize()} groups, grants and API "
-        "tokens stay.",
-        lambda administration, name, force, by: administration.set_enabled(name, words.kind, False, force=force, by=by),
-        takes_force=words.can_be_admin,
+        f"Refuse {words.singular}'s next request and all later ones. {words.possessive.capitalize()} groups, grants "
+        "and API tokens stay.",
+        lambda administration, name, force, actor: administration.set_enabled(
+            name, words.kind, False, force=force, by=actor
+        ),
+        has_force_option=words.can_be_admin,
     )
     _add_change(
         app,
         words,
         "enable",
-        f"Let {words.one} in again who was disabled.",
-        lambda administration, name, _, by: administration.set_enabled(name, words.kind, True, by=by),
+        f"Reverse disable: {words.singular} can log in again.",
+        lambda administration, name, _, actor: administration.set_enabled(name, words.kind, True, by=actor),
     )
     _add_change(
         app,
         words,
         "remove",
-        f"Remove {words.one} for good. {words.their.capitalize()} API tokens, memberships and grants go too.",
-        lambda administration, name, force, by: administration.remove(name, words.kind, force=force, by=by),
-        takes_force=words.can_be_admin,
+        f"Remove {words.singular} for good. {words.possessive.capitalize()} API tokens, memberships and grants go too.",
+        lambda administration, name, force, actor: administration.remove(name, words.kind, force=force, by=actor),
+        has_force_option=words.can_be_admin,
     )
 
 
 def _add_list(app: typer.Typer, words: AccountWords) -> None:
+    """Adds the command list to `app`."""
     columns: dict[str, Callable[[Account], str]] = {"name": lambda account: account.name, "state": state_text}
     if words.can_be_admin:
         columns["admin"] = lambda account: "admin" if account.admin else "-"
@@ -88,7 +95,7 @@ def _add_list(app: typer.Typer, words: AccountWords) -> None:
     columns["created"] = lambda account: local_time(account.created)
     columns["note"] = lambda account: account.note
 
-    @app.command("list", help=f"List all {words.many}.", epilog=words.examples("list", "list --json"))
+    @app.command("list", help=f"List all {words.plural}.", epilog=words.examples("list", "list --json"))
     def list_accounts(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
         from registry.admin import models
 
@@ -100,9 +107,9 @@ def _add_list(app: typer.Typer, words: AccountWords) -> None:
                 lambda after: administration.accounts.accounts(words.kind, after, PAGE_SIZE),
                 lambda account: account.name,
             ),
-            model=models.Account.of,
+            to_model=models.AccountResponse.from_stored,
             columns=columns,
-            empty=f"there are no {words.many} yet; entrepot {words.kind} add NAME adds one",
+            empty_message=f"there are no {words.plural} yet; entrepot {words.kind} add NAME adds one",
         )
 
 
@@ -110,23 +117,25 @@ def _add_change(
     app: typer.Typer,
     words: AccountWords,
     verb: str,
-    text: str,
+    help_text: str,
     change: Callable[[Administration, AccountName, bool, Actor], Awaitable[None]],
     *,
-    takes_force: bool = False,
+    has_force_option: bool = False,
 ) -> None:
-    """Adds the command `verb`, which runs `change` on one account. `takes_force`: with the option --force."""
-    register = app.command(verb, help=text, epilog=words.examples(f"{verb} {words.example}"))
+    """Adds the command `verb` with the help text `help_text` to `app`. The command runs `change` on one account, with
+    the value of the option --force and the actor for the audit log. `has_force_option` says whether the command has
+    that option; without it the value is False."""
+    register = app.command(verb, help=help_text, epilog=words.examples(f"{verb} {words.example_name}"))
 
     def run(name: str, config: Path | None, data: str | None, force: bool) -> None:
         account = account_name_or_fail(name)
-        administer(config, data, lambda administration, by: change(administration, account, force, by))
+        administer(config, data, lambda administration, actor: change(administration, account, force, actor))
         typer.echo(f"{account} is {verb.removesuffix('e')}ed", err=True)
 
-    if takes_force:
+    if has_force_option:
 
         @register
-        def with_force(
+        def change_with_force(
             name: NameArgument, force: ForceOption = False, config: ConfigOption = None, data: DataOption = None
         ) -> None:
             run(name, config, data, force)
@@ -134,7 +143,7 @@ def _add_change(
     else:
 
         @register
-        def without_force(name: NameArgument, config: ConfigOption = None, data: DataOption = None) -> None:
+        def change_without_force(name: NameArgument, config: ConfigOption = None, data: DataOption = None) -> None:
             run(name, config, data, False)
 
 

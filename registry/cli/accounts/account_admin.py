@@ -1,4 +1,8 @@
-"""What the commands for accounts share: access to the accounts in a data directory, passwords, and lists."""
+"""Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
+and input of passwords.
+
+The *actor* is the person whom the audit log names for a change.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PAGE_SIZE = 1000
+"""Number of entries in each page that is read from the store."""
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if no enabled admin is left.")]
 NoteOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="A remark for people, in one line.")]
@@ -47,10 +52,11 @@ def administer(
     *,
     create: bool = False,
 ) -> T:
-    """Runs `work` on the accounts in the data directory and returns its result. A server may be running on it.
+    """Opens the accounts in the data directory, runs `work` on them and returns its result. A server that uses the same
+    directory may be running.
 
-    `create`: creates the data directory if there is none. Ends the command with one line for an error that an operator
-    can fix."""
+    `config` and `data` are the values of --config and --data. `create` allows the command to create a missing data
+    directory. Ends the command with one line on stderr for an error that an operator can fix."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.auth.administration import Administration
@@ -61,14 +67,14 @@ def administer(
         actor = operator_actor()
         prepare_data_directory(settings, create=create)
 
-        async def hashed(password: str) -> str:
-            return hash_password(password)
+        async def hash_in_event_loop(password: str) -> str:
+            return hash_password(password)  # slow, but nothing else runs in a command
 
-        async def act() -> T:
+        async def run_work() -> T:
             async with open_accounts(settings.data) as accounts:
-                return await work(Administration(accounts, hashed, clock=time.time), actor)
+                return await work(Administration(accounts, hash_in_event_loop, clock=time.time), actor)
 
-        return run_interruptible(act())
+        return run_interruptible(run_work())
 
 
 def print_list(
@@ -77,36 +83,43 @@ def print_list(
     as_json: bool,
     *,
     read: Callable[[Administration], Iterable[T]],
-    model: Callable[[T], BaseModel],
+    to_model: Callable[[T], BaseModel],
     columns: Mapping[str, Callable[[T], str]],
-    empty: str,
+    empty_message: str,
 ) -> None:
-    """Reads a list from the data directory and prints it: as JSON made by `model`, or as a table in which `columns`
-    gives the text of each cell. `empty` is the sentence for a table without rows."""
+    """Reads a list from the data directory and prints it as a table, or as JSON.
+
+    - `config`, `data` and `as_json` are the values of the options --config, --data and --json.
+    - `read` returns the items.
+    - `to_model` converts an item for the JSON output.
+    - `columns` maps each column's title to a function that returns the text of an item's cell.
+    - `empty_message` is printed instead of a table without rows."""
 
     async def work(administration: Administration, _: Actor) -> list[T]:
         return list(read(administration))
 
     items = administer(config, data, work)
     if as_json:
-        print_json([model(item) for item in items])
+        print_json([to_model(item) for item in items])
     else:
-        print_rows(tuple(columns), [[cell(item) for cell in columns.values()] for item in items], empty)
+        rows = [[cell_text(item) for cell_text in columns.values()] for item in items]
+        print_rows(tuple(columns), rows, empty_message)
 
 
-def all_pages(page_after: Callable[[str | None], Page[T]], key: Callable[[T], str]) -> list[T]:
-    """Reads all pages of a list. `page_after` returns the page that follows the given key."""
+def all_pages(read_page: Callable[[str | None], Page[T]], sort_key: Callable[[T], str]) -> list[T]:
+    """Reads all pages of a list and returns the items. `read_page` returns the page after the item with the given sort
+    key; None means the first page."""
     items: list[T] = []
     while True:
-        page = page_after(key(items[-1]) if items else None)
+        page = read_page(sort_key(items[-1]) if items else None)
         items += page.items
         if not page.more:
             return items
 
 
 def operator_actor() -> Actor:
-    """Returns the person at the command line, as the audit log names them: `cli:` and the user name. Under sudo it is
-    the user who called sudo."""
+    """Returns the actor of this command for the audit log. The name is `cli:` and the name of the operating system's
+    user. Under sudo, this is the user who called sudo. A user without a name is named by the uid."""
     import pwd
 
     from storage.content import Actor
@@ -121,16 +134,17 @@ def operator_actor() -> Actor:
 
 
 def account_name_or_fail(text: str) -> AccountName:
-    """Parses the name of an account or group. Ends the command when it is not valid."""
+    """Returns `text` as the name of an account or group. Ends the command if the name is not valid."""
     with one_line_errors():
         return AccountName(text)
 
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> str | None:
-    """Reads a password from `file` or asks for it at the terminal; returns None when one is to be generated.
+    """Returns the password for account `name`: reads it from `file`, or asks for it at the terminal. Returns None if
+    `generate` is true, which means that the registry generates a password.
 
-    A password is never taken from the command line, where every process of the machine could read it. Ends the command
-    when the password is not acceptable."""
+    A password is never an argument, because every process of the machine can read the arguments of a command. Ends the
+    command if there is no password or it is not acceptable."""
     from registry.auth.password.hashing import check_password
 
     if file and generate:
@@ -152,6 +166,8 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> st
 
 
 def _first_line(file: Path) -> str:
+    """Returns the first line of the file without the newline; the file `-` means stdin. Ends the command if the file
+    cannot be read or the line is empty."""
     try:
         text = sys.stdin.readline() if str(file) == "-" else file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -163,7 +179,8 @@ def _first_line(file: Path) -> str:
 
 
 def print_first_account_notice(settings: Settings, name: str, admin: bool) -> None:
-    """Says what the first account changes for everyone, and which commands come next."""
+    """Prints on stderr that from now on everyone has to log in, and which commands to run next. `name` and `admin`
+    describe the first account."""
     lines = [
         f"The registry at {settings.data.absolute()} is closed from now on: everyone has to log in,",
         "and can do only what an admin granted them. Running servers know this already. What to do next:",

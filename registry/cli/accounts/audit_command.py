@@ -1,4 +1,4 @@
-"""The command `entrepot audit`."""
+"""The command `entrepot audit`: prints entries of the audit log."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ def audit(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the lines of the audit log that meet all conditions."""
+    """Prints the entries of the audit log that match all given conditions, newest first. Ends the command if `since` is
+    not a duration."""
     from registry.admin import models
 
     with one_line_errors():
-        after = None if since is None else time.time() - models.parse_seconds(since)
-    query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=after)
+        earliest_time = None if since is None else time.time() - models.parse_seconds(since)
+    query = AuditQuery(actor=actor, action=action, target=target, outcome=outcome, since=earliest_time)
     print_list(
         config,
         data,
         as_json,
         read=lambda administration: administration.audit(query, limit).items,
-        model=models.Line.of,
+        to_model=models.AuditEntryResponse.from_stored,
         columns={
             "time": lambda entry: datetime.fromtimestamp(entry.at).strftime("%Y-%m-%d %H:%M:%S"),
             "outcome": lambda entry: entry.outcome,
@@ -63,13 +64,14 @@ def audit(
             "action": lambda entry: entry.action,
             "target": lambda entry: entry.target,
             "address": lambda entry: entry.address or "-",
-            "detail": _detail,
+            "detail": _detail_text,
         },
-        empty="the audit log has no such line",
+        empty_message="the audit log has no such line",
     )
 
 
-def _detail(entry: AuditEntry) -> str:
+def _detail_text(entry: AuditEntry) -> str:
+    """Returns how often the event happened, if more than once, and the details as JSON."""
     count = f"{entry.count} times" if entry.count > 1 else ""
     detail = json.dumps(dict(entry.detail), ensure_ascii=False) if entry.detail else ""
     return " ".join(filter(None, (count, detail)))

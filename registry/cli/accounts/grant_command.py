@@ -1,4 +1,8 @@
-"""The command `entrepot grant`: who can do what with which repositories."""
+"""The command `entrepot grant`: adds, lists and removes grants.
+
+A *grant* allows a *subject* (an account, a group, every account or everyone) some actions on the repositories whose
+names match a *pattern*.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Grant rights on repositories, list them and take them back. Grants add up; no grant takes away from another."
+HELP = "Add, list and remove rights on repositories. Grants add up; no grant takes away from another."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -50,7 +54,7 @@ A pattern is an exact name, or a prefix that ends with * (any text without a sla
 
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
 needs pull,push. admin is the right to grant on repositories that match the pattern. Names of mirrored repositories
-begin with the upstream's name, however clients ask for them.""",
+begin with the upstream's name, also if clients leave that name out.""",
 )
 def add(
     pattern: PatternArgument,
@@ -59,15 +63,15 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds one grant for each subject."""
+    """Adds one grant for each subject. Ends the command, without adding any, if an argument is not valid."""
     from registry.auth.administration import parse_actions, parse_pattern
 
     with one_line_errors():
-        names, granted = parse_pattern(pattern), parse_actions(actions)
-        grants = [Grant(Grantee.parse(subject), names, granted) for subject in subjects]
-    administer(config, data, lambda administration, by: administration.put_grants(grants, by=by), create=True)
+        parsed_pattern, parsed_actions = parse_pattern(pattern), parse_actions(actions)
+        grants = [Grant(Grantee.parse(subject), parsed_pattern, parsed_actions) for subject in subjects]
+    administer(config, data, lambda administration, actor: administration.put_grants(grants, by=actor), create=True)
     for grant in grants:
-        typer.echo(f"{grant.subject} may {', '.join(granted.words)} {names}", err=True)
+        typer.echo(f"{grant.subject} may {', '.join(parsed_actions.words)} {parsed_pattern}", err=True)
 
 
 @app.command(
@@ -79,21 +83,21 @@ Examples:
   entrepot grant list --subject group:dev
   entrepot grant list --for alice --json
 
---for shows everything that counts for an account: its own grants and those of its groups, of authenticated and
-of everyone.""",
+--for shows everything that applies to an account: the grants to the account, to its groups, to authenticated
+and to everyone.""",
 )
 def list_grants(
     subject: Annotated[
         str | None, typer.Option("--subject", metavar="SUBJECT", help="Only grants to this subject.")
     ] = None,
     account: Annotated[
-        str | None, typer.Option("--for", metavar="NAME", help="All grants that count for this account.")
+        str | None, typer.Option("--for", metavar="NAME", help="All grants that apply to this account.")
     ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the grants."""
+    """Prints all grants, the grants to one subject, or the grants that apply to one account."""
     from registry.admin import models
 
     if subject and account:
@@ -110,34 +114,34 @@ def list_grants(
         data,
         as_json,
         read=read,
-        model=models.Grant.of,
+        to_model=models.GrantResponse.from_stored,
         columns={
             "pattern": lambda grant: grant.pattern,
             "actions": lambda grant: ",".join(grant.actions.words),
             "subject": lambda grant: str(grant.subject),
         },
-        empty="nothing is granted; entrepot grant add PATTERN ACTIONS SUBJECT grants something",
+        empty_message="nothing is granted; entrepot grant add PATTERN ACTIONS SUBJECT grants something",
     )
 
 
 @app.command(
     "remove",
-    help="Take back everything that subjects were granted for a pattern.",
+    help="Remove the grants for a pattern from subjects.",
     epilog="\b\nExamples:\n  entrepot grant remove 'team/**' group:dev",
 )
 def remove(
     pattern: PatternArgument, subjects: SubjectsArgument, config: ConfigOption = None, data: DataOption = None
 ) -> None:
-    """Removes one grant for each subject."""
+    """Removes the grant for the pattern from each subject."""
     from registry.auth.administration import parse_pattern
 
     with one_line_errors():
-        names = parse_pattern(pattern)
-        parsed = [Grantee.parse(subject) for subject in subjects]
+        parsed_pattern = parse_pattern(pattern)
+        grantees = [Grantee.parse(subject) for subject in subjects]
 
-    async def work(administration: Administration, by: Actor) -> None:
-        for subject in parsed:
-            await administration.remove_grant(subject, names, by=by)
-            typer.echo(f"{subject} has no grant for {names} any more", err=True)
+    async def work(administration: Administration, actor: Actor) -> None:
+        for grantee in grantees:
+            await administration.remove_grant(grantee, parsed_pattern, by=actor)
+            typer.echo(f"{grantee} has no grant for {parsed_pattern} any more", err=True)
 
     administer(config, data, work)

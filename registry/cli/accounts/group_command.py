@@ -1,4 +1,4 @@
-"""The command `entrepot group`: groups of accounts."""
+"""The command `entrepot group`: adds, lists and removes groups of accounts, and changes their members."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Add, list and fill groups. What is granted to a group, all of its members can do."
+HELP = "Add and list groups and change their members. A grant to a group applies to all of its members."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,9 +25,11 @@ MembersArgument = Annotated[list[str], typer.Argument(metavar="MEMBER", help="Na
 
 @app.command("add", help="Add an empty group.", epilog="\b\nExamples:\n  entrepot group add dev")
 def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the group."""
+    """Adds a group without members."""
     name = account_name_or_fail(group)
-    administer(config, data, lambda administration, by: administration.accounts.add_group(name, by=by), create=True)
+    administer(
+        config, data, lambda administration, actor: administration.accounts.add_group(name, by=actor), create=True
+    )
     typer.echo(f"{name} is added; entrepot group join {name} MEMBER... adds members", err=True)
 
 
@@ -37,7 +39,7 @@ def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = No
     epilog="\b\nExamples:\n  entrepot group list\n  entrepot group list --json",
 )
 def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the groups."""
+    """Prints all groups with their members."""
     from registry.admin import models
 
     print_list(
@@ -45,9 +47,9 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
         data,
         as_json,
         read=lambda administration: administration.all_groups(),
-        model=models.Group.of,
+        to_model=models.GroupResponse.from_stored,
         columns={"group": lambda group: group[0], "members": lambda group: comma_list(group[1])},
-        empty="there are no groups yet; entrepot group add NAME adds one",
+        empty_message="there are no groups yet; entrepot group add NAME adds one",
     )
 
 
@@ -57,9 +59,9 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
     epilog="\b\nExamples:\n  entrepot group remove dev",
 )
 def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Removes the group."""
+    """Removes the group and the grants to it."""
     name = account_name_or_fail(group)
-    administer(config, data, lambda administration, by: administration.accounts.remove_group(name, by=by))
+    administer(config, data, lambda administration, actor: administration.accounts.remove_group(name, by=actor))
     typer.echo(f"{name} is removed", err=True)
 
 
@@ -73,17 +75,18 @@ Examples:
 A member may also be an account that exists only in an htpasswd file or at an issuer.""",
 )
 def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the members. Says which of them have no account here, since that may be a typing error."""
-    name, names = _names(group, members)
+    """Adds the members. Prints a note about each member without an account in this registry, because the name may be
+    mistyped. An *issuer* is an external service whose signed tokens the registry accepts as logins."""
+    group_name, member_names = _parse_names(group, members)
 
-    async def work(administration: Administration, by: Actor) -> list[AccountName]:
-        for member in names:
-            await administration.accounts.add_member(name, member, by=by)
-        return [member for member in names if not administration.is_known(member)]
+    async def work(administration: Administration, actor: Actor) -> list[AccountName]:
+        for member in member_names:
+            await administration.accounts.add_member(group_name, member, by=actor)
+        return [member for member in member_names if not administration.is_known(member)]
 
-    unknown = administer(config, data, work)
-    typer.echo(f"{', '.join(names)} joined {name}", err=True)
-    for member in unknown:
+    without_account = administer(config, data, work)
+    typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
+    for member in without_account:
         typer.echo(
             f"note: there is no account {member} here; the membership counts for {member} of htpasswd or an issuer",
             err=True,
@@ -96,16 +99,17 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     epilog="\b\nExamples:\n  entrepot group leave dev bob",
 )
 def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Removes the members."""
-    name, names = _names(group, members)
+    """Removes the members from the group. Their accounts stay."""
+    group_name, member_names = _parse_names(group, members)
 
-    async def work(administration: Administration, by: Actor) -> None:
-        for member in names:
-            await administration.accounts.remove_member(name, member, by=by)
+    async def work(administration: Administration, actor: Actor) -> None:
+        for member in member_names:
+            await administration.accounts.remove_member(group_name, member, by=actor)
 
     administer(config, data, work)
-    typer.echo(f"{', '.join(names)} left {name}", err=True)
+    typer.echo(f"{', '.join(member_names)} left {group_name}", err=True)
 
 
-def _names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
+def _parse_names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
+    """Returns the name of the group and the names of the members. Ends the command if a name is not valid."""
     return account_name_or_fail(group), [account_name_or_fail(member) for member in members]

@@ -1,4 +1,4 @@
-"""The command `entrepot key`: the keys that sign the registry's tokens."""
+"""The command `entrepot key`: rotates and lists the keys that sign the bearer tokens of the endpoint `/token`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 )
 def rotate(
     at_once: Annotated[
-        bool, typer.Option("--at-once", help="Reject tokens of the old key at once: for a key that others may have.")
+        bool,
+        typer.Option(
+            "--at-once", help="Reject tokens of the old key immediately: use this if others may have the key."
+        ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds a key and retires the one before."""
-    key = administer(config, data, lambda accounts, by: accounts.rotate_key(at_once=at_once, by=by), create=True)
+    """Adds a signing key. The previous key signs no new tokens from then on."""
+    key = administer(
+        config, data, lambda administration, actor: administration.rotate_key(at_once=at_once, by=actor), create=True
+    )
     typer.echo(f"key {key.id} signs from now on", err=True)
 
 
@@ -38,7 +43,7 @@ def rotate(
     epilog="\b\nExamples:\n  entrepot key list\n  entrepot key list --json",
 )
 def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the keys."""
+    """Prints the keys without their secrets. A key without a retirement time is the one that signs."""
     from registry.admin import models
 
     print_list(
@@ -46,11 +51,11 @@ def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: Jso
         data,
         as_json,
         read=lambda administration: administration.accounts.signing_keys(),
-        model=models.Key.of,
+        to_model=models.SigningKeyResponse.from_stored,
         columns={
             "key": lambda key: key.id,
             "created": lambda key: local_time(key.created),
             "retired": lambda key: local_time(key.retired, "signs"),
         },
-        empty="there is no key yet; the first token creates one",
+        empty_message="there is no key yet; the first token creates one",
     )

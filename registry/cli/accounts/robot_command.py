@@ -1,4 +1,4 @@
-"""The command `entrepot robot`: accounts of programs."""
+"""The command `entrepot robot`: accounts of programs, such as CI jobs. A robot logs in with API tokens only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from storage.access import AccountKind
 HELP = (
     "Add, list and change accounts of programs, such as CI jobs. Robots have no password; they log in with API tokens."
 )
-WORDS = AccountWords(AccountKind.ROBOT, "a robot", "robots", "its", "ci", can_be_admin=False)
+WORDS = AccountWords(
+    AccountKind.ROBOT, singular="a robot", plural="robots", possessive="its", example_name="ci", can_be_admin=False
+)
+"""The words for the help texts of this command."""
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -29,10 +32,12 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
     + "\n\nThen: entrepot grant add 'team/**' pull,push robot:ci; entrepot token add ci",
 )
 def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the account."""
+    """Adds a robot. If it is the first account of the registry, also prints what that changes and what to do next."""
     settings = load_or_fail(config, data=data).settings
     account = account_name_or_fail(name)
-    added = administer(config, data, lambda accounts, by: accounts.add_robot(account, note=note, by=by), create=True)
+    added = administer(
+        config, data, lambda administration, actor: administration.add_robot(account, note=note, by=actor), create=True
+    )
     typer.echo(f"{account} is added; entrepot token add {account} makes what it logs in with", err=True)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)

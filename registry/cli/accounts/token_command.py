@@ -1,4 +1,4 @@
-"""The command `entrepot token`: API tokens."""
+"""The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds the token and prints its secret."""
+    """Adds an API token and prints its secret on stdout. Ends the command if an option is not valid."""
     from registry.admin import models
     from registry.auth.administration import parse_limit
 
@@ -69,8 +69,8 @@ def add(
         limits = [parse_limit(text) for text in allow or []]
         expires_in = None if expires is None else models.parse_seconds(expires)
 
-    async def work(administration: Administration, by: Actor) -> tuple[ApiToken, str]:
-        return await administration.add_token(name, note=note, expires_in=expires_in, limits=limits, by=by)
+    async def work(administration: Administration, actor: Actor) -> tuple[ApiToken, str]:
+        return await administration.add_token(name, note=note, expires_in=expires_in, limits=limits, by=actor)
 
     token, secret = administer(config, data, work)
     typer.echo(secret)
@@ -96,14 +96,14 @@ def list_tokens(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the tokens."""
+    """Prints the tokens of all accounts or of one account. Ends the command if there is no such account."""
     from registry.admin import models
 
     name = None if account is None else account_name_or_fail(account)
 
     def read(administration: Administration) -> Iterable[ApiToken]:
         if name is not None:
-            administration.accounts.account(name)
+            administration.accounts.account(name)  # raises AccountUnknown if there is no such account
         return all_pages(lambda after: administration.accounts.tokens(name, after, PAGE_SIZE), lambda token: token.id)
 
     print_list(
@@ -111,22 +111,23 @@ def list_tokens(
         data,
         as_json,
         read=read,
-        model=models.Token.of,
+        to_model=models.ApiTokenResponse.from_stored,
         columns={
             "id": lambda token: token.id,
             "account": lambda token: token.account,
             "purpose": lambda token: token.purpose,
-            "limited to": _limits,
+            "limited to": _limits_text,
             "created": lambda token: local_time(token.created),
             "expires": lambda token: local_time(token.expires, "never"),
             "last used": lambda token: local_time(token.used, "never"),
             "note": lambda token: token.note,
         },
-        empty="there are no API tokens; entrepot token add ACCOUNT adds one",
+        empty_message="there are no API tokens; entrepot token add ACCOUNT adds one",
     )
 
 
-def _limits(token: ApiToken) -> str:
+def _limits_text(token: ApiToken) -> str:
+    """Returns the limits as PATTERN:ACTIONS, or `-` if the token may do everything that its account may do."""
     if token.limits is None:
         return "-"
     return " ".join(f"{limit.pattern}:{','.join(limit.actions.words)}" for limit in token.limits)
@@ -142,11 +143,11 @@ def revoke(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Revokes each token."""
+    """Revokes the tokens one after another, and stops at the first unknown id."""
 
-    async def work(administration: Administration, by: Actor) -> None:
+    async def work(administration: Administration, actor: Actor) -> None:
         for token_id in ids:
-            await administration.revoke_token(token_id, by=by)
+            await administration.revoke_token(token_id, by=actor)
             typer.echo(f"{token_id} is revoked", err=True)
 
     administer(config, data, work)

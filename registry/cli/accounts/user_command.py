@@ -1,4 +1,4 @@
-"""The command `entrepot user`: people's accounts."""
+"""The command `entrepot user`: adds, shows and changes people's accounts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from registry.auth.administration import Administration
     from storage.content import Actor
 
-HELP = "Add, list and change people's accounts. A server may be running."
-WORDS = AccountWords(AccountKind.USER, "a person", "people", "their", "bob", can_be_admin=True)
+HELP = "Add, list and change people's accounts, also while a server is running."
+WORDS = AccountWords(
+    AccountKind.USER, singular="a person", plural="people", possessive="their", example_name="bob", can_be_admin=True
+)
+"""The words for the help texts of this command."""
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -56,14 +59,15 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds the account. A generated password is all that stdout gets."""
+    """Adds a person's account. Prints a generated password on stdout and everything else on stderr. If it is the first
+    account of the registry, also prints what that changes and what to do next."""
     settings = load_or_fail(config, data=data).settings
     account = account_name_or_fail(name)
     password = password_or_fail(account, password_file, generate)
     added = administer(
         config,
         data,
-        lambda accounts, by: accounts.add_user(account, password, admin=admin, note=note, by=by),
+        lambda administration, actor: administration.add_user(account, password, admin=admin, note=note, by=actor),
         create=True,
     )
     if added.password is not None:
@@ -82,31 +86,32 @@ add_account_actions(app, WORDS)
     epilog=WORDS.examples("show alice", "show alice --json"),
 )
 def show(name: NameArgument, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the account and all grants that count for it."""
+    """Prints the account and all grants that apply to it: its own grants, and those to its groups, to `authenticated`
+    and to `everyone`."""
     from registry.admin import models
     from storage.content import Page
 
-    wanted = account_name_or_fail(name)
+    account_name = account_name_or_fail(name)
 
     async def work(administration: Administration, _: Actor) -> tuple[Account, list[Grant]]:
-        return administration.find(wanted, AccountKind.USER), administration.grants_for(wanted)
+        return administration.find(account_name, AccountKind.USER), administration.grants_for(account_name)
 
     account, grants = administer(config, data, work)
     if as_json:
-        print_json(models.ShownAccount.of_both(account, Page(grants)))
+        print_json(models.AccountWithGrants.from_stored_with_grants(account, Page(grants)))
         return
     typer.echo(f"{account.name}, {state_text(account)}{', an admin' if account.admin else ''}")
     facts = {"groups": comma_list(account.groups), "created": local_time(account.created), "note": account.note or "-"}
-    for word, value in facts.items():
-        typer.echo(f"  {word:<8} {value}")
+    for label, value in facts.items():
+        typer.echo(f"  {label:<8} {value}")
     rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
-    empty = f"{name} is an admin and can do everything" if account.admin else f"nothing is granted to {name}"
-    print_rows(("pattern", "actions", "as"), rows, empty)
+    empty_message = f"{name} is an admin and can do everything" if account.admin else f"nothing is granted to {name}"
+    print_rows(("pattern", "actions", "as"), rows, empty_message)
 
 
 @app.command(
     "password",
-    help="Set a new password. Everything that logged in with the old one is logged out at once.",
+    help="Set a new password. All logins with the old password end immediately.",
     epilog=WORDS.examples("password alice", "password alice --generate"),
 )
 def password(
@@ -116,10 +121,12 @@ def password(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Sets the password. A generated password is all that stdout gets."""
+    """Sets the password. Prints a generated password on stdout and everything else on stderr."""
     account = account_name_or_fail(name)
-    new = password_or_fail(account, password_file, generate)
-    generated = administer(config, data, lambda accounts, by: accounts.set_password(account, new, by=by))
+    new_password = password_or_fail(account, password_file, generate)
+    generated = administer(
+        config, data, lambda administration, actor: administration.set_password(account, new_password, by=actor)
+    )
     if generated is not None:
         typer.echo(generated)
     typer.echo(f"{account} has a new password", err=True)
@@ -127,7 +134,7 @@ def password(
 
 @app.command(
     "admin",
-    help="Make a person an admin, who can do everything. With --off they are an admin no longer.",
+    help="Make a person an admin, who can do everything, or end that with --off.",
     epilog=WORDS.examples("admin alice", "admin bob --off"),
 )
 def admin(
@@ -137,7 +144,9 @@ def admin(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Gives or takes the admin right."""
+    """Makes the person an admin, or with `off` an ordinary account."""
     account = account_name_or_fail(name)
-    administer(config, data, lambda accounts, by: accounts.set_admin(account, not off, force=force, by=by))
+    administer(
+        config, data, lambda administration, actor: administration.set_admin(account, not off, force=force, by=actor)
+    )
     typer.echo(f"{account} is {'no longer an admin' if off else 'an admin'}", err=True)

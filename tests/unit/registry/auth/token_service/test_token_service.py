@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from registry.admin.token_endpoint import LARGEST_FORM, token_router
+from registry.admin.token_endpoint import MAX_FORM_BYTES, token_router
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.principal import CATALOG, Identity
 from registry.auth.token_service.service import MAX_REFRESH_TOKENS
@@ -323,7 +323,7 @@ FORMS: list[tuple[str, str, int, str]] = [
     ("grant_type=password", FORM, 401, "invalid_grant"),
     ("grant_type=refresh_token", FORM, 401, "invalid_grant"),
     ("grant_type=password&username=alice&password=%00", FORM, 400, "invalid_request"),
-    ("grant_type=password&x=" + "x" * LARGEST_FORM, FORM, 413, "invalid_request"),
+    ("grant_type=password&x=" + "x" * MAX_FORM_BYTES, FORM, 413, "invalid_request"),
     ('{"grant_type": "password"}', "application/json", 400, "invalid_request"),
     ("grant_type=password", "", 400, "invalid_request"),
 ]
