@@ -1,7 +1,7 @@
 """Errors that a registry raises (`RegistryError`).
 
 There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and some for which the spec has no
-code. The library knows codes, not HTTP statuses: `registry.http.errors.STATUS` gives each class its status.
+code. The library knows codes, not HTTP statuses: `registry.http.error_statuses.STATUS` gives each class its status.
 """
 
 from __future__ import annotations
