@@ -125,11 +125,13 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, end_read_only_store
             continue
         except Exception as error:  # not raised: while this worker has the store open read-only, no other can write
             if logged_error != (logged_error := repr(error)):
-                log.exception("the store cannot be opened again; the next try is in a second")
+                log.exception(
+                    "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
+                )
             continue
         app.serve(service)
         end_read_only_store()
-        log.warning("there was room to open the database: deletes work again")
+        log.warning("the disk has room again: the store is open for writing, so pushes and deletes work again")
         return
 
 

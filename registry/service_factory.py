@@ -1,5 +1,4 @@
-"""`ServiceFactory`: builds the service of a worker process from the settings. It is the composition root of the
-service.
+"""`ServiceFactory`: builds the service of a worker process from the settings (the composition root).
 
 A request passes through these layers, from the outside: the distribution API (HTTP), the log of calls (`Observed`), the
 check of the caller's rights (`Guarded`), the restrictions in the settings (`Restricted`), and the router over the store
@@ -41,13 +40,15 @@ from storage.access import Action
 from storage.interface import Registry
 
 HEALTH_PER_SECOND: Final = 20.0
-"""Health checks per second that each client network may always send, so that several monitors can."""
+"""Least rate limit of health checks, for each client network. It leaves room for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """The parts of a service with accounts: the authentication of requests, the rights of principals (`policy`), the
-    service that issues tokens, and what the management API works with."""
+    """The parts of a service with accounts.
+
+    `components`: the stores and caches of accounts and credentials. `policy`: computes the rights of principals.
+    `tokens`: issues tokens. `management`: what the management API works with."""
 
     components: AuthComponents
     policy: Policy
@@ -123,6 +124,7 @@ class ServiceFactory:
             yield self._with_accounts(backend, components)
 
     def _with_accounts(self, backend: Backend, components: AuthComponents) -> Service:
+        """Returns the service of an opened backend, with accounts."""
         settings, stored, router = self.settings, backend.stored, backend.router
         policy = Policy(
             components.accounts,
@@ -131,6 +133,7 @@ class ServiceFactory:
             guarded=self._guarded_upstreams,
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
+        # Without mirrors, the router would only pass each call on.
         restricted = self._restrict(router if router.mirrors else stored)
         guard = Guarded(
             restricted,
@@ -150,12 +153,13 @@ class ServiceFactory:
             self._distribution(guard, authenticator, answer_cache, lambda: not policy.closed),
             restricted,
             AccessControl(components, policy, components.token_service(policy), management),
-            stored.storage_problem,
-            stored.retire,
-            stored.is_read_only,
+            storage_problem=stored.storage_problem,
+            end_read_only_store=stored.retire,
+            is_store_read_only=stored.is_read_only,
         )
 
     def _restrict(self, registry: Registry) -> Registry:
+        """Returns `registry` with the restrictions in the settings."""
         return restrict(registry, read_only=self.settings.read_only, delete=self.settings.delete)
 
     def _distribution(
@@ -165,6 +169,7 @@ class ServiceFactory:
         answer_cache: AnswerCache | None = None,
         is_open: Callable[[], bool] = lambda: True,
     ) -> DistributionAPI:
+        """Returns the distribution API over `guard`. `is_open` returns whether there are no accounts yet."""
         settings = self.settings
         return DistributionAPI(
             Observed(guard),
@@ -180,7 +185,7 @@ class ServiceFactory:
         )
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the upstreams that requests may name; None without mirrors."""
+        """Returns the upstreams that requests may name by `ns` or by a host; None: the settings have no upstream."""
         upstreams = self.settings.upstream
         if not upstreams:
             return None

@@ -24,7 +24,8 @@ from storage.versioned_cache import VersionedCache
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key of the ASGI extension by which a server says that it calls `answer_at_once`. Its value is a dictionary."""
 _STORE_AS: Final = "store"
-"""Key in that dictionary: the cache key and the store's version for the answer of a request that is worth caching."""
+"""Key in that dictionary, which `AnswerCache.find` adds if the answer is worth caching. Its value is a pair: the cache
+key for the answer, and the store's version that the answer has to belong to."""
 CACHE_BYTES: Final = 8 * 1024 * 1024
 """Approximate size of all answers that a process caches."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
@@ -81,6 +82,7 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
+        # Headers that cannot differ between two requests with the same cache key.
         self._headers_in_key = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 
@@ -119,7 +121,8 @@ class AnswerCache:
         before, after, body = complete
         answer = CachedAnswer(before, after, body, exchange.name, exchange.is_account, exchange.logged_calls or [])
         _, path, _, host = key
-        self._answers.keep(key, answer, _ENTRY_BYTES + len(path) + len(host) + 2 * len(body), version)
+        size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # twice: the server keeps a rendered copy
+        self._answers.keep(key, answer, size, version)
 
     def _key(self, scope: Scope, credential_key: CredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
         """Returns the cache key of a request; None: the request bypasses the cache."""

@@ -1,7 +1,7 @@
 """`DistributionAPI`: the OCI distribution API below `/v2`, as one ASGI application over a registry.
 
-A handler parses the request, makes one call on the registry, and sends the response. A handler that fails raises the
-error, and `DistributionAPI` sends the error response.
+Each kind of resource and method has a handler, a function that parses the request, makes one call on the registry, and
+sends the response. If the handler raises an error, `DistributionAPI` sends the error response.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.http")
 
 Handler = Callable[[Exchange], Awaitable[None]]
-"""Answers one request, or raises before it has sent the status."""
+"""Sends the response to one request, or raises an error. An error after the status was sent breaks the response off."""
 
 
 async def ping(exchange: Exchange) -> None:
@@ -144,8 +144,10 @@ class DistributionAPI:
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, and a new request id for its header; None: the
-        server has to call the application. Counts a request with a cached response against the rate limit, and logs
-        its calls. Our server calls this before it starts the application."""
+        server has to call the application. Our server calls this before it starts the application.
+
+        A request with a cached response counts against the rate limit, and the log gets the lines of the calls that
+        made the response."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._credential_key)
         if answer is None:
             return None

@@ -89,7 +89,7 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
     if is_range:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await exchange.send_head(206 if is_range else 200, headers)
-    if reader.data is not None:
+    if reader.data is not None:  # opening a small blob reads it whole
         await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
@@ -185,6 +185,7 @@ async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
         while offset < stop:
+            # Waits for the byte at `offset`. The bytes from there up to `ready_end` are in the file then.
             ready_end = await watch.cancel_on_disconnect(reader.ready(offset))
             yield FilePart(file, offset, ready_end - offset)
             offset = ready_end

@@ -1,7 +1,8 @@
 """Limits the memory of request bodies and responses that are held whole, and receives bodies at a minimum rate.
 
-The limits are budgets for all requests of a worker together (`registry.memory_budget`): a request waits for memory, and
-is refused after a while. Blobs are not held whole, so these limits do not concern them.
+The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
+part of a budget that its body uses. A request waits for memory, and is refused after a while. Blobs are not held whole,
+so these limits do not concern them.
 """
 
 from __future__ import annotations
@@ -41,23 +42,35 @@ LEAST_BYTES_PER_SECOND: Final = 8 * 1024
 
 
 class BodyExchange(Protocol):
-    """The part of `registry.http.exchange.Exchange` that this module uses, with the same meaning."""
+    """A request and its response: the part of `registry.http.exchange.Exchange` that this module uses."""
 
     method: str
 
     @property
-    def length(self) -> int | None: ...
+    def length(self) -> int | None:
+        """The length of the request's body in bytes; None: unknown."""
+        ...
 
     @property
-    def is_disconnected(self) -> bool: ...
+    def is_disconnected(self) -> bool:
+        """Whether the client is known to have disconnected."""
+        ...
 
-    def body(self) -> AsyncIterator[bytes | memoryview]: ...
+    def body(self) -> AsyncIterator[bytes | memoryview]:
+        """Yields the request's body in pieces. Raises ClientGone."""
+        ...
 
-    def take_whole_body(self) -> bytes | None: ...
+    def take_whole_body(self) -> bytes | None:
+        """Returns the request's body if all of it was received already; otherwise takes nothing and returns None."""
+        ...
 
-    async def wait_disconnected(self) -> None: ...
+    async def wait_disconnected(self) -> None:
+        """Waits until the client has disconnected."""
+        ...
 
-    async def send_whole(self, status: int, body: bytes, *headers: Header) -> None: ...
+    async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:
+        """Sends a whole response."""
+        ...
 
 
 class BodyMemory:
@@ -207,13 +220,13 @@ class BodyMemory:
             share.close()
 
     async def send_answer(
-        self, exchange: BodyExchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
+        self, exchange: BodyExchange, make_answer: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
     ) -> None:
-        """Sends a response with status 200 and the body and headers that `make` returns.
+        """Sends a response with status 200 and the body and headers that `make_answer` returns.
 
-        A large response waits for memory. Its body is dropped during the wait, and `make` is called again after it.
-        Raises TooManyRequests if no memory becomes free in time."""
-        body, headers = await make()
+        A large response waits for memory. Its body is dropped during the wait, and `make_answer` is called again after
+        it. Raises TooManyRequests if no memory becomes free in time."""
+        body, headers = await make_answer()
         if len(body) <= COUNTED_ANSWER_BYTES or exchange.method == "HEAD":
             await exchange.send_whole(200, body, *headers)
             return
@@ -223,7 +236,7 @@ class BodyMemory:
             body = b""
         async with self.reserve(length, share=share):
             if share is None:
-                body, headers = await make()
+                body, headers = await make_answer()
             await exchange.send_whole(200, body, *headers)
 
 
@@ -237,21 +250,21 @@ class _MinimumRate:
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
         self._share = share
-        self._received = 0
-        self._seconds_left = memory.stall_seconds
-        self._entered = 0.0
+        self._received = 0  # bytes
+        self._seconds_left = memory.stall_seconds  # as of the loop's time `_counted_at`
+        self._counted_at = 0.0
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> None:
-        self._entered = asyncio.get_running_loop().time()
-        self._timeout = asyncio.timeout_at(self._entered + self._seconds_left)
+        self._counted_at = asyncio.get_running_loop().time()
+        self._timeout = asyncio.timeout_at(self._counted_at + self._seconds_left)
         await self._timeout.__aenter__()
         self._share.on_cut = self._cut
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         assert self._timeout is not None
         self._share.on_cut = None
-        self._seconds_left -= asyncio.get_running_loop().time() - self._entered
+        self._seconds_left -= asyncio.get_running_loop().time() - self._counted_at
         try:
             await self._timeout.__aexit__(kind, error, trace)  # type: ignore[arg-type]
         except TimeoutError:
@@ -274,8 +287,8 @@ class _MinimumRate:
                 await self._wait_for_memory(step)
         now = asyncio.get_running_loop().time()
         earned = received / self._memory.bytes_per_second
-        self._seconds_left = min(self._seconds_left - (now - self._entered) + earned, self._memory.stall_seconds)
-        self._entered = now
+        self._seconds_left = min(self._seconds_left - (now - self._counted_at) + earned, self._memory.stall_seconds)
+        self._counted_at = now
         if self._timeout is not None:
             self._timeout.reschedule(now + self._seconds_left)
 
@@ -291,8 +304,8 @@ class _MinimumRate:
             await self._share.grow(step)
         finally:
             self._share.on_cut = on_cut
-            self._entered += loop.time() - began
-            self._timeout.reschedule(self._entered + self._seconds_left)
+            self._counted_at += loop.time() - began
+            self._timeout.reschedule(self._counted_at + self._seconds_left)
 
     def _cut(self) -> None:
         """Ends the receiving at once, with BodyTooSlow, because other requests need the memory."""

@@ -28,7 +28,7 @@ _NO_NAME: Final = str.__new__(RepositoryName)
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits of one request. The comment at each limit gives the reason for its default."""
+    """Limits of one request. The text below each limit gives the reason for its default."""
 
     manifest_bytes: int = 8 * MIB
     """Largest manifest in a PUT; a larger one gets 413. The spec asks for at least 4 MB ("Pushing Manifests")."""
@@ -56,7 +56,8 @@ class Exchange(RequestContext):
 
     Set by the API before a handler runs:
     - `kind`: the kind of the resource, such as `manifests` (`registry.http.resource_path.Resource`).
-    - `repo`: the repository's name, which includes the upstream that the request names; empty: no repository.
+    - `repo`: the repository's name; empty: the request names none. If the request names an upstream, by `ns` or by its
+      host, that upstream's name is the first part.
     - `item`: the last segment of the path, a tag, a digest or the id of an upload session; empty: none.
     - `allowed_methods`: the methods of the resource.
     - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; otherwise None.
@@ -243,7 +244,7 @@ class Exchange(RequestContext):
         query = f"?ns={self.namespace}" if self.namespace else ""
         return f"{self.base_url}/v2/{self.requested_name}/{'/'.join(parts)}{query}".encode("ascii")
 
-    def link(self, path: str, parameters: dict[str, str]) -> Header:
+    def next_page_link(self, path: str, parameters: dict[str, str]) -> Header:
         """Returns the Link header that leads to the next page of a list: `path` with `parameters` as its query."""
         if self.namespace:
             parameters = {"ns": self.namespace, **parameters}

@@ -33,10 +33,10 @@ async def list_tags(exchange: Exchange) -> None:
     """Lists a repository's tags. With `n=0` the list is empty, as the spec says. An unknown repository gets 404 even
     then."""
     requested, last = _read_count(exchange), exchange.query.one("last")
-    most = exchange.limits.tags_per_page
-    limit = most if requested is None else min(requested, most)
+    max_tags = exchange.limits.tags_per_page
+    limit = max_tags if requested is None else min(requested, max_tags)
 
-    async def make() -> tuple[bytes, list[Header]]:
+    async def make_answer() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
         tags = page.items[:limit]
         headers = [JSON, REVALIDATE, *warning_headers(exchange.notice)]
@@ -45,7 +45,7 @@ async def list_tags(exchange: Exchange) -> None:
             headers.append(_next_link(exchange, path, page.place or tags[-1], requested))
         return _compact_json({"name": exchange.requested_name, "tags": list(tags)}), headers
 
-    await exchange.body_memory.send_answer(exchange, make)
+    await exchange.body_memory.send_answer(exchange, make_answer)
 
 
 async def list_repositories(exchange: Exchange) -> None:
@@ -58,7 +58,7 @@ async def list_repositories(exchange: Exchange) -> None:
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
 
-    async def make() -> tuple[bytes, list[Header]]:
+    async def make_answer() -> tuple[bytes, list[Header]]:
         # The registry runs the lists of one account one after another, so this call may wait for others. It stops
         # waiting when its client disconnects.
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
@@ -69,7 +69,7 @@ async def list_repositories(exchange: Exchange) -> None:
             headers.append(_next_link(exchange, "/v2/_catalog", page.place or names[-1], requested))
         return _compact_json({"repositories": list(names)}), headers
 
-    await exchange.body_memory.send_answer(exchange, make)
+    await exchange.body_memory.send_answer(exchange, make_answer)
 
 
 def _compact_json(document: object) -> bytes:
@@ -89,7 +89,7 @@ def _read_count(exchange: Exchange) -> int | None:
 
 def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) -> Header:
     """Returns the Link header to the page that starts after the entry `last`, with the same `n` as this page."""
-    return exchange.link(path, {"last": last} if requested is None else {"n": str(requested), "last": last})
+    return exchange.next_page_link(path, {"last": last} if requested is None else {"n": str(requested), "last": last})
 
 
 async def list_referrers(exchange: Exchange) -> None:
@@ -102,7 +102,7 @@ async def list_referrers(exchange: Exchange) -> None:
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
     last = exchange.query.one("last")
 
-    async def make() -> tuple[bytes, list[Header]]:
+    async def make_answer() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.referrers(
             exchange.repo, subject, artifact_type, last, exchange.limits.referrers_per_page
         )
@@ -117,10 +117,10 @@ async def list_referrers(exchange: Exchange) -> None:
             parameters = {"artifactType": artifact_type} if artifact_type else {}
             has_all = count == len(page.items)
             parameters["last"] = page.place if has_all and page.place else page.items[count - 1].digest
-            headers.append(exchange.link(f"/v2/{exchange.requested_name}/referrers/{subject}", parameters))
+            headers.append(exchange.next_page_link(f"/v2/{exchange.requested_name}/referrers/{subject}", parameters))
         return body, headers
 
-    await exchange.body_memory.send_answer(exchange, make)
+    await exchange.body_memory.send_answer(exchange, make_answer)
 
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
