@@ -58,10 +58,12 @@ async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) ->
 
 
 async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
+    """Sends 304, because the client has the manifest already."""
     await exchange.send_empty(304, *_headers(exchange, reference, digest))
 
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
+    """Returns the headers of a manifest that was requested by `reference`, except its type and length."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
@@ -105,8 +107,8 @@ async def put_manifest(exchange: Exchange) -> None:
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
     """Returns the parsed manifest; `expected`: the digest that it must have. Raises ManifestInvalid, DigestInvalid.
 
-    A worker parses one large manifest at a time, because that takes up to three times the manifest's bytes. Storing is
-    not limited in this way, because it may wait for an upstream."""
+    A worker parses one large manifest at a time, because parsing needs memory of up to three times the manifest's size.
+    Several manifests may be stored at the same time, because storing one may wait for an upstream."""
     if len(body) <= _PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
     return await exchange.body_memory.run_one_at_a_time(
