@@ -7,8 +7,8 @@ upstream's name, for all names that clients use: `ubuntu` of Docker Hub is store
 - A name that begins with an upstream's name, such as `ghcr.io/org/app`, belongs to that upstream.
 - If the settings name a default upstream, `library/*` belongs to it as well.
 - With a default upstream, any other name without a host may mean a hosted repository or one of that upstream.
-  `registry.router` decides between them by what was pushed. A name that matches a pattern in `[hosted] prefixes` always
-  means the hosted one.
+  `registry.router` decides between them by the pushes so far. A name that matches a pattern in `[hosted] prefixes`
+  always means the hosted one.
 - Every other name is hosted, even if it begins with the host of a registry that is not mirrored.
 
 The rules look only at names, not at what the store contains.

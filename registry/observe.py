@@ -1,8 +1,8 @@
 """`Observed`: a wrapper around a registry that writes one log line for each call.
 
-A line has `key=value` pairs for the operation, the repository, the reference, the outcome (`OK`, an
-error code, or the name of another exception), the duration in milliseconds, and the caller. It does not give the reason of a failure: `registry.http.error_responses` logs
-that when it sends the error response.
+A line has `key=value` pairs for the operation, the repository, the reference, the outcome (`OK`, an error code, or the
+name of another exception), the duration in milliseconds, and the caller. It does not give the reason of a failure:
+`registry.http.error_responses` logs that when it sends the error response.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Restricted(ForwardingRegistry):
         super().__init__(inner)
         self._refusals: dict[Action, str] = {}  # the error text for each action that is forbidden
         if not delete:
-            self._refusals[Action.DELETE] = "this registry deletes nothing at a client's request"
+            self._refusals[Action.DELETE] = "this registry does not let clients delete content"
         if read_only:
             self._refusals |= dict.fromkeys((Action.PUSH, Action.DELETE), "this registry is read-only")
 

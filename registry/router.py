@@ -7,7 +7,7 @@ repository is its name in that store: mirrored repositories begin with the upstr
 
 A name such as `ghcr.io/org/app` belongs to the upstream `ghcr.io`. Clients may pull such names and not push them. A
 name without a host, such as `team/app`, may mean a hosted repository, or a repository of the *default upstream* in the
-settings (`registry.naming`). The router decides by what was pushed:
+settings (`registry.naming`). The router decides by the pushes so far:
 
 - From the first push on, the name is hosted. It stays hosted for all tags and digests, even after all its content was
   deleted, and the upstream is never asked for it again.

@@ -174,7 +174,7 @@ class DistributionAPI:
         elif exchange.method == "OPTIONS":
             await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:
-            raise MethodUnknown(f"{exchange.method[:20]} does nothing here")
+            raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
 
     async def _admit(self, exchange: Exchange) -> None:
         """Finds the resource, authenticates the request and counts it against the rate limit. A request that is refused

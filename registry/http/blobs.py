@@ -63,7 +63,7 @@ async def get_blob(exchange: Exchange) -> None:
     try:
         if conditional and spans and etag_digest is not None and reader.is_incomplete:
             # The blob was deleted after the condition was checked, and is being downloaded again.
-            raise PartialLost("the blob was dropped here since its condition was looked at; try again")
+            raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
         await _send_span(exchange, reader, is_range=bool(spans))
     finally:
         await reader.aclose()
@@ -138,7 +138,9 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
                 if opened.is_incomplete and not reader.is_incomplete:
-                    raise PartialLost("the blob was dropped here after its first part was sent; try again")
+                    raise PartialLost(
+                        "the blob was removed from this registry after its first part was sent; try again"
+                    )
                 yield part_head
                 async for part in _read_parts(exchange, opened, watch):
                     yield part

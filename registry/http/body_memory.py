@@ -215,7 +215,9 @@ class BodyMemory:
         except TimeoutError:
             if not cut_off.expired():
                 raise
-            raise TooManyRequests("the client takes the answer too slowly, and others wait for memory") from None
+            raise TooManyRequests(
+                "the client receives the response too slowly while other requests wait for memory"
+            ) from None
         finally:
             share.close()
 

@@ -37,7 +37,7 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
     client matches. Raises PreconditionFailed if If-Match lists entity tags and none of them matches."""
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
     if required and (etag_digest is None or etag_digest not in required):
-        raise PreconditionFailed("If-Match names other content than this")
+        raise PreconditionFailed("no entity tag in If-Match is the one of this content")
     cached = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=False)
     return cached is not None and etag_digest is not None and (cached == _ANY or etag_digest in cached)
 
@@ -48,7 +48,7 @@ def read_put_condition(exchange: Exchange) -> Condition | None:
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=True)
     excluded = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=True)
     if required is not None and excluded is not None:
-        raise RequestInvalid("If-Match and If-None-Match in one PUT; one of them is enough")
+        raise RequestInvalid("the request has both If-Match and If-None-Match; send only one of them")
     if required is not None:
         return Condition(required)
     return None if excluded is None else Condition(excluded, absent=True)

@@ -35,7 +35,7 @@ async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: H
 async def send_internal_error(exchange: Exchange) -> None:
     """Sends 500 for an unexpected exception. The response names only the request's id, because the exception is
     described in the log alone."""
-    message = f"the registry failed; its log says more under request {exchange.request_id}"
+    message = f"the registry failed; its log has the reason, under the request id {exchange.request_id}"
     await exchange.send_whole(500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
 
 

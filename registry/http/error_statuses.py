@@ -48,7 +48,7 @@ class MethodUnknown(RegistryError):
     """The resource does not support the method. The Allow header of the answer lists those that it supports."""
 
     code = "UNSUPPORTED"
-    default = "this method does nothing here"
+    default = "this resource does not support the method"
 
 
 class TooManyTags(errors.ManifestInvalid):

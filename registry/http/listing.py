@@ -83,7 +83,7 @@ def _read_count(exchange: Exchange) -> int | None:
     if text is None:
         return None
     if not _COUNT.fullmatch(text):
-        raise RequestInvalid(f"n is {shown(text)}; a count is meant, such as n=100")
+        raise RequestInvalid(f"n is {shown(text)}; it has to be a number of entries, such as n=100")
     return int(text)
 
 

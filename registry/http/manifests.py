@@ -167,8 +167,10 @@ def _read_query_tags(exchange: Exchange) -> list[Tag]:
 
 def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
     if exchange.length is None:
-        return ManifestTooLarge(f"the manifest has more than {max_bytes} bytes, the most that are taken")
-    return ManifestTooLarge(f"the manifest has {exchange.length} bytes; at most {max_bytes} are taken")
+        return ManifestTooLarge(
+            f"the manifest has more than {max_bytes} bytes, the largest size that this registry accepts"
+        )
+    return ManifestTooLarge(f"the manifest has {exchange.length} bytes; this registry accepts at most {max_bytes}")
 
 
 async def _check_condition_on_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
@@ -179,4 +181,4 @@ async def _check_condition_on_digest(exchange: Exchange, digest: Digest, conditi
     except ManifestUnknown:
         current = None
     if not condition.holds(current):
-        raise PreconditionFailed("the manifest is there already, or is not there yet, against what was demanded")
+        raise PreconditionFailed("the condition in If-Match or If-None-Match does not hold for this manifest")

@@ -65,5 +65,5 @@ class Query:
         if values is None:
             return None
         if len(values) > 1:
-            raise RequestInvalid(f"the query gives {shown(name)} {len(values)} times; once is meant")
+            raise RequestInvalid(f"the query gives {shown(name)} {len(values)} times; give it only once")
         return values[0]

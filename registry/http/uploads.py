@@ -106,7 +106,7 @@ def _read_digest(exchange: Exchange, parameter: str) -> Digest | None:
     occurs twice."""
     values = exchange.query.all(parameter)
     if len(values) > 1:
-        raise DigestInvalid(f"the query gives {parameter} {len(values)} times; once is meant")
+        raise DigestInvalid(f"the query gives {parameter} {len(values)} times; give it only once")
     return Digest(values[0]) if values else None
 
 
