@@ -12,7 +12,7 @@ from registry.asgi import Header, Message, Receive, Scope, Send, new_request_id
 from registry.http.body_memory import BodyMemory
 from registry.http.disconnect import ClientGone
 from registry.http.query import Query
-from registry.http.response_headers import API_VERSION, EMPTY, NO_SNIFF, REQUEST_ID
+from registry.http.response_headers import API_VERSION, NO_SNIFF, REQUEST_ID, ZERO_LENGTH
 from registry.memory_budget import MIB
 from registry.request import UNAUTHENTICATED, LogCall, RequestContext
 from storage.interface import Registry
@@ -230,7 +230,7 @@ class Exchange(RequestContext):
 
     async def send_empty(self, status: int, *headers: Header) -> None:
         """Sends a response without a body. 204 and 304 have no Content-Length (RFC 9110, 8.6)."""
-        await self.send_head(status, headers if status in (204, 304) else (*headers, EMPTY))
+        await self.send_head(status, headers if status in (204, 304) else (*headers, ZERO_LENGTH))
         await self.send_part(b"")
 
     async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:

@@ -15,7 +15,7 @@ NO_SNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 ACCEPT_RANGES: Final[Header] = (b"accept-ranges", b"bytes")
 REQUEST_ID: Final = b"x-request-id"
 """Name of the header with the request's id."""
-EMPTY: Final[Header] = (b"content-length", b"0")
+ZERO_LENGTH: Final[Header] = (b"content-length", b"0")
 JSON: Final[Header] = (b"content-type", b"application/json")
 OCTET_STREAM: Final[Header] = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Final[Header] = (b"cache-control", b"max-age=31536000, immutable")

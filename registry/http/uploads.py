@@ -1,8 +1,8 @@
 """Handlers of upload sessions, and of blob mounts (OCI distribution spec, end-4 to end-6, end-11, end-13, end-14).
 
 A handler checks the path, the query and the headers before it reads the body. If the client disconnects in the middle
-of a body, the session keeps the received bytes. If the client disconnects after the end of the body, the blob is stored
-all the same, and the client finds it on its next attempt.
+of a body, the session keeps the received bytes; only a POST that sends a whole blob keeps nothing. If the client
+disconnects after the end of the body, the blob is stored all the same, and the client finds it on its next attempt.
 """
 
 from __future__ import annotations
