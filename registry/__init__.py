@@ -1,3 +1,4 @@
-"""Entrepot, the network service over `storage`."""
+"""Entrepot's network service: the registry API, mirrors, accounts and the command line, on top of the library
+`storage`."""
 
 __version__ = "0.1.0"

@@ -6,8 +6,8 @@ from registry.cli.interrupts import exit_on_interrupt
 
 
 def main() -> None:
-    """Runs the command line. Ctrl-C works from the first moment, before the slow imports."""
-    exit_on_interrupt()
+    """Runs the command line."""
+    exit_on_interrupt()  # first, so that Ctrl-C also ends the slow import cleanly
     from registry.cli.command import app  # takes most of a second
 
     app(prog_name="entrepot")

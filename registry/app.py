@@ -1,4 +1,4 @@
-"""The ASGI application: `/v2` for the distribution API, FastAPI for everything beside it."""
+"""`Entrepot`, the ASGI application: the distribution API at `/v2`, and FastAPI for all other paths."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from fastapi import FastAPI
 from registry import __version__
 from registry.admin import documentation, health, login_routes, management_api, token_endpoint
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
+from registry.asgi import Receive, Scope, Send, is_distribution, raw_path
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
-from registry.http.asgi import Receive, Scope, Send, is_distribution, raw_path
 from registry.http.rate_limit import RateLimit, RateLimitedApp
 from registry.service_factory import Service, ServiceFactory
 from storage.errors import StorageFull
 from storage.interface import Registry
 
 REOPEN_SECONDS: Final = 1.0
-"""Seconds between two attempts to open a store that had no room."""
+"""Seconds between two attempts to open the store for writing, after it was opened read-only on a full disk."""
 log = logging.getLogger("registry")
 
 
 class Entrepot(FastAPI):
-    """A FastAPI application that passes requests for `/v2` to the distribution API before any middleware and routing.
+    """A FastAPI application that passes requests for `/v2` to the distribution API, before any middleware and routing.
 
-    `service`: what it serves. It is opened when the server starts the application, after the fork, so that no two
-    processes share its files; and closed when the application stops."""
+    It opens its `service` when the server starts it (ASGI lifespan), and closes the service when the server stops it.
+    The start comes after the workers are forked, so that no two processes share open files."""
 
     def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
-        """`service`: one that is opened already, and closed by the caller."""
-        # FastAPI's own documentation pages load scripts from the internet, and making the description blocks the event
-        # loop: `registry.admin.documentation` serves both.
+        """`service`: an open service, which the caller closes; None: the application opens one by `factory`."""
+        # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
+        # OpenAPI document blocks the event loop. `registry.admin.documentation` serves both in another way.
         super().__init__(
             title="Entrepot",
             version=__version__,
@@ -50,25 +50,26 @@ class Entrepot(FastAPI):
         self.factory = factory
         self.body_memory = factory.body_memory
         self._service = service
-        public, tls = factory.settings.public_url or "", factory.settings.tls
-        self._beside_v2 = SecurityHeaders(
+        public_url, tls = factory.settings.public_url or "", factory.settings.tls
+        self._app_outside_v2 = SecurityHeaders(
             RateLimitedApp(super().__call__, factory.rate_limit),
-            https=tls.certificate is not None or public.startswith("https:"),
+            https=tls.certificate is not None or public_url.startswith("https:"),
         )
 
     @property
     def service(self) -> Service:
-        """Raises RuntimeError before the application is started."""
+        """The service that answers requests. Raises RuntimeError before the application is started."""
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service
 
     def serve(self, service: Service) -> None:
-        """Serves `service` from now on."""
+        """Makes the application serve `service` from now on, in place of an earlier one."""
         self._service = service
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """See `DistributionAPI.answer_at_once`."""
+        """Returns the cached response to a request without a body, and a request id; None: the server has to call the
+        application (`DistributionAPI.answer_at_once`)."""
         return self.service.distribution.answer_at_once(scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,28 +77,29 @@ class Entrepot(FastAPI):
             await self.service.distribution(scope, receive, send)
         elif scope["type"] == "http":
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
-                await self._beside_v2(scope, metered_receive, metered_send)
+                await self._app_outside_v2(scope, metered_receive, metered_send)
         else:
-            await self._beside_v2(scope, receive, send)
+            await self._app_outside_v2(scope, receive, send)
 
     def build_routes(self) -> None:
-        """Makes FastAPI build what it needs for its routes. It would do so at the first request to each, and block the
-        event loop for 60 ms; this may run in a thread."""
+        """Makes FastAPI build its data for each route now. It would otherwise do so at the first request to a route,
+        and block the event loop for 60 ms. This may run in a thread."""
         scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
         for route in self.routes:
             route.matches(dict(scope))
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
+        """The ASGI lifespan: opens the service before the block, and closes it after."""
         if self._service is not None:
             yield
             return
         async with AsyncExitStack() as stack:
-            service = await stack.enter_async_context(self.factory.open(may_freeze=True))
+            service = await stack.enter_async_context(self.factory.open(may_open_read_only=True))
             self.serve(service)
             reopening = None
-            if service.is_frozen:
-                reopening = asyncio.create_task(reopen_store(self, stack, service.retire))
+            if service.is_store_read_only:
+                reopening = asyncio.create_task(reopen_store(self, stack, service.end_read_only_store))
             routes = asyncio.create_task(asyncio.to_thread(self.build_routes))
             try:
                 yield
@@ -108,24 +110,28 @@ class Entrepot(FastAPI):
                     await asyncio.wait([reopening])
 
 
-async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire: Callable[[], None]) -> None:
-    """Replaces a store that was opened read-only because the disk was full: opens it again as soon as there is room,
-    makes `app` serve it, and calls `retire`, which ends the read-only one. `stack` closes both
-    (`storage.metadata.sqlite.immutable_database`)."""
-    logged = ""
+async def reopen_store(app: Entrepot, stack: AsyncExitStack, end_read_only_store: Callable[[], None]) -> None:
+    """Replaces a store that was opened read-only because the disk was full.
+
+    Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the new
+    service and calls `end_read_only_store`, after which the read-only store answers no more calls. `stack` closes the
+    new service."""
+    logged_error = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
         try:
-            service = await stack.enter_async_context(app.factory.open(may_freeze=False))
+            service = await stack.enter_async_context(app.factory.open(may_open_read_only=False))
         except StorageFull:
             continue
-        except Exception as error:  # retried: while this worker reads the file as it stands, no other one can write
-            if logged != (logged := repr(error)):
-                log.exception("the store cannot be opened again; the next try is in a second")
+        except Exception as error:  # not raised: while this worker has the store open read-only, no other can write
+            if logged_error != (logged_error := repr(error)):
+                log.exception(
+                    "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
+                )
             continue
         app.serve(service)
-        retire()
-        log.warning("there was room to open the database: deletes work again")
+        end_read_only_store()
+        log.warning("the disk has room again: the store is open for writing, so pushes and deletes work again")
         return
 
 
@@ -136,9 +142,12 @@ def create_app(
     rate_limit: RateLimit | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Entrepot:
-    """Returns the application over `registry`, without accounts, or over the store in `settings.data` and the mirrors
-    of `settings.upstream`. The data directory has been prepared (`storage.composition.prepare_data_dir`). `rate_limit`:
-    see `registry.service_factory.shared_rate_limit`. `clock`: seconds since 1970."""
+    """Returns the application.
+
+    `registry`: the registry to serve, to everybody and without accounts; None: the store in the directory
+    `settings.data`, which `storage.composition.prepare_data_dir` has prepared, and the mirrors of `settings.upstream`.
+    `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no limit.
+    `clock`: returns seconds since 1970."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
     app = Entrepot(factory, None if registry is None else factory.without_accounts(registry))
     if registry is None:

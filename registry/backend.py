@@ -1,7 +1,7 @@
-"""Opens the backend: the store, a mirror of each upstream, and the router over them. For the server, and for commands
-that work beside it.
+"""Opens the backend: the store, a mirror for each upstream registry in the settings, and the router in front of both.
 
-A server without mirrors needs no HTTP client: what mirrors need is imported only where there are any.
+The server uses it, and commands that work on the same data directory while the server runs. The modules of mirrors,
+with their HTTP client, are imported only if the settings have an upstream.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """The opened store, and the router over it and the mirrors."""
+    """The opened store (`stored`), and the router that passes each call to the store or to a mirror."""
 
     stored: StoredRegistry
     router: Router
 
 
 def make_mirror(upstream: Upstream, stored: StoredRegistry, clock: Callable[[], float]) -> Mirror:
-    """Returns an upstream's mirror over the store. Makes no connection. Its `aclose` closes its client as well."""
+    """Returns the mirror of an upstream, which caches in the store. Makes no connection yet. The caller closes the
+    mirror by `aclose`, which closes its HTTP client as well."""
     from registry.mirror.mirror import Mirror
     from registry.upstream.client import make_upstream_client
 
@@ -39,8 +40,8 @@ def make_mirror(upstream: Upstream, stored: StoredRegistry, clock: Callable[[], 
 
 
 def preload_mirrors(settings: Settings) -> None:
-    """Imports the modules that mirrors need, where there are any. Called before the fork, so that the workers share
-    that memory."""
+    """Imports the modules of mirrors if the settings have an upstream. Called before the workers are forked, so that
+    they share the memory of these modules."""
     if settings.upstream:
         import registry.mirror.mirror
         import registry.mirror.warm.schedule
@@ -53,15 +54,17 @@ async def open_backend(
     *,
     collect_every: float | None = None,
     serving: bool = False,
-    may_freeze: bool = False,
+    may_open_read_only: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Backend]:
-    """Opens the (prepared) data directory and the mirrors, for this process and its running event loop. Makes no
-    connection to an upstream.
+    """A context manager that opens the data directory and the mirrors, for this process and its running event loop.
+    Makes no connection to an upstream.
 
-    `serving`: this process is a server. It warms the references of `[warm]` meanwhile, one process at a time, and logs
-    when the disk is full. `clock`: seconds since 1970. `collect_every`, in seconds, and `may_freeze`: see
-    `storage.composition.open_registry`."""
+    The data directory must have been prepared by `storage.composition.prepare_data_dir`. `collect_every`: seconds
+    between two rounds of garbage collection; None: no rounds. `serving`: the process is a server; until the block ends,
+    it fetches the images of `[warm]` in the settings ahead of time, if no other process does, and logs when the disk
+    becomes full. `may_open_read_only`: if the disk is too full to open the database for writing, it is opened for
+    reading; otherwise that raises StorageFull. `clock`: returns seconds since 1970."""
     async with AsyncExitStack() as stack:
         stored = await stack.enter_async_context(
             open_registry(
@@ -70,7 +73,7 @@ async def open_backend(
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
                 watch_disk_space=serving,
-                may_open_read_only=may_freeze,
+                may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
                 clock=clock,
             )
@@ -88,7 +91,8 @@ async def open_backend(
             private=[upstream.name for upstream in settings.upstream if upstream.private],
             is_confirmed=stored.records.is_confirmed,
         )
-        # A read-only registry can store nothing, and would keep the lease from the one that replaces it.
+        # A store that was opened read-only cannot cache images. It would also hold the lease for this work, which the
+        # store that replaces it needs.
         if serving and mirrors and not stored.is_read_only:
             from registry.mirror.warm.schedule import warm_on_schedule
 

@@ -1,8 +1,8 @@
 """Writes log lines to stderr, cheaply enough for one line per request.
 
-A write per line would cost a request more than everything else it does. So while an event loop runs, lines below
-WARNING are buffered for a moment; a warning is written at once, after the lines buffered before it. A kill loses the
-buffered lines, never a warning.
+One write for each line would cost a request more time than everything else it does. So while an event loop runs, lines
+below WARNING are buffered for a fraction of a second. A line of WARNING or above is written at once, together with the
+lines before it. If the process is killed, the buffered lines are lost, but no warning is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from contextlib import suppress
 from typing import Any, Final, TextIO
 
 BUFFER_BYTES: Final = 16 * 1024
+"""The buffer is written when its lines have this many characters."""
 FLUSH_SECONDS: Final = 0.2
+"""The buffer is written this long after its first line."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -25,22 +27,22 @@ _UNUSED_FIELDS = {
     "lineno": 0,
     "relativeCreated": 0.0,
 }
-"""Fields of a record that only other formatters use."""
+"""Values for the fields of a log record that `LineFormatter` does not use."""
 
 
 def mark_logged(error: BaseException) -> None:
-    """Marks an error as logged, so that callers further up do not log it again."""
+    """Marks an error as logged, so that code which catches it later does not log it again."""
     error.__dict__["logged"] = True
 
 
 def was_logged(error: BaseException | None) -> bool:
-    """Returns whether `mark_logged` was called for the error."""
+    """Returns whether `mark_logged` was called for `error`. Returns False for None."""
     return error is not None and "logged" in error.__dict__
 
 
 class LineRecord(logging.LogRecord):
-    """A record with only the fields that a line shows. To find out the others, for every request, would cost more than
-    the line."""
+    """A log record with only the fields that `LineFormatter` uses. Finding the values of the other fields, such as the
+    caller's file name, would cost more time than writing the line."""
 
     def __init__(
         self,
@@ -69,13 +71,13 @@ class LineRecord(logging.LogRecord):
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: in local time, which is
-    formatted once a second."""
+    """Formats records as `2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time, level, logger,
+    process id, message. Formats date and time only once for all records of the same second."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._second = -1
-        self._text = ""
+        self._formatted_second = -1
+        self._second_text = ""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{self.formatTime(record)} {record.levelname} {record.name}[{record.process}] {record.getMessage()}"
@@ -87,33 +89,36 @@ class LineFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         second = int(record.created)
-        if second != self._second:
-            self._second, self._text = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._text},{int(record.msecs):03d}"
+        if second != self._formatted_second:
+            self._formatted_second = second
+            self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._second_text},{int(record.msecs):03d}"
 
 
 class BufferedHandler(logging.Handler):
-    """Writes lines to `stream`, several at a time."""
+    """Writes log lines to `stream`, several with one write."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
         self._lines: list[str] = []
-        self._size = 0
+        self._size = 0  # characters of the buffered lines
         self.setFormatter(LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Buffers the record's line. Writes the buffer at once for a warning or error, if the buffer is full, and if no
+        event loop runs in this thread."""
         try:
             line = self.format(record)
             self._lines.append(line)
             self._size += len(line)
-            if record.levelno >= logging.WARNING or self._size >= BUFFER_BYTES or not self._flush_later():
+            if record.levelno >= logging.WARNING or self._size >= BUFFER_BYTES or not self._schedule_flush():
                 self.flush()
         except Exception:
             self.handleError(record)
 
-    def _flush_later(self) -> bool:
-        """Returns whether an event loop of this thread will flush the buffer soon."""
+    def _schedule_flush(self) -> bool:
+        """Makes this thread's event loop write the buffer soon. Returns False if the thread has no running loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -123,11 +128,12 @@ class BufferedHandler(logging.Handler):
         return True
 
     def flush(self) -> None:
+        """Writes all buffered lines. Drops them if they cannot be written."""
         self.acquire()
         try:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
-                with suppress(OSError):  # the disk of the log is full: lines that do not fit are lost
+                with suppress(OSError):  # such as a full disk: lines that do not fit are lost
                     self._stream.write("\n".join(lines) + "\n")
                     self._stream.flush()
         finally:
@@ -135,35 +141,36 @@ class BufferedHandler(logging.Handler):
 
 
 def flush_output() -> None:
-    """Flushes stdout and stderr. Where their disk is full, the text stays buffered."""
+    """Flushes stdout and stderr. If that fails, as on a full disk, the text stays in their buffers."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
 
 
 def end_output() -> None:
-    """Flushes stdout and stderr at the end of the process and drops text that cannot be written: the interpreter would
-    end with exit code 120."""
+    """Flushes stdout and stderr at the end of the process. Drops text that cannot be written, because the interpreter
+    would otherwise try again at its exit, fail, and end with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             with suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+                null_device = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null_device, stream.fileno())
+                os.close(null_device)
                 stream.flush()
 
 
 def log_to_stderr(level: str) -> None:
-    """Sends the log lines of this process, and of those it forks, to stderr; stdout is for the start banner alone."""
-    # Our lines do not show these fields (the logging documentation, "Optimization").
-    for fact, off in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
-        setattr(logging, fact, off)
+    """Sets up logging to stderr, for this process and the processes that it forks. Writes nothing to stdout, which is
+    for the banner at the start. `level`: the lowest level that is logged, such as "info"."""
+    # Switches off finding values that our lines do not show (Python's logging documentation, "Optimization").
+    for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
+        setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)
     handler = BufferedHandler(sys.stderr)
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # Their lines hold whole URLs, and the URL of a redirect can hold a secret.
+    # The log lines of these libraries show whole URLs, and the URL of a redirect may contain a secret.
     for library in ("httpx2", "httpcore2", "urllib3"):
         logging.getLogger(library).setLevel(logging.ERROR)

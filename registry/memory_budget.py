@@ -1,9 +1,12 @@
-"""A memory budget over all requests of a worker, for bodies that are held whole, received or sent.
+"""`MemoryBudget`: limits the memory that all requests of a worker together use for bodies that are held whole.
 
-Each request holds a share of the budget while its bytes are in memory. Without room it waits a few seconds, in the
-order of arrival, and is then refused with 429 and Retry-After. Three rules keep one client from blocking the others:
-the last quarter is for small shares of up to 64 KiB, which hold nearly all manifests and forms; while a large share
-waits, the small ones together get no more than a quarter; and while a share waits, the oldest bodies are cut off.
+Each request has a `Share` of the budget, which counts the bytes of its body while they are in memory. If the budget has
+no room, the request waits a few seconds and is then refused with 429 and Retry-After. Requests get memory in the order
+in which they began to wait. Three rules keep one client from blocking the others:
+
+- Only small shares, of up to 64 KiB, may use the last quarter of the budget. Nearly all manifests and forms are small.
+- While a large share waits, small shares together get at most a quarter of the budget.
+- While any share waits, bodies that have held memory for too long are cut off, the oldest first.
 """
 
 from __future__ import annotations
@@ -18,89 +21,97 @@ from storage.errors import TooManyRequests
 
 MIB: Final = 1024 * 1024
 SMALL_SHARE_BYTES: Final = 64 * 1024
-"""Shares up to this size may use the whole budget."""
+"""Largest small share. Small shares may use the whole budget, larger ones three quarters of it."""
 WAIT_SECONDS: Final = 8.0
-"""Seconds that a share waits before it is refused. Many clients repeat a request at once after a 429, so refusing
-earlier would save nothing."""
+"""Seconds that a share waits before it is refused. Many clients repeat a request at once after a 429, so an earlier
+refusal would save nothing."""
 SLOW_SECONDS: Final = 5.0
 """While a share waits, bodies that have held memory for longer than this are cut off."""
 CUT_INTERVAL_SECONDS: Final = 0.25
-"""Seconds between two searches for such bodies, while a share waits."""
+"""Seconds between two searches for bodies to cut off, while a share waits."""
 MAX_WAITING: Final = 256
-"""Small shares that may wait, and large ones; more are refused at once."""
+"""Most small shares that wait at the same time, and most large ones. Further shares are refused at once."""
 
 
 class Share:
-    """The memory that one request holds. `on_cut`, where it is set, is called to end the request when other requests
-    need its memory."""
+    """The bytes that one request holds in memory, as part of a `MemoryBudget`.
 
-    __slots__ = ("_budget", "key", "on_cut", "since", "size")
+    `size`: the bytes it holds now. `key`: shares with the same key hold the same bytes, which count once; None: only
+    this share holds its bytes. `held_since`: the event loop's time when it first held bytes. `on_cut`: a function that
+    ends the request, called when other requests need its memory; None: the request cannot be ended."""
+
+    __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
 
     def __init__(self, budget: MemoryBudget, key: Hashable | None) -> None:
         self._budget = budget
         self.key = key
         self.size = 0
-        self.since = 0.0  # the loop's clock when it first held something
+        self.held_since = 0.0
         self.on_cut: Callable[[], None] | None = None
 
-    def try_grow(self, size: int) -> bool:
-        """Grows by `size` bytes and returns True, if there is room."""
-        return self._budget.try_add(self, size)
+    def try_grow(self, added_bytes: int) -> bool:
+        """Grows by `added_bytes` and returns True if the budget has room now; otherwise changes nothing and returns
+        False."""
+        return self._budget.try_grow(self, added_bytes)
 
-    async def grow(self, size: int) -> None:
-        """Grows by `size` bytes. Raises TooManyRequests when no room becomes free for a while. Cancelled: keeps its
-        size."""
-        if not self._budget.try_add(self, size):
-            await self._budget.add(self, size)
+    async def grow(self, added_bytes: int) -> None:
+        """Grows by `added_bytes`, after waiting for room where needed. Raises TooManyRequests if no room becomes free
+        in time. A cancellation leaves the size as it was."""
+        if not self._budget.try_grow(self, added_bytes):
+            await self._budget.wait_and_grow(self, added_bytes)
 
     def close(self) -> None:
-        """Gives all its memory back. Idempotent."""
-        self._budget.drop(self)
+        """Gives all bytes back to the budget. Idempotent."""
+        self._budget.release(self)
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
+    """A share that waits to grow by `added_bytes`. The future `granted` ends when it has grown."""
+
     share: Share
-    size: int
+    added_bytes: int
     granted: asyncio.Future[None]
 
 
 class MemoryBudget:
-    """`size` bytes over all shares. Used from one event loop."""
+    """A budget of `size` bytes for all shares together; `used` counts those in use. Used from one event loop."""
 
     def __init__(
         self, size: int, what: str, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float = SLOW_SECONDS
     ) -> None:
-        """`what` names the things that are held, for the text of a refusal."""
+        """`what`: the name of the bodies, for the error text, such as "request bodies". `wait_seconds`: how long a
+        share waits for room. `slow_seconds`: while a share waits, bodies that have held memory for longer are cut
+        off."""
         self.size = size
         self.used = 0
         self._what = what
         self._wait_seconds = wait_seconds
         self._slow_seconds = slow_seconds
-        self._for_large = size - size // 4
-        self._in_small = 0  # bytes that small shares hold
+        self._limit_for_large = size - size // 4  # a large share may not grow beyond this total
+        self._used_by_small = 0
         self._shares: set[Share] = set()
-        self._keys: dict[Hashable, int] = {}
-        self._small: dict[_Waiter, None] = {}  # in the order of arrival
-        self._large: dict[_Waiter, None] = {}
+        self._shares_by_key: dict[Hashable, int] = {}  # the number of shares that hold the bytes of a key
+        self._small_waiters: dict[_Waiter, None] = {}  # in the order of arrival
+        self._large_waiters: dict[_Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def share(self, key: Hashable | None = None) -> Share:
-        """Returns a new, empty share. Shares with the same `key` hold the same bytes and count once."""
+        """Returns a new, empty share. Shares with the same `key` hold the same bytes, which count once."""
         return Share(self, key)
 
-    def try_add(self, share: Share, size: int) -> bool:
-        """See `Share.try_grow`. Shares that wait go first."""
-        if self._queue(share, size) and not self._is_held(share):
+    def try_grow(self, share: Share, added_bytes: int) -> bool:
+        """Does what `Share.try_grow` does. Returns False also while other shares wait, because they come first."""
+        if self._queue_for(share, added_bytes) and not self._has_counted_bytes(share):
             return False
-        return self._add_if_room(share, size)
+        return self._grow_if_room(share, added_bytes)
 
-    async def add(self, share: Share, size: int) -> None:
-        """See `Share.grow`."""
-        queue = self._queue(share, size)
+    async def wait_and_grow(self, share: Share, added_bytes: int) -> None:
+        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if no room becomes free in time."""
+        queue = self._queue_for(share, added_bytes)
         if len(queue) >= MAX_WAITING:
             raise self._refusal()
-        waiter = _Waiter(share, size, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(share, added_bytes, asyncio.get_running_loop().create_future())
         queue[waiter] = None
         if self._timer is None:
             self._cut_slow()
@@ -112,24 +123,24 @@ class MemoryBudget:
                 raise self._refusal() from None
         finally:
             if waiter in queue:
-                first = next(iter(queue)) is waiter
+                was_first = next(iter(queue)) is waiter
                 del queue[waiter]
-                if first:
-                    self._grant()  # the shares behind it may need less
+                if was_first:
+                    self._grant_to_waiters()  # the next share may need less room than this one
 
-    def drop(self, share: Share) -> None:
-        """See `Share.close`."""
+    def release(self, share: Share) -> None:
+        """Takes all bytes of `share` back, and gives the room to waiting shares. Idempotent."""
         self._shares.discard(share)
         size, share.size = share.size, 0
         if not size:
             return
         if share.key is not None:
-            self._keys[share.key] -= 1
-            if self._keys[share.key]:
+            self._shares_by_key[share.key] -= 1
+            if self._shares_by_key[share.key]:
                 return
-            del self._keys[share.key]
+            del self._shares_by_key[share.key]
         self._count(size, 0)
-        self._grant()
+        self._grant_to_waiters()
 
     def _refusal(self) -> TooManyRequests:
         return TooManyRequests(
@@ -137,66 +148,72 @@ class MemoryBudget:
             retry_after=max(1, round(self._wait_seconds)),
         )
 
-    def _queue(self, share: Share, size: int) -> dict[_Waiter, None]:
-        """Returns the queue in which a share waits to grow by `size`."""
-        return self._small if share.size + size <= SMALL_SHARE_BYTES else self._large
+    def _queue_for(self, share: Share, added_bytes: int) -> dict[_Waiter, None]:
+        """Returns the queue in which `share` waits to grow by `added_bytes`: small or large, by the size after that."""
+        return self._small_waiters if share.size + added_bytes <= SMALL_SHARE_BYTES else self._large_waiters
 
-    def _is_held(self, share: Share) -> bool:
-        """Returns whether another share holds the same bytes."""
-        return share.key is not None and share.key in self._keys
+    def _has_counted_bytes(self, share: Share) -> bool:
+        """Returns whether the bytes of the share's key count already, for this or another share with the key."""
+        return share.key is not None and share.key in self._shares_by_key
 
     def _count(self, before: int, after: int) -> None:
-        """Counts a share that had `before` bytes and now has `after`."""
+        """Counts that the size of a share changes from `before` to `after` bytes."""
         self.used += after - before
-        self._in_small += (after if after <= SMALL_SHARE_BYTES else 0) - (before if before <= SMALL_SHARE_BYTES else 0)
+        small_before = before if before <= SMALL_SHARE_BYTES else 0
+        small_after = after if after <= SMALL_SHARE_BYTES else 0
+        self._used_by_small += small_after - small_before
 
-    def _missing(self, share: Share, size: int) -> int:
-        """Returns the bytes that other shares have to give back before this one can grow by `size`."""
-        if self.used <= share.size:  # alone, a share may have any size
+    def _missing_bytes(self, share: Share, added_bytes: int) -> int:
+        """Returns how many bytes other shares have to give back before `share` can grow by `added_bytes`. Zero or less
+        means that there is room."""
+        if self.used <= share.size:  # no other share holds memory, so this one may have any size
             return 0
-        if share.size + size > SMALL_SHARE_BYTES:
-            return self.used + size - self._for_large
-        missing = self.used + size - self.size
-        if self._large:
-            missing = max(missing, self._in_small + size - self.size // 4)
+        if share.size + added_bytes > SMALL_SHARE_BYTES:
+            return self.used + added_bytes - self._limit_for_large
+        missing = self.used + added_bytes - self.size
+        if self._large_waiters:
+            missing = max(missing, self._used_by_small + added_bytes - self.size // 4)
         return missing
 
-    def _add_if_room(self, share: Share, size: int) -> bool:
-        if not self._is_held(share) or share.size:
-            if self._missing(share, size) > 0:
+    def _grow_if_room(self, share: Share, added_bytes: int) -> bool:
+        """Grows `share` and returns True if there is room; otherwise changes nothing and returns False."""
+        if not self._has_counted_bytes(share) or share.size:
+            if self._missing_bytes(share, added_bytes) > 0:
                 return False
-            self._count(share.size, share.size + size)
+            self._count(share.size, share.size + added_bytes)
         if share.key is not None and not share.size:
-            self._keys[share.key] = self._keys.get(share.key, 0) + 1
+            self._shares_by_key[share.key] = self._shares_by_key.get(share.key, 0) + 1
         if not share.size:
-            share.since = asyncio.get_running_loop().time()
-        share.size += size
+            share.held_since = asyncio.get_running_loop().time()
+        share.size += added_bytes
         self._shares.add(share)
         return True
 
-    def _grant(self) -> None:
-        """Grants waiting shares their memory: large ones first, since small ones have a part of their own."""
-        for queue in (self._large, self._small):
-            while queue and self._add_if_room((waiter := next(iter(queue))).share, waiter.size):
+    def _grant_to_waiters(self) -> None:
+        """Grows waiting shares while there is room. Large shares come first, because small ones have a quarter of the
+        budget for themselves."""
+        for queue in (self._large_waiters, self._small_waiters):
+            while queue and self._grow_if_room((waiter := next(iter(queue))).share, waiter.added_bytes):
                 del queue[waiter]
                 waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
-        """While shares wait, cuts off bodies that have held memory for too long: the oldest first, as many as the
-        waiting shares need."""
+        """Cuts off bodies that have held memory for longer than `slow_seconds`: the oldest first, as many as the
+        waiting shares need. Runs again every `CUT_INTERVAL_SECONDS` until no share waits."""
         self._timer = None
-        queue = self._large or self._small
+        queue = self._large_waiters or self._small_waiters
         if not queue:
             return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(CUT_INTERVAL_SECONDS, self._cut_slow)
-        until = loop.time() - self._slow_seconds
-        slow = [share for share in self._shares if share.on_cut is not None and share.since < until]
+        slow_before = loop.time() - self._slow_seconds
+        slow = [share for share in self._shares if share.on_cut is not None and share.held_since < slow_before]
         first = next(iter(queue))
-        missing = self._missing(first.share, first.size) + sum(waiter.size for waiter in queue) - first.size
-        keys: set[Hashable] = set()
-        for share in sorted(slow, key=lambda share: share.since):
-            if share.key not in keys:  # all shares that hold the same bytes are cut off
+        added_by_others = sum(waiter.added_bytes for waiter in queue) - first.added_bytes
+        missing = self._missing_bytes(first.share, first.added_bytes) + added_by_others
+        keys: set[Hashable] = set()  # of shares that are cut off: all shares with the same key have to be
+        for share in sorted(slow, key=lambda share: share.held_since):
+            if share.key not in keys:
                 if missing <= 0:
                     continue
                 missing -= share.size
@@ -208,8 +225,10 @@ class MemoryBudget:
 
 
 class ShareScope:
-    """A context manager that holds the shares it is given until its block ends. Work that outlives the block keeps no
-    memory: a share that comes after the end is closed at once."""
+    """A context manager that closes shares when its block ends, so that their bytes count until then.
+
+    A share that is added after the block has ended is closed at once: a background task that outlives the block cannot
+    keep memory counted."""
 
     def __init__(self) -> None:
         self._shares: list[Share] = []
@@ -227,6 +246,7 @@ class ShareScope:
         self._shares.clear()
 
     def hold(self, share: Share) -> None:
+        """Keeps `share` open until the block ends."""
         if self._closed:
             share.close()
         else:

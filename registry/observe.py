@@ -1,7 +1,8 @@
-"""`Observed`: writes one log line for each call on a registry.
+"""`Observed`: a wrapper around a registry that writes one log line for each call.
 
-A line holds `key=value` pairs: the operation, the repository and reference, the outcome, the duration, and who called.
-The reason for a failure is logged where the failure is answered.
+A line has `key=value` pairs for the operation, the repository, the reference, the outcome (`OK`, an error code, or the
+name of another exception), the duration in milliseconds, and the caller. It does not give the reason of a failure:
+`registry.http.error_responses` logs that when it sends the error response.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ log = logging.getLogger("registry.calls")
 
 T = TypeVar("T")
 A = TypeVar("A")
-_OPENS_WRITER: Final = frozenset({"start_upload", "resume_upload"})
+_WRITER_OPERATIONS: Final = frozenset({"start_upload", "resume_upload"})
+"""The operations that return an upload session."""
 
 
 async def log_call(
-    make: Callable[[A], Awaitable[T]], argument: A, operation: str, repo: str, reference: str, by: Actor | None = None
+    make_call: Callable[[A], Awaitable[T]],
+    argument: A,
+    operation: str,
+    repo: str,
+    reference: str,
+    by: Actor | None = None,
 ) -> T:
-    """Awaits `make(argument)`, writes its line however it ends, and returns its result."""
+    """Awaits `make_call(argument)`, writes its log line, also after an error, and returns its result.
+
+    `by`: the caller; None: the principal of the current request."""
     if not log.isEnabledFor(logging.INFO):
-        return await make(argument)
-    outcome, begun = "OK", time.perf_counter()
+        return await make_call(argument)
+    outcome, started = "OK", time.perf_counter()
     request = current_request()
     try:
-        result = await make(argument)
+        result = await make_call(argument)
         if request.logged_calls is not None:
             request.logged_calls.append(partial(_write_cached_line, operation, repo, reference))
         return result
@@ -47,7 +56,7 @@ async def log_call(
         raise
     finally:
         caller = by or request
-        milliseconds = (time.perf_counter() - begun) * 1000
+        milliseconds = (time.perf_counter() - started) * 1000
         _write_line(
             *(operation, repo, reference, outcome, milliseconds), caller.name, caller.address, caller.request_id
         )
@@ -77,13 +86,16 @@ def _write_line(
 
 
 def _write_cached_line(operation: str, repo: str, reference: str, name: str, address: str, request_id: str) -> None:
-    """Writes the line of a call that was not made, since the response cache had the answer."""
+    """Writes the line for a request that the response cache answered, so that no call was made: with a duration of
+    zero."""
     _write_line(operation, repo, reference, "OK", 0.0, name, address, request_id)
 
 
 class _ObservedWriter:
-    """An upload session; its commit or cancellation gets a line. `write` is the session's own method, since it is
-    called for every chunk."""
+    """An upload session that writes a log line when it is committed or cancelled.
+
+    `write`, `read_at` and `aclose` are the methods of the session `inner` itself, because a wrapper around `write`
+    would cost time for every piece of a body."""
 
     def __init__(self, inner: BlobWriter, repo: RepositoryName) -> None:
         self._inner = inner
@@ -105,10 +117,10 @@ class _ObservedWriter:
 
 
 class Observed(ForwardingRegistry):
-    """`inner`, with a log line for each call."""
+    """Makes each call on `inner` and writes a log line for it."""
 
     def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
-        if call.operation in _OPENS_WRITER:
+        if call.operation in _WRITER_OPERATIONS:
             return self._open_writer(call)
         return log_call(self.forward, call, call.operation, call.repo, call.item, call.options.get("by"))
 

@@ -1,7 +1,8 @@
-"""The context of the request being served: who acts, which repository name it asked for, where it came from.
+"""`RequestContext`: the principal, the requested repository name and the client of the request that is being served.
 
-Code below HTTP reads it instead of taking these values through every signature. It holds the only context variable of
-the product. A task that outlives its request, or that works for several requests, starts in `detached_context()`.
+Code outside `registry.http` reads the context by `current_request()`, so these values need not be passed through every
+function. The context is kept in a context variable, the only one of the product. A task that outlives its request, or
+that works for several requests, starts in `detached_context()`.
 """
 
 from __future__ import annotations
@@ -15,44 +16,48 @@ from storage.content import Actor
 from storage.errors import RegistryError
 
 USER_AGENT_CHARACTERS: Final = 256
-"""Characters of a User-Agent that are kept; the rest is cut off."""
+"""A longer User-Agent is cut to this length."""
 
 LogCall = Callable[[str, str, str], None]
-"""Writes the log line of a call once more, for a principal's name, an address and a request id."""
+"""Writes the log line of a call on the registry for another request with the same answer. Its arguments are the name of
+the principal, the client's address and the request's id."""
 
 
 class RequestInvalid(RegistryError):
-    """A request that cannot be parsed. The OCI spec has no error code for it."""
+    """The request cannot be parsed. The OCI spec has no error code for this."""
 
     code = "UNSUPPORTED"
     default = "the request cannot be read"
 
 
 class ActingPrincipal(Protocol):
-    """The part of `registry.auth.rights.principal.Principal` that code outside `registry.auth` needs."""
+    """Who acts in a request, and what they may do: the part of `registry.auth.rights.principal.Principal` that code
+    outside `registry.auth` needs."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The account's name, or the name for requests without an account."""
+        ...
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether no account acts."""
+        """Whether the request was authenticated as no account."""
         ...
 
     @property
     def is_admitted(self) -> bool:
-        """Whether a credential was shown, or none is needed."""
+        """Whether the request had a valid credential, or needs none."""
         ...
 
-    def may(self, action: Action, stored: str, asked: str | None = None) -> bool:
-        """Returns whether `action` is allowed on the repository stored as `stored`, requested under the name
-        `asked`."""
+    def may(self, action: Action, stored_name: str, requested_name: str | None = None, /) -> bool:
+        """Returns whether the principal may do `action` on a repository. `stored_name`: its name in the store.
+        `requested_name`: the name that the client used; None: the same."""
         ...
 
 
 @final
 class _WithoutAccount:
-    """A principal for requests that no authenticator has seen."""
+    """A principal that is no account and has either all rights or none. `is_admitted`: it has all."""
 
     __slots__ = ("is_admitted", "is_anonymous", "name")
 
@@ -61,22 +66,23 @@ class _WithoutAccount:
         self.is_anonymous = True
         self.is_admitted = is_admitted
 
-    def may(self, action: Action, stored: str, asked: str | None = None) -> bool:
+    def may(self, action: Action, stored_name: str, requested_name: str | None = None, /) -> bool:
         return self.is_admitted
 
 
 UNAUTHENTICATED: Final = _WithoutAccount(is_admitted=False)
-"""The principal of a request until it is authenticated: nothing is allowed."""
+"""The principal of a request that has not been authenticated yet. It may do nothing."""
 UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
-"""The principal of a request where there is no authenticator: everything is allowed."""
+"""The principal of every request to a registry without an authenticator. It may do everything."""
 
 
 class RequestContext:
-    """One request, as code below HTTP sees it.
+    """One request, as code outside `registry.http` sees it.
 
-    `principal`: who acts. `requested_name`: the repository's name as the client wrote it, empty where the request names
-    none. `address`: the client's, empty where it has none. `notice`: a warning to send with the answer.
-    `logged_calls`: the log lines of the calls made so far, recorded only while it is a list."""
+    `principal`: who acts. `requested_name`: the repository's name as the client wrote it; empty: the request names no
+    repository. `address`: the client's IP address; empty: unknown. `notice`: a warning to send with the response; None:
+    no warning. `logged_calls`: functions that repeat the log lines of the calls made so far, recorded for the response
+    cache; None: they are not recorded."""
 
     __slots__ = ("address", "logged_calls", "notice", "principal", "request_id", "requested_name")
 
@@ -95,27 +101,29 @@ class RequestContext:
         self.logged_calls: list[LogCall] | None = None
 
     def headers(self, name: bytes) -> list[bytes]:
-        """Returns each value of a header, in order. `name` is in lower case. Empty outside HTTP."""
+        """Returns each value of a request header, in order. `name` is in lower case. Returns an empty list for a
+        context that comes from no HTTP request."""
         return []
 
     @property
     def name(self) -> str:
+        """The name of the principal."""
         return self.principal.name
 
     @property
     def actor(self) -> Actor:
-        """Who acts and from where, for the audit log and for tag history."""
+        """The principal's name and the client, in the form that the audit log and the tag history keep."""
         agents = self.headers(b"user-agent")
         return make_actor(self.name, self.address, self.request_id, agents[0] if agents else b"")
 
-    def may_pull(self, stored: str) -> bool:
-        """Returns whether the principal may pull from a repository, given by its stored name."""
-        return self.principal.may(Action.PULL, stored, self.requested_name or stored)
+    def may_pull(self, stored_name: str) -> bool:
+        """Returns whether the principal may pull from the repository with this name in the store."""
+        return self.principal.may(Action.PULL, stored_name, self.requested_name or stored_name)
 
 
 @final
 class _NoRequest(RequestContext):
-    """The context outside any request. It cannot be changed, so that no caller can give rights to background work."""
+    """The context of background work. It cannot be changed, so that no code can give rights to background work."""
 
     __slots__ = ()
 
@@ -129,33 +137,36 @@ class _NoRequest(RequestContext):
 
 
 NO_REQUEST: Final = _NoRequest()
+"""The current context where no request is being served."""
 _CURRENT: Final[ContextVar[RequestContext]] = ContextVar("request", default=NO_REQUEST)
 
-# The variable's own methods: a Python function around them would cost every request a frame.
+# These are methods of the context variable, because a Python function around each would cost every request time.
 current_request: Final = _CURRENT.get
 """Returns the context of the request being served, or `NO_REQUEST`."""
 enter_request: Final = _CURRENT.set
-"""Makes a context the current one for this task. Returns the token that `leave_request` takes."""
+"""Makes a context the current one for this task. Returns a token, to be passed to `leave_request`."""
 leave_request: Final = _CURRENT.reset
-"""Restores the context that `enter_request` replaced."""
+"""Makes the context current again that was current before `enter_request`. Takes the token that `enter_request`
+returned."""
 
 
 def set_notice(text: str) -> None:
-    """Sends `text` with the answer to the current request, as `Warning: 299` (RFC 7234, 5.5). Outside a request it is
-    dropped."""
+    """Makes the response to the current request carry `text` in a header `Warning: 299` (RFC 7234, 5.5). Replaces an
+    earlier notice. Does nothing outside a request."""
     request = current_request()
     if request is not NO_REQUEST:
         request.notice = text
 
 
 def detached_context() -> Context:
-    """Returns a copy of the current context without a request, for `asyncio.create_task(…, context=…)`. A task that
-    outlives its request, or serves several, must not act for one of them or keep its memory."""
+    """Returns a copy of the current context variables without a request, for `asyncio.create_task(…, context=…)`. A
+    task that outlives its request, or works for several, must not act with the rights of one request or keep its
+    memory."""
     context = copy_context()
     context.run(enter_request, NO_REQUEST)
     return context
 
 
 def make_actor(name: str, address: str, request_id: str, user_agent: bytes) -> Actor:
-    """Returns who acts in a request; the User-Agent is cut to `USER_AGENT_CHARACTERS`."""
+    """Returns the actor of a request. Cuts the User-Agent to `USER_AGENT_CHARACTERS`."""
     return Actor(name, address, request_id, user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))

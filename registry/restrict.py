@@ -1,4 +1,5 @@
-"""Read-only registries, and registries without deletes (the settings `read_only` and `delete`)."""
+"""`Restricted`: a wrapper that makes a registry read-only, or refuses deletes (the settings `read_only` and
+`delete`)."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ T = TypeVar("T")
 
 
 class Restricted(ForwardingRegistry):
-    """`inner` without what is switched off, which raises Unsupported. `read_only` switches off pushes and deletes."""
+    """Makes each call on `inner`, except those that the restrictions forbid: these raise Unsupported. `read_only`:
+    forbids pushes and deletes. `delete`: False forbids deletes."""
 
     def __init__(self, inner: Registry, *, read_only: bool = False, delete: bool = True) -> None:
         super().__init__(inner)
-        self._refusals: dict[Action, str] = {}
+        self._refusals: dict[Action, str] = {}  # the error text for each action that is forbidden
         if not delete:
-            self._refusals[Action.DELETE] = "this registry deletes nothing at a client's request"
+            self._refusals[Action.DELETE] = "this registry does not let clients delete content"
         if read_only:
             self._refusals |= dict.fromkeys((Action.PUSH, Action.DELETE), "this registry is read-only")
 
@@ -30,7 +32,7 @@ class Restricted(ForwardingRegistry):
 
 
 def restrict(registry: Registry, *, read_only: bool, delete: bool) -> Registry:
-    """Returns `registry` with these restrictions; the registry itself where there are none."""
+    """Returns `registry` with these restrictions; `registry` itself if nothing is restricted."""
     if delete and not read_only:
         return registry
     return Restricted(registry, read_only=read_only, delete=delete)

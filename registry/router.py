@@ -1,15 +1,22 @@
-"""`Router`: decides which registry serves a repository name: the one hosted here, or an upstream's mirror.
+"""`Router`: passes each call to the registry that the repository name belongs to.
 
-`registry.naming` says what a name may mean. Where it may be hosted here or belong to the default upstream:
+Behind the router are the *hosted registry*, which has the content that clients push, and one *mirror* for each upstream
+registry in the settings. A mirror is a pull-through cache. All of them share one store. The *stored name* of a
+repository is its name in that store: mirrored repositories begin with the upstream's name there, as in
+`docker.io/library/ubuntu`.
 
-- A name that was ever pushed is hosted here and never requested upstream: not per tag, not per digest, not after
-  everything in it was deleted.
-- Until then the mirror of the default upstream answers reads, and a push makes the name hosted.
-- Pushes to a name that belongs to an upstream are refused.
+A name such as `ghcr.io/org/app` belongs to the upstream `ghcr.io`. Clients may pull such names and not push them. A
+name without a host, such as `team/app`, may mean a hosted repository, or a repository of the *default upstream* in the
+settings (`registry.naming`). The router decides by the pushes so far:
 
-A client that pushes first asks which blobs exist. For a name that was never pushed and that nothing was pulled by, the
-answer is "none" without a request upstream: so pushes work while the upstream is down, and it learns no private names.
-It does learn a private name that is pulled before its first push; `[hosted] prefixes` prevents that, too.
+- From the first push on, the name is hosted. It stays hosted for all tags and digests, even after all its content was
+  deleted, and the upstream is never asked for it again.
+- Before the first push, the mirror of the default upstream answers reads of the name.
+
+Before a client pushes, it asks with HEAD which blobs the repository has. If nothing was ever pushed to the name or
+pulled by it, the router answers "unknown" without asking the default upstream. So a push works while the upstream is
+down, and the upstream does not learn private names. A private name that is pulled before its first push does reach the
+upstream. To prevent that, `[hosted] prefixes` in the settings lists names that are always hosted.
 """
 
 from __future__ import annotations
@@ -38,27 +45,30 @@ from storage.names import Digest, RepositoryName
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
-_MAX_USED_NAMES: Final = 65536
-"""Names that were pushed to, cached in memory."""
+_MAX_CACHED_NAMES: Final = 65536
+"""Most names that a router caches in memory as used. The cache is cleared when it is full."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
     *(Denied, DigestInvalid, PartialLost, TooManyRequests, UpstreamUnavailable),
 )
-"""The errors of content that is not here and cannot be fetched from its upstream now."""
+"""Errors that mean: the store does not have the content, and it cannot be fetched from its upstream now."""
 
 UsedCheck = Callable[[RepositoryName], Awaitable[bool]]
-"""Returns whether anything was ever put into a repository, by its stored name. Must never turn false again."""
+"""Returns whether the store has, or ever had, content of the repository with this stored name. Once it has returned
+True for a name, it never returns False again."""
 ConfirmedCheck = Callable[[RepositoryName, Digest], Awaitable[bool]]
-"""Returns whether the upstream itself has said that a mirrored repository has the blob."""
+"""Returns whether the upstream has confirmed that this repository has this blob. The repository is given by its stored
+name, which begins with the upstream's name."""
 
 
 async def nothing_confirmed(repo: RepositoryName, digest: Digest) -> bool:
-    """Returns False: no link is confirmed."""
+    """Returns False for every blob. A `ConfirmedCheck` for a router without private upstreams, which never calls it."""
     return False
 
 
 class Destination(NamedTuple):
-    """Where reads of a name go. `upstream`: the one whose mirror `registry` is; None: the name is hosted here."""
+    """The registry that answers reads of a name, and the repository's stored name in it. `upstream`: the name of the
+    upstream if `registry` is its mirror; None: the hosted registry."""
 
     registry: Registry
     repo: RepositoryName
@@ -66,10 +76,13 @@ class Destination(NamedTuple):
 
 
 class Router(RefusingRegistry):
-    """The registry `hosted` and the mirrors, by their upstreams' names, which share one store.
+    """Passes each call to the hosted registry or to a mirror, under the repository's stored name.
 
-    `is_used`: whether a stored name was ever put to use. `private`: the upstreams of which the store may hold links
-    that the upstream has not confirmed; `is_confirmed` tells for one link. Nothing is mounted by other links."""
+    `hosted`: the registry of pushed content. `mirrors`: the mirror of each upstream, by the upstream's name. `is_used`:
+    returns whether the store ever had content of a repository. `naming`: tells which upstream a name belongs to.
+    `private`: the names of upstreams whose repositories may have different readers. The store may list a blob in a
+    repository of such an upstream before the upstream has confirmed that it belongs there. The router lets a client
+    mount the blob from that repository only if `is_confirmed` returns True."""
 
     def __init__(
         self,
@@ -84,71 +97,77 @@ class Router(RefusingRegistry):
         self.hosted = hosted
         self.mirrors = dict(mirrors)
         self.naming = naming
-        self._store_is_used = is_used
-        self._private = frozenset(private)
+        self._is_used_in_store = is_used
+        self._private_upstreams = frozenset(private)
         self._is_confirmed = is_confirmed
-        self._used: set[RepositoryName] = set()
+        self._used_names: set[RepositoryName] = set()  # for which `is_used` has returned True
 
     async def locate(self, repo: RepositoryName) -> Destination:
-        """Returns where reads of a name go, and under which stored name. Raises NameUnknown for the bare name of an
-        upstream."""
+        """Returns the registry that answers reads of `repo`, and the stored name. Raises NameUnknown if `repo` is only
+        the name of an upstream, such as `ghcr.io`; NameInvalid if the stored name would be too long."""
         upstream = self.naming.upstream_of(repo)
         if upstream is not None:
             return Destination(self.mirrors[upstream], self.naming.mirrored_name(repo, upstream), upstream)
         default = self.naming.default_name(repo)
         if default is None or await self._is_used(repo):
             return Destination(self.hosted, repo)
-        return self._on_default(default)
+        return self._default_destination(default)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name that reads of `repo` lead to; the bare name of an upstream as it is."""
+        """Returns the stored name under which reads of `repo` are answered. If `repo` is only the name of an upstream,
+        returns it unchanged."""
         candidates = self.naming.candidates(repo)
         return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
-        """Returns whether it is certain, without a look-up, that what is hosted here answers every read of the name,
-        now and later."""
+        """Returns whether the hosted registry answers every read of the name, now and later. Does not look into the
+        store, so it may return False for a name that is hosted."""
         if self.naming.upstream_of(repo) is not None:
             return False
-        return self.naming.default_name(repo) is None or repo in self._used
+        return self.naming.default_name(repo) is None or repo in self._used_names
 
     async def _is_used(self, repo: RepositoryName) -> bool:
-        """Returns whether the name was ever pushed to or pulled by. Only "yes" is cached: a push through another worker
-        counts from its commit on."""
-        if repo in self._used:
+        """Returns whether the store ever had content of the repository with the stored name `repo`. Caches only True,
+        because another worker may commit the first content at any time."""
+        if repo in self._used_names:
             return True
-        if not await self._store_is_used(repo):
+        if not await self._is_used_in_store(repo):
             return False
-        if len(self._used) >= _MAX_USED_NAMES:
-            self._used.clear()
-        self._used.add(repo)
+        if len(self._used_names) >= _MAX_CACHED_NAMES:
+            self._used_names.clear()
+        self._used_names.add(repo)
         return True
 
-    def _on_default(self, stored: RepositoryName) -> Destination:
+    def _default_destination(self, stored: RepositoryName) -> Destination:
+        """Returns the mirror of the default upstream. `stored`: the repository's stored name there."""
         upstream = self.naming.default
         assert upstream is not None, "only a default upstream gives a default name"
         return Destination(self.mirrors[upstream], stored, upstream)
 
     async def handle(self, call: Call[T]) -> T:
+        """Makes `call` on the registry that its repository name belongs to, and returns its result. Raises Denied for a
+        push to a name of an upstream, and the errors of the call."""
         if call.action is Action.PUSH:
             return await self._push(call)
-        if not call.repo:  # the list of repositories, mirrored ones under their stored names
+        if not call.repo:
+            # Lists all repositories. The hosted registry lists the mirrored ones as well, because they share its store.
             return await call.invoke_on(self.hosted)
-        place = await self.locate(call.repo)
-        if call.operation == "resolve_blob" and await self._is_unknown_blob(call.repo, place):
+        destination = await self.locate(call.repo)
+        if call.operation == "resolve_blob" and await self._is_check_before_push(call.repo, destination):
             raise BlobUnknown(detail={"digest": call.args[0]})
-        call.repo = place.repo
-        return await call.invoke_on(place.registry)
+        call.repo = destination.repo
+        return await call.invoke_on(destination.registry)
 
-    async def _is_unknown_blob(self, repo: RepositoryName, place: Destination) -> bool:
-        """Returns whether a question for a blob comes from a client that is about to push: one that pulls has fetched
-        a manifest by that name before."""
-        if place.upstream is None or self.naming.upstream_of(repo) is not None:
+    async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
+        """Returns whether a client that asks for a blob's descriptor is about to push, as far as the router can tell:
+        the name may mean a repository of the default upstream, and nothing was ever pulled from there. A client that
+        pulls gets a manifest first."""
+        if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
-        return not await self._is_used(place.repo)
+        return not await self._is_used(destination.repo)
 
     async def _push(self, call: Call[T]) -> T:
-        """Makes a call of a Writer: always on what is hosted here."""
+        """Makes a call that writes, on the hosted registry. Raises Denied for a name of an upstream."""
         if (upstream := self.naming.upstream_of(call.repo)) is not None:
             raise Denied(
                 f"{call.repo} is mirrored from {upstream} and takes no pushes; push under a name of your own, such as "
@@ -162,62 +181,74 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mount_blob(self, call: Call[T]) -> T:
-        """Mounts from a hosted repository, or from what the store has of a mirrored one. A set of sources is one of
-        stored names; private upstreams are left out of it, and have to be named."""
+        """Mounts a blob that the store has, from a hosted or a mirrored repository. Never asks an upstream.
+
+        The source is one repository, or a set of stored names from which the registry chooses one. Repositories of
+        private upstreams are removed from a set: a client can mount from them only by name. Raises BlobUnknown."""
         digest, source = call.args
         if isinstance(source, RepositoryName):
             stored = (await self.locate(source)).repo
-            await self._check_source(stored, digest)
+            await self._check_confirmed(stored, digest)
             call.args = digest, stored
-        elif self._private:
-            call.args = digest, source.without_segments(self._private)
+        elif self._private_upstreams:
+            call.args = digest, source.without_segments(self._private_upstreams)
         return await call.invoke_on(self.hosted)
 
-    async def _check_source(self, source: RepositoryName, digest: Digest) -> None:
-        """Raises BlobUnknown for a link in a private upstream's repository that the upstream has not confirmed."""
-        if source.partition("/")[0] in self._private and not await self._is_confirmed(source, digest):
+    async def _check_confirmed(self, source: RepositoryName, digest: Digest) -> None:
+        """Raises BlobUnknown if `source` is a repository of a private upstream that has not confirmed the blob."""
+        if source.partition("/")[0] in self._private_upstreams and not await self._is_confirmed(source, digest):
             raise BlobUnknown(f"{source} has no blob {digest}")
 
     async def _put_manifest(self, call: Call[T]) -> T:
-        """Stores a manifest. Until its first push, a mirror answered the reads of this name, so a client may believe
-        that blobs are pushed which only that mirror has: they are copied first, or fetched from the upstream."""
+        """Stores a manifest in the hosted registry.
+
+        Before the name's first push, the mirror of the default upstream answered reads of it. A client may have seen a
+        blob or a child manifest there and so not pushed it. If such content is missing, this copies it from the
+        mirror's repository, or fetches it from the upstream, and tries again. Raises ManifestBlobUnknown if that is not
+        possible."""
         try:
             return await call.invoke_on(self.hosted)
         except ManifestBlobUnknown as missing:
-            source = await self._former_source(call.repo)
+            source = await self._mirrored_source(call.repo)
             if source is None:
                 raise
             try:
-                await self._copy_parts(call.args[0], source, call.repo, call.options["by"])
+                await self._copy_content(call.args[0], source, call.repo, call.options["by"])
             except _UNOBTAINABLE:
                 raise missing from None
         return await call.invoke_on(self.hosted)
 
-    async def _former_source(self, repo: RepositoryName) -> Destination | None:
-        """Returns where reads of a name went before its first push; None: nowhere else, nothing was pulled there, or
-        the principal may not pull there. For a name that is hosted by now, only content that is here."""
+    async def _mirrored_source(self, repo: RepositoryName) -> Destination | None:
+        """Returns the repository of the default upstream that answered reads of `repo` before its first push.
+
+        Returns None if there is none, if nothing was ever pulled from it, or if the principal of the request may not
+        pull from it. If `repo` was pushed to already, the result has the hosted registry in place of the mirror. It
+        reads the mirrored content in the shared store, and does not ask the upstream."""
         default = self.naming.default_name(repo)
         if default is None or not current_request().may_pull(default) or not await self._is_used(default):
             return None
-        place = self._on_default(default)
-        return place._replace(registry=self.hosted) if await self._is_used(repo) else place
+        source = self._default_destination(default)
+        return source._replace(registry=self.hosted) if await self._is_used(repo) else source
 
-    async def _copy_parts(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Copies everything that `manifest` refers to into `repo`. Raises `_UNOBTAINABLE`. Cancelled: what was copied
-        stays, as pushed blobs do."""
-        for digest in ({part.digest for part in manifest.blobs} - manifest.foreign) | manifest.blob_children:
+    async def _copy_content(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+        """Copies all blobs and child manifests that `manifest` refers to from `source` into the hosted repository
+        `repo`. Raises one of `_UNOBTAINABLE`. Cancelled: keeps what was copied so far."""
+        for digest in ({blob.digest for blob in manifest.blobs} - manifest.foreign) | manifest.blob_children:
             await self._copy_blob(digest, source, repo, by)
-        for child in {part.digest for part in manifest.manifests} - manifest.blob_children:
+        for child in {entry.digest for entry in manifest.manifests} - manifest.blob_children:
             await self._copy_manifest(child, source, repo, by)
 
     async def _copy_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+        """Adds a blob of `source` to `repo`, unless `repo` has it already. Mounts it if the store has it; otherwise
+        fetches it from the upstream first."""
         with suppress(BlobUnknown):
             await self.hosted.resolve_blob(repo, digest)
             return
         with suppress(BlobUnknown):
             await self._mount(digest, source.repo, repo, by)
             return
-        # A client that does not wait for the end of the download finds the blob here the next time.
+        # Opens the blob, which starts its download, and waits for its last byte. If the client disconnects, the
+        # download goes on, so a repeated push finds the blob.
         async with aclosing(await source.registry.open_blob(source.repo, digest)) as reader:
             start, stop = reader.span
             if start < stop:
@@ -225,13 +256,15 @@ class Router(RefusingRegistry):
         await self._mount(digest, source.repo, repo, by)
 
     async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:
-        await self._check_source(source, digest)
+        """Adds to `repo` a blob that the store has in `source`. Raises BlobUnknown."""
+        await self._check_confirmed(source, digest)
         return await self.hosted.mount_blob(repo, digest, source, by)
 
     async def _copy_manifest(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+        """Copies a child manifest, with everything that it refers to, unless `repo` has it already."""
         with suppress(ManifestUnknown):
             await self.hosted.resolve_manifest(repo, digest)
             return
         child = await source.registry.get_manifest(source.repo, digest)
-        await self._copy_parts(child, source, repo, by)
+        await self._copy_content(child, source, repo, by)
         await self.hosted.put_manifest(repo, child, by=by)

@@ -1,7 +1,8 @@
-"""`ServiceFactory`: builds a worker's service from the settings and an opened backend. The composition root.
+"""`ServiceFactory`: builds the service of a worker process from the settings (the composition root).
 
-The layers, from the outside: the distribution API over HTTP, the log of calls, the guard, the restrictions, and the
-router or the store. Everything is complete when it is made.
+A request passes through these layers, from the outside: the distribution API (HTTP), the log of calls (`Observed`), the
+check of the caller's rights (`Guarded`), the restrictions in the settings (`Restricted`), and the router over the store
+and the mirrors, or the store alone.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ from storage.access import Action
 from storage.interface import Registry
 
 HEALTH_PER_SECOND: Final = 20.0
-"""Health checks from one network that are always allowed, per second."""
+"""Least rate limit of health checks, for each client network. It leaves room for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """The parts of a service with accounts."""
+    """The parts of a service with accounts.
+
+    `components`: the stores and caches of accounts and credentials. `policy`: computes the rights of principals.
+    `tokens`: issues tokens. `management`: what the management API works with."""
 
     components: AuthComponents
     policy: Policy
@@ -54,21 +58,26 @@ class AccessControl:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a worker serves. `distribution` answers `/v2`. `unguarded`: the registry behind the guard, for health
-    checks. `storage_problem` returns why nothing can be stored now; None: it can. `access`: None without accounts.
-    `retire`: tells the store that another service has replaced this one. `is_frozen`: the store had no room to
-    be opened for writing, and serves reads only."""
+    """What a worker serves.
+
+    `distribution` answers requests for `/v2`. `unguarded`: the registry without the check of rights, for health checks.
+    `access`: the parts for accounts; None: there are no accounts. `storage_problem` returns a sentence that says why
+    nothing can be stored now; None: content can be stored. `is_store_read_only`: the disk was too full to open the
+    store for writing, so it was opened for reading. `end_read_only_store`: to be called once another service has
+    replaced a service with such a store, which then answers no more calls."""
 
     distribution: DistributionAPI
     unguarded: Registry
     access: AccessControl | None = None
     storage_problem: Callable[[], str | None] = lambda: None
-    retire: Callable[[], None] = lambda: None
-    is_frozen: bool = False
+    end_read_only_store: Callable[[], None] = lambda: None
+    is_store_read_only: bool = False
 
 
 class ServiceFactory:
-    """Builds the services of one worker. `rate_limit`: made before the fork, see `shared_rate_limit`. `clock`: seconds
+    """Builds the services of one worker.
+
+    `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `clock`: returns seconds
     since 1970."""
 
     def __init__(
@@ -82,25 +91,31 @@ class ServiceFactory:
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
-        self._guarded = [upstream.name for upstream in settings.upstream if upstream.guarded]
-        self._own_hosts = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
+        self._guarded_upstreams = [upstream.name for upstream in settings.upstream if upstream.guarded]
+        self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
 
     def without_accounts(self, registry: Registry) -> Service:
-        """Returns a service of `registry` that is open to everybody."""
+        """Returns a service that serves `registry` to everybody, without accounts."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
-        return Service(self._distribution(guard, OpenAuthenticator(guard, self._guarded)), restricted)
+        return Service(self._distribution(guard, OpenAuthenticator(guard, self._guarded_upstreams)), restricted)
 
     @asynccontextmanager
-    async def open(self, *, may_freeze: bool) -> AsyncIterator[Service]:
-        """Opens the store, the mirrors and the accounts, and yields a service of them. A read-only registry collects no
-        garbage; its mirrors still fill, since only what clients push or delete is refused. `may_freeze`: without room
-        to open the store for writing, it is opened for reads. Raises StorageFull without it."""
+    async def open(self, *, may_open_read_only: bool) -> AsyncIterator[Service]:
+        """A context manager that opens the store, the mirrors and the accounts, and yields a service of them.
+
+        `may_open_read_only`: if the disk is too full to open the store for writing, it is opened for reading; otherwise
+        that raises StorageFull. With the setting `read_only`, no garbage is collected, but mirrors still cache new
+        content: the setting refuses only pushes and deletes of clients."""
         settings = self.settings
-        every = None if settings.read_only else settings.gc.interval
+        collect_every = None if settings.read_only else settings.gc.interval
         async with (
             open_backend(
-                settings, collect_every=every, serving=True, may_freeze=may_freeze, clock=self.clock
+                settings,
+                collect_every=collect_every,
+                serving=True,
+                may_open_read_only=may_open_read_only,
+                clock=self.clock,
             ) as backend,
             open_auth_components(
                 settings, backend.stored.accounts, backend.stored.leases, clock=self.clock
@@ -109,14 +124,16 @@ class ServiceFactory:
             yield self._with_accounts(backend, components)
 
     def _with_accounts(self, backend: Backend, components: AuthComponents) -> Service:
+        """Returns the service of an opened backend, with accounts."""
         settings, stored, router = self.settings, backend.stored, backend.router
         policy = Policy(
             components.accounts,
             components.revocation_check,
             naming=router.naming,
-            guarded=self._guarded,
+            guarded=self._guarded_upstreams,
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
+        # Without mirrors, the router would only pass each call on.
         restricted = self._restrict(router if router.mirrors else stored)
         guard = Guarded(
             restricted,
@@ -127,19 +144,22 @@ class ServiceFactory:
             cursors=components.cursors,
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
-        answer_cache = AnswerCache(stored.metadata.version, router.is_always_hosted, by_host=bool(self._own_hosts))
+        answer_cache = AnswerCache(
+            stored.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
+        )
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         management = management_components(components, policy, proxied=behind_proxy, public_url=settings.public_url)
         return Service(
             self._distribution(guard, authenticator, answer_cache, lambda: not policy.closed),
             restricted,
             AccessControl(components, policy, components.token_service(policy), management),
-            stored.storage_problem,
-            stored.retire,
-            stored.is_read_only,
+            storage_problem=stored.storage_problem,
+            end_read_only_store=stored.retire,
+            is_store_read_only=stored.is_read_only,
         )
 
     def _restrict(self, registry: Registry) -> Registry:
+        """Returns `registry` with the restrictions in the settings."""
         return restrict(registry, read_only=self.settings.read_only, delete=self.settings.delete)
 
     def _distribution(
@@ -149,36 +169,39 @@ class ServiceFactory:
         answer_cache: AnswerCache | None = None,
         is_open: Callable[[], bool] = lambda: True,
     ) -> DistributionAPI:
+        """Returns the distribution API over `guard`. `is_open` returns whether there are no accounts yet."""
         settings = self.settings
         return DistributionAPI(
             Observed(guard),
-            limits=RequestLimits(manifest=settings.limits.manifest),
+            limits=RequestLimits(manifest_bytes=settings.limits.manifest),
             public_url=settings.public_url,
             namespaces=self._namespaces(),
             rate_limit=self.rate_limit,
             authenticator=authenticator,
             service=token_service_name(settings.auth, settings.public_url),
             answer_cache=answer_cache,
-            cross_site=CrossSiteCheck(settings.public_url, self._own_hosts, is_open),
+            cross_site=CrossSiteCheck(settings.public_url, self._upstream_by_host, is_open),
             body_memory=self.body_memory,
         )
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the upstreams that requests may name; None without mirrors."""
+        """Returns the upstreams that requests may name by `ns` or by a host; None: the settings have no upstream."""
         upstreams = self.settings.upstream
         if not upstreams:
             return None
         return Namespaces(
             NamingRules.from_settings(self.settings),
-            self._own_hosts,
+            self._upstream_by_host,
             hosts_of(self.settings.public_url),
             {alias: upstream.name for upstream in upstreams for alias in upstream.aliases},
         )
 
 
 def shared_rate_limit(settings: Settings) -> RateLimit | None:
-    """Returns the rate limit of the settings, if there is one. Made before the fork, it counts for all workers
-    together. Health checks have a limit of their own, which always allows several monitors one check per second."""
+    """Returns the rate limit in the settings; None: there is none.
+
+    It must be made before the workers are forked, because it counts the requests of all workers in shared memory.
+    Health checks count separately, with at least `HEALTH_PER_SECOND` for each network."""
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
@@ -193,16 +216,17 @@ def shared_rate_limit(settings: Settings) -> RateLimit | None:
 
 
 def _body_memory(settings: Settings) -> BodyMemory:
-    """Returns budgets that hold two manifests of the largest size."""
-    least = 2 * settings.limits.manifest
+    """Returns the memory budgets of a worker, each large enough for two manifests of the largest size."""
+    min_bytes = 2 * settings.limits.manifest
     return BodyMemory(
-        bodies=MemoryBudget(max(REQUEST_BODY_BYTES, least), "request bodies"),
-        answers=MemoryBudget(max(ANSWER_BYTES, least), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
+        bodies=MemoryBudget(max(REQUEST_BODY_BYTES, min_bytes), "request bodies"),
+        answers=MemoryBudget(max(ANSWER_BYTES, min_bytes), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
     )
 
 
 def _denial_recorder(components: AuthComponents) -> OnDenied:
-    """Returns a function that records a denial of the current request in the audit log."""
+    """Returns a function that the guard calls when it denies a call of the current request. It adds a line to the audit
+    log."""
 
     def record(principal: Principal, action: Action, name: str) -> None:
         by = replace(current_request().actor, name=principal.name)

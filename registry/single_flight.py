@@ -1,6 +1,6 @@
-"""Single flight: concurrent callers that want the same result share one task.
+"""`SingleFlight`: concurrent callers that need the same result share one task.
 
-The task belongs to none of its callers. A caller that is cancelled stops waiting; the task goes on for the others.
+The task belongs to no caller. If a caller is cancelled, it stops waiting and the task goes on, for the other callers.
 """
 
 from __future__ import annotations
@@ -16,44 +16,47 @@ T = TypeVar("T")
 
 
 def server_stopping() -> UpstreamUnavailable:
-    """Returns the error for work that the end of the server interrupts."""
+    """Returns the error for callers whose work ends early because the server is stopping."""
     return UpstreamUnavailable("the server is stopping; try again in a moment")
 
 
 def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Starts a task that may outlive the request that causes it, or serves several. The task has no request: its caller
-    and its notices are not visible in it."""
+    """Starts a task that may outlive the current request or work for several requests. The task runs outside any
+    request: `current_request()` returns `NO_REQUEST` in it."""
     return asyncio.get_running_loop().create_task(work, context=detached_context())
 
 
 class SingleFlight(Generic[T]):
-    """Running tasks of one kind, by key. At most one task per key runs in this process.
+    """The running tasks of one kind of work, by key. At most one task per key runs in this process.
 
-    `stopped` makes the error that callers get when `aclose` ends the task they wait for.
+    `make_stop_error` returns the error that callers get if `aclose` cancels the task for which they wait.
     """
 
-    def __init__(self, stopped: Callable[[], Exception] = server_stopping) -> None:
-        self._stopped = stopped
+    def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping) -> None:
+        self._make_stop_error = make_stop_error
         self._running: dict[Hashable, asyncio.Task[T]] = {}
         self._closed = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Returns the running task for `key`, or starts one. Raises the `stopped` error after `aclose`."""
+        """Returns the running task for `key`; if there is none, starts a task that runs `work()`. After `aclose`,
+        raises the error of `make_stop_error` instead of starting one."""
         task = self._running.get(key)
         if task is None:
             if self._closed:
-                raise self._stopped()
+                raise self._make_stop_error()
             task = self._running[key] = start_detached(work())
             task.add_done_callback(lambda done: self._on_done(key, done))
         return task
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Returns the result of the task for `key`, started if none runs. Raises what the task raises, and the
-        `stopped` error when `aclose` ends it. When the caller is cancelled, the task goes on."""
-        return await wait_for_outcome(self.start(key, work), self._stopped)
+        """Returns the result of the task for `key`, which this starts if none is running. Raises what the task raises,
+        and the error of `make_stop_error` if `aclose` cancels the task. If the caller is cancelled, the task goes
+        on."""
+        return await wait_for_outcome(self.start(key, work), self._make_stop_error)
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        """Waits for the end of the task for `key`, started if none runs. Raises nothing that the task raises."""
+        """Waits until the task for `key` has ended, and starts it if none is running. Ignores its result and its
+        error."""
         await asyncio.wait([self.start(key, work)])
 
     def __len__(self) -> int:
@@ -61,34 +64,34 @@ class SingleFlight(Generic[T]):
         return len(self._running)
 
     async def aclose(self) -> None:
-        """Cancels all tasks, waits for their end, and lets no more start. Idempotent."""
+        """Cancels all tasks and waits until they have ended. No task can be started after that. Idempotent."""
         self._closed = True
         await cancel_and_wait(self._running.values())
 
     def _on_done(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._running.pop(key, None)
         if not task.cancelled():
-            task.exception()  # marks it as retrieved, so that asyncio logs nothing when no caller is left
+            task.exception()  # marks the exception as retrieved, or asyncio would log it if no caller waits any more
 
 
-async def wait_for_outcome(task: asyncio.Task[T], stopped: Callable[[], Exception] = server_stopping) -> T:
-    """Returns the result of `task`, or raises its exception. Raises the `stopped` error when the task itself was
-    cancelled. When the caller is cancelled, the task goes on."""
+async def wait_for_outcome(task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping) -> T:
+    """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if the
+    task itself was cancelled. If the caller is cancelled, the task goes on."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         current = asyncio.current_task()
         if task.cancelled() and not (current and current.cancelling()):
-            raise stopped() from None
+            raise make_stop_error() from None
         raise
     finally:
-        # The task's exception refers to this frame. Without `del`, the frame would refer back to the task, and the
-        # cycle would keep everything on the traceback alive until the garbage collector runs.
+        # The traceback of the task's exception refers to this frame. If the frame also referred to the task, this cycle
+        # would keep everything on the traceback in memory until the garbage collector runs.
         del task
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and waits until all have ended. Drops their results and exceptions."""
+    """Cancels tasks and waits until all have ended. Ignores their results and exceptions."""
     remaining = list(tasks)
     for task in remaining:
         task.cancel()

@@ -1,7 +1,7 @@
 """The errors that a registry raises (`RegistryError` and its subclasses).
 
-Each error code of the OCI distribution spec ("Error Codes") has a class, and some errors without a code in the spec
-have one too. The classes know no HTTP; the table `registry.http.errors.STATUS` gives each class its HTTP status.
+There is a subclass for each error code of the OCI distribution spec ("Error Codes"), and some for which the spec has no
+code. The library knows codes, not HTTP statuses: `registry.http.error_statuses.STATUS` gives each class its status.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from fastapi.openapi.models import HTTPBase
 from fastapi.security.base import SecurityBase
 
 from registry.admin.cookies import BrowserCookies
+from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
 from registry.auth.authenticators import ManagementAuthenticator
 from registry.auth.rights.management_rights import UNRESTRICTED, ManagementRights, management_rights_of
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.client_addresses import is_loopback, is_loopback_host
-from registry.http.asgi import unauthenticated_actor
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized

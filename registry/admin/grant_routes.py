@@ -112,8 +112,8 @@ async def _visible_page(
     """Returns a page of the grants that the caller may see. `show_all` means that the caller may see every grant to
     `subjects`.
 
-    If the page ends after the maximum number of batches, its `next_after` is the key of the last grant that was read. The
-    caller may not be allowed to see that grant."""
+    If the page ends after the maximum number of batches, its `next_after` is the key of the last grant that was read,
+    which the caller may not be allowed to see."""
     if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     visible: list[Grant] = []

@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from registry.admin.cookies import ATTEMPT_COOKIE, SESSION_COOKIE, BrowserCookies
+from registry.asgi import unauthenticated_actor
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS
 from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed, OpenIDLogin
 from registry.auth.token.login_sessions import SESSION_SECONDS
-from registry.http.asgi import unauthenticated_actor
-from registry.http.errors import status_of
+from registry.http.error_statuses import status_of
 from registry.http.query import Query
 from registry.request import RequestInvalid
 from storage.errors import RegistryError, TooManyRequests

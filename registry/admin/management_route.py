@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from registry.admin.cookies import SAFE_METHODS
-from registry.http.asgi import Message, Receive, raw_path
+from registry.asgi import Message, Receive, raw_path
 from registry.http.query import check_parameter_count
 from storage.access import AccountName
 from storage.content import Actor

@@ -16,8 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.http.errors import error_json, status_of
-from registry.http.headers import API_VERSION
+from registry.http.error_statuses import error_json, status_of
+from registry.http.response_headers import API_VERSION
 from storage.errors import RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
 
 log = logging.getLogger("registry.management")

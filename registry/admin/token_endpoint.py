@@ -14,13 +14,13 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from registry.asgi import unauthenticated_actor
 from registry.auth.authorization_header import Basic, parse_authorization
 from registry.auth.token_service import scopes
 from registry.auth.token_service.service import RefreshToken, TokenRequest, TokenResponse, TokenService
-from registry.http.asgi import unauthenticated_actor
-from registry.http.errors import FormInvalid, FormTooLarge, error_json, status_of
-from registry.http.headers import API_VERSION
+from registry.http.error_statuses import FormInvalid, FormTooLarge, error_json, status_of
 from registry.http.query import Query
+from registry.http.response_headers import API_VERSION
 from storage.content import Actor
 from storage.errors import RegistryError, TooManyRequests
 

@@ -28,7 +28,7 @@ from registry.cli.options import (
 from registry.config import Settings
 
 if TYPE_CHECKING:
-    from registry.server.asgi import AsgiApp
+    from registry.asgi import AsgiApp
     from registry.server.gate.listener import ListenerOptions
 
 HELP = "Run the registry in the foreground. Ctrl-C or SIGTERM stops it."

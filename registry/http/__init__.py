@@ -1,4 +1,4 @@
-"""HTTP to clients: the OCI distribution API over a registry."""
+"""The OCI distribution API, which serves a `Registry` to clients over HTTP."""
 
 from registry.http.api import DistributionAPI
 from registry.http.challenge import Authenticator, Challenges

@@ -1,7 +1,7 @@
-"""`DistributionAPI`: everything below `/v2`, as one ASGI callable over a registry.
+"""`DistributionAPI`: the OCI distribution API below `/v2`, as one ASGI application over a registry.
 
-A handler parses the request, makes its call on the registry, and sends the answer. Errors are raised, and answered in
-one place: here.
+Each kind of resource and method has a handler, a function that parses the request, makes one call on the registry, and
+sends the response. If the handler raises an error, `DistributionAPI` sends the error response.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+from registry.asgi import Header, Receive, Scope, Send, new_request_id, raw_path
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.answer_cache import AnswerCache, CachedAnswer
-from registry.http.asgi import Header, Receive, Scope, Send, new_request_id, raw_path
 from registry.http.body_memory import BodyMemory
 from registry.http.challenge import Authenticator, Challenges
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.disconnect import ClientGone
-from registry.http.errors import MethodUnknown
+from registry.http.error_responses import log_cut_off, log_server_error, send_error, send_internal_error
+from registry.http.error_statuses import MethodUnknown
 from registry.http.exchange import Exchange, RequestLimits
-from registry.http.failures import log_cut, log_failure, send_error, send_failure
-from registry.http.headers import JSON, REVALIDATE, allow_header
 from registry.http.namespaces import Namespaces
 from registry.http.rate_limit import RateLimit, check_rate, rate_key
-from registry.http.routing import parse_path
+from registry.http.resource_path import parse_path
+from registry.http.response_headers import JSON, REVALIDATE, allow_header
 from registry.request import UNRESTRICTED, enter_request
 from storage.errors import RegistryError, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
@@ -34,11 +34,13 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.http")
 
 Handler = Callable[[Exchange], Awaitable[None]]
+"""Sends the response to one request, or raises an error. An error after the status was sent breaks the response off."""
 
 
 async def ping(exchange: Exchange) -> None:
-    """Says that this is a registry of version 2 ("Determining Support", end-1). Docker reads a challenge here and
-    nowhere else, so a request without credentials gets one, even where pulls need none."""
+    """Answers that this server supports the distribution API ("Determining Support", end-1). Raises Unauthorized
+    without credentials, even where pulls need none, because Docker looks for the 401 challenge in this response
+    alone."""
     if not exchange.principal.is_admitted:
         raise Unauthorized
     await exchange.send_whole(200, b"{}", JSON, REVALIDATE)
@@ -67,15 +69,17 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
         },
     }
 )
-"""The handlers of each kind of resource, by method."""
+"""The handler of each kind of resource and each method. The kinds are those of `resource_path.Resource`."""
 
-_ALLOWED: Final[Mapping[str, tuple[str, ...]]] = {kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()}
+_ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()
+}
 
 
 class DistributionAPI:
     """The OCI distribution API over `registry`, as an ASGI application.
 
-    URLs in Location are paths without a host, or below `public_url` where that is set."""
+    Location holds a path without a host, or a URL below `public_url` if that is set."""
 
     def __init__(
         self,
@@ -92,15 +96,16 @@ class DistributionAPI:
         body_memory: BodyMemory | None = None,
     ) -> None:
         """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` is ignored.
-        `authenticator`: None: requests are not authenticated. `service`: the service that tokens are for, in
-        challenges. `rate_limit`: None: there is none. `answer_cache`: None: no answer is cached. `cross_site`: None:
-        that of a registry without accounts and host names. `body_memory`: the worker's; None: one of its own."""
+        `authenticator`: None means that every request may do everything. `service`: the name that 401 challenges give
+        to the service that tokens are for. `rate_limit`: None means no limit. `answer_cache`: the response cache; None:
+        no response is cached. `cross_site`: the check of requests from browsers; None: the check for a registry without
+        accounts and further host names. `body_memory`: the memory budgets of the worker; None: new ones."""
         self.registry = registry
         self.limits = limits or RequestLimits()
-        self._base = (public_url or "").rstrip("/")
+        self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
-        self._credential_key = _same_for_all if authenticator is None else authenticator.credential_key
+        self._credential_key = _one_key_for_all if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
         self._answer_cache = answer_cache
@@ -108,7 +113,7 @@ class DistributionAPI:
         self._body_memory = body_memory or BodyMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self.registry, self.limits, self._base, scope, receive, send, self._body_memory)
+        exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
         enter_request(exchange)
         try:
             if self._answer_cache is not None and self._answer_cache.record(exchange):
@@ -119,54 +124,61 @@ class DistributionAPI:
         except ClientGone:
             return
         except RegistryError as error:
-            if exchange.started:
-                log_cut(exchange, error)
-                raise
-            log_failure(exchange, error)
-            error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold the request's body
+            if exchange.response_started:
+                log_cut_off(exchange, error)
+                raise  # the server then closes the connection, so the client sees that the response is incomplete
+            log_server_error(exchange, error)
+            # A traceback refers to the request's body, which must not stay in memory while the response is sent.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:
-            if exchange.started:
+            if exchange.response_started:
                 error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
                 raise
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                log_failure(exchange, busy := TooManyOpenFiles())
+                log_server_error(exchange, busy := TooManyOpenFiles())
                 await send_error(exchange, busy)
                 return
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
-            await send_failure(exchange)
+            await send_internal_error(exchange)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached answer to a request without a body, and the request's id; None: there is none. For a
-        server that asks before it calls the application; it only has to send the answer."""
+        """Returns the cached response to a request without a body, and a new request id for its header; None: the
+        server has to call the application. Our server calls this before it starts the application.
+
+        A request with a cached response counts against the rate limit, and the log gets the lines of the calls that
+        made the response."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._credential_key)
         if answer is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
-        if self._rate_limit is not None and self._rate_limit(rate_key(answer.name, answer.is_account, address)):
-            return None
+        key = rate_key(answer.principal_name, answer.is_account, address)
+        if self._rate_limit is not None and self._rate_limit(key):
+            return None  # the limit is reached: the server calls the application, which answers 429
         request_id = new_request_id()
         for log_call in answer.logged_calls:
-            log_call(answer.name, address, request_id)
+            log_call(answer.principal_name, address, request_id)
         return answer, request_id
 
     async def _answer(self, exchange: Exchange) -> None:
-        await self._enter(exchange)
+        """Checks the request and runs its handler, which sends the response. Raises the errors of both."""
+        await self._admit(exchange)
         if self._namespaces is not None and exchange.requested_name:
             self._namespaces.apply(exchange)
         if self._authenticator is not None and exchange.kind == "manifests" and exchange.method == "PUT":
-            self._authenticator.check_push(exchange.repo)  # before the body is read; the registry is called after it
+            # The registry checks the right to push as well, but only after the whole body has been read.
+            self._authenticator.check_push(exchange.repo)
         handler = HANDLERS[exchange.kind].get(exchange.method)
         if handler is not None:
             await handler(exchange)
         elif exchange.method == "OPTIONS":
-            await exchange.send_empty(204, allow_header(exchange.allowed))
+            await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:
-            raise MethodUnknown(f"{exchange.method[:20]} does nothing here")
+            raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
 
-    async def _enter(self, exchange: Exchange) -> None:
-        """Finds the resource and the principal, and counts the request against the rate limit. Requests that are
-        refused here count as well: wrong credentials and invalid paths give nobody more requests."""
+    async def _admit(self, exchange: Exchange) -> None:
+        """Finds the resource, authenticates the request and counts it against the rate limit. A request that is refused
+        here counts as well, so that a client cannot avoid the limit with wrong credentials or invalid paths."""
         try:
             self._route(exchange)
             self._cross_site.check(exchange)
@@ -185,20 +197,22 @@ class DistributionAPI:
             check_rate(self._rate_limit, rate_key(exchange.name, exchange.is_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
+        """Sets the exchange's resource from the path. Raises PathUnknown, NameInvalid, RequestInvalid."""
         resource = parse_path(raw_path(exchange.scope))
         exchange.kind = resource.kind
-        exchange.allowed = _ALLOWED[resource.kind]
+        exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
         exchange.item = resource.item
         if resource.name or resource.kind not in ("ping", "catalog"):
             exchange.repo = exchange.requested_name = RepositoryName(resource.name)
         if exchange.scope.get("query_string"):
-            exchange.query  # noqa: B018  a query that cannot be parsed is refused even where it is not used
+            exchange.query  # noqa: B018  raises for an invalid query, also if the handler does not use it
 
     def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
+        """Yields the 401 challenge (WWW-Authenticate) if `error` is answered with 401."""
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
 
 
-def _same_for_all(shown: Sequence[bytes], address: str) -> bytes:
-    """Returns one key for all requests, where they are not authenticated."""
+def _one_key_for_all(authorization: Sequence[bytes], address: str) -> bytes:
+    """Returns the same credential key for every request. Used without an authenticator."""
     return b""

@@ -1,4 +1,9 @@
-"""Blobs: GET whole or in ranges, HEAD, DELETE (OCI distribution spec, end-2, end-10; RFC 9110, section 14)."""
+"""Handlers of blobs: GET of a whole blob or of ranges, HEAD, DELETE (OCI distribution spec, end-2, end-10; RFC 9110,
+section 14).
+
+An *incomplete* blob is one that a mirror is still downloading from its upstream: a reader gets its bytes as they
+arrive. Its digest has not been verified yet, so it has no entity tag.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +13,30 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing, closing, suppress
 from typing import Final, NamedTuple
 
-from registry.http import fields
-from registry.http.asgi import Message
+from registry.asgi import Message
+from registry.http.conditional_headers import has_read_condition, is_not_modified
 from registry.http.disconnect import DisconnectWatch
 from registry.http.exchange import Exchange
-from registry.http.headers import OCTET_STREAM, blob_headers
+from registry.http.range_headers import read_ranges
+from registry.http.response_headers import OCTET_STREAM, blob_headers
 from storage.content import Descriptor, OpenFile, Span
 from storage.errors import PartialLost, RangeInvalid
 from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
-_PARTS_PER_TURN: Final = 16
-"""Parts of one answer that are sent before the event loop runs other requests: 1,024 small ones take 100 ms."""
+"""ASGI extension and message type by which the server sends bytes of a file itself."""
+_RANGES_BEFORE_PAUSE: Final = 16
+"""Ranges of one response that are sent before the event loop may run other requests. The 1,024 ranges that a request
+may have would block the loop for 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:
-    """Answers HEAD. Ignores Range, which is for GET alone (RFC 9110, 14.2)."""
+    """Sends the headers of a blob. Ignores Range, which has a meaning for GET alone (RFC 9110, 14.2)."""
     digest = Digest(exchange.item)
     found = await exchange.registry.resolve_blob(exchange.repo, digest)
     headers = blob_headers(digest, verified=found.verified)
-    if fields.not_modified(exchange, _validator(found)):
+    if is_not_modified(exchange, _etag_digest(found)):
         await exchange.send_empty(304, *headers)
         return
     await exchange.send_head(200, [OCTET_STREAM, (b"content-length", b"%d" % found.size), *headers])
@@ -36,65 +44,68 @@ async def head_blob(exchange: Exchange) -> None:
 
 
 async def get_blob(exchange: Exchange) -> None:
-    """Answers GET: the whole blob, one range, or several ranges as a multipart body."""
+    """Sends the whole blob, one range of it, or several ranges as a multipart body."""
     digest = Digest(exchange.item)
-    validator: Digest | None = digest
-    conditional = fields.is_conditional(exchange)
+    etag_digest: Digest | None = digest
+    conditional = has_read_condition(exchange)
     if conditional:
-        validator = _validator(await exchange.registry.resolve_blob(exchange.repo, digest))
-        if fields.not_modified(exchange, validator):
+        etag_digest = _etag_digest(await exchange.registry.resolve_blob(exchange.repo, digest))
+        if is_not_modified(exchange, etag_digest):
             await exchange.send_empty(304, *blob_headers(digest, verified=True))
             return
-    spans = fields.read_ranges(exchange, validator)
+    spans = read_ranges(exchange, etag_digest)
     if spans and len(spans) > 1:
         spans = await _existing_spans(exchange, digest, spans)
         if len(spans) > 1:
-            await _send_parts(exchange, digest, spans)
+            await _send_multipart(exchange, digest, spans)
             return
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
-        if conditional and spans and validator is not None and reader.is_incomplete:
-            raise PartialLost("the blob was dropped here since its condition was looked at; try again")
-        await _send_one(exchange, reader, partial=bool(spans))
+        if conditional and spans and etag_digest is not None and reader.is_incomplete:
+            # The blob was deleted after the condition was checked, and is being downloaded again.
+            raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
+        await _send_span(exchange, reader, is_range=bool(spans))
     finally:
         await reader.aclose()
 
 
 async def delete_blob(exchange: Exchange) -> None:
+    """Deletes a blob from the repository."""
     await exchange.registry.delete_blob(exchange.repo, Digest(exchange.item), by=exchange.actor)
     await exchange.send_empty(202)
 
 
-def _validator(found: Descriptor) -> Digest | None:
-    """Returns the digest that conditions are compared with; None until the content has been verified."""
+def _etag_digest(found: Descriptor) -> Digest | None:
+    """Returns the digest that is the blob's entity tag; None while the blob has not been verified."""
     return found.digest if found.verified else None
 
 
-async def _send_one(exchange: Exchange, reader: BlobReader, *, partial: bool) -> None:
+async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:
+    """Sends the reader's span: with the status 206 if `is_range`, otherwise as the whole blob with 200."""
     start, stop = reader.span
     size = reader.descriptor.size
-    known = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
-    headers = [OCTET_STREAM, (b"content-length", b"%d" % (stop - start)), *known]
-    if partial:
+    identity = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
+    headers = [OCTET_STREAM, (b"content-length", b"%d" % (stop - start)), *identity]
+    if is_range:
         headers.append((b"content-range", _content_range(start, stop, size)))
-    await exchange.send_head(206 if partial else 200, headers)
-    if reader.data is not None:
+    await exchange.send_head(206 if is_range else 200, headers)
+    if reader.data is not None:  # opening a small blob reads it whole
         await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
-        # Makes the server send the headers now: the first bytes may take longer than a client waits for headers.
+        # Makes the server send the headers now, because a client may time out before the first bytes have arrived.
         await exchange.send_part(b"", more=True)
     with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
-        await _send_stream(exchange, _body_parts(exchange, reader, watch), stop - start, watch)
+        await _send_stream(exchange, _read_parts(exchange, reader, watch), stop - start, watch)
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns the spans that lie in the blob, in the requested order. Empty: the whole blob is to be sent, since
-    together they are longer than the blob.
+    """Returns the spans that have bytes in the blob, each limited to the blob's size, in the requested order.
 
-    They are not merged: clients match the parts with the ranges they requested. The bound keeps overlapping ranges from
-    costing more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown, RangeInvalid (none lies in the
-    blob)."""
+    Returns an empty list if the spans together are longer than the blob. The caller then sends the whole blob, so that
+    overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Spans are not merged, because
+    clients match the parts of the response with the ranges that they requested. Raises BlobUnknown, and RangeInvalid if
+    no span has bytes in the blob."""
     size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
     inside = []
     for span in spans:
@@ -105,40 +116,45 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
     return inside if sum((span.stop or 0) - span.start for span in inside) <= size else []
 
 
-async def _send_parts(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
-    """Sends `multipart/byteranges` (RFC 9110, 14.6). The first part is opened before the head is sent; a later one that
-    fails breaks the connection."""
+async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
+    """Sends several spans as `multipart/byteranges` (RFC 9110, 14.6).
+
+    The first span is opened before the status is sent, so its errors get an error response. An error in a later span
+    breaks the connection."""
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0])
     size = reader.descriptor.size
     boundary = secrets.token_hex(16).encode("ascii")
-    heads = [_part_head(boundary, span, size) for span in spans]
+    part_heads = [_part_head(boundary, span, size) for span in spans]
     tail = b"\r\n--%b--\r\n" % boundary
-    length = sum(map(len, heads)) + sum((span.stop or 0) - span.start for span in spans) + len(tail)
-    kind = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
+    length = sum(map(len, part_heads)) + sum((span.stop or 0) - span.start for span in spans) + len(tail)
+    content_type = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
 
-    async def parts() -> AsyncGenerator[BodyPart, None]:
+    async def body_parts() -> AsyncGenerator[BodyPart, None]:
         opened = reader
-        for place, (head, span) in enumerate(zip(heads, spans, strict=True)):
-            if place:
-                if place % _PARTS_PER_TURN == 0:
+        for index, (part_head, span) in enumerate(zip(part_heads, spans, strict=True)):
+            if index:
+                if index % _RANGES_BEFORE_PAUSE == 0:
                     await asyncio.sleep(0)
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
                 if opened.is_incomplete and not reader.is_incomplete:
-                    raise PartialLost("the blob was dropped here after its first part was sent; try again")
-                yield head
-                async for part in _body_parts(exchange, opened, watch):
+                    raise PartialLost(
+                        "the blob was removed from this registry after its first part was sent; try again"
+                    )
+                yield part_head
+                async for part in _read_parts(exchange, opened, watch):
                     yield part
         yield tail
 
     with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
-        async with aclosing(reader), aclosing(parts()) as stream:
-            known = blob_headers(digest, verified=not reader.is_incomplete)
-            await exchange.send_head(206, [kind, (b"content-length", b"%d" % length), *known])
+        async with aclosing(reader), aclosing(body_parts()) as stream:
+            identity = blob_headers(digest, verified=not reader.is_incomplete)
+            await exchange.send_head(206, [content_type, (b"content-length", b"%d" % length), *identity])
             await _send_stream(exchange, stream, length, watch)
 
 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
+    """Returns the boundary and the headers before one part of a multipart body. `size`: of the whole blob."""
     return b"\r\n--%b\r\ncontent-type: %b\r\ncontent-range: %b\r\n\r\n" % (
         boundary,
         OCTET_STREAM[1],
@@ -147,11 +163,13 @@ def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
 
 
 def _content_range(start: int, stop: int, size: int) -> bytes:
+    """Returns the value of Content-Range for the bytes from `start` up to, but not including, `stop`."""
     return b"bytes %d-%d/%d" % (start, stop - 1, size)
 
 
 class FilePart(NamedTuple):
-    """Bytes of an open file, which the server can send without reading them."""
+    """A part of a response's body that lies in an open file: `length` bytes at `start`, an offset in the blob. The
+    server sends it without reading the bytes into memory."""
 
     file: OpenFile
     start: int
@@ -161,16 +179,18 @@ class FilePart(NamedTuple):
 BodyPart = bytes | FilePart
 
 
-async def _body_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
-    """Yields the reader's bytes; parts of its file, where it has one and the server can send files (ASGI's zero-copy
-    extension). For a blob that is still being fetched, yields each part as it arrives."""
+async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
+    """Yields the reader's span in parts. Yields `FilePart`s if the blob lies in a file and the server can send files
+    (ASGI's zero-copy extension), otherwise bytes. Yields each part of an incomplete blob as it arrives. Raises
+    ClientGone if the client disconnects while this waits for bytes of the file."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
-        at, stop = reader.span
-        while at < stop:
-            reach = await watch.cancel_on_disconnect(reader.readable_until(at))
-            yield FilePart(file, at, reach - at)
-            at = reach
+        offset, stop = reader.span
+        while offset < stop:
+            # Waits for the byte at `offset`. The bytes from there up to `ready_end` are in the file then.
+            ready_end = await watch.cancel_on_disconnect(reader.readable_until(offset))
+            yield FilePart(file, offset, ready_end - offset)
+            offset = ready_end
     else:
         async for data in reader:
             yield data
@@ -179,17 +199,19 @@ async def _body_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
 async def _send_stream(
     exchange: Exchange, stream: AsyncIterable[BodyPart], length: int, watch: DisconnectWatch
 ) -> None:
-    """Sends a body of `length` bytes in parts. Some servers accept data for a client that has disconnected, so the
-    client is watched from the second part on. Raises ClientGone, and the errors of reading: the server then breaks the
-    connection, since the body is shorter than its Content-Length."""
-    first = True
-    left = length
+    """Sends a body of `length` bytes in parts.
+
+    Watches the client from the second part on, because some servers accept data for a client that has disconnected.
+    Raises ClientGone, and the errors of reading the blob. The server then closes the connection, because the body is
+    shorter than its Content-Length."""
+    is_first = True
+    remaining_bytes = length
     async for part in stream:
-        if not first:
+        if not is_first:
             watch.check()
-        first = False
-        left -= part.length if isinstance(part, FilePart) else len(part)
-        await _send_body_part(exchange, part, more=left > 0)
+        is_first = False
+        remaining_bytes -= part.length if isinstance(part, FilePart) else len(part)
+        await _send_body_part(exchange, part, more=remaining_bytes > 0)
     if not length:
         await exchange.send_part(b"")
 

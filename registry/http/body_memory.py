@@ -1,6 +1,8 @@
-"""Memory for bodies that are held whole: within budgets over all requests, and received at a minimum rate.
+"""Limits the memory of request bodies and responses that are held whole, and receives bodies at a minimum rate.
 
-Blobs stream to the disk and do not come through here.
+The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
+part of a budget that its body uses. A request waits for memory, and is refused after a while. Blobs are not held whole,
+so these limits do not concern them.
 """
 
 from __future__ import annotations
@@ -10,57 +12,73 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Final, Protocol, TypeVar
 
-from registry.http.asgi import Header, Message, Receive, Send
+from registry.asgi import Header, Message, Receive, Send
 from registry.http.disconnect import ClientGone, DisconnectWatch
-from registry.http.errors import BodyTooSlow
+from registry.http.error_statuses import BodyTooSlow
 from registry.memory_budget import MIB, MemoryBudget, Share
 from storage.errors import RegistryError, TooManyRequests
 
 T = TypeVar("T")
 
 REQUEST_BODY_BYTES: Final = 16 * MIB
-"""Bytes of request bodies that a worker holds at the same time."""
+"""Budget of a worker for bodies of requests to the distribution API, which are manifests."""
 FORM_BYTES: Final = 4 * MIB
-"""The same for forms and JSON beside the distribution API. Clients can send them without an account, so they must not
-take the memory of manifests."""
+"""Budget of a worker for bodies of all other requests, which are forms and JSON. It is separate because clients without
+an account can send them, and these must not use up the memory for manifests."""
 ANSWER_BYTES: Final = 24 * MIB
-"""Bytes of answers that a worker holds until their clients have received them."""
+"""Budget of a worker for bodies of large responses, until their clients have received them."""
 COUNTED_ANSWER_BYTES: Final = 256 * 1024
-"""Answers up to this size are not counted: the kernel takes them at once, for nearly every client."""
+"""Responses up to this size do not count: nearly always the kernel's socket buffer takes all of one at once."""
 SLOW_CLIENT_SECONDS: Final = 30.0
-"""While a request waits for memory, answers that take longer than this to send are cut off."""
+"""While a request waits for memory, responses that take longer than this to send are cut off."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""Bytes by which a body's share of the budget grows."""
+"""Step in which the budgeted memory of a body grows while the body is received."""
 SMALL_BODY_BYTES: Final = 16 * 1024
-"""Bodies up to this size that were received together with the head are not counted."""
+"""Bodies up to this size do not count if they were received together with the request's head."""
 BODY_STALL_SECONDS: Final = 20.0
 """Seconds that a body may pause, or fall behind the minimum rate."""
 LEAST_BYTES_PER_SECOND: Final = 8 * 1024
-"""The minimum rate of a body that takes longer than `BODY_STALL_SECONDS`."""
+"""Minimum rate of a body that takes longer than `BODY_STALL_SECONDS`."""
 
 
 class BodyExchange(Protocol):
-    """What is used of a request here (`registry.http.exchange.Exchange`)."""
+    """A request and its response: the part of `registry.http.exchange.Exchange` that this module uses."""
 
     method: str
 
     @property
-    def length(self) -> int | None: ...
+    def length(self) -> int | None:
+        """The length of the request's body in bytes; None: unknown."""
+        ...
 
     @property
-    def is_disconnected(self) -> bool: ...
+    def is_disconnected(self) -> bool:
+        """Whether the client is known to have disconnected."""
+        ...
 
-    def body(self) -> AsyncIterator[bytes | memoryview]: ...
+    def body(self) -> AsyncIterator[bytes | memoryview]:
+        """Yields the request's body in pieces. Raises ClientGone."""
+        ...
 
-    def take_whole_body(self) -> bytes | None: ...
+    def take_whole_body(self) -> bytes | None:
+        """Returns the request's body if all of it was received already; otherwise takes nothing and returns None."""
+        ...
 
-    async def wait_disconnected(self) -> None: ...
+    async def wait_disconnected(self) -> None:
+        """Waits until the client has disconnected."""
+        ...
 
-    async def send_whole(self, status: int, body: bytes, *headers: Header) -> None: ...
+    async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:
+        """Sends a whole response."""
+        ...
 
 
 class BodyMemory:
-    """The memory of one worker. `stall_seconds` and `bytes_per_second` are the minimum rate of request bodies."""
+    """The memory budgets of one worker, and the minimum rate of request bodies.
+
+    `bodies`, `forms` and `answers`: the budgets for manifests that are pushed, for other request bodies, and for large
+    responses; None: one of the default size. A body is refused if it is more than `stall_seconds` behind
+    `bytes_per_second`."""
 
     def __init__(
         self,
@@ -76,33 +94,34 @@ class BodyMemory:
         self.answers = answers or MemoryBudget(ANSWER_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
         self.stall_seconds = stall_seconds
         self.bytes_per_second = bytes_per_second
-        self._turn = asyncio.Semaphore(1)
+        self._heavy_call = asyncio.Semaphore(1)  # held while `run_one_at_a_time` runs a call
 
     @staticmethod
-    def small_body(exchange: BodyExchange) -> bytes | None:
+    def take_small_body(exchange: BodyExchange) -> bytes | None:
         """Returns the request's whole body if it is small and was received already, as most manifests are; otherwise
-        takes nothing and returns None. Such a body needs no timer, and no share of the budget: the connection has
-        buffered as much anyway."""
+        takes nothing and returns None. Such a body needs no timer and does not count against the budget, because the
+        connection has a buffer of that size anyway."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
     @asynccontextmanager
-    async def body(
-        self, exchange: BodyExchange, most: int, too_large: Callable[[], RegistryError]
+    async def receive_body(
+        self, exchange: BodyExchange, max_bytes: int, too_large: Callable[[], RegistryError]
     ) -> AsyncIterator[bytes]:
-        """Yields the request's whole body; its memory counts until the block ends. Raises the error of `too_large` for
-        more than `most` bytes, BodyTooSlow, TooManyRequests (no memory left), ClientGone."""
+        """A context manager that receives the request's whole body and yields it. The body's memory counts until the
+        block ends. Raises the error that `too_large` returns for more than `max_bytes`; BodyTooSlow; TooManyRequests if
+        no memory becomes free in time; ClientGone."""
         share = self.bodies.share()
         try:
-            yield await self._read(exchange, share, most, too_large)
+            yield await self._receive(exchange, share, max_bytes, too_large)
         finally:
             share.close()
 
-    async def _read(
-        self, exchange: BodyExchange, share: Share, most: int, too_large: Callable[[], RegistryError]
+    async def _receive(
+        self, exchange: BodyExchange, share: Share, max_bytes: int, too_large: Callable[[], RegistryError]
     ) -> bytes:
         if exchange.length:
-            if exchange.length > most:
+            if exchange.length > max_bytes:
                 raise too_large()
             await share.grow(exchange.length)
         body = bytearray()
@@ -110,29 +129,32 @@ class BodyMemory:
         try:
             async with rate:
                 async for data in exchange.body():
-                    if len(body) + len(data) > most:
+                    if len(body) + len(data) > max_bytes:
                         raise too_large()
                     await rate.count(len(data))
                     body += data
             return bytes(body)
         finally:
-            body.clear()  # an error's traceback would keep it until the answer is sent
+            body.clear()  # the traceback of an error refers to this frame, and would keep the bytes in memory
 
     @asynccontextmanager
     async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
-        """Yields `receive` and `send` for an application that holds its request's body, with the same limits for it,
-        until it answers or the block ends. The yielded callables raise the errors."""
+        """A context manager that yields ASGI callables for an application which holds the request's whole body.
+
+        They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the body. Its memory counts
+        until the application sends its response, or until the block ends. The yielded `receive` raises BodyTooSlow and
+        TooManyRequests."""
         share = self.forms.share()
-        rate, ended = _MinimumRate(self, share), False
+        rate, is_body_complete = _MinimumRate(self, share), False
 
         async def metered_receive() -> Message:
-            nonlocal ended
-            if ended:  # the application only waits for the client to disconnect
+            nonlocal is_body_complete
+            if is_body_complete:  # the application now waits for the client to disconnect
                 return await receive()
             async with rate:
                 message = await receive()
                 await rate.count(len(message.get("body", b"")))
-            ended = not message.get("more_body", False)
+            is_body_complete = not message.get("more_body", False)
             return message
 
         async def metered_send(message: Message) -> None:
@@ -144,60 +166,69 @@ class BodyMemory:
         finally:
             share.close()
 
-    async def in_turn(self, exchange: BodyExchange, call: Callable[[], Awaitable[T]]) -> T:
-        """Returns the result of `call`, which runs for one request of the worker at a time: it takes much memory and
-        holds the interpreter. It must not wait for a network. Raises ClientGone without a call: the client disconnected
-        while it waited for its turn."""
+    async def run_one_at_a_time(self, exchange: BodyExchange, call: Callable[[], Awaitable[T]]) -> T:
+        """Waits until no other such call of the worker runs, then makes `call` and returns its result.
+
+        This is for calls that take much memory and much time of the interpreter. `call` must not wait for a network.
+        Raises ClientGone, without making the call, if the client disconnects during the wait."""
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
-            await watch.cancel_on_disconnect(self._turn.acquire())
+            await watch.cancel_on_disconnect(self._heavy_call.acquire())
         try:
             if exchange.is_disconnected:
                 raise ClientGone
             return await call()
         finally:
-            self._turn.release()
+            self._heavy_call.release()
 
     @property
-    def is_short(self) -> bool:
-        """Whether answers wait for memory, or soon will."""
+    def is_nearly_full(self) -> bool:
+        """Whether more than half of the budget for responses is in use, so that large ones may have to wait."""
         return self.answers.used > self.answers.size // 2
 
     def try_reserve(self, size: int, key: str | None = None) -> Share | None:
-        """Returns a share for `reserve`, if there is memory for it at once."""
+        """Reserves `size` bytes for a response and returns the share of the budget, to be passed to `reserve`. Returns
+        None if there is no room now. `key`: as in `reserve`."""
         share = self.answers.share(key)
         return share if share.try_grow(size) else None
 
     @asynccontextmanager
     async def reserve(self, size: int, key: str | None = None, share: Share | None = None) -> AsyncIterator[None]:
-        """Counts `size` bytes of an answer inside the block. `key`: the same for answers that hold the same bytes.
-        `share`: the result of `try_reserve`. Raises TooManyRequests; out of the block as well, where the client
-        receives the answer too slowly while other requests wait."""
+        """A context manager that reserves `size` bytes of the budget for a response until the block ends.
+
+        `key`: responses with the same key hold the same bytes in memory, which count once. `share`: the result of
+        `try_reserve` for the same response; None: waits for memory. Raises TooManyRequests if no memory becomes free in
+        time. Cancels the block and raises TooManyRequests if the client receives the response too slowly while other
+        requests wait for memory."""
         if share is None:
             share = self.answers.share(key)
-        cut = asyncio.timeout(None)
+        cut_off = asyncio.timeout(None)  # expires when the response has to be cut off
         loop = asyncio.get_running_loop()
         try:
             if not share.size:
                 await share.grow(size)
-            async with cut:
-                share.on_cut = lambda: cut.reschedule(loop.time())
+            async with cut_off:
+                share.on_cut = lambda: cut_off.reschedule(loop.time())
                 try:
                     yield
                 finally:
                     share.on_cut = None
         except TimeoutError:
-            if not cut.expired():
+            if not cut_off.expired():
                 raise
-            raise TooManyRequests("the client takes the answer too slowly, and others wait for memory") from None
+            raise TooManyRequests(
+                "the client receives the response too slowly while other requests wait for memory"
+            ) from None
         finally:
             share.close()
 
     async def send_answer(
-        self, exchange: BodyExchange, make: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
+        self, exchange: BodyExchange, make_answer: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
     ) -> None:
-        """Sends the body and headers that `make` returns. A large answer waits for memory; it is not held meanwhile
-        but made again. Raises TooManyRequests."""
-        body, headers = await make()
+        """Sends a response with status 200 and the body and headers that `make_answer` returns.
+
+        A large response waits for memory. Its body is dropped during the wait, and `make_answer` is called again after
+        it. Raises TooManyRequests if no memory becomes free in time."""
+        body, headers = await make_answer()
         if len(body) <= COUNTED_ANSWER_BYTES or exchange.method == "HEAD":
             await exchange.send_whole(200, body, *headers)
             return
@@ -207,32 +238,35 @@ class BodyMemory:
             body = b""
         async with self.reserve(length, share=share):
             if share is None:
-                body, headers = await make()
+                body, headers = await make_answer()
             await exchange.send_whole(200, body, *headers)
 
 
 class _MinimumRate:
-    """A context manager around reading a body: counts its memory and enforces the minimum rate. Each byte earns time,
-    up to the stall limit, so a body that was fast at first may not pause for longer than any other."""
+    """A context manager around receiving a body. It counts the body's memory and enforces the minimum rate.
+
+    A body has `stall_seconds` to begin with. Time that passes uses them up, and each received byte adds to them, but
+    never beyond `stall_seconds`: a body that was fast at first may not pause for longer than any other. The context
+    manager raises BodyTooSlow when no time is left. It may be entered again for the next piece of the body."""
 
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
         self._share = share
-        self._received = 0
-        self._seconds_left = memory.stall_seconds
-        self._entered = 0.0
+        self._received = 0  # bytes
+        self._seconds_left = memory.stall_seconds  # as of the loop's time `_counted_at`
+        self._counted_at = 0.0
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> None:
-        self._entered = asyncio.get_running_loop().time()
-        self._timeout = asyncio.timeout_at(self._entered + self._seconds_left)
+        self._counted_at = asyncio.get_running_loop().time()
+        self._timeout = asyncio.timeout_at(self._counted_at + self._seconds_left)
         await self._timeout.__aenter__()
         self._share.on_cut = self._cut
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         assert self._timeout is not None
         self._share.on_cut = None
-        self._seconds_left -= asyncio.get_running_loop().time() - self._entered
+        self._seconds_left -= asyncio.get_running_loop().time() - self._counted_at
         try:
             await self._timeout.__aexit__(kind, error, trace)  # type: ignore[arg-type]
         except TimeoutError:
@@ -243,22 +277,26 @@ class _MinimumRate:
             ) from None
 
     async def count(self, received: int) -> None:
-        """Counts bytes that were received. Raises TooManyRequests."""
+        """Counts `received` bytes against the budget, and adds their time. Waits for memory where needed. Raises
+        TooManyRequests if none becomes free in time."""
         self._received += received
-        wanted = self._received - self._share.size
-        if wanted > 0:
-            step = wanted if self._received <= SHARE_STEP_BYTES else -(-wanted // SHARE_STEP_BYTES) * SHARE_STEP_BYTES
+        missing = self._received - self._share.size
+        if missing > 0:
+            step = missing
+            if self._received > SHARE_STEP_BYTES:  # rounds up to whole steps
+                step = -(-missing // SHARE_STEP_BYTES) * SHARE_STEP_BYTES
             if not self._share.try_grow(step):
                 await self._wait_for_memory(step)
         now = asyncio.get_running_loop().time()
         earned = received / self._memory.bytes_per_second
-        self._seconds_left = min(self._seconds_left - (now - self._entered) + earned, self._memory.stall_seconds)
-        self._entered = now
+        self._seconds_left = min(self._seconds_left - (now - self._counted_at) + earned, self._memory.stall_seconds)
+        self._counted_at = now
         if self._timeout is not None:
             self._timeout.reschedule(now + self._seconds_left)
 
     async def _wait_for_memory(self, step: int) -> None:
-        """Waits for the share to grow. The client cannot speed that up, so the time does not count against it."""
+        """Waits until the share has grown by `step` bytes. The wait does not count as slowness of the client. Raises
+        TooManyRequests."""
         assert self._timeout is not None
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -268,9 +306,10 @@ class _MinimumRate:
             await self._share.grow(step)
         finally:
             self._share.on_cut = on_cut
-            self._entered += loop.time() - began
-            self._timeout.reschedule(self._entered + self._seconds_left)
+            self._counted_at += loop.time() - began
+            self._timeout.reschedule(self._counted_at + self._seconds_left)
 
     def _cut(self) -> None:
+        """Ends the receiving at once, with BodyTooSlow, because other requests need the memory."""
         if self._timeout is not None:
             self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,4 +1,5 @@
-"""The interface of authenticators, and the challenge that a client gets with 401.
+"""`Challenges` builds the WWW-Authenticate header of a 401; `Authenticator` is the interface that authenticates
+requests.
 
 Sources: RFC 6750, section 3 (Bearer challenges); RFC 9110, 11.6.1; Distribution's "Token Authentication Specification"
 for realm, service and scope.
@@ -10,54 +11,58 @@ import re
 from collections.abc import Hashable, Sequence
 from typing import Final, Protocol
 
-from registry.http.asgi import Header, Scope
+from registry.asgi import Header, Scope
 from registry.http.exchange import Exchange
 from registry.request import RequestContext
 from storage.errors import RegistryError, Unauthorized
 from storage.names import RepositoryName
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_LONGEST_HOST: Final = 255
+_MAX_HOST_BYTES: Final = 255
+"""Longest Host header that is used: a host name has at most 253 characters (RFC 1035, 2.3.4)."""
 _QUOTABLE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")
-"""Characters that a quoted string holds without escapes (RFC 9110, 5.6.4)."""
-_BY_METHOD: Final = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
-_WRITES: Final = "pull,push"
+"""Text that a quoted string may contain without escapes (RFC 9110, 5.6.4)."""
+_ACTIONS_BY_METHOD: Final = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
+_PUSH_ACTIONS: Final = "pull,push"
 
 
 class Authenticator(Protocol):
-    """Finds out who makes a request."""
+    """Authenticates requests."""
 
     async def authenticate(self, request: RequestContext) -> None:
-        """Sets the request's principal from its headers. Raises Unauthorized, TooManyRequests. A cancellation leaves
-        nothing."""
+        """Sets the request's principal from its headers. Raises Unauthorized, or TooManyRequests after too many failed
+        logins. A cancellation changes nothing."""
         ...
 
-    def credential_key(self, shown: Sequence[bytes], address: str) -> Hashable | None:
-        """Returns a key for the principal of requests from `address` with these `Authorization` headers, valid while
-        the store does not change. None: the principal has to be found out for each request."""
+    def credential_key(self, authorization: Sequence[bytes], address: str, /) -> Hashable | None:
+        """Returns a key for the principal of requests from the IP address `address` with these values of the
+        Authorization header. Two requests with the same key have the same principal while the store does not change.
+        None: each request has to be authenticated."""
         ...
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Raises what the registry would refuse a push to `repo` with: Unauthorized, Denied. Called before a body is
-        read, where the call on the registry comes after it."""
+        """Raises Unauthorized or Denied if the current request may not push to `repo`. Called before a manifest's body
+        is read; the registry checks the same right only afterwards."""
         ...
 
 
 class Challenges:
-    """Makes `WWW-Authenticate` headers, which say where a client gets a token and for what. `service`: the name that
-    tokens are for. Without a `public_url`, the realm is at the host that the client used, if it has the form
-    HOST[:PORT]."""
+    """Builds WWW-Authenticate headers, which tell a client where to get a token (realm) and for what (service, scope).
+
+    `public_url`: the realm is below it; None: the realm is at the host that the client sent the request to. `service`:
+    the name of the service that tokens are for."""
 
     def __init__(self, public_url: str | None, service: str) -> None:
-        """Raises ValueError for a `service` that a header cannot hold."""
+        """Raises ValueError if `service` has characters that a quoted string needs escapes for."""
         if not _QUOTABLE.fullmatch(service):
             raise ValueError(f"{service!r} cannot be a service's name: it has characters that have to be escaped")
-        self._base = public_url.rstrip("/").encode("ascii") if public_url else None
+        self._base_url = public_url.rstrip("/").encode("ascii") if public_url else None
         self._service = service.encode("ascii")
 
     def header(self, exchange: Exchange, error: Unauthorized) -> Header:
-        """Returns the challenge for an exchange that is answered with `error`."""
-        value = b'Bearer realm="%b/token",service="%b"' % (self._base or _base_url_of(exchange), self._service)
+        """Returns the WWW-Authenticate header of the 401 that answers `exchange` because of `error`."""
+        base_url = self._base_url or base_url_of(exchange.scope, exchange.header(b"host"))
+        value = b'Bearer realm="%b/token",service="%b"' % (base_url, self._service)
         if scope := scope_of(exchange):
             value += b',scope="%b"' % scope.encode("ascii")
         if error.reason is not None:
@@ -66,40 +71,39 @@ class Challenges:
 
 
 def scope_of(exchange: Exchange) -> str:
-    """Returns the scope that a token needs for this request; empty: none in particular."""
+    """Returns the scope that a token needs for this request, such as `repository:team/app:pull`; empty: any token will
+    do."""
     if exchange.kind == "catalog":
         return "registry:catalog:*"
     if not exchange.requested_name:
         return ""
-    writes = exchange.kind in ("uploads", "session")
-    actions = _WRITES if writes else _BY_METHOD.get(exchange.method, _WRITES)
+    is_upload = exchange.kind in ("uploads", "session")
+    actions = _PUSH_ACTIONS if is_upload else _ACTIONS_BY_METHOD.get(exchange.method, _PUSH_ACTIONS)
     scope = f"repository:{exchange.requested_name}:{actions}"
-    if exchange.kind == "uploads" and (source := _mounted_from(exchange)):
+    if exchange.kind == "uploads" and (source := _mount_source(exchange)):
         scope += f" repository:{source}:pull"
     return scope
 
 
-def _mounted_from(exchange: Exchange) -> str | None:
+def _mount_source(exchange: Exchange) -> str | None:
+    """Returns the repository that the request asks to mount a blob from; None: it asks for none, or is invalid."""
     try:
         given = exchange.query.one("from") if exchange.query.all("mount") else None
         return None if given is None else RepositoryName(given)
-    except RegistryError:  # a request without a token need not be valid otherwise
+    except RegistryError:  # an invalid query is reported once the client has a token
         return None
 
 
-def _base_url_of(exchange: Exchange) -> bytes:
-    return base_url_of(exchange.scope, exchange.header(b"host"))
-
-
 def base_url_of(scope: Scope, host: bytes | None) -> bytes:
-    """Returns the server's URL, as the client sees it that sent `host`: `https://registry.example.com`."""
-    if host is None or len(host) > _LONGEST_HOST or not _HOST.fullmatch(host):
+    """Returns the URL of this server from the client's point of view, such as `https://registry.example.com`. `host`:
+    the Host header. If that is missing or not of the form HOST[:PORT], the server's own address takes its place."""
+    if host is None or len(host) > _MAX_HOST_BYTES or not _HOST.fullmatch(host):
         host = _own_address(scope)
     return b"%b://%b" % (b"https" if scope.get("scheme") == "https" else b"http", host)
 
 
 def _own_address(scope: Scope) -> bytes:
-    """Returns the address that the connection came to."""
+    """Returns the server's address and port of the connection, in the form of a Host header."""
     server = scope.get("server")
     name, port = (server[0], server[1]) if server else ("localhost", None)
     text = f"[{name}]" if ":" in name else name

@@ -1,12 +1,13 @@
-"""Refuses requests that a page of another site makes a browser send.
+"""Refuses requests that a web page of another site makes a browser send.
 
-A browser sends the requests of any page, also to a registry on its own machine or network. It names the page's site: in
-Sec-Fetch-Site, and over plain http to other machines in Origin alone. Registry clients send neither.
+Any page can make a browser send requests, also to a registry on the browser's own machine or network. The browser names
+the page's site in Sec-Fetch-Site; over plain HTTP to another machine it does so in Origin alone. Registry clients send
+neither header.
 
-- A request that changes something is refused if it comes from a page of another site, and so is the browser's preflight
-  for it.
-- A page can point its own host name at this machine (DNS rebinding); the browser then takes the registry for the page's
-  own site. So while there are no accounts, a browser on this machine is refused if it uses a host name that is not
+- A request other than GET and HEAD is refused if it comes from a page of another site. This includes the browser's
+  preflight request (OPTIONS).
+- A page can make its own host name resolve to this machine (DNS rebinding). The browser then treats the registry as the
+  page's own site. So while there are no accounts, a browser on this machine is refused if the request's Host is not
   known to be the registry's.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
@@ -19,63 +20,71 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+from registry.asgi import Header
 from registry.client_addresses import is_loopback
-from registry.http.asgi import Header
 from registry.http.exchange import Exchange
 from registry.http.namespaces import hosts_of, without_port
 from storage.errors import Denied
 from storage.names import shown
 
 BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"accept-language"})
-"""Headers of which a browser sends at least one with every request. Registry clients send none of them."""
+"""A browser sends at least one of these headers with every request. Registry clients send none of them."""
 _READS: Final = ("GET", "HEAD")
 _OWN_SITE: Final = frozenset({b"same-origin", b"none"})
+"""Values of Sec-Fetch-Site for a page of the registry itself, and for a request that the user started, as by typing a
+URL."""
 
 
 class CrossSiteCheck:
-    """`public_url`: the registry's address as clients see it, if it is set. `hosts`: further host names of it.
-    `is_open` returns whether there are no accounts yet."""
+    """Checks whether a browser may send a request.
+
+    `public_url`: the registry's URL for clients, if it is set. `hosts`: further host names of the registry. `is_open`
+    returns whether there are no accounts yet."""
 
     def __init__(self, public_url: str | None, hosts: Collection[str], is_open: Callable[[], bool]) -> None:
-        self._public = _netloc(public_url or "")
+        self._public_netloc = _netloc(public_url or "")
         self._hosts = {host.lower() for host in hosts} | hosts_of(public_url)
         self._is_open = is_open
 
     def check(self, exchange: Exchange) -> None:
-        """Raises Denied. The response cache is not used for requests with these headers, so none escapes the check."""
-        sent = [header for header in exchange.scope["headers"] if header[0] in BROWSER_HEADERS]
-        if not sent:
+        """Raises Denied for a request that a page of another site may have caused. Requests with `BROWSER_HEADERS`
+        bypass the response cache, so all of them are checked."""
+        browser_headers = [header for header in exchange.scope["headers"] if header[0] in BROWSER_HEADERS]
+        if not browser_headers:
             return
         host = _first(exchange.scope["headers"], b"host").decode("latin-1").lower()
         if exchange.method not in _READS:
-            self._check_site(sent, host)
-        if is_loopback(exchange.address) and not self._is_known(host) and self._is_open():
+            self._check_site(browser_headers, host)
+        if is_loopback(exchange.address) and not self._is_own_host(host) and self._is_open():
             raise Denied(
                 f"a browser on this machine asks for {shown(host)}, which is not known to be this registry; use its "
                 "IP address or localhost, or set public_url"
             )
 
-    def _check_site(self, sent: Sequence[Header], host: str) -> None:
-        origins = {value.decode("latin-1").lower() for name, value in sent if name == b"origin"}
-        site = {value.strip().lower() for name, value in sent if name == b"sec-fetch-site"}
-        if site:
-            own = site <= _OWN_SITE and "null" not in origins
+    def _check_site(self, browser_headers: Sequence[Header], host: str) -> None:
+        """Raises Denied if the headers name a page of another site. `host`: the request's Host."""
+        origins = {value.decode("latin-1").lower() for name, value in browser_headers if name == b"origin"}
+        fetch_sites = {value.strip().lower() for name, value in browser_headers if name == b"sec-fetch-site"}
+        if fetch_sites:
+            is_own_site = fetch_sites <= _OWN_SITE and "null" not in origins
         else:
-            known = {_netloc(f"//{host}"), self._public} - {""}
-            own = all(_netloc(origin) in known for origin in origins)
-        if not own:
+            own_netlocs = {_netloc(f"//{host}"), self._public_netloc} - {""}
+            is_own_site = all(_netloc(origin) in own_netlocs for origin in origins)
+        if not is_own_site:
             raise Denied(
                 "a page of another site may change nothing here; if it is one of this registry's own, set public_url "
                 "to the address that browsers use"
             )
 
-    def _is_known(self, host: str) -> bool:
+    def _is_own_host(self, host: str) -> bool:
+        """Returns whether `host` is known to be the registry: a configured name, an IP address, or a local name."""
         name = without_port(host)
         return host in self._hosts or name in self._hosts or _is_address(name) or is_local_name(name)
 
 
 def is_local_name(name: str) -> bool:
-    """Returns whether a name is resolved without a name server."""
+    """Returns whether a host name is `localhost` or below it, so that no name server can redirect it (RFC 6761,
+    6.3)."""
     return name == "localhost" or name.endswith(".localhost")
 
 
@@ -89,7 +98,8 @@ def _is_address(name: str) -> bool:
 
 
 def _netloc(url: str) -> str:
-    """Returns a URL's host and port, without a default port; empty for `null` and for text that cannot be parsed."""
+    """Returns the host and port of a URL, without the ports 80 and 443. Returns an empty string for the origin `null`
+    and for text that cannot be parsed."""
     try:
         return urlsplit(url).netloc.lower().removesuffix(":80").removesuffix(":443")
     except ValueError:
@@ -97,4 +107,5 @@ def _netloc(url: str) -> str:
 
 
 def _first(headers: Sequence[Header], name: bytes) -> bytes:
+    """Returns the first value of a header; empty without the header."""
     return next((value for key, value in headers if key == name), b"")

@@ -1,30 +1,33 @@
-"""Manifests: pull, push, delete (OCI distribution spec, end-2, end-3, end-7, end-9)."""
+"""Handlers that pull, push and delete manifests (OCI distribution spec, end-3, end-7, end-9)."""
 
 from __future__ import annotations
 
 import asyncio
 
-from registry.http import fields
-from registry.http.asgi import Header
+from registry.asgi import Header
 from registry.http.body_memory import COUNTED_ANSWER_BYTES, SMALL_BODY_BYTES
-from registry.http.errors import TooManyTags
+from registry.http.conditional_headers import is_not_modified, read_put_condition
+from registry.http.error_statuses import TooManyTags
 from registry.http.exchange import Exchange
-from registry.http.headers import IMMUTABLE, REVALIDATE, content_headers, warning_headers
+from registry.http.response_headers import IMMUTABLE, REVALIDATE, content_headers, warning_headers
 from storage.content import Condition, Descriptor, Manifest
-from storage.errors import ManifestTooLarge, ManifestUnknown, PreconditionFailed
+from storage.errors import ManifestInvalid, ManifestTooLarge, ManifestUnknown, PreconditionFailed
 from storage.names import Digest, Reference, Tag, as_reference
 
 _PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
-"""Bytes of a manifest that is parsed on the event loop, in less than a millisecond. Most are smaller."""
+"""Largest manifest that is parsed on the event loop, which takes less than a millisecond. Most manifests are
+smaller."""
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """Sends a manifest as it was pushed. Accept is ignored: nothing is converted. A large manifest that has to wait for
-    memory is not held meanwhile, so it is read twice."""
+    """Sends a manifest, byte for byte as it was pushed. Ignores Accept, because manifests are never converted.
+
+    The memory of a large manifest counts against the worker's budget for answers (`BodyMemory`). If the budget is
+    exhausted, the manifest is released while the request waits for memory, and read again after that."""
     reference = as_reference(exchange.item)
     found: Descriptor | None = None
     manifest: Manifest | None = None
-    if exchange.body_memory.is_short:
+    if exchange.body_memory.is_nearly_full:  # finds out the size before it reads the manifest
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
     if found is None or found.size <= COUNTED_ANSWER_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
@@ -32,8 +35,8 @@ async def get_manifest(exchange: Exchange) -> None:
             await _send(exchange, reference, manifest)
             return
         found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
-    if fields.not_modified(exchange, found.digest):
-        manifest = None
+    if is_not_modified(exchange, found.digest):
+        manifest = None  # releases the memory before a slow client has received the response
         await _send_unchanged(exchange, reference, found.digest)
         return
     share = exchange.body_memory.try_reserve(found.size, found.digest)
@@ -46,7 +49,8 @@ async def get_manifest(exchange: Exchange) -> None:
 
 
 async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
-    if fields.not_modified(exchange, manifest.digest):
+    """Sends the manifest, or 304 if the client has it already."""
+    if is_not_modified(exchange, manifest.digest):
         await _send_unchanged(exchange, reference, manifest.digest)
         return
     headers = _headers(exchange, reference, manifest.digest)
@@ -54,78 +58,86 @@ async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) ->
 
 
 async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
+    """Sends 304, because the client has the manifest already."""
     await exchange.send_empty(304, *_headers(exchange, reference, digest))
 
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
+    """Returns the headers of a manifest that was requested by `reference`, except its type and length."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
 
 async def head_manifest(exchange: Exchange) -> None:
+    """Sends the headers of a manifest: the type, the length and the digest."""
     reference = as_reference(exchange.item)
     found: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    if fields.not_modified(exchange, found.digest):
+    if is_not_modified(exchange, found.digest):
         await _send_unchanged(exchange, reference, found.digest)
         return
-    kind = (b"content-type", found.media_type.encode("ascii"))
+    content_type = (b"content-type", found.media_type.encode("ascii"))
     headers = _headers(exchange, reference, found.digest)
-    await exchange.send_head(200, [kind, (b"content-length", b"%d" % found.size), *headers])
+    await exchange.send_head(200, [content_type, (b"content-length", b"%d" % found.size), *headers])
     await exchange.send_part(b"")
 
 
 async def put_manifest(exchange: Exchange) -> None:
-    """Stores a manifest under a tag or its digest, and under the tags in the query. Location names the digest, which
-    stays right when the tag moves."""
+    """Stores a manifest under the tag or digest in the path, and under the tags in the query. Location names the
+    digest, because the tag may point at another manifest later."""
     reference = as_reference(exchange.item)
-    extra = _read_tags(exchange)
-    condition = fields.read_condition(exchange)
-    media_type = fields.read_media_type(exchange)
+    query_tags = _read_query_tags(exchange)
+    condition = read_put_condition(exchange)
+    media_type = _read_media_type(exchange)
     expected = reference if isinstance(reference, Digest) else None
-    most = exchange.limits.manifest
-    small = exchange.body_memory.small_body(exchange) if most >= SMALL_BODY_BYTES else None
+    max_bytes = exchange.limits.manifest_bytes
+    small = exchange.body_memory.take_small_body(exchange) if max_bytes >= SMALL_BODY_BYTES else None
     if small is not None:
-        headers = await _store(exchange, Manifest.parse(small, media_type, expected), reference, extra, condition)
+        headers = await _store(exchange, Manifest.parse(small, media_type, expected), reference, query_tags, condition)
     else:
-        async with exchange.body_memory.body(exchange, most, lambda: _too_large(exchange, most)) as body:
+        receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _too_large(exchange, max_bytes))
+        async with receiving as body:
             manifest = await _parse(exchange, body, media_type, expected)
             del body
-            headers = await _store(exchange, manifest, reference, extra, condition)
+            headers = await _store(exchange, manifest, reference, query_tags, condition)
             del manifest
-    await exchange.send_empty(201, *headers)  # outside the block: nothing is held for a client that does not read it
+    # Sent after the block, which releases the manifest's memory, because the client may be slow to read the response.
+    await exchange.send_empty(201, *headers)
 
 
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
-    """Parses a manifest; large ones one at a time, since parsing takes up to three times their bytes. Storing does not
-    wait for a turn: it may take as long as an upstream does."""
+    """Returns the parsed manifest; `expected`: the digest that it must have. Raises ManifestInvalid, DigestInvalid.
+
+    A worker parses one large manifest at a time, because parsing needs memory of up to three times the manifest's size.
+    Several manifests may be stored at the same time, because storing one may wait for an upstream."""
     if len(body) <= _PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
-    return await exchange.body_memory.in_turn(
+    return await exchange.body_memory.run_one_at_a_time(
         exchange, lambda: asyncio.to_thread(Manifest.parse, body, media_type, expected)
     )
 
 
 async def _store(
-    exchange: Exchange, manifest: Manifest, reference: Reference, extra: list[Tag], condition: Condition | None
+    exchange: Exchange, manifest: Manifest, reference: Reference, query_tags: list[Tag], condition: Condition | None
 ) -> list[Header]:
-    """Stores the manifest and returns the headers of the answer."""
-    tags = extra
+    """Stores the manifest and returns the headers of the response. Raises PreconditionFailed if `condition` does not
+    hold, and the errors of `Registry.put_manifest`."""
+    tags = query_tags
     if isinstance(reference, Tag):
-        tags = [reference, *(tag for tag in extra if tag != reference)]
+        tags = [reference, *(tag for tag in query_tags if tag != reference)]
     elif condition is not None:
-        await _check_digest(exchange, reference, condition)
+        await _check_condition_on_digest(exchange, reference, condition)
         condition = None
     stored = await exchange.registry.put_manifest(exchange.repo, manifest, tags, by=exchange.actor, condition=condition)
     headers = [(b"location", exchange.location("manifests", stored.digest)), *content_headers(stored.digest)]
-    if extra:
-        headers += [(b"oci-tag", tag.encode("ascii")) for tag in extra]
+    if query_tags:
+        headers += [(b"oci-tag", tag.encode("ascii")) for tag in query_tags]
     if manifest.subject:
         headers.append((b"oci-subject", manifest.subject.encode("ascii")))
     return headers
 
 
 async def delete_manifest(exchange: Exchange) -> None:
-    """Deletes a manifest with all its tags, by its digest, or a single tag."""
+    """Deletes the manifest with the digest in the path and all its tags, or only the tag in the path."""
     reference = as_reference(exchange.item)
     if isinstance(reference, Digest):
         await exchange.registry.delete_manifest(exchange.repo, reference, by=exchange.actor)
@@ -134,25 +146,39 @@ async def delete_manifest(exchange: Exchange) -> None:
     await exchange.send_empty(202)
 
 
-def _read_tags(exchange: Exchange) -> list[Tag]:
+def _read_media_type(exchange: Exchange) -> str | None:
+    """Returns Content-Type without its parameters; None without it. Raises ManifestInvalid."""
+    types = {value.partition(b";")[0].strip(b" \t") for value in exchange.headers(b"content-type")}
+    if len(types) > 1:
+        raise ManifestInvalid("the request has more than one Content-Type")
+    try:
+        return types.pop().decode("ascii") if types else None
+    except UnicodeDecodeError:
+        raise ManifestInvalid("Content-Type is not ASCII text") from None
+
+
+def _read_query_tags(exchange: Exchange) -> list[Tag]:
+    """Returns the values of `tag` in the query, each once. Raises TooManyTags, TagInvalid."""
     given = exchange.query.all("tag")
     if len(given) > exchange.limits.tags_per_put:
         raise TooManyTags(f"{len(given)} tags in one request; at most {exchange.limits.tags_per_put} are taken")
     return list(dict.fromkeys(map(Tag, given)))
 
 
-def _too_large(exchange: Exchange, most: int) -> ManifestTooLarge:
+def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
     if exchange.length is None:
-        return ManifestTooLarge(f"the manifest has more than {most} bytes, the most that are taken")
-    return ManifestTooLarge(f"the manifest has {exchange.length} bytes; at most {most} are taken")
+        return ManifestTooLarge(
+            f"the manifest has more than {max_bytes} bytes, the largest size that this registry accepts"
+        )
+    return ManifestTooLarge(f"the manifest has {exchange.length} bytes; this registry accepts at most {max_bytes}")
 
 
-async def _check_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
-    """Checks the condition on a PUT by digest. The content of a digest never changes, so a check before the PUT is
-    enough."""
+async def _check_condition_on_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
+    """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it does not hold. It need not hold in the
+    PUT's transaction, because the content of a digest never changes."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:
         current = None
     if not condition.holds(current):
-        raise PreconditionFailed("the manifest is there already, or is not there yet, against what was demanded")
+        raise PreconditionFailed("the condition in If-Match or If-None-Match does not hold for this manifest")

@@ -1,5 +1,6 @@
-"""Finds the upstream that a request names by `?ns=` or by the host it was sent to. Both are keys of a fixed list, never
-addresses to connect to.
+"""Finds the upstream registry that a request names, by the query parameter `ns` or by the host that it was sent to.
+
+Both are only looked up among the upstreams in the settings. The server never connects to a host that a request names.
 
 Source: OCI distribution spec, "Registry Proxying".
 """
@@ -18,39 +19,52 @@ from storage.names import shown
 
 @dataclass(frozen=True)
 class Namespaces:
-    """`naming`: has the names of the upstreams, which `ns` may be. `hosts`: hosts of this server that stand for one
-    upstream each. `own`: further hosts of this server, such as its public one; `ns` with one of them has no effect.
-    `aliases`: other values of `ns` for an upstream, such as its host and port."""
+    """The upstreams that requests may name.
+
+    `naming`: has the names of the upstreams; each is a value of `ns`. `upstream_by_host`: host names of this server
+    that stand for one upstream each, with that upstream's name. `own_hosts`: further host names of this server, such as
+    the public one; `ns` with one of them has no effect. `upstream_by_alias`: other values of `ns` for an upstream, such
+    as its host and port, with that upstream's name."""
 
     naming: NamingRules
-    hosts: Mapping[str, str] = field(default_factory=dict)
-    own: frozenset[str] = frozenset()
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    upstream_by_host: Mapping[str, str] = field(default_factory=dict)
+    own_hosts: frozenset[str] = frozenset()
+    upstream_by_alias: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, exchange: Exchange) -> None:
-        """Puts the request's repository below the upstream that the request names. A name that is below it already
-        stays: clients with a path in their mirror's URL send both. Raises NameUnknown, RequestInvalid."""
-        asked = exchange.query.one("ns") if exchange.scope.get("query_string") else None
-        host = (exchange.header(b"host") or b"").decode("latin-1").lower() if asked or self.hosts else ""
-        if asked:
-            name = asked.lower()
-            if (upstream := self.aliases.get(name, name)) in self.naming.upstreams:
-                exchange.namespace = name
-                exchange.repo = self.naming.below(upstream, exchange.repo)
+        """Puts the upstream that the request names before `exchange.repo`: with `?ns=ghcr.io`, `org/app` becomes
+        `ghcr.io/org/app`. A name that begins with the upstream already stays, because some clients send both. Sets
+        `exchange.namespace` if `ns` names the upstream. Does nothing if the request names no upstream. Raises
+        NameUnknown for an `ns` that is not mirrored, and RequestInvalid for several values of `ns`."""
+        requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
+        host = ""
+        if requested or self.upstream_by_host:
+            host = (exchange.header(b"host") or b"").decode("latin-1").lower()
+        if requested:
+            namespace = requested.lower()
+            upstream = self.upstream_by_alias.get(namespace, namespace)
+            if upstream in self.naming.upstreams:
+                exchange.namespace = namespace
+                exchange.repo = self.naming.with_upstream(upstream, exchange.repo)
                 return
-            if name not in self.own and name not in self.hosts and name not in (host, without_port(host)):
-                raise NameUnknown(f"{shown(asked)} is not mirrored here")
-        by_host = self.hosts.get(host) or self.hosts.get(without_port(host))
+            if not self._is_own_host(namespace) and namespace not in (host, without_port(host)):
+                raise NameUnknown(f"{shown(requested)} is not mirrored here")
+        by_host = self.upstream_by_host.get(host) or self.upstream_by_host.get(without_port(host))
         if by_host is not None:
-            exchange.repo = self.naming.below(by_host, exchange.repo)
+            exchange.repo = self.naming.with_upstream(by_host, exchange.repo)
+
+    def _is_own_host(self, host: str) -> bool:
+        return host in self.own_hosts or host in self.upstream_by_host
 
 
 def hosts_of(public_url: str | None) -> frozenset[str]:
-    """Returns the hosts by which `ns` may name the server at that URL: with its port, and without."""
+    """Returns the host in a URL, in lower case, in two forms: with its port and without. Returns an empty set without a
+    URL."""
     host = urlsplit(public_url or "").netloc.lower()
     return frozenset({host, without_port(host)} - {""})
 
 
 def without_port(host: str) -> str:
+    """Returns `host` without its port, if it has one."""
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host

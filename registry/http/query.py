@@ -1,4 +1,4 @@
-"""The query string, parsed strictly: input that two parsers could read in two ways is refused.
+"""Parses the query string of a request strictly: refuses input that another parser could read differently.
 
 Sources: RFC 3986, 2.1 (percent-encoding); the `application/x-www-form-urlencoded` format for '+' and '&'.
 """
@@ -13,14 +13,14 @@ from registry.request import RequestInvalid
 from storage.names import shown
 
 MAX_PARAMETERS: Final = 1000
-"""Parameters of a query. Clients send a hundred tags, or a scope for each repository of a build; parsing ten thousand
-would block the event loop for 30 ms."""
+"""Most parameters in a query. Clients send up to a hundred tags, or a token's scope for each repository of a build.
+Parsing ten thousand parameters would block the event loop for 30 ms."""
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def percent_decode(raw: bytes, what: str) -> str:
-    """Returns percent-decoded text; `what` names it in errors. Raises RequestInvalid for a '%' without two hex digits,
-    bytes that are not UTF-8, and a NUL character."""
+    """Returns `raw` percent-decoded. `what` names the text in errors, such as "the path". Raises RequestInvalid for a
+    '%' without two hex digits, bytes that are not UTF-8, and a NUL character."""
     if _BAD_ESCAPE.search(raw):
         raise RequestInvalid(f"{what} has a '%' that is not followed by two hex digits")
     try:
@@ -33,17 +33,19 @@ def percent_decode(raw: bytes, what: str) -> str:
 
 
 def check_parameter_count(raw: bytes) -> None:
-    """Raises RequestInvalid for a query string with too many parameters."""
+    """Raises RequestInvalid for a query string with more than `MAX_PARAMETERS` parameters."""
     if raw.count(b"&") >= MAX_PARAMETERS:
         raise RequestInvalid(f"the query has more than {MAX_PARAMETERS} parameters; send fewer")
 
 
 class Query:
-    """The parameters of a query string. Raises RequestInvalid for one that cannot be parsed or has too many."""
+    """The parameters of a query string."""
 
     __slots__ = ("_values",)
 
     def __init__(self, raw: bytes) -> None:
+        """Parses `raw`, the text after the '?'. Raises RequestInvalid if it cannot be parsed or has too many
+        parameters."""
         self._values: dict[str, list[str]] = {}
         check_parameter_count(raw)
         for pair in raw.split(b"&") if raw else ():
@@ -54,14 +56,14 @@ class Query:
                 )
 
     def all(self, name: str) -> list[str]:
-        """Returns each value of a parameter, in order."""
+        """Returns each value of a parameter, in order; an empty list without the parameter."""
         return self._values.get(name, [])
 
     def one(self, name: str) -> str | None:
-        """Returns the value of a parameter that may be given once; None without it. Raises RequestInvalid."""
+        """Returns the value of a parameter; None without the parameter. Raises RequestInvalid if it occurs twice."""
         values = self._values.get(name)
         if values is None:
             return None
         if len(values) > 1:
-            raise RequestInvalid(f"the query gives {shown(name)} {len(values)} times; once is meant")
+            raise RequestInvalid(f"the query gives {shown(name)} {len(values)} times; give it only once")
         return values[0]

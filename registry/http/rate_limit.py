@@ -1,4 +1,4 @@
-"""The rate limit of requests, for `/v2` and for everything beside it."""
+"""Applies the rate limit of requests, to `/v2` and to all other paths."""
 
 from __future__ import annotations
 
@@ -6,37 +6,42 @@ from collections.abc import Callable
 from math import ceil
 from typing import Final
 
+from registry.asgi import AsgiApp, Receive, Scope, Send, client_address
 from registry.client_addresses import network_of
-from registry.http.asgi import ASGIApp, Receive, Scope, Send, client_address
-from registry.http.errors import error_json, status_of
+from registry.http.error_statuses import error_json, status_of
 from storage.errors import TooManyRequests
 
 HEALTH_PATH: Final = "/health/"
+"""Prefix of the paths of health checks."""
 HEALTH_KEY: Final = "health "
-"""The prefix of the keys that health checks count against."""
+"""Prefix of the keys that health checks count against, so that they have a limit of their own."""
 
 RateLimit = Callable[[str], float]
-"""Counts a request against a key. Returns 0.0 if it is within the limit; else the seconds to wait, without counting
-it."""
+"""Counts a request against a key. Returns 0.0 if the request is within the limit; otherwise does not count it and
+returns the seconds to wait."""
 
 
 def rate_key(name: str, is_account: bool, address: str) -> str:
-    """Returns the key that a request counts against: the account, or without one the client's network."""
+    """Returns the key that a request counts against: the account `name`, or without an account the network of the
+    client's IP address."""
     return f"account {name}" if is_account else network_of(address)
 
 
 def check_rate(rate_limit: RateLimit | None, key: str) -> None:
-    """Counts a request. Raises TooManyRequests, with the seconds to wait rounded up, for Retry-After."""
+    """Counts a request against `key`. Raises TooManyRequests beyond the limit, with the seconds to wait for
+    Retry-After, rounded up."""
     if rate_limit is not None and (wait := rate_limit(key)):
         raise TooManyRequests(retry_after=max(1, ceil(wait)))
 
 
 class RateLimitedApp:
-    """The application beside `/v2`, with the rate limit. Its requests count against the client's network, since the
-    account is found out later. Health checks count by themselves: many pulls from a network must not make the registry
-    look unhealthy to a monitor in that network."""
+    """Applies the rate limit to `app`, the application for all paths outside `/v2`.
 
-    def __init__(self, app: ASGIApp, rate_limit: RateLimit | None) -> None:
+    A request counts against the client's network, because its account is not known yet. Health checks count
+    separately, so that many pulls from a network do not make the registry look unhealthy to a monitor in that
+    network."""
+
+    def __init__(self, app: AsgiApp, rate_limit: RateLimit | None) -> None:
         self._app = app
         self._rate_limit = rate_limit
 
@@ -53,6 +58,7 @@ class RateLimitedApp:
 
 
 async def _refuse(send: Send, error: TooManyRequests) -> None:
+    """Sends the response for a request beyond the limit: 429 with Retry-After."""
     body = error_json(error.code, error.message)
     headers = [
         (b"content-type", b"application/json"),

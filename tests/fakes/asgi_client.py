@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from registry.asgi import Message, Receive, Scope, Send
 from registry.http.answer_cache import CACHED_ANSWER_EXTENSION
-from registry.http.asgi import Message, Receive, Scope, Send
-from registry.http.headers import REQUEST_ID
+from registry.http.response_headers import REQUEST_ID
 
 ZERO_COPY = "http.response.zerocopysend"
 Headers = dict[str, str] | Sequence[tuple[str, str]]

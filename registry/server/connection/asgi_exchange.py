@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from registry.asgi import AsgiApp, Message
 from registry.log_output import mark_logged, was_logged
-from registry.server.asgi import AsgiApp, Message
 from registry.server.connection.context import ConnectionContext
 from registry.server.connection.file_sender import FileSender, FileTruncated
 from registry.server.connection.flow_control import ClientDisconnected

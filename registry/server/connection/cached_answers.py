@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from registry.server.asgi import Scope
+from registry.asgi import Scope
 from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers, header_lines
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from registry.asgi import AsgiApp
 from registry.client_addresses import plain_address
-from registry.server.asgi import AsgiApp
 from registry.server.connection.flow_control import FlowControl
 from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, IncomingBodies
 from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare

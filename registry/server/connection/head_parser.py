@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 import httptools
 
-from registry.server.asgi import Scope
+from registry.asgi import Scope
 from registry.server.connection.context import ConnectionContext
 from registry.server.http1.error_responses import RefusedRequest, head_too_large
 from registry.server.http1.request_head import body_length, fill_scope, find_head_end

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
 
-from registry.server.asgi import Scope
+from registry.asgi import Scope
 from registry.server.connection.asgi_exchange import AsgiExchange
 from registry.server.connection.cached_answers import CachedAnswers
 from registry.server.connection.context import ConnectionContext, WorkerContext

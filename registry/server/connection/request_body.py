@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from registry.server.asgi import Message
+from registry.asgi import Message
 from registry.server.connection.context import ConnectionContext
 from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuffer
 from registry.server.http1.body_framing import ChunkedFraming, LengthFraming

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from registry.server.asgi import Scope
+from registry.asgi import Scope
 from registry.server.http1.error_responses import RefusedRequest
 from registry.server.http1.response_head import Headers
 

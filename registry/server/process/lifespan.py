@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from registry.server.asgi import AsgiApp
+from registry.asgi import AsgiApp
 
 
 class StartFailed(Exception):

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from registry.asgi import AsgiApp
 from registry.log_output import end_output, flush_output
-from registry.server.asgi import AsgiApp
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import raise_file_limit
 from registry.server.process.supervisor import Supervisor

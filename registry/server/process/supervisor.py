@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from registry.asgi import AsgiApp
 from registry.log_output import flush_output
-from registry.server.asgi import AsgiApp
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import die_with_parent
 from registry.server.process.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker

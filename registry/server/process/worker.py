@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from registry.server.asgi import AsgiApp
+from registry.asgi import AsgiApp
 from registry.server.connection.context import WorkerContext, WorkerState
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget

@@ -63,10 +63,10 @@ def test_the_bare_name_of_an_upstream_is_no_repository() -> None:
 
 def test_below() -> None:
     """A name that is below the upstream already stays."""
-    assert RULES.below("ghcr.io", RepositoryName("a/b")) == "ghcr.io/a/b"
-    assert RULES.below("ghcr.io", RepositoryName("ghcr.io/a")) == "ghcr.io/a"
+    assert RULES.with_upstream("ghcr.io", RepositoryName("a/b")) == "ghcr.io/a/b"
+    assert RULES.with_upstream("ghcr.io", RepositoryName("ghcr.io/a")) == "ghcr.io/a"
     with pytest.raises(NameInvalid):
-        RULES.below("ghcr.io", RepositoryName("a" * MAX_NAME_LENGTH))
+        RULES.with_upstream("ghcr.io", RepositoryName("a" * MAX_NAME_LENGTH))
 
 
 PARTS = st.sampled_from(["library", "ubuntu", "team", "own", "docker.io", "ghcr.io", "quay.io", "localhost", "a" * 120])
@@ -80,7 +80,7 @@ def test_a_token_covers_whatever_a_request_may_lead_to(name: str, named: str | N
     rules = NamingRules(UPSTREAMS, default=default)
     requested = RepositoryName(name)
     try:
-        asked = requested if named is None else rules.below(named, requested)
+        asked = requested if named is None else rules.with_upstream(named, requested)
         stored = rules.candidates(asked)
     except (NameInvalid, NameUnknown):
         return

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from registry.asgi import Message
 from registry.http.answer_cache import CACHE_BYTES, CACHED_ANSWER_EXTENSION, LARGEST_BODY_BYTES
-from registry.http.asgi import Message
 from storage.names import RepositoryName, Tag
 from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
 from tests.fakes.app_in_process import running_app

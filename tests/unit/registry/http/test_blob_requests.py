@@ -144,7 +144,7 @@ async def test_a_thousand_ranges_are_served(client: AsgiClient, path: str) -> No
 
 async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> None:
     """A client that gets 400 asks for fewer; 200 or 416 it would take for an answer."""
-    client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges=3)))
+    client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges_per_request=3)))
     assert (await client("GET", path, {"Range": "bytes=0-0,2-2,4-4"})).status == 206
     answer = await client("GET", path, {"Range": "bytes=0-0,2-2,4-4,6-6"})
     assert (answer.status, answer.code) == (400, "UNSUPPORTED")

@@ -15,9 +15,9 @@ from fastapi import APIRouter, Request
 
 from registry.admin.management_route import ManagementRoute
 from registry.app import create_app
+from registry.asgi import Message
 from registry.config import Settings
 from registry.http import DistributionAPI
-from registry.http.asgi import Message
 from registry.http.body_memory import COUNTED_ANSWER_BYTES, BodyMemory
 from registry.http.exchange import RequestLimits
 from registry.memory_budget import MAX_WAITING, MIB, SMALL_SHARE_BYTES, MemoryBudget, Share, ShareScope

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.asgi import Message, Receive, Scope, Send
 from registry.http import DistributionAPI
-from registry.http.asgi import Message, Receive, Scope, Send
 from registry.log_output import was_logged
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span, digest_of
 from storage.errors import (

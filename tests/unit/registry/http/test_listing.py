@@ -91,7 +91,9 @@ async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, give
 
 async def test_pages_have_a_greatest_size(registry: MemoryRegistry) -> None:
     """A larger n, or none, gives a page of the limit and a Link to the rest; a walk is whole."""
-    client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(tags_page=4, catalog_page=2, catalog_most=3)))
+    client = AsgiClient(
+        DistributionAPI(registry, limits=RequestLimits(tags_per_page=4, default_catalog_page=2, max_catalog_page=3))
+    )
     tags = sorted(f"t{number}" for number in range(10))
     await put_image(registry, *tags)
     for query in ("", "?n=1000000"):
@@ -147,7 +149,7 @@ async def test_referrers(client: AsgiClient, registry: MemoryRegistry) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [RequestLimits(referrers_page=3), RequestLimits(referrers_bytes=1000)], ids=["count", "bytes"]
+    "limits", [RequestLimits(referrers_per_page=3), RequestLimits(referrers_page_bytes=1000)], ids=["count", "bytes"]
 )
 async def test_referrers_come_in_pages(registry: MemoryRegistry, limits: RequestLimits) -> None:
     """By count or by size, each once, the filter kept from page to page; one larger than a page still comes."""

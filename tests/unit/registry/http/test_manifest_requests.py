@@ -138,7 +138,7 @@ async def test_missing_content_is_named(client: AsgiClient) -> None:
 
 async def test_a_manifest_of_four_mebibytes_is_taken_and_a_larger_than_the_limit_is_413(client: AsgiClient) -> None:
     """The limit counts declared bytes and received bytes; beyond it nothing more is read."""
-    most = RequestLimits().manifest
+    most = RequestLimits().manifest_bytes
     assert most >= 4 << 20
     large = image(annotations={"x": "y" * ((4 << 20) - 1000)})
     assert (await put(client, "1.0", large)).status == 201

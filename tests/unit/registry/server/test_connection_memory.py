@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.server.asgi import Receive, Scope, Send
+from registry.asgi import Receive, Scope, Send
 from registry.server.connection.context import WorkerContext
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget

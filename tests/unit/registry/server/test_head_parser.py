@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from registry.server.asgi import Receive, Scope, Send
+from registry.asgi import Receive, Scope, Send
 from registry.server.connection.context import ConnectionContext, WorkerContext
 from registry.server.connection.head_parser import HeadParser, RequestAfterLast, RequestHead
 from registry.server.connection.unsent_budget import UnsentBudget

@@ -1,6 +1,7 @@
-"""Errors in HTTP: the one table from error class to status, and the body in the OCI spec's shape.
+"""The HTTP form of each error: the table from error class to status (`STATUS`) and the JSON body of the OCI spec.
 
-Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429 and 431.
+Also defines the errors that only HTTP has, such as an unknown path. The errors of registry content are in
+`storage.errors`. Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429 and 431.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from storage.errors import RegistryError
 
 
 class BodyTooSlow(RequestInvalid):
+    """The client sends the request's body more slowly than the minimum rate."""
+
     default = "the body comes too slowly"
 
 
 class FormTooLarge(RequestInvalid):
+    """A form of the token service is larger than its limit."""
+
     default = "the form is too large"
 
 
 class FormInvalid(RequestInvalid):
-    """An invalid form of the token service. `oauth`: its error code in RFC 6749, 5.2."""
+    """A form of the token service cannot be used. `oauth` is the error code of RFC 6749, 5.2."""
 
     default = "the form is not valid"
 
@@ -33,18 +38,22 @@ class FormInvalid(RequestInvalid):
 
 
 class PathUnknown(RegistryError):
+    """The path names no resource of the distribution API."""
+
     code = "UNSUPPORTED"
     default = "there is nothing at this path"
 
 
 class MethodUnknown(RegistryError):
-    """A method that the resource does not have. The answer lists those it has, in Allow."""
+    """The resource does not support the method. The Allow header of the answer lists those that it supports."""
 
     code = "UNSUPPORTED"
-    default = "this method does nothing here"
+    default = "this resource does not support the method"
 
 
 class TooManyTags(errors.ManifestInvalid):
+    """A manifest PUT names more tags in its query than `RequestLimits.tags_per_put`."""
+
     default = "the request sets more tags than this registry takes at once"
 
 
@@ -86,16 +95,18 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     MethodUnknown: 405,
     TooManyTags: 414,
 }
-"""The status of each error class. A test checks that none is missing."""
+"""The HTTP status of each error class. A test checks that every class has an entry."""
 
 
 def status_of(error: RegistryError) -> int:
-    """Returns the status of an error: its class's, or that of the nearest base class in the table."""
+    """Returns the HTTP status of an error: the table's entry for its class, or for the nearest base class that has
+    one."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def error_json(code: str, message: str, detail: object = None) -> bytes:
-    """Returns an error's JSON in the shape of the spec."""
+    """Returns the JSON body that reports one error, in the form of the OCI spec. `detail` may be any JSON value; None:
+    the body has no detail."""
     error: dict[str, object] = {"code": code, "message": message}
     if detail is not None:
         error["detail"] = detail

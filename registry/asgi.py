@@ -1,4 +1,8 @@
-"""ASGI's types, and what a scope says about a request."""
+"""Types of the ASGI interface (ASGI 3.0), and functions that read facts about a request from its scope.
+
+The server and the application both use this module. A *scope* is the dictionary in which the server describes a
+request.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,13 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
+"""Name, in lower case, and value of an HTTP header."""
 
 
 def new_request_id() -> str:
-    """Returns a random id for a request."""
+    """Returns a random id for a request: 16 hex digits."""
     return os.urandom(8).hex()
 
 
@@ -30,17 +35,18 @@ def raw_path(scope: Scope) -> bytes:
 
 
 def is_distribution(path: bytes) -> bool:
-    """Returns whether a raw path is `/v2` or below it."""
+    """Returns whether a raw path belongs to the distribution API: `/v2`, or a path below `/v2/`."""
     return path.startswith(b"/v2") and (len(path) == 3 or path[3] == 0x2F)
 
 
 def client_address(scope: Scope) -> str:
-    """Returns the client's IP address; empty where the connection has none."""
+    """Returns the client's IP address, or an empty string if the scope has none."""
     client = scope.get("client")
     return client[0] if client else ""
 
 
 def unauthenticated_actor(scope: Scope) -> Actor:
-    """Returns where a request beside `/v2` comes from, before its caller is authenticated, with a new request id."""
+    """Returns the actor of a request outside `/v2` whose caller has not been authenticated yet: the anonymous name, the
+    client's address, a new request id and the User-Agent."""
     agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
     return make_actor(Actor().name, client_address(scope), new_request_id(), agent)

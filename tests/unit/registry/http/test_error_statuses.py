@@ -10,7 +10,7 @@ import pytest
 
 from registry.http import DistributionAPI
 from registry.http.api import HANDLERS
-from registry.http.errors import STATUS, status_of
+from registry.http.error_statuses import STATUS, status_of
 from registry.http.query import MAX_PARAMETERS
 from storage import errors
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span

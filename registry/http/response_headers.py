@@ -1,4 +1,4 @@
-"""Headers of answers. Those that never change are encoded once, here."""
+"""Builds headers of responses. Headers with a fixed value are constants here, encoded once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from registry.http.asgi import Header
+from registry.asgi import Header
 from storage.content import BLOB_TYPE
 from storage.names import Digest
 
@@ -14,37 +14,42 @@ API_VERSION: Final[Header] = (b"docker-distribution-api-version", b"registry/2.0
 NO_SNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 ACCEPT_RANGES: Final[Header] = (b"accept-ranges", b"bytes")
 REQUEST_ID: Final = b"x-request-id"
-EMPTY: Final[Header] = (b"content-length", b"0")
+"""Name of the header with the request's id."""
+ZERO_LENGTH: Final[Header] = (b"content-length", b"0")
 JSON: Final[Header] = (b"content-type", b"application/json")
 OCTET_STREAM: Final[Header] = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Final[Header] = (b"cache-control", b"max-age=31536000, immutable")
-"""For content named by a digest. Not `public`: a shared cache must not keep what was fetched with Authorization (RFC
-9111, 3.5)."""
+"""For content requested by its digest. Without `public`, because a shared cache must not store the response to a
+request with Authorization (RFC 9111, 3.5)."""
 REVALIDATE: Final[Header] = (b"cache-control", b"no-cache")
-"""For content named by a tag, and for lists: a cache asks each time, with If-None-Match."""
+"""For content requested by a tag, and for lists. A cache may store the response, and revalidates it with If-None-Match
+before each use."""
 NEVER_STORE: Final[Header] = (b"cache-control", b"no-store")
-_WARNING_CHARACTERS: Final = 1024
-"""Characters of a warning that are sent. The spec allows 4096 bytes of warnings in all."""
+_MAX_WARNING_CHARACTERS: Final = 1024
+"""A longer warning is cut to this length. The spec allows 4096 bytes for all warnings together."""
 
 
 def content_headers(digest: Digest) -> list[Header]:
-    """Returns the headers that identify content, for clients and for caches."""
+    """Returns the headers that identify content: Docker-Content-Digest and ETag."""
     encoded = digest.encode("ascii")
     return [(b"docker-content-digest", encoded), (b"etag", b'"%b"' % encoded)]
 
 
 def blob_headers(digest: Digest, *, verified: bool) -> list[Header]:
-    """Returns the headers that identify a blob and say whether a cache may keep it. Until the blob's digest has been
-    verified, the digest only repeats what the client requested: there is no validator then, and no cache may store
-    the answer, not even a range that is complete long before the blob is."""
+    """Returns the headers that identify a blob and say whether a cache may store it.
+
+    `verified`: the registry has the whole blob and has checked its digest. Otherwise the digest only repeats what the
+    client requested. The response then has no ETag and no cache may store it, because the digest may turn out to be
+    wrong."""
     if verified:
         return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
     return [(b"docker-content-digest", digest.encode("ascii")), NEVER_STORE, ACCEPT_RANGES]
 
 
 def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
-    """Returns the headers of an upload session and its progress. An empty session says `0-0`: clients read a range
-    there, and the spec has no form for an empty one."""
+    """Returns the headers that describe an upload session with the id `upload`, which has received `offset` bytes.
+
+    Range is `0-0` for a session without bytes: clients expect the header, and the spec has no value for this case."""
     return [
         (b"location", location),
         (b"range", b"0-%d" % max(offset - 1, 0)),
@@ -54,12 +59,14 @@ def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
 
 
 def allow_header(methods: Iterable[str]) -> Header:
+    """Returns the Allow header, which lists the methods of a resource (RFC 9110, 10.2.1)."""
     return b"allow", ", ".join(methods).encode("ascii")
 
 
 def warning_headers(notice: str | None) -> list[Header]:
-    """Returns the header for a notice to the client, in the form of the spec ("Warnings"); none without a notice."""
+    """Returns the Warning header that shows `notice` to the client's user, in the form of the spec ("Warnings").
+    Returns an empty list without a notice."""
     if notice is None:
         return []
-    plain = "".join(letter if letter.isprintable() else " " for letter in notice[:_WARNING_CHARACTERS])
+    plain = "".join(letter if letter.isprintable() else " " for letter in notice[:_MAX_WARNING_CHARACTERS])
     return [(b"warning", b'299 - "%b"' % re.sub(rb'(["\\])', rb"\\\1", plain.encode("ascii", "replace")))]

@@ -1,0 +1,75 @@
+"""Parses If-Match and If-None-Match (RFC 9110, 13.1). The entity tag of content is its digest in quotes.
+
+Reads treat text that is no entity tag as one that does not match. A PUT with such text is refused, because its client
+relies on the condition to protect content.
+"""
+
+from __future__ import annotations
+
+import re
+
+from registry.http.exchange import Exchange
+from registry.request import RequestInvalid
+from storage.content import Condition
+from storage.errors import PreconditionFailed
+from storage.names import Digest
+
+_ENTITY_TAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_ANY: frozenset[str] = frozenset()
+"""The set for the header value `*`, which matches any content."""
+_MATCHES_NOTHING = frozenset({""})
+"""The set for a header without a usable entity tag. It contains no digest, and it is not `_ANY`."""
+
+
+def has_read_condition(exchange: Exchange) -> bool:
+    """Returns whether the answer to a GET depends on the content's entity tag: the request has If-Match, If-None-Match,
+    or Range with If-Range."""
+    if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
+        return True
+    return exchange.header(b"range") is not None and exchange.header(b"if-range") is not None
+
+
+def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
+    """Returns whether the answer to a GET or HEAD is 304, because the client has the content already (RFC 9110,
+    13.1.2).
+
+    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so no tag of the
+    client matches. Raises PreconditionFailed if If-Match lists entity tags and none of them matches."""
+    required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
+    if required and (etag_digest is None or etag_digest not in required):
+        raise PreconditionFailed("no entity tag in If-Match is the one of this content")
+    cached = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=False)
+    return cached is not None and etag_digest is not None and (cached == _ANY or etag_digest in cached)
+
+
+def read_put_condition(exchange: Exchange) -> Condition | None:
+    """Returns the condition that If-Match or If-None-Match puts on a PUT; None without both headers. Raises
+    RequestInvalid for both headers together, or for text that is no entity tag."""
+    required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=True)
+    excluded = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=True)
+    if required is not None and excluded is not None:
+        raise RequestInvalid("the request has both If-Match and If-None-Match; send only one of them")
+    if required is not None:
+        return Condition(required)
+    return None if excluded is None else Condition(excluded, absent=True)
+
+
+def _entity_tags(
+    exchange: Exchange, header: bytes, *, accept_weak: bool, refuse_invalid: bool
+) -> frozenset[str] | None:
+    """Returns the entity tags in a conditional header (RFC 9110, 8.8.3), without their quotes.
+
+    Returns `_ANY` for `*`, `_MATCHES_NOTHING` if no tag can be used, and None without the header. `accept_weak`: weak
+    tags count like strong ones. `refuse_invalid`: raises RequestInvalid for text that is no entity tag, which is
+    otherwise ignored."""
+    values = exchange.headers(header)
+    if not values:
+        return None
+    text = b",".join(values).strip(b" \t")
+    if text == b"*":
+        return _ANY
+    matches = [_ENTITY_TAG.fullmatch(part) for raw in text.split(b",") if (part := raw.strip(b" \t"))]
+    if refuse_invalid and not (matches and all(matches)):
+        raise RequestInvalid(f"{header.decode()} is not '*' and not a list of quoted entity tags")
+    tags = {match[2].decode("latin-1") for match in matches if match and (accept_weak or not match[1])}
+    return frozenset(tags) or _MATCHES_NOTHING

@@ -1,0 +1,86 @@
+"""Sends error responses for failed requests, and logs the failures that are not the client's fault."""
+
+from __future__ import annotations
+
+import logging
+
+from registry.asgi import Header
+from registry.http.error_statuses import error_json, status_of
+from registry.http.exchange import Exchange
+from registry.http.response_headers import ACCEPT_RANGES, JSON, NEVER_STORE, allow_header, upload_headers
+from registry.log_output import mark_logged
+from storage.errors import (
+    DigestInvalid,
+    PartialLost,
+    RangeInvalid,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    TooManyOpenFiles,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
+
+log = logging.getLogger("registry.http")
+
+
+async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: Header) -> None:
+    """Sends the response for `error`: its status, its JSON body, the headers that belong to it, and `extra_headers`."""
+    status = status_of(error)
+    body = error_json(error.code, error.message, error.detail)
+    headers = (JSON, NEVER_STORE, *_error_headers(exchange, error, status), *extra_headers)
+    await exchange.send_whole(status, body, *headers)
+
+
+async def send_internal_error(exchange: Exchange) -> None:
+    """Sends 500 for an unexpected exception. The response names only the request's id, because the exception is
+    described in the log alone."""
+    message = f"the registry failed; its log has the reason, under the request id {exchange.request_id}"
+    await exchange.send_whole(500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
+
+
+def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
+    if status == 405:
+        return [allow_header(method for method in exchange.allowed_methods if method != exchange.method)]
+    if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
+        return [(b"retry-after", b"%d" % error.retry_after)]
+    if isinstance(error, RangeInvalid) and error.size is not None:
+        return [(b"content-range", b"bytes */%d" % error.size), ACCEPT_RANGES]
+    if isinstance(error, RangeInvalid) and error.offset is not None:
+        return upload_headers(exchange.location("blobs/uploads", exchange.item), exchange.item, error.offset)
+    return []
+
+
+def log_server_error(exchange: Exchange, error: RegistryError) -> None:
+    """Logs an error whose status is 500 or more. Logs nothing for other errors, which are the client's."""
+    status = status_of(error)
+    if status >= 500:
+        level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
+        text = f"request {exchange.request_id} answered {status} {error.code}: {_with_cause(error)}"
+        log.log(level, "%s", text, exc_info=error if _needs_traceback(error) else None)
+
+
+def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
+    """Logs a response that ends early because `error` was raised after its status had been sent.
+
+    Marks the error as logged, so that the server, which catches it next, does not log it with a traceback: none of
+    these errors is a fault of the program. The level is INFO for wrong bytes from an upstream (DigestInvalid), which
+    were logged when they were fetched, ERROR for a failure of the storage, and WARNING otherwise."""
+    if isinstance(error, StorageFull | StorageFailed):
+        level = logging.ERROR
+    else:
+        level = logging.INFO if isinstance(error, DigestInvalid) else logging.WARNING
+    text = f"request {exchange.request_id} was cut off, {error.code}: {_with_cause(error)}"
+    log.log(level, "%s", text, exc_info=error if _needs_traceback(error) else None)
+    mark_logged(error)
+
+
+def _with_cause(error: RegistryError) -> str:
+    """Returns the error's text, followed by the operating system's error that caused it, if there is one."""
+    return f"{error} ({error.__cause__})" if isinstance(error.__cause__, OSError) else str(error)
+
+
+def _needs_traceback(error: RegistryError) -> bool:
+    """Returns whether the storage failed because of an exception other than an error of the operating system. Only
+    then does the traceback tell more than the error's text."""
+    return isinstance(error, StorageFailed) and error.__cause__ is not None and not isinstance(error.__cause__, OSError)

@@ -1,0 +1,80 @@
+"""Parses the request headers Range (with If-Range) of a blob GET, and Content-Range of an uploaded chunk.
+
+An invalid Range is ignored, as RFC 9110, 14.2 allows. An invalid Content-Range is refused, because it could put bytes
+at a wrong offset.
+"""
+
+from __future__ import annotations
+
+import re
+
+from registry.http.exchange import Exchange
+from registry.request import RequestInvalid
+from storage.content import Span
+from storage.errors import BlobUploadInvalid, SizeInvalid
+from storage.names import Digest
+
+_RANGE_HEADER = re.compile(rb"bytes[ \t]*=(.*)", re.IGNORECASE | re.DOTALL)
+_RANGE = re.compile(rb"([0-9]*)-([0-9]*)")
+_CONTENT_RANGE = re.compile(rb"([0-9]+)-([0-9]+)")
+_BEYOND_ANY_BLOB = 10**18
+"""A byte position that is larger than any blob. It replaces numbers with more than 18 digits."""
+
+
+def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | None:
+    """Returns the spans that the Range header asks for (RFC 9110, 14.2).
+
+    Returns None if the whole content has to be sent: there is no Range, it has another unit than bytes, it cannot be
+    parsed, or If-Range does not match. A span that ends before it starts is returned as well, and opening it raises
+    RangeInvalid (416). `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag,
+    so If-Range never matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
+    values = exchange.headers(b"range")
+    if len(values) != 1 or not (header := _RANGE_HEADER.fullmatch(values[0])):
+        return None
+    if_range = exchange.header(b"if-range")
+    if if_range is not None and (etag_digest is None or if_range.strip() != b'"%b"' % etag_digest.encode()):
+        return None
+    range_texts = [text for part in header[1].split(b",") if (text := part.strip(b" \t"))]
+    limit = exchange.limits.ranges_per_request
+    if len(range_texts) > limit:
+        raise RequestInvalid(f"{len(range_texts)} ranges in one request; at most {limit} are served")
+    spans = []
+    for text in range_texts:
+        numbers = _RANGE.fullmatch(text)
+        if numbers is None or text == b"-":
+            return None
+        spans.append(_span(numbers[1], numbers[2]))
+    return spans or None
+
+
+def _span(first: bytes, last: bytes) -> Span:
+    """Returns the span of one range, from the digits before and after its '-'."""
+    if not first:  # `-500`: the last 500 bytes
+        length = _number(last)
+        return Span(-length) if length else Span(0, 0)
+    return Span(_number(first), _number(last) + 1 if last else None)
+
+
+def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
+    """Returns the offset of an uploaded chunk and its length in bytes, from Content-Range in the form of the OCI spec:
+    `0-99`, both positions inclusive, no unit.
+
+    Returns None without the header: the chunk then follows the bytes that the session has. Raises BlobUploadInvalid for
+    a header that cannot be parsed, and SizeInvalid if its length differs from Content-Length."""
+    values = exchange.headers(b"content-range")
+    if not values:
+        return None
+    positions = _CONTENT_RANGE.fullmatch(values[0]) if len(values) == 1 else None
+    if positions is None:
+        raise BlobUploadInvalid("Content-Range is not two byte positions like 0-1023")
+    first, last = _number(positions[1]), _number(positions[2])
+    if last < first or last >= _BEYOND_ANY_BLOB:
+        raise BlobUploadInvalid("Content-Range ends before it starts, or lies beyond any blob")
+    length = last - first + 1
+    if exchange.length is not None and exchange.length != length:
+        raise SizeInvalid(f"Content-Range declares {length} bytes, Content-Length {exchange.length}")
+    return first, length
+
+
+def _number(digits: bytes) -> int:
+    return int(digits) if len(digits) <= 18 else _BEYOND_ANY_BLOB

@@ -1,0 +1,72 @@
+"""Parses the path of a request below `/v2` into the resource that it names.
+
+A repository name may contain any word, such as `blobs`, so a path is parsed from its end. Each segment is
+percent-decoded by itself, so an escaped '/' never separates segments.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from registry.http.error_statuses import PathUnknown
+from registry.http.query import percent_decode
+from registry.request import RequestInvalid
+from storage.errors import NameInvalid
+
+
+class Resource(NamedTuple):
+    """A resource of the distribution API.
+
+    `kind`: `ping`, `catalog`, `tags`, `manifests`, `blobs`, `referrers`, `uploads` (where sessions start) or `session`
+    (one upload session). `name`: the repository's name as the client wrote it, not checked yet; empty: none. `item`:
+    the last segment of the path: a tag, a digest or the id of an upload session; empty: none."""
+
+    kind: str
+    name: str = ""
+    item: str = ""
+
+
+_PING = Resource("ping")
+_CATALOG = Resource("catalog")
+_KINDS_WITH_ITEM = frozenset({"manifests", "blobs", "referrers"})
+
+
+def parse_path(path: bytes) -> Resource:
+    """Returns the resource of a raw path, which is `/v2` or a path below it.
+
+    Raises PathUnknown for a path that names no resource, and NameInvalid for one that cannot be decoded."""
+    if path in (b"/v2/", b"/v2"):
+        return _PING
+    segments = _segments(path[4:])
+    if segments == ["_catalog"]:
+        return _CATALOG
+    resource = _parse_segments(segments)
+    if resource is None or resource.name.startswith("_") or "/_" in resource.name:
+        raise PathUnknown
+    return resource
+
+
+def _segments(path: bytes) -> list[str]:
+    """Returns the decoded segments of a path. Raises NameInvalid."""
+    if b"%" not in path and path.isascii() and b"\0" not in path:
+        return path.decode("ascii").split("/")
+    try:
+        segments = [percent_decode(part, "the path") for part in path.split(b"/")]
+    except RequestInvalid as error:
+        raise NameInvalid(error.message) from None
+    if any("/" in segment for segment in segments):
+        raise NameInvalid("the path holds an escaped '/'")
+    return segments
+
+
+def _parse_segments(segments: list[str]) -> Resource | None:
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]
+    if kind == "uploads" and name and name[-1] == "blobs":
+        return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
+    if kind == "blobs" and item == "uploads":
+        return Resource("uploads", "/".join(name))
+    if kind == "tags" and item == "list":
+        return Resource("tags", "/".join(name))
+    if kind in _KINDS_WITH_ITEM:
+        return Resource(kind, "/".join(name), item)
+    return None
