@@ -1,4 +1,5 @@
-"""The settings that say who can log in and how: `[auth]`, `[[issuer]]` and `[oidc]`."""
+"""The settings for logins: `[auth]` (accounts and tokens), `[[issuer]]` (tokens of other services) and `[oidc]` (login
+with a browser)."""
 
 from __future__ import annotations
 
@@ -15,35 +16,41 @@ from registry.config.field_types import Duration, SettingsGroup, split_http_url
 from storage.access import AccountInvalid, AccountName
 
 DEFAULT_SERVICE = "entrepot"
+"""The service name in tokens and challenges if the settings give neither `service` nor `public_url`."""
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Signature algorithms that use a key pair. With a shared-secret algorithm such as HS256, anyone who knows the public
 key could sign tokens."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
+_SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
+"""Scopes, separated by spaces (RFC 6749, section 3.3)."""
+
+# The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 
 
-def _service(value: str) -> str:
+def _check_service(value: str) -> str:
     if not _SERVICE.fullmatch(value):
         raise ValueError(f"{value!r} is not a service name like registry.example.com")
     return value
 
 
-def check_identity_url(value: str, example: str, power: str) -> None:
-    """Checks the address of a service that tells who somebody is: https, or http on this machine. Raises ValueError;
-    for plain http its message ends with `power`, what an attacker who changes the service's answers can do."""
-    if "@" in value:  # the message does not repeat the address, since this may be a password
+def check_identity_url(value: str, example: str, attacker_can: str) -> None:
+    """Checks the URL of a service on which logins depend. It must be https, or http on this machine, and contain no
+    user name. Raises ValueError. `example` is a valid URL for the message. `attacker_can` ends the message about plain
+    http: what someone who changes the service's responses can do, such as "can log in"."""
+    if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("such an address holds no user and no password")
     parts = split_http_url(value, example, fragment=False)
     if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
-        raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {power}")
+        raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {attacker_can}")
 
 
-def _jwks_url(value: str) -> str:
+def _check_jwks_url(value: str) -> str:
     check_identity_url(value, "https://ci.example.com/.well-known/jwks", "can log in")
     return value
 
 
-def _algorithm(value: str) -> str:
+def _check_algorithm(value: str) -> str:
     if value not in ASYMMETRIC_ALGORITHMS:
         raise ValueError(
             f"{value!r} is not an algorithm for tokens of others; choose from {', '.join(ASYMMETRIC_ALGORITHMS)}"
@@ -51,14 +58,15 @@ def _algorithm(value: str) -> str:
     return value
 
 
-def _account(value: str) -> str:
+def _check_account(value: str) -> str:
     try:
         return AccountName(value)
     except AccountInvalid as error:
         raise ValueError(error.message) from None
 
 
-def _values(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
+    """Returns a list for a single claim value. Returns any other value unchanged, so that pydantic checks it."""
     return [value] if isinstance(value, str) else value
 
 
@@ -69,7 +77,7 @@ class AuthSettings(SettingsGroup):
         default=None,
         description="File with more accounts, one NAME:HASH a line with bcrypt, as `htpasswd -B` writes it",
     )
-    service: Annotated[str, AfterValidator(_service)] | None = Field(
+    service: Annotated[str, AfterValidator(_check_service)] | None = Field(
         default=None,
         description="The service name in tokens and challenges. Default: the host of `public_url`, otherwise "
         f"`{DEFAULT_SERVICE}`",
@@ -93,23 +101,23 @@ class Issuer(SettingsGroup):
     audience: str = Field(
         min_length=1, description="The `aud` claim that they must have. It must mean this registry and no other service"
     )
-    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = Field(
+    jwks_url: Annotated[str, AfterValidator(_check_jwks_url)] | None = Field(
         default=None, description="URL of its public keys: https, or http on this machine. Fetched when they are needed"
     )
     jwks_file: Path | None = Field(default=None, description="File with its public keys, instead of `jwks_url`")
     ca_file: Path | None = Field(
         default=None, description="Certificate authorities to trust instead of the system's, in PEM"
     )
-    algorithms: list[Annotated[str, AfterValidator(_algorithm)]] = Field(
+    algorithms: list[Annotated[str, AfterValidator(_check_algorithm)]] = Field(
         default=["RS256", "ES256"], min_length=1, description="Signature algorithms that are accepted"
     )
-    account: Annotated[str, AfterValidator(_account)] | None = Field(
+    account: Annotated[str, AfterValidator(_check_account)] | None = Field(
         default=None, description="The robot that all its tokens log in as"
     )
     account_claim: str | None = Field(
         default=None, min_length=1, description="The claim that names the robot, such as `sub`, instead of `account`"
     )
-    required: dict[str, Annotated[list[str], BeforeValidator(_values)]] = Field(
+    required: dict[str, Annotated[list[str], BeforeValidator(_as_list)]] = Field(
         default={},
         description="Claims that a token must have, each with its value or a list of allowed values: "
         '`{ repository_owner = "team", ref = ["refs/heads/main"] }`',
@@ -121,7 +129,7 @@ class Issuer(SettingsGroup):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_combination(self) -> Self:
         if (self.jwks_url is None) == (self.jwks_file is None):
             raise ValueError(f"issuer {self.issuer!r} needs jwks_url or jwks_file, and not both")
         if (self.account is None) == (self.account_claim is None):
@@ -132,28 +140,26 @@ class Issuer(SettingsGroup):
 
 
 def token_service_name(auth: AuthSettings, public_url: str | None) -> str:
-    """Returns the service name for tokens. It depends on the settings alone, never on a request."""
+    """Returns the service name in tokens and challenges: the setting `service`, the host of `public_url`, or
+    DEFAULT_SERVICE. It never depends on a request."""
     return auth.service or urlsplit(public_url or "").netloc or DEFAULT_SERVICE
 
 
 def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider: str | None) -> bool:
-    """Returns whether the settings name logins outside the store, which close the registry even without accounts.
-    `provider` is the issuer of the OpenID provider, if one is set."""
+    """Returns whether the settings configure logins outside the metadata store: an htpasswd file, issuers of tokens, or
+    an OpenID provider. Then the registry requires a login even if it has no accounts. `provider` is the URL of the
+    OpenID provider; None if there is none."""
     return auth.htpasswd is not None or bool(issuers) or provider is not None
 
 
-_SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
-"""Scopes, separated by spaces (RFC 6749, section 3.3)."""
-
-
-def _issuer(value: str) -> str:
+def _check_issuer(value: str) -> str:
     check_identity_url(value, "https://sso.example.com/realms/company", "decides who has logged in")
     if "?" in value:
         raise ValueError(f"{value!r} has a query; an issuer has none")
     return value
 
 
-def _scopes(value: str) -> str:
+def _check_scopes(value: str) -> str:
     if not _SCOPES.fullmatch(value) or "openid" not in value.split(" "):
         raise ValueError(f"{value!r} is not a list of scopes like 'openid profile email'; openid has to be among them")
     return value
@@ -163,7 +169,7 @@ class OIDCSettings(SettingsGroup):
     """Login with a browser at `/login`, through an OpenID provider such as Keycloak, Authentik, Entra or Okta. It is
     for `/api/v1` and the pages; docker logs in with a password or an API token."""
 
-    issuer: Annotated[str, AfterValidator(_issuer)] | None = Field(
+    issuer: Annotated[str, AfterValidator(_check_issuer)] | None = Field(
         default=None,
         description="The provider's URL, exactly as in the `iss` claim of its tokens: https, or http on this machine. "
         "Without it there is no browser login",
@@ -183,7 +189,7 @@ class OIDCSettings(SettingsGroup):
     ca_file: Path | None = Field(
         default=None, description="Certificate authorities to trust instead of the system's, in PEM"
     )
-    scopes: Annotated[str, AfterValidator(_scopes)] = Field(
+    scopes: Annotated[str, AfterValidator(_check_scopes)] = Field(
         default="openid profile email", description="The scopes that are requested from the provider"
     )
     account_claim: str = Field(
@@ -201,7 +207,7 @@ class OIDCSettings(SettingsGroup):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.client_secret_file is not None and self.client_secret_env is not None:
             raise ValueError("oidc takes client_secret_file or client_secret_env, and not both")
         return self

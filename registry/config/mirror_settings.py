@@ -1,5 +1,8 @@
-"""The settings that say what is mirrored, what is hosted here and what is fetched ahead: `[[upstream]]`, `[hosted]` and
-`[warm]`."""
+"""The settings for mirroring: `[[upstream]]` (the registries to mirror), `[hosted]` (names that belong to this registry
+and are never mirrored) and `[warm]` (images to fetch ahead of the first pull).
+
+The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,16 @@ from storage.names import parse_reference
 from storage.patterns import NamePattern
 
 DOCKER_HUB = "docker.io"
+"""The name of Docker Hub in image names."""
 HUB_LIBRARY = "library"
 """The namespace of Docker Hub's names without a slash: `ubuntu` is `library/ubuntu` there."""
 
-_HUB_ADDRESSES = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
+_HUB_HOSTS = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
+"""Hosts of Docker Hub, which people confuse with its name."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
+"""Settings of an upstream that follow from its name, where they are not just `https://` and the name."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
@@ -33,8 +39,8 @@ _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
 def normalized_host(host: str) -> str:
-    """Returns a host name in the form in which names are compared: lower case, encoded for the DNS (IDNA), without a
-    dot at the end. Raises ValueError for what is not a host name."""
+    """Returns a host name in the form for comparisons: in lower case, encoded for the DNS (IDNA), without a dot at the
+    end. Raises ValueError if it is empty, too long, or cannot be encoded."""
     if len(host) <= MAX_HOST_LENGTH and not host.isascii():
         host = host.encode("idna").decode()
     host = host.lower().rstrip(".")
@@ -43,8 +49,10 @@ def normalized_host(host: str) -> str:
     return host
 
 
-def _split(value: str, example: str) -> SplitResult:
-    if "@" in value:  # the message does not repeat the address, since this may be a password
+def _split_upstream_url(value: str, example: str) -> SplitResult:
+    """Returns the parts of an http or https URL without user name, query and fragment. Raises ValueError; the message
+    contains `example`, a valid URL."""
+    if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("an address holds no user and no password; set username and password_file")
     parts = split_http_url(value, example, query=False, fragment=False)
     try:
@@ -54,32 +62,32 @@ def _split(value: str, example: str) -> SplitResult:
     return parts
 
 
-def _endpoint(value: str) -> str:
-    parts = _split(value, "https://registry-1.docker.io")
+def _check_endpoint(value: str) -> str:
+    parts = _split_upstream_url(value, "https://registry-1.docker.io")
     if parts.path not in ("", "/"):
         raise ValueError(f"{value!r} must end after the host and port; the registry adds /v2/ itself")
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _realm(value: str) -> str:
-    _split(value, "https://auth.docker.io/token")
+def _check_realm(value: str) -> str:
+    _split_upstream_url(value, "https://auth.docker.io/token")
     return value
 
 
-def _redirect_host(value: str) -> str:
+def _check_redirect_host(value: str) -> str:
     try:
         parts = urlsplit(f"//{value}")
-        known = parts.hostname and parts.netloc == value and "@" not in value and (parts.port is None or parts.port)
+        is_valid = parts.hostname and parts.netloc == value and "@" not in value and (parts.port is None or parts.port)
         normalized_host(parts.hostname or "")
     except ValueError:
-        known = False
-    if not known:
+        is_valid = False
+    if not is_valid:
         raise ValueError(f"{value!r} is not a host like storage.corp:9000; it has no scheme and no path")
     return value.lower()
 
 
-def _name(value: str) -> str:
-    if value in _HUB_ADDRESSES:
+def _check_upstream_name(value: str) -> str:
+    if value in _HUB_HOSTS:
         raise ValueError(f"{value!r} is called {DOCKER_HUB!r} in names; to change its address, set endpoints")
     if value == HUB_LIBRARY:
         raise ValueError(f"{value!r} cannot be an upstream's name: Docker Hub's own images have it in their names")
@@ -88,45 +96,46 @@ def _name(value: str) -> str:
     return value
 
 
-def _host(value: str) -> str:
+def _check_host(value: str) -> str:
     if not _HOST.fullmatch(value.lower()):
         raise ValueError(f"{value!r} is not a host's name like hub.example.com")
     return value.lower()
 
 
-def _pattern(value: str) -> str:
+def _check_name_pattern(value: str) -> str:
     return NamePattern(value)
 
 
-def _tag_pattern(value: str) -> str:
+def _check_tag_pattern(value: str) -> str:
     if not _TAG_PATTERN.fullmatch(value):
         raise ValueError(f"{value!r} is not a pattern of tags like v* or *-nightly")
     return value
 
 
-UpstreamName = Annotated[str, AfterValidator(_name)]
+UpstreamName = Annotated[str, AfterValidator(_check_upstream_name)]
+"""The name of an upstream in image names, such as `ghcr.io`."""
 
 
 class Upstream(SettingsGroup):
     """A registry that this one mirrors. For Docker Hub and many others the name suffices, such as `docker.io`."""
 
     name: UpstreamName = Field(description="Its name in image names (`localhost:5000/ghcr.io/org/app`) and in `?ns=`")
-    endpoints: list[Annotated[str, AfterValidator(_endpoint)]] = Field(
+    endpoints: list[Annotated[str, AfterValidator(_check_endpoint)]] = Field(
         default=[],
         description="Its addresses; healthy ones are tried first. Default: `https://` and the name; for `docker.io` "
         "the address of Docker Hub",
     )
     default: bool = Field(default=False, description="Serves names without a host, such as `ubuntu`")
-    hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
+    hosts: list[Annotated[str, AfterValidator(_check_host)]] = Field(
         default=[], description="Host names of this server (Host header). A request to one of them means this upstream"
     )
-    aliases: list[Annotated[str, AfterValidator(_host)]] = Field(
+    aliases: list[Annotated[str, AfterValidator(_check_host)]] = Field(
         default=[], description="Other names that clients use for it in `?ns=`: its host, with the port if it has one"
     )
-    realms: list[Annotated[str, AfterValidator(_realm)]] = Field(
+    realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[], description="Token services that may get the password, besides those on the upstream's own site"
     )
-    redirects: list[Annotated[str, AfterValidator(_redirect_host)]] = Field(
+    redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
         description="Hosts with private addresses that redirects may lead to, such as `storage.corp:9000` (without a "
         "port: 80 and 443). Other private addresses are allowed only if the endpoint is in such a network itself",
@@ -148,7 +157,7 @@ class Upstream(SettingsGroup):
     tag_ttl: Duration = Field(
         default=300.0, description="How long a cached tag is fresh. Then the upstream is asked again"
     )
-    tag_ttls: dict[Annotated[str, AfterValidator(_tag_pattern)], Duration] = Field(
+    tag_ttls: dict[Annotated[str, AfterValidator(_check_tag_pattern)], Duration] = Field(
         default={},
         description='`tag_ttl` by tag pattern; the first match counts: `{ "v*" = "1h", "*-nightly" = "1m" }`',
     )
@@ -165,16 +174,20 @@ class Upstream(SettingsGroup):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
+    def _add_presets(cls, values: Any) -> Any:
         """Adds the endpoints and realms that follow from the name, if no endpoints are given."""
-        if not isinstance(given, Mapping) or given.get("endpoints") or not isinstance(name := given.get("name"), str):
-            return given
-        known = {"endpoints": [f"https://{name}"], **_PRESETS.get(name, {})}
-        return {**known, **{field: value for field, value in given.items() if field != "endpoints"}}
+        if not isinstance(values, Mapping) or values.get("endpoints"):
+            return values
+        name = values.get("name")
+        if not isinstance(name, str):
+            return values
+        presets = {"endpoints": [f"https://{name}"], **_PRESETS.get(name, {})}
+        return {**presets, **{field: value for field, value in values.items() if field != "endpoints"}}
 
     @model_validator(mode="after")
     def _check_login(self) -> Self:
-        sources = [f for f in ("password_file", "password_env", "docker_config") if getattr(self, f) is not None]
+        fields = ("password_file", "password_env", "docker_config")
+        sources = [field for field in fields if getattr(self, field) is not None]
         if len(sources) > 1:
             raise ValueError(f"{' and '.join(sources)} are both set; one login is meant, so keep one of them")
         if self.username is not None and sources == ["docker_config"]:
@@ -187,32 +200,32 @@ class Upstream(SettingsGroup):
 
     @property
     def redirect_host_ports(self) -> frozenset[tuple[str, int]]:
-        """Host and port of each entry of `redirects`."""
-        parts = [urlsplit(f"//{place}") for place in self.redirects]
+        """Host and port of each entry of `redirects`. An entry without a port stands for the ports 80 and 443."""
+        entries = [urlsplit(f"//{entry}") for entry in self.redirects]
         return frozenset(
-            (normalized_host(part.hostname or ""), port)
-            for part in parts
-            for port in ([part.port] if part.port else [80, 443])
+            (normalized_host(entry.hostname or ""), port)
+            for entry in entries
+            for port in ([entry.port] if entry.port else [80, 443])
         )
 
     @property
     def realm_host_ports(self) -> frozenset[tuple[str, int]]:
         """Host and port of each entry of `realms`."""
-        parts = [urlsplit(realm) for realm in self.realms]
+        urls = [urlsplit(realm) for realm in self.realms]
         return frozenset(
-            (normalized_host(part.hostname or ""), part.port or (80 if part.scheme == "http" else 443))
-            for part in parts
+            (normalized_host(url.hostname or ""), url.port or (80 if url.scheme == "http" else 443)) for url in urls
         )
 
     @property
     def guarded(self) -> bool:
-        """Whether a pull from it needs a grant whose pattern begins with its name."""
+        """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name."""
         return self._has_login if self.require_grant is None else self.require_grant
 
     @property
     def private(self) -> bool:
-        """Whether its repositories may have different readers. A cached blob is then served from a repository only
-        after the upstream has confirmed that this repository has it."""
+        """Whether clients may be allowed to read some repositories of this upstream and not others. Then the mirror
+        serves a cached blob from a repository only after the upstream has confirmed that the repository has that
+        blob."""
         return self._has_login or self.guarded
 
     @property
@@ -223,73 +236,80 @@ class Upstream(SettingsGroup):
 class HostedSettings(SettingsGroup):
     """Names that always belong to this registry and never to an upstream."""
 
-    prefixes: Annotated[list[Annotated[str, AfterValidator(_pattern)]], NoDecode, BeforeValidator(split_commas)] = (
-        Field(
-            default=[],
-            description="Patterns of names that no upstream is asked for, such as `team/**` (`**` spans slashes) or "
-            "`*`. A name that was ever pushed needs no pattern",
-        )
+    prefixes: Annotated[
+        list[Annotated[str, AfterValidator(_check_name_pattern)]], NoDecode, BeforeValidator(split_commas)
+    ] = Field(
+        default=[],
+        description="Patterns of names that no upstream is asked for, such as `team/**` (`**` spans slashes) or "
+        "`*`. A name that was ever pushed needs no pattern",
     )
 
 
-def with_mirrors(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with an upstream for each name in `mirror`. The first of these is the default upstream unless
-    another one is. Malformed values stay as they are, so that the model refuses them."""
-    names, upstreams = split_commas(given.get("mirror", [])), given.get("upstream", [])
-    if not isinstance(names, list) or not isinstance(upstreams, list) or not all(map(_is_name, names)) or not names:
-        return dict(given)
-    have = [_get(upstream, "name") for upstream in upstreams]
-    upstreams = [*upstreams, *({"name": name} for name in dict.fromkeys(names) if name not in have)]
+def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of all settings, with an upstream added for each name in the setting `mirror`. If no upstream
+    is the default, the first of these names becomes the default upstream. Malformed values stay unchanged, so that the
+    model refuses them."""
+    names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
+    if not isinstance(names, list) or not isinstance(upstreams, list):
+        return dict(values)
+    if not names or not all(map(_is_upstream_name, names)):
+        return dict(values)
+    configured = [_get(upstream, "name") for upstream in upstreams]
+    upstreams = [*upstreams, *({"name": name} for name in dict.fromkeys(names) if name not in configured)]
     if not any(_get(upstream, "default") for upstream in upstreams):
-        upstreams = [_as_default(each) if _get(each, "name") == names[0] else each for each in upstreams]
-    return {**given, "upstream": upstreams}
+        upstreams = [_as_default(up) if _get(up, "name") == names[0] else up for up in upstreams]
+    return {**values, "upstream": upstreams}
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_ADDRESSES, HUB_LIBRARY)
+def _is_upstream_name(value: Any) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 
 def _get(upstream: Any, field: str) -> Any:
+    """Returns a field of an upstream, which is a mapping or already an `Upstream`; None if it has no such field."""
     return upstream.get(field) if isinstance(upstream, Mapping) else getattr(upstream, field, None)
 
 
 def _as_default(upstream: Any) -> Any:
+    """Returns a copy of the upstream that is the default upstream."""
     if isinstance(upstream, Upstream):
         return upstream.model_copy(update={"default": True})
     return {**upstream, "default": True}
 
 
 def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> None:
-    """Checks what no upstream can check alone, such as names that occur twice. Raises ValueError."""
+    """Checks the upstreams together: names, hosts and aliases must be unique, at most one upstream may be the default,
+    and no pattern in `hosted` may name an upstream. Raises ValueError."""
     names = [upstream.name for upstream in upstreams]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"there are two upstreams named {twice}")
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"there are two upstreams named {duplicate}")
     defaults = [upstream.name for upstream in upstreams if upstream.default]
     if len(defaults) > 1:
         raise ValueError(
             f"{' and '.join(defaults)} are both the default; only one upstream can serve names without a host"
         )
     hosts = [host for upstream in upstreams for host in upstream.hosts]
-    if twice := next((host for host in hosts if hosts.count(host) > 1), None):
-        raise ValueError(f"two upstreams have the host {twice}")
+    if duplicate := next((host for host in hosts if hosts.count(host) > 1), None):
+        raise ValueError(f"two upstreams have the host {duplicate}")
     aliases = [alias for upstream in upstreams for alias in upstream.aliases]
-    if twice := next((alias for alias in aliases if [*aliases, *names].count(alias) > 1), None):
-        raise ValueError(f"two upstreams are called {twice}, by name or alias")
-    if own := next((alias for alias in aliases if alias in hosts), None):
+    if duplicate := next((alias for alias in aliases if [*aliases, *names].count(alias) > 1), None):
+        raise ValueError(f"two upstreams are called {duplicate}, by name or alias")
+    if conflict := next((alias for alias in aliases if alias in hosts), None):
         raise ValueError(
-            f"{own} cannot be an alias, which is the upstream's own name, and in hosts, which are this server's"
+            f"{conflict} cannot be an alias, which is the upstream's own name, and in hosts, which are this server's"
         )
-    taken = {*names, HUB_LIBRARY} if defaults else set(names)
+    mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)
     for pattern in hosted.prefixes:
-        if pattern.partition("/")[0] in taken:
+        if pattern.partition("/")[0] in mirrored_prefixes:
             raise ValueError(f"hosted.prefixes: {pattern!r} names what is mirrored; such names cannot be hosted here")
 
 
 ALL_PLATFORMS = "all"
+"""The value in `platforms` that stands for all platforms of an image."""
 _PLATFORM = re.compile(rf"{ALL_PLATFORMS}|[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 
 
-def _reference(value: str) -> str:
+def _check_reference(value: str) -> str:
     try:
         parse_reference(value)
     except RegistryError as error:
@@ -297,7 +317,7 @@ def _reference(value: str) -> str:
     return value
 
 
-def _platform(value: str) -> str:
+def _check_platform(value: str) -> str:
     if not _PLATFORM.fullmatch(value):
         raise ValueError(f"{value!r} is not a platform like linux/amd64 or linux/arm/v7, and not {ALL_PLATFORMS}")
     return value
@@ -306,15 +326,15 @@ def _platform(value: str) -> str:
 class WarmSettings(SettingsGroup):
     """Images of upstreams to fetch before anyone pulls them, and to keep up to date."""
 
-    references: Annotated[list[Annotated[str, AfterValidator(_reference)]], NoDecode, BeforeValidator(split_commas)] = (
-        Field(default=[], description="The images, such as `ubuntu:24.04` or `ghcr.io/org/app:1`")
-    )
+    references: Annotated[
+        list[Annotated[str, AfterValidator(_check_reference)]], NoDecode, BeforeValidator(split_commas)
+    ] = Field(default=[], description="The images, such as `ubuntu:24.04` or `ghcr.io/org/app:1`")
     file: Path | None = Field(
         default=None, description="File with more images, one a line; `#` begins a comment. It is read again each round"
     )
-    platforms: Annotated[list[Annotated[str, AfterValidator(_platform)]], NoDecode, BeforeValidator(split_commas)] = (
-        Field(
-            default=[], description="The platforms to fetch, such as `linux/arm64`, or `all`. Default: this machine's"
-        )
+    platforms: Annotated[
+        list[Annotated[str, AfterValidator(_check_platform)]], NoDecode, BeforeValidator(split_commas)
+    ] = Field(
+        default=[], description="The platforms to fetch, such as `linux/arm64`, or `all`. Default: this machine's"
     )
     interval: Duration = Field(default=21600.0, gt=0, description="Time between two rounds of fetching")

@@ -1,8 +1,9 @@
-"""`Settings`: all settings in one typed model, each with its default and its help text.
+"""The model of all settings (`Settings`), each with its type, its default and its help text.
 
-`Settings(...)` uses its arguments and the defaults. It reads neither the environment nor a file, so tests that
-construct it depend on nothing else. `registry.config.settings_sources` constructs it from flags, variables and a
-file."""
+`Settings(...)` uses only its arguments and the defaults, so that tests do not depend on the environment or on a file.
+`registry.config.settings_sources` creates it from command-line flags, environment variables and the settings file.
+Durations are in seconds, sizes in bytes. The `description` of a setting is its text in `--help` and in the
+documentation."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ from registry.config.mirror_settings import (
     Upstream,
     UpstreamName,
     WarmSettings,
+    add_mirror_upstreams,
     check_upstreams,
-    with_mirrors,
 )
+from registry.config.worker_count import default_worker_count
 
 
-def _network(value: str) -> str:
+def _check_network(value: str) -> str:
+    """Returns a network or an IP address in its normal form. Raises ValueError."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -38,7 +41,8 @@ def _network(value: str) -> str:
     return str(network)
 
 
-NetworkList = Annotated[list[Annotated[str, AfterValidator(_network)]], NoDecode, BeforeValidator(split_commas)]
+NetworkList = Annotated[list[Annotated[str, AfterValidator(_check_network)]], NoDecode, BeforeValidator(split_commas)]
+"""Networks and IP addresses, as a list or as text with commas."""
 
 
 class TLSSettings(SettingsGroup):
@@ -60,10 +64,14 @@ class TLSSettings(SettingsGroup):
 
 
 ENV_PREFIX = "ENTREPOT_"
+"""Prefix of the environment variables that set settings."""
 ENV_NESTED_DELIMITER = "__"
+"""Separates the names of groups and settings in a variable: `ENTREPOT_GC__GRACE` sets `gc.grace`."""
 
 
-def _public_url(value: str | None) -> str | None:
+def _check_public_url(value: str | None) -> str | None:
+    """Returns the scheme, host and port of the registry's address. Raises ValueError if the address has anything
+    else."""
     if value is None:
         return None
     parts = split_http_url(value, "https://registry.example.com")
@@ -72,19 +80,16 @@ def _public_url(value: str | None) -> str | None:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _directory(value: object) -> object:
+def _check_directory(value: object) -> object:
+    """Returns a path unchanged. Raises ValueError for an empty path, which pydantic would take for the working
+    directory, and for a value that is not a path."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
     return value
 
 
-def default_workers() -> int:
-    """Returns one worker for each core that this process may use, at most four."""
-    return max(1, min(len(os.sched_getaffinity(0)), 4))
-
-
 class CollectionSettings(SettingsGroup):
-    """Garbage collection: it removes content that nothing refers to any more, while the registry serves."""
+    """Garbage collection, which removes content that nothing refers to any more. It runs while the registry serves."""
 
     grace: Duration = Field(
         default=86400.0,
@@ -94,7 +99,7 @@ class CollectionSettings(SettingsGroup):
 
 
 class UploadSettings(SettingsGroup):
-    """Unfinished uploads."""
+    """Uploads that clients have not finished."""
 
     expire: Duration = Field(
         default=604800.0, gt=0, description="How long an upload is kept without any progress before it is dropped"
@@ -102,7 +107,7 @@ class UploadSettings(SettingsGroup):
 
 
 class AuditSettings(SettingsGroup):
-    """The audit log: who changed what, who logged in, who was refused."""
+    """The audit log, which records changes, logins and refused requests."""
 
     keep: Duration = Field(
         default=31536000.0,
@@ -151,7 +156,7 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    data: Annotated[Path, BeforeValidator(_directory)] = Field(
+    data: Annotated[Path, BeforeValidator(_check_directory)] = Field(
         default=Path("data"),
         description="The data directory, which holds everything. A relative path starts at the working directory",
     )
@@ -160,8 +165,8 @@ class Settings(BaseSettings):
         description="Address to listen on, HOST:PORT; port 0 picks a free port. An address that other machines reach "
         "needs accounts, or `insecure_open`",
     )
-    workers: int = Field(default_factory=default_workers, ge=1, le=64, description="Number of server processes")
-    public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
+    workers: int = Field(default_factory=default_worker_count, ge=1, le=64, description="Number of server processes")
+    public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
         default=None, description="The registry's address as clients see it, for a registry behind a proxy"
     )
     insecure_open: bool = Field(
@@ -204,8 +209,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _add_mirrors(cls, given: Any) -> Any:
-        return with_mirrors(given) if isinstance(given, dict) else given
+    def _add_mirrors(cls, values: Any) -> Any:
+        return add_mirror_upstreams(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_upstreams(self) -> Self:
@@ -214,7 +219,7 @@ class Settings(BaseSettings):
 
     @property
     def default_upstream(self) -> str | None:
-        """The name of the upstream that serves names without a host; None if there is none."""
+        """The name of the upstream that serves image names without a host, such as `ubuntu`; None if there is none."""
         return next((upstream.name for upstream in self.upstream if upstream.default), None)
 
     @classmethod
@@ -226,6 +231,6 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Uses the caller's arguments alone. `registry.config.settings_sources` reads the environment and the file, and
-        keeps where each value comes from."""
+        """Makes pydantic use only the arguments of `Settings(...)`. `registry.config.settings_sources` reads the
+        environment and the file itself, because it also records where each value comes from."""
         return (init_settings,)

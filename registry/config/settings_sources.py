@@ -1,7 +1,7 @@
-"""Loads the settings from flags, environment variables and a file, and keeps where each value comes from.
+"""Loads the settings from command-line flags, environment variables and a file, and records the source of each value.
 
-A flag wins over a variable, a variable over the file, the file over the default. No other module reads the environment
-or the file.
+A flag takes precedence over a variable, a variable over the file, and the file over the default. No other module reads
+settings from the environment or the file.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pydantic_settings.exceptions import SettingsError
 from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Issuer, Settings, Upstream, format_size, is_size
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
-"""The variable that names the settings file."""
+"""The environment variable with the path of the settings file."""
 
-_KUBERNETES = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
-"""Variables that Kubernetes sets in the pods of a namespace with a service named `entrepot`."""
+_KUBERNETES_VARIABLE = re.compile(rf"{ENV_PREFIX}(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
+"""Variables that Kubernetes sets in a namespace with a service named `entrepot`. They are no settings."""
 
 _TABLE_LIST_HINTS = {
     "upstream": 'write it like [{"name": "docker.io", "tag_ttl": "1h"}]',
     "issuer": 'write it like [{"issuer": "https://ci.example.com", "audience": "registry", ...}]',
 }
-"""For each setting that is a list of tables: how to write one in a variable."""
+"""For each setting that is a list of tables: a hint for error messages, how to write the list in a variable."""
 
 SettingPath = tuple[str, ...]
-"""The path of a setting: `("gc", "grace")` for `gc.grace`."""
+"""The names that lead to a setting: `("gc", "grace")` for `gc.grace`."""
 
 
 class ConfigError(Exception):
-    """The settings are wrong. The message is one line for people."""
+    """The settings are not valid. The message is one line of text for the person who starts the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class SettingsSource:
     """One source of settings, with the values that it sets."""
 
     values: Mapping[str, Any]
+    """By name of the setting or group; the value of a group is a mapping."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
@@ -61,36 +62,37 @@ class SettingsSource:
         if self.kind == "flag":
             return "--" + "-".join(path).replace("_", "-")
         if self.kind == "variable":
-            return next((v for v in _variables(path) if _variable_set(v)), ENV_PREFIX + path[0].upper())
+            names = (name for name in _variable_candidates(path) if _is_variable_set(name))
+            return next(names, ENV_PREFIX + path[0].upper())
         return self.name
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """The settings in force, and what is known about them."""
+    """The settings, the source of each value, and warnings about unknown variables."""
 
     settings: Settings
     origins: Mapping[str, str]
-    """Where each value comes from, by the setting's dotted name."""
+    """By the setting's dotted name (`gc.grace`): the flag, the variable or the file that sets it, or `default`."""
     warnings: tuple[str, ...]
-    """Lines for people."""
+    """Each is one line of text."""
 
 
-def setting_fields(model: type[BaseModel] = Settings, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
-    """Yields the path and the pydantic field of each setting, also of those inside groups."""
+def setting_fields(model: type[BaseModel] = Settings, prefix: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+    """Yields the path and the pydantic field of each setting of a model and of the groups in it. `prefix` is put before
+    each path."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from setting_fields(inner, (*above, name))
+            yield from setting_fields(inner, (*prefix, name))
         else:
-            yield (*above, name), field
+            yield (*prefix, name), field
 
 
 def table_model(field: FieldInfo) -> type[BaseModel] | None:
-    """Returns the model of one table for a setting that is a list of tables (`[[upstream]]`), or None for other
-    settings."""
-    inner = get_args(field.annotation)
-    return next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    """Returns the model of a table for a setting that is a list of tables (`[[upstream]]`); None for other settings."""
+    item_types = get_args(field.annotation)
+    return next((kind for kind in item_types if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def variable_name(path: SettingPath) -> str:
@@ -99,20 +101,20 @@ def variable_name(path: SettingPath) -> str:
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> LoadedSettings:
-    """Loads the settings. `flags` holds the flags that were given. `config` is the settings file; None means the one
-    that ENTREPOT_CONFIG names, if any. Raises ConfigError."""
+    """Returns the settings from all sources. `flags` has the flags that were given, by name of the setting. `config` is
+    the settings file; None: the file that ENTREPOT_CONFIG names, if any. Raises ConfigError."""
     file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-    unknown = _unknown_variables()
-    sources = [SettingsSource(flags, "flag"), SettingsSource(_environment(unknown), "variable")]
+    unknown_names = _unknown_variables()
+    sources = [SettingsSource(flags, "flag"), SettingsSource(_read_environment(unknown_names), "variable")]
     if file is not None:
         sources.append(SettingsSource(_read_file(file), "file", str(file)))
-    for source in sources:  # one by one, so that the message can name the source that is wrong
+    for source in sources:  # each source separately, so that the message names the source with the error
         _check_source(source)
-    settings = _combine(sources)
+    settings = _create_settings(sources)
     origins = {".".join(path): _origin(path, sources) or "default" for path, _ in setting_fields()}
     if origins["upstream"] == "default":
         origins["upstream"] = origins["mirror"]
-    return LoadedSettings(settings, origins, tuple(_unknown_line(name) for name in unknown))
+    return LoadedSettings(settings, origins, tuple(_unknown_variable_warning(name) for name in unknown_names))
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -126,15 +128,16 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot read the settings: {(error.strerror or str(error)).lower()}") from None
 
 
-def _environment(unknown: tuple[str, ...]) -> dict[str, Any]:
+def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the values that environment variables set, without those of `unknown_names`. Raises ConfigError."""
     try:
         values: dict[str, Any] = EnvSettingsSource(Settings)()
     except SettingsError as error:
         group = next((path[0] for path, _ in setting_fields() if f'"{path[0]}"' in str(error)), "")
-        better = f"set {variable_name((group, 'NAME'))} instead"
-        better = _TABLE_LIST_HINTS.get(group, better)
-        raise ConfigError(f"{variable_name((group,))}: not JSON; {better}") from None
-    for name in unknown:
+        hint = f"set {variable_name((group, 'NAME'))} instead"
+        hint = _TABLE_LIST_HINTS.get(group, hint)
+        raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
+    for name in unknown_names:
         group, *rest = name.removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if rest and isinstance(values.get(group), dict):
             values[group].pop(rest[0], None)
@@ -142,32 +145,38 @@ def _environment(unknown: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _unknown_variables() -> tuple[str, ...]:
+    """Returns the names of variables that begin with ENV_PREFIX but set nothing, in order."""
     known = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
         CONFIG_VARIABLE
     }
-    ours = (name for name in os.environ if name.upper().startswith(ENV_PREFIX))
-    return tuple(sorted(n for n in ours if n.upper() not in known and not _KUBERNETES.fullmatch(n.upper())))
+    prefixed = (name for name in os.environ if name.upper().startswith(ENV_PREFIX))
+    return tuple(
+        sorted(n for n in prefixed if n.upper() not in known and not _KUBERNETES_VARIABLE.fullmatch(n.upper()))
+    )
 
 
-def _unknown_line(name: str) -> str:
+def _unknown_variable_warning(name: str) -> str:
     known = [variable_name(path) for path, _ in setting_fields()]
-    return f"{name} is no setting and is ignored{_nearest(name.upper(), known)}"
+    return f"{name} is no setting and is ignored{_did_you_mean(name.upper(), known)}"
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def _did_you_mean(name: str, known: list[str]) -> str:
+    """Returns the end of a message that suggests the most similar known name; empty if no name is similar."""
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _variables(path: SettingPath) -> list[str]:
+def _variable_candidates(path: SettingPath) -> list[str]:
+    """Returns the variables that can set `path`: its own, then those of the groups around it."""
     return [variable_name(path[:end]) for end in range(len(path), 0, -1)]
 
 
-def _variable_set(name: str) -> bool:
+def _is_variable_set(name: str) -> bool:
     return any(key.upper() == name and value for key, value in os.environ.items())
 
 
 def _sets_path(values: Mapping[str, Any], path: SettingPath) -> bool:
+    """Returns whether nested mappings contain a value at `path`."""
     node: Any = values
     for name in path:
         if not isinstance(node, Mapping) or name not in node:
@@ -176,27 +185,30 @@ def _sets_path(values: Mapping[str, Any], path: SettingPath) -> bool:
     return True
 
 
-def _merged(sources: list[SettingsSource]) -> dict[str, Any]:
+def _merge(sources: list[SettingsSource]) -> dict[str, Any]:
+    """Returns the values of all sources. `sources` begins with the source that takes precedence."""
     merged: dict[str, Any] = {}
     for source in reversed(sources):
-        _overlay(merged, source.values)
+        _merge_into(merged, source.values)
     return merged
 
 
-def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    for name, value in above.items():
+def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Sets `values` in `target`. Groups are merged; any other value replaces the one in `target`."""
+    for name, value in values.items():
         if isinstance(value, Mapping):
-            inner = below.get(name)
-            below[name] = dict(inner) if isinstance(inner, dict) else {}
-            _overlay(below[name], value)
+            group = target.get(name)
+            target[name] = dict(group) if isinstance(group, dict) else {}
+            _merge_into(target[name], value)
         else:
-            below[name] = value
+            target[name] = value
 
 
-def _combine(sources: list[SettingsSource]) -> Settings:
-    """Merges sources that are each valid. Together they may still contradict each other. Raises ConfigError."""
+def _create_settings(sources: list[SettingsSource]) -> Settings:
+    """Returns the settings from the merged sources. Raises ConfigError if the sources, each valid alone, contradict
+    each other."""
     try:
-        return Settings(**_merged(sources))
+        return Settings(**_merge(sources))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         names = ", ".join(source.name or f"{source.kind}s" for source in reversed(sources) if source.values)
@@ -204,11 +216,13 @@ def _combine(sources: list[SettingsSource]) -> Settings:
 
 
 def _origin(path: SettingPath, sources: list[SettingsSource]) -> str | None:
+    """Returns the flag, variable or file that sets `path`; None if it has its default."""
     return next((origin for source in sources if (origin := source.origin(path))), None)
 
 
 def _check_source(source: SettingsSource) -> None:
-    """Checks one source alone. Raises ConfigError that names the place, the value and what would be right."""
+    """Raises ConfigError if the values of one source are not valid. The message names the flag, the variable or the
+    place in the file, the value, and what a valid value is."""
     try:
         Settings(**source.values)
     except ValidationError as error:
@@ -218,15 +232,15 @@ def _check_source(source: SettingsSource) -> None:
     path = problems[0]["loc"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     setting = tuple(takewhile(lambda part: isinstance(part, str), path))
-    where = (source.origin(cast(SettingPath, setting)) if setting else None) or source.name or f"{source.kind}s"
+    location = (source.origin(cast(SettingPath, setting)) if setting else None) or source.name or f"{source.kind}s"
     if path and (source.kind == "file" or (source.kind == "variable" and setting != path)):
-        where += f": {_dotted(path, source.values)}"
-    raise ConfigError(f"{where}: {_problem_text(problems[0])}{more}".replace("\n", " "))
+        location += f": {_dotted_name(path, source.values)}"
+    raise ConfigError(f"{location}: {_problem_text(problems[0])}{more}".replace("\n", " "))
 
 
-def _dotted(path: tuple[int | str, ...], values: object = None) -> str:
-    """Writes the place of a problem for people: `upstream[docker.io].tag_ttl`. A table without a name is counted from
-    1."""
+def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
+    """Returns the name of a setting for messages: `upstream[docker.io].tag_ttl`. A table without a name is shown by its
+    position, counted from 1. `values` is what the path leads through."""
     text = ""
     for part in path:
         if isinstance(part, str):
@@ -240,10 +254,11 @@ def _dotted(path: tuple[int | str, ...], values: object = None) -> str:
 
 
 def _problem_text(problem: ErrorDetails) -> str:
+    """Returns the text of a validation error of pydantic."""
     if problem["type"] == "extra_forbidden":
         tables = (*setting_fields(Upstream, ("upstream",)), *setting_fields(Issuer, ("issuer",)))
         known = [".".join(path) for path, _ in (*setting_fields(), *tables)]
-        return f"unknown setting{_nearest('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
+        return f"unknown setting{_did_you_mean('.'.join(p for p in problem['loc'] if isinstance(p, str)), known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"].removeprefix("Input ")

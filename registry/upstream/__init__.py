@@ -1,2 +1,2 @@
-"""HTTP client for upstream registries. Implements `registry.mirror.upstream_client.UpstreamClient`; start at
-`client.make_upstream_client`."""
+"""HTTP client for upstream registries, from which the mirror fetches. `client.make_upstream_client` creates one; it
+implements `registry.mirror.upstream_client.UpstreamClient`."""

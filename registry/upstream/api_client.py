@@ -1,4 +1,7 @@
-"""Small requests to upstreams (manifests, tokens, lists, HEAD), with httpx2 on the event loop. Follows redirects."""
+"""Sends small requests to upstreams (manifests, tokens, lists, HEAD) with httpx2 on the event loop. Follows redirects.
+
+The bytes of blobs go through `registry.upstream.blob_client` instead.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,25 @@ from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
-from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_ANSWER
+from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES
 from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
-_ASSUMED_LENGTH = 1 * MIB
-"""Bytes reserved for a response that does not state its length, before it is read."""
-_PIECES_AT_ONCE = 64
-"""Pieces of a body that are processed before other tasks run. If a registry sends chunks of one byte, a single read
-from its socket yields ten thousand of them."""
+_ASSUMED_BODY_BYTES = 1 * MIB
+"""Memory reserved for a body whose length the response does not state, before the body is read."""
+_PIECES_PER_TURN = 64
+"""Pieces of a body that are processed before other tasks of the event loop run. If a registry sends chunks of one byte,
+a single read from its socket yields ten thousand pieces."""
 
 _LOCATION_EXTENSION = "entrepot.location"
+"""The extension of a response that holds its `Location` header."""
 _CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
+"""Errors of a kept connection that the server has closed meanwhile. The request is then sent once more."""
 
 
 class ApiClient:
-    """The connections for small requests to one upstream. Contacts nobody when it is created."""
+    """Sends small requests to one upstream and keeps its connections. Connects at the first request."""
 
     def __init__(
         self,
@@ -38,7 +43,7 @@ class ApiClient:
         policy: AddressPolicy,
         memory: MemoryBudget | None = None,
     ) -> None:
-        """`memory`: the budget for responses larger than `SMALL_ANSWER`."""
+        """`memory` is the budget for bodies larger than SMALL_BODY_BYTES."""
         self._memory = memory or MemoryBudget(32 * MIB, "answers")
         self._proxies = proxies
         self._trust = trust
@@ -49,101 +54,113 @@ class ApiClient:
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
         self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
 
-    def reach_from(self, answer: UpstreamResponse) -> Reach:
-        """Returns where a URL named by that response may lead."""
-        return self._redirect_reach.after(answer.network)
+    def reach_from(self, response: UpstreamResponse) -> Reach:
+        """Returns the addresses to which a URL in `response`, such as that of a next page, may lead."""
+        return self._redirect_reach.after(response.network)
 
-    async def ask(
+    async def send(
         self,
         method: str,
         url: str,
         headers: Mapping[str, str],
         *,
-        most: int = SMALL_ANSWER,
+        max_bytes: int = SMALL_BODY_BYTES,
         form: Mapping[str, str] | None = None,
-        content: bool = True,
+        read_body: bool = True,
         reach: Reach | None = None,
         attempt: EndpointAttempt | None = None,
         memory: ShareScope | None = None,
     ) -> UpstreamResponse:
-        """Returns the response with its body; without the body if `content` is False and the request succeeded. Follows
-        redirects, except with a `form`. `reach`: where the URL may lead if the settings do not name it. `attempt` is
-        told how the endpoint responds. Raises UpstreamUnavailable (also for a body above `most` bytes, a compressed
-        body, or an address out of reach), UpstreamTimeout, TooManyRequests (no memory for the body). A large body
-        counts against the memory budget until the block of `memory` ends; None: while it is received."""
+        """Sends a request, follows redirects, and returns the response.
+
+        A request with a `form` sends it as the body, and its redirects are not followed. `reach` limits the addresses
+        that `url` may lead to; None: `url` is on an endpoint from the settings. `attempt` receives reports on how the
+        endpoint responds. A successful response has no body if `read_body` is False. The body of an unsuccessful
+        response is cut after `max_bytes`. A body larger than SMALL_BODY_BYTES counts against the memory budget until
+        the block of `memory` ends; without `memory`, only while it is received.
+
+        Raises UpstreamUnavailable (no connection, a successful body larger than `max_bytes`, a compressed body, or an
+        address outside `reach`), UpstreamTimeout, and TooManyRequests if there is no memory for the body.
+        """
         route = RedirectChain(url, headers, reach or self._redirect_reach)
         while True:
-            current = None if route.has_moved else attempt
-            response = await self._send(method, route, form, current)
+            endpoint_attempt = None if route.has_moved else attempt  # the target of a redirect is not the endpoint
+            response = await self._send_once(method, route, form, endpoint_attempt)
             try:
-                route.on_answer(self._network(response, route))
-                if current is not None:
-                    current.on_headers(response.status_code)
+                route.on_response(self._network(response, route))
+                if endpoint_attempt is not None:
+                    endpoint_attempt.on_headers(response.status_code)
                 if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION_EXTENSION)):
                     continue
-                wanted = method != "HEAD" and (content or not response.is_success)
-                body = await self._body(response, most, memory) if wanted else b""
+                has_body = method != "HEAD" and (read_body or not response.is_success)
+                body = await self._read_body(response, max_bytes, memory) if has_body else b""
             finally:
                 await response.aclose()
             network = route.reach.network or NetworkClass.PUBLIC
-            return UpstreamResponse(response.status_code, _fields(response), route.url, route.is_foreign, body, network)
+            return UpstreamResponse(
+                response.status_code, _header_fields(response), route.url, route.is_cross_origin, body, network
+            )
 
-    async def _send(
+    async def _send_once(
         self, method: str, route: RedirectChain, form: Mapping[str, str] | None, attempt: EndpointAttempt | None
     ) -> httpx2.Response:
+        """Sends the request of the current step of `route` and returns the response, whose body is not read yet. Sends
+        it a second time if a kept connection turns out to be closed."""
         client = await self._client(route)
         if attempt is not None:
             attempt.on_sent()
-        for last in (False, True):
+        for is_second_try in (False, True):
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
                 return await client.send(request, stream=True)
             except _CONNECTION_LOST as error:
                 # The server may close a kept connection just when it is reused.
-                if last:
-                    raise _failure(error, route.url) from None
+                if is_second_try:
+                    raise _error_for(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
                 if attempt is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                     attempt.on_connection_failed()
-                raise _failure(error, route.url) from None
+                raise _error_for(error, route.url) from None
         raise AssertionError("the second try returns or raises")
 
     def _network(self, response: httpx2.Response, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the host that has responded."""
+        """Returns the network class of the server that has sent the response."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         peer = response.extensions["network_stream"].get_extra_info("server_addr")
         return self._policy.classify(peer[0] if peer else None)
 
-    async def _body(self, response: httpx2.Response, most: int, memory: ShareScope | None) -> bytes:
-        success, where = response.is_success, loggable_origin(str(response.url))
+    async def _read_body(self, response: httpx2.Response, max_bytes: int, memory: ShareScope | None) -> bytes:
+        """Returns the body, and counts it against the memory budget. See `send` for `max_bytes`, `memory` and
+        errors."""
+        is_success, server = response.is_success, loggable_origin(str(response.url))
         coding = response.headers.get("content-encoding", "identity").strip().lower()
-        if success and coding not in ("identity", ""):
-            raise UpstreamUnavailable(f"{where} compresses its answer, which was not asked for")
+        if is_success and coding not in ("identity", ""):
+            raise UpstreamUnavailable(f"{server} compresses its answer, which was not asked for")
         body = bytearray()
         pieces = 0
         share = self._memory.share()
         length = parse_count(response.headers.get("content-length")) or 0
         try:
-            if "content-length" not in response.headers and most > SMALL_ANSWER:
-                length = _ASSUMED_LENGTH  # megabytes can arrive before they are counted
-            if SMALL_ANSWER < length <= most:
-                await share.grow(2 * length)  # the body is copied once
+            if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
+                length = _ASSUMED_BODY_BYTES  # megabytes can arrive before the loop below counts them
+            if SMALL_BODY_BYTES < length <= max_bytes:
+                await share.grow(2 * length)  # twice, because the body is copied once
             async for piece in response.aiter_raw():
                 body += piece
                 pieces += 1
-                if pieces % _PIECES_AT_ONCE == 0:
+                if pieces % _PIECES_PER_TURN == 0:
                     await asyncio.sleep(0)
-                if len(body) > most:
-                    if success:
-                        raise UpstreamUnavailable(f"{where} answers with more than {most} bytes")
+                if len(body) > max_bytes:
+                    if is_success:
+                        raise UpstreamUnavailable(f"{server} answers with more than {max_bytes} bytes")
                     break
-                if len(body) > max(SMALL_ANSWER, share.size):
+                if len(body) > max(SMALL_BODY_BYTES, share.size):
                     await share.grow(2 * len(body) - share.size)
-            whole = bytes(body[:most])
+            complete_body = bytes(body[:max_bytes])
         except (httpx2.HTTPError, OSError) as error:
             share.close()
-            raise _failure(error, where) from None
+            raise _error_for(error, server) from None
         except BaseException:
             share.close()
             raise
@@ -153,32 +170,32 @@ class ApiClient:
             share.close()
         else:
             memory.hold(share)
-        return whole
+        return complete_body
 
     async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
-        """Returns the client for the next request. Each reach has a connection pool of its own: a connection to an
-        address that the settings name is not used where a redirect may not go, and hanging targets of redirects take no
-        connections from the endpoints."""
+        """Returns the httpx2 client for the next request of `route`. There is one client, and so one connection pool,
+        for each proxy and each reach (set of allowed addresses). Therefore a redirect cannot use a connection to an
+        address that is not allowed for it, and hanging targets of redirects take no connections from the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
         if (proxy, reach) not in self._clients:
             context = await asyncio.to_thread(self._trust.context)
-            if (proxy, reach) not in self._clients:
+            if (proxy, reach) not in self._clients:  # no other task has created it during the `await`
                 limits = httpx2.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0)
-                secure = proxy is not None and proxy.startswith("https:")
+                is_https_proxy = proxy is not None and proxy.startswith("https:")
                 self._clients[proxy, reach] = httpx2.AsyncClient(
                     verify=context,
                     transport=CheckedTransport(self._policy, reach, self._resolver, context, limits)
                     if proxy is None
                     else None,
-                    proxy=httpx2.Proxy(proxy, ssl_context=context if secure else None) if proxy else None,
+                    proxy=httpx2.Proxy(proxy, ssl_context=context if is_https_proxy else None) if proxy else None,
                     trust_env=False,
                     timeout=self._timeout,
                     limits=limits,
                     headers=COMMON_HEADERS,
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-                    event_hooks={"response": [_set_aside_location]},
+                    event_hooks={"response": [_move_location]},
                 )
         return self._clients[proxy, reach]
 
@@ -190,15 +207,16 @@ class ApiClient:
             await client.aclose()
 
 
-async def _set_aside_location(response: httpx2.Response) -> None:
-    """Moves the `Location` header into an extension: httpx2 would parse the URL, of any length, even if it does not
-    follow the redirect."""
+async def _move_location(response: httpx2.Response) -> None:
+    """Moves the `Location` header into an extension of the response. Otherwise httpx2 would parse the URL, which may
+    have any length, even though it does not follow the redirect."""
     if (location := response.headers.get("location")) is not None:
         response.extensions[_LOCATION_EXTENSION] = location
         del response.headers["location"]
 
 
-def _fields(response: httpx2.Response) -> dict[str, str]:
+def _header_fields(response: httpx2.Response) -> dict[str, str]:
+    """Returns the header fields by name in lower case. The values of repeated fields are joined with ", "."""
     fields: dict[str, str] = {}
     for name, value in response.headers.multi_items():
         name = name.lower()
@@ -206,8 +224,9 @@ def _fields(response: httpx2.Response) -> dict[str, str]:
     return fields
 
 
-def _failure(error: Exception, url: str) -> UpstreamUnavailable:
-    where = loggable_origin(url)
+def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
+    """Returns the error to raise for a request to `url` that failed with `error`."""
+    server = loggable_origin(url)
     if isinstance(error, httpx2.TimeoutException):
-        return UpstreamTimeout(f"{where} does not answer in time")
-    return UpstreamUnavailable(f"{where} cannot be reached: {str(error)[:200] or type(error).__name__}")
+        return UpstreamTimeout(f"{server} does not answer in time")
+    return UpstreamUnavailable(f"{server} cannot be reached: {str(error)[:200] or type(error).__name__}")

@@ -1,4 +1,9 @@
-"""Downloads of blobs, with urllib3 in threads: the event loop does not touch the bytes (docs/adr/0010)."""
+"""Downloads the bytes of blobs from an upstream, with urllib3 in threads. The event loop does not handle the bytes
+(docs/adr/0010).
+
+A download of one byte range of a blob is a *transfer* (`BlobTransfer`). It passes the bytes to a *sink*, the receiver
+that the mirror provides.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from urllib3.exceptions import (
 
 from registry.config import Upstream
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
-from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_ANSWER, wait_uncancelled
+from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_BODY_BYTES, wait_uncancelled
 from registry.upstream.transfer import (
     BlobTransfer,
     Connection,
@@ -36,53 +41,57 @@ from registry.upstream.transport import OutboundProxies, TrustStore, pool_classe
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
 
-BUFFER_SIZE = 1024 * KIB
-"""Bytes of each thread's buffer, which is reused."""
+READ_BUFFER_BYTES = 1024 * KIB
+"""Size of the buffer into which a thread reads bytes of blobs. Each thread reuses its buffer."""
 MIN_BYTES_PER_IDLE_TIMEOUT = 4 * KIB
-"""Bytes that must arrive in each `idle_timeout`. A slower sender would hold a connection that others could use."""
+"""Bytes that must arrive within each `idle_timeout` (a setting of the upstream). A slower sender would occupy a
+connection that other transfers could use."""
 
 
 class _ThreadState(threading.local):
-    """State of each thread."""
+    """Values of which each download thread has its own."""
 
     transfer: BlobTransfer | None = None
+    """The transfer that the thread runs."""
     buffer: bytearray | None = None
     peer: str | None = None
+    """The IP address of the server that responded last; None if it is behind a proxy."""
 
 
 class BlobClient:
-    """The connections for blobs of one upstream. Contacts nobody when it is created; starts threads as they are
-    needed."""
+    """Downloads blobs of one upstream, and keeps its connections and threads. Both are created when they are needed."""
 
     def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
-        self._idle = settings.idle_timeout
+        self._idle_timeout = settings.idle_timeout
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
         self._redirect_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
-        # Twice the connections: a transfer abandoned while it connects keeps its thread for a moment.
+        # Twice as many threads as connections, because an abandoned transfer that is still connecting keeps its thread.
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
-        self._thread = _ThreadState()
+        self._thread_state = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
-        """Returns the response after its body went to the sink. An unsuccessful response is returned with its body; the
-        sink gets nothing. Raises as `UpstreamClient.fetch_blob`, and SinkRaised. A cancellation closes the connection;
-        the sink is not called after this method has ended."""
+        """Runs the transfer and returns the response after the sink has received the whole body. For an unsuccessful
+        response, the sink receives nothing and the body is in the returned response, if it is small.
+
+        Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink. A
+        cancellation closes the connection; the sink is not called after this method has ended."""
         transfer.on_sent()
         future = self._threads.submit(self._run, transfer, url, headers)
         waiting = asyncio.wrap_future(future)
         self._running.add(transfer)
         try:
-            if await self._watch(transfer, waiting):
+            if await self._wait_for_end(transfer, waiting):
                 return waiting.result()
             transfer.abandon()
-            if transfer.begun:
+            if transfer.sink_called:
                 await wait_uncancelled(waiting)
             waiting.cancel()
             raise UpstreamTimeout(f"{loggable_origin(url)} sends next to nothing")
@@ -90,26 +99,31 @@ class BlobClient:
             raise UpstreamUnavailable("the connection to the upstream was closed here") from None
         except asyncio.CancelledError:  # raised again once the sink is no longer called
             transfer.abandon()
-            if not future.cancel() and transfer.begun:
+            if not future.cancel() and transfer.sink_called:
                 await wait_uncancelled(waiting)
             waiting.cancel()
             raise
         finally:
             self._running.discard(transfer)
 
-    async def _watch(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits for the end of the transfer. Returns False if too few bytes arrived for too long. Socket timeouts apply
-        to each read: a sender of a few bytes now and then would hold a thread and a connection for ever."""
+    async def _wait_for_end(self, transfer: BlobTransfer, waiting: asyncio.Future[UpstreamResponse]) -> bool:
+        """Waits for the end of the transfer and returns True. Returns False as soon as too few bytes arrived for too
+        long. Socket timeouts are not enough for that: they apply to each read, so a server that sends a few bytes now
+        and then could occupy a thread and a connection for ever."""
         clock = asyncio.get_running_loop().time
-        received, begun, since = 0, False, clock()
+        received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
-            await asyncio.wait([waiting], timeout=self._idle)
+            await asyncio.wait([waiting], timeout=self._idle_timeout)
             if waiting.done():
                 return True
-            progress = transfer.received - received >= MIN_BYTES_PER_IDLE_TIMEOUT or transfer.begun != begun
-            if progress or transfer.in_sink or not transfer.sending:
-                received, begun, since = transfer.received, transfer.begun, clock()
-            elif clock() - since >= (self._idle if begun else self._start_timeout):
+            has_progress = (
+                transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
+                or transfer.sink_called != sink_called
+            )
+            # While the sink works or the transfer waits for a thread, the upstream is not to blame.
+            if has_progress or transfer.is_in_sink or not transfer.is_running:
+                received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
+            elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
                 return False
 
     def close(self) -> None:
@@ -123,52 +137,53 @@ class BlobClient:
             pool.clear()
 
     def _run(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
-        """Runs one transfer. Called in a thread."""
-        self._thread.transfer = transfer
-        transfer.sending = True
+        """Runs one transfer in a thread: follows redirects and reads the body of the last response."""
+        self._thread_state.transfer = transfer
+        transfer.is_running = True
         route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._redirect_reach)
         try:
             while True:
-                transfer.on_socket(None)
-                response = self._open(transfer, route)
+                transfer.use_socket(None)
+                response = self._send(transfer, route)
                 if not route.has_moved:
                     transfer.on_headers(response.status)
-                route.on_answer(self._network(route))
+                route.on_response(self._network(route))
                 try:
-                    moves = route.follow(response.status, response.headers.get("location"))
+                    is_redirect = route.follow(response.status, response.headers.get("location"))
                 except UpstreamUnavailable:
-                    _release(response)
+                    _release_connection(response)
                     raise
-                if moves:
-                    _release(response)
+                if is_redirect:
+                    _release_connection(response)
                     continue
-                if response.status == 200 and _of_unknown_length(response) and "Range" not in route.headers:
-                    _release(response)
+                if response.status == 200 and _has_unknown_length(response) and "Range" not in route.headers:
+                    _release_connection(response)
                     route.headers["Range"] = "bytes=0-"  # the response to a range states the blob's length
                     continue
                 if response.status in (200, 206):
                     self._read_body(transfer, response, route)
-                    return _answer(response, route)
-                return _error_answer(response, route)
+                    return _to_upstream_response(response, route)
+                return _read_unsuccessful(response, route)
         except (TransferAbandoned, SinkRaised, RegistryError):
             raise
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            # ValueError: a TLS socket that was shut down meanwhile.
+            # A TLS socket that `abandon` has shut down raises ValueError.
             if not route.has_moved and _is_connection_failure(error):
                 transfer.on_connection_failed()
-            raise _failure(error, route.url) from None
+            raise _error_for(error, route.url) from None
         finally:
             transfer.forget_socket()
-            self._thread.transfer = None
+            self._thread_state.transfer = None
 
-    def _open(self, transfer: BlobTransfer, route: RedirectChain) -> HTTPResponse:
-        """Sends the request and waits for the headers. Raises TransferAbandoned."""
-        for last in (False, True):
+    def _send(self, transfer: BlobTransfer, route: RedirectChain) -> HTTPResponse:
+        """Sends the request and returns the response, whose body is not read yet. Sends the request a second time if a
+        kept connection turns out to be closed. Raises TransferAbandoned."""
+        for is_second_try in (False, True):
             try:
                 pool = self._pool(route).connection_from_url(route.url)
                 response = pool.urlopen(
                     "GET",
-                    _target(route.url) if pool.proxy is None or pool.scheme == "https" else route.url,
+                    _request_target(route.url) if pool.proxy is None or pool.scheme == "https" else route.url,
                     headers=route.headers,
                     retries=False,
                     assert_same_host=False,
@@ -182,29 +197,32 @@ class BlobClient:
                 raise TypeError("urllib3 answers over something that is not HTTP/1.1")
             except ProtocolError:
                 # The server may close a kept connection just when it is reused.
-                if last:
+                if is_second_try:
                     raise
-                transfer.on_socket(None)  # raises if the connection was closed by `abandon`
+                transfer.use_socket(None)  # raises TransferAbandoned if the connection was closed by `abandon`
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the host that has just responded to this thread."""
+        """Returns the network class of the server that has just responded to this thread."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
-        return self._policy.classify(self._thread.peer)
+        return self._policy.classify(self._thread_state.peer)
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
-        """Returns the connection pool for the next request: one for each reach, as for small requests."""
+        """Returns the connection pool for the next request of `route`. There is one pool for each proxy and each reach
+        (set of allowed addresses), so that a redirect cannot use a connection to an address that is not allowed for
+        it."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
         with self._lock:
             pool = self._pools.get((proxy, reach))
         if pool is None:
-            # Reads certificates, so the lock is not held: `close` takes it on the event loop.
-            made = self._new_pool(proxy, reach)
+            # Creating a pool reads certificates. The lock is not held meanwhile, because `close` takes it on the event
+            # loop.
+            new_pool = self._new_pool(proxy, reach)
             with self._lock:
-                pool = self._pools.setdefault((proxy, reach), made)
+                pool = self._pools.setdefault((proxy, reach), new_pool)
         return pool
 
     def _new_pool(self, proxy: str | None, reach: Reach) -> urllib3.PoolManager:
@@ -226,65 +244,67 @@ class BlobClient:
         return pool
 
     def _on_connection(self, connection: Connection, peer: str | None) -> None:
-        self._thread.peer = peer
-        if self._thread.transfer is not None:
-            self._thread.transfer.on_socket(connection)
+        """Called in the thread when it is about to wait for a response from `connection`."""
+        self._thread_state.peer = peer
+        if self._thread_state.transfer is not None:
+            self._thread_state.transfer.use_socket(connection)
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
-        """Passes the body to the sink."""
+        """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the body ends early."""
         try:
             start, stop, size = response_span(response, transfer.span, route.url)
             body = SocketBody(response, stop - start)
-        except BaseException:  # the connection is in an unknown state and must not be reused
-            _release(response)
+        except BaseException:
+            _release_connection(response)
             raise
         try:
             transfer.begin(start, stop, size)
-            if self._thread.buffer is None:
-                self._thread.buffer = bytearray(BUFFER_SIZE)
-            memory, at = memoryview(self._thread.buffer), start
-            while at < stop:
-                count = body.read_into(memory)
+            if self._thread_state.buffer is None:
+                self._thread_state.buffer = bytearray(READ_BUFFER_BYTES)
+            buffer, offset = memoryview(self._thread_state.buffer), start
+            while offset < stop:
+                count = body.read_into(buffer)
                 if not count:
-                    raise UpstreamUnavailable(f"{loggable_origin(route.url)} broke off {stop - at} bytes early")
-                transfer.take(at, memory[:count])
-                at += count
+                    raise UpstreamUnavailable(f"{loggable_origin(route.url)} broke off {stop - offset} bytes early")
+                transfer.take(offset, buffer[:count])
+                offset += count
         except BaseException:
             body.discard()
             raise
-        transfer.forget_socket()  # first: a connection given back to the pool may be used by another transfer
+        transfer.forget_socket()  # before `finish`, which lets another transfer use the connection
         body.finish()
 
 
-def _target(url: str) -> str:
+def _request_target(url: str) -> str:
+    """Returns the path and query of a URL, as the request line needs them."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _of_unknown_length(response: HTTPResponse) -> bool:
+def _has_unknown_length(response: HTTPResponse) -> bool:
     """Returns whether the response does not state the blob's length."""
     return parse_count(response.headers.get("content-length")) is None
 
 
-def _error_answer(response: HTTPResponse, route: RedirectChain) -> UpstreamResponse:
-    """Returns an unsuccessful response, with its body if that is small."""
+def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> UpstreamResponse:
+    """Returns an unsuccessful response with its body; without the body if that is larger than SMALL_BODY_BYTES."""
     body = b""
     try:
-        if (response.length_remaining or SMALL_ANSWER) <= SMALL_ANSWER:
-            body = response.read(SMALL_ANSWER, decode_content=False)
+        if (response.length_remaining or SMALL_BODY_BYTES) <= SMALL_BODY_BYTES:
+            body = response.read(SMALL_BODY_BYTES, decode_content=False)
     finally:
-        _release(response)
-    return _answer(response, route, body)
+        _release_connection(response)
+    return _to_upstream_response(response, route, body)
 
 
-def _answer(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
+def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
     network = route.reach.network or NetworkClass.PUBLIC
-    return UpstreamResponse(response.status, _fields(response), route.url, route.is_foreign, body, network)
+    return UpstreamResponse(response.status, _header_fields(response), route.url, route.is_cross_origin, body, network)
 
 
-def _release(response: HTTPResponse) -> None:
-    """Gives the connection back to the pool if little is left to read, else closes it."""
-    if response.length_remaining is not None and response.length_remaining <= SMALL_ANSWER:
+def _release_connection(response: HTTPResponse) -> None:
+    """Gives the connection back to the pool if at most SMALL_BODY_BYTES are left to read. Otherwise closes it."""
+    if response.length_remaining is not None and response.length_remaining <= SMALL_BODY_BYTES:
         response.drain_conn()
     connection = response.connection
     if connection is not None:
@@ -293,30 +313,32 @@ def _release(response: HTTPResponse) -> None:
     response.release_conn()
 
 
-def _fields(response: HTTPResponse) -> dict[str, str]:
+def _header_fields(response: HTTPResponse) -> dict[str, str]:
+    """Returns the header fields by name in lower case. Repeated fields are joined with ", "."""
     return {name.lower(): value for name, value in response.headers.itermerged()}
 
 
-def _failure(error: Exception, url: str) -> UpstreamUnavailable:
-    where = loggable_origin(url)
+def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
+    """Returns the error to raise for a request to `url` that failed with `error`."""
+    server = loggable_origin(url)
     cause: BaseException | None = error
     while isinstance(cause, urllib3.exceptions.ProxyError):
         cause = cause.original_error
     timeouts = (ReadTimeoutError, ConnectTimeoutError, TimeoutError)
     if isinstance(cause, timeouts) and not isinstance(cause, NewConnectionError):
-        return UpstreamTimeout(f"{where} does not answer in time")
-    return UpstreamUnavailable(f"{where} cannot be reached: {_reason(error)}")
+        return UpstreamTimeout(f"{server} does not answer in time")
+    return UpstreamUnavailable(f"{server} cannot be reached: {_reason(error)}")
 
 
 def _is_connection_failure(error: Exception) -> bool:
-    """Returns whether the error occurred before there was a connection; a refused TLS handshake counts as such."""
+    """Returns whether no connection could be made. A failed TLS handshake counts as no connection."""
     while isinstance(error, urllib3.exceptions.ProxyError):
         error = error.original_error
     return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)
 
 
 def _reason(error: Exception) -> str:
-    """Returns the error's text without the representations of urllib3 objects, which may contain a whole URL."""
+    """Returns the text of the error without the representations of urllib3 objects, which may contain a whole URL."""
     inner = error.args[-1] if error.args and isinstance(error.args[-1], Exception) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else type(inner).__name__
     return str(text)[:200]

@@ -1,9 +1,9 @@
 """Parses `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3) and decides which token services may be used.
 
-A challenge names a token service (the realm), and whoever answers for the upstream writes the challenge. Without a
-rule, a registry could have the password sent anywhere. A realm is used if it is https and on the upstream's own
-registrable domain, or listed in `realms`. Another port may be another service: a password goes to the endpoint's own
-port, to port 443 of other hosts of the domain, or to what `realms` lists.
+A challenge names the URL of a token service, the realm. The upstream chooses that URL, so without a rule it could have
+the password sent to any server. A realm is used if it is https and on the upstream's own registrable domain (such as
+`docker.io`), or if the setting `realms` lists it. The password is sent only to the endpoint's own port, to port 443 of
+other hosts of that domain, or to listed realms, because another port may belong to another service.
 """
 
 from __future__ import annotations
@@ -22,93 +22,99 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
+_TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
+"""Credentials without a name, as in `Negotiate a87421000492aa==` (RFC 9110, 11.2)."""
 MAX_FIELD_LENGTH = 16 << 10
-"""Longest field, in characters, that is parsed. Parsing 95 KB blocked the event loop for 200 ms."""
+"""Longest `WWW-Authenticate` field, in characters, that is parsed. Parsing 95 KB blocked the event loop for 200 ms."""
 MAX_CHALLENGES = 16
-"""Challenges that are parsed."""
+"""Challenges of one field that are parsed; further ones are ignored."""
+MAX_LOGGED_REALMS = 100
+"""Refused realms that are logged. The upstream chooses them, so their number has to be limited."""
 _GAP = re.compile(r"[ \t,]*")
 
 
 @dataclass(frozen=True, slots=True)
 class LoginChallenge:
-    """One challenge: its scheme in lower case, and its parameters by lower-case name."""
+    """One challenge: its scheme in lower case (`bearer`, `basic`), and its parameters by name in lower case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(text: str) -> list[LoginChallenge]:
-    """Returns the challenges of a `WWW-Authenticate` field, in order. Stops at what cannot be parsed; returns none for
-    a field that is too long."""
-    found: list[LoginChallenge] = []
+    """Returns the challenges of a `WWW-Authenticate` field, in order, up to the first one that cannot be parsed.
+    Returns an empty list for a field that is too long."""
+    challenges: list[LoginChallenge] = []
     if len(text) > MAX_FIELD_LENGTH:
-        return found
-    at = _past_gap(text, 0)
-    while at < len(text) and len(found) < MAX_CHALLENGES:
-        scheme = _SCHEME.match(text, at)
+        return challenges
+    offset = _skip_gap(text, 0)
+    while offset < len(text) and len(challenges) < MAX_CHALLENGES:
+        scheme = _SCHEME.match(text, offset)
         if scheme is None:
             break
-        parameters, at = _parameters(text, scheme.end())
-        found.append(LoginChallenge(scheme[1].lower(), parameters))
-    return found
+        parameters, offset = _parse_parameters(text, scheme.end())
+        challenges.append(LoginChallenge(scheme[1].lower(), parameters))
+    return challenges
 
 
-def _past_gap(text: str, at: int) -> int:
-    gap = _GAP.match(text, at)
-    return gap.end() if gap else at
+def _skip_gap(text: str, offset: int) -> int:
+    """Returns the offset of the next character that is not a space, a tab or a comma."""
+    gap = _GAP.match(text, offset)
+    return gap.end() if gap else offset
 
 
-def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
-    """Returns the parameters from `at` on, and where the next challenge starts."""
+def _parse_parameters(text: str, offset: int) -> tuple[dict[str, str], int]:
+    """Returns the parameters of the challenge whose scheme ends at `offset`, and the offset of the next challenge."""
     parameters: dict[str, str] = {}
     while True:
-        at = _past_gap(text, at)
-        if found := _PARAMETER.match(text, at):
-            quoted = found[2]
-            value = found[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            parameters.setdefault(found[1].lower(), value)
-            at = found.end()
-        elif not parameters and (single := _TOKEN68.match(text, at)) and not _SCHEME.fullmatch(single[0].strip()):
-            at = single.end()  # `Negotiate a87421000492aa==` is not supported
+        offset = _skip_gap(text, offset)
+        if parameter := _PARAMETER.match(text, offset):
+            quoted = parameter[2]
+            value = parameter[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            parameters.setdefault(parameter[1].lower(), value)
+            offset = parameter.end()
+        elif not parameters and (unnamed := _TOKEN68.match(text, offset)) and not _SCHEME.fullmatch(unnamed[0].strip()):
+            offset = unnamed.end()  # schemes with such credentials are not supported
         else:
-            return parameters, at
+            return parameters, offset
 
 
-def choose_challenge(challenges: list[LoginChallenge], basic: bool) -> LoginChallenge | None:
-    """Returns the challenge to use: Bearer with a realm, else Basic if there is a password for it (`basic`)."""
+def choose_challenge(challenges: list[LoginChallenge], has_password: bool) -> LoginChallenge | None:
+    """Returns the challenge to use: the first Bearer challenge with a realm; without one, the first Basic challenge if
+    `has_password`; None if there is none of these."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
-    return next((c for c in challenges if c.scheme == "basic" and basic), None)
+    return next((challenge for challenge in challenges if challenge.scheme == "basic" and has_password), None)
 
 
 log = logging.getLogger("registry.upstream")
 
 
 class RealmPolicy:
-    """Decides which token services of one upstream may be used."""
+    """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
         self._name = settings.name
-        self._listed = settings.realms
-        self._sites = {
+        self._listed_realms = settings.realms
+        self._own_domains = {
             registrable_domain(settings.name),
             *(registrable_domain(origin(endpoint)[1]) for endpoint in endpoints),
         }
-        self._logged: set[str] = set()
+        self._logged_realms: set[str] = set()
 
-    def check(self, realm: str, endpoint: str, *, login: bool) -> None:
-        """Raises UpstreamUnavailable if `endpoint` names a realm that must not be used, or not with a `login`. Logs
-        each realm once."""
-        if not self._allowed(realm, endpoint):
+    def raise_if_refused(self, realm: str, endpoint: str, *, has_login: bool) -> None:
+        """Raises UpstreamUnavailable if a challenge of `endpoint` names a realm that must not be used; with
+        `has_login`, also if the realm must not get the password. Logs each refused realm once."""
+        if not self._is_allowed(realm, endpoint):
             why = "is neither on its own site nor in its realms"
-        elif login and not self._may_see_password(realm, endpoint):
+        elif has_login and not self._may_see_password(realm, endpoint):
             why = "would get the password on another port and is not in its realms"
         else:
             return
         shown = _loggable_realm(realm)
-        if shown not in self._logged and len(self._logged) < 100:
-            self._logged.add(shown)
+        if shown not in self._logged_realms and len(self._logged_realms) < MAX_LOGGED_REALMS:
+            self._logged_realms.add(shown)
             log.warning(
                 "upstream %s: %s names the token service %r, which %s; if it is right, add it to the upstream's realms",
                 self._name,
@@ -118,7 +124,7 @@ class RealmPolicy:
             )
         raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {why}")
 
-    def _allowed(self, realm: str, endpoint: str) -> bool:
+    def _is_allowed(self, realm: str, endpoint: str) -> bool:
         try:
             scheme, host, _ = origin(realm)
             own_scheme, own_host, _ = origin(endpoint)
@@ -127,9 +133,9 @@ class RealmPolicy:
         if urlsplit(realm).username is not None:
             return False
         if scheme == "http":
-            # Over plain http, the password is as exposed at the endpoint itself.
+            # Allowed only if the endpoint uses http as well, so that the password is sent in clear text anyway.
             return own_scheme == "http" and (host == own_host or self._is_listed(realm))
-        return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._sites
+        return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._own_domains
 
     def _may_see_password(self, realm: str, endpoint: str) -> bool:
         """Returns whether an allowed realm may get the password."""
@@ -138,19 +144,20 @@ class RealmPolicy:
         return self._is_listed(realm) or port == own_port or (host != own_host and port == 443)
 
     def _is_listed(self, realm: str) -> bool:
+        """Returns whether the setting `realms` has this URL, its host, or a path above it."""
         path = urlsplit(realm).path or "/"
-        for listed in self._listed:
+        for listed in self._listed_realms:
             listed = listed if "://" in listed else f"https://{listed}"
             try:
-                same = origin(listed) == origin(realm)
+                same_origin = origin(listed) == origin(realm)
             except ValueError:
                 continue
-            below = urlsplit(listed).path.rstrip("/")
-            if same and (path == below or path.startswith(f"{below}/") or not below):
+            listed_path = urlsplit(listed).path.rstrip("/")
+            if same_origin and (path == listed_path or path.startswith(f"{listed_path}/") or not listed_path):
                 return True
         return False
 
 
 def _loggable_realm(realm: str) -> str:
-    """Returns the realm without its query, which may hold anything."""
+    """Returns the realm for logs: without the query, which may contain secrets, and without user name and password."""
     return realm.partition("?")[0].rpartition("@")[2][:200]

@@ -1,8 +1,9 @@
-"""Where a request may go: origins, redirects, and the networks that addresses belong to.
+"""Decides to which servers requests for an upstream may be sent (protection against server-side request forgery).
 
-Whoever answers for an upstream writes its redirects and challenges. Without a rule they could make this server send
-requests to services that only this server can reach: on its own machine, in its private network, or its cloud's
-metadata service. This is about upstreams; `registry.client_addresses` is about the addresses of clients.
+An upstream chooses the URLs in its redirects and challenges. Without a rule, these URLs could make this server send
+requests to services that only this server can reach: on its own machine, in its private network, or the metadata
+service of its cloud. Therefore each IP address has a network class (`NetworkClass`), each request has the set of
+addresses it may connect to (`Reach`), and `RedirectChain` follows redirects by these rules.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 MAX_LOGGED_REFUSALS = 100
-"""Refused destinations that are logged: an upstream chooses their names."""
+"""Refused destinations that are logged. The upstream chooses them, so their number has to be limited."""
 
 
 class NetworkClass(Enum):
-    """Who can reach an address."""
+    """The kind of network that an IP address belongs to."""
 
     PUBLIC = "public"
     PRIVATE = "private"
@@ -36,6 +37,7 @@ class NetworkClass(Enum):
 
 
 NetworkClassifier = Callable[[str], NetworkClass]
+"""Returns the network class of an IP address, given as text. Raises ValueError for other text."""
 
 _PRIVATE_NETWORKS = [
     ipaddress.ip_network(text)
@@ -50,8 +52,8 @@ _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 
 
 def classify_address(address: str) -> NetworkClass:
-    """Returns the network class of an IP address. An IPv6 address that embeds an IPv4 address has that one's class.
-    Raises ValueError: not an address."""
+    """Returns the network class of an IP address. An IPv6 address that embeds an IPv4 address has the class of the IPv4
+    address. Raises ValueError if the text is not an IP address."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and (inner := _embedded_ipv4(found)) is not None:
         found = inner
@@ -67,7 +69,7 @@ def classify_address(address: str) -> NetworkClass:
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Returns the IPv4 address that packets to `address` reach: mapped, 6to4, NAT64, or compatible (RFC 4291, 3056,
-    6052); None: it embeds none."""
+    6052); None if it embeds none."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
@@ -80,21 +82,23 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The addresses a request may connect to: public ones, those in `network`, and the `listed` hosts and ports.
-    `network` None: any address, since the settings name the destination."""
+    """The addresses that a request may connect to: public addresses, addresses of the class `network`, and any address
+    of the hosts and ports in `listed`. `network` None: any address, because the destination is named in the
+    settings."""
 
     network: NetworkClass | None
     listed: frozenset[tuple[str, int]] = frozenset()
 
     def after(self, network: NetworkClass) -> Reach:
-        """Returns the reach of the next request after a host in `network` has responded. A redirect may stay in the
-        network of the first host; once it has left that network, it may only go to public addresses."""
+        """Returns the reach of the next request in a chain of redirects, after a server in `network` has responded. A
+        redirect may stay in the network class of the first server. Once a redirect has left it, further redirects may
+        only lead to public addresses."""
         if self.network is None:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
 
     def is_unrestricted(self, host: str, port: int) -> bool:
-        """Returns whether any address of this host is allowed."""
+        """Returns whether all addresses of this host and port are allowed, so that they need no check."""
         return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
 
     def is_allowed(self, network: NetworkClass) -> bool:
@@ -103,10 +107,11 @@ class Reach:
 
 
 ANYWHERE = Reach(None)
+"""The reach of a request to a URL from the settings: any address."""
 
 
 class AddressPolicy:
-    """Checks addresses for one upstream. Logs refusals once per destination."""
+    """Checks the addresses that requests for one upstream connect to. Logs each refused destination once."""
 
     def __init__(self, name: str, classify: NetworkClassifier = classify_address) -> None:
         self._name = name
@@ -114,14 +119,15 @@ class AddressPolicy:
         self._logged: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
-        """Returns the network class of a host that has responded. An unknown address (None) counts as public."""
+        """Returns the network class of a server that has responded. An unknown address (None) counts as public."""
         try:
             return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
             return NetworkClass.PUBLIC
 
     def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Returns those of a host's addresses that may be connected to. Raises UpstreamUnavailable if there is none."""
+        """Returns those of a host's `addresses` that a request with this reach may connect to. Raises
+        UpstreamUnavailable if there are addresses, but none is allowed."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
         found = {address: self._classify(address) for address in addresses}
@@ -131,21 +137,21 @@ class AddressPolicy:
         return allowed
 
     def check_proxied(self, reach: Reach, host: str, port: int) -> None:
-        """Raises UpstreamUnavailable if a request through a proxy names an address that is not allowed. Names are
-        resolved by the proxy and cannot be checked here."""
+        """Raises UpstreamUnavailable if the host of a request through a proxy is an IP address that is not allowed. A
+        host name is resolved by the proxy, so its addresses cannot be checked here."""
         if (address := literal_address(host)) is not None:
             self.allowed_addresses(reach, host, port, [address])
 
     def classify_proxied(self, host: str) -> NetworkClass:
-        """Returns the network class of a host behind a proxy, as far as its name shows it."""
+        """Returns the network class of a host behind a proxy: public, unless the host is written as an IP address."""
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
         if (host, port) not in self._logged and len(self._logged) < MAX_LOGGED_REFUSALS:
             self._logged.add((host, port))
             log.warning(
-                "upstream %s sends us on to %s:%d, whose address %s is %s: that is not asked. If it is right, add "
-                "%r to the upstream's redirects (a token service: its address to realms)",
+                "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If it is right, "
+                "add %r to the upstream's redirects (a token service: its address to realms)",
                 self._name,
                 host,
                 port,
@@ -159,8 +165,8 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """Returns the IP address that a URL's host is, in any spelling that resolvers accept (`127.1`, `0x7f000001`); None:
-    it is a name."""
+    """Returns the IP address that the host of a URL spells, in any way that resolvers accept (`127.1`, `0x7f000001`);
+    None if the host is a name other than `localhost`."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"
@@ -175,8 +181,8 @@ def literal_address(host: str) -> str | None:
 
 
 MAX_URL_LENGTH = 8 << 10
-"""Longest URL, in characters, of a redirect or a list's next page. Parsing one of 60 KiB blocks the event loop for 80
-ms."""
+"""Longest URL, in characters, of a redirect or a list's next page. Parsing a URL of 60 KiB blocks the event loop for
+80 ms."""
 MAX_REDIRECTS = 5
 """Redirects followed for one request."""
 
@@ -185,8 +191,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Returns scheme, host and port of an http(s) URL (RFC 6454, 4); the host as `normalized_host` returns it. Raises
-    ValueError for any other URL."""
+    """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). The host is in lower case, IDNA-encoded,
+    without a dot at the end. Raises ValueError for any other URL."""
     parts = urlsplit(url)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError("not an http address")
@@ -201,13 +207,13 @@ SHARED_DOMAINS = frozenset(
         *("duckdns.org", "nip.io", "sslip.io"),
     }
 )
-"""Domains below which names have different owners. The public suffix list has thousands; these are used to run
-registries. For names below any other, `realms` can be set."""
+"""Domains whose subdomains have different owners. The public suffix list has thousands of such domains; these are the
+ones on which people run registries. For other domains, token services can be allowed with the setting `realms`."""
 
 
 def registrable_domain(host: str) -> str:
-    """Returns the part of a host name that has one owner: `docker.io` of `registry-1.docker.io`. Returns an address, or
-    a name that is too long, unchanged."""
+    """Returns the registrable domain of a host name, which has one owner: `docker.io` for `registry-1.docker.io`.
+    Returns an IP address, or a name that is too long, unchanged."""
     host = host.rstrip(".").lower()
     if len(host) > MAX_HOST_LENGTH:
         return host
@@ -218,24 +224,26 @@ def registrable_domain(host: str) -> str:
     else:
         return host
     labels = host.split(".")
-    keep = 2
+    label_count = 2
     if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
-        keep = 3  # `co.uk`, `com.au`; treats any short name directly below a country code like these
-    for suffix in range(2, len(labels)):
-        if ".".join(labels[-suffix:]) in SHARED_DOMAINS:
-            keep = suffix + 1
-    return ".".join(labels[-keep:])
+        label_count = 3  # `co.uk`, `com.au`; treats any short name directly below a country code like these
+    for suffix_length in range(2, len(labels)):
+        if ".".join(labels[-suffix_length:]) in SHARED_DOMAINS:
+            label_count = suffix_length + 1
+    return ".".join(labels[-label_count:])
 
 
 def loggable_origin(url: str) -> str:
-    """Returns the origin for logs and messages: paths and queries of redirects can contain signatures."""
+    """Returns the origin of a URL for logs and messages. Leaves out the rest, because the path and query of a redirect
+    can contain signatures."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class RedirectChain:
-    """Follows the redirects of one request. `Authorization` is sent to the first origin only; once a redirect has left
-    it, no later request gets the header, not even back at that origin. `reach`: where the next request may connect."""
+    """Follows the redirects of one request. `url`, `headers` and `reach` (the allowed addresses) are those of the next
+    request. `Authorization` is sent to the first origin only. Once a redirect has left that origin, no later request
+    carries the header, even if it returns to that origin."""
 
     def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
         self.url = url
@@ -243,25 +251,26 @@ class RedirectChain:
         self.reach = reach
         self.has_moved = False
         """Whether a redirect was followed."""
-        self._home = origin(url)
-        self._left = MAX_REDIRECTS
+        self._first_origin = origin(url)
+        self._remaining_redirects = MAX_REDIRECTS
 
     @property
-    def is_foreign(self) -> bool:
+    def is_cross_origin(self) -> bool:
         """Whether the current URL is on another origin than the first one."""
-        return origin(self.url) != self._home
+        return origin(self.url) != self._first_origin
 
-    def on_answer(self, network: NetworkClass) -> None:
-        """Called when a host in `network` has responded."""
+    def on_response(self, network: NetworkClass) -> None:
+        """Narrows `reach` after a server in `network` has responded. Call it for each response, before `follow`."""
         self.reach = self.reach.after(network)
 
     def follow(self, status: int, location: str | None) -> bool:
-        """Returns whether the response is a redirect; if so, `url` and `headers` are those of the next request. Raises
-        UpstreamUnavailable: too many redirects, an invalid URL, or a redirect from https to http."""
+        """Returns whether the response with this status and `Location` is a redirect; if so, sets `url` and `headers`
+        to those of the next request. Raises UpstreamUnavailable for too many redirects, a missing, invalid or too long
+        URL, and a redirect from https to http."""
         if status not in _REDIRECT_STATUSES:
             return False
         source = loggable_origin(self.url)
-        if not self._left:
+        if not self._remaining_redirects:
             raise UpstreamUnavailable(f"{source} redirects more than {MAX_REDIRECTS} times")
         if not location:
             raise UpstreamUnavailable(f"{source} redirects without saying where to ({status})")
@@ -269,15 +278,15 @@ class RedirectChain:
             raise UpstreamUnavailable(f"{source} redirects to an address of more than {MAX_URL_LENGTH} characters")
         try:
             target = urlsplit(urljoin(self.url, location))
-            following = target._replace(netloc=target.netloc.rpartition("@")[2], fragment="").geturl()
-            scheme, _, _ = origin(following)
+            next_url = target._replace(netloc=target.netloc.rpartition("@")[2], fragment="").geturl()
+            scheme, _, _ = origin(next_url)
         except ValueError:
             raise UpstreamUnavailable(f"{source} redirects to what is no http address") from None
         if scheme == "http" and self.url.startswith("https:"):
             raise UpstreamUnavailable(f"{source} redirects from https to http, which is refused")
-        self.url = following
+        self.url = next_url
         self.has_moved = True
-        self._left -= 1
-        if self.is_foreign:
+        self._remaining_redirects -= 1
+        if self.is_cross_origin:
             self.headers.pop("Authorization", None)
         return True

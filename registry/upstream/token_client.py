@@ -1,7 +1,8 @@
 """Gets tokens from token services and caches them until shortly before they expire.
 
 Sources: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication"). Tokens
-are cached in memory and in Records. For each token, one request runs at a time over all processes.
+are cached in memory and in the metadata store (`UpstreamRecords`), so that all worker processes use them. At most one
+process requests a given token at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from registry.single_flight import SingleFlight
 from registry.upstream.api_client import ApiClient
 from registry.upstream.configured_login import UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
-from registry.upstream.quota import MAX_RETRY_AFTER_SECONDS, RateLimitBackoff
-from registry.upstream.request_limits import ANSWER_TIMEOUT_SECONDS, KIB, time_limit
+from registry.upstream.rate_limits import MAX_PAUSE_SECONDS, RateLimitBackoff
+from registry.upstream.request_limits import KIB, REQUEST_TIMEOUT_SECONDS, time_limit
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.leases import Leases
@@ -29,15 +30,16 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.upstream")
 
 DEFAULT_LIFETIME_SECONDS = 60.0
-"""Lifetime of a token whose service names none (the token specification's default)."""
+"""Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""A token is not used in this time before its end, at most a fifth of its lifetime."""
+"""A token is no longer used this long before it expires; for a short-lived token, a fifth of its lifetime before."""
 MAX_CACHED_TOKENS = 1000
-"""Tokens in memory; also the requests for tokens that are paused after a 429."""
-MAX_TOKEN_ANSWER = 256 * KIB
-"""Largest response of a token service, in bytes."""
+"""Largest number of tokens in memory, and of token requests that are remembered as paused after a 429."""
+MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
+"""Largest response of a token service."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
+"""A token that can be sent in a header: printable ASCII without spaces."""
 
 
 class AnonymousRefused(Exception):
@@ -45,8 +47,8 @@ class AnonymousRefused(Exception):
 
 
 class ObtainedToken(NamedTuple):
-    """A token for a request. `is_new`: the token service issued it just now; otherwise this or another process got it
-    before, and the registry may refuse it by now."""
+    """A token for a request. `is_new`: the token service has just issued it. Otherwise it was cached by this or another
+    process, and the registry may refuse it by now."""
 
     text: str
     is_new: bool
@@ -54,7 +56,8 @@ class ObtainedToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenEndpoint:
-    """A token service as a challenge names it, and where it may be."""
+    """A token service: the URL (`realm`) and the `service` parameter that a challenge names, and the addresses at which
+    requests to it may connect (`reach`)."""
 
     realm: str
     service: str
@@ -62,140 +65,148 @@ class TokenEndpoint:
 
 
 class TokenClient:
-    """The tokens of one upstream. A key stands for one endpoint, scope and login."""
+    """The tokens of one upstream. Its callers choose the keys of tokens: one for each endpoint, scope and login."""
 
     def __init__(
         self,
-        name: str,
+        upstream_name: str,
         api: ApiClient,
         backoff: RateLimitBackoff,
         records: UpstreamRecords,
         leases: Leases,
         clock: Callable[[], float],
     ) -> None:
-        self._name = name
+        self._upstream_name = upstream_name
         self._api = api
         self._backoff = backoff
         self._records = records
         self._leases = leases
         self._clock = clock
         self._tokens: dict[str, tuple[str, float]] = {}
+        """By key: the token, and when it stops being used, in seconds since 1970."""
         self._limited_until: dict[str, float] = {}
-        """For each token request that got a 429, when it may be sent again."""
-        self._flights: SingleFlight[ObtainedToken] = SingleFlight()
+        """By token request that got a 429: when it may be sent again, in seconds since 1970."""
+        self._running_requests: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
-        """Returns a cached token that has not expired; None: there is none."""
+        """Returns a cached token that has not expired; None if there is none."""
         now = self._clock()
-        token, expires = self._tokens.get(key, ("", 0.0))
-        if now < expires:
+        token, expires_at = self._tokens.get(key, ("", 0.0))
+        if now < expires_at:
             return token
         self._tokens.pop(key, None)
-        if (found := await self._records.token(key)) and now < found[1]:
-            self._remember(key, *found)
-            return found[0]
+        if (stored := await self._records.token(key)) and now < stored[1]:
+            self._cache(key, *stored)
+            return stored[0]
         return None
 
-    async def drop(self, key: str, token: str) -> None:
-        """Drops a token that the endpoint has refused."""
+    async def delete_refused(self, key: str, token: str) -> None:
+        """Removes a token from the caches because the endpoint has refused it."""
         if self._tokens.get(key, ("",))[0] == token:
             del self._tokens[key]
         try:
             await self._records.delete_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # it will be refused again, and another one obtained
-            log.warning("cannot drop a token for %s for the other workers: %s", self._name, error)
+        except (StorageFailed, StorageFull) as error:  # another worker sends it, is refused, and gets a new token
+            log.warning("cannot delete a token for %s for the other workers: %s", self._upstream_name, error)
 
     async def obtain(
         self, key: str, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, refused: str | None
     ) -> ObtainedToken:
-        """Returns a token other than `refused`. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
-        UpstreamTimeout."""
-        # Separate flights for different services: a request must not wait for a service it does not use.
-        flight = f"{key} {scope} {service.service} {service.realm}"
+        """Returns a token for `scope`, other than `refused` (a token that the endpoint has refused; None: no token).
+        Callers that want the same token share one request. Raises Denied, AnonymousRefused, TooManyRequests,
+        UpstreamUnavailable, UpstreamTimeout."""
+        # The token service is part of the key, so that no caller waits for a service that it does not use.
+        request_key = f"{key} {scope} {service.service} {service.realm}"
 
         async def obtain() -> ObtainedToken:
-            return await self._obtain(flight, key, service, scope, login, refused)
+            return await self._obtain(request_key, key, service, scope, login, refused)
 
-        token = await self._flights.run(flight, obtain)
-        if token.text == refused:  # the flight started before this token was refused
-            token = await self._flights.run(flight, obtain)
+        token = await self._running_requests.run(request_key, obtain)
+        if token.text == refused:  # the shared request started before the endpoint refused this token
+            token = await self._running_requests.run(request_key, obtain)
         return token
 
     async def aclose(self) -> None:
-        await self._flights.aclose()
+        """Cancels running requests."""
+        await self._running_requests.aclose()
 
     async def _obtain(
         self,
-        flight: str,
+        request_key: str,
         key: str,
         service: TokenEndpoint,
         scope: str,
         login: UpstreamLogin | None,
         refused: str | None,
     ) -> ObtainedToken:
-        """Returns a token other than `refused`: one that another process has obtained, or a new one."""
-        where = f"the token service {loggable_origin(service.realm)}"
-        async with time_limit(ANSWER_TIMEOUT_SECONDS, where), self._leases.take(f"token {flight}"):
-            if (known := await self.cached(key)) and known != refused:
-                return ObtainedToken(known, is_new=False)
-            asked = self._clock()
-            if 0 < (wait := self._limited_until.get(flight, 0.0) - asked) <= MAX_RETRY_AFTER_SECONDS:
-                raise self._backoff.error(wait)
+        """Returns a token other than `refused`: one that another process has stored meanwhile, or a new one."""
+        service_name = f"the token service {loggable_origin(service.realm)}"
+        async with time_limit(REQUEST_TIMEOUT_SECONDS, service_name), self._leases.take(f"token {request_key}"):
+            if (cached := await self.cached(key)) and cached != refused:
+                return ObtainedToken(cached, is_new=False)
+            now = self._clock()
+            if 0 < (pause := self._limited_until.get(request_key, 0.0) - now) <= MAX_PAUSE_SECONDS:
+                raise self._backoff.error_for_pause(pause)
             with ShareScope() as memory:
-                answer = await self._ask(service, scope, login, memory)
-                if answer.status == 429:
-                    raise self._note_limit(flight, answer)
-                token, lifetime = _parse_token(answer, login)
-            expires = asked + lifetime - min(EXPIRY_MARGIN_SECONDS, lifetime / 5)
-            self._remember(key, token, expires)
+                response = await self._request(service, scope, login, memory)
+                if response.status == 429:
+                    raise self._record_429(request_key, response)
+                token, lifetime = _parse_token(response, login)
+            expires_at = now + lifetime - min(EXPIRY_MARGIN_SECONDS, lifetime / 5)
+            self._cache(key, token, expires_at)
             try:
-                await self._records.save_token(key, token, expires)
+                await self._records.save_token(key, token, expires_at)
             except (StorageFailed, StorageFull) as error:
-                log.warning("cannot store a token for %s for the other workers: %s", self._name, error)
+                log.warning("cannot store a token for %s for the other workers: %s", self._upstream_name, error)
             return ObtainedToken(token, is_new=True)
 
-    async def _ask(
+    async def _request(
         self, service: TokenEndpoint, scope: str, login: UpstreamLogin | None, memory: ShareScope
     ) -> UpstreamResponse:
-        """Sends a GET with the password; a POST for an identity token, or if the service does not support GET."""
+        """Returns the response of the token service to a GET with the password; to a POST for a login with an identity
+        token, or if the service answers that it does not support GET. The caller maps the status to an error."""
         if login is None or not login.identity:
             parts = urlsplit(service.realm)
             query = parse_qsl(parts.query, keep_blank_values=True)
             query += [("service", service.service)] if service.service else []
-            query += [("scope", each) for each in scope.split()]
+            query += [("scope", single_scope) for single_scope in scope.split()]
             query += [("account", login.username)] if login else []
             url = parts._replace(query=urlencode(query), fragment="").geturl()
             headers = {"Authorization": login.basic()} if login else {}
-            answer = await self._api.ask("GET", url, headers, most=MAX_TOKEN_ANSWER, reach=service.reach, memory=memory)
-            if login is None or answer.status not in (404, 405):
-                return answer
+            response = await self._api.send(
+                "GET", url, headers, max_bytes=MAX_TOKEN_RESPONSE_BYTES, reach=service.reach, memory=memory
+            )
+            if login is None or response.status not in (404, 405):
+                return response
         form = {"client_id": "entrepot", "service": service.service, "scope": scope}
         if login.identity:
             form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
         else:
             form |= {"grant_type": "password", "username": login.username, "password": login.password}
-        return await self._api.ask(
-            "POST", service.realm, {}, form=form, most=MAX_TOKEN_ANSWER, reach=service.reach, memory=memory
+        return await self._api.send(
+            "POST", service.realm, {}, form=form, max_bytes=MAX_TOKEN_RESPONSE_BYTES, reach=service.reach, memory=memory
         )
 
-    def _remember(self, key: str, token: str, expires: float) -> None:
+    def _cache(self, key: str, token: str, expires_at: float) -> None:
+        """Keeps the token in memory. Evicts the one that expires first if there are too many."""
         if len(self._tokens) >= MAX_CACHED_TOKENS:
-            del self._tokens[min(self._tokens, key=lambda each: self._tokens[each][1])]
-        self._tokens[key] = (token, expires)
+            del self._tokens[min(self._tokens, key=lambda cached_key: self._tokens[cached_key][1])]
+        self._tokens[key] = (token, expires_at)
 
-    def _note_limit(self, flight: str, answer: UpstreamResponse) -> TooManyRequests:
-        """Returns the error for a 429. It pauses this token request only: the answer for one repository must not keep
-        others from logging in."""
-        error = self._backoff.unrecorded_error(answer.headers)
+    def _record_429(self, request_key: str, response: UpstreamResponse) -> TooManyRequests:
+        """Pauses this token request after a 429, and returns the error to raise. Other token requests are not paused,
+        because a 429 for one repository must not prevent logins for other repositories."""
+        error = self._backoff.unrecorded_error(response.headers)
         if len(self._limited_until) >= MAX_CACHED_TOKENS:
-            del self._limited_until[min(self._limited_until, key=lambda each: self._limited_until[each])]
-        self._limited_until[flight] = self._clock() + error.retry_after
+            del self._limited_until[min(self._limited_until, key=lambda other_key: self._limited_until[other_key])]
+        self._limited_until[request_key] = self._clock() + error.retry_after
         return error
 
 
 def _token_fields(body: bytes) -> tuple[Any, Any]:
-    """Returns token and lifetime of a token service's response; None as the token: the response is no JSON object.
-    Errors are raised elsewhere, since their traceback would keep the whole document in memory."""
+    """Returns the token ("" if there is none) and the lifetime in the JSON of a token service's response, both of any
+    type; (None, None) if the body is not a JSON object. Does not raise, because the traceback of an error would keep
+    the whole document in memory."""
     try:
         document = json.loads(body)
         return document.get("token") or document.get("access_token") or "", document.get("expires_in")
@@ -203,17 +214,17 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
         return None, None
 
 
-def _parse_token(answer: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
+def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
     """Returns the token and its lifetime in seconds. Raises AnonymousRefused, Denied, UpstreamUnavailable."""
-    where = f"the token service {loggable_origin(answer.url)}"
-    if answer.status in (401, 403) or (answer.status == 400 and login and login.identity):
-        raise login_denied(loggable_origin(answer.url)) if login else AnonymousRefused
-    if answer.status != 200:
-        raise UpstreamUnavailable(f"{where} answers {answer.status}")
-    token, lifetime = _token_fields(answer.body)
+    service_name = f"the token service {loggable_origin(response.url)}"
+    if response.status in (401, 403) or (response.status == 400 and login and login.identity):
+        raise login_denied(loggable_origin(response.url)) if login else AnonymousRefused
+    if response.status != 200:
+        raise UpstreamUnavailable(f"{service_name} answers {response.status}")
+    token, lifetime = _token_fields(response.body)
     if token is None:
-        raise UpstreamUnavailable(f"{where} answers with something that is no token")
+        raise UpstreamUnavailable(f"{service_name} answers with something that is no token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise UpstreamUnavailable(f"{where} answers without a token")
-    known = isinstance(lifetime, int | float) and not isinstance(lifetime, bool) and 0 < lifetime < 1e9
-    return token, float(lifetime) if known else DEFAULT_LIFETIME_SECONDS
+        raise UpstreamUnavailable(f"{service_name} answers without a token")
+    is_valid = isinstance(lifetime, int | float) and not isinstance(lifetime, bool) and 0 < lifetime < 1e9
+    return token, float(lifetime) if is_valid else DEFAULT_LIFETIME_SECONDS

@@ -1,8 +1,11 @@
-"""One span of a blob on its way from a socket to a sink (`BlobTransfer`).
+"""The download of one span of a blob (`BlobTransfer`), and the reading of a response's body (`SocketBody`).
 
-`SocketBody` reads a response's body into existing memory as it arrives. urllib3's `readinto` waits until the memory is
-full, and `read1` allocates all of it for each TLS record, so the body is read one layer below, on urllib3's
-connections. `registry.upstream.transport` reports the socket, so that another thread can interrupt the read.
+A *span* is a byte range of a blob. A thread reads the span from a socket and passes it to a *sink*, the receiver that
+the mirror provides. Another thread can end the transfer, which interrupts the read.
+
+`SocketBody` reads the body into existing memory as it arrives. urllib3 cannot do that: its `readinto` waits until the
+memory is full, and its `read1` allocates that much memory for each TLS record. Therefore the body is read from the
+`http.client` response below urllib3's.
 
 `range_header` and `response_span` handle byte ranges (RFC 9110, 14).
 """
@@ -29,12 +32,14 @@ from storage.content import Span
 from storage.errors import RangeInvalid, UpstreamUnavailable
 
 Connection = socket.socket | SSLTransport
-"""With an https proxy before an https endpoint, urllib3 wraps TLS in TLS: an SSLTransport, which has no `shutdown`."""
+"""A socket, or an SSLTransport without a method `shutdown`: urllib3 uses one for TLS inside TLS, which an https proxy
+before an https endpoint needs."""
 CallOnLoop = Callable[..., Any]
+"""Schedules a call on the event loop, from any thread: `call(function, *arguments)`."""
 
 
 class SinkRaised(Exception):
-    """Carries the sink's exception past the handlers of network errors."""
+    """Carries an exception of the sink (`error`) past the handlers of network errors."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -42,24 +47,26 @@ class SinkRaised(Exception):
 
 
 class TransferAbandoned(Exception):
-    """The transfer was cancelled."""
+    """The transfer was ended by `BlobTransfer.abandon`."""
 
 
 class BlobTransfer:
-    """One span on its way to the sink. Another thread can end it."""
+    """The download of one span to the sink. One thread runs it; any other thread may call `abandon`."""
 
     def __init__(
         self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
     ) -> None:
-        """`call_on_loop` schedules a call on the event loop."""
+        """`endpoint` is the URL that the sink is told. `attempt` receives reports on how the endpoint responds; they
+        are made on the event loop, through `call_on_loop`."""
         self.endpoint = endpoint
         self.span = span
-        self.sending = False
-        """Whether a thread runs the transfer."""
-        self.begun = False
-        """Whether the sink was called."""
-        self.received = 0
-        self.in_sink = False
+        self.is_running = False
+        """Whether a thread has started the transfer."""
+        self.sink_called = False
+        """Whether the sink was called, so that it may have bytes."""
+        self.received_bytes = 0
+        self.is_in_sink = False
+        """Whether a call of the sink runs now."""
         self._sink = sink
         self._attempt = attempt
         self._call_on_loop = call_on_loop
@@ -68,26 +75,27 @@ class BlobTransfer:
         self._lock = threading.Lock()
 
     def abandon(self) -> None:
-        """Ends the transfer. Interrupts a read that waits for the upstream."""
+        """Ends the transfer from another thread: its next step raises TransferAbandoned. Interrupts a read that waits
+        for the upstream."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
                 with suppress(OSError):  # closed already
-                    socket.socket.shutdown(_below_tls(self._socket), socket.SHUT_RDWR)
+                    socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
-    def on_socket(self, connection: Connection | None) -> None:
-        """Sets the socket that the thread reads from now on. Raises TransferAbandoned."""
+    def use_socket(self, connection: Connection | None) -> None:
+        """Sets the socket that the thread reads from; None: there is no connection. Raises TransferAbandoned."""
         with self._lock:
             self._socket = connection
             if self._abandoned:
                 raise TransferAbandoned
 
     def forget_socket(self) -> None:
-        """Forgets the socket, which another transfer may use from now on."""
+        """Forgets the socket, because another transfer may use it next. `abandon` then leaves it alone."""
         with self._lock:
             self._socket = None
 
-    # The endpoint's state, passed on to the `EndpointAttempt`.
+    # Reports to the `EndpointAttempt`
 
     def on_sent(self) -> None:
         """Called on the event loop when the request is sent."""
@@ -102,36 +110,38 @@ class BlobTransfer:
         self._call_on_loop(self._attempt.on_connection_failed)
 
     def begin(self, start: int, stop: int, size: int) -> None:
-        """Announces the span to the sink. Called in the thread. Raises TransferAbandoned, SinkRaised."""
+        """Tells the sink that bytes `start` to `stop` (exclusive) follow, of a blob of `size` bytes. Called in the
+        thread. Raises TransferAbandoned, SinkRaised."""
         with self._lock:
             if self._abandoned:
                 raise TransferAbandoned
-            self.begun = True
+            self.sink_called = True
         with self._calling_sink():
             self._sink.begin(self.endpoint, start, stop, size)
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Passes bytes to the sink. Called in the thread. Raises TransferAbandoned, SinkRaised."""
+        """Passes `data`, which begins at `offset` in the blob, to the sink. Called in the thread. Raises
+        TransferAbandoned, SinkRaised."""
         if self._abandoned:
             raise TransferAbandoned
         with self._calling_sink():
             self._sink.take(offset, data)
-        self.received += len(data)
+        self.received_bytes += len(data)
 
     @contextmanager
     def _calling_sink(self) -> Iterator[None]:
-        self.in_sink = True
+        self.is_in_sink = True
         try:
             yield
         except BaseException as error:
             raise SinkRaised(error) from None
         finally:
-            self.in_sink = False
+            self.is_in_sink = False
 
 
-def _below_tls(connection: Connection) -> socket.socket:
-    """Returns the TCP socket that the thread waits on. The TLS layers above it, SSLSocket's own `shutdown` included,
-    belong to that thread."""
+def _tcp_socket(connection: Connection) -> socket.socket:
+    """Returns the TCP socket below the TLS layers. Only the thread that reads may use the TLS layers, so another thread
+    has to shut down the TCP socket."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
@@ -143,12 +153,12 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class SocketBody:
-    """A response's body, of `length` bytes at most."""
+    """The body of a response, of at most `length` bytes."""
 
     def __init__(self, response: HTTPResponse, length: int) -> None:
         self._response = response
-        self._left = length
-        self._whole = response.length_remaining == length
+        self._remaining_bytes = length
+        self._states_length = response.length_remaining == length
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")
@@ -160,43 +170,43 @@ class SocketBody:
             self._poll.register(self._socket, select.POLLIN)
 
     def read_into(self, memory: memoryview) -> int:
-        """Waits for bytes, then reads what has arrived into `memory`. Returns the number of bytes; 0 at the end. Raises
-        OSError, http.client.HTTPException, and urllib3's HTTPError."""
-        memory = memory[: self._left]
-        file, want = self._raw.fp, len(memory)
+        """Waits for bytes, then reads the bytes that have arrived into `memory`. Returns their number; 0 at the end of
+        the body. Raises OSError, http.client.HTTPException, and urllib3's HTTPError."""
+        memory = memory[: self._remaining_bytes]
+        file, max_bytes = self._raw.fp, len(memory)
         if self._chunked:
-            # Not urllib3's reader, which accepts a chunk-size line of any length.
-            data = self._raw.read1(want)
+            # http.client limits the length of a chunk-size line; urllib3's own reader does not.
+            data = self._raw.read1(max_bytes)
             count = len(data)
             memory[:count] = data
         elif file is None:
             return 0
         else:
-            # Under TLS, each read returns at most 16 KiB.
-            read, ready = file.readinto1, self._poll.poll
+            # Under TLS, each read returns at most 16 KiB, so more reads follow while bytes are ready.
+            read, poll = file.readinto1, self._poll.poll
             count = read(memory) or 0
-            while 0 < count < want and ready(0):
+            while 0 < count < max_bytes and poll(0):
                 try:
                     more = read(memory[count:])
                 except OSError:
-                    break  # the next read raises it; the bytes read before are valid
+                    break  # the bytes read before are valid; the next call of `read_into` raises the error
                 if not more:
                     break
                 count += more
-        self._left -= count
+        self._remaining_bytes -= count
         return count
 
     def finish(self) -> None:
-        """Gives the connection back to the pool if the body was read to its end; else closes it. Does not wait."""
-        ended = self._last_chunk_is_here() if self._chunked else self._whole
-        if self._left or not ended:
+        """Gives the connection back to the pool if the body was read to its end. Otherwise closes it. Does not wait."""
+        has_ended = self._consume_last_chunk() if self._chunked else self._states_length
+        if self._remaining_bytes or not has_ended:
             self.discard()
             return
-        self._raw.close()  # closes the response; the connection stays open if the server keeps it
+        self._raw.close()  # closes the response only; the connection stays open unless the server closes it
         self._response.release_conn()
 
-    def _last_chunk_is_here(self) -> bool:
-        """Returns whether the end of a chunked body has arrived together with its last bytes. Does not wait for it:
+    def _consume_last_chunk(self) -> bool:
+        """Reads the end of a chunked body, and returns whether it had already arrived. Does not wait for it, because
         that wait could not be interrupted, and a new connection costs less."""
         file, sock = self._raw.fp, self._socket
         if file is None or sock is None:
@@ -214,7 +224,7 @@ class SocketBody:
             sock.settimeout(timeout)
 
     def discard(self) -> None:
-        """Closes the connection."""
+        """Closes the connection, which is in an unknown state and must not be reused."""
         connection = self._response.connection
         self._response.close()
         if connection is not None:
@@ -226,7 +236,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 def range_header(span: Span) -> str | None:
-    """Returns the `Range` header for a span (RFC 9110, 14.1.2); None: the whole blob."""
+    """Returns the value of the `Range` header for a span (RFC 9110, 14.1.2); None if the span is the whole blob. A span
+    with a negative start is the end of the blob: `bytes=-500` means the last 500 bytes."""
     if span.start < 0:
         return f"bytes={span.start}"
     if span.start == 0 and not span.stop:
@@ -235,28 +246,29 @@ def range_header(span: Span) -> str | None:
 
 
 def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, int, int]:
-    """Returns start and stop of the response's bytes, and the blob's size. Raises RangesUnsupported, or
-    UpstreamUnavailable if the response is not what was requested."""
-    where = loggable_origin(url)
+    """Returns the start and the exclusive stop of the bytes in the response, and the size of the whole blob. `span` is
+    what was requested. Raises RangesUnsupported if the upstream sends the whole blob instead, and UpstreamUnavailable
+    if it sends another range, compressed bytes, or no length."""
+    server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-        raise UpstreamUnavailable(f"{where} compresses the blob, which was not asked for")
+        raise UpstreamUnavailable(f"{server} compresses the blob, which was not asked for")
     if response.status == 206:
-        named = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
-        if named is None:
-            raise UpstreamUnavailable(f"{where} sends a part of the blob without saying which")
-        start, stop, size = int(named[1]), int(named[2]) + 1, int(named[3])
+        content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+        if content_range is None:
+            raise UpstreamUnavailable(f"{server} sends a part of the blob without saying which")
+        start, stop, size = int(content_range[1]), int(content_range[2]) + 1, int(content_range[3])
         length = parse_count(response.headers.get("content-length"))
     else:
         length = parse_count(response.headers.get("content-length"))
         if length is None:
-            raise UpstreamUnavailable(f"{where} does not say how long the blob is")
+            raise UpstreamUnavailable(f"{server} does not say how long the blob is")
         if span.start != 0 or (span.stop is not None and span.stop < length):
             raise RangesUnsupported
         start, stop, size = 0, length, length
     try:
-        wanted = span.to_offsets(size) if size or span.start or span.stop else (0, 0)
+        requested = span.to_offsets(size) if size or span.start or span.stop else (0, 0)
     except RangeInvalid:
-        wanted = (-1, -1)
-    if (start, stop) != wanted or stop > size or (response.status == 206 and length not in (None, stop - start)):
-        raise UpstreamUnavailable(f"{where} sends another part of the blob than the one asked for")
+        requested = (-1, -1)  # equals no range of a response
+    if (start, stop) != requested or stop > size or (response.status == 206 and length not in (None, stop - start)):
+        raise UpstreamUnavailable(f"{server} sends another part of the blob than the one asked for")
     return start, stop, size

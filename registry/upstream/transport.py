@@ -1,11 +1,12 @@
-"""Connections of both HTTP libraries: addresses, DNS look-ups, TLS certificates and proxies.
+"""Connections to upstreams for both HTTP libraries (httpx2 for small requests, urllib3 for blobs): DNS look-ups, checks
+of addresses, TLS certificates, and proxies.
 
-A name is resolved here, its addresses are checked, and the connection is made to a checked address. What the name
-resolves to later does not matter.
+A host name is resolved here, its addresses are checked, and the connection is made to a checked address. A later
+look-up of the name by a library could return another address, so the libraries get the address and not the name.
 
-The proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or lower case, and are chosen here for
-both libraries, so that these cannot differ. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks
-such as `10.0.0.0/8`, or `*`. As in Go, and so in docker, loopback addresses are never proxied.
+The proxies come from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or lower case. They are chosen here, so
+that both libraries use the same proxy. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks such as
+`10.0.0.0/8`, or `*`. As in Go, and so in docker, requests to loopback addresses never use a proxy.
 """
 
 from __future__ import annotations
@@ -38,30 +39,32 @@ from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
-"""Look-ups at a time for one upstream; threads start as they are needed. One repository cannot use them all: it has 16
-requests at a time, each for at most 10 s, and a look-up of the operating system takes at most about 30 s."""
+"""Concurrent look-ups for one upstream; threads start as they are needed. One repository cannot use all threads: it has
+at most 16 concurrent requests of at most 10 s each, and a look-up takes the operating system at most about 30 s."""
 RESOLVER_THREADS_PER_DOMAIN = 2
-"""Look-ups at a time for names of one registrable domain."""
+"""Concurrent look-ups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""Longest wait of a look-up for its domain's threads. The request that needs it has timed out by then."""
+"""Longest time that a look-up waits until fewer look-ups run for its domain. The request that needs it has timed out by
+then."""
 NEXT_ADDRESS_SECONDS = 1.0
-"""Time until the next address of a host is tried, while the previous one does not respond."""
+"""Time limit for connecting to an address of a host before the next address is tried."""
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 OnConnection = Callable[[Connection, str | None], None]
+"""Receives a connection, and the IP address of its peer; None: the connection goes through a proxy."""
 
 
 class PeerStream(httpcore2.AsyncNetworkStream):
-    """A connection that remembers the address of its peer, also after it is closed."""
+    """A connection that still returns the address of its peer (`server_addr`) after it is closed."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
         self._stream = stream
         self._peer = peer
 
     @classmethod
-    def of(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
-        """Wraps a new connection, which then receives no more than is read."""
-        _receive_in_portions(stream)
+    def wrap(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
+        """Wraps a new connection, and limits how much it receives before it is read."""
+        _pause_after_each_receive(stream)
         return cls(stream, peer)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
@@ -85,12 +88,13 @@ class PeerStream(httpcore2.AsyncNetworkStream):
         return self._peer if info == "server_addr" else self._stream.get_extra_info(info)
 
 
-def _receive_in_portions(stream: httpcore2.AsyncNetworkStream) -> None:
-    """Pauses the connection after each portion until the reader wants more. The event loop receives up to 32 portions
-    of 256 KiB at once from a fast sender before any reader can pause it: with 200 requests, that is all of the memory.
+def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
+    """Makes the connection pause after each piece it receives, until the reader wants more. Otherwise the event loop
+    would receive up to 32 pieces of 256 KiB from a fast sender before a reader could pause the connection. With 200
+    concurrent requests that would fill the memory.
 
-    httpcore2 and anyio have no API for this, so it uses private attributes of theirs. If these change, the first test
-    fails with an AttributeError.
+    httpcore2 and anyio have no public API for this, so the function uses their private attributes. If these change, any
+    test that opens a connection fails with an AttributeError.
     """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
@@ -102,40 +106,41 @@ def _receive_in_portions(stream: httpcore2.AsyncNetworkStream) -> None:
             transport.pause_reading()
 
     protocol.data_received = data_received
-    transport.set_protocol(protocol)  # uvloop caches the method it looked up before
+    transport.set_protocol(protocol)  # uvloop has cached the previous `data_received`
 
 
 class Resolver:
-    """Resolves the names that one upstream's redirects and challenges lead to, in threads of its own. Concurrent
-    look-ups of a name share one thread. Few look-ups run at a time for one registrable domain: a repository can lead to
-    any name, and slow names must leave threads for others."""
+    """Resolves the host names in redirects and challenges of one upstream, in threads of its own. Concurrent look-ups
+    of the same name share one thread. Few look-ups run at a time for one registrable domain, because the upstream can
+    redirect to any name, and slow names must not occupy all threads."""
 
-    def __init__(self, name: str) -> None:
-        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, f"resolve-{name}")
-        self._limit = KeyedSemaphore(RESOLVER_THREADS_PER_DOMAIN)
-        self._flights: SingleFlight[list[str]] = SingleFlight()
+    def __init__(self, upstream_name: str) -> None:
+        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, f"resolve-{upstream_name}")
+        self._domain_limit = KeyedSemaphore(RESOLVER_THREADS_PER_DOMAIN)
+        self._running_lookups: SingleFlight[list[str]] = SingleFlight()
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """Returns a host's addresses. Raises OSError. When the caller is cancelled, the look-up goes on for others."""
-        return await self._flights.run((host, port), lambda: self._look_up(host, port))
+        """Returns the IP addresses of a host. Raises OSError. When the caller is cancelled, the look-up continues for
+        other callers."""
+        return await self._running_lookups.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(RESOLVER_WAIT_SECONDS):
-                    await stack.enter_async_context(self._limit.acquire(registrable_domain(host)))
+                    await stack.enter_async_context(self._domain_limit.acquire(registrable_domain(host)))
             except TimeoutError:
                 raise OSError("other names of its domain resolve slowly") from None
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve_host, host, port)
 
     async def aclose(self) -> None:
-        """Stops without waiting for threads. Idempotent."""
+        """Cancels look-ups that have not started; does not wait for running threads. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await self._flights.aclose()
+        await self._running_lookups.aclose()
 
 
 class CheckedBackend(httpcore2.AnyIOBackend):
-    """The network backend of httpx2: connects to checked addresses."""
+    """The network backend of httpx2 that connects only to addresses that `policy` and `reach` allow."""
 
     def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
         self._policy = policy
@@ -152,39 +157,39 @@ class CheckedBackend(httpcore2.AnyIOBackend):
     ) -> httpcore2.AsyncNetworkStream:
         if self._reach.is_unrestricted(host, port):
             stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
-            return PeerStream.of(stream, stream.get_extra_info("server_addr"))
+            return PeerStream.wrap(stream, stream.get_extra_info("server_addr"))
         try:
             async with asyncio.timeout(timeout):
                 found = await self._resolver.resolve(host, port)
                 addresses = self._policy.allowed_addresses(self._reach, host, port, found)
-                return await self._first(addresses, port, local_address, socket_options)
+                return await self._connect_to_first(addresses, port, local_address, socket_options)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
         except OSError as error:
             raise httpcore2.ConnectError(str(error)) from error
 
-    async def _first(
+    async def _connect_to_first(
         self,
         addresses: list[str],
         port: int,
         local_address: str | None,
         socket_options: Iterable[SocketOption] | None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Returns a connection to the first address that responds."""
+        """Tries the addresses in turn and returns a connection to the first one that responds."""
         for address in addresses:
-            last = address == addresses[-1]
+            is_last = address == addresses[-1]
             try:
-                wait = None if last else NEXT_ADDRESS_SECONDS
-                stream = await super().connect_tcp(address, port, wait, local_address, socket_options)
-                return PeerStream.of(stream, (address, port))
+                timeout = None if is_last else NEXT_ADDRESS_SECONDS
+                stream = await super().connect_tcp(address, port, timeout, local_address, socket_options)
+                return PeerStream.wrap(stream, (address, port))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if last:
+                if is_last:
                     raise
         raise OSError("the name has no address")
 
 
 class CheckedTransport(httpx2.AsyncHTTPTransport):
-    """The transport of httpx2 without a proxy, on a `CheckedBackend`."""
+    """The transport of httpx2 for connections without a proxy. It connects through `CheckedBackend`."""
 
     def __init__(
         self, policy: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
@@ -209,8 +214,9 @@ def resolve_host(host: str, port: int) -> list[str]:
 
 
 class _CheckedConnection(HTTPConnection):
-    """A urllib3 connection to checked addresses. Calls `on_connection` in the requesting thread with the socket that
-    the response is read from, and the address of its peer (None: through a proxy)."""
+    """A urllib3 connection that connects only to addresses that `policy` and `reach` allow. Calls `on_connection` in
+    the requesting thread before it waits for a response: with the socket that the response is read from, and the IP
+    address of its peer (None: a proxy is between)."""
 
     policy: AddressPolicy
     reach: Reach
@@ -221,11 +227,15 @@ class _CheckedConnection(HTTPConnection):
         host, port = self._dns_host, self.port or 0
         if self.proxy is not None:
             return super()._new_conn()
-        made = super()._new_conn() if self.reach.is_unrestricted(host, port) else self._to_checked(host, port)
-        self.peer = made.getpeername()[0]
-        return made
+        if self.reach.is_unrestricted(host, port):
+            new_socket = super()._new_conn()
+        else:
+            new_socket = self._connect_checked(host, port)
+        self.peer = new_socket.getpeername()[0]
+        return new_socket
 
-    def _to_checked(self, host: str, port: int) -> socket.socket:
+    def _connect_checked(self, host: str, port: int) -> socket.socket:
+        """Resolves the host, and connects to the first of its allowed addresses that responds."""
         try:
             addresses = resolve_host(host, port)
         except socket.gaierror as error:
@@ -242,7 +252,7 @@ class _CheckedConnection(HTTPConnection):
                     if address == addresses[-1]:
                         raise
         finally:
-            self._dns_host = host  # the certificate is checked against the name
+            self._dns_host = host  # urllib3 checks the certificate against the name
         raise NewConnectionError(self, "the name has no address")
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]
@@ -254,7 +264,8 @@ class _CheckedConnection(HTTPConnection):
 def pool_classes(
     policy: AddressPolicy, reach: Reach, on_connection: OnConnection
 ) -> dict[str, type[HTTPConnectionPool]]:
-    """Returns the value for `PoolManager.pool_classes_by_scheme`. An exception of `on_connection` ends the request."""
+    """Returns the value for `PoolManager.pool_classes_by_scheme` that makes urllib3 use `_CheckedConnection`. An
+    exception raised by `on_connection` ends the request."""
     attributes = {"policy": policy, "reach": reach, "on_connection": staticmethod(on_connection)}
     plain = type("Plain", (_CheckedConnection,), attributes)
     secure = type("Secure", (_CheckedConnection, HTTPSConnection), attributes)
@@ -268,8 +279,8 @@ log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
-    """One TLS context for both HTTP libraries: the system's certificates, or those in `ca_file` instead. Created at the
-    first https request. Always verifies."""
+    """The TLS context for both HTTP libraries. It trusts the system's certificate authorities, or those in `ca_file`
+    instead, and always verifies certificates. Created at the first https request."""
 
     def __init__(self, ca_file: Path | None) -> None:
         self._ca_file = ca_file
@@ -281,10 +292,10 @@ class TrustStore:
         about 30 ms at the first call."""
         with self._lock:
             if self._context is None:
-                self._context = self._read()
+                self._context = self._create_context()
             return self._context
 
-    def _read(self) -> ssl.SSLContext:
+    def _create_context(self) -> ssl.SSLContext:
         if self._ca_file is None:
             return httpx2.create_ssl_context()
         try:
@@ -295,15 +306,15 @@ class TrustStore:
 
 
 class OutboundProxies:
-    """The proxies of the environment, read once."""
+    """The proxies that the environment variables name. They are read once, when the object is created."""
 
     def __init__(self) -> None:
         self._by_scheme = getproxies_environment()
         self._no_proxy = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the proxy's URL for a request; None: no proxy. Raises UpstreamUnavailable for an unsupported kind of
-        proxy."""
+        """Returns the URL of the proxy for a request to `url`; None for a direct connection. Raises UpstreamUnavailable
+        for a proxy that is neither http nor https."""
         scheme, host, port = origin(url)
         proxy = self._by_scheme.get(scheme) or self._by_scheme.get("all")
         if not proxy or is_loopback_host(host) or any(_matches_no_proxy(entry, host, port) for entry in self._no_proxy):
@@ -332,4 +343,4 @@ def _matches_no_proxy(entry: str, host: str, port: int) -> bool:
         return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:
         shown = f"[{host}]" if ":" in host else host
-        return entry in (f"{shown}:{port}", shown)  # ignores entries that cannot be parsed, as curl and Go do
+        return entry in (f"{shown}:{port}", shown)  # curl and Go ignore other entries, too

@@ -1,32 +1,29 @@
-"""Lists of an upstream: tags, and referrers by the API or by the fallback tag.
+"""Reads lists from an upstream: the tags of a repository, and the referrers of a manifest.
 
-Registries sort and page their lists in different ways (some by collation, some not at all). Ours are in byte order and
-complete, so a list is read whole and cut into pages here. `ListCache` reads a list once for all clients, a few lists at
-a time, and keeps it for a moment, so a client that pages through gets all pages from one reading. One client request
-can cause hundreds of upstream requests; the cache bounds how often.
+Registries sort and page their lists in different ways: some by collation, some without any order. This registry's
+lists are complete and in byte order. Therefore all pages of the upstream's list are read and sorted, and the client's
+page is cut out of the result. `ListCache` keeps complete lists for a short time.
+
+Referrers are read through the referrers API; from a registry without that API, through the fallback tag.
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import re
-import time
-from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
-from registry.single_flight import SingleFlight
 from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
-from registry.upstream.quota import RequestKind
-from registry.upstream.request_limits import MIB, time_limit
+from registry.upstream.list_cache import LIST_TIMEOUT_SECONDS, CompleteList, ListCache, cut_page
+from registry.upstream.rate_limits import RequestKind
+from registry.upstream.request_limits import MIB
 from registry.upstream.requester import UpstreamRequester
 from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse
 from storage.content import OCI_INDEX, Descriptor, Page
@@ -34,123 +31,136 @@ from storage.errors import ManifestUnknown, NameUnknown, TagInvalid, UpstreamUna
 from storage.json_bounds import Bounds, OutOfBounds, load_bounded
 from storage.names import Digest, RepositoryName, Tag
 
-TAGS_PER_PAGE = 1000
-"""Tags per requested page; CNCF Distribution refuses more."""
-MAX_PAGE_SIZE = 8 * MIB
-"""Largest page, in bytes."""
-MAX_LIST_SIZE = 24 * MIB
-"""Largest list, in bytes of memory."""
-TAG_SIZE, DESCRIPTOR_SIZE = 128, 1024
-"""Bytes of memory that a tag and a descriptor take beside their text."""
-SORTED_AT_ONCE = 10_000
-"""Tags sorted in one call, during which no other thread runs."""
+TAGS_PER_REQUEST = 1000
+"""Tags requested in one page (`n`). CNCF Distribution refuses larger numbers."""
+MAX_PAGE_BYTES = 8 * MIB
+"""Largest response with one page of a list."""
+MAX_LIST_BYTES = 24 * MIB
+"""Largest complete list: the bytes of its pages, plus BYTES_PER_TAG or BYTES_PER_DESCRIPTOR for each entry."""
+BYTES_PER_TAG, BYTES_PER_DESCRIPTOR = 128, 1024
+"""Memory that the Python objects of one tag and of one descriptor take, beside their text."""
+TAGS_PER_SORT = 10_000
+"""Tags sorted in one call. No other thread of the process runs during such a call, so larger lists are sorted in
+parts."""
 TAG_PAGE_BOUNDS = Bounds(values=300_000, escapes=100_000)
-"""Bounds of a page of tags: some registries send all tags in one page."""
+"""Bounds of the JSON of one page of tags. They are wide because some registries send all tags in one page."""
+MAX_PAGES = 500
+"""Pages read for one list. A list with more pages is an error, because a faulty registry may link its pages in a
+circle."""
 
-_NO_REFERRERS = frozenset({400, 404, 405, 406, 501})
-"""Statuses of registries without a referrers API."""
+_NO_REFERRERS_API = frozenset({400, 404, 405, 406, 501})
+"""Statuses with which registries without a referrers API answer a request for referrers."""
 
 
 class UpstreamLists:
-    """The lists of one upstream."""
+    """Reads and caches the lists of one upstream."""
 
     def __init__(self, name: str, requester: UpstreamRequester, parser: DocumentParser, memory: MemoryBudget) -> None:
+        """`name` is the upstream's name in the settings. `memory` is the budget for lists while they are read."""
         self._requester = requester
         self._parser = parser
         self._memory = memory
-        self._tags: ListCache[Tag] = ListCache(name)
-        self._referrers: ListCache[Descriptor] = ListCache(name)
+        self._tag_lists: ListCache[Tag] = ListCache(name)
+        self._referrer_lists: ListCache[Descriptor] = ListCache(name)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        """See `UpstreamClient.tags`."""
+        """Returns at most `limit` tags of the repository, in byte order, that follow `after`; None: from the first tag.
+        Raises NameUnknown, and the errors of a failed upstream request."""
 
         async def read() -> CompleteList[Tag]:
             return await self._requester.try_endpoints(
-                lambda endpoint, attempt: self._all_tags(endpoint, attempt, repo),
+                lambda endpoint, attempt: self._read_all_tags(endpoint, attempt, repo),
                 repo,
                 RequestKind.LIST,
-                seconds=LIST_TIMEOUT_SECONDS,
+                timeout_seconds=LIST_TIMEOUT_SECONDS,
             )
 
-        return cut_page(await self._tags.get(repo, read, first=after is None), str, after, limit)
+        tags = await self._tag_lists.get(repo, read, is_first_page=after is None)
+        return cut_page(tags, str, after, limit)
 
     async def aclose(self) -> None:
         """Cancels running readings."""
-        await self._tags.aclose()
-        await self._referrers.aclose()
+        await self._tag_lists.aclose()
+        await self._referrer_lists.aclose()
 
-    async def _all_tags(
+    async def _read_all_tags(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName
     ) -> CompleteList[Tag]:
-        found: set[Tag] = set()
-        path = f"tags/list?n={TAGS_PER_PAGE}"
-        last: UpstreamResponse | None = None
-        with closing(_ListMemory(self._memory)) as room:
-            for page in range(MAX_PAGES):
-                with ShareScope() as memory:
-                    answer = await self._tags_page(endpoint, attempt, repo, path, last, memory)
-                    tags = await self._parser.run(len(answer.body), partial(_parse_tags, answer))
-                    await room.take(answer, len(tags) * TAG_SIZE)
-                found.update(tags)
-                following = next_page(answer.headers, answer.url) if not answer.is_foreign else None
-                if following is None:
-                    return CompleteList(await self._sorted(found), page + 1, room.taken)
-                path, last = following, replace(answer, body=b"")
+        """Reads all pages of the tag list from one endpoint. Raises UpstreamUnavailable after MAX_PAGES pages."""
+        tags: set[Tag] = set()
+        path = f"tags/list?n={TAGS_PER_REQUEST}"
+        previous: UpstreamResponse | None = None
+        with closing(_ListMemory(self._memory)) as list_memory:
+            for page_index in range(MAX_PAGES):
+                with ShareScope() as page_memory:
+                    response = await self._request_tags(endpoint, attempt, repo, path, previous, page_memory)
+                    page_tags = await self._parser.run(len(response.body), partial(_parse_tags, response))
+                    await list_memory.add_page(response, len(page_tags) * BYTES_PER_TAG)
+                tags.update(page_tags)
+                next_url = _next_page_of(response)
+                if next_url is None:
+                    return CompleteList(await self._sort(tags), page_index + 1, list_memory.size_bytes)
+                path, previous = next_url, replace(response, body=b"")
         raise UpstreamUnavailable(f"the list of tags of {loggable_origin(endpoint.url)} does not end")
 
-    async def _tags_page(
+    async def _request_tags(
         self,
         endpoint: UpstreamEndpoint,
         attempt: EndpointAttempt,
         repo: RepositoryName,
         path: str,
-        last: UpstreamResponse | None,
+        previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        answer = await self._requester.request(
+        """Returns the response with the page at `path`. `previous` is the response that linked to this page; None: it
+        is the first page."""
+        response = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
-            most=MAX_PAGE_SIZE,
-            accepted=(400,),
-            after=last,
+            max_bytes=MAX_PAGE_BYTES,
+            accepted_statuses=(400,) if previous is None else (),
+            linked_from=previous,
             memory=memory,
         )
-        if answer.status != 400:
-            return answer
-        # The registry does not accept our `n`.
+        if response.status != 400:
+            return response
+        # The registry refuses the number of tags requested with `n`. Without `n` it chooses a number itself.
         return await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", "tags/list", NameUnknown()),
-            most=MAX_PAGE_SIZE,
+            max_bytes=MAX_PAGE_BYTES,
             memory=memory,
         )
 
-    async def _sorted(self, found: set[Tag]) -> list[Tag]:
-        if len(found) <= SORTED_AT_ONCE:
-            return sorted(found)
-        return await self._parser.run(TAG_SIZE * len(found), lambda: _sorted_in_parts(list(found)))
+    async def _sort(self, tags: set[Tag]) -> list[Tag]:
+        if len(tags) <= TAGS_PER_SORT:
+            return sorted(tags)
+        return await self._parser.run(BYTES_PER_TAG * len(tags), lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """See `UpstreamClient.referrers`."""
+        """Returns at most `limit` referrers of the manifest `subject`, in the order of their digests, that follow the
+        digest `after`; None: from the first one. With `artifact_type`, only referrers of that type. Returns an empty
+        page if the registry itself says that it has none. Raises UnconfirmedNameUnknown if a "not found" answer may not
+        come from the registry, and the errors of a failed upstream request."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(
-                lambda endpoint, attempt: self._all_referrers(endpoint, attempt, repo, subject, artifact_type),
+                lambda endpoint, attempt: self._read_all_referrers(endpoint, attempt, repo, subject, artifact_type),
                 repo,
                 RequestKind.LIST,
-                seconds=LIST_TIMEOUT_SECONDS,
+                timeout_seconds=LIST_TIMEOUT_SECONDS,
             )
 
-        key = f"{repo} {subject} {artifact_type or ''}"
+        cache_key = f"{repo} {subject} {artifact_type or ''}"
         try:
-            found = await self._referrers.get(key, read, first=after is None)
+            referrers = await self._referrer_lists.get(cache_key, read, is_first_page=after is None)
         except (UnconfirmedNameUnknown, UnconfirmedManifestUnknown):
-            raise UnconfirmedNameUnknown from None  # there may be cached referrers to list
+            raise UnconfirmedNameUnknown from None  # the caller can then list the referrers that are cached here
         except (NameUnknown, ManifestUnknown):
             return Page([])
-        return cut_page(found, lambda each: each.digest, after, limit)
+        return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
-    async def _all_referrers(
+    async def _read_all_referrers(
         self,
         endpoint: UpstreamEndpoint,
         attempt: EndpointAttempt,
@@ -158,56 +168,53 @@ class UpstreamLists:
         subject: Digest,
         artifact_type: str | None,
     ) -> CompleteList[Descriptor]:
+        """Reads all pages of the referrers from one endpoint. Reads the fallback tag instead if the first page shows
+        that the registry has no referrers API. Raises UpstreamUnavailable after MAX_PAGES pages."""
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
-        found: dict[Digest, Descriptor] = {}
-        last: UpstreamResponse | None = None
-        with closing(_ListMemory(self._memory)) as room:
-            for page in range(MAX_PAGES):
-                with ShareScope() as memory:
-                    answer = await self._referrers_page(endpoint, attempt, repo, path, last, memory)
-                    if answer.status in _NO_REFERRERS:
-                        held = _of_type(await self._by_tag(endpoint, attempt, repo, subject, memory), artifact_type)
-                        return CompleteList(
-                            held, 1, DESCRIPTOR_SIZE * len(held)
-                        )  # falls back on the first page only, so at most one list is in memory
-                    listed = await self._parser.descriptors(answer)
-                    await room.take(answer, len(listed) * DESCRIPTOR_SIZE)
-                filtered = "artifacttype" in answer.headers.get("oci-filters-applied", "").lower()
-                for each in _of_type(listed, None if filtered else artifact_type):
-                    found.setdefault(each.digest, each)
-                following = next_page(answer.headers, answer.url) if not answer.is_foreign else None
-                if following is None:
-                    ordered = sorted(found.values(), key=lambda each: each.digest)
-                    return CompleteList(ordered, page + 1, room.taken)
-                path, last = following, replace(answer, body=b"")
+        by_digest: dict[Digest, Descriptor] = {}
+        previous: UpstreamResponse | None = None
+        with closing(_ListMemory(self._memory)) as list_memory:
+            for page_index in range(MAX_PAGES):
+                with ShareScope() as page_memory:
+                    response = await self._request_referrers(endpoint, attempt, repo, path, previous, page_memory)
+                    if response.status in _NO_REFERRERS_API:
+                        listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
+                        referrers = _filter_by_type(listed, artifact_type)
+                        return CompleteList(referrers, 1, BYTES_PER_DESCRIPTOR * len(referrers))
+                    descriptors = await self._parser.descriptors(response)
+                    await list_memory.add_page(response, len(descriptors) * BYTES_PER_DESCRIPTOR)
+                is_filtered = "artifacttype" in response.headers.get("oci-filters-applied", "").lower()
+                for descriptor in _filter_by_type(descriptors, None if is_filtered else artifact_type):
+                    by_digest.setdefault(descriptor.digest, descriptor)
+                next_url = _next_page_of(response)
+                if next_url is None:
+                    referrers = [by_digest[digest] for digest in sorted(by_digest)]
+                    return CompleteList(referrers, page_index + 1, list_memory.size_bytes)
+                path, previous = next_url, replace(response, body=b"")
         raise UpstreamUnavailable(f"the list of referrers of {loggable_origin(endpoint.url)} does not end")
 
-    async def _referrers_page(
+    async def _request_referrers(
         self,
         endpoint: UpstreamEndpoint,
         attempt: EndpointAttempt,
         repo: RepositoryName,
         path: str,
-        last: UpstreamResponse | None,
+        previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
+        """Returns the response with the page at `path`. `previous` is the response that linked to this page. For the
+        first page (None), the response may also have a status of _NO_REFERRERS_API."""
         return await self._requester.request(
-            endpoint,
-            attempt,
-            repo,
-            RequestKind.LIST,
-            "GET",
-            path,
-            NameUnknown(),
+            *(endpoint, attempt, repo, RequestKind.LIST, "GET", path, NameUnknown()),
             headers={"Accept": OCI_INDEX},
-            most=MAX_PAGE_SIZE,
-            accepted=_NO_REFERRERS if last is None else (),
-            after=last,
+            max_bytes=MAX_PAGE_BYTES,
+            accepted_statuses=_NO_REFERRERS_API if previous is None else (),
+            linked_from=previous,
             memory=memory,
         )
 
-    async def _by_tag(
+    async def _read_fallback_tag(
         self,
         endpoint: UpstreamEndpoint,
         attempt: EndpointAttempt,
@@ -215,183 +222,113 @@ class UpstreamLists:
         subject: Digest,
         memory: ShareScope,
     ) -> Sequence[Descriptor]:
-        """Returns the referrers listed under the fallback tag (OCI distribution spec, "Referrers Tag Schema"): an index
-        named after the digest."""
+        """Returns the referrers in the index under the fallback tag, in the order of their digests. The fallback tag is
+        the subject's digest written as a tag (OCI distribution spec, "Referrers Tag Schema"). Raises ManifestUnknown if
+        there is no such tag."""
         tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
-        answer = await self._requester.request(
-            endpoint,
-            attempt,
-            repo,
-            RequestKind.MANIFEST,
-            "GET",
-            f"manifests/{tag}",
-            ManifestUnknown(),
+        response = await self._requester.request(
+            *(endpoint, attempt, repo, RequestKind.MANIFEST, "GET", f"manifests/{tag}", ManifestUnknown()),
             headers={"Accept": OCI_INDEX},
-            most=MAX_PAGE_SIZE,
+            max_bytes=MAX_PAGE_BYTES,
             memory=memory,
         )
-        unique = {each.digest: each for each in await self._parser.descriptors(answer)}
-        return [unique[digest] for digest in sorted(unique)]
+        by_digest = {descriptor.digest: descriptor for descriptor in await self._parser.descriptors(response)}
+        return [by_digest[digest] for digest in sorted(by_digest)]
 
 
 class _ListMemory:
-    """The memory of one list while it is read."""
+    """Counts the memory of one list against the budget while the list is read."""
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._share = memory.share()
 
     @property
-    def taken(self) -> int:
+    def size_bytes(self) -> int:
+        """Bytes counted for the list so far."""
         return self._share.size
 
-    async def take(self, answer: UpstreamResponse, entries: int) -> None:
-        """Counts a page: its text, and `entries` bytes for its entries. Raises UpstreamUnavailable, TooManyRequests."""
-        size = len(answer.body) + entries
-        if self._share.size + size > MAX_LIST_SIZE:
+    async def add_page(self, response: UpstreamResponse, entries_bytes: int) -> None:
+        """Counts one more page: the length of its body, and `entries_bytes` for its parsed entries. Raises
+        UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if the budget has no room."""
+        page_bytes = len(response.body) + entries_bytes
+        if self._share.size + page_bytes > MAX_LIST_BYTES:
             raise UpstreamUnavailable(
-                f"{loggable_origin(answer.url)} answers with a list of more than {MAX_LIST_SIZE} bytes"
+                f"{loggable_origin(response.url)} answers with a list of more than {MAX_LIST_BYTES} bytes"
             )
-        await self._share.grow(size)
+        await self._share.grow(page_bytes)
 
     def close(self) -> None:
+        """Gives the memory back to the budget."""
         self._share.close()
 
 
-def _sorted_in_parts(tags: list[Tag]) -> list[Tag]:
-    """Returns the tags sorted, in several short calls, so that other threads run in between."""
-    parts = [sorted(tags[at : at + SORTED_AT_ONCE]) for at in range(0, len(tags), SORTED_AT_ONCE)]
+def _sort_in_parts(tags: list[Tag]) -> list[Tag]:
+    """Returns the tags sorted. Sorts parts of TAGS_PER_SORT tags and merges them, so that other threads can run between
+    two parts."""
+    parts = [sorted(tags[start : start + TAGS_PER_SORT]) for start in range(0, len(tags), TAGS_PER_SORT)]
     return list(heapq.merge(*parts))
 
 
-def _of_type(found: Sequence[Descriptor], artifact_type: str | None) -> list[Descriptor]:
-    return [each for each in found if artifact_type is None or each.artifact_type == artifact_type]
+def _filter_by_type(descriptors: Sequence[Descriptor], artifact_type: str | None) -> list[Descriptor]:
+    """Returns the descriptors of this artifact type; None: all of them."""
+    return [each for each in descriptors if artifact_type is None or each.artifact_type == artifact_type]
 
 
-def _parse_tags(answer: UpstreamResponse) -> list[Tag]:
+def _parse_tags(response: UpstreamResponse) -> list[Tag]:
+    """Returns the tags in a page of a tag list, without those that are not valid. Raises UpstreamUnavailable if the
+    body is not a list of tags, or exceeds TAG_PAGE_BOUNDS."""
     try:
-        document = load_bounded(answer.body, TAG_PAGE_BOUNDS)
-        texts = (document.get("tags") or []) if isinstance(document, dict) else None
-        if not isinstance(texts, list):
+        document = load_bounded(response.body, TAG_PAGE_BOUNDS)
+        names = (document.get("tags") or []) if isinstance(document, dict) else None
+        if not isinstance(names, list):
             raise ValueError
     except OutOfBounds as error:
         raise UpstreamUnavailable(
-            f"{loggable_origin(answer.url)} answers with a list that is too large: {error}"
+            f"{loggable_origin(response.url)} answers with a list that is too large: {error}"
         ) from None
     except (ValueError, RecursionError):
         raise UpstreamUnavailable(
-            f"{loggable_origin(answer.url)} answers with something that is no list of tags"
+            f"{loggable_origin(response.url)} answers with something that is no list of tags"
         ) from None
-    found = []
-    for text in texts:
+    tags = []
+    for name in names:
         try:
-            found.append(Tag(text))
+            tags.append(Tag(name))
         except (TagInvalid, TypeError):
-            continue  # not a valid tag, so no client could request it
-    return found
+            continue  # no client could request a tag that is not valid
+    return tags
 
-
-T = TypeVar("T")
-
-MAX_PAGES = 500
-"""Pages read for one list."""
 
 _LINK = re.compile(r"<([^<>]*)>((?:[^<\"]|\"[^\"]*\")*)")
-_REL = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
+"""A link of a `Link` field (RFC 8288, section 3): its URL and the text of its parameters."""
+_RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
+"""The `rel` parameter of a link, quoted or not."""
 
 
-def next_page(headers: Mapping[str, str], url: str) -> str | None:
-    """Returns the URL of the next page; None: that was the last one. The URL is always on the origin of `url`: a
-    registry behind a proxy may name another one, which must not get the token. Raises UpstreamUnavailable if the field
-    is too long."""
-    if len(headers.get("link", "")) > MAX_URL_LENGTH:
+def _next_page_of(response: UpstreamResponse) -> str | None:
+    """Returns the URL of the page after `response`; None: the page is the last one, or it came from another origin
+    through a redirect, whose links are not followed."""
+    return None if response.is_cross_origin else next_page_url(response.headers, response.url)
+
+
+def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
+    """Returns the URL of the page that the `Link` field of a response from `url` names as the next one; None: the page
+    is the last one. The returned URL is always on the origin of `url`, because a registry behind a proxy may name its
+    own origin there, and the token must not be sent to another origin. Raises UpstreamUnavailable if the field is
+    longer than MAX_URL_LENGTH."""
+    link_field = headers.get("link", "")
+    if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(
             f"{loggable_origin(url)} answers with a Link of more than {MAX_URL_LENGTH} characters"
         )
-    for link in _LINK.finditer(headers.get("link", "")):
-        relation = _REL.search(link[2])
+    for link in _LINK.finditer(link_field):
+        relation = _RELATION.search(link[2])
         if relation is None or "next" not in (relation[1] or relation[2] or "").lower().split():
             continue
         base = urlsplit(url)
         try:
-            found = urlsplit(urljoin(url, link[1].strip()))
+            target = urlsplit(urljoin(url, link[1].strip()))
         except ValueError:
             return None
-        return f"{base.scheme}://{base.netloc}{found.path}" + (f"?{found.query}" if found.query else "")
+        return f"{base.scheme}://{base.netloc}{target.path}" + (f"?{target.query}" if target.query else "")
     return None
-
-
-def cut_page(items: Sequence[T], key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:
-    """Returns the page strictly after `after` of items sorted by `key`, in byte order."""
-    start = 0
-    if after is not None:
-        start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: key(item).encode())
-    return Page(items[start : start + limit], len(items) > start + limit)
-
-
-LIST_TIMEOUT_SECONDS = 25.0
-"""Time limit for all pages of a list, including the wait for a slot."""
-LISTS_AT_ONCE = 4
-"""Lists read at a time."""
-LIST_CACHED_SECONDS = 30.0
-"""Time for which a list serves the pages after the first; also first pages, if reading the list took several
-requests."""
-LIST_CACHE_SIZE = 16 << 20
-"""Bytes of memory for cached lists, about. The last list is cached whatever its size."""
-LIST_OVERHEAD = 1024
-"""Bytes that an empty list counts for."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteList(Generic[T]):
-    """A whole list: its items, the requests it took, and the bytes of memory it takes, about."""
-
-    items: Sequence[T]
-    requests: int
-    size: int
-
-
-_NOT_CACHED = (0.0, None)
-
-
-class ListCache(Generic[T]):
-    """The lists of one upstream and one kind."""
-
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name = name
-        self._clock = clock
-        self._flights: SingleFlight[CompleteList[T]] = SingleFlight()
-        self._slots = asyncio.Semaphore(LISTS_AT_ONCE)
-        self._kept: dict[str, tuple[float, CompleteList[T]]] = {}
-        """Lists with the time they were read; the last one read is last."""
-        self._size = 0
-
-    async def get(
-        self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]], *, first: bool
-    ) -> Sequence[T]:
-        """Returns the list for `key`. `first`: for a first page, which is read again if that is one request, since the
-        list may have changed. Raises what `read` raises, and UpstreamTimeout. When the caller is cancelled, the reading
-        goes on for others."""
-        read_at, kept = self._kept.get(key, _NOT_CACHED)
-        if kept is not None and self._clock() - read_at <= LIST_CACHED_SECONDS and (not first or kept.requests > 1):
-            return kept.items
-        reading = await self._flights.run(key, lambda: self._read(key, read))
-        return reading.items
-
-    async def aclose(self) -> None:
-        """Cancels running readings."""
-        await self._flights.aclose()
-
-    async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
-        async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._name}"), self._slots:
-            reading = await read()
-        self._forget(key)
-        self._kept[key] = self._clock(), reading
-        self._size += reading.size + LIST_OVERHEAD
-        while self._size > LIST_CACHE_SIZE and len(self._kept) > 1:
-            self._forget(next(iter(self._kept)))
-        return reading
-
-    def _forget(self, key: str) -> None:
-        _, kept = self._kept.pop(key, _NOT_CACHED)
-        if kept is not None:
-            self._size -= kept.size + LIST_OVERHEAD

@@ -16,7 +16,7 @@ from rich.text import Text
 from registry.cli.output import human_size, new_table, plain_console
 from registry.config import Settings, Upstream
 from registry.mirror.freshness import Freshness, Verdict
-from registry.upstream.quota import limited_until
+from registry.upstream.rate_limits import manifests_limited_until
 from storage.composition import list_partials, open_inventory
 from storage.content import Allowance
 from storage.inventory import Inventory
@@ -34,7 +34,7 @@ async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str,
 async def _upstream_status(upstream: Upstream, records: UpstreamRecords, inventory: Inventory) -> dict[str, Any]:
     totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
     allowance = await records.allowance(upstream.name)
-    refused_until = await limited_until(records, upstream.name, upstream.endpoints, time.time())
+    refused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
     return {
         "name": upstream.name,
         "default": upstream.default,

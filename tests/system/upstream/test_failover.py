@@ -13,7 +13,7 @@ import pytest
 
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
 from registry.upstream.endpoints import FAILURES_TO_OPEN
-from registry.upstream.quota import parse_retry_after
+from registry.upstream.rate_limits import parse_retry_after
 from storage.content import Span
 from storage.errors import (
     Denied,

@@ -7,7 +7,7 @@ import pytest
 from registry.config import Upstream
 from registry.upstream.destinations import RedirectChain, origin
 from registry.upstream.transport import OutboundProxies
-from registry.upstream.upstream_lists import next_page
+from registry.upstream.upstream_lists import next_page_url
 from storage.errors import UpstreamUnavailable
 
 URL = "https://far.test/v2/a/tags/list?n=5"
@@ -29,7 +29,7 @@ URL = "https://far.test/v2/a/tags/list?n=5"
 )
 def test_next_pages(link: str, found: str | None) -> None:
     """`Link` is parsed as in RFC 8288, and the next page is always on the same origin."""
-    assert next_page({"link": link}, URL) == found
+    assert next_page_url({"link": link}, URL) == found
 
 
 @pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
@@ -54,10 +54,10 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
     for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
         assert route.follow(307, target)
-        assert route.is_foreign
+        assert route.is_cross_origin
         assert route.headers == {"Range": "bytes=1-"}
         assert route.follow(307, "https://far.test/v2/")
-        assert not route.is_foreign
+        assert not route.is_cross_origin
         assert "Authorization" not in route.headers
     for target in ("/x", "https://far.test:443/x", "https://user:pw@FAR.test/x"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x"})
@@ -77,7 +77,7 @@ def test_a_redirect_to_a_long_address_is_refused() -> None:
 def test_a_long_link_is_refused() -> None:
     """A long `Link` is an error, since the list would otherwise end there unnoticed."""
     with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
-        next_page({"link": f"</{'x' * 60000}>; rel=next"}, URL)
+        next_page_url({"link": f"</{'x' * 60000}>; rel=next"}, URL)
 
 
 def test_a_redirect_from_https_to_http_is_refused() -> None:

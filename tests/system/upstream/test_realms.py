@@ -73,10 +73,10 @@ def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     )
     realms = RealmPolicy(settings, [endpoint])
     if allowed:
-        realms.check(realm, endpoint, login=False)
+        realms.raise_if_refused(realm, endpoint, has_login=False)
     else:
         with pytest.raises(UpstreamUnavailable):
-            realms.check(realm, endpoint, login=False)
+            realms.raise_if_refused(realm, endpoint, has_login=False)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_who_gets_the_password(endpoint: str, realm: str, allowed: bool) -> None
         }
     )
     realms = RealmPolicy(settings, [endpoint])
-    realms.check(realm, endpoint, login=False)
+    realms.raise_if_refused(realm, endpoint, has_login=False)
     if allowed:
-        realms.check(realm, endpoint, login=True)
+        realms.raise_if_refused(realm, endpoint, has_login=True)
     else:
         with pytest.raises(UpstreamUnavailable, match="another port"):
-            realms.check(realm, endpoint, login=True)
+            realms.raise_if_refused(realm, endpoint, has_login=True)

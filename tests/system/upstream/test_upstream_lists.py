@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedNameUnknown
-from registry.upstream.request_limits import MIB
-from registry.upstream.upstream_lists import (
-    LIST_CACHE_SIZE,
+from registry.upstream.list_cache import (
+    LIST_CACHE_BYTES,
     LIST_CACHED_SECONDS,
-    LIST_OVERHEAD,
-    LISTS_AT_ONCE,
+    LIST_OVERHEAD_BYTES,
+    MAX_CONCURRENT_LISTS,
     CompleteList,
     ListCache,
 )
+from registry.upstream.request_limits import MIB
 from storage.errors import NameUnknown, UpstreamUnavailable
 from storage.names import Digest, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -109,26 +109,26 @@ async def test_lists_are_kept_for_a_moment() -> None:
     readings: ListCache[str] = ListCache("far.test", lambda: now)
 
     async def count(key: str) -> str:
-        return (await readings.get(key, reading, first=True))[0]
+        return (await readings.get(key, reading, is_first_page=True))[0]
 
-    size = LIST_CACHE_SIZE // 2 - LIST_OVERHEAD
+    size = LIST_CACHE_BYTES // 2 - LIST_OVERHEAD_BYTES
     assert [await count(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
     now += LIST_CACHED_SECONDS + 1
     assert [await count(key) for key in "aba"] == ["3", "4", "3"]
-    size = 2 * LIST_CACHE_SIZE
+    size = 2 * LIST_CACHE_BYTES
     assert [await count(key) for key in "cca"] == ["5", "5", "6"]
     await readings.aclose()
 
 
 async def test_few_lists_are_read_at_a_time(registry: StoredRegistry, upstream: Hub) -> None:
     """Requests for many different lists do not use memory and connections for all of them at once."""
-    upstream.fault(on="tags", stall=True, times=LISTS_AT_ONCE)
+    upstream.fault(on="tags", stall=True, times=MAX_CONCURRENT_LISTS)
     async with upstream_source(registry, upstream.url) as source:
-        names = [type(REPO)(f"library/x{number}") for number in range(3 * LISTS_AT_ONCE)]
+        names = [type(REPO)(f"library/x{number}") for number in range(3 * MAX_CONCURRENT_LISTS)]
         asking = [asyncio.create_task(source.tags(name, None, 9)) for name in names]
-        await upstream.arrival(LISTS_AT_ONCE, "tags")
+        await upstream.arrival(MAX_CONCURRENT_LISTS, "tags")
         await source.get_manifest(REPO, Tag("1"))
-        assert upstream.count("tags") == LISTS_AT_ONCE
+        assert upstream.count("tags") == MAX_CONCURRENT_LISTS
         upstream.release()
         ends = await asyncio.gather(*asking, return_exceptions=True)
     assert all(isinstance(end, NameUnknown) for end in ends)
@@ -143,6 +143,23 @@ async def test_an_upstream_that_refuses_our_page_size(registry: StoredRegistry) 
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
         assert (await source.tags(REPO, None, 10)).items == ["x"]
+
+
+async def test_a_later_page_that_is_refused_ends_the_list(registry: StoredRegistry) -> None:
+    """A 400 for a later page is not about our page size: the list fails and does not start again at its first page."""
+    targets: list[str] = []
+
+    def reply(head: str) -> bytes:
+        targets.append(head.split()[1])
+        if "last=" in targets[-1]:
+            return answer(400, "{}")
+        link = {"link": f'</v2/{REPO}/tags/list?last=b>; rel="next"'}
+        return answer(200, json.dumps({"name": REPO, "tags": ["a", "b"]}), **link)
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="answers 400"):
+            await source.tags(REPO, None, 10)
+    assert targets == [f"/v2/{REPO}/tags/list?n=1000", f"/v2/{REPO}/tags/list?last=b"]
 
 
 async def test_the_next_page_is_asked_at_home(registry: StoredRegistry) -> None:

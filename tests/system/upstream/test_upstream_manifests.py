@@ -356,7 +356,7 @@ async def test_large_answers_wait_for_memory() -> None:
 
     async def ask(url: str) -> int:
         with ShareScope() as scope:
-            found = await exchange.ask("GET", url, {}, most=MIB, memory=scope)
+            found = await exchange.send("GET", url, {}, max_bytes=MIB, memory=scope)
             assert memory.used == 2 * len(body)
         return len(found.body)
 
@@ -377,6 +377,6 @@ async def test_an_answer_that_breaks_off_holds_nothing() -> None:
     async with scripted_server(always(answer(200, body)[:-1])) as script:
         with ShareScope() as scope:
             with pytest.raises(UpstreamUnavailable):
-                await exchange.ask("GET", script.url, {}, most=MIB, memory=scope)
+                await exchange.send("GET", script.url, {}, max_bytes=MIB, memory=scope)
             assert memory.used == 0
     await exchange.aclose()

@@ -1,0 +1,209 @@
+"""Rate limits of upstreams.
+
+`RateLimitBackoff` stops requests to an endpoint for some time after a 429 response. The pause applies to one kind of
+request at one endpoint, because Docker Hub limits manifests while it still answers HEAD requests and sends blobs.
+`RemainingRequests` keeps the number of requests that the upstream still allows, from the header `ratelimit-remaining`.
+
+Both store their values in the metadata store (`UpstreamRecords`), so that all worker processes use them.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from registry.upstream.destinations import loggable_origin
+from registry.upstream.upstream_responses import parse_count
+from storage.content import Allowance
+from storage.errors import StorageFailed, StorageFull, TooManyRequests
+from storage.upstream_records import UpstreamRecords
+
+log = logging.getLogger("registry.upstream")
+
+STORED_VALUES_CACHED_SECONDS = 1.0
+"""Time for which values from the metadata store are used before they are read again."""
+MAX_PAUSE_SECONDS = 3600.0
+"""Longest pause after a 429. An upstream may ask for a day; a request is sent again after this time all the same."""
+DEFAULT_PAUSE_SECONDS = 5.0
+"""Pause after a 429 without a `Retry-After` that can be parsed."""
+MAX_DATE_LENGTH = 64
+"""Longest date in `Retry-After`, in characters, that is parsed."""
+REMAINING_VALID_SECONDS = 3600.0
+"""Time after which a stored number of remaining requests is ignored. The next HEAD request, which upstreams do not
+count, brings a new number."""
+REMAINING_REWRITE_SECONDS = 60.0
+"""A number that has not changed is stored again only after this time, to save writes."""
+
+
+class RequestKind(StrEnum):
+    """Kinds of requests that upstreams limit separately."""
+
+    MANIFEST = "manifest"
+    HEAD = "head"
+    """HEAD of a manifest."""
+    BLOB = "blob"
+    LIST = "list"
+    LOGIN = "login"
+    """GET of `/v2/`, which shows how to log in."""
+
+
+def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Returns the pause in `Retry-After` in seconds (RFC 9110, 10.2.3: a number of seconds, or a date); None if the
+    field is missing or not valid. `now`: seconds since 1970."""
+    text = headers.get("retry-after", "").strip()
+    if (seconds := parse_count(text)) is not None:
+        return float(seconds)
+    if len(text) > MAX_DATE_LENGTH:
+        return None
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+
+
+class _CachedPause(NamedTuple):
+    """The end of a pause (0.0: there is none), and when the metadata store was read. Seconds since 1970."""
+
+    ends_at: float
+    read_at: float
+
+
+class RateLimitBackoff:
+    """The pauses of one upstream after 429 responses. `clock` returns seconds since 1970."""
+
+    def __init__(self, upstream_name: str, records: UpstreamRecords, clock: Callable[[], float]) -> None:
+        self._upstream_name = upstream_name
+        self._records = records
+        self._clock = clock
+        self._pauses: dict[str, _CachedPause] = {}
+        """By the key of endpoint and kind of request (`_pause_key`)."""
+
+    async def raise_if_limited(self, url: str, kind: RequestKind) -> None:
+        """Raises TooManyRequests during a pause of the endpoint at `url` for this kind of request. Sends nothing."""
+        key, now = _pause_key(self._upstream_name, url, kind), self._clock()
+        ends_at, read_at = self._pauses.get(key, _CachedPause(0.0, -math.inf))
+        if not 0 <= now - read_at < STORED_VALUES_CACHED_SECONDS:
+            stored = await self._records.allowance(key)
+            ends_at = _later_end(ends_at, stored.until if stored else 0.0, now)
+            self._pauses[key] = _CachedPause(ends_at, now)
+        if (remaining_seconds := _remaining_pause(ends_at, now)) > 0:
+            raise self.error_for_pause(remaining_seconds)
+
+    async def record_429(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
+        """Starts the pause that a 429 with these headers asks for, in all worker processes. Returns the error to raise
+        for that response; `raise_if_limited` raises the same kind of error until the pause ends."""
+        key, now = _pause_key(self._upstream_name, url, kind), self._clock()
+        pause_seconds = self._pause_seconds(headers, now)
+        known_end = self._pauses[key].ends_at if key in self._pauses else 0.0
+        ends_at = _later_end(known_end, now + pause_seconds, now)
+        self._pauses[key] = _CachedPause(ends_at, now)
+        try:
+            await self._records.save_allowance(key, Allowance(now, until=ends_at))
+        except (StorageFailed, StorageFull) as error:
+            log.warning("cannot record the rate limit of %s for the other workers: %s", self._upstream_name, error)
+        return self.error_for_pause(pause_seconds)
+
+    def unrecorded_error(self, headers: Mapping[str, str]) -> TooManyRequests:
+        """Returns the error for a 429 that does not pause the endpoint, such as one from the target of a redirect."""
+        return self.error_for_pause(self._pause_seconds(headers, self._clock()))
+
+    def error_for_pause(self, seconds: float) -> TooManyRequests:
+        """Returns the error for a pause that ends in `seconds` seconds."""
+        whole_seconds = max(1, math.ceil(seconds))
+        return TooManyRequests(
+            f"the upstream registry {self._upstream_name} wants fewer requests; "
+            f"it may be asked again in {whole_seconds} s",
+            retry_after=whole_seconds,
+        )
+
+    def _pause_seconds(self, headers: Mapping[str, str], now: float) -> float:
+        """Returns how long to pause after a 429 with these headers."""
+        requested_seconds = parse_retry_after(headers, now)
+        return min(DEFAULT_PAUSE_SECONDS if requested_seconds is None else requested_seconds, MAX_PAUSE_SECONDS)
+
+
+async def manifests_limited_until(
+    records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
+) -> float | None:
+    """Returns when the first of the pauses for manifests ends, in seconds since 1970; None if at least one of
+    `endpoints` (URLs) is not paused, so that manifests may be requested now."""
+    ends = []
+    for url in endpoints:
+        stored = await records.allowance(_pause_key(upstream_name, url, RequestKind.MANIFEST))
+        if stored is None or _remaining_pause(stored.until, now) <= 0:
+            return None
+        ends.append(stored.until)
+    return min(ends, default=None)
+
+
+def _pause_key(upstream_name: str, url: str, kind: RequestKind) -> str:
+    """Returns the key under which the pause of an endpoint for a kind of request is stored."""
+    return f"{upstream_name} {loggable_origin(url)} {kind}"
+
+
+def _remaining_pause(ends_at: float, now: float) -> float:
+    """Returns the seconds until a pause ends; 0 or less if it has ended. Returns 0.0 for an end that is further away
+    than the longest pause, because it was stored before the system clock was set back."""
+    return ends_at - now if ends_at - now <= MAX_PAUSE_SECONDS else 0.0
+
+
+def _later_end(first_end: float, second_end: float, now: float) -> float:
+    """Returns the later of two ends of pauses. Ends that are over or not valid count as 0.0."""
+    return max(ends_at if _remaining_pause(ends_at, now) > 0 else 0.0 for ends_at in (first_end, second_end))
+
+
+def _leading_count(text: str | None) -> int | None:
+    """Returns the count at the beginning of a `ratelimit-*` field: `100` for `100;w=21600`; None if there is none."""
+    return parse_count((text or "").partition(";")[0].partition(",")[0])
+
+
+class RemainingRequests:
+    """The number of requests that one upstream still allows. `clock` returns seconds since 1970."""
+
+    def __init__(self, upstream_name: str, records: UpstreamRecords, clock: Callable[[], float]) -> None:
+        self._upstream_name = upstream_name
+        self._records = records
+        self._clock = clock
+        self._latest: Allowance | None = None
+        self._read_at = -math.inf
+
+    async def refresh(self) -> None:
+        """Reads what the worker processes have stored, unless it was read less than a second ago."""
+        now = self._clock()
+        if not 0 <= now - self._read_at < STORED_VALUES_CACHED_SECONDS:
+            self._latest = await self._records.allowance(self._upstream_name)
+            self._read_at = now
+
+    def is_exhausted(self) -> bool:
+        """Returns whether at most a tenth of the limit is left. Uses the numbers of the last `refresh` or `record`;
+        False if they are unknown or old."""
+        latest = self._latest
+        if latest is None or latest.remaining is None or not 0 <= self._clock() - latest.at < REMAINING_VALID_SECONDS:
+            return False
+        return latest.remaining <= (latest.limit or 0) // 10
+
+    async def record(self, headers: Mapping[str, str]) -> None:
+        """Stores the numbers in a response's headers. Does nothing if there are none, or if they were stored a short
+        time ago."""
+        remaining = _leading_count(headers.get("ratelimit-remaining"))
+        if remaining is None:
+            return
+        allowance = Allowance(self._clock(), remaining, _leading_count(headers.get("ratelimit-limit")))
+        latest = self._latest
+        if (
+            latest
+            and (latest.remaining, latest.limit) == (remaining, allowance.limit)
+            and allowance.at - latest.at < REMAINING_REWRITE_SECONDS
+        ):
+            return
+        self._latest = allowance
+        try:
+            await self._records.save_allowance(self._upstream_name, allowance)
+        except (StorageFailed, StorageFull) as error:
+            log.warning(
+                "cannot record the remaining requests of %s for the other workers: %s", self._upstream_name, error
+            )
