@@ -54,7 +54,7 @@ class AuthWorker:
         return self.registry.accounts
 
     def service(self, **policy: Any) -> TokenService:
-        return self.access.token_service(Policy(self.accounts, standing=self.access.revocation_check, **policy))
+        return self.access.token_service(Policy(self.accounts, identity_check=self.access.revocation_check, **policy))
 
     async def add_user(self, name: AccountName, password: str | None = PASSWORD, *, admin: bool = False) -> None:
         held = None if password is None else _hash_for(name, password)
