@@ -60,7 +60,7 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
         except RegistryError as error:
             return _error_response(error, actor)
 
-    @router.post("/token", summary="The same, as OAuth 2.0 has it")
+    @router.post("/token", summary="A token for clients that use OAuth 2.0")
     async def post_token(request: Request) -> Response:
         """Form fields: `grant_type` (`password` or `refresh_token`), `service`, `client_id`, `scope`, `access_type`
         (`offline` to get a refresh token), and either `username` and `password` or `refresh_token`."""
