@@ -43,7 +43,7 @@ class EndpointAttempt:
         self.has_no_connection = False
         """Whether no connection to the endpoint could be made."""
         self._awaits_response = False
-        self._has_server_error = False
+        self._has_server_error = False  # the latest response had a status of 501 or more
         self._report_working = report_working
 
     @property
@@ -176,10 +176,10 @@ class UpstreamEndpoints:
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
-    def circuit_open_errors(self, tried: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """Returns one error for all endpoints that are not in `tried` because their breaker is open; an empty list if
-        all endpoints are in `tried`."""
-        waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in tried]
+    def circuit_open_errors(self, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
+        """Returns one error for all endpoints whose breaker is open, which are those not in `usable` (the result of
+        `in_order`); an empty list if all endpoints are usable."""
+        waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []
         wait = max(1, round(min(waits)))

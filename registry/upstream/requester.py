@@ -85,7 +85,7 @@ is raised only if all endpoints say so."""
 
 
 class UpstreamRequester:
-    """Requests to the endpoints of one upstream, with limits, circuit breakers and logins."""
+    """Sends requests to the endpoints of one upstream. Applies rate limits, circuit breakers and logins."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class UpstreamRequester:
         hanging endpoint leaves time for the next.
         """
         await self.remaining_requests.refresh()
-        order = self._endpoints.in_order(repo, avoid)
+        order = self._endpoints.in_order(repo, avoid)  # without endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(order)
         failures: list[RegistryError] = []
         order = await self._without_rate_limited(order, kind, failures)
