@@ -134,7 +134,7 @@ class RealmPolicy:
         if urlsplit(realm).username is not None:
             return False
         if scheme == "http":
-            # Allowed only if the endpoint uses http as well, so that the password is sent in clear text anyway.
+            # Allowed only if the endpoint uses http as well, because the password is then sent in clear text anyway.
             return own_scheme == "http" and (host == own_host or self._is_listed(realm))
         return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._own_domains
 

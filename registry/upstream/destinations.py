@@ -49,6 +49,7 @@ _PRIVATE_NETWORKS = [
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
+"""Deprecated IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 4291, 2.5.5.1)."""
 
 
 def classify_address(address: str) -> NetworkClass:
@@ -74,9 +75,9 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
         return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
-    low = int(address) & 0xFFFFFFFF
-    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low > 1):
-        return ipaddress.IPv4Address(low)
+    low_bits = int(address) & 0xFFFFFFFF
+    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low_bits > 1):
+        return ipaddress.IPv4Address(low_bits)
     return None
 
 
@@ -113,10 +114,10 @@ ANYWHERE = Reach(None)
 class AddressPolicy:
     """Checks the addresses that requests for one upstream connect to. Logs each refused destination once."""
 
-    def __init__(self, name: str, classify: NetworkClassifier = classify_address) -> None:
-        self._name = name
+    def __init__(self, upstream_name: str, classify: NetworkClassifier = classify_address) -> None:
+        self._upstream_name = upstream_name
         self._classify = classify
-        self._logged: set[tuple[str, int]] = set()
+        self._logged_refusals: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
         """Returns the network class of a server that has responded. An unknown address (None) counts as public."""
@@ -148,12 +149,13 @@ class AddressPolicy:
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
         """Logs a refused destination, unless it was logged before, and returns the error to raise."""
-        if (host, port) not in self._logged and len(self._logged) < MAX_LOGGED_REFUSALS:
-            self._logged.add((host, port))
+        is_logged = (host, port) in self._logged_refusals
+        if not is_logged and len(self._logged_refusals) < MAX_LOGGED_REFUSALS:
+            self._logged_refusals.add((host, port))
             log.warning(
                 "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If it is right, "
                 "add %r to the upstream's redirects (a token service: its address to realms)",
-                self._name,
+                self._upstream_name,
                 host,
                 port,
                 address,
@@ -161,7 +163,7 @@ class AddressPolicy:
                 f"{host}:{port}",
             )
         return UpstreamUnavailable(
-            f"the upstream {self._name} sends us on to an address that is not public; the server's log says which"
+            f"the upstream {self._upstream_name} sends us on to an address that is not public; the server's log says which"
         )
 
 

@@ -98,10 +98,10 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
     """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
-    received = protocol.data_received
+    receive = protocol.data_received
 
     def data_received(data: bytes) -> None:
-        received(data)
+        receive(data)
         if not transport.is_closing():
             transport.pause_reading()
 
@@ -205,7 +205,7 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
 
 
 def resolve_host(host: str, port: int) -> list[str]:
-    """Returns a host's addresses. Blocking. Raises OSError."""
+    """Returns the IP addresses of a host. Blocks until the operating system has answered. Raises OSError."""
     try:
         entries = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except UnicodeError:
