@@ -163,7 +163,8 @@ class AddressPolicy:
                 f"{host}:{port}",
             )
         return UpstreamUnavailable(
-            f"the upstream {self._upstream_name} sends us on to an address that is not public; the server's log says which"
+            f"the upstream {self._upstream_name} sends us on to an address that is not public; "
+            "the server's log says which"
         )
 
 

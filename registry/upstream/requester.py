@@ -190,7 +190,7 @@ class UpstreamRequester:
             # The token service refused to issue a token, which says nothing about the content.
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
-            attempt.on_alive()
+            attempt.on_working()
         if response.is_cross_origin and response.status == 429:
             raise self._backoff.unrecorded_error(response.headers)
         await self.remaining_requests.record(response.headers)
