@@ -23,18 +23,18 @@ from storage.patterns import NamePattern
 DOCKER_HUB = "docker.io"
 """The name of Docker Hub in image names."""
 HUB_LIBRARY = "library"
-"""The namespace of Docker Hub's names without a slash: `ubuntu` is `library/ubuntu` there."""
+"""The first part of the full name of a Docker Hub image whose short name has no slash: `ubuntu` is `library/ubuntu`."""
 
 _HUB_HOSTS = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
-"""Hosts of Docker Hub, which people confuse with its name."""
+"""Hosts of Docker Hub that cannot be the name of an upstream. Image names contain `docker.io` instead."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""Settings of an upstream that follow from its name, where they are not just `https://` and the name."""
+"""By the name of an upstream: default settings, for upstreams whose address is not `https://` and the name."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 MAX_HOST_LENGTH = 253
-"""Longest host name, in characters (RFC 1035, section 2.3.4, written as text)."""
+"""Longest host name, in characters. RFC 1035, section 2.3.4, allows 255 bytes in the binary form."""
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 
 
@@ -223,7 +223,7 @@ class Upstream(SettingsGroup):
 
     @property
     def private(self) -> bool:
-        """Whether clients may be allowed to read some repositories of this upstream and not others. Then the mirror
+        """Whether a client may be allowed to read some repositories of this upstream and not others. Then the mirror
         serves a cached blob from a repository only after the upstream has confirmed that the repository has that
         blob."""
         return self._has_login or self.guarded
@@ -257,11 +257,14 @@ def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
     configured = [_get(upstream, "name") for upstream in upstreams]
     upstreams = [*upstreams, *({"name": name} for name in dict.fromkeys(names) if name not in configured)]
     if not any(_get(upstream, "default") for upstream in upstreams):
-        upstreams = [_as_default(up) if _get(up, "name") == names[0] else up for up in upstreams]
+        upstreams = [
+            _as_default(upstream) if _get(upstream, "name") == names[0] else upstream for upstream in upstreams
+        ]
     return {**values, "upstream": upstreams}
 
 
 def _is_upstream_name(value: Any) -> bool:
+    """Returns whether a value is a valid name of an upstream. Does not raise, unlike the validator of the name."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 

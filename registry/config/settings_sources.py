@@ -49,7 +49,7 @@ class SettingsSource:
     """One source of settings, with the values that it sets."""
 
     values: Mapping[str, Any]
-    """By name of the setting or group; the value of a group is a mapping."""
+    """By the name of the setting or group; the value of a group is a mapping."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
@@ -118,6 +118,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Loade
 
 
 def _read_file(file: Path) -> dict[str, Any]:
+    """Returns the values in the settings file, which is in TOML. Raises ConfigError."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -145,7 +146,7 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _unknown_variables() -> tuple[str, ...]:
-    """Returns the names of variables that begin with ENV_PREFIX but set nothing, in order."""
+    """Returns the names of environment variables that begin with ENV_PREFIX but belong to no setting, sorted."""
     known = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
         CONFIG_VARIABLE
     }
@@ -156,6 +157,7 @@ def _unknown_variables() -> tuple[str, ...]:
 
 
 def _unknown_variable_warning(name: str) -> str:
+    """Returns the warning about an environment variable that belongs to no setting."""
     known = [variable_name(path) for path, _ in setting_fields()]
     return f"{name} is no setting and is ignored{_did_you_mean(name.upper(), known)}"
 
@@ -167,11 +169,13 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _variable_candidates(path: SettingPath) -> list[str]:
-    """Returns the variables that can set `path`: its own, then those of the groups around it."""
+    """Returns the names of the variables that can set `path`: the setting's own variable, then those of the groups that
+    contain it, which take JSON."""
     return [variable_name(path[:end]) for end in range(len(path), 0, -1)]
 
 
 def _is_variable_set(name: str) -> bool:
+    """Returns whether the environment has a value for `name`, in upper or lower case."""
     return any(key.upper() == name and value for key, value in os.environ.items())
 
 
@@ -240,7 +244,8 @@ def _check_source(source: SettingsSource) -> None:
 
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
     """Returns the name of a setting for messages: `upstream[docker.io].tag_ttl`. A table without a name is shown by its
-    position, counted from 1. `values` is what the path leads through."""
+    position, counted from 1. `values` are the values of the source, in which `path` is looked up to find table
+    names."""
     text = ""
     for part in path:
         if isinstance(part, str):
@@ -254,7 +259,7 @@ def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
 
 
 def _problem_text(problem: ErrorDetails) -> str:
-    """Returns the text of a validation error of pydantic."""
+    """Returns what an error of pydantic says about a setting, in the words of the settings file."""
     if problem["type"] == "extra_forbidden":
         tables = (*setting_fields(Upstream, ("upstream",)), *setting_fields(Issuer, ("issuer",)))
         known = [".".join(path) for path, _ in (*setting_fields(), *tables)]

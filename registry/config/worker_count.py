@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 MAX_DEFAULT_WORKERS = 4
-"""Largest number of workers that is chosen without the setting. Each worker takes memory of its own, and few machines
-need more; the setting allows up to 64."""
+"""Largest number of workers without the setting. Each worker takes memory of its own, so a larger number has to be set
+with `workers`."""
 
 
 def default_worker_count() -> int:

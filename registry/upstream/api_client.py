@@ -49,14 +49,15 @@ class ApiClient:
         self._trust = trust
         self._policy = policy
         self._resolver = Resolver(settings.name)
-        self._redirect_reach = Reach(None, settings.redirect_host_ports)
+        self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         idle = settings.idle_timeout
         self._timeout = httpx2.Timeout(connect=settings.connect_timeout, read=idle, write=idle, pool=None)
         self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
+        """By the URL of the proxy (None: no proxy) and the set of allowed addresses."""
 
     def reach_from(self, response: UpstreamResponse) -> Reach:
         """Returns the addresses to which a URL in `response`, such as that of a next page, may lead."""
-        return self._redirect_reach.after(response.network)
+        return self._endpoint_reach.after(response.network)
 
     async def send(
         self,
@@ -82,7 +83,7 @@ class ApiClient:
         Raises UpstreamUnavailable (no connection, a successful body larger than `max_bytes`, a compressed body, or an
         address outside `reach`), UpstreamTimeout, and TooManyRequests if there is no memory for the body.
         """
-        route = RedirectChain(url, headers, reach or self._redirect_reach)
+        route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
             endpoint_attempt = None if route.has_moved else attempt  # the target of a redirect is not the endpoint
             response = await self._send_once(method, route, form, endpoint_attempt)

@@ -46,11 +46,12 @@ GUESS_SECONDS = 2.0
 """Time limit for getting a token from a guessed token service."""
 MAX_WRONG_GUESSES = 3
 """Failed guesses in a row after which a token service is no longer guessed. More than one, because a single repository
-may use another token service than the rest of the endpoint."""
+may use another token service than the other repositories of the endpoint."""
 MAX_PARAMETER_LENGTH = 4096
 """Longest realm, service or scope in a challenge, in characters."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
+"""Errors after which the request is sent without a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class TokenServiceGuess:
 
 @dataclass(slots=True)
 class AuthorizationOffer:
-    """The `Authorization` to send with a request, and how it was chosen."""
+    """The `Authorization` to send with a request, and how it was chosen. If the endpoint refuses it, another offer may
+    be tried (`UpstreamAuthorizer.renew`)."""
 
     authorization: str | None = None
     """The header's value; None: send the request without it."""
@@ -137,7 +139,7 @@ class UpstreamAuthorizer:
         return self._login.is_configured and not self.has_login
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """Returns the `Authorization` for the first request. The offer is empty if the endpoint has asked for no login,
+        """Returns the offer for the first request. It is empty if the endpoint has asked for no login,
         and carries a `failure` if no token could be obtained in time. Raises UpstreamUnavailable if the configured
         login cannot be read; TooManyRequests if the endpoint answers GET `/v2/` with 429."""
         login = self._login.current()
@@ -235,6 +237,7 @@ class UpstreamAuthorizer:
         return f"{self._name} {endpoint} {scope} {user}"
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
+        """Returns the requirement that the endpoint accepted for this scope; None if there is none that is valid."""
         requirement, valid_until = self._requirements.get((endpoint, scope), (None, 0.0))
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
             self._requirements.pop((endpoint, scope), None)

@@ -54,6 +54,7 @@ class _ThreadState(threading.local):
     transfer: BlobTransfer | None = None
     """The transfer that the thread runs."""
     buffer: bytearray | None = None
+    """The buffer for the bytes of blobs; None until the first body."""
     peer: str | None = None
     """The IP address of the server that responded last; None if it is behind a proxy."""
 
@@ -64,9 +65,10 @@ class BlobClient:
     def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
         self._idle_timeout = settings.idle_timeout
+        # Time limit until the first call of the sink: the timeouts of two requests, such as a request and its redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
-        self._redirect_reach = Reach(None, settings.redirect_host_ports)
+        self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
@@ -74,12 +76,14 @@ class BlobClient:
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
         self._thread_state = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
-        self._lock = threading.Lock()
+        """By the URL of the proxy (None: no proxy) and the set of allowed addresses."""
+        self._pools_lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
         """Runs the transfer and returns the response after the sink has received the whole body. For an unsuccessful
-        response, the sink receives nothing and the body is in the returned response, if it is small.
+        response, the sink receives nothing and the body is in the returned response, if it is not larger than
+        SMALL_BODY_BYTES.
 
         Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink. A
         cancellation closes the connection; the sink is not called after this method has ended."""
@@ -97,7 +101,7 @@ class BlobClient:
             raise UpstreamTimeout(f"{loggable_origin(url)} sends next to nothing")
         except TransferAbandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed here") from None
-        except asyncio.CancelledError:  # raised again once the sink is no longer called
+        except asyncio.CancelledError:  # raised again below, after the last call of the sink has ended
             transfer.abandon()
             if not future.cancel() and transfer.sink_called:
                 await wait_uncancelled(waiting)
@@ -131,7 +135,7 @@ class BlobClient:
         for transfer in list(self._running):
             transfer.abandon()
         self._threads.shutdown(wait=False)
-        with self._lock:
+        with self._pools_lock:
             pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.clear()
@@ -140,7 +144,7 @@ class BlobClient:
         """Runs one transfer in a thread: follows redirects and reads the body of the last response."""
         self._thread_state.transfer = transfer
         transfer.is_running = True
-        route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._redirect_reach)
+        route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._endpoint_reach)
         try:
             while True:
                 transfer.use_socket(None)
@@ -215,13 +219,13 @@ class BlobClient:
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
-        with self._lock:
+        with self._pools_lock:
             pool = self._pools.get((proxy, reach))
         if pool is None:
             # Creating a pool reads certificates. The lock is not held meanwhile, because `close` takes it on the event
             # loop.
             new_pool = self._new_pool(proxy, reach)
-            with self._lock:
+            with self._pools_lock:
                 pool = self._pools.setdefault((proxy, reach), new_pool)
         return pool
 

@@ -21,7 +21,7 @@ from storage.errors import UpstreamUnavailable
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
-_TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
+"""The scheme of a challenge, such as `Bearer`, and the spaces after it."""
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*[ \t]*(?=,|$)")
 """Credentials without a name, as in `Negotiate a87421000492aa==` (RFC 9110, 11.2)."""
 MAX_FIELD_LENGTH = 16 << 10
@@ -125,6 +125,7 @@ class RealmPolicy:
         raise UpstreamUnavailable(f"the upstream {self._name} names a token service that {why}")
 
     def _is_allowed(self, realm: str, endpoint: str) -> bool:
+        """Returns whether requests without the password may be sent to the realm."""
         try:
             scheme, host, _ = origin(realm)
             own_scheme, own_host, _ = origin(endpoint)
@@ -133,7 +134,7 @@ class RealmPolicy:
         if urlsplit(realm).username is not None:
             return False
         if scheme == "http":
-            # Allowed only if the endpoint uses http as well, so that the password is sent in clear text anyway.
+            # Allowed only if the endpoint uses http as well, because the password is then sent in clear text anyway.
             return own_scheme == "http" and (host == own_host or self._is_listed(realm))
         return self._is_listed(realm) or host == own_host or registrable_domain(host) in self._own_domains
 

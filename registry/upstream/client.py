@@ -79,6 +79,9 @@ class HttpUpstreamClient:
         self._lists = UpstreamLists(settings.name, self._requester, self._parser, memory)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
+        """Returns the descriptor of a manifest by a HEAD request, or by a GET if HEAD does not show it. Raises
+        ManifestUnknown, and the errors of a failed upstream request."""
+
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
             # A 404 to HEAD has no body that shows whether the registry itself sent it, and the mirror deletes a cached
             # tag because of a 404. Therefore a GET follows an unconfirmed "not found".
@@ -99,6 +102,9 @@ class HttpUpstreamClient:
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
+        """Returns a manifest whose bytes match its digest. A large body counts against the memory budget until the
+        block of `memory` ends. Raises ManifestUnknown, and the errors of a failed upstream request."""
+
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
             return await self._parser.verified_manifest(response, reference)
@@ -131,6 +137,8 @@ class HttpUpstreamClient:
         )
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
+        """Returns the descriptor of a blob. Raises BlobUnknown, and the errors of a failed upstream request."""
+
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
             return Descriptor(BLOB_TYPE, digest, await self._blob_size(endpoint, attempt, repo, digest))
 
@@ -180,6 +188,9 @@ class HttpUpstreamClient:
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
+        """Passes the bytes of `span` (a byte range of the blob) to `sink`. Endpoints in `avoid` (URLs) are tried last.
+        Raises BlobUnknown, RangesUnsupported, the errors of a failed upstream request, and what the sink raises. After
+        the sink has received bytes, no other endpoint is tried."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
@@ -209,14 +220,17 @@ class HttpUpstreamClient:
             raise ended.error from None
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+        """See `UpstreamLists.tags`."""
         return await self._lists.tags(repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
+        """See `UpstreamLists.referrers`."""
         return await self._lists.referrers(repo, subject, artifact_type, after, limit)
 
     def is_exhausted(self) -> bool:
+        """Returns whether the upstream has said that few requests are left before it answers with 429."""
         return self._requester.remaining_requests.is_exhausted()
 
     async def aclose(self) -> None:

@@ -39,7 +39,8 @@ class UpstreamLogin:
 
 
 class ConfiguredLogin:
-    """Reads the login: username with password_file or password_env, or docker's `config.json`."""
+    """Reads the login of one upstream: from the settings `username` with `password_file` or `password_env`, or from
+    docker's `config.json`."""
 
     def __init__(self, settings: Upstream) -> None:
         self._settings = settings
@@ -79,6 +80,8 @@ class ConfiguredLogin:
         )
 
     def _from_environment(self) -> UpstreamLogin:
+        """Returns the login whose password is in an environment variable. Raises UpstreamUnavailable if it is not
+        set."""
         variable = self._settings.password_env
         password = os.environ.get(variable) if variable else ""
         if password is None:
@@ -87,6 +90,7 @@ class ConfiguredLogin:
         return UpstreamLogin(self._settings.username or "", password)
 
     def _read(self, file: Path, version: str) -> UpstreamLogin | None:
+        """Returns the login in `file`, a password file or docker's `config.json`; None if the latter has none."""
         text = file.read_text(encoding="utf-8")
         if self._settings.docker_config is None:
             return UpstreamLogin(self._settings.username or "", text.rstrip("\r\n"), version=version)

@@ -49,22 +49,23 @@ _PRIVATE_NETWORKS = [
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
+"""Deprecated IPv6 addresses that embed an IPv4 address in their low 32 bits (RFC 4291, 2.5.5.1)."""
 
 
 def classify_address(address: str) -> NetworkClass:
     """Returns the network class of an IP address. An IPv6 address that embeds an IPv4 address has the class of the IPv4
     address. Raises ValueError if the text is not an IP address."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address) and (inner := _embedded_ipv4(found)) is not None:
-        found = inner
-    if found.is_loopback:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and (embedded := _embedded_ipv4(ip)) is not None:
+        ip = embedded
+    if ip.is_loopback:
         return NetworkClass.LOOPBACK
-    if found.is_link_local:
+    if ip.is_link_local:
         return NetworkClass.LINK_LOCAL
-    if any(found.version == network.version and found in network for network in _PRIVATE_NETWORKS):
+    if any(ip.version == network.version and ip in network for network in _PRIVATE_NETWORKS):
         return NetworkClass.PRIVATE
-    special = found.is_multicast or found.is_reserved or found.is_unspecified or not found.is_global
-    return NetworkClass.SPECIAL if special or found in _LOCAL_NAT64 else NetworkClass.PUBLIC
+    is_special = ip.is_multicast or ip.is_reserved or ip.is_unspecified or not ip.is_global
+    return NetworkClass.SPECIAL if is_special or ip in _LOCAL_NAT64 else NetworkClass.PUBLIC
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -74,9 +75,9 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
         return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
-    low = int(address) & 0xFFFFFFFF
-    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low > 1):
-        return ipaddress.IPv4Address(low)
+    low_bits = int(address) & 0xFFFFFFFF
+    if address in _NAT64 or (address in _IPV4_COMPATIBLE and low_bits > 1):
+        return ipaddress.IPv4Address(low_bits)
     return None
 
 
@@ -113,10 +114,10 @@ ANYWHERE = Reach(None)
 class AddressPolicy:
     """Checks the addresses that requests for one upstream connect to. Logs each refused destination once."""
 
-    def __init__(self, name: str, classify: NetworkClassifier = classify_address) -> None:
-        self._name = name
+    def __init__(self, upstream_name: str, classify: NetworkClassifier = classify_address) -> None:
+        self._upstream_name = upstream_name
         self._classify = classify
-        self._logged: set[tuple[str, int]] = set()
+        self._logged_refusals: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
         """Returns the network class of a server that has responded. An unknown address (None) counts as public."""
@@ -130,10 +131,10 @@ class AddressPolicy:
         UpstreamUnavailable if there are addresses, but none is allowed."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
-        found = {address: self._classify(address) for address in addresses}
-        allowed = [address for address, network in found.items() if reach.is_allowed(network)]
-        if found and not allowed:
-            raise self._refusal(host, port, *next(iter(found.items())))
+        classes = {address: self._classify(address) for address in addresses}
+        allowed = [address for address, network in classes.items() if reach.is_allowed(network)]
+        if classes and not allowed:
+            raise self._refusal(host, port, *next(iter(classes.items())))
         return allowed
 
     def check_proxied(self, reach: Reach, host: str, port: int) -> None:
@@ -147,12 +148,14 @@ class AddressPolicy:
         return self.classify(literal_address(host))
 
     def _refusal(self, host: str, port: int, address: str, network: NetworkClass) -> UpstreamUnavailable:
-        if (host, port) not in self._logged and len(self._logged) < MAX_LOGGED_REFUSALS:
-            self._logged.add((host, port))
+        """Logs a refused destination, unless it was logged before, and returns the error to raise."""
+        is_logged = (host, port) in self._logged_refusals
+        if not is_logged and len(self._logged_refusals) < MAX_LOGGED_REFUSALS:
+            self._logged_refusals.add((host, port))
             log.warning(
                 "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If it is right, "
                 "add %r to the upstream's redirects (a token service: its address to realms)",
-                self._name,
+                self._upstream_name,
                 host,
                 port,
                 address,
@@ -160,7 +163,8 @@ class AddressPolicy:
                 f"{host}:{port}",
             )
         return UpstreamUnavailable(
-            f"the upstream {self._name} sends us on to an address that is not public; the server's log says which"
+            f"the upstream {self._upstream_name} sends us on to an address that is not public; "
+            "the server's log says which"
         )
 
 
@@ -234,7 +238,7 @@ def registrable_domain(host: str) -> str:
 
 
 def loggable_origin(url: str) -> str:
-    """Returns the origin of a URL for logs and messages. Leaves out the rest, because the path and query of a redirect
+    """Returns the origin of a URL for logs and messages. Leaves out the path and query, because those of a redirect
     can contain signatures."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -41,9 +41,9 @@ class EndpointAttempt:
         self.is_working = False
         """Whether the endpoint has responded well during this attempt."""
         self.has_no_connection = False
-        """Whether no connection to the endpoint could be made."""
+        """Whether no connection to the endpoint could be made during this attempt."""
         self._awaits_response = False
-        self._has_server_error = False
+        self._has_server_error = False  # the latest response had a status of 501 or more
         self._report_working = report_working
 
     @property
@@ -60,14 +60,14 @@ class EndpointAttempt:
         self._awaits_response = False
         self._has_server_error = status >= 501  # 500 may concern this request only
         if not self._has_server_error and status not in (401, 500):  # after a 401, the request with a token may fail
-            self.on_alive()
+            self.on_working()
 
     def on_connection_failed(self) -> None:
         """Called when no connection to the endpoint could be made."""
         self.has_no_connection = True
 
-    def on_alive(self) -> None:
-        """Called when the endpoint works, even if the request then fails for another reason."""
+    def on_working(self) -> None:
+        """Called when the endpoint has responded well, even if the request then fails for another reason."""
         self._awaits_response = self._has_server_error = False
         if not self.is_working:
             self.is_working = True
@@ -78,14 +78,16 @@ class UpstreamEndpoint:
     """One URL of an upstream, and its circuit breaker."""
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
+        """`clock` returns seconds."""
         self.url = url
         self.failures = 0
-        self._clock = clock
         """Failures in a row."""
+        self._clock = clock
         self._failed_at = 0.0
         self._open_seconds = FIRST_OPEN_SECONDS
         self._is_half_open_try_running = False
         self._failing_repos: set[str] = set()
+        """Repositories whose requests got no response or a bad one since the endpoint last worked."""
         self._is_failing_for_all = False
 
     def is_open_for(self, repo: str) -> bool:
@@ -115,7 +117,7 @@ class UpstreamEndpoint:
         self._is_half_open_try_running = self._is_half_open_try_running or half_open
         try:
             yield attempt
-            attempt.on_alive()
+            attempt.on_working()
         except UpstreamUnavailable:
             if attempt.failed:
                 self._on_failure(started, None if attempt.has_no_connection else repo)
@@ -176,10 +178,10 @@ class UpstreamEndpoints:
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
-    def circuit_open_errors(self, tried: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """Returns one error for all endpoints that are not in `tried` because their breaker is open; an empty list if
-        all endpoints are in `tried`."""
-        waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in tried]
+    def circuit_open_errors(self, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
+        """Returns one error for all endpoints whose breaker is open, which are those not in `usable` (the result of
+        `in_order`); an empty list if all endpoints are usable."""
+        waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []
         wait = max(1, round(min(waits)))

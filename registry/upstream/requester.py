@@ -85,7 +85,7 @@ is raised only if all endpoints say so."""
 
 
 class UpstreamRequester:
-    """Requests to the endpoints of one upstream, with limits, circuit breakers and logins."""
+    """Sends requests to the endpoints of one upstream. Applies rate limits, circuit breakers and logins."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class UpstreamRequester:
         hanging endpoint leaves time for the next.
         """
         await self.remaining_requests.refresh()
-        order = self._endpoints.in_order(repo, avoid)
+        order = self._endpoints.in_order(repo, avoid)  # without endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(order)
         failures: list[RegistryError] = []
         order = await self._without_rate_limited(order, kind, failures)
@@ -190,7 +190,7 @@ class UpstreamRequester:
             # The token service refused to issue a token, which says nothing about the content.
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
-            attempt.on_alive()
+            attempt.on_working()
         if response.is_cross_origin and response.status == 429:
             raise self._backoff.unrecorded_error(response.headers)
         await self.remaining_requests.record(response.headers)

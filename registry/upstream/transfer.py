@@ -56,8 +56,8 @@ class BlobTransfer:
     def __init__(
         self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
     ) -> None:
-        """`endpoint` is the URL that the sink is told. `attempt` receives reports on how the endpoint responds; they
-        are made on the event loop, through `call_on_loop`."""
+        """`endpoint` is the URL that is passed to the sink. `attempt` receives reports on how the endpoint responds;
+        they are made on the event loop, through `call_on_loop`."""
         self.endpoint = endpoint
         self.span = span
         self.is_running = False
@@ -159,6 +159,7 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self._states_length = response.length_remaining == length
+        """Whether the response states this length, so that the body ends after its last byte."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")

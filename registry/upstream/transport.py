@@ -98,10 +98,10 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
     """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
-    received = protocol.data_received
+    receive = protocol.data_received
 
     def data_received(data: bytes) -> None:
-        received(data)
+        receive(data)
         if not transport.is_closing():
             transport.pause_reading()
 
@@ -160,8 +160,8 @@ class CheckedBackend(httpcore2.AnyIOBackend):
             return PeerStream.wrap(stream, stream.get_extra_info("server_addr"))
         try:
             async with asyncio.timeout(timeout):
-                found = await self._resolver.resolve(host, port)
-                addresses = self._policy.allowed_addresses(self._reach, host, port, found)
+                resolved = await self._resolver.resolve(host, port)
+                addresses = self._policy.allowed_addresses(self._reach, host, port, resolved)
                 return await self._connect_to_first(addresses, port, local_address, socket_options)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
@@ -205,12 +205,12 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
 
 
 def resolve_host(host: str, port: int) -> list[str]:
-    """Returns a host's addresses. Blocking. Raises OSError."""
+    """Returns the IP addresses of a host. Blocks until the operating system has answered. Raises OSError."""
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except UnicodeError:
         raise OSError("the name is not valid") from None
-    return list(dict.fromkeys(str(each[4][0]) for each in found))
+    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
 
 
 class _CheckedConnection(HTTPConnection):

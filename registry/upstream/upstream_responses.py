@@ -49,7 +49,7 @@ _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG
 """Error codes of refusals: codes of the OCI distribution spec, and codes that Docker's registry and Harbor add. A
 response with such a code comes from a registry."""
 _MAX_ERROR_BODY = 64 << 10
-"""Largest body, in bytes, that is searched for error codes. A larger body does not come from a registry."""
+"""Largest body, in bytes, that is searched for error codes. A larger body is not an error document of a registry."""
 
 
 @dataclass(frozen=True, slots=True)
