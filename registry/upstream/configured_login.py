@@ -109,9 +109,7 @@ class ConfiguredLogin:
             "%s holds no login for %s, so requests to it are sent without a login%s",
             self._settings.docker_config,
             self._settings.name,
-            ": it stores passwords in a credential helper, and credential helpers are not supported"
-            if uses_helper
-            else "",
+            ": it leaves passwords to a credential helper, which Entrepot does not support" if uses_helper else "",
         )
         return None
 

@@ -196,7 +196,7 @@ def test_robots_and_tokens(folder: Path) -> None:
         (("robot", "disable", "alice"), "alice is a user, not a robot"),
         (("group", "join", "none", "alice"), "there is no group none"),
         (("group", "remove", "alice"), "there is no group alice"),
-        (("grant", "add", "team/", "pull", "everyone"), "for all below it write team/**"),
+        (("grant", "add", "team/", "pull", "everyone"), "for all names below it write team/**"),
         (("grant", "add", "team/**", "fly", "everyone"), "'fly' is not an action"),
         (("grant", "add", "team/**", "pull", "alice"), "write user:NAME"),
         (("grant", "add", "team/**", "pull", "group:none"), "there is no group none"),
