@@ -5,8 +5,9 @@ numbers:
 
 1. The worker that revokes something (disables an account, removes a grant, revokes an API token, …) increments the
    *epoch*, a number in the database, in the same transaction (`storage.accounts.Accounts.epoch`).
-2. Every other worker reads the epoch at each request. This takes microseconds: `storage.metadata.sqlite.data_version`
-   shows from shared memory whether anything was committed since the last request, and only then is the number read.
+2. Every other worker reads the epoch at each request. This takes microseconds:
+   `storage.metadata.sqlite.cross_process_change_counter` shows from shared memory whether anything was committed since
+   the last request, and only then is the number read.
 3. A cached credential and its principal (the account with its rights) have the epoch under which they were made.
    `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current one.
 4. Otherwise `CachedCredentialCheck.is_valid` in this module checks the credential again, and `principal_of` computes

@@ -21,7 +21,7 @@ A setting takes its value from the first of these that has one:
 
 1. the flag, if there is one for it (see `entrepot serve --help`),
 2. the variable `ENTREPOT_…`: a dot in the setting's name becomes `__`, and an empty variable counts as not set,
-3. the TOML file that `--config FILE` names, or without that flag the variable `ENTREPOT_CONFIG`; no other file is read,
+3. the TOML file that `--config FILE` names or, without that flag, `ENTREPOT_CONFIG`; no other file is read,
 4. the default.
 
 `entrepot config` shows all values and where each comes from. `entrepot config --format toml` prints them as a file.
@@ -68,11 +68,11 @@ If an upstream needs no more than its defaults, `mirror = ["docker.io"]`, `--mir
 - All other names can be pushed to. A name that was pushed belongs to this registry from then on, even after its content
   is deleted: no upstream is ever asked for it. A name that `hosted.prefixes` matches belongs to this registry from the
   start.
-- Names that are neither are pulled from the default upstream. No upstream is asked for a name that begins with the host
-  of a registry that is not mirrored.
+- Any other name was never pushed and is not reserved. It is pulled from the default upstream, if there is one. But no
+  upstream is asked for a name that begins with the host of a registry that is not mirrored.
 
-If someone pulls a private name before it was pushed, the default upstream is asked for it and so learns the name;
-`hosted.prefixes` prevents that. A push does not contact an upstream, unless something was pulled under the same name
+If a client pulls a private name before anything was pushed to it, the default upstream is asked for the name and so
+learns it; `hosted.prefixes` prevents that. A push contacts an upstream only if content was pulled under the same name
 before.
 """
 """The end of the page. The line `TOML` is replaced by an example file."""

@@ -75,7 +75,7 @@ class AuthSettings(SettingsGroup):
 
     htpasswd: Path | None = Field(
         default=None,
-        description="File with more accounts, one NAME:HASH a line with bcrypt, as `htpasswd -B` writes it",
+        description="File with further accounts, one NAME:HASH per line with bcrypt hashes, as `htpasswd -B` writes it",
     )
     service: Annotated[str, AfterValidator(_check_service)] | None = Field(
         default=None,
@@ -99,7 +99,7 @@ class Issuer(SettingsGroup):
 
     issuer: str = Field(min_length=1, description="The exact `iss` claim of its tokens")
     audience: str = Field(
-        min_length=1, description="The `aud` claim that they must have. It must mean this registry and no other service"
+        min_length=1, description="The `aud` claim of its tokens. It must name this registry and no other service"
     )
     jwks_url: Annotated[str, AfterValidator(_check_jwks_url)] | None = Field(
         default=None, description="URL of its public keys: https, or http on this machine. Fetched when they are needed"
@@ -200,7 +200,7 @@ class OIDCSettings(SettingsGroup):
     groups_claim: str | None = Field(
         default=None,
         min_length=1,
-        description="The claim with more groups of this registry that the person is a member of",
+        description="The claim that lists further groups of this registry that the person belongs to",
     )
     create: bool = Field(
         default=False, description="Add the account at the first login. Otherwise only existing accounts can log in"

@@ -49,7 +49,7 @@ class TLSSettings(SettingsGroup):
     """TLS on the registry's port. The server reads renewed files without a restart."""
 
     certificate: Path | None = Field(
-        default=None, description="The server's certificate and its chain, in PEM. It turns TLS on"
+        default=None, description="The server's certificate and its chain, in PEM. If it is set, the port speaks TLS"
     )
     key: Path | None = Field(
         default=None, description="The certificate's key, in PEM without a password. Default: in the certificate's file"
@@ -93,7 +93,8 @@ class CollectionSettings(SettingsGroup):
 
     grace: Duration = Field(
         default=86400.0,
-        description="How long content stays after its last reference is gone, or after it was pushed",
+        description="How long content without references is kept, after its last reference was removed or after it "
+        "was pushed",
     )
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
@@ -112,7 +113,7 @@ class AuditSettings(SettingsGroup):
     keep: Duration = Field(
         default=31536000.0,
         gt=0,
-        description="How long its lines are kept. The history of what tags pointed at is kept for ever",
+        description="How long the lines of the log are kept. The history of tags is kept for ever",
     )
 
 
@@ -128,20 +129,22 @@ class LimitSettings(SettingsGroup):
     connections_per_address: int = Field(
         default=0,
         ge=0,
-        description="Most connections at a time from one address (IPv6: one /64); further ones are closed. Trusted "
-        "proxies have no limit. 0 means no limit",
+        description="Maximum number of connections at a time from one address (IPv6: from one /64 network); further "
+        "connections are closed. Trusted proxies have no limit. 0 means no limit",
     )
     requests_per_second: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Most requests a second from one account to `/v2`, or from one address without an account or "
-        "outside `/v2` (`/health` is counted separately). Further ones get 429 and Retry-After. 0 means no limit",
+        description="Maximum number of requests per second. Requests of an account to `/v2` count for the account, all "
+        "others for the address; `/health` is counted separately. Further requests get 429 and Retry-After. 0 means no "
+        "limit",
     )
     burst: int = Field(
         default=0,
         ge=0,
-        description="How many of them may come at once. 0 means as many as ten seconds allow, at least 1",
+        description="How many requests may come at once, within `requests_per_second` on average. 0 means as many as "
+        "ten seconds allow, at least 1",
     )
 
 
@@ -158,7 +161,8 @@ class Settings(BaseSettings):
 
     data: Annotated[Path, BeforeValidator(_check_directory)] = Field(
         default=Path("data"),
-        description="The data directory, which holds everything. A relative path starts at the working directory",
+        description="The data directory, with all content and accounts. A relative path is relative to the working "
+        "directory",
     )
     listen: str = Field(
         default="127.0.0.1:5000",
@@ -188,8 +192,8 @@ class Settings(BaseSettings):
     )
     mirror: Annotated[list[UpstreamName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
-        description="Registries to mirror with default settings, such as `docker.io`: each is an `[[upstream]]` of "
-        "that name. The first is the default upstream, unless another one is",
+        description="Registries to mirror with default settings, such as `docker.io`: short for an `[[upstream]]` of "
+        "that name. The first one is the default upstream, unless an `[[upstream]]` has `default = true`",
     )
     tls: TLSSettings = TLSSettings()
     gc: CollectionSettings = CollectionSettings()
@@ -201,10 +205,11 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     oidc: OIDCSettings = OIDCSettings()
     upstream: list[Upstream] = Field(
-        default=[], description="The registries to mirror, see below. The variable takes JSON"
+        default=[], description="The registries to mirror, see below. The value of the variable is JSON"
     )
     issuer: list[Issuer] = Field(
-        default=[], description="Outside services whose tokens are accepted, see below. The variable takes JSON"
+        default=[],
+        description="Outside services whose tokens are accepted, see below. The value of the variable is JSON",
     )
 
     @model_validator(mode="before")
