@@ -215,7 +215,7 @@ class Worker:
             connection.abort()
         tasks = set(self._state.tasks)
         if tasks:
-            log.warning("cancelled %d requests that did not end within %g s", len(tasks), self._grace_seconds)
+            log.warning("cut %d requests that did not end within %g s", len(tasks), self._grace_seconds)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
