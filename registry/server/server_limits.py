@@ -1,7 +1,4 @@
-"""Limits of the server: how much memory and time its connections may use.
-
-A timeout of the kind *since the last byte* starts again with every byte that is sent or received.
-"""
+"""Limits of the server: how much memory and time its connections may use."""
 
 from __future__ import annotations
 
@@ -18,28 +15,27 @@ class ServerLimits:
     bytes, times in seconds. The time of a whole transfer is not limited, because a layer of 40 GiB may take all day."""
 
     header_bytes: int = 32 * 1024
-    """Size of a request's head: of the request line and the headers together. A header shorter than `HEADER_COST` counts
-    as that many bytes. A larger head is refused with 431, or with 414 if the request target is too long. The trailers
-    of a chunked body have a limit of the same size."""
+    """Size of a request's head: of the request line and the headers together. A header shorter than `HEADER_COST`
+    counts as that many bytes. A larger head is refused with 431, or with 414 if the request target is too long. The
+    trailers of a chunked body have a limit of the same size."""
     handshake_seconds: float = 10.0
     """How long a TLS connection waits for the client's first byte, and after that byte for the end of the handshake.
     Then the connection is closed."""
     header_seconds: float = 15.0
-    """Time from a request's first byte to the end of its head. Then the request is refused with 408. It is also how long
-    a new connection waits for the first byte of its first request. Then the connection is closed."""
+    """Time from a request's first byte to the end of its head. Then the request is refused with 408. It is also how
+    long a new connection waits for the first byte of its first request. Then the connection is closed."""
     keep_alive_seconds: float = 75.0
     """How long an idle connection stays open for its next request."""
     body_idle_seconds: float = 60.0
-    """Timeout since the last byte of a request's body. It applies while the application waits for a part of the body:
-    the request is then refused with 408, and the application gets `http.disconnect`. It also applies while the server
-    discards the rest of a body after the response: the connection is then closed."""
+    """Timeout since the last byte of a request's body, while the application waits for a part of the body. Then the
+    request is refused with 408, and the application gets `http.disconnect`."""
     send_idle_seconds: float = 60.0
     """Timeout since the last byte of a response that the client has received. Then the connection is aborted."""
     response_slice_seconds: float = 30.0
     """Time for the server to pass each 256 KiB of a large response in memory, such as a manifest, to the kernel. It can
     do so only as fast as the client receives. Then the connection is aborted."""
     half_close_seconds: float = 5.0
-    """How long the server waits for progress of the application if the client has shut down its sending side after a
+    """How long the server waits for the next bytes of the response if the client has shut down its sending side after a
     complete request. Then it assumes that the client has disconnected, and closes the connection."""
     linger_seconds: float = 2.0
     """How long a connection stays open after its last response if the client may still be sending: after a response
@@ -48,14 +44,15 @@ class ServerLimits:
     linger_bytes: int = 256 * 1024
     """How many bytes the server reads and discards during `linger_seconds`. Then it stops reading."""
     drain_bytes: int = 64 * 1024
-    """If the response starts before the whole request body was received, a rest of the body up to this size is read and
-    discarded, so that the connection can stay open. With a longer rest, the connection is closed after the response."""
+    """If the application responds before the whole request body was received, the server first reads and discards a
+    rest of the body up to this size, for at most `linger_seconds`, so that the connection can stay open. If the rest is
+    longer or slower, the connection is closed after the response."""
     buffer_bytes: int = 512 * 1024
     """How many bytes of a request's body may be in memory, waiting for a slow application, before the server stops
     reading. One last read may exceed this."""
     unsent_bytes: int = 32 * 1024 * 1024
-    """Memory of one worker for response bodies of more than 64 KiB that clients have not received yet. Each counts as at
-    most 256 KiB. A response that would exceed the limit is replaced by 503."""
+    """Memory of one worker for response bodies of more than 64 KiB that clients have not received yet. Each counts as
+    at most 256 KiB. A response that would exceed the limit is replaced by 503."""
     max_pipelined_requests: int = 64
     """How many requests a client may have sent that wait for the responses to earlier ones. Further requests are
     ignored, and the connection is closed after the responses to the others."""

@@ -18,8 +18,8 @@ the log and the memory."""
 
 
 def set_up_server_logging() -> None:
-    """Makes the log lines of the server and of asyncio go to the root logger's handlers, or to stderr if the root logger
-    has no handler. Sets the level of the server's logger to INFO."""
+    """Makes the log lines of the server and of asyncio go to the root logger's handlers, or to stderr if the root
+    logger has no handler. Sets the level of the server's logger to INFO."""
     handler: logging.Handler | None = None
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()

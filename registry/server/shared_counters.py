@@ -21,8 +21,8 @@ _ROW_CELLS = 8192
 """Cells in one row; a power of two."""
 _MASK = _ROW_CELLS - 1
 _SHIFT_BITS = 24
-"""The lowest bits of a key's hash choose its cell in the first row. The bits from bit number `_SHIFT_BITS` on choose its
-cell in the second row."""
+"""The lowest bits of a key's hash choose its cell in the first row. The bits from bit number `_SHIFT_BITS` on choose
+its cell in the second row."""
 
 
 def _cells_of(key: str) -> tuple[int, int]:
@@ -32,8 +32,8 @@ def _cells_of(key: str) -> tuple[int, int]:
 
 
 class SharedCounters:
-    """A count for each key, over all processes. Each process writes to a table of its own, called a *column*. Because no
-    other process writes to it, no change is lost. The count of a key is the sum over all columns.
+    """A count for each key, over all processes. Each process writes to a table of its own, called a *column*. Because
+    no other process writes to it, no change is lost. The count of a key is the sum over all columns.
 
     `add` first increases the count and then computes the sum. So if two processes call it at the same moment and
     together exceed a limit, at least one of them gets a sum above the limit. It can happen that both do.
@@ -69,9 +69,9 @@ class SharedCounters:
 
 
 class SharedRateLimiter:
-    """Limits the rate of requests of each key, over all processes, with the generic cell rate algorithm (GCRA: the leaky
-    bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the next
-    request of the key would arrive if its requests arrived exactly at the allowed rate.
+    """Limits the rate of requests of each key, over all processes, with the generic cell rate algorithm (GCRA: the
+    leaky bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the
+    next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
     There is one race. If several processes count a request of the same key at the same moment, it may happen that only
     one of these requests is counted, so the key may exceed its rate by the others. The race never refuses a request
