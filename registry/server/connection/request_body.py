@@ -166,8 +166,9 @@ class RequestBody:
         return self._take_pieces(), self.has_more
 
     def take_whole(self) -> list[memoryview] | None:
-        """Returns the pieces of the whole body if all of it was received and the application has got none of it yet. If
-        not, returns None and changes nothing. Never waits."""
+        """Returns the pieces of the whole body if all of it was received. If not, or if the application has got the
+        body already, returns None and changes nothing. Never waits. Call it before `receive`: pieces that `receive` has
+        returned are missing here."""
         if self.has_more or self.is_closed or not self._changed.is_set():
             return None
         self.expects_continue = False
