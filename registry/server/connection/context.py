@@ -113,13 +113,13 @@ class ConnectionContext:
         return cls(
             worker,
             transport,
-            FlowControl(transport),
-            UnsentShare(worker.unsent_budget, connection, transport, is_tls=is_tls),
-            is_tls,
-            None if is_tls or sys.platform != "linux" else sock,
-            None if sock is None else _address(sock.getsockname),
-            client,
-            proxies,
+            flow=FlowControl(transport),
+            unsent=UnsentShare(worker.unsent_budget, connection, transport, is_tls=is_tls),
+            is_tls=is_tls,
+            sendfile_socket=None if is_tls or sys.platform != "linux" else sock,
+            server=None if sock is None else _address(sock.getsockname),
+            client=client,
+            proxies=proxies,
         )
 
 

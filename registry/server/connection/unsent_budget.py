@@ -69,7 +69,7 @@ class UnsentShare:
     def reserve(self, size: int) -> bool:
         """Reserves `size` bytes of the budget in place of those reserved before, and returns True. If `size` more bytes
         do not fit into the budget, changes nothing and returns False."""
-        if not self._budget.add(self, size):
+        if not self._budget.try_add(self, size):
             return False
         self.reserved_bytes = size
         return True
