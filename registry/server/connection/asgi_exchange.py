@@ -59,7 +59,7 @@ class AsgiExchange:
         self._progress_count = 0
         """Grows with each part of the response that is written, and with each byte that the kernel accepts."""
         self.file_sender: FileSender | None = None
-        """Sends a file at the moment; None: no file is being sent."""
+        """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context
         self._transport = context.transport
         self._flow = context.flow
@@ -171,7 +171,7 @@ class AsgiExchange:
                 if len(body) > _LARGE_BYTES:
                     await self._write_large(body, more=more)
                 else:
-                    if self._context.unsent.reserved_bytes:
+                    if self._context.unsent.reserved_bytes:  # by an earlier response on this connection
                         self._context.unsent.release_if_sent()
                     self._write_part(body, more=more)
             elif kind == "http.response.zerocopysend":
@@ -228,8 +228,8 @@ class AsgiExchange:
             if not self._context.unsent.reserve(slice_bytes):
                 log.warning("%s: answered 503, since too many answers wait for their clients", self._request_line())
                 body = self._start_error(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
-        else:  # a part is not counted: before it sends the next one, the application has to wait for the client
-            self._context.unsent.release()
+        else:  # a part reserves nothing: the application has to wait for the client before it sends the next part
+            self._context.unsent.release()  # what an earlier response on this connection has reserved
         if is_whole and len(body) > RESPONSE_SLICE_BYTES:
             await self._write_whole(memoryview(body))
         elif self._context.is_tls and len(body) > _LARGE_BYTES:
@@ -254,8 +254,8 @@ class AsgiExchange:
 
         Over TLS the transport encrypts a slice as soon as it is written, and keeps the encrypted bytes until the client
         receives them. Each slice is written in a new iteration of the event loop. So other connections get their turn,
-        and this one notices if the client has disconnected. The transport itself would silently discard what is written
-        then.
+        and this method notices if the client has disconnected. The transport does not report that: it silently discards
+        what is written.
         """
         for start in range(0, len(body), RESPONSE_SLICE_BYTES):
             if self._flow.write_paused:
@@ -342,7 +342,7 @@ class AsgiExchange:
         except (OSError, FileTruncated) as error:
             if not isinstance(error, ClientDisconnected):
                 log.error("%s: a file cannot be sent: %s", self._request_line(), error)
-                mark_logged(error)
+                mark_logged(error)  # so that `_fail` does not log it again
             raise
         finally:
             self.file_sender = None

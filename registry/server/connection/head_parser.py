@@ -157,4 +157,4 @@ class HeadParser:
 
     def on_body(self, body: bytes) -> None:
         # The parser gets only heads. If it finds a body, it disagrees with `find_head_end` about where a head ends.
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "it is not clear where the head of the request ends")

@@ -51,7 +51,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
         """Number (`RequestReader.reads`) of the last read of which a request was answered from the cache. At most one
-        request of each read is."""
+        request of each read is answered in this way."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._queue: deque[AsgiExchange] = deque()
@@ -104,7 +104,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
         if not self._reader.is_finished and not is_complete:
-            self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the request ended early"))
+            self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the connection was closed before the request was complete"))
         self._reader.is_finished = self._is_half_closed = True
         # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
         return self._active is not None and not self._transport.is_closing() and not self._context.is_tls
@@ -129,7 +129,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         requests without waiting for responses: the latest complete request becomes the last one of the connection."""
         is_queue_full = (
             len(self._queue) >= self._limits.max_pipelined_requests
-            or self._queued_bytes > 2 * self._limits.header_bytes
+            or self._queued_bytes > 2 * self._limits.header_bytes  # so that heads take a bounded amount of memory
         )
         if is_queue_full and self._latest is not None:
             self._latest.keep_alive = False
@@ -158,7 +158,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         else:
             self._queue.append(exchange)
             self._queued_bytes += head.size
-            self._flow.pause_reading()
+            self._flow.pause_reading()  # until the queue is empty
         return exchange.body if head.body_length != 0 else None
 
     def on_body_end(self) -> None:
@@ -350,12 +350,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _on_timeout(self, reason: WaitReason) -> None:
         if reason == "head":
-            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come in time"))
+            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the headers were not received in time"))
         elif reason == "body":
-            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
+            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request's body was not received in time"))
         elif reason == "linger" and self._context.is_tls and not self._transport.is_closing():
             self._close()  # sends close_notify; then the client gets another `linger_seconds` to close the connection
         elif reason in ("send", "linger"):
             self._transport.abort()
-        else:
+        else:  # the client does not wait for a response, or has disconnected
             self._close()

@@ -170,7 +170,7 @@ class Acceptor:
             else:
                 await self._set_up_tls(sock, on_lost, self._listener_options.certificates)
         except OSError as error:
-            log.debug("an accepted connection failed before its first request: %s", error)
+            log.debug("closed an accepted connection before its first request: %s", error)
             sock.close()
             if on_lost is not None:
                 on_lost()
@@ -187,7 +187,7 @@ class Acceptor:
             first_byte = await self._first_byte(sock)
         if first_byte != _TLS_FIRST_BYTE:
             _answer_plain_http(sock, first_byte)
-            raise ConnectionAbortedError("the client did not begin with a TLS handshake")
+            raise ConnectionAbortedError("the client did not start a TLS handshake")
         async with self._handshake_start:  # each holder waits for the next iteration, so each iteration has one holder
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(

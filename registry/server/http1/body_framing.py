@@ -125,7 +125,7 @@ class ChunkedFraming:
             line, self._line = self._line, b""
             self._parse_line(line)
         elif not self._can_become_valid(self._line):
-            raise _malformed("a chunk is not framed as it must be")
+            raise _malformed("the framing of a chunk is not valid")
         return stop
 
     def _can_become_valid(self, line_start: bytes) -> bool:

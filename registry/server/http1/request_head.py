@@ -53,11 +53,11 @@ def check_head(headers: Headers, version: str, method: str) -> None:
     of a request (RFC 9112, 6.1 and 7)."""
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if version not in ("1.1", "1.0"):
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not supported: use HTTP/1.1")
     if method == "CONNECT":
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "this is no proxy to connect through")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the method CONNECT is not supported: this server is not a proxy")
     if codings and (version != "1.1" or [coding.lower() for coding in codings] != [b"chunked"]):
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the only transfer coding is chunked, in HTTP/1.1")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the only supported transfer coding is chunked, in HTTP/1.1")
 
 
 def body_length(headers: Headers) -> int | None:
@@ -96,7 +96,7 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
     """Parses a request target in origin form (`/path`), absolute form (`http://host/path`) or, for OPTIONS, asterisk
     form (`*`). Raises RefusedRequest with 400 for any other target."""
     if _VISIBLE_ASCII.fullmatch(target) is None or b"#" in target:
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target holds characters that must be percent-encoded")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target contains characters that must be percent-encoded")
     if target.startswith(b"/"):
         return _split(target)
     if target == b"*" and method == "OPTIONS":

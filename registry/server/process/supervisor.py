@@ -30,13 +30,13 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
+"""The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
 _KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
 """Time from the end of a worker's grace period to SIGKILL. The first three numbers are how long the worker waits at
 most: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels last.
 The rest is a reserve."""
 _REAP_SECONDS = 5.0
-"""How long the supervisor waits for killed workers to end. A process that is stuck in the kernel does not end."""
+"""How long the supervisor waits for killed workers to end. A process that is stuck in a system call may not end."""
 _RENEWAL_SECONDS = 60.0
 """Time for a new worker to become ready in a renewal. If it takes longer, the supervisor abandons the renewal."""
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -110,7 +110,7 @@ class Supervisor:
         handlers_before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         wakeup_before = signal.set_wakeup_fd(self._signal_writer, warn_on_full_buffer=False)
         try:
-            self._starts_due = dict.fromkeys(range(self._workers), 0.0)
+            self._starts_due = dict.fromkeys(range(self._workers), 0.0)  # start all of them now
             self._loop()
         finally:
             self._kill_all()
@@ -200,7 +200,7 @@ class Supervisor:
                 self._sockets,
                 self._grace_seconds,
                 self._limits,
-                lambda: report_ready(status_writer),
+                on_ready=lambda: report_ready(status_writer),
                 listener_options=self._listener_options,
                 alive_pipe=self._alive_pipe,
             )
@@ -256,8 +256,8 @@ class Supervisor:
         """Decides what follows after a worker has ended. `code` is its exit code, or the negative number of a signal.
 
         - Nothing follows if the supervisor has told the worker to stop.
-        - If its replacement is starting, nothing follows either: the replacement has the same index and goes on.
-        - If it was itself a replacement, the supervisor abandons the renewal, and the old worker serves on.
+        - Nothing follows if the worker's replacement is starting: it takes the worker's place as soon as it is ready.
+        - If the worker was itself a replacement, the renewal has failed, and the supervisor abandons it.
         - If not all workers have been ready yet, the start of the server has failed, and the server stops.
         - In all other cases the supervisor restarts the worker.
         """
@@ -315,7 +315,7 @@ class Supervisor:
             self._replacement = self._fork(self._to_replace[0].index)
 
     def _abandon_renewal(self, why: str) -> None:
-        """Ends the renewal. The workers that were not replaced yet serve on."""
+        """Ends the renewal. The workers that were not replaced yet go on serving."""
         log.error("the workers are not renewed: %s; %d old workers go on serving", why, len(self._to_replace))
         self._to_replace.clear()
         self._replacement = None

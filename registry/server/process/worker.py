@@ -40,8 +40,8 @@ else:
     new_event_loop = uvloop.new_event_loop
 
 CANCEL_SECONDS = 1.0
-"""How long the worker waits for tasks to end after it has cancelled them. It does so once for the requests that are in
-progress at the end of the grace period, and once for all tasks that are left at its own end."""
+"""How long the worker waits for tasks to end after it has cancelled them. During a stop it cancels tasks twice: first
+the requests that are in progress after the grace period, and before it exits all tasks that are left."""
 CLOSE_SECONDS = 5.0
 """How long the worker waits for the application to shut down, after the last request."""
 _DRAIN_CHECK_SECONDS = 0.02
@@ -101,7 +101,7 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
-        self._refresh_certificates(settled=True)  # they may have changed since the supervisor loaded them
+        self._refresh_certificates(settled=True)  # the files may have changed after they were loaded, before the fork
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
@@ -115,7 +115,7 @@ class Worker:
             return  # `run` cancels the start
         starting.result()
         gc.collect()
-        gc.freeze()  # garbage collections skip the objects created so far; to examine them takes 50 ms each time
+        gc.freeze()  # later collections skip the objects created so far; to examine them would take 50 ms each time
         limit = ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
         limit.warn_if_low()
         maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
@@ -134,7 +134,7 @@ class Worker:
             # Ctrl-C sends SIGINT to the whole process group. The supervisor receives it as well, and stops its workers
             # with SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            loop.add_reader(self._alive_pipe, os._exit, 1)  # exits without delay when the supervisor has ended
+            loop.add_reader(self._alive_pipe, os._exit, 1)  # exits with code 1 when the supervisor has ended
         if self._alive_pipe is None and self._listener_options.certificates is not None:
             loop.add_signal_handler(signal.SIGHUP, partial(self._refresh_certificates, settled=True))
         else:
