@@ -104,7 +104,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
         if not self._reader.is_finished and not is_complete:
-            self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the connection was closed before the request was complete"))
+            self.refuse(
+                RefusedRequest(HTTPStatus.BAD_REQUEST, "the connection was closed before the request was complete")
+            )
         self._reader.is_finished = self._is_half_closed = True
         # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
         return self._active is not None and not self._transport.is_closing() and not self._context.is_tls
@@ -352,7 +354,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if reason == "head":
             self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the headers were not received in time"))
         elif reason == "body":
-            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request's body was not received in time"))
+            self.refuse(
+                RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request's body was not received in time")
+            )
         elif reason == "linger" and self._context.is_tls and not self._transport.is_closing():
             self._close()  # sends close_notify; then the client gets another `linger_seconds` to close the connection
         elif reason in ("send", "linger"):

@@ -226,8 +226,8 @@ def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
     """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a letter,
     because a request begins with one. Raises OSError if the connection fails."""
     if first_byte.isalpha():
-        # If a socket with unread data is closed, the kernel resets the connection, and the client may lose the
-        # response.
+        # The request is read and discarded: if a socket with unread data is closed, the kernel resets the connection,
+        # and the client may lose the response.
         sock.recv(64 * 1024)
         sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
         sock.shutdown(socket.SHUT_WR)

@@ -96,7 +96,9 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
     """Parses a request target in origin form (`/path`), absolute form (`http://host/path`) or, for OPTIONS, asterisk
     form (`*`). Raises RefusedRequest with 400 for any other target."""
     if _VISIBLE_ASCII.fullmatch(target) is None or b"#" in target:
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target contains characters that must be percent-encoded")
+        raise RefusedRequest(
+            HTTPStatus.BAD_REQUEST, "the request target contains characters that must be percent-encoded"
+        )
     if target.startswith(b"/"):
         return _split(target)
     if target == b"*" and method == "OPTIONS":
