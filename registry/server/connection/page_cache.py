@@ -5,7 +5,7 @@ not used:
 
 - preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. With a busy disk, this blocked event loops for up
   to 0.4 s.
-- cachestat(2) takes a sixth of the time of mincore, but counts pages that are still being read from the disk as well.
+- cachestat(2) takes a sixth of the time of mincore, but it also counts pages that are still being read from the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READ_PIECE_BYTES = 2 * 1024 * 1024
 """A *piece*: how many bytes a thread reads of one file before it can read another one. All senders of a worker share
 the threads."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""No piece is read that begins further than this after the next byte to send."""
+"""How far ahead of the sender a piece may begin: at most this many bytes after the next byte to send."""
 _READ_BUFFER_BYTES = 64 * 1024
 """Size of the buffer into which a file is read. Only the page cache matters; the content of the buffer is not used."""
 
@@ -96,7 +96,8 @@ class MappedFile:
 
     def release_before(self, offset: int) -> None:
         """Releases the pages before `offset`: they no longer count as memory of this process, but stay in the page
-        cache. Views may include them later; if they are read, the kernel adds them to the process's memory again."""
+        cache. A later view may include them: if a system call reads them there, the kernel adds them to the process's
+        memory again."""
         stop = offset // PAGESIZE * PAGESIZE
         if stop > self._released_up_to:
             start = self._released_up_to - self._map_start

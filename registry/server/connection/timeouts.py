@@ -21,7 +21,7 @@ WaitReason = Literal["send", "linger", "body", "half_closed", "application", "dr
 - `head`: the rest of a request's head.
 - `body`: the next part of a request's body, because the application is waiting for it.
 - `application`: the response, or its next part, from the application. There is no timeout.
-- `half_closed`: the same, but the client has shut down its sending side, so there is a timeout.
+- `half_closed`: the same as `application`, but with a timeout, because the client has shut down its sending side.
 - `send`: the client has to receive more of a response.
 - `drain`: the rest of a request's body whose response was sent. The server discards it.
 - `idle`: the next request.
@@ -43,8 +43,8 @@ class ConnectionTimeouts:
     """Remembers what one connection was waiting for at the last check, and since when."""
 
     def __init__(self, wait: Wait, now: float) -> None:
-        """`wait` is what the new connection is waiting for. `now` is in seconds of the event loop's clock, also in the
-        methods below."""
+        """`wait` is what the new connection is waiting for. `now` is in seconds of the event loop's clock, here and in
+        the methods below."""
         self._opened = self._since = now
         self._wait = wait
 

@@ -32,14 +32,14 @@ class FreeMemory:
         self._connections = connections
         self._min_bytes = self._current_bytes = resident_bytes()  # the process's smallest and its latest size
         self._pause_seconds = TRIM_PAUSES[0]
-        self._next_attempt = 0.0  # earliest time
+        self._next_attempt = 0.0  # when the next attempt may be made
 
     def release_if_due(self, now: float) -> None:
         """Makes an attempt to return memory if the process has grown and the pause after the last attempt is over. Call
         it once a second; `now` is in seconds of any steady clock."""
         bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
         self._min_bytes = min(self._min_bytes, self._current_bytes)
-        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # in either case, much may be free now
+        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # then much memory may be free now
             self._pause_seconds = TRIM_PAUSES[0]
             self._next_attempt = min(self._next_attempt, now + self._pause_seconds)
         if self._current_bytes <= self._min_bytes + TRIM_BYTES:
