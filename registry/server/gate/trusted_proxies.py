@@ -3,9 +3,9 @@
 Any client can send these headers, so the server uses them only on connections from trusted addresses, which the
 settings list.
 
-Each proxy appends the address of its peer to X-Forwarded-For. So the server reads this header from its end: the client
-has the first address that does not belong to a trusted proxy. The addresses before it in the header are ignored,
-because the client may have invented them.
+Each proxy appends the address of its peer to the end of X-Forwarded-For. So the server goes through the addresses from
+the last one to the first. The client's address is the first one on this way that does not belong to a trusted proxy.
+The rest is ignored, because the client may have invented it.
 
 The header `Forwarded` (RFC 7239) is ignored. A proxy sets either `Forwarded` or the X-Forwarded headers, and passes on
 the others as the client sent them. So if the server read both, clients could forge their address.
