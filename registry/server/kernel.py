@@ -16,12 +16,15 @@ import sys
 import termios
 from typing import cast
 
+# Constants of Linux and its C library, which Python does not offer
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
 """Blocks of at least this size are mapped by malloc one by one, and returned to the system when they are freed. It is
-twice the size of the largest read from a socket."""
+twice the size of the largest read from a socket, so the memory of all reads is reused."""
+_TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
+"""malloc returns free memory at the end of the heap to the system when it has more than this."""
 _MAX_FILES = 1 << 20
 """The highest limit of open files that `raise_file_limit` sets and `file_limit` returns: about a million."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
@@ -36,7 +39,8 @@ def die_with_parent(parent: int) -> bool:
 
     Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has ended
     already: then the kernel will not kill this process, so the caller must exit. The signal is SIGKILL because it ends
-    even a worker whose event loop is blocked. Acknowledged writes are not lost, because they are on the disk.
+    even a worker whose event loop is blocked. No write that was acknowledged to a client is lost, because it is on the
+    disk by then.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -51,7 +55,7 @@ def tune_malloc() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl does not have it
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
 
 
 def uninitialized_bytearray(size: int) -> bytearray:

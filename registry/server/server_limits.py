@@ -32,8 +32,8 @@ class ServerLimits:
     send_idle_seconds: float = 60.0
     """Timeout since the last byte of a response that the client has received. Then the connection is aborted."""
     response_slice_seconds: float = 30.0
-    """Time for the server to pass each 256 KiB of a large response in memory, such as a manifest, to the kernel. It can
-    do so only as fast as the client receives. Then the connection is aborted."""
+    """How long the server may take to pass each 256 KiB of a large response in memory, such as a manifest, to the
+    kernel, which accepts bytes only as fast as the client receives them. Then the connection is aborted."""
     half_close_seconds: float = 5.0
     """How long the server waits for the next bytes of the response if the client has shut down its sending side after a
     complete request. Then it assumes that the client has disconnected, and closes the connection."""

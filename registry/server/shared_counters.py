@@ -2,7 +2,7 @@
 
 Keys are strings, such as client addresses. Each table is a count-min sketch with two rows: the hash of a key chooses
 one cell in each row. Other keys may have the same cell and increase its value. So the value of a key is the smaller one
-of its two cells, which may still be too high, but never too low. Keys are not stored, so none have to be evicted.
+of its two cells; even this one may be too high. Keys are not stored, so none have to be evicted.
 
 Python's `hash` of a string depends on a secret that only this process and its forks know (unless PYTHONHASHSEED is
 set). So no client can find a key that has the same cells as the key of another client.
