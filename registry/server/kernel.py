@@ -1,6 +1,6 @@
-"""System calls and C library functions of Linux that Python does not offer, and limits of open files.
+"""Calls of the kernel and the C library: those that Python does not offer, the limit of open files, and TCP's state.
 
-On other systems the functions that need Linux do nothing or return 0.
+On other systems than Linux, the functions that need Linux do nothing or return 0.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import sys
 import termios
 from typing import cast
 
+# Constants of Linux and its C library, which Python does not offer
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
-"""malloc maps larger blocks separately and returns them to the system when they are freed. Twice the size of the
-largest read from a socket."""
+"""Blocks of at least this size are mapped by malloc one by one, and returned to the system when they are freed. It is
+twice the size of the largest read from a socket, so the memory of all reads is reused."""
+_TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
+"""malloc returns free memory at the end of the heap to the system when it has more than this."""
 _MAX_FILES = 1 << 20
-"""Highest limit of open files that `raise_file_limit` sets and `file_limit` returns."""
+"""The highest limit of open files that `raise_file_limit` sets and `file_limit` returns: about a million."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
 _INT = struct.Struct("@i")
 _new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
@@ -35,8 +38,9 @@ def die_with_parent(parent: int) -> bool:
     """Asks the kernel to kill this process with SIGKILL when the thread that forked it ends. See prctl(2).
 
     Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has ended
-    already, because then no signal will come. SIGKILL also ends a worker whose event loop is blocked. Acknowledged
-    writes are not lost, because they are on the disk by then.
+    already: then the kernel will not kill this process, so the caller must exit. The signal is SIGKILL because it ends
+    even a worker whose event loop is blocked. No write that was acknowledged to a client is lost, because it is on the
+    disk by then.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -44,37 +48,37 @@ def die_with_parent(parent: int) -> bool:
 
 
 def tune_malloc() -> None:
-    """Makes malloc reuse freed blocks as large as a read from a socket. By default malloc maps and unmaps each of them.
-    See mallopt(3)."""
+    """Makes malloc keep and reuse freed blocks up to the size of a read from a socket. By default it maps each of them
+    anew and unmaps it when it is freed, which costs time. See mallopt(3)."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl does not have it
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
 
 
 def uninitialized_bytearray(size: int) -> bytearray:
-    """Returns a bytearray of `size` bytes with arbitrary content. Use it for memory that is written before it is read:
-    it saves the time to set all bytes to 0."""
+    """Returns a bytearray of `size` bytes with arbitrary content. Use it for memory that is written before it is read.
+    In contrast to `bytearray(size)`, it takes no time to set all bytes to 0."""
     return cast(bytearray, _new_bytearray(None, size))
 
 
 def raise_file_limit() -> None:
     """Raises the process's soft limit of open files to its hard limit, but not above a million. Some containers have a
-    hard limit of a billion; with that, the kernel's tables could grow without bound. Does nothing if the system
-    refuses."""
+    hard limit of a billion, with which the kernel's table of open files could grow too large. Changes nothing if the
+    system refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (ValueError, OSError):
-            return  # some systems refuse their own hard limit; the server also runs with the soft limit
+            return  # some systems refuse their own hard limit; the server can run with the old soft limit
 
 
 def file_limit() -> int:
-    """Returns the process's soft limit of open files, but not more than a million."""
+    """Returns how many files this process may have open: its soft limit, but not more than a million."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, _MAX_FILES)
 
@@ -88,16 +92,16 @@ def count_open_files() -> int:
 
 
 def unacknowledged_bytes(sock: socket.socket) -> int:
-    """Returns how many bytes were written to a TCP socket and not acknowledged by the peer's kernel yet. See tcp(7),
-    SIOCOUTQ. Raises OSError if the connection is closed."""
+    """Returns how many of the bytes written to a TCP socket the peer's kernel has not acknowledged yet. See tcp(7),
+    SIOCOUTQ. Raises OSError if the socket is closed."""
     (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
     return int(count)
 
 
 def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
-    """Returns two numbers of bytes: those that the peer's kernel has acknowledged since the connection was opened, and
-    those written to the socket and not acknowledged yet. Returns (0, 0) if they are unknown: the connection is closed,
-    `sock` is None, or the system is not Linux. See tcp(7), TCP_INFO."""
+    """Returns how many bytes the peer's kernel has acknowledged since the connection was opened, and how many were
+    written to the socket but are not acknowledged yet. Returns (0, 0) if this is unknown: the connection is closed,
+    `sock` is None, the kernel is too old, or the system is not Linux. See tcp(7), TCP_INFO."""
     if sys.platform != "linux" or sock is None:
         return 0, 0
     try:

@@ -1,5 +1,5 @@
-"""Logging of the server: of processes, connections and malformed requests. Requests that the application answers are
-logged elsewhere, in `registry.observe`."""
+"""Logging of the server: its processes, its connections, and the requests that it refuses itself. `registry.observe`
+logs the requests that the application answers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ log = logging.getLogger("registry.server")
 
 _LOGGERS = ("registry.server", "asyncio")
 _MAX_LOGGED_ERRORS = 256
-"""Different errors that `LoopErrors` logs, because error texts may differ without bound."""
+"""How many different errors one `LoopErrors` logs at most. Without this bound, errors whose texts all differ could fill
+the log and the memory."""
 
 
 def set_up_server_logging() -> None:
-    """Sends the log lines of the server and of asyncio to the root logger's handlers, or to stderr if the root logger
-    has no handler. Sets the server's log level to INFO."""
+    """Makes the log lines of the server and of asyncio go to the root logger's handlers, or to stderr if the root
+    logger has no handler. Sets the level of the server's logger to INFO."""
     handler: logging.Handler | None = None
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()
@@ -31,11 +32,11 @@ def set_up_server_logging() -> None:
 
 
 class LoopErrors:
-    """An exception handler for an event loop. Logs each different error once, because a callback that fails may be
-    called for every packet that arrives."""
+    """An exception handler for an event loop. Logs each different error once, because a callback that fails may fail
+    again for every packet that arrives."""
 
     def __init__(self) -> None:
-        self._logged: set[str] = set()
+        self._logged: set[str] = set()  # message and exception of each error that was logged
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -1,11 +1,11 @@
 """Counters and rate limits that all worker processes share, in anonymous memory that is mapped before the fork.
 
 Keys are strings, such as client addresses. Each table is a count-min sketch with two rows: the hash of a key chooses
-one cell in each row. A cell can be too high because keys with the same cell add to it, so the smaller of the two values
-is used. Keys are not stored, so there is nothing to evict or clean up.
+one cell in each row. Other keys may have the same cell and increase its value. So the value of a key is the smaller one
+of its two cells; even this one may be too high. Keys are not stored, so none have to be evicted.
 
 Python's `hash` of a string depends on a secret that only this process and its forks know (unless PYTHONHASHSEED is
-set). So a client cannot choose a key that shares the cells of another client's key.
+set). So no client can find a key that has the same cells as the key of another client.
 
 There are no locks. A cell is an aligned number of 4 or 8 bytes. Processors read and write such a number as a whole, so
 no process sees half of a value.
@@ -21,39 +21,39 @@ _ROW_CELLS = 8192
 """Cells in one row; a power of two."""
 _MASK = _ROW_CELLS - 1
 _SHIFT_BITS = 24
-"""The lowest bits of a key's hash choose its cell in the first row. The bits from this one on choose its cell in the
-second row."""
+"""The lowest bits of a key's hash choose its cell in the first row. The bits from bit number `_SHIFT_BITS` on choose
+its cell in the second row."""
 
 
 def _cells_of(key: str) -> tuple[int, int]:
-    """Returns the index of the key's cell in each row. The second row follows the first in memory."""
+    """Returns the index of the key's cell in each of the two rows. The second row follows the first one in memory."""
     number = hash(key)
     return number & _MASK, _ROW_CELLS + ((number >> _SHIFT_BITS) & _MASK)
 
 
 class SharedCounters:
-    """Counts keys over all processes. Each process has a *column*: a table of its own, to which no other process
-    writes. So no count is lost. The count of a key is the sum over all columns.
+    """A count for each key, over all processes. Each process writes to a table of its own, called a *column*. Because
+    no other process writes to it, no change is lost. The count of a key is the sum over all columns.
 
-    Other processes may count while the sum is computed, so the sum may be slightly too high. It always includes what
-    was counted before the call. `add` counts first and computes the sum afterwards, so two processes that reach a limit
-    at the same moment cannot both get a sum within it.
+    `add` first increases the count and then computes the sum. So if two processes call it at the same moment and
+    together exceed a limit, at least one of them gets a sum above the limit. It can happen that both do.
     """
 
     def __init__(self, columns: int) -> None:
-        """Create it before the fork. `columns` is how many processes may count at the same time."""
+        """Create it before the fork. `columns` is the number of columns, and so of processes that may count at the same
+        time."""
         self.columns = columns
-        self._column_cells = 2 * _ROW_CELLS
+        self._column_cells = 2 * _ROW_CELLS  # number of cells in one column
         self._memory = mmap(-1, 4 * self._column_cells * columns)
         self._cells = memoryview(self._memory).cast("I")
 
     def clear(self, column: int) -> None:
-        """Sets all counts of one column to 0."""
+        """Sets all counts of one column to 0. Call it when no process writes to the column."""
         size = 4 * self._column_cells
         self._memory[column * size : (column + 1) * size] = bytes(size)
 
     def add(self, column: int, key: str) -> int:
-        """Increases the key's count in one column by 1. Returns the key's count over all columns."""
+        """Increases the key's count by 1, in the caller's `column`. Returns the key's count over all columns."""
         base = column * self._column_cells
         sums = []
         for cell in _cells_of(key):
@@ -62,26 +62,26 @@ class SharedCounters:
         return min(sums)
 
     def remove(self, column: int, key: str) -> None:
-        """Decreases the key's count in one column by 1."""
+        """Decreases the key's count by 1, in the caller's `column`."""
         base = column * self._column_cells
         for cell in _cells_of(key):
             self._cells[base + cell] -= 1
 
 
 class SharedRateLimiter:
-    """Limits the rate of requests of each key, over all workers, with the generic cell rate algorithm (GCRA: the leaky
-    bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: when the next request is due
-    if the key's requests came exactly at the allowed rate.
+    """Limits the rate of requests of each key, over all processes, with the generic cell rate algorithm (GCRA: the
+    leaky bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the
+    next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
-    There is one race: if several workers count a request of the same key at the same moment, only one of the requests
-    may be counted, so the key exceeds its rate by the others. No request is refused wrongly. A worker that dies leaves
-    nothing to clean up.
+    There is one race. If several processes count a request of the same key at the same moment, it may happen that only
+    one of these requests is counted, so the key may exceed its rate by the others. The race never refuses a request
+    that is within the rate. A process that dies leaves nothing that would have to be cleaned up.
     """
 
     def __init__(self, per_second: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Create it before the fork. Each key may have `per_second` requests in the long run, and `burst` requests at
-        once. `clock` is in seconds, and must be the same in all processes. Raises ValueError for a rate of 0 or less,
-        or a burst below 1."""
+        the same moment. `clock` returns seconds, and must be the same in all processes. Raises ValueError if
+        `per_second` is 0 or less, or `burst` is below 1."""
         if per_second <= 0 or burst < 1:
             raise ValueError("a rate limit needs a rate above 0 and a burst of 1 at least")
         self._step_seconds = 1 / per_second
@@ -90,10 +90,10 @@ class SharedRateLimiter:
         self._cells = memoryview(mmap(-1, 8 * 2 * _ROW_CELLS)).cast("d")
 
     def take(self, key: str) -> float:
-        """Counts one request of `key` and returns 0.0. If the request exceeds the rate, counts nothing and returns how
-        many seconds to wait."""
+        """Counts one request of `key` and returns 0.0. If the request exceeds the rate, does not count it, and returns
+        in how many seconds a request of the key will be within the rate."""
         now = self._clock()
-        number = hash(key)  # the code of `_cells_of`, repeated because a call would cost time in every request
+        number = hash(key)  # the same code as in `_cells_of`: to call that function would cost time in every request
         first_cell, second_cell = number & _MASK, _ROW_CELLS + ((number >> _SHIFT_BITS) & _MASK)
         cells = self._cells
         first_due, second_due = cells[first_cell], cells[second_cell]

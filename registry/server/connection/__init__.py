@@ -1,1 +1,1 @@
-"""One client connection: its asyncio protocol, ASGI messages, timeouts, and sending of files."""
+"""One client connection: its asyncio protocol object, its ASGI requests and responses, its timeouts, and its files."""

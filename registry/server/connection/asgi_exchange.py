@@ -1,4 +1,8 @@
-"""One request and its response: calls the ASGI application, and writes what the application sends to the connection."""
+"""One request and its response: calls the ASGI application, and writes its response to the connection.
+
+The application may send the response's body as a whole or in parts, from memory or from a file. The response's head is
+written together with the first part of the body.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +24,24 @@ from registry.server.http1.response_head import STATUS_LINES, Headers, check_res
 from registry.server.server_log import log
 
 _BODYLESS_STATUSES = (204, 304)
+"""A response with one of these statuses has no body (RFC 9110, 15.3.5 and 15.4.5)."""
 _LARGE_BYTES = 64 * 1024
-"""A body, or a part of one, with more bytes than this is large."""
+"""A body, or a part of one, with more bytes than this is *large*: it is written without being copied first."""
 RESPONSE_SLICE_BYTES = 256 * 1024
-"""How many bytes of a large body are passed to the transport at once. Over TLS the transport encrypts them immediately,
-and the worker's other connections wait meanwhile."""
+"""Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
+because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 
 
 class AsgiExchange:
     """Calls the application for one request, and sends the response according to ASGI 2.4. In particular:
 
-    - `send` raises ClientDisconnected (an OSError) once the client has disconnected. So the application stops reading a
-      blob of 40 GiB when nobody receives it.
+    - `send` raises ClientDisconnected (an OSError) once the client has disconnected. So the application can stop
+      reading a blob of 40 GiB that nobody receives any more.
     - `send` accepts files (ASGI's zero-copy extension), which the kernel sends.
-    - The response may start before the request's body was received completely. A short rest of the body is then
-      received and discarded. With a longer rest the connection ends after the response.
-    - If the application fails, the response has the error format of the distribution spec.
-    - A response to HEAD, and a response with status 204 or 304, may declare a length without having a body.
+    - The application may respond before the request's body was received completely. A short rest of the body is first
+      received and discarded. With a longer rest the connection is closed after the response.
+    - If the application fails, the client gets an error response in the error format of the distribution spec.
+    - A response to HEAD, and a response with status 204 or 304, may declare a length although it has no body.
     - HTTP/1.0 clients get no chunked responses.
     """
 
@@ -46,11 +51,15 @@ class AsgiExchange:
         self.keep_alive = head.keep_alive
         """The connection stays open after the response."""
         self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
+        """The body of the request."""
         self.response_started = False
+        """The application has sent status and headers. They may not be written yet."""
         self.response_complete = False
-        self.sent_bytes = 0
+        """All of the response was passed to the transport or the kernel."""
+        self._progress_count = 0
+        """Grows with each part of the response that is written, and with each byte that the kernel accepts."""
         self.file_sender: FileSender | None = None
-        """Sends a file at the moment; None: no file is being sent."""
+        """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context
         self._transport = context.transport
         self._flow = context.flow
@@ -58,29 +67,32 @@ class AsgiExchange:
         self._is_chunked: bool | None = None
         """The response is chunked (True) or not (False). None: this is not decided yet, or the response has no body."""
         self._remaining_length = 0
-        """Bytes of the declared length that the application has not sent yet; negative if no length was declared."""
+        """Bytes of the declared length that the application has not sent yet; -1 if it has declared no length and the
+        body is not chunked."""
         self._unsent_head = b""
-        """The response's head until it is written, which happens together with the first part of the body."""
+        """The response's head, until it is written together with the first part of the body."""
         self._has_written = False
         """Some of the response was passed to the transport or the kernel."""
 
     @property
     def progress_count(self) -> int:
-        """A number that grows with each byte received or sent. Used to detect a connection without progress."""
-        return self.body.received_bytes + self.sent_bytes
+        """A number that grows with each byte received or sent. If it stays the same for too long, the connection has
+        timed out."""
+        return self.body.received_bytes + self._progress_count
 
     async def run(self, app: AsgiApp) -> None:
-        """Calls the application. If it fails, logs the exception, and sends an error response if nothing of a response
-        was sent yet. Raises nothing."""
+        """Calls the application, and returns when the request is done. If the application fails, logs the exception,
+        and sends an error response if nothing of a response was written yet. Raises nothing."""
         try:
             await app(self.scope, self.body.receive, self.send)
-        except BaseException as error:  # all exceptions, because the task of the request ends here
+        except BaseException as error:  # all exceptions, because nothing awaits the request's task
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                self._transport.abort()  # the worker cancels requests that outlast the grace period of a shutdown
+                # The worker is stopping, and cancels requests that are in progress after the grace period.
+                self._transport.abort()
             elif isinstance(error, ClientDisconnected):
                 log.debug("%s: the client has disconnected", self._request_line())
-                self._transport.abort()  # needed because a file sender may notice this before the transport does
+                self._transport.abort()  # a file sender may have noticed this before the transport
             else:
                 self._fail("the application failed", error)
         else:
@@ -88,14 +100,15 @@ class AsgiExchange:
                 self._fail("the application returned without a complete response", None)
 
     def disconnect(self) -> None:
-        """Tells the application that the client has disconnected: `receive` returns `http.disconnect`, `send` raises
-        ClientDisconnected."""
+        """Tells the application that the client has disconnected: from now on `receive` returns `http.disconnect`, and
+        `send` raises ClientDisconnected."""
         self.body.disconnect()
         if self.file_sender is not None:
             self.file_sender.end(ClientDisconnected())
 
     def _fail(self, problem: str, error: BaseException | None) -> None:
-        """Logs the problem. Sends an error response, or aborts the connection if a part of a response was sent."""
+        """Logs the problem. Sends an error response; aborts the connection if a part of a response was written already.
+        `error` is the application's exception; None if there is none."""
         is_out_of_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         if is_out_of_files:
             log.error("%s: %s", self._request_line(), error)
@@ -104,7 +117,7 @@ class AsgiExchange:
         if self.body.is_disconnected or self.response_complete:
             return
         if self._has_written:
-            self._transport.abort()  # the client can only learn of the failure from an incomplete body
+            self._transport.abort()  # the client learns of the failure, because the body is incomplete
             return
         if is_out_of_files:
             body = self._start_error(503, "the registry has as many files open as it may; try again", "UNAVAILABLE")
@@ -113,8 +126,8 @@ class AsgiExchange:
         self._write_part(body, more=False)
 
     def _start_error(self, status: int, message: str, code: str) -> bytes:
-        """Starts an error response, which replaces a response of which nothing was written yet. Returns the body of the
-        error response, which the caller has to write."""
+        """Starts an error response in place of the application's response, of which nothing was written yet. Returns
+        the body of the error response, which the caller has to write."""
         body = error_body(message, code=code)
         self._is_chunked = None
         self._remaining_length = 0
@@ -123,15 +136,18 @@ class AsgiExchange:
         return body
 
     def _request_line(self) -> str:
-        return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"  # still encoded: no line breaks
+        # The raw path is still percent-encoded, so it cannot contain a line break.
+        return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"
 
     # Messages of the application
 
     async def send(self, message: Message) -> None:
-        """Sends one ASGI message. Waits while the client receives too slowly.
+        """Sends what one ASGI message of the application contains. First waits while the transport's write buffer is
+        full, because the client receives too slowly.
 
         Raises ClientDisconnected once the client has disconnected. Raises RuntimeError for a message that is not
-        allowed at this point, for invalid headers, and for a body whose length differs from the declared one.
+        allowed at this point, for invalid headers, and for a body whose length differs from the declared one. Raises
+        OSError or FileTruncated if a file cannot be sent.
         """
         if self._flow.write_paused and not self.body.is_disconnected:
             await self._flow.drain()
@@ -140,13 +156,13 @@ class AsgiExchange:
         if not self.response_started:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
-            if self.body.has_more:
-                await self._discard_short_rest()
+            if self.body.has_more and not await self.body.discard_short_rest():
+                self.keep_alive = False
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
             if self._transport.is_closing():
-                # asyncio reports a failed write in a later iteration of the event loop. A sender that never waits would
-                # not learn of it, so it is checked here.
+                # asyncio reports a failed write in a later iteration of the event loop. An application whose sends
+                # never wait would not get the report, so this method checks the transport itself.
                 self.disconnect()
                 raise ClientDisconnected
             kind = message["type"]
@@ -155,7 +171,7 @@ class AsgiExchange:
                 if len(body) > _LARGE_BYTES:
                     await self._write_large(body, more=more)
                 else:
-                    if self._context.unsent.reserved_bytes:
+                    if self._context.unsent.reserved_bytes:  # by an earlier response on this connection
                         self._context.unsent.release_if_sent()
                     self._write_part(body, more=more)
             elif kind == "http.response.zerocopysend":
@@ -165,30 +181,16 @@ class AsgiExchange:
         else:
             raise RuntimeError(f"{message['type']} after the response was complete")
 
-    async def _discard_short_rest(self) -> None:
-        """If the rest of the request's body is short, receives and discards it before the response is sent. Servers
-        written in Go do the same, and containerd 1.6 hangs if a response comes before it has sent a whole manifest.
-        Raises ClientDisconnected."""
-        limits = self._context.worker.limits
-        rest = self.body.remaining_bytes
-        if rest is None or rest > limits.drain_bytes or self.body.expects_continue:
-            return
-        try:
-            async with asyncio.timeout(limits.linger_seconds):
-                while self.body.has_more:
-                    if await self.body.receive_pieces() is None:
-                        raise ClientDisconnected
-        except TimeoutError:
-            self.keep_alive = False  # the rest comes too slowly: send the response without it
-
     def _start(self, status: int, headers: Headers) -> None:
         """Builds the head of the response, and decides how the body is framed and whether the connection stays open.
-        Writes nothing. Raises RuntimeError for invalid headers."""
+        Writes nothing yet. Raises RuntimeError for invalid headers."""
         self.response_started = True
         if self.body.has_more:
-            self._decide_on_rest()
+            if not self.body.is_rest_short:
+                self.keep_alive = False
+            self.body.expects_continue = False  # from now on the client must not get a 100 response
         lines = [STATUS_LINES[status]]
-        closes = False
+        has_connection_close = False
         check_response_headers(headers)
         for name, value in self._context.worker.state.default_headers + headers:
             lowered = name.lower()
@@ -198,8 +200,8 @@ class AsgiExchange:
             elif lowered == b"transfer-encoding":
                 continue  # the server chooses the transfer coding itself
             elif lowered == b"connection":
-                closes = b"close" in value.lower()
-                self.keep_alive = self.keep_alive and not closes
+                has_connection_close = b"close" in value.lower()
+                self.keep_alive = self.keep_alive and not has_connection_close
             lines += (name, b": ", value, b"\r\n")
         if self.scope["method"] == "HEAD" or status in _BODYLESS_STATUSES:
             self._is_chunked = None  # the response has no body
@@ -210,34 +212,25 @@ class AsgiExchange:
             else:
                 self.keep_alive = False
                 self._remaining_length = -1  # the end of the connection marks the end of the body
-        if not self.keep_alive and not closes:
+        if not self.keep_alive and not has_connection_close:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._unsent_head = b"".join(lines)
 
-    def _decide_on_rest(self) -> None:
-        """For a response that starts before the request's body was received: keeps the connection open only if the rest
-        of the body is known to be short. Also closes it after `Expect: 100-continue` without a 100 response, because
-        the client may or may not send its body then, so the next bytes could be the body or the next request."""
-        rest = self.body.remaining_bytes
-        if self.body.expects_continue or rest is None or rest > self._context.worker.limits.drain_bytes:
-            self.keep_alive = False
-        self.body.expects_continue = False
-
     # Writing a body from memory
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
-        """Writes a body, or a part of one, of more than `_LARGE_BYTES` bytes. A complete body that does not fit into
-        the memory budget is replaced by a 503 response."""
-        if (
-            self._unsent_head and not more
-        ):  # a complete body; the budget counts only the slice in the transport's buffer
-            if not self._context.unsent.reserve(min(len(body), RESPONSE_SLICE_BYTES)):
+        """Writes a large body, or a large part of a body. `more` says that other parts follow. The worker has a memory
+        budget for whole large bodies: if `body` is a whole body and does not fit, it is replaced by a 503 response."""
+        is_whole = bool(self._unsent_head) and not more
+        if is_whole:
+            slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
+            if not self._context.unsent.reserve(slice_bytes):
                 log.warning("%s: answered 503, since too many answers wait for their clients", self._request_line())
                 body = self._start_error(503, "too many answers wait for their clients; try again", "UNAVAILABLE")
-        else:  # a part of a streamed body, which does not count because the application waits for the client
-            self._context.unsent.release()
-        if len(body) > RESPONSE_SLICE_BYTES and self._unsent_head and not more:
+        else:  # a part reserves nothing: the application has to wait for the client before it sends the next part
+            self._context.unsent.release()  # what an earlier response on this connection has reserved
+        if is_whole and len(body) > RESPONSE_SLICE_BYTES:
             await self._write_whole(memoryview(body))
         elif self._context.is_tls and len(body) > _LARGE_BYTES:
             await self._write_slices(memoryview(body), more=more)
@@ -245,40 +238,44 @@ class AsgiExchange:
             self._write_part(body, more=more)
 
     async def _write_whole(self, body: memoryview) -> None:
-        """Writes a large body that came in one message. Gives the client a limited time for each slice."""
+        """Writes a whole body in slices. Aborts the connection if the client takes too long to receive a slice."""
         try:
             await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.response_slice_seconds)
         finally:
-            if not self._context.is_tls:  # the kernel has accepted all; over TLS the last slice may still be buffered
+            if not self._context.is_tls:  # over TLS the last slice may still be in the transport's buffer
                 self._context.unsent.release()
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
-        """Writes a large body in slices. Returns when the transport's buffer is empty, or over TLS has only the last
-        slice. So the caller, which still holds the body, knows how long the body takes memory.
+        """Writes `body` in slices. Returns when the transport's buffer is empty; over TLS, when it has only the last
+        slice. After that the transport does not refer to `body`, so the caller can free its memory.
 
-        `slice_seconds` is how long the client may take to receive each slice; None, for streams: without a limit.
+        `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. Raises
+        ClientDisconnected.
 
-        Over TLS all that is written at once is encrypted at once, and kept until the client receives it. Each slice is
-        written in a new iteration of the event loop. That lets other connections run, and lets this one notice that the
-        client has disconnected; otherwise the transport silently discards what is written.
+        Over TLS the transport encrypts a slice as soon as it is written, and keeps the encrypted bytes until the client
+        receives them. Each slice is written in a new iteration of the event loop. So other connections get their turn,
+        and this method notices if the client has disconnected. The transport does not report that: it silently discards
+        what is written.
         """
         for start in range(0, len(body), RESPONSE_SLICE_BYTES):
             if self._flow.write_paused:
-                await self._cut_off_after(self._flow.drain(), slice_seconds)
+                await self._abort_after(slice_seconds, self._flow.drain())
             else:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # waits for the next iteration of the event loop
             if self.body.is_disconnected:
                 raise ClientDisconnected
             self._write_part(body[start : start + RESPONSE_SLICE_BYTES], more=True)
         if not self._context.is_tls:
-            await self._cut_off_after(self._flush(), slice_seconds)  # the transport's buffer refers to the whole body
+            await self._abort_after(slice_seconds, self._flush())  # the transport's buffer refers to the whole body
         if self.body.is_disconnected:
             raise ClientDisconnected
-        self._write_part(b"", more=more)
+        if not more:
+            self._write_part(b"", more=False)  # completes the response
 
-    async def _cut_off_after(self, drained: Coroutine[Any, Any, None], seconds: float | None) -> None:
-        """Awaits `drained`, which returns when the client has received a slice. If that takes longer than `seconds`,
-        aborts the connection and raises ClientDisconnected, because each slice takes memory. None: no limit."""
+    async def _abort_after(self, seconds: float | None, drained: Coroutine[Any, Any, None]) -> None:
+        """Awaits `drained`, which returns when the client has received enough of a slice. If that takes longer than
+        `seconds`, aborts the connection and raises ClientDisconnected, because the slice takes memory. With None there
+        is no time limit."""
         try:
             async with asyncio.timeout(seconds):
                 await drained
@@ -289,13 +286,13 @@ class AsgiExchange:
             raise ClientDisconnected from None
 
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
-        """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more`.
-        Raises RuntimeError if the body's length differs from the declared one."""
+        """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more` says
+        that other parts follow. Raises RuntimeError if the body's length differs from the declared one."""
         if self._is_chunked is None:
-            body = b""
+            body = b""  # the response has no body, for example because the request was HEAD
         self._count(len(body))
         before, after = self._frame(len(body), more=more)
-        if len(body) > _LARGE_BYTES:  # to copy the body into one piece would cost more than two further writes
+        if len(body) > _LARGE_BYTES:  # three writes cost less time than a copy of the body
             self._write(before)
             self._write(body)
             self._write(after)
@@ -307,10 +304,10 @@ class AsgiExchange:
     # Sending a file
 
     async def _write_file(self, message: Message) -> None:
-        """Handles the message of ASGI's zero-copy extension: sends `count` bytes of the open `file` from `offset`.
+        """Handles a message of ASGI's zero-copy extension: sends `count` bytes of the open `file` from `offset`.
 
-        Without `offset`, sends from the file's current position and moves the position. Without `count`, sends to the
-        end of the file. The application has to close the file.
+        Without `offset`, sends from the file's current position, and moves the position behind the sent bytes. Without
+        `count`, sends up to the end of the file. Does not close the file.
         """
         file = message["file"] if isinstance(message["file"], int) else message["file"].fileno()
         offset, count, more = message.get("offset"), message.get("count"), message.get("more_body", False)
@@ -330,8 +327,8 @@ class AsgiExchange:
             self._complete()
 
     async def _send_file(self, before: bytes, file: int, start: int, count: int) -> None:
-        """Sends `before`, and then `count` bytes of the file from the offset `start`. Raises ClientDisconnected,
-        OSError or FileTruncated."""
+        """Sends the bytes `before`, and then `count` bytes of the file from the offset `start`. Raises
+        ClientDisconnected, OSError or FileTruncated."""
         sock = self._context.sendfile_socket
         if sock is None:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
@@ -345,7 +342,7 @@ class AsgiExchange:
         except (OSError, FileTruncated) as error:
             if not isinstance(error, ClientDisconnected):
                 log.error("%s: a file cannot be sent: %s", self._request_line(), error)
-                mark_logged(error)
+                mark_logged(error)  # so that `_fail` does not log it again
             raise
         finally:
             self.file_sender = None
@@ -354,31 +351,31 @@ class AsgiExchange:
         """Waits until the transport has passed all written bytes to the kernel, or the connection is lost."""
         if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
-        self._transport.set_write_buffer_limits(0)
+        self._transport.set_write_buffer_limits(0)  # `drain` then waits until the buffer is empty
         try:
             await self._flow.drain()
         finally:
             if not self._transport.is_closing():
-                self._transport.set_write_buffer_limits()
+                self._transport.set_write_buffer_limits()  # back to the defaults
 
     def _on_sent(self, count: int) -> None:
         self._has_written = True
-        self.sent_bytes += count
+        self._progress_count += count
 
     # Framing
 
     def _count(self, size: int) -> None:
-        """Counts `size` bytes of the body that are about to be sent. Raises RuntimeError if the body gets longer than
-        the declared length."""
-        self.sent_bytes += 1  # even a message without a body counts as progress
+        """Counts `size` bytes of the body that are about to be written. Raises RuntimeError if the body gets longer
+        than the declared length."""
+        self._progress_count += 1  # a part without bytes is progress as well
         if self._is_chunked is False and self._remaining_length >= 0:
             self._remaining_length -= size
             if self._remaining_length < 0:
                 raise RuntimeError("the response is longer than its content-length")
 
     def _frame(self, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """Returns the bytes to write before and after `size` bytes of the body: the head if it is not written yet, and
-        the framing of a chunk."""
+        """Returns the bytes to write before and after `size` bytes of the body. They contain the head if it is not
+        written yet and, if the response is chunked, the framing of a chunk. Without `more`, they end the body."""
         head, self._unsent_head = self._unsent_head, b""
         if not self._is_chunked:
             return head, b""
@@ -388,11 +385,12 @@ class AsgiExchange:
     def _write(self, data: bytes | memoryview) -> None:
         if data:
             self._has_written = True
-            self.sent_bytes += len(data)
+            self._progress_count += len(data)
             self._transport.write(data)
 
     def _complete(self) -> None:
-        """Ends the response. Raises RuntimeError if the body is shorter than the declared length."""
+        """Called when all of the response is written. Raises RuntimeError if the body is shorter than the declared
+        length."""
         if self._is_chunked is False and self._remaining_length > 0:
             raise RuntimeError("the response is shorter than its content-length")
         self.response_complete = True

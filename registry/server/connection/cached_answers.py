@@ -1,14 +1,14 @@
-"""Writes responses that the application has cached, without a task and without ASGI messages.
+"""Gets responses that the application has cached, without starting a task and without ASGI messages.
 
-An application may have a method `answer_at_once(scope)`, which returns a cached response or None. The server calls it
-for a request without a body, on a connection that stays open and has no other request in progress. If it returns None,
-the server calls the application in the usual way. An extension in the scope of each request tells the application that
-the server supports this method. The bytes of each cached response are built once. Only the date and the request id
-differ in each response.
+An application may have a method `answer_at_once(scope)`. It returns a cached response and the id of the request, or
+None if it has none cached. The server calls it for a request without a body, on a connection that stays open and has no
+other request in progress. If it returns None, the server calls the application through ASGI. An extension in the scope
+of each request tells the application that the server calls this method. A cached response is called an *answer*. Most
+of its bytes are built only once; the date and the request id are different each time it is sent.
 
 Of all requests that arrive in one read from the socket, at most one gets a cached response. The others are answered in
-later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration; to answer all requests
-in them at once would block the worker's other connections for a third of a second.
+later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration. To answer all requests
+in these 2 MiB in one iteration would block the worker's other connections for a third of a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from registry.asgi import Scope
 from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers, header_lines
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
-"""Key in `scope["extensions"]` of each request, if the application has the method `answer_at_once`."""
+"""Key in `scope["extensions"]` of each request, if the application has the method `answer_at_once`. Its value is an
+empty dictionary."""
 
 
 class RenderableAnswer(Protocol):
@@ -32,7 +33,8 @@ class RenderableAnswer(Protocol):
     """Headers after X-Request-Id. One of the headers is Content-Length."""
     body: bytes
     rendered: Any
-    """The server keeps the bytes of the response here; None until the response is sent for the first time."""
+    """The parts of the response that are always the same, as the server has built them. None until the server sends the
+    response for the first time."""
 
 
 class CachedAnswers:
@@ -57,7 +59,7 @@ class CachedAnswers:
 
 
 def _render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
-    """Returns the bytes of the response. Stores those that are the same each time in `answer.rendered`."""
+    """Returns the bytes of the response. Stores the parts that are always the same in `answer.rendered`."""
     if answer.rendered is None:
         check_response_headers(answer.before + answer.after)
         answer.rendered = (

@@ -1,4 +1,4 @@
-"""The objects and facts that the parts of a connection share: about its worker process, and about the connection."""
+"""What the parts of one connection share, and what all connections of a worker process share."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ class OpenConnection(EvictableConnection, Protocol):
     """The methods of a connection that its worker calls."""
 
     def check_timeouts(self, now: float) -> None:
-        """Ends the connection if one of its timeouts has passed. The worker calls this once a second; `now` is in
-        seconds of the event loop's clock."""
+        """Closes the connection, or refuses its request, if one of its timeouts has passed. The worker calls this once
+        a second; `now` is in seconds of the event loop's clock."""
         ...
 
     def shutdown(self) -> None:
-        """Ends the connection after the responses to the requests received so far. May be called repeatedly."""
+        """Closes the connection after the responses to the requests received so far. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Closes the connection immediately. The client does not receive the rest of a response."""
         ...
 
 
 @dataclass(slots=True)
 class WorkerState:
-    """The connections and requests of one worker process. The attributes are named as those of uvicorn's `ServerState`,
-    which is used in its place when uvicorn runs the server."""
+    """The connections and requests of one worker process. The attributes have the names of those of uvicorn's
+    `ServerState`, because an object of that class is used instead when uvicorn runs the server."""
 
     connections: set[OpenConnection] = field(default_factory=set)
+    """The open connections. Each adds and removes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    """A task for each request in progress."""
+    """The tasks of the requests in progress, one for each."""
     default_headers: Headers = field(default_factory=list)
-    """Headers that every response begins with: the Date header."""
+    """The headers with which every response begins: the Date header, which the worker updates."""
     total_requests: int = 0
     """Number of completed requests."""
 
@@ -59,10 +60,11 @@ class WorkerContext:
     loop: asyncio.AbstractEventLoop
     limits: ServerLimits
     unsent_budget: UnsentBudget
-    """The memory budget for responses that clients have not received yet."""
+    """The memory budget for large responses that clients have not received yet."""
     state: WorkerState = field(default_factory=WorkerState)
     lifespan_state: dict[str, Any] = field(default_factory=dict)
-    """What the application has stored in its lifespan state (ASGI). The scope of each request has a copy."""
+    """The values that the application has stored at its start (ASGI: lifespan state). The scope of each request gets a
+    copy of this dictionary."""
     proxies: TrustedProxies | None = None
     """The trusted reverse proxies; None: there are none."""
     connection_limit: ConnectionLimit | None = None
@@ -70,7 +72,8 @@ class WorkerContext:
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
-    """The memory into which all connections receive the heads of requests. Each read is parsed before the next one."""
+    """The memory into which all connections receive the heads of requests. They can share it, because the bytes of each
+    read are parsed before the next read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,11 @@ class ConnectionContext:
     transport: asyncio.Transport
     flow: FlowControl
     unsent: UnsentShare
-    """The connection's part of the memory budget for responses that clients have not received yet."""
+    """The connection's part of the worker's `unsent_budget`."""
     is_tls: bool
     sendfile_socket: socket.socket | None
-    """The socket to which the kernel can send files directly. None: files cannot be sent in this way, because the
-    connection uses TLS or the system is not Linux; the application has to read them and send their bytes."""
+    """The socket to which the kernel can send files directly. None if it cannot, because the connection uses TLS or the
+    system is not Linux; then the application has to read the files and send their bytes."""
     server: tuple[str, int] | None
     """Address and port of this end of the connection; None: unknown."""
     client: tuple[str, int] | None
@@ -97,7 +100,8 @@ class ConnectionContext:
     def for_transport(
         cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection
     ) -> Self:
-        """Returns the context of a connection that was just opened."""
+        """Returns the context of a connection that was just opened. `transport` is its transport, and `connection` is
+        the object that the unsent budget closes if the client receives nothing."""
         is_tls = transport.get_extra_info("sslcontext") is not None
         sock: socket.socket | None = transport.get_extra_info("socket")
         client = None if sock is None else _address(sock.getpeername)
@@ -109,19 +113,19 @@ class ConnectionContext:
         return cls(
             worker,
             transport,
-            FlowControl(transport),
-            UnsentShare(worker.unsent_budget, connection, transport, is_tls=is_tls),
-            is_tls,
-            None if is_tls or sys.platform != "linux" else sock,
-            None if sock is None else _address(sock.getsockname),
-            client,
-            proxies,
+            flow=FlowControl(transport),
+            unsent=UnsentShare(worker.unsent_budget, connection, transport, is_tls=is_tls),
+            is_tls=is_tls,
+            sendfile_socket=None if is_tls or sys.platform != "linux" else sock,
+            server=None if sock is None else _address(sock.getsockname),
+            client=client,
+            proxies=proxies,
         )
 
 
 def _address(get_name: Callable[[], Any]) -> tuple[str, int] | None:
-    """Returns address and port of one end of a TCP connection. `get_name` is the socket's `getsockname` or
-    `getpeername`. Returns None if the connection is closed already, or is not a TCP connection."""
+    """Returns address and port of one end of a TCP connection. `get_name` is the method `getsockname` or `getpeername`
+    of its socket. Returns None if the connection is closed already, or is not a TCP connection."""
     try:
         name = get_name()
     except OSError:

@@ -1,15 +1,15 @@
-"""Sends files to sockets. The kernel copies the bytes, and the event loop never waits for the disk.
+"""Sends files to sockets. The kernel copies the bytes, and the event loop does not wait for the disk.
 
-Clients on other machines get a file by sendfile(2), which passes the pages of the kernel's page cache to the network
-card. Clients on this machine, such as a reverse proxy, get it from a memory mapping of the file. This copies each byte
-once more, but sendfile is slower for local clients: it passes on 16 pages at a time, so the client often has to sleep
-and to be woken, which costs more than the copy. Measured CPU seconds per GiB: with sendfile 0.46 for the server and
-0.24 for the client, from a mapping 0.27 and 0.14.
+To clients on other machines a file is sent by sendfile(2), which passes the pages of the kernel's page cache to the
+network card. To clients on this machine, such as a reverse proxy, it is sent from a memory mapping of the file. This
+copies each byte once more, but sendfile is slower for local clients: it passes on 16 pages at a time, so the client
+often has to sleep and to be woken, which costs more than the copy. Measured CPU seconds per GiB: with sendfile 0.46 for
+the server and 0.24 for the client, from a mapping 0.27 and 0.14.
 
 sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So before each slice the
 sender asks the kernel which pages are in memory. As soon as some are missing, threads read the rest of the file ahead
-of the sender, and the sender sends only what they have read. Their reads also clear the page marks that would make
-sendfile start a read-ahead itself.
+of the sender, and the sender sends only what they have read. These reads have a second effect: the kernel marks some
+pages, and sendfile would start a read-ahead from the disk at a marked page; the reads clear the marks.
 
 The sender uses a duplicate (dup) of the connection's socket for two reasons: uvloop refuses `add_writer` for a
 descriptor that a transport owns, and the duplicate stays valid when the transport is closed.
@@ -31,12 +31,14 @@ SEND_SLICE_BYTES = 2 * 1024 * 1024
 """Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections
 wait."""
 _MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
-"""How many bytes are sent from a mapping before their pages are released from the process's memory."""
+"""How many bytes are sent from a mapping before their pages are released, so that they no longer count as memory of
+this process."""
 _UNREACHABLE_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+"""Errors of a connection that Python does not report as ConnectionError."""
 
 
 def is_local_peer(sock: socket.socket) -> bool:
-    """Returns whether the socket's peer is on this machine; False if the connection is closed."""
+    """Returns whether the socket's peer is on this machine. Returns False if the connection is closed."""
     if sock.family == socket.AF_UNIX:
         return True
     try:
@@ -51,7 +53,7 @@ class FileTruncated(Exception):
 
 
 class FileSender:
-    """Sends a file, or a part of one, to one client. Use each object for one call of `run`."""
+    """Sends a file, or a part of one, to one client. Create an object for each call of `run`."""
 
     def __init__(
         self,
@@ -62,36 +64,40 @@ class FileSender:
         *,
         is_local: bool | None = None,
     ) -> None:
-        """`sock` is the connection's socket, and `file` is a file descriptor open for reading. Both stay open.
-        `on_sent` is called each time the kernel has accepted some bytes, with their number. `is_local` says whether the
-        client is on this machine; with None the sender finds out."""
+        """`sock` is the connection's socket, and `file` is a file descriptor open for reading. The sender closes
+        neither. `on_sent` is called each time the kernel has accepted some bytes, with their number. `is_local` says
+        whether the client is on this machine; with None the sender finds out."""
         self._loop = loop
-        self._sock = sock
+        self._sock = sock  # while `run` runs: the duplicate of the connection's socket
         self._file = file
         self._on_sent = on_sent
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
+        """Done when the sending has ended. The value is the error that has stopped it; None: all bytes were sent."""
         self._unsent_head = b""
         self._offset = self._stop = 0  # offsets in the file: of the next byte to send, and after the last one
         self._read_ahead: ReadAhead | None = None
+        """Reads the file in threads. None while all pages that were needed have been in memory."""
         self._mapped_file: MappedFile | None = None
         self._is_local = is_local_peer(sock) if is_local is None else is_local
+        """The client is on this machine, so the file is sent from the mapping and not by sendfile."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
-        # Offset up to which a thread has just read. Bytes before it are sent even if the kernel has evicted their pages
-        # again; otherwise a lack of memory could stop the transfer.
+        # Offset up to which a thread has read the file for this sender. The bytes before this offset are sent without
+        # asking whether their pages are still in memory. Otherwise the sender could read the same bytes again and again
+        # while memory is scarce, and send none.
         self._just_read_up_to = 0
         self.is_blocked = False
-        """The sender waits until the client has received more, so that the socket has room."""
+        """The socket has no room. The sender waits until the client has received more."""
 
     def unacknowledged(self) -> int:
         """Returns how many of the sent bytes the client's kernel has not acknowledged yet."""
         return unacknowledged_bytes(self._sock)
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
-        """Sends `head`, and then `count` bytes of the file from `offset`. Returns when the kernel has accepted all
-        bytes.
+        """Sends the bytes `head`, and then `count` bytes of the file from `offset`. Returns when the kernel has
+        accepted all of them.
 
         Raises ClientDisconnected if the connection fails, FileTruncated if the file is too short, OSError if the file
-        cannot be read, and the error that was passed to `end`. After an error or a cancellation the response is
+        cannot be read, and the error that is passed to `end`. After an error or a cancellation the response is
         incomplete, so the caller has to close the connection.
         """
         self._unsent_head = head
@@ -100,8 +106,8 @@ class FileSender:
         try:
             self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
             self._released_up_to = offset
-            # A mapping has zeros between the file's end and the end of its last page. So a file that is too short is
-            # sent by sendfile, which reports its end.
+            # A mapping has zeros between the end of the file and the end of the last page, and they must not be sent.
+            # So a file that is too short is sent by sendfile, which stops at the end of the file.
             self._is_local = self._is_local and os.fstat(self._file).st_size >= self._stop
             self._step()
             error = await self._ended
@@ -116,14 +122,15 @@ class FileSender:
             raise error
 
     def end(self, error: BaseException | None = None) -> None:
-        """Makes `run` return, or raise `error` if that is not None. Does nothing if `run` has ended already."""
+        """Stops the sending: makes `run` raise `error`, or return if `error` is None. Does nothing if the sending has
+        ended already."""
         self._set_blocked(False)
         if not self._ended.done():
             self._ended.set_result(error)
 
     def _step(self) -> None:
-        """Sends one slice at most, and then ends `run` or waits for the next step. The next step follows when the
-        socket has room again, or when a thread has read the next part of the file."""
+        """Sends at most one slice. Then ends the sending if all was sent or an error occurred. Otherwise this method is
+        called again when the socket has room, or when a thread has read the next part of the file."""
         try:
             self._send_head()
             wait_for_client = self._send_slice()
@@ -145,10 +152,10 @@ class FileSender:
             self._unsent_head = self._unsent_head[sent:]
 
     def _send_slice(self) -> bool:
-        """Sends bytes that are in memory. Returns True if the next step has to wait for the client. Returns False if it
-        has to wait for a thread, which reads the next bytes from the disk."""
+        """Sends bytes of the file that are in memory. Returns True if the next step has to wait until the socket has
+        room. Returns False if it has to wait for a thread that reads the next bytes from the disk."""
         if self._unsent_head:
-            return True
+            return True  # the head must be sent completely before the file
         count = self._count_in_memory(min(self._stop, self._offset + SEND_SLICE_BYTES))
         if count == 0:
             self._start_read_ahead()
@@ -170,7 +177,8 @@ class FileSender:
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                self._is_local = False  # the file was truncated or cannot be read; sendfile reports which of the two
+                # The file was truncated, or the disk cannot read it. sendfile tells which: it sends 0 bytes or fails.
+                self._is_local = False
         return os.sendfile(self._sock.fileno(), self._file, self._offset, count)
 
     def _send_mapped(self, mapped: MappedFile, count: int) -> int:
@@ -182,8 +190,8 @@ class FileSender:
         return sent
 
     def _count_in_memory(self, stop: int) -> int:
-        """Returns how many bytes, from the next one to send and not beyond the offset `stop`, can be sent without
-        waiting for the disk."""
+        """Returns how many bytes can be sent without waiting for the disk: from the next byte to send up to the offset
+        `stop`, or fewer."""
         if self._offset < self._just_read_up_to:
             return min(stop, self._just_read_up_to) - self._offset
         if self._read_ahead is not None:
@@ -192,6 +200,7 @@ class FileSender:
             return 0
         if self._mapped_file is not None:
             return self._mapped_file.count_resident(self._offset, stop)
+        # Without a mapping the sender cannot ask the kernel. It relies on what threads have read.
         return stop - self._offset if self._read_ahead is not None else 0
 
     def _start_read_ahead(self) -> None:
@@ -200,18 +209,19 @@ class FileSender:
         self._read_ahead.read(self._offset)
 
     def _on_piece_read(self, error: BaseException | None) -> None:
+        """Called after a thread has read a piece of the file. `error` is the reason if it could not read the piece."""
         if self._ended.done() or self._read_ahead is None:
             return
         if error is not None:
             self.end(error)
-        elif self.is_blocked:
+        elif self.is_blocked:  # the client is slower than the disk
             self._read_ahead.keep_ahead_of(self._offset)
-        else:
+        else:  # the sender waits for this piece
             self._just_read_up_to = self._read_ahead.read_up_to
             self._step()
 
     def _set_blocked(self, is_blocked: bool) -> None:
-        """Starts or stops waiting until the socket has room for more bytes."""
+        """Starts (True) or stops (False) waiting until the socket has room for more bytes."""
         if is_blocked and not self.is_blocked:
             self._loop.add_writer(self._sock, self._step)
         elif self.is_blocked and not is_blocked:
@@ -226,7 +236,7 @@ def _duplicate(sock: socket.socket) -> socket.socket:
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Returns whether the error is about the connection; False for an error about the file."""
+    """Returns True for an error of the connection, False for an error of the file."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in _UNREACHABLE_ERRORS

@@ -1,4 +1,4 @@
-"""Flow control of one connection: pauses reading from the client, and makes writers wait while the transport's write
+"""Flow control of one connection: pauses reading from the client, and lets senders wait while the transport's write
 buffer is full."""
 
 from __future__ import annotations
@@ -7,8 +7,8 @@ import asyncio
 
 
 class ClientDisconnected(OSError):
-    """The connection is closed, by the client or by the server. A subclass of OSError because ASGI 2.4 requires that
-    `send` raises an OSError then."""
+    """The connection was closed by the client or the server, so the response cannot be sent. It is an OSError because
+    ASGI 2.4 requires that `send` raises an OSError in this case."""
 
 
 class FlowControl:
@@ -18,13 +18,13 @@ class FlowControl:
         self._transport = transport
         self._read_paused = False
         self.write_paused = False
-        """The transport's write buffer is above its high-water mark, and has not fallen below its low-water mark
-        yet."""
+        """The transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water mark
+        since."""
         self._writable = asyncio.Event()
         self._writable.set()
 
     async def drain(self) -> None:
-        """Waits until the transport's write buffer has room, or the connection is lost."""
+        """Waits while `write_paused` is True. Returns immediately if it is False."""
         await self._writable.wait()
 
     def pause_reading(self) -> None:
@@ -46,8 +46,8 @@ class FlowControl:
             self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Lets `drain` return. The transport calls this when its write buffer falls below its low-water mark. It is
-        also called when the connection is lost."""
+        """Lets `drain` return. The transport calls this when its write buffer falls below its low-water mark. The
+        connection calls it when it is lost."""
         if self.write_paused:
             self.write_paused = False
             self._writable.set()

@@ -1,7 +1,7 @@
 """Parses the heads (request line and headers) of one connection's requests into ASGI scopes, with httptools (llhttp).
 
-Only heads pass through the httptools parser. `registry.server.connection.request_reader` separates the bodies from
-them.
+Only heads are given to the httptools parser. `registry.server.connection.request_reader` separates them from the
+bodies.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from registry.server.server_limits import HEADER_COST
 
 
 class RequestAfterLast(Exception):
-    """The client has sent another request after the last one that the server will answer on this connection. The server
-    ignores the request."""
+    """The client has sent a request that the server ignores, because it closes the connection after the response to an
+    earlier request."""
 
 
 @dataclass(slots=True)
 class RequestHead:
-    """The head of a request, received completely and valid."""
+    """The head of a request. It was received completely, and is valid."""
 
     scope: Scope
     body_length: int | None
     """Length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
     keep_alive: bool
-    """The client allows that the connection stays open after the response."""
+    """The client allows the server to keep the connection open after the response."""
     expects_continue: bool
     """The client waits for a 100 (Continue) response before it sends the body."""
     size: int
@@ -41,10 +41,10 @@ class RequestHead:
 
 
 class HeadParser:
-    """Parses the heads of one connection. The connection calls `feed`; httptools calls the methods `on_…`."""
+    """Parses the heads of one connection. The request reader calls `feed`; httptools calls the methods `on_…`."""
 
-    def __init__(self, context: ConnectionContext, on_begin: Callable[[], None]) -> None:
-        """`on_begin` is called at the first byte of each request. If it raises an exception, parsing ends and `feed`
+    def __init__(self, context: ConnectionContext, on_start: Callable[[], None]) -> None:
+        """`on_start` is called at the first byte of each request. If it raises an exception, `feed` stops parsing and
         raises that exception."""
         self._connection_scope = {
             "type": "http",
@@ -55,34 +55,35 @@ class HeadParser:
         }
         self._state = context.worker.lifespan_state
         self._limit = context.worker.limits.header_bytes
-        self._on_begin: Callable[[], None] | None = on_begin
-        # The parser's leniency for data after `Connection: close` stays off. With it, the application would run for
-        # requests whose responses cannot be sent.
+        self._on_start: Callable[[], None] | None = on_start
+        # The parser could be set to accept requests after one with `Connection: close`. This stays off: the application
+        # would handle requests whose responses cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = b""  # the last bytes, up to three, of an incomplete head: its CRLFCRLF may come in two reads
-        self._head: RequestHead | None = None
+        self._tail = b""  # the last bytes, up to three, of an incomplete head: they may begin the CRLFCRLF at its end
+        self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
         self._target = b""
         self._headers: Headers = []
         self._expects_continue = False
         self._size = 0
         self.is_in_head = False
-        """A head has begun and is not complete yet."""
+        """The first byte of a head was received, but not all of it."""
 
     def feed(self, data: bytes, start: int) -> tuple[int, RequestHead | None]:
-        """Parses the bytes of one head in `data`, from the offset `start` to the head's end or the end of `data`.
+        """Parses the bytes of one head in `data`: from the offset `start` to the head's end, or to the end of `data` if
+        the head does not end in it.
 
-        Returns the offset after the parsed bytes, and the head; None in place of the head if it is not complete yet.
-        Raises RefusedRequest for a head that is malformed or too large, and any exception of `on_begin`. After an
-        exception, `feed` must not be called again.
+        Returns the offset after the parsed bytes, and the head, or None if it is not complete yet. Raises
+        RefusedRequest for a head that is malformed or too large, and any exception of `on_start`. Do not call it again
+        after an exception.
         """
         stop = find_head_end(self._tail, data, start)
         part = data if stop - start == len(data) else data[start:stop]
         try:
             self._parser.feed_data(part)
         except httptools.HttpParserUpgrade:
-            pass  # the client asks for another protocol; it gets an HTTP/1.1 response (RFC 9110, section 7.8)
+            pass  # the client asks for another protocol; the server ignores that (RFC 9110, section 7.8)
         except httptools.HttpParserCallbackError as error:
-            raise error.__context__ or error from None
+            raise error.__context__ or error from None  # the exception of a method `on_…`
         except httptools.HttpParserError as error:
             raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"this is not a valid HTTP/1.1 request: {error}") from None
         head = self._head
@@ -92,26 +93,27 @@ class HeadParser:
         self._head = None
         self._tail = b""
         if head.body_length != 0 or self._parser.should_upgrade():
-            # The old parser expects a body next. A new one expects the next head.
+            # This parser expects a body or another protocol next, but gets only heads. A new one expects a head.
             self._parser = httptools.HttpRequestParser(self)
         return stop, head
 
     def close(self) -> None:
-        """Ends the parsing. Breaks the reference cycles with the httptools parser and `on_begin`, so that memory is
-        freed without the garbage collector."""
+        """Called when the connection is lost. Breaks the reference cycles with the httptools parser and `on_start`, so
+        that memory is freed without the garbage collector. `feed` must not be called afterwards."""
         del self._parser
-        self._on_begin = None
+        self._on_start = None
 
     def too_large(self) -> RefusedRequest:
-        """Returns the error with which the server refuses a head that is larger than the limit."""
+        """Returns the error with which the server refuses a head that is larger than the limit: that the request target
+        is too long, if the target takes more than half of the limit and no header was parsed yet."""
         is_target_too_long = self.is_in_head and not self._headers and len(self._target) * 2 > self._limit
         return head_too_large(self._limit, is_target_too_long=is_target_too_long)
 
     # Called by httptools
 
     def on_message_begin(self) -> None:
-        if self._on_begin is not None:
-            self._on_begin()
+        if self._on_start is not None:
+            self._on_start()
         self._target = b""
         self._headers = []
         self._expects_continue = False
@@ -138,7 +140,7 @@ class HeadParser:
         version = parser.get_http_version()
         scope = {
             **self._connection_scope,
-            "asgi": {"version": "3.0", "spec_version": "2.4"},  # since 2.4 `send` raises if the client has disconnected
+            "asgi": {"version": "3.0", "spec_version": "2.4"},  # 2.4: `send` raises if the client has disconnected
             "headers": headers,
             "state": self._state.copy(),
         }
@@ -146,13 +148,13 @@ class HeadParser:
         is_http_1_1 = version == "1.1"
         self._head = RequestHead(
             scope,
-            body_length(headers),
-            is_http_1_1 and parser.should_keep_alive(),
-            is_http_1_1 and self._expects_continue,
-            self._size,
+            body_length=body_length(headers),
+            keep_alive=is_http_1_1 and parser.should_keep_alive(),
+            expects_continue=is_http_1_1 and self._expects_continue,
+            size=self._size,
         )
         self.is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        # The parser gets only heads. If it finds a body in one, it disagrees with the server about where the head ends.
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request is not framed as it must be")
+        # The parser gets only heads. If it finds a body, it disagrees with `find_head_end` about where a head ends.
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "it is not clear where the head of the request ends")

@@ -1,10 +1,11 @@
 """Uses the kernel's page cache: finds out which parts of a file are in memory, and reads files into memory in advance.
 
-mincore(2) tells which pages of a mapping are in memory, and has no side effects. Two other system calls do not fit:
+The system call mincore(2) tells which pages of a mapping are in memory, and changes nothing. Two other system calls are
+not used:
 
-- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. To pass that to a busy disk blocked event loops
-  for up to 0.4 s.
-- cachestat(2) takes a sixth of mincore's time, but also counts pages that are still being read.
+- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. With a busy disk, this blocked event loops for up
+  to 0.4 s.
+- cachestat(2) takes a sixth of the time of mincore, but it also counts pages that are still being read from the disk.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from mmap import MAP_SHARED, PAGESIZE
 from typing import NamedTuple
 
 READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Bytes that a thread reads for one sender without a break. Threads are shared by all senders of a worker."""
+"""A *piece*: how many bytes a thread reads of one file before it can read another one. All senders of a worker share
+the threads."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""How far ahead of its sender a file is read at most."""
+"""How far ahead of the sender a piece may begin: at most this many bytes after the next byte to send."""
 _READ_BUFFER_BYTES = 64 * 1024
-"""Size of the buffer into which a file is read. Its content is not used."""
+"""Size of the buffer into which a file is read. Only the page cache matters; the content of the buffer is not used."""
 
+# Constants of the C library and of Python's C API
 _PROT_READ = 1
 _MADV_DONTNEED = 4
 _PYBUF_READ = 0x100
@@ -48,33 +51,34 @@ class MappedFile:
     bytes."""
 
     def __init__(self, calls: _LibraryCalls, address: int, map_start: int, length: int) -> None:
-        """`address` is where in memory the mapping begins, `map_start` is the offset of its first byte."""
+        """`address` is the address in memory at which the mapping begins. `map_start` is the offset in the file of its
+        first byte, and `length` its size in bytes."""
         self._calls = calls
         self._address = address
         self._map_start = map_start
         self._length = length
         self._view: memoryview = _new_memoryview(address, length, _PYBUF_READ)
-        self._released_up_to = map_start
+        self._released_up_to = map_start  # offset up to which `release_before` has released the pages
 
     @classmethod
     def try_map(cls, fd: int, start: int, stop: int) -> MappedFile | None:
-        """Maps the bytes from `start` to `stop` of an open file. Returns None if mincore cannot tell what is in memory:
-        the system is not Linux, the file system does not support mappings, or the file belongs to another user, because
-        the kernel then reports all pages as in memory."""
+        """Maps the bytes from `start` to `stop` of an open file. Returns None if the system is not Linux or the file
+        system does not support mappings. Also returns None if the file belongs to another user, because mincore then
+        says of all pages that they are in memory."""
         calls = _library_calls()
         if calls is None or os.geteuid() not in (0, os.fstat(fd).st_uid):
             return None
-        map_start = start // PAGESIZE * PAGESIZE
+        map_start = start // PAGESIZE * PAGESIZE  # a mapping must begin at a page
         address = calls.mmap(None, stop - map_start, _PROT_READ, MAP_SHARED, fd, map_start)
         if address is None or address == _MAP_FAILED:
             return None
         return cls(calls, address, map_start, stop - map_start)
 
     def count_resident(self, offset: int, stop: int) -> int:
-        """Returns how many bytes are in memory without a gap, counted from `offset` and not beyond `stop`. Returns 0 if
-        the byte at `offset` is not in memory."""
+        """Returns how many bytes from `offset` on are in memory, up to the first one that is not, or up to `stop`.
+        Returns 0 if the byte at `offset` is not in memory, or if mincore fails."""
         first_page = (offset - self._map_start) // PAGESIZE
-        page_count = -(-(stop - self._map_start) // PAGESIZE) - first_page
+        page_count = -(-(stop - self._map_start) // PAGESIZE) - first_page  # -(-a // b) is a / b rounded up
         residency = ctypes.create_string_buffer(page_count)  # one byte for each page; 0 if the page is not in memory
         if self._calls.mincore(self._address + first_page * PAGESIZE, page_count * PAGESIZE, residency):
             return 0
@@ -83,16 +87,17 @@ class MappedFile:
 
     def view(self, start: int, stop: int) -> memoryview:
         """Returns a view of the bytes from `start` to `stop`, to be passed to a system call. Release the view before
-        `close`.
+        you call `close`.
 
-        Never read the view in Python. If a page cannot be read from the disk, a system call fails with EFAULT, but a
-        process that reads the page itself is killed by SIGBUS.
+        Never read the view in Python. If the disk cannot read a page, a system call fails with EFAULT, but a process
+        that reads the page itself is killed by SIGBUS.
         """
         return self._view[start - self._map_start : stop - self._map_start]
 
     def release_before(self, offset: int) -> None:
-        """Releases the pages before `offset`: they no longer count as this process's memory, but stay in the page
-        cache. A later view may still include them; the kernel then adds them to the process's memory again."""
+        """Releases the pages before `offset`: they no longer count as memory of this process, but stay in the page
+        cache. A later view may include them: if a system call reads them there, the kernel adds them to the process's
+        memory again."""
         stop = offset // PAGESIZE * PAGESIZE
         if stop > self._released_up_to:
             start = self._released_up_to - self._map_start
@@ -100,7 +105,7 @@ class MappedFile:
             self._released_up_to = stop
 
     def close(self) -> None:
-        """Unmaps the file. Call it once. Nothing else may be called afterwards."""
+        """Unmaps the file. Call it once. No other method may be called afterwards."""
         self._view.release()
         self._calls.munmap(self._address, self._length)
 
@@ -110,7 +115,8 @@ def _library_calls() -> _LibraryCalls | None:
     """Returns the functions of the C library; None on other systems than Linux."""
     if sys.platform != "linux":
         return None
-    # PyDLL holds the interpreter's lock (GIL) during calls. That is faster, and none of these calls blocks.
+    # In contrast to CDLL, PyDLL does not release the interpreter's lock (GIL) for each call. That saves time, and other
+    # threads do not have to wait long, because none of these calls blocks.
     library = ctypes.PyDLL(None)
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     library.mmap.restype = ctypes.c_void_p
@@ -121,8 +127,8 @@ def _library_calls() -> _LibraryCalls | None:
 
 
 class ReadAhead:
-    """Reads a file into the page cache, in pieces, a limited distance ahead of the code that sends the file. Threads of
-    the event loop's default executor do the reading, one at a time."""
+    """Reads a file into the page cache, in pieces, a limited distance ahead of the code that sends the file. Each piece
+    is read by a thread of the event loop's default executor, and only one piece at a time."""
 
     def __init__(
         self,
@@ -131,17 +137,17 @@ class ReadAhead:
         stop: int,
         on_piece_read: Callable[[BaseException | None], None],
     ) -> None:
-        """`file` is a file descriptor, which is not closed. The file is read up to the offset `stop`. `on_piece_read`
-        is called in the event loop after each piece, with the error if the piece could not be read, otherwise with
+        """`file` is a file descriptor, which stays open. The file is read up to the offset `stop`. `on_piece_read` is
+        called in the event loop after each piece: with the error if the piece could not be read, otherwise with
         None."""
         self._loop = loop
-        self._file = _reopen(file)
+        self._file = _reopen(file)  # `close` closes it
         self._stop = stop
         self._on_piece_read = on_piece_read
         self._is_reading = False
         self._closed = False
         self.read_up_to = 0
-        """Offset in the file after the last piece that was read."""
+        """Offset in the file after the piece that was read last."""
 
     def read(self, offset: int) -> None:
         """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""
@@ -149,13 +155,14 @@ class ReadAhead:
             self._start(offset)
 
     def keep_ahead_of(self, sender_offset: int) -> None:
-        """Starts to read the next piece if less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of the next
-        byte to send, were read. Does nothing if a thread is reading a piece already."""
+        """Starts to read the next piece if it begins less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of
+        the next byte to send. Does nothing if a thread is reading a piece already, or if all was read."""
         if not self._is_reading and self.read_up_to < min(self._stop, sender_offset + READ_AHEAD_BYTES):
             self._start(self.read_up_to)
 
     def close(self) -> None:
-        """Ends the reading. `on_piece_read` is not called afterwards. Call it once."""
+        """Stops reading after the piece that a thread is reading now. `on_piece_read` is not called afterwards. Call
+        this method once."""
         self._closed = True
         if not self._is_reading:
             os.close(self._file)
@@ -179,15 +186,16 @@ class ReadAhead:
 def _read_into_cache(file: int, offset: int, stop: int) -> None:
     """Reads the file from `offset` to `stop` and discards the bytes. Afterwards they are in the page cache."""
     buffer = bytearray(min(_READ_BUFFER_BYTES, stop - offset))
-    # The list has the same buffer many times. So one system call reads the whole part, with little memory.
+    # The list contains the same buffer many times. So one system call can read the whole piece with little memory.
     buffers = [buffer] * -(-(stop - offset) // len(buffer))
     while offset < stop and (count := os.preadv(file, buffers, offset)):
         offset += count
 
 
 def _reopen(file: int) -> int:
-    """Returns a new descriptor for the same file, opened again where possible. The kernel chooses the distance of its
-    own read-ahead for each opened file, so the reads here do not change it for the sender."""
+    """Opens the same file again, and returns the new descriptor. The kernel reads ahead on its own, and adapts the
+    distance to the reads of each opened file. So the reads of this module do not affect the reads of the sender. If the
+    file cannot be opened again, returns a duplicate of the descriptor."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

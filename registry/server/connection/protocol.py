@@ -1,4 +1,4 @@
-"""One client's connection, as an asyncio protocol: answers its requests in their order, and closes the connection.
+"""One client's connection, as an asyncio protocol object: answers its requests in the order in which they were sent.
 
 docs/adr/0005 explains why the server does not use uvicorn's protocol class.
 """
@@ -26,15 +26,16 @@ from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
 TLS_BUFFER_BYTES = 64 * 1024
-"""High-water mark of a TLS transport's write buffer. It is set explicitly because a TLS transport has a second buffer,
-for encrypted bytes, which uses memory too."""
+"""High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
+buffer, for encrypted bytes, which takes memory as well."""
 
 
 class RegistryProtocol(asyncio.BufferedProtocol):
-    """The connection of one client. Answers one request at a time; an `AsgiExchange` is one request with its response.
+    """The connection of one client. Answers one request at a time. An `AsgiExchange` is one request with its response.
 
-    If the server closes a connection while the client may still be sending, it *lingers*: it sends its FIN, goes on
-    reading for a short time, and discards what it reads (RFC 9112, 9.6).
+    If the server ends the connection while the client may still be sending, the connection *lingers*: the server shuts
+    down its sending side (impossible with TLS), goes on reading for a short time and discards what it reads, and then
+    closes the connection (RFC 9112, 9.6).
     """
 
     _transport: asyncio.Transport
@@ -49,21 +50,24 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """Number of the last read that had a request with a cached response. Each read has at most one."""
+        """Number (`RequestReader.reads`) of the last read of which a request was answered from the cache. At most one
+        request of each read is answered in this way."""
         self._active: AsgiExchange | None = None
-        """The request that is being answered."""
+        """The request that is being answered; None if there is none."""
         self._queue: deque[AsgiExchange] = deque()
-        """Further requests that the client has sent without waiting for responses (pipelining)."""
+        """Requests after the active one: the client has sent them without waiting for its response (pipelining)."""
         self._queued_bytes = 0
-        """Size of the heads of the requests in the queue."""
+        """Size of the heads of the requests in the queue. It is reset only when the queue gets empty."""
         self._latest: AsgiExchange | None = None
-        """The request whose head was received last, except for requests with a cached response."""
-        self._requests_begun = 0
+        """The request whose head was received last, not counting requests that were answered from the cache."""
+        self._requests_started = 0
+        """Number of requests of which at least one byte was received."""
         self._refused: RefusedRequest | None = None
-        """Status and message of an error response that has to wait for the responses to earlier requests."""
+        """The error response to send after the responses to earlier requests; None if there is none."""
         self._is_half_closed = False
         """The client has shut down its sending side."""
         self._is_lingering = False
+        """The last response was written. The server only reads and discards until it closes the connection."""
         self._is_evicted = False
         """The connection was closed to make room for another one."""
 
@@ -93,15 +97,18 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
 
     def eof_received(self) -> bool | None:
-        """Called when the client has shut down its sending side. Returns True to keep the connection open until the
-        responses to its complete requests are sent. An incomplete request is refused."""
+        """Called when the client has shut down its sending side. Refuses a request that was not received completely.
+        Returns True if the transport must stay open for responses to other requests; otherwise the transport closes
+        itself."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
         if not self._reader.is_finished and not is_complete:
-            self.refuse(RefusedRequest(HTTPStatus.BAD_REQUEST, "the request ended early"))
+            self.refuse(
+                RefusedRequest(HTTPStatus.BAD_REQUEST, "the connection was closed before the request was complete")
+            )
         self._reader.is_finished = self._is_half_closed = True
-        # Neither asyncio nor uvloop can keep a half-closed TLS connection open.
+        # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
         return self._active is not None and not self._transport.is_closing() and not self._context.is_tls
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -114,25 +121,27 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # This breaks the last reference cycles, so this object is freed at once, without the garbage collector.
+        # This breaks the last reference cycles. So the memory of this object is freed without the garbage collector.
         self._active = self._latest = None
 
     # Called by the request reader
 
-    def on_request_begin(self) -> None:
-        """Raises RequestAfterLast if the client has sent too many requests without waiting for responses."""
+    def on_request_start(self) -> None:
+        """Counts a request whose first byte was received. Raises RequestAfterLast if the client has sent too many
+        requests without waiting for responses: the latest complete request becomes the last one of the connection."""
         is_queue_full = (
             len(self._queue) >= self._limits.max_pipelined_requests
-            or self._queued_bytes > 2 * self._limits.header_bytes
+            or self._queued_bytes > 2 * self._limits.header_bytes  # so that heads take a bounded amount of memory
         )
         if is_queue_full and self._latest is not None:
             self._latest.keep_alive = False
             raise RequestAfterLast
-        self._requests_begun += 1
+        self._requests_started += 1
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
-        """Answers a request whose head is complete: from the cache, by a task, or after the requests before it. Returns
-        the object that receives the request's body; None if the request has no body."""
+        """Called when a head was received completely. Answers the request from the cache, starts a task that answers
+        it, or queues it if another request is being answered. Returns the object to which the reader adds the request's
+        body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
         if self._context.sendfile_socket is not None:
@@ -143,7 +152,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return None
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
         if head.body_length == 0:
-            self._reader.is_finished = not head.keep_alive
+            self._reader.is_finished = not head.keep_alive  # without keep-alive, no other request follows
         else:
             extensions[BODY_EXTENSION] = exchange.body.extension()
         if self._active is None:
@@ -151,18 +160,20 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         else:
             self._queue.append(exchange)
             self._queued_bytes += head.size
-            self._flow.pause_reading()
+            self._flow.pause_reading()  # until the queue is empty
         return exchange.body if head.body_length != 0 else None
 
     def on_body_end(self) -> None:
+        """Called when the body of the latest request was received completely."""
         if self._latest is not None and not self._latest.keep_alive:
             self._reader.is_finished = True
 
     def refuse(self, refused: RefusedRequest) -> None:
-        """Refuses the request that is being received, because its head or its body is not valid or comes too slowly.
-        Sends the error response after the responses to earlier requests, and closes the connection. Aborts the
-        connection if the response to the refused request has started already."""
+        """Refuses the request that is being received, because its head or its body is not valid or is received too
+        slowly. Sends the error response after the responses to earlier requests, and then ends the connection. Aborts
+        the connection if the response to the refused request has started already."""
         self._reader.is_finished = True
+        # The request whose body is being received; None if a head is being received.
         incomplete = self._latest if self._latest is not None and self._latest.body.has_more else None
         if incomplete is None and self._active is None:
             self._write_error(refused)
@@ -172,7 +183,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._queue.remove(incomplete)
             self._refused = refused
         elif incomplete is not self._active:
-            self._transport.close()  # the response is complete; only the rest of the request's body is not valid
+            self._transport.close()  # the request was answered already, so no error response can be sent
         else:
             incomplete.disconnect()
             self._active = None
@@ -184,8 +195,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Responses
 
     def _answer_from_cache(self, scope: Scope) -> bool:
-        """Writes the response to the request if the application has cached it, and returns True. Returns False if it
-        has not, if another request is in progress, or if this read had a cached response already."""
+        """If the application has cached the response to the request, writes it and returns True. Returns False if the
+        application has not, if another request is being answered, if earlier responses fill the write buffer, or if
+        another request of the same read was answered from the cache."""
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
         if is_busy or self._last_cached_read == self._reader.reads:
             return False
@@ -208,7 +220,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         task.add_done_callback(worker.state.tasks.discard)
 
     def _on_response_complete(self) -> None:
-        """Starts the next request in the queue, waits for the next request, or ends the connection."""
+        """Starts to answer the next request in the queue. If the queue is empty, lets the reader go on to the next
+        request, or ends the connection."""
         completed, self._active = self._active, None
         self._worker.state.total_requests += 1
         if completed is None or self._transport.is_closing():
@@ -235,11 +248,11 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
-        """Ends the connection after all written bytes were sent.
+        """Ends the connection when all written bytes were sent. `linger` says that the client may still be sending.
 
         If a socket with unread data is closed, the kernel resets the connection. The client's kernel then discards the
-        response if the client has not read it yet. So `linger` must be True where the client may still be sending: only
-        the server's side is closed then, and the connection is closed after a short time of reading.
+        response if the client has not read it yet. So with `linger` the server first shuts down only its sending side,
+        and `check_timeouts` closes the connection after a short time of reading.
         """
         if not linger:
             self._close()
@@ -250,12 +263,14 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._transport.write_eof()
 
     def shutdown(self) -> None:
-        """Ends the connection after the responses to the requests received so far. May be called repeatedly."""
+        """Closes the connection after the responses to the requests received so far. May be called repeatedly."""
         if self._is_lingering:
             return
         if self._active is None:
             if self._context.is_tls and self._transport.is_closing() and not self._transport.get_write_buffer_size():
-                self._transport.abort()  # the server's close_notify was sent, and the client's is not needed
+                # The TLS connection is being closed, and the server has sent its close_notify. It need not wait for the
+                # client's.
+                self._transport.abort()
             self._close()
             return
         last = self._queue[-1] if self._queue else self._active
@@ -263,16 +278,16 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Closes the connection immediately. The client does not receive the rest of a response."""
         self._transport.abort()
 
     def evict(self) -> None:
-        """Closes the connection at once, to make room for another one."""
+        """Closes the connection immediately, to make room for another one."""
         self._reader.is_finished = self._is_evicted = True
         self._transport.abort()
 
     def _close(self) -> None:
-        """Closes the connection after all written bytes were sent. May be called repeatedly."""
+        """Closes the connection when all written bytes were sent. May be called repeatedly."""
         self._reader.is_finished = True
         if not self._transport.is_closing():
             self._transport.close()
@@ -280,7 +295,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     # Timeouts
 
     def check_timeouts(self, now: float) -> None:
-        """Refuses a request or closes the connection if a timeout has passed. Call it once a second; `now` is in
+        """Refuses the request or closes the connection if it has waited too long. Call it once a second; `now` is in
         seconds of the event loop's clock."""
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
@@ -288,20 +303,21 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Returns why the connection may be closed to make room for another one. Returns None if it must stay open or
-        is closing already."""
+        is being closed already. `now` is in seconds of the event loop's clock."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:
             return None
         is_proxy, address = self._context.proxies is not None, self._context.client
-        client = None if is_proxy or address is None else address[0]
+        client = None if is_proxy or address is None else address[0]  # without the port
         return self._timeouts.eviction_candidate(
-            self._current_wait(), now, requests_begun=self._requests_begun, client=client
+            self._current_wait(), now, requests_started=self._requests_started, client=client
         )
 
     def _current_wait(self) -> Wait:
-        """Returns what the connection is waiting for, its progress, and the timeout."""
-        limits, active, begun = self._limits, self._active, self._requests_begun
+        """Returns what the connection is waiting for, its progress, and the timeout. The progress is two numbers; a
+        change of one of them restarts the timeout."""
+        limits, active, started = self._limits, self._active, self._requests_started
         unsent = self._transport.get_write_buffer_size()
         if self._context.is_tls and (unsent or self._is_lingering or self._transport.is_closing()):
             return self._current_tls_wait(unsent)
@@ -313,22 +329,22 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return Wait("linger", (0, 0), limits.linger_seconds)
         if active is not None:
             if active.body.is_awaited:
-                return Wait("body", (begun, active.progress_count), limits.body_idle_seconds)
+                return Wait("body", (started, active.progress_count), limits.body_idle_seconds)
             if self._is_half_closed:
-                return Wait("half_closed", (begun, active.progress_count), limits.half_close_seconds)
+                return Wait("half_closed", (started, active.progress_count), limits.half_close_seconds)
             return Wait("application", (0, 0), float("inf"))
         if self._latest is not None and self._latest.body.has_more:
-            return Wait("drain", (begun, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)
+            return Wait("drain", (started, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)
         if self._reader.is_in_head:
-            return Wait("head", (begun, 0), limits.header_seconds)
-        if not begun:
+            return Wait("head", (started, 0), limits.header_seconds)
+        if not started:
             return Wait("first_byte", (0, 0), limits.header_seconds)
-        return Wait("idle", (begun, 0), limits.keep_alive_seconds)
+        return Wait("idle", (started, 0), limits.keep_alive_seconds)
 
     def _current_tls_wait(self, unsent: int) -> Wait:
         """Returns the same as `_current_wait`, for a TLS connection that has bytes to send or is being closed. `unsent`
-        is the size of the transport's write buffer. The event loop does not tell how many encrypted bytes it buffers,
-        so the progress is how many bytes the client's kernel has acknowledged."""
+        is the size of the transport's write buffer. The transport has a second buffer, for encrypted bytes, whose size
+        it does not tell. So the progress is how many bytes the client's kernel has acknowledged."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)
@@ -336,12 +352,14 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _on_timeout(self, reason: WaitReason) -> None:
         if reason == "head":
-            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the headers did not come in time"))
+            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the headers were not received in time"))
         elif reason == "body":
-            self.refuse(RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the body stopped coming"))
+            self.refuse(
+                RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request's body was not received in time")
+            )
         elif reason == "linger" and self._context.is_tls and not self._transport.is_closing():
-            self._close()  # sends close_notify; then the client has the same time again to close the connection
+            self._close()  # sends close_notify; then the client gets another `linger_seconds` to close the connection
         elif reason in ("send", "linger"):
             self._transport.abort()
-        else:
+        else:  # the client does not wait for a response, or has disconnected
             self._close()

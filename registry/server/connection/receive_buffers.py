@@ -1,9 +1,10 @@
-"""Memory into which the transport receives request bodies, so that their bytes are not copied after the kernel's copy.
+"""Memory into which the transport receives request bodies. The kernel writes their bytes to it, and the application
+gets them from there without another copy.
 
-All connections of a worker receive the heads of requests into one shared buffer, because each read is parsed before the
-next read begins. A body has buffers of its own. Each of them is written once and never reused. The application gets
-memory views of its parts; a buffer is freed when the last of these views is. So the application does not have to return
-buffers, and an idle connection has no buffer.
+A body has buffers of its own. Each buffer is written once and never reused. The application gets memory views of its
+parts, and a buffer is freed when the last of these views is freed. So the application does not have to return buffers.
+An idle connection has no buffer: all connections of a worker receive the heads of requests into one shared buffer,
+which is parsed after each read.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from registry.server.http1.body_framing import Framing
 from registry.server.kernel import uninitialized_bytearray
 
 BODY_EXTENSION = "entrepot.body"
-"""Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions: `receive` and
-`take_whole` return the body without copying it, `left` returns whether the client has disconnected."""
+"""Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions. `receive` waits for
+the next part of the body, and `take_whole` returns the whole body if it was received already; neither copies it. `left`
+returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 64 * 1024
 """Size of the buffer for the heads of requests."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
-"""Size of a body's first buffer, and of its largest one. Each new buffer of a body is twice as large as the one before,
-unless the body is fragmented or many bodies are received. A read receives at most `MAX_BUFFER_BYTES`."""
+"""Size of a body's first buffer, and of its largest ones. Each new buffer of a body is twice as large as the one
+before. It has `MIN_BUFFER_BYTES` if the body is fragmented or if the worker receives many bodies."""
 MAX_LARGE_BODIES = 16
-"""While a worker receives more bodies than this, all new buffers have the smallest size, because a client that stops
-sending keeps the memory of its buffer in use."""
+"""While a worker receives more bodies than this, all new buffers have the smallest size. Otherwise clients that send
+many bodies slowly would keep too much memory in use."""
 _SMALL_CHUNK_BYTES = 1024
 """A body is fragmented if its chunks are smaller than this on average."""
 
@@ -36,40 +38,47 @@ class IncomingBodies:
 
     @property
     def has_many(self) -> bool:
-        """There are so many bodies that new buffers must be small."""
+        """There are so many bodies that new buffers must have the smallest size."""
         return self.count > MAX_LARGE_BODIES
 
 
 class BodyBuffer:
-    """Provides the memory into which the body of one request is received, and separates the body from its framing."""
+    """The memory into which the body of one request is received: one buffer after the other. Separates the body from
+    its *framing*, such as the sizes of chunks, and from the bytes after its end.
+
+    A read that has many tiny chunks is parsed in several steps, so that other connections get their turn between them.
+    The bytes that wait for the next step are the *unparsed* bytes.
+    """
 
     def __init__(self, framing: Framing, incoming: IncomingBodies | None = None) -> None:
-        """`framing` parses the body. `incoming` counts the body until it is complete, or until nothing refers to this
-        object any more; None: nothing counts it."""
+        """`framing` is the parser of the framing. `incoming` is the worker's count of bodies. It includes this body
+        until the body is complete, or until nothing refers to this object any more. None: the body is not counted."""
         self._framing = framing
         self._incoming = incoming or IncomingBodies()
         self._incoming.count += 1
         self._is_counted = True
         self._next_buffer_bytes = MIN_BUFFER_BYTES
         self._buffer = memoryview(b"")
-        self._filled_bytes = 0  # of the buffer
+        self._filled_bytes = 0  # how many bytes of `_buffer` were received
         self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """The part parsed last had tiny chunks. Parsing them keeps the event loop busy, so the next read is small."""
+        """The bytes parsed last had tiny chunks. To parse them takes the event loop much time, so reads are small while
+        this is True."""
 
     @property
     def is_complete(self) -> bool:
-        """All of the body was parsed."""
+        """The whole body was parsed."""
         return self._framing.is_complete
 
     @property
     def has_unparsed(self) -> bool:
-        """Some received bytes are not parsed yet. To parse them, call `parse_unparsed` in a later iteration of the
-        event loop."""
+        """There are unparsed bytes. Call `parse_received` with 0, or `parse_unparsed`, in a later iteration of the
+        event loop to parse them."""
         return bool(self._unparsed)
 
     def get_memory(self) -> memoryview:
-        """Returns the memory into which the next bytes are to be received."""
+        """Returns the memory into which the next bytes are to be received: the free part of the current buffer, or of a
+        new one if the current buffer is full."""
         if self._filled_bytes == len(self._buffer):
             self._buffer = memoryview(uninitialized_bytearray(self._framing.max_receive(self._next_buffer_bytes)))
             self._filled_bytes = 0
@@ -88,11 +97,11 @@ class BodyBuffer:
             self._incoming.count -= 1
 
     def parse_received(self, count: int) -> tuple[list[memoryview], memoryview]:
-        """Parses `count` bytes that were received into the memory that `get_memory` returned. With a count of 0, parses
-        some of the received bytes that are not parsed yet.
+        """Parses `count` bytes that were received into the memory that `get_memory` returned. If `count` is 0, parses
+        some of the unparsed bytes, which must exist.
 
-        Returns the parts of the body in these bytes, and the bytes after the body's end; these are empty if the body is
-        not complete. Raises RefusedRequest if the framing is malformed.
+        Returns two things: the parts of the body in these bytes, and the bytes after the body's end. The second is
+        empty if the body is not complete. Raises RefusedRequest if the framing is malformed.
         """
         if not count:
             return self.parse_unparsed()
@@ -101,14 +110,13 @@ class BodyBuffer:
         return self.parse(self._buffer[start : self._filled_bytes])
 
     def parse(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses `data`. If earlier bytes are not parsed yet, only queues `data` behind them. Returns and raises the
-        same as `parse_received`."""
+        """Parses `data`, which was received into other memory. If there are unparsed bytes, only adds `data` to them.
+        Returns and raises the same as `parse_received`."""
         self._unparsed.append(data)
         return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 
     def parse_unparsed(self) -> tuple[list[memoryview], memoryview]:
-        """Parses some of the received bytes that are not parsed yet. There must be such bytes. Returns and raises the
-        same as `parse_received`."""
+        """Parses some of the unparsed bytes, which must exist. Returns and raises the same as `parse_received`."""
         pieces: list[memoryview] = []
         data = self._unparsed.popleft()
         parsed_bytes = self._framing.parse(data, pieces)
@@ -116,7 +124,7 @@ class BodyBuffer:
             self._uncount()
         self.is_fragmented = len(pieces) > 1 and parsed_bytes < _SMALL_CHUNK_BYTES * len(pieces)
         if self.is_fragmented:
-            pieces = [memoryview(b"".join(pieces))]  # joined, because each view takes more memory than a tiny chunk
+            pieces = [memoryview(b"".join(pieces))]  # because a memory view takes more memory than a tiny chunk
             self._next_buffer_bytes = MIN_BUFFER_BYTES
         rest = data[parsed_bytes:]
         if not self.is_complete:

@@ -7,19 +7,20 @@ from typing import Any
 
 from registry.asgi import Message
 from registry.server.connection.context import ConnectionContext
+from registry.server.connection.flow_control import ClientDisconnected
 from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuffer
 from registry.server.http1.body_framing import ChunkedFraming, LengthFraming
 
 _MAX_PIECES = 512
-"""If more pieces than this are waiting for the application, they are joined into one, because the view of a piece takes
-a hundred bytes of memory even if the piece is one byte."""
+"""If more pieces than this are waiting for the application, they are joined into one, because each piece is a memory
+view, which takes a hundred bytes of memory even if the piece is one byte."""
 
 
 class RequestBody:
-    """The body of one request. The connection adds received pieces with `add_pieces` and calls `finish` at the end. The
-    application gets the pieces from `receive`.
+    """The body of one request. The request reader receives it into `buffer`, adds the received pieces with
+    `add_pieces`, and calls `finish` at the body's end. The application gets the pieces from `receive`.
 
-    Pauses reading from the client while too many bytes are waiting for the application.
+    Pauses reading from the client while too many received bytes are waiting for the application.
     """
 
     __slots__ = (
@@ -38,37 +39,53 @@ class RequestBody:
     )
 
     def __init__(self, context: ConnectionContext, length: int | None, *, expects_continue: bool) -> None:
-        """`length` is in bytes; None for a chunked body."""
+        """`length` is in bytes; None for a chunked body. `expects_continue` says that the client waits for a 100
+        (Continue) response before it sends the body."""
         self._context = context
         self._changed = asyncio.Event()
-        """Set if `receive` has something new to return: pieces, the body's end, or that the body is closed."""
+        """Set if `receive` need not wait, because there is something that it has not returned yet: pieces, the body's
+        end, or that the body is closed."""
         self.is_closed = False
         """The application receives nothing more, because the response is complete or the client has disconnected."""
         self._pieces: list[memoryview] = []
+        """Received pieces that the application has not got yet."""
         self.buffer: BodyBuffer | None = None
-        """The memory into which the body is received; None once the body is complete or the client has disconnected."""
+        """The memory into which the body is received. None if the body is empty or complete, or if the client has
+        disconnected."""
         if length != 0:
             worker = context.worker
             framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
             self.buffer = BodyBuffer(framing, worker.incoming_bodies)
         self.expects_continue = expects_continue
-        """The client waits for a 100 (Continue) response before it sends the body, and has not got one yet."""
+        """The client still waits for a 100 (Continue) response. Becomes False when the response is sent or no longer
+        needed."""
         self.held_bytes = 0
-        """Received bytes that are waiting for the application."""
+        """Size of the pieces that the application has not got yet."""
         self.is_awaited = False
-        """The application is waiting in `receive`."""
+        """The application is waiting in `receive` for bytes that were not received yet."""
         self.is_disconnected = False
         """The client has disconnected."""
         self.has_more = length != 0
         """Some of the body was not received yet."""
         self.received_bytes = 0
+        """Bytes that were received so far. Bytes after the response's end are not counted."""
         self.remaining_bytes = length
         """Bytes that were not received yet; None for a chunked body, whose length is unknown."""
         if not self.has_more:
             self._changed.set()
 
+    @property
+    def is_rest_short(self) -> bool:
+        """The bytes of the body that were not received yet are so few that the server can receive and discard them, and
+        then use the connection for the next request. False if their number is unknown. False if the client waits for a
+        100 response: it may send the body or not, so the next bytes could be the body or the next request."""
+        remaining = self.remaining_bytes
+        max_bytes = self._context.worker.limits.drain_bytes
+        return not self.expects_continue and remaining is not None and remaining <= max_bytes
+
     def add_pieces(self, pieces: list[memoryview]) -> None:
-        """Adds received pieces of the body. Discards them if the body is closed."""
+        """Adds received pieces of the body. Discards them if the body is closed. Pauses reading from the client if too
+        many bytes are waiting for the application."""
         size = sum(map(len, pieces))
         if self.remaining_bytes is not None:
             self.remaining_bytes -= size
@@ -86,28 +103,29 @@ class RequestBody:
         self._changed.set()
 
     def finish(self) -> None:
-        """Records that all of the body was received."""
+        """Called when all of the body was received."""
         self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None
         self._changed.set()
 
     def close(self) -> None:
-        """Makes `receive` return `http.disconnect` from now on, because the response is complete. The rest of the body
-        is discarded."""
+        """Called when the response is complete: from now on `receive` returns `http.disconnect`, and the rest of the
+        body is discarded."""
         self.is_closed = True
         self._pieces = []
         self.held_bytes = 0
         self._changed.set()
 
     def disconnect(self) -> None:
-        """Tells the application that the client has disconnected: `receive` returns `http.disconnect`."""
+        """Called when the client has disconnected: from now on `receive` returns `http.disconnect`."""
         self.is_disconnected = True
         self.buffer = None
         self.close()
 
     def extension(self) -> dict[str, Any]:
-        """Returns the functions that the application finds in its scope under the key `BODY_EXTENSION`."""
+        """Returns the functions that the scope of the request has under the key `BODY_EXTENSION`. With them the
+        application receives the body without copying it."""
         return {
             "receive": self.receive_pieces,
             "take_whole": self.take_whole,
@@ -115,18 +133,19 @@ class RequestBody:
         }
 
     async def receive(self) -> Message:
-        """Waits for the next part of the body. Returns an ASGI message: `http.request` with the part; `http.disconnect`
-        if the client has disconnected or the response is complete."""
+        """Waits for the next part of the body. Returns an ASGI message: `http.request` with the part, or
+        `http.disconnect` if the client has disconnected or the response is complete."""
         received = await self.receive_pieces()
         if received is None:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": b"".join(received[0]), "more_body": received[1]}
 
     async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
-        """Waits for the next part of the body, and returns it without copying: a list of its pieces, and whether more
-        follows. Returns None once the client has disconnected or the response is complete.
+        """Waits for the next part of the body. Returns a list of its pieces, which are not copied, and whether another
+        part follows. Returns None if the client has disconnected or the response is complete.
 
-        The application can call this through `extension`. The memory of the pieces is never written again.
+        The application can call this through `extension`. It may keep the pieces, because their memory is never written
+        again.
         """
         if self.expects_continue:
             self.expects_continue = False
@@ -147,13 +166,32 @@ class RequestBody:
         return self._take_pieces(), self.has_more
 
     def take_whole(self) -> list[memoryview] | None:
-        """Returns the pieces of the whole body if all of it was received and the application has got nothing of it yet.
-        Otherwise changes nothing and returns None. Never waits."""
+        """Returns the pieces of the whole body if all of it was received. If not, or if the application has got the
+        body already, returns None and changes nothing. Never waits. Call it before `receive`: pieces that `receive` has
+        returned are missing here."""
         if self.has_more or self.is_closed or not self._changed.is_set():
             return None
         self.expects_continue = False
         self._changed.clear()
         return self._take_pieces()
+
+    async def discard_short_rest(self) -> bool:
+        """Called before a response starts. If the rest of the body is short, receives and discards it. Returns False if
+        the client sends it too slowly. Raises ClientDisconnected.
+
+        Servers written in Go do the same. The client containerd 1.6 relies on it: it hangs if it gets a response before
+        it has sent a whole manifest.
+        """
+        if not self.is_rest_short:
+            return True
+        try:
+            async with asyncio.timeout(self._context.worker.limits.linger_seconds):
+                while self.has_more:
+                    if await self.receive_pieces() is None:
+                        raise ClientDisconnected
+        except TimeoutError:
+            return False
+        return True
 
     def _take_pieces(self) -> list[memoryview]:
         pieces, self._pieces = self._pieces, []

@@ -1,4 +1,7 @@
-"""Separates the bytes received on one connection into the heads and bodies of requests."""
+"""Separates the bytes received on one connection into the heads and bodies of requests.
+
+Heads are received into a buffer that all connections of the worker share, and bodies into buffers of their own.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ from registry.server.server_log import log
 
 
 class RequestHandler(Protocol):
-    """The object that the reader reports to. In the server it is the connection's protocol object."""
+    """The object to which the reader reports requests: the connection's protocol object."""
 
-    def on_request_begin(self) -> None:
-        """Called when a request's first byte was received. Raises RequestAfterLast if the request is to be ignored; the
-        reader then parses nothing more."""
+    def on_request_start(self) -> None:
+        """Called when the first byte of a request was received. Raises RequestAfterLast if the reader must ignore this
+        request and all bytes after it."""
         ...
 
     def on_request(self, head: RequestHead) -> RequestBody | None:
-        """Called when a head is complete. Returns the object for the body that follows the head; None if the request
-        has no body."""
+        """Called when a head is complete. Returns the object to which the reader adds the request's body; None if the
+        request has no body."""
         ...
 
     def on_body_end(self) -> None:
@@ -30,7 +33,7 @@ class RequestHandler(Protocol):
         ...
 
     def refuse(self, refused: RefusedRequest) -> None:
-        """Called when the request that is being received is malformed or too large."""
+        """Called when the request that is being received is malformed or too large. The reader has stopped parsing."""
         ...
 
 
@@ -41,28 +44,29 @@ class RequestReader:
         self._context = context
         self._handler = handler
         self._limits = context.worker.limits
-        self._head_parser = HeadParser(context, handler.on_request_begin)
+        self._head_parser = HeadParser(context, handler.on_request_start)
         self._head_buffer = context.worker.head_buffer
         self._body: RequestBody | None = None
         """The body that is being received; None while the reader expects a head."""
         self._body_buffer: BodyBuffer | None = None
-        """The memory of that body."""
+        """The memory of `_body`."""
         self._current_buffer: BodyBuffer | None = None
-        """The buffer that the transport got last to receive into; None: the head buffer."""
+        """The body's buffer if `get_memory` returned its memory last; None if it returned the head buffer's."""
         self._completed_parts = 0
         """Number of complete heads, and of parts of bodies, that were parsed so far."""
         self._incomplete_bytes = 0
         """Bytes received since `_completed_parts` last changed: the beginning of a head."""
         self.is_finished = False
-        """Nothing more is parsed. Bytes that are still received are discarded."""
+        """The reader parses nothing more, and discards all bytes that it still receives."""
         self.reads = 0
         """Number of reads so far that may contain a head."""
         self.discarded_bytes = 0
-        """Received bytes that were discarded because `is_finished` is set. `discard_input` sets the count to 0."""
+        """Bytes that were discarded since `discard_input` was called, or before that since `is_finished` became
+        True."""
 
     @property
     def is_in_head(self) -> bool:
-        """A part of a head was received, but not all of it."""
+        """A head was received in part."""
         return self._head_parser.is_in_head or self._incomplete_bytes > 0
 
     def get_memory(self) -> memoryview:
@@ -83,22 +87,23 @@ class RequestReader:
             self._parse_body_buffer(buffer, count)
 
     def discard_input(self) -> None:
-        """Stops parsing, but goes on reading and discards what is received. A socket that is closed with unread data
-        resets the connection, and the client could lose its last response."""
+        """Stops parsing, goes on reading, and discards what is received. Call it before the connection is closed while
+        the client may be sending: if a socket is closed with unread data, the kernel resets the connection, and the
+        client could lose the last response."""
         self.is_finished = True
         self.discarded_bytes = 0
         self._context.flow.resume_reading()
 
     def close(self) -> None:
-        """Ends the reading. Call it when the connection is lost."""
+        """Called when the connection is lost. The reader parses nothing afterwards."""
         self.is_finished = True
         self._body = self._body_buffer = self._current_buffer = None
         self._head_parser.close()
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
-        """Parses bytes that were received into the head buffer, or together with the end of a body. They have heads,
-        bodies that follow these heads, and the rests of bodies that the application no longer wants."""
+        """Parses bytes that were not received into the buffer of a body, or that follow a body's end there. They may
+        contain heads, the bodies after these heads, and the rest of a body whose response is complete."""
         self.reads += 1
         parts_before, offset = self._completed_parts, 0
         while offset < len(data) and not self.is_finished:
@@ -113,8 +118,8 @@ class RequestReader:
             self._refuse(self._head_parser.too_large())
 
     def _parse_head(self, data: bytes, offset: int) -> int:
-        """Parses the bytes of one head that begin at `offset`, and reports the head if it is complete. Returns the
-        offset after these bytes."""
+        """Parses the bytes of one head in `data`, which begin at `offset`. Reports the head if it is complete. Returns
+        the offset after its bytes."""
         try:
             stop, head = self._head_parser.feed(data, offset)
             if head is not None:
@@ -133,8 +138,8 @@ class RequestReader:
         return offset
 
     def _parse_body(self, data: bytes, offset: int) -> int:
-        """Parses the bytes of a body that were received together with its head and begin at `offset`. Returns the
-        offset after these bytes."""
+        """Parses the bytes of a body in `data`, which begin at `offset`. Returns the offset after the body's end; the
+        length of `data` if the body does not end in it."""
         assert self._body_buffer is not None
         try:
             pieces, rest = self._body_buffer.parse(memoryview(data)[offset:])
@@ -145,8 +150,8 @@ class RequestReader:
         return len(data) - len(rest)
 
     def _parse_body_buffer(self, buffer: BodyBuffer, count: int) -> None:
-        """Parses `count` bytes that were received into `buffer`. With a count of 0, parses some of the bytes that were
-        received into it before and are not parsed yet. Then parses the bytes after the body's end."""
+        """Parses `count` bytes that were received into `buffer`. If `count` is 0, parses bytes that were received into
+        it earlier and are not parsed yet. Then parses the bytes after the body's end, if there are any."""
         try:
             pieces, rest = buffer.parse_received(count)
         except RefusedRequest as refused:
@@ -157,8 +162,8 @@ class RequestReader:
             self._parse(bytes(rest))
 
     def _add_to_body(self, buffer: BodyBuffer, pieces: list[memoryview]) -> None:
-        """Adds pieces to the body, and ends the body if it is complete. Pauses reading while the buffer has bytes that
-        are not parsed yet, and plans their parsing in the next iteration of the event loop."""
+        """Adds pieces to the body, and reports the body's end if the body is complete. If the buffer has bytes that are
+        not parsed yet, pauses reading, and plans their parsing for the next iteration of the event loop."""
         self._completed_parts += 1
         body = self._body
         if body is None:
@@ -168,7 +173,7 @@ class RequestReader:
             self._context.flow.pause_reading()
             self._context.worker.loop.call_soon(self._parse_unparsed, body, buffer)
         elif buffer.is_fragmented and body.held_bytes:
-            self._context.flow.pause_reading()
+            self._context.flow.pause_reading()  # `RequestBody.receive_pieces` resumes it
         if buffer.is_complete:
             self._body = self._body_buffer = None
             body.finish()
@@ -181,7 +186,7 @@ class RequestReader:
                 self._context.flow.resume_reading()
 
     def _discard(self, count: int) -> None:
-        """Counts discarded bytes, and stops reading when there are too many."""
+        """Counts discarded bytes, and pauses reading when there are more than `linger_bytes`."""
         self.discarded_bytes += count
         if self.discarded_bytes > self._limits.linger_bytes:
             self._context.flow.pause_reading()

@@ -1,9 +1,10 @@
 """Timeouts of one connection.
 
-A connection starts no timers when it reads and writes. Once a second it reports what it is waiting for, and a measure
-of its progress. If neither has changed for too long, the timeout has passed. So any progress restarts the time. A
-request's head is an exception: its measure of progress never changes, so its time runs from the head's first byte.
-Otherwise a client could keep a connection by sending one byte a minute.
+A connection starts no timers when it reads and writes. Instead it is checked once a second: it tells what it is waiting
+for, and a measure of its progress. If neither has changed for too long, the timeout has passed. So any progress
+restarts the timeout. The wait for a request's head is an exception: its measure of progress never changes, so its
+timeout runs from the head's first byte. Otherwise a client could keep a connection open by sending one byte of a head
+a minute.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ WaitReason = Literal["send", "linger", "body", "half_closed", "application", "dr
 
 - `first_byte`: the first byte of a new connection.
 - `head`: the rest of a request's head.
-- `body`: the next part of a request's body, which the application has asked for.
-- `application`: the application's response. It has no timeout.
-- `half_closed`: the application's response to a client that has shut down its sending side.
-- `send`: the client, which has to receive more of a response.
-- `drain`: the rest of a request's body after the response was sent. The server discards it.
+- `body`: the next part of a request's body, because the application is waiting for it.
+- `application`: the response, or its next part, from the application. There is no timeout.
+- `half_closed`: the same as `application`, but with a timeout, because the client has shut down its sending side.
+- `send`: the client has to receive more of a response.
+- `drain`: the rest of a request's body whose response was sent. The server discards it.
 - `idle`: the next request.
-- `linger`: the client, which has to close the connection after the last response.
+- `linger`: the last response was sent, and the client has to receive it and close the connection.
 """
 
 
 class Wait(NamedTuple):
-    """What a connection is waiting for at one moment."""
+    """What a connection is waiting for when it is checked."""
 
     reason: WaitReason
     progress: tuple[int, int]
-    """Two numbers, at least one of which changes with any progress. Their meaning depends on the reason."""
+    """The measure of progress: two numbers whose meaning depends on `reason`. Progress changes at least one of them."""
     timeout_seconds: float
-    """How long the connection may wait without progress."""
+    """How long `reason` and `progress` may stay the same."""
 
 
 class ConnectionTimeouts:
@@ -43,13 +44,13 @@ class ConnectionTimeouts:
 
     def __init__(self, wait: Wait, now: float) -> None:
         """`wait` is what the new connection is waiting for. `now` is in seconds of the event loop's clock, here and in
-        the methods."""
+        the methods below."""
         self._opened = self._since = now
         self._wait = wait
 
     def check(self, wait: Wait, now: float) -> WaitReason | None:
-        """Records what the connection is waiting for now. Returns the reason if it has waited for that too long; None
-        if it may wait on."""
+        """Records what the connection is waiting for now. Returns the reason of the wait if its timeout has passed;
+        otherwise None."""
         if wait != self._wait:
             self._wait = wait
             self._since = now
@@ -58,20 +59,19 @@ class ConnectionTimeouts:
         return None
 
     def eviction_candidate(
-        self, wait: Wait, now: float, *, requests_begun: int, client: str | None
+        self, wait: Wait, now: float, *, requests_started: int, client: str | None
     ) -> EvictionCandidate | None:
-        """Returns why the connection may be closed to make room for another one. Returns None if it must stay open,
-        because the application is working on its request, or because the client has sent or received something in the
-        last seconds.
+        """Returns why the connection may be closed to make room for another one. Returns None if it must stay open:
+        because the application is working on its request, or because the request makes progress.
 
-        `requests_begun` is how many requests have begun on the connection. `client` is the client's address; None for a
-        trusted proxy.
+        `wait` is what the connection is waiting for now. `requests_started` is the number of requests of which at least
+        one byte was received. `client` is the client's address; None for a trusted proxy.
         """
         since = self._since if wait == self._wait else now
         kind: EvictionKind
         if wait.reason == "linger":
             kind = "lingering"
-        elif wait.reason in ("first_byte", "head") and requests_begun <= 1:
+        elif wait.reason in ("first_byte", "head") and requests_started <= 1:
             kind, since = "new", self._opened
         elif wait.reason in ("idle", "head"):
             kind = "idle"

@@ -1,8 +1,9 @@
 """Memory budget of a worker process for large responses that clients have not received yet.
 
-asyncio's transport keeps written bytes in memory until the client has received them. The budget limits how much memory
-is used in this way by *whole* responses, which the application sends in one message, if they have more than 64 KiB.
-Responses that the application sends in several messages do not count, because it waits for the client after each one.
+asyncio's transport keeps written bytes in memory until the kernel accepts them, and the kernel accepts them only as
+fast as the client receives. The budget limits this memory for response bodies of more than 64 KiB that the application
+sends in one message. Bodies that it sends in several messages are not counted: after each message the application has
+to wait until the client has received most of the bytes written so far.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ class UnsentBudget:
         self._limit_bytes = limit_bytes
         self._clock = clock
         self._shares: set[UnsentShare] = set()
+        """The shares that have reserved bytes."""
 
-    def add(self, share: UnsentShare, size: int) -> bool:
-        """Counts `share` from now on and returns True if `size` more bytes fit into the budget; otherwise returns
-        False. If they do not fit, first closes connections whose clients have received nothing for a while."""
+    def try_add(self, share: UnsentShare, size: int) -> bool:
+        """Returns whether `size` more bytes fit into the budget. If so, counts the reserved bytes of `share` from now
+        on. If not, first closes connections whose clients have received nothing for a while, and then checks again."""
         max_used_bytes = max(self._limit_bytes - size, 0)
         if self._unsent_bytes() > max_used_bytes:
             self._evict_stalled()
@@ -48,25 +50,26 @@ class UnsentBudget:
 
 
 class UnsentShare:
-    """The part of the budget that one connection uses."""
+    """The part of a worker's budget that one connection uses."""
 
     __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "reserved_bytes")
 
     def __init__(
         self, budget: UnsentBudget, connection: EvictableConnection, transport: asyncio.Transport, *, is_tls: bool
     ) -> None:
-        """`transport` is the one of `connection`."""
+        """`connection` is closed if its client receives nothing and the budget is used up. `transport` is its
+        transport."""
         self._budget = budget
         self._connection: EvictableConnection | None = connection
         self._transport = transport
         self._is_tls = is_tls
         self.reserved_bytes = 0
-        """0: the connection uses nothing of the budget."""
+        """How many bytes of the budget the connection uses."""
 
     def reserve(self, size: int) -> bool:
-        """Reserves `size` bytes of the budget, which replace the bytes reserved before. Returns False if they do not
-        fit; the bytes reserved before stay reserved then."""
-        if not self._budget.add(self, size):
+        """Reserves `size` bytes of the budget in place of those reserved before, and returns True. If `size` more bytes
+        do not fit into the budget, changes nothing and returns False."""
+        if not self._budget.try_add(self, size):
             return False
         self.reserved_bytes = size
         return True
@@ -83,21 +86,23 @@ class UnsentShare:
             self.release()
 
     def close(self) -> None:
-        """Returns the reserved bytes to the budget, and drops the reference to the connection. Call it when the
-        connection is lost."""
+        """Called when the connection is lost: returns the reserved bytes to the budget, and removes the reference to
+        the connection, so that its memory can be freed."""
         self.release()
         self._connection = None
 
     def unsent_bytes(self) -> int:
-        """Returns the number of reserved bytes; 0 once the client has received all that was written. Over TLS the event
-        loop has a second buffer of unknown size, so the acknowledgements of the client's kernel count."""
+        """Returns the number of reserved bytes, or 0 if the transport has no written bytes in memory any more. With TLS
+        it has a second buffer of unknown size. So with TLS this is 0 only when the client's kernel has acknowledged all
+        bytes."""
         if not self.reserved_bytes:
             return 0
         is_unsent = self._transport.get_write_buffer_size() or (self._is_tls and self._unacknowledged())
         return self.reserved_bytes if is_unsent else 0
 
     def evict_if_stalled(self, now: float) -> None:
-        """Closes the connection if its client has received nothing for a while. `now` is the clock's time."""
+        """Closes the connection if its client has received nothing for a while. `now` is in seconds of the event loop's
+        clock."""
         candidate = None if self._connection is None else self._connection.eviction_candidate(now)
         if self._connection is not None and candidate is not None and candidate.kind == "stalled":
             self._connection.evict()

@@ -1,4 +1,5 @@
-"""Adapts the connection class to `uvicorn.Config(app, http=…)`, so that a plain `uvicorn.Server` can use it."""
+"""Adapts the server's class for connections (`RegistryProtocol`) to uvicorn, so that a plain `uvicorn.Server` can use
+it: `uvicorn.Config(app, http=…)`."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 def uvicorn_protocol_class(
     limits: ServerLimits | None = None, proxies: TrustedProxies | None = None
 ) -> type[asyncio.Protocol]:
-    """Returns the class to pass to `uvicorn.Config` as `http=`, for one server in one event loop.
+    """Returns the class to pass to `uvicorn.Config` as `http=`. Use it for one server in one event loop.
 
     uvicorn creates an object of the class for each connection. The number of connections is not limited, because
-    `registry.server.gate.acceptor` enforces that limit and uvicorn does not use it. uvicorn's `root_path` has no
-    effect.
+    uvicorn accepts them itself, without `registry.server.gate.acceptor`, which enforces the limit. uvicorn's setting
+    `root_path` has no effect.
     """
-    workers: list[WorkerContext] = []  # empty until the first connection; then one object for all connections
+    # Empty until the first connection, because uvicorn passes the values only then. After that it has one object, which
+    # all connections share.
+    workers: list[WorkerContext] = []
 
     class UvicornProtocol(RegistryProtocol):
         def __init__(
@@ -41,6 +44,9 @@ def uvicorn_protocol_class(
                 workers.append(WorkerContext(app, loop, used_limits, budget, server_state, app_state, proxies))
             super().__init__(workers[0])
 
+        # The server's own workers check the timeouts of all their connections together. uvicorn does not, so each
+        # connection has a timer.
+
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._start_timer()
@@ -56,5 +62,6 @@ def uvicorn_protocol_class(
             self.check_timeouts(self._worker.loop.time())
             self._start_timer()
 
-    # uvicorn's type hint asks for an asyncio.Protocol. asyncio and uvloop accept a BufferedProtocol as well.
+    # uvicorn declares the type asyncio.Protocol. RegistryProtocol is a BufferedProtocol, which asyncio and uvloop
+    # accept as well.
     return cast("type[asyncio.Protocol]", UvicornProtocol)

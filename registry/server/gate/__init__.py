@@ -1,1 +1,1 @@
-"""Accepting connections: the listening socket, TLS, connection limits, trusted proxies."""
+"""Accepting connections: the listening socket, the TLS certificate, the limits of connections, and trusted proxies."""

@@ -1,13 +1,13 @@
 """Accepts connections from the listening socket that all workers share.
 
-Each iteration of the event loop accepts one connection. asyncio and libuv accept all waiting connections at once. With
-that, the first worker to wake up would get a whole burst, such as the sixteen connections of one client, and the other
-cores would have nothing to do. With one connection per iteration, a busy worker accepts fewer connections, because its
-iterations take longer. Every worker has the listening socket open, so waiting connections are not lost if a worker
-dies.
+Each iteration of the event loop accepts one connection. asyncio and libuv would accept all waiting connections in one
+iteration. Then the first worker to wake up would get a whole burst, such as the sixteen connections of one client, and
+the other cores would have nothing to do. With one connection per iteration, a busy worker accepts fewer connections,
+because its iterations take longer. Connections wait in the kernel until a worker accepts them. Every worker has the
+listening socket open, so they are not lost if a worker dies.
 
-Each iteration starts one TLS handshake at most. The first step of a handshake takes one or two milliseconds, so a burst
-of hundreds would block the event loop.
+Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so the
+first steps of hundreds in one iteration would block the event loop.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
 """Returns the protocol object of a new connection."""
 
 _ERROR_PAUSE_SECONDS = 0.5
-"""How long the worker accepts nothing after an error of the listening socket or of the system."""
+"""How long the worker accepts no connections after an error that is not an error of one connection."""
+_EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of a system that has no file descriptors or memory left."""
 _EXHAUSTED_EVICTIONS = 16
-"""How many silent connections the worker closes when the system has no descriptors or memory left."""
+"""How many silent connections the worker closes after one of `_EXHAUSTED_ERRORS`."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines about errors."""
-_EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""Errors of a system that has no descriptors or memory left."""
 _CONNECTION_ERRORS = (
     *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 )
-"""Errors of one connection only: another worker accepted it first, the client closed it, or the client's network
-failed. See accept(2), "Error handling"."""
+"""Errors of one connection, after which the worker goes on: another worker accepted the connection first, the client
+closed it, or the client's network failed. See accept(2), "Error handling"."""
 _TLS_SHUTDOWN_SECONDS = 600.0
-"""The event loop's own timeout for closing a TLS connection. It is long because the timeouts in
-`registry.server.connection.timeouts` are shorter and end the connection first."""
+"""The event loop's own timeout for closing a TLS connection. It is so long that it has no effect: the timeouts in
+`registry.server.connection.timeouts` are shorter."""
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
@@ -58,15 +58,16 @@ class Handshake:
     """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
     def __init__(self, address: str | None, since: float) -> None:
-        """`address` is the client's network address; None for a trusted proxy. `since` is when the connection was
-        accepted, in seconds of the event loop's clock."""
+        """`address` is the client's network address; None if the client is a trusted proxy. `since` is when the
+        connection was accepted, in seconds of the event loop's clock."""
         self._candidate = EvictionCandidate("new", since, address)
         self.task: asyncio.Task[None] | None = None
-        """Sets up the connection. Set by the acceptor right after the creation."""
+        """The task that sets up the connection. The acceptor sets the attribute right after it has created this
+        object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`: the connection may be closed to make room for another one. Returns
-        None if it is being closed already."""
+        """Returns a candidate of the kind `new`, because the connection may always be closed to make room for another
+        one. Returns None if it is being closed already."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:
@@ -88,8 +89,8 @@ class Acceptor:
         connection_limit: ConnectionLimit,
         handshakes: set[Handshake],
     ) -> None:
-        """`sock` listens already and is closed by `close`. `handshakes` is the worker's set of connections without a
-        protocol object: the acceptor keeps it up to date, and `connection_limit` counts it."""
+        """`sock` must be listening; `close` closes it. `handshakes` is the worker's set of connections without a
+        protocol object: the acceptor keeps it up to date, and `connection_limit` counts its members."""
         self._loop = loop
         self._sock = sock
         self._make_protocol = make_protocol
@@ -103,8 +104,8 @@ class Acceptor:
         self._resume()
 
     def close(self) -> None:
-        """Stops accepting connections, closes this process's copy of the socket, and cancels TLS handshakes in
-        progress, because their clients have not sent a request yet."""
+        """Stops accepting connections, and closes this process's copy of the listening socket. Cancels TLS handshakes
+        in progress: no request is lost, because their clients have not sent one yet."""
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
@@ -123,8 +124,8 @@ class Acceptor:
         self._resume_timer = self._loop.call_later(seconds, self._resume)
 
     def _accept(self) -> None:
-        """Accepts one connection and starts a task that sets it up. Closes the connection if its address has too
-        many."""
+        """Accepts one connection and starts a task that sets it up. Closes the connection if its client's address has
+        too many connections."""
         if delay := self._connection_limit.accept_delay():
             self._pause(delay)
             return
@@ -159,9 +160,9 @@ class Acceptor:
         self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection, after the TLS handshake if there is one. Closes the
-        socket and stops counting the connection if that fails or is cancelled. `counted` is None if the connection does
-        not count against the limit of its address."""
+        """Creates the protocol object of an accepted connection; with TLS, after the handshake. If that fails or is
+        cancelled, closes the socket and stops counting the connection. `counted` is None if the connection does not
+        count against the limit of its client's address."""
         on_lost = None if counted is None else counted.release
         try:
             if self._listener_options.certificates is None:
@@ -169,11 +170,11 @@ class Acceptor:
             else:
                 await self._set_up_tls(sock, on_lost, self._listener_options.certificates)
         except OSError as error:
-            log.debug("an accepted connection failed before its first request: %s", error)
+            log.debug("closed an accepted connection before its first request: %s", error)
             sock.close()
             if on_lost is not None:
                 on_lost()
-        except BaseException:  # also a cancellation: the socket must be closed and no longer counted
+        except BaseException:  # among others a cancellation
             sock.close()
             if on_lost is not None:
                 on_lost()
@@ -186,8 +187,8 @@ class Acceptor:
             first_byte = await self._first_byte(sock)
         if first_byte != _TLS_FIRST_BYTE:
             _answer_plain_http(sock, first_byte)
-            raise ConnectionAbortedError("the client did not begin with a TLS handshake")
-        async with self._handshake_start:  # one holder at a time, so each iteration of the loop starts one handshake
+            raise ConnectionAbortedError("the client did not start a TLS handshake")
+        async with self._handshake_start:  # each holder waits for the next iteration, so each iteration has one holder
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
             lambda: self._make_protocol(on_lost),
@@ -197,13 +198,13 @@ class Acceptor:
             ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
         )
         if transport.is_closing() and on_lost is not None:
-            # The client left during the handshake. Then asyncio may not call the protocol's `connection_made`, and so
-            # never its `connection_lost`.
+            # The client disconnected during the handshake. Then asyncio may call neither `connection_made` nor
+            # `connection_lost` of the protocol object, which would call `on_lost`.
             on_lost()
 
     async def _first_byte(self, sock: socket.socket) -> bytes:
-        """Waits for the client's first byte and returns it without consuming it. Returns b"" if the client closes the
-        connection without sending anything."""
+        """Waits for the client's first byte, and returns it without removing it from the socket. Returns b"" if the
+        client closes the connection without sending anything."""
         while True:
             try:
                 return sock.recv(1, socket.MSG_PEEK)
@@ -222,9 +223,11 @@ def _set_result(future: asyncio.Future[None]) -> None:
 
 
 def _answer_plain_http(sock: socket.socket, first_byte: bytes) -> None:
-    """Sends a client that speaks HTTP without TLS an error response. Does nothing if the first byte is not a letter,
-    because it is not HTTP then. Raises OSError if the connection fails."""
+    """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a letter,
+    because a request begins with one. Raises OSError if the connection fails."""
     if first_byte.isalpha():
-        sock.recv(64 * 1024)  # closing a socket with unread data resets the connection, and the response could be lost
+        # The request is read and discarded: if a socket with unread data is closed, the kernel resets the connection,
+        # and the client may lose the response.
+        sock.recv(64 * 1024)
         sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
         sock.shutdown(socket.SHUT_WR)

@@ -1,10 +1,11 @@
 """The server's TLS certificate, reloaded without a restart when its files change.
 
 The files are loaded into a new TLS context (`ssl.SSLContext`), which replaces the old context only if the certificate
-is valid. A connection keeps the context that it began with.
+is valid. An open connection keeps the context with which it was opened.
 
-A change is noticed by the files' modification times, inode numbers and sizes. Programs that renew certificates write
-one file after the other, so the files are loaded only after two checks in a row have found the same values.
+`Certificates.refresh` notices a change by the files' modification times, inode numbers and sizes. Programs that renew
+certificates write one file after the other. So a change is loaded only when two checks in a row have found the same
+values.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ FileState = tuple[int, int, int] | None
 """Modification time in nanoseconds, inode number and size in bytes of a file; None if the file cannot be read."""
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Ciphers of TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. TLS 1.3 has no
-others."""
+"""Ciphers of TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. All ciphers of
+TLS 1.3 have both."""
 _VERIFY = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 class CertificateError(Exception):
-    """The certificate files cannot be used. `message` says why, in one line."""
+    """The server cannot use the certificate files. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -40,41 +41,44 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """The paths of the certificate, its key and the client authorities, all in PEM form."""
+    """The paths of the certificate, of its key, and of the authorities for client certificates. The files are in PEM
+    format."""
 
     certificate: Path
     """The server's certificate, followed by its chain."""
     key: Path | None = None
     """The certificate's private key; None: the key is in the certificate's file."""
     client_ca: Path | None = None
-    """The authorities that sign the certificates of clients; None: clients need no certificate."""
+    """The authorities that sign the certificates of clients; None: the server does not ask for client certificates."""
     client_auth: ClientAuth = "off"
-    """Whether clients may (`optional`) or must (`required`) have a certificate of `client_ca`."""
+    """Whether clients may (`optional`) or must (`required`) have a certificate of `client_ca`. With `off`, the server
+    does not ask for one."""
 
     @property
     def paths(self) -> list[Path]:
-        """The paths that are not None."""
+        """All paths that are given."""
         return [path for path in (self.certificate, self.key, self.client_ca) if path is not None]
 
 
 class Certificates:
-    """Loads the certificate files, and reloads them when they change. Attribute `context` is the TLS context for new
+    """Loads the certificate files, and reloads them after a change. The attribute `context` is the TLS context for new
     connections."""
 
     def __init__(self, files: CertificateFiles, *, clock: Callable[[], float] = time.time) -> None:
         """`clock` returns seconds since 1970. Raises CertificateError if the files cannot be used."""
         self.files = files
         self._clock = clock
-        self._tried_states = self._last_states = self._file_states()  # at the last attempt to load; at the last check
+        self._last_states = self._file_states()  # the files' states at the last check
+        self._tried_states = self._last_states  # their states at the last attempt to load them
         self.context = make_context(files, clock())
 
     def refresh(self, *, settled: bool = False) -> None:
-        """Reloads the files if they have changed since the last attempt to load them. If they cannot be used, logs why
-        and keeps the old context.
+        """Reloads the files if they have changed since the last attempt to load them. If the server cannot use them,
+        logs why and keeps the old context.
 
-        `settled` says that no program is still writing the files, so a change is loaded at once. Without it, a change
-        is loaded by the first call that finds the files as the call before found them. This function blocks, but only
-        for microseconds if nothing has changed.
+        If the states of the files differ from those at the call before, a program may still be writing them. Then this
+        call loads nothing; the next one does, if it finds the same states. `settled` says that the files are complete,
+        so that this call may load them. This function blocks, but only for microseconds if nothing has changed.
         """
         states = self._file_states()
         may_be_incomplete = states != self._last_states and not settled
@@ -94,8 +98,8 @@ class Certificates:
 
 
 def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
-    """Returns a server's TLS context for TLS 1.2 and 1.3 and HTTP/1.1. Raises CertificateError if the files cannot be
-    used, or if the certificate has expired at `now` (seconds since 1970)."""
+    """Returns the server's TLS context, for TLS 1.2 and 1.3 and HTTP/1.1. Raises CertificateError if the server cannot
+    use the files, or if the certificate has expired at `now` (seconds since 1970)."""
     _check_expiry(files.certificate, now)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -104,6 +108,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
+        # For its error, which names the file; the error of `load_verify_locations` does not.
         _read(files.client_ca, "certificates of the authorities for clients")
         try:
             context.load_verify_locations(files.client_ca)
@@ -116,7 +121,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
     """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
     key = files.key or files.certificate
-    _read(key, "key of the certificate")
+    _read(key, "key of the certificate")  # for its error, which names the file; the error of `load_cert_chain` does not
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
         raise CertificateError(f"the key in {key} is protected by a password; write it without one")
@@ -135,7 +140,7 @@ def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) 
 
 
 def _check_expiry(path: Path, now: float) -> None:
-    """Raises CertificateError if the first certificate in the file has expired, or if the file has none."""
+    """Raises CertificateError if the first certificate in the file has expired at `now`, or if the file has none."""
     from cryptography import x509  # imported here because it is large, and only servers with TLS need it
 
     text = _read(path, "certificate")
@@ -148,8 +153,8 @@ def _check_expiry(path: Path, now: float) -> None:
 
 
 def _read(path: Path, what: str) -> bytes:
-    """Returns the content of the file. `what` names the file's content in the text of the CertificateError that this
-    raises if the file cannot be read."""
+    """Returns the content of the file. Raises CertificateError if it cannot be read; `what` says in the text of the
+    error what the file contains."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,11 +1,11 @@
 """Limits how many connections one worker process has open, because each takes a file descriptor.
 
-A connection takes one descriptor. A request in progress takes up to three more: the file that it sends, a duplicate of
-the connection's socket, and the same file opened again to read it ahead. The worker keeps a reserve of descriptors for
-other files and for connections to upstream registries.
+A connection takes one descriptor. A request in progress takes up to three more: one for the file that it sends, one for
+a duplicate of the connection's socket, and one for the same file, opened again to be read in advance. The worker keeps
+a reserve of descriptors for other files and for connections to upstream registries.
 
-When no descriptor is left for a new connection, the worker evicts (closes) *silent* connections. `EvictionKind` lists
-the four kinds of silent connections. A connection that is not silent is never evicted.
+When no descriptor is left for a new connection, the worker *evicts* silent connections: it closes them. `EvictionKind`
+lists the four kinds of silent connections. The worker never evicts a connection that is not silent.
 """
 
 from __future__ import annotations
@@ -22,32 +22,33 @@ from registry.server.server_log import log
 FILES_PER_REQUEST = 3
 """Descriptors that a request in progress may take in addition to its connection's descriptor."""
 MAX_CONNECTIONS = 16384
-"""Upper bound of a worker's connections, however many descriptors it may have: each connection takes memory too."""
+"""Upper bound of a worker's connections, even if it may have more descriptors, because each connection takes memory."""
 FAIR_SHARE = 16
-"""Silent connections that one client address may have. An address with more loses its oldest ones before the
-connections of other addresses are evicted."""
+"""Silent connections that one client address may have. If an address has more, its oldest ones are evicted before the
+connections of other addresses."""
 STALLED_SECONDS = 10.0
-"""A connection with a request in progress is stalled after this time without a byte in either direction."""
+"""A connection with a request in progress is stalled if no byte was sent or received on it for this long."""
 MAX_EXAMINED = 2000
 """Connections that one search for silent connections examines. Examining one takes up to ten microseconds."""
 _MIN_RESERVE = 32
-"""Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors where that is more."""
-_MAX_COUNTED_LIMIT = 8192
-"""A process that may open at most this many files counts its open files once a second. With a higher limit, counting
-takes too long, and the reserve is large enough without it."""
+"""Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors if that is more."""
+_MAX_FILES_TO_COUNT = 8192
+"""A process that may open at most this many files counts its open files once a second. If it may open more, counting
+could take too long, and the reserve is so large that other files do not use it up."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
 """A worker with room for fewer connections logs a warning at its start."""
-_BATCH = 32
-"""Smallest number of silent connections that one search selects, if it finds so many. Also how many times the worker
-evicts connections for a new one before it leaves the next new connection to other workers."""
+_MIN_SELECTED = 32
+"""Smallest number of silent connections that one search selects for eviction, if it finds so many."""
+_ADMISSIONS_PER_STAND_BACK = 32
+"""How many new connections a full worker accepts, by evicting silent ones, before it *stands back* again: before it
+leaves new connections to the other workers for `_STAND_BACK_SECONDS`."""
+_STAND_BACK_SECONDS = 0.01
 _NOTHING_FOUND_SECONDS = 0.25
 """How long the worker does not search again after a search that found no silent connection."""
-_STAND_BACK_SECONDS = 0.01
-"""How long a full worker leaves new connections to the other workers before it evicts silent ones."""
 _BUSY_SECONDS = 0.1
-"""How long a worker accepts no connection when it is full and has no silent connection."""
+"""How long a worker accepts no connection if it is full and has no silent connection."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines with the same text."""
 
@@ -63,17 +64,18 @@ EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """A reason to evict a connection."""
+    """Why, and since when, a connection may be evicted."""
 
     kind: EvictionKind
     since: float
-    """When the connection became silent, or was opened if its kind is `new`. In seconds of the event loop's clock."""
+    """When the connection became silent; for the kind `new`, when it was opened. In seconds of the event loop's
+    clock."""
     address: str | None
     """The client's network address; None for a trusted proxy, whose connections serve many clients."""
 
 
 class EvictableConnection(Protocol):
-    """A connection, or an accepted socket that is still in its TLS handshake."""
+    """A connection as its limit sees it. It may still be in its TLS handshake."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Returns why the connection may be evicted; None if it is not silent or is closing already. `now` is in
@@ -81,7 +83,7 @@ class EvictableConnection(Protocol):
         ...
 
     def evict(self) -> None:
-        """Closes the connection at once, to make room for another one."""
+        """Closes the connection immediately, to make room for another one."""
         ...
 
 
@@ -90,8 +92,8 @@ _Selected = tuple[EvictableConnection, EvictionCandidate]
 
 
 class ConnectionLimit:
-    """The connection limit of one worker. Create it after the application has started, because it counts the files that
-    are open by then as used."""
+    """The connection limit of one worker. Create it after the application has started: the files that are open at that
+    moment are never available for connections."""
 
     def __init__(
         self,
@@ -102,9 +104,9 @@ class ConnectionLimit:
         *,
         limit: int | None = None,
     ) -> None:
-        """The three collections belong to the worker, which keeps them up to date: its open connections, its TLS
-        handshakes in progress, and its requests in progress. `clock` is the event loop's, in seconds. `limit` is how
-        many descriptors the process may have open; None for the limit that the system sets."""
+        """The worker keeps the three collections up to date: its open connections, its TLS handshakes in progress, and
+        its requests in progress. `clock` is the event loop's, in seconds. `limit` is how many descriptors the process
+        may have open; None: the limit that the system sets."""
         self._connections = connections
         self._handshakes = handshakes
         self._requests = requests
@@ -113,19 +115,19 @@ class ConnectionLimit:
         self._reserve = max(_MIN_RESERVE, self._limit // 8)
         self._files_at_start = count_open_files()
         self._budget = self._limit  # descriptors for connections and their requests
-        self._selected: list[_Selected] = []  # found by the last search and not evicted yet; the next one is last
-        self._evicted: set[EvictableConnection] = set()  # those that may still be in the worker's collections
+        self._selected: list[_Selected] = []  # by the last search, without those evicted since; the next one is last
+        self._evicted: set[EvictableConnection] = set()  # evicted, but perhaps still in the worker's collections
         self._search_offset = 0  # position in the collections where the next search begins
         self._no_search_until = -_NOTHING_FOUND_SECONDS
-        self._evictions_left = 0  # until the worker stands back again
-        self._unlogged_evictions = 0
+        self._admissions_left = 0  # new connections to accept before the worker stands back again
+        self._unlogged_evictions = 0  # since the last log line
         self._evictions_logged_at = -_LOG_INTERVAL_SECONDS
         self._busy_logged_at = -_LOG_INTERVAL_SECONDS
         self._set_budget(self._files_at_start)
 
     @property
     def capacity(self) -> int:
-        """How many connections fit while no request is in progress."""
+        """How many connections the worker may have while no request is in progress."""
         return min(self._budget, MAX_CONNECTIONS)
 
     def warn_if_low(self) -> None:
@@ -138,24 +140,27 @@ class ConnectionLimit:
             )
 
     def accept_delay(self) -> float:
-        """Returns 0.0 if the worker may accept a connection now; otherwise the number of seconds to accept none.
+        """Returns 0.0 if the worker may accept a connection now; otherwise for how many seconds to accept none. Call it
+        before each connection is accepted.
 
-        If there is no room, first gives other workers a chance to accept the connection, then evicts silent
-        connections. Call it before each connection is accepted.
+        If there is no room, the first call returns a short time, in which another worker may accept the connection. The
+        calls after it evict silent connections.
         """
         if self._free_descriptors() > 0:
             return 0.0
-        if not self._evictions_left:
-            self._evictions_left = _BATCH
+        if not self._admissions_left:
+            self._admissions_left = _ADMISSIONS_PER_STAND_BACK
             return _STAND_BACK_SECONDS
-        if self.evict_connections(1 - self._free_descriptors()):
-            self._evictions_left -= 1
+        missing = 1 - self._free_descriptors()  # free descriptors are negative if too many are in use
+        if self.evict_connections(missing):
+            self._admissions_left -= 1
             return 0.0
         self._log_busy()
         return _BUSY_SECONDS
 
     def make_room_for_request(self) -> None:
-        """Evicts silent connections if the files of a request that has just started need their descriptors."""
+        """Evicts silent connections if requests in progress may need their descriptors. Call it when a request
+        starts."""
         free = self._free_descriptors()
         if free < 0:
             self.evict_connections(-free)
@@ -172,9 +177,9 @@ class ConnectionLimit:
         return count > 0
 
     def count_other_files(self) -> None:
-        """Counts the open files that belong to no connection, such as downloads from upstream registries, and adapts
-        the limit to their number. Call it once a second."""
-        if self._limit <= _MAX_COUNTED_LIMIT:
+        """Counts the open files that belong to no connection, such as downloads from upstream registries, and changes
+        the number of descriptors for connections accordingly. Call it once a second."""
+        if self._limit <= _MAX_FILES_TO_COUNT:
             own = len(self._connections) + len(self._handshakes) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own))
             if (free := self._free_descriptors()) < 0:
@@ -184,8 +189,8 @@ class ConnectionLimit:
         self._budget = max(self._limit - other_files - self._reserve, _MIN_BUDGET)
 
     def _free_descriptors(self) -> int:
-        """Returns how many descriptors are left for connections; negative if too many are in use. At `MAX_CONNECTIONS`
-        connections none is left."""
+        """Returns how many descriptors are left for new connections; negative if too many are in use. With
+        `MAX_CONNECTIONS` connections none is left."""
         count = len(self._connections) + len(self._handshakes)
         if self._evicted:
             self._evicted = {each for each in self._evicted if each in self._connections or each in self._handshakes}
@@ -193,10 +198,10 @@ class ConnectionLimit:
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), MAX_CONNECTIONS - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
-        """Returns the silent connection to evict next; None if there is none. Searches only if no connection that the
-        last search selected is still silent for the same reason and since the same time."""
-        for search in (False, True):
-            if search:
+        """Returns the silent connection to evict next; None if there is none. Takes it from those that the last search
+        selected, without those that were active since. If none of them is left, searches again."""
+        for must_search in (False, True):
+            if must_search:
                 if now < self._no_search_until:
                     return None
                 self._selected = self._search(now)
@@ -209,12 +214,13 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Examines up to `MAX_EXAMINED` connections, and other ones in each search. Returns silent connections to
-        evict, the first to evict at the end: `_BATCH` of those found, or an eighth of them if that is more. Returns an
-        empty list if none was found.
+        """Examines up to `MAX_EXAMINED` connections; each search goes on where the last one ended. Selects connections
+        of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in reverse order
+        of eviction. The list is empty if no silent connection was found.
 
-        Lingering connections are evicted first. Then either the new or the idle ones are, whichever are more, so that a
-        flood of one kind does not evict the other kind. Stalled ones are evicted only if there are no others.
+        Selects lingering connections if there are any. If not, selects new or idle ones: those of which there are more,
+        so that a client that opens many connections of one kind does not evict the other kind. Selects stalled ones
+        only if there are no others.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._handshakes)
@@ -228,7 +234,7 @@ class ConnectionLimit:
             silent = by_kind["lingering"] or by_kind["new"] or by_kind["stalled"]
         else:
             silent = by_kind["lingering"] or by_kind["idle"]
-        return _sorted_for_eviction(silent)[-max(_BATCH, len(silent) // 8) :]
+        return _sorted_for_eviction(silent)[-max(_MIN_SELECTED, len(silent) // 8) :]
 
     def _log_evictions(self, count: int, now: float) -> None:
         self._unlogged_evictions += count
@@ -257,12 +263,13 @@ class ConnectionLimit:
 def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """Returns the connections in reverse order of eviction: the one to evict first is the last.
 
-    Addresses with more than `FAIR_SHARE` silent connections lose their oldest ones first. After those, the connection
-    that has been silent for longest is evicted first.
+    First come the connections of addresses with more than `FAIR_SHARE` silent connections, of each address its oldest
+    ones, until it has only its share. After those, the connection that has been silent for longest is evicted first.
     """
     silent.sort(key=lambda each: -each[1].since)  # newest first
     counts: Counter[str] = Counter()
-    excess: dict[int, int] = {}  # id of a connection -> by how many its address is above the share with it
+    # id of a connection -> by how many the connection, together with the newer ones of its address, exceeds the share
+    excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:
             excess[id(connection)] = max(0, counts[candidate.address] + 1 - FAIR_SHARE)

@@ -1,4 +1,5 @@
-"""Opens the listening socket, and holds its options. Both are created once, before any worker is forked."""
+"""Opens the listening socket, and defines the options for its connections. Both are created once, before any worker is
+forked."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
 
 BACKLOG = 2048
-"""Connections that the kernel queues while all workers are busy. The kernel lowers this number to its setting
-net.core.somaxconn."""
+"""How many new connections the kernel queues until a worker accepts them. If the kernel's setting net.core.somaxconn is
+lower, that number applies."""
 
 _BRACKETED_HOST_PORT = re.compile(r"\[([^\[\]]+)\]:(\d{1,5})")
 """An IPv6 address in brackets, and a port."""
@@ -32,12 +33,12 @@ class ListenError(Exception):
 def bind(listen: str) -> socket.socket:
     """Returns a TCP socket that listens on `listen`, which has the form HOST:PORT. Raises ListenError.
 
-    Examples: `127.0.0.1:5000`, `[::1]:5000`, `:5000` for all IPv4 addresses; with port 0 the system chooses a free
+    Examples: `127.0.0.1:5000`; `[::1]:5000`; `:5000` for all IPv4 addresses. With port 0 the system chooses a free
     port.
 
-    The socket listens before any worker runs, so that a port in use is reported at once: on Linux two sockets with
-    SO_REUSEADDR may bind the same port, and only `listen` fails for the second. Clients that connect before the workers
-    are ready wait in the kernel's queue.
+    The socket is made listening here, not in the workers, so that a port in use is found before the server starts: on
+    Linux `bind` allows several sockets with SO_REUSEADDR on one port, and only `listen` fails. Clients that connect
+    before the workers are ready wait in the kernel's queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -45,7 +46,7 @@ def bind(listen: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # With this, `[::]` accepts IPv4 clients too, whatever the system's default is.
+            # With this, a socket on `[::]` accepts IPv4 clients as well. The system's default may be different.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -63,7 +64,7 @@ def address_of(sock: socket.socket) -> str:
 
 
 def _split(listen: str) -> tuple[str, int]:
-    """Returns host and port; the host is empty for all IPv4 addresses. Raises ListenError for malformed text."""
+    """Returns host and port. An empty host stands for all IPv4 addresses. Raises ListenError for malformed text."""
     match = _BRACKETED_HOST_PORT.fullmatch(listen) or _HOST_PORT.fullmatch(listen)
     if match is None or int(match[2]) > 65535:
         hint = " (an IPv6 address goes into brackets)" if listen.count(":") > 1 and "[" not in listen else ""
@@ -72,12 +73,13 @@ def _split(listen: str) -> tuple[str, int]:
 
 
 def _look_up(host: str, port: int, listen: str) -> tuple[int, tuple[object, ...]]:
-    """Returns the address family and the socket address of a host. Raises ListenError for an unknown host."""
+    """Returns the address family and the socket address of a host. Raises ListenError for an unknown host. `listen` is
+    the whole text, for the error."""
     try:
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"cannot listen on {listen}: no address is known for the host {host!r}") from error
-    # `localhost` has an IPv4 and an IPv6 address; clients such as docker try the IPv4 one first.
+    # A host such as `localhost` may have an IPv4 and an IPv6 address. Clients such as docker try the IPv4 one first.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][0], found[0][4]
 
@@ -105,12 +107,12 @@ def _explain(error: OSError, listen: str, host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenerOptions:
-    """What applies to the connections of a listening socket. Create it before the fork, because the per-address limit
-    is shared by all workers."""
+    """The options for the connections that a listening socket accepts. Create it before the fork, because all workers
+    share the per-address limit."""
 
     certificates: Certificates | None = None
     """The TLS certificate; None: the socket speaks plain HTTP."""
     proxies: TrustedProxies | None = None
-    """The reverse proxies whose X-Forwarded headers count; None: no client's headers count."""
+    """The reverse proxies whose X-Forwarded headers the server uses; None: it ignores these headers."""
     per_address_limit: PerAddressLimit | None = None
-    """The limit of connections for each client address; None: there is no such limit."""
+    """The limit of connections of each client address; None: there is no such limit."""

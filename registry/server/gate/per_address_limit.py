@@ -1,11 +1,12 @@
 """Limits the connections of each client address, over all worker processes.
 
-Connections beyond the limit are accepted and closed at once, without a response. To answer 429 the server would have to
-read a request and, with TLS, perform a handshake; the limit exists to save this work. A log line reports the closed
-connections.
+Connections beyond the limit are accepted and immediately closed, without a response. To respond with 429 the server
+would have to read a request and, with TLS, perform a handshake; the limit exists to save this work. A log line reports
+how many connections were closed.
 
-Each process counts its connections in a *column*: its own part of a table of counters in shared memory. The count of an
-address is the sum over all columns. The parent assigns a column to each worker and clears it when the worker has ended.
+Each worker counts its connections in a *column*: its own part of a table of counters in shared memory. The count of an
+address is the sum over all columns. The parent process assigns a column to each worker, and clears the column when the
+worker has ended.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from registry.server.shared_counters import SharedCounters
 _LOG_INTERVAL_SECONDS = 10.0
 """Shortest time between two log lines about closed connections."""
 _COLUMNS_PER_WORKER = 4
-"""Columns that are reserved for each worker. More than one is needed because SIGHUP replaces the workers, and a
-replaced worker keeps its column until its last connection ends."""
+"""Columns in the table for each worker that the settings ask for. More than one is needed because SIGHUP replaces the
+workers, and a replaced worker keeps its column until it has completed its last request and ended."""
 
 
 class TooManyConnections(Exception):
@@ -45,16 +46,16 @@ class CountedConnection:
 
 
 class PerAddressLimit:
-    """Allows each client address `max_connections` connections at the same time. All addresses of a /64 network of IPv6
-    count as one, because a client can choose among them freely."""
+    """Allows each client address `max_connections` connections at the same time. All IPv6 addresses of one /64 network
+    are counted as one address, because a client with one of them can usually use all of them."""
 
     def __init__(self, max_connections: int, workers: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create it before the fork, because it allocates the shared memory. `workers` is the number of worker
-        processes; `clock` is in seconds."""
+        """Create it before the fork, because it allocates the memory that the workers share. `workers` is the number of
+        worker processes. `clock` returns seconds."""
         self._max_connections = max_connections
         self._counts = SharedCounters(_COLUMNS_PER_WORKER * workers)
         self._free_columns = list(range(self._counts.columns))
-        self._own_column: int | None = None
+        self._own_column: int | None = None  # of this process
         self._clock = clock
         self._logged_at = -_LOG_INTERVAL_SECONDS
         self._unlogged = 0  # connections closed since the last log line
@@ -80,7 +81,8 @@ class PerAddressLimit:
     # Called in a worker
 
     def use_column(self, column: int | None) -> None:
-        """Makes this process count in `column`; with None it counts nothing and admits every connection."""
+        """Makes this process count its connections in `column`. With None it counts none, and admits every
+        connection."""
         self._own_column = column
 
     def admit(self, address: str) -> CountedConnection:
@@ -95,13 +97,13 @@ class PerAddressLimit:
         return CountedConnection(self, key)
 
     def remove(self, key: str) -> None:
-        """Counts one connection of `key` less. `key` is the network of a client's address, as `admit` counted it."""
+        """Stops counting one connection that `admit` has counted. `key` is the network of its client's address."""
         if self._own_column is not None:
             self._counts.remove(self._own_column, key)
 
     def _log_closed(self, key: str) -> None:
-        """Logs how many connections were closed, at most once in `_LOG_INTERVAL_SECONDS`, because a line for each
-        connection would let a client fill the log."""
+        """Counts a closed connection, and logs how many were closed since the last line. Logs at most one line in
+        `_LOG_INTERVAL_SECONDS`: with a line for each connection, a client could fill the log."""
         self._unlogged += 1
         now = self._clock()
         if now - self._logged_at >= _LOG_INTERVAL_SECONDS:

@@ -1,13 +1,14 @@
 """Reads a request's client, scheme and host from the headers X-Forwarded-For, -Proto and -Host of a reverse proxy.
 
-Any client can send these headers, so they count only on connections from trusted addresses, which the settings list.
+Any client can send these headers, so the server uses them only on connections from trusted addresses, which the
+settings list.
 
-Each proxy appends the address of its peer to X-Forwarded-For. So the client's address is found from the right: it is
-the first one that does not belong to a trusted proxy. The addresses left of it are ignored, because the client may have
-invented them.
+Each proxy appends the address of its peer to the end of X-Forwarded-For. So the server goes through the addresses from
+the last one to the first. The client's address is the first one on this way that does not belong to a trusted proxy.
+The rest is ignored, because the client may have invented it.
 
-The header `Forwarded` (RFC 7239) is ignored. A proxy sets only one of the two kinds of headers and passes the other
-kind on as the client sent it, so reading both would let clients forge their address.
+The header `Forwarded` (RFC 7239) is ignored. A proxy sets either `Forwarded` or the X-Forwarded headers, and passes on
+the others as the client sent them. So if the server read both, clients could forge their address.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from registry.server.http1.response_head import Headers
 IpNetwork = IPv4Network | IPv6Network
 
 _MAX_CACHED_VALUES = 4096
-"""Values of X-Forwarded-For whose parsed client address is cached, because parsing is slow."""
+"""For how many values of X-Forwarded-For the client's address is cached. Parsing a value is slow."""
 _MAX_CACHED_VALUE_BYTES = 200
 """Longer values of X-Forwarded-For are not cached."""
 _SCHEMES = {b"http": "http", b"https": "https"}
+"""Valid values of X-Forwarded-Proto, and the ASGI scheme for each."""
 
 
 class TrustedProxies:
@@ -44,10 +46,10 @@ class TrustedProxies:
             return False
 
     def apply(self, scope: Any, headers: Headers) -> None:
-        """Changes a request that came from a trusted proxy: sets `client` and `scheme` of its ASGI scope, and the Host
-        header in `headers`, to the values in the proxy's headers.
+        """Sets `client` and `scheme` in a request's ASGI `scope`, and the Host header in `headers`, to the values in
+        the X-Forwarded headers. Call it only for requests from a trusted proxy.
 
-        Malformed values change nothing. If X-Forwarded-Proto or -Host has several values, the last one counts, because
+        A malformed value is ignored. If X-Forwarded-Proto or -Host has several values, the last one is used, because
         the nearest proxy wrote it.
         """
         forwarded = [(name, value) for name, value in headers if name.startswith(b"x-forwarded-")]
@@ -55,7 +57,7 @@ class TrustedProxies:
             return
         client = self._client(b",".join([value for name, value in forwarded if name == b"x-forwarded-for"]))
         if client is not None:
-            scope["client"] = (client, 0)
+            scope["client"] = (client, 0)  # the port is unknown
         scheme = _SCHEMES.get(_last_value(forwarded, b"x-forwarded-proto").lower())
         if scheme is not None:
             scope["scheme"] = scheme
@@ -74,8 +76,9 @@ class TrustedProxies:
         return self._cached_clients[addresses]
 
     def _find_client(self, addresses: bytes) -> str | None:
-        """Returns the client's address from a value of X-Forwarded-For. Returns None if the last address is malformed
-        or missing. Addresses left of a malformed one are ignored."""
+        """Returns the client's address from a value of X-Forwarded-For; the first address of the value if all belong to
+        trusted proxies. Returns None if the last address is malformed or missing. Ignores all addresses before a
+        malformed one."""
         found = None
         for text in reversed(addresses.split(b",")):
             address = _parse_address(text.strip())
@@ -91,8 +94,8 @@ class TrustedProxies:
 
 
 def _last_value(headers: Headers, header_name: bytes) -> bytes:
-    """Returns the last value of a header, which may have several lines or values separated by commas (RFC 9110, 5.3);
-    empty if the header is missing."""
+    """Returns the last value of a header, or an empty value if the header is missing. A header may have several lines,
+    and several values in a line, separated by commas (RFC 9110, 5.3)."""
     for name, value in reversed(headers):
         if name == header_name:
             return value.rpartition(b",")[2].strip()
@@ -100,7 +103,7 @@ def _last_value(headers: Headers, header_name: bytes) -> bytes:
 
 
 def _parse_address(text: bytes) -> IPv4Address | IPv6Address | None:
-    """Parses an address as proxies write it: it may have a port, and an IPv6 address may be in brackets. Returns None
+    """Parses an address as proxies write it: a port may follow it, and an IPv6 address may be in brackets. Returns None
     if it is malformed."""
     shown = text.decode("latin-1")
     if shown.startswith("["):
@@ -108,6 +111,7 @@ def _parse_address(text: bytes) -> IPv4Address | IPv6Address | None:
     elif shown.count(":") == 1:
         shown = shown.partition(":")[0]
     try:
+        # An address with a zone, such as fe80::1%eth0, counts as malformed.
         return None if "%" in shown else ip_address(plain_address(shown))
     except ValueError:
         return None

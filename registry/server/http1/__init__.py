@@ -1,1 +1,1 @@
-"""HTTP/1.1 syntax: request and response heads, body framing, and the server's own error responses."""
+"""HTTP/1.1 syntax: the heads of requests and responses, the framing of request bodies, and error responses."""

@@ -1,7 +1,8 @@
-"""Separates the bytes of a request's body from its framing and from what follows (RFC 9112, sections 6.2 and 7.1).
+"""Separates the body of a request from its framing and from the bytes after its end (RFC 9112, 6.2 and 7.1).
 
-*Framing* is how a body's end is marked: by a declared length or by chunks. Bodies do not pass through the HTTP parser.
-The parts of a body are views of the buffer into which they were received, and are not copied.
+The *framing* tells where a body ends: a declared length, or the sizes of chunks between the parts of the body. The HTTP
+parser httptools gets only heads of requests, so the classes here parse the framing. They return the parts of a body as
+views of the buffer into which they were received, and do not copy them.
 """
 
 from __future__ import annotations
@@ -15,38 +16,43 @@ from registry.server.http1.error_responses import RefusedRequest
 MAX_CHUNK_BYTES = 2**63 - 1
 """Largest size that a chunk may declare, in bytes."""
 MAX_CHUNKS_PER_CALL = 1024
-"""Chunks and lines that one call of `ChunkedFraming.parse` parses. Each takes a microsecond or two, however small it
-is, and the event loop does nothing else meanwhile."""
+"""How many chunks and lines one call of `ChunkedFraming.parse` parses at most. Each takes a microsecond or two, even if
+it is small, and the event loop does nothing else in this time."""
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
 """The end of a chunk, followed by the size line of the next chunk."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+"""The line before a chunk: its size, and perhaps extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-"""Any beginning of a valid size line."""
+"""A size line of which not all was received yet, but which may become valid."""
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
+"""A compiled pattern, because a memory view has no method `find`."""
 
 
 class Framing(Protocol):
     """Parses the framing of one body."""
 
     is_complete: bool
-    """All of the body was parsed."""
+    """The whole body was parsed."""
 
     def max_receive(self, free_bytes: int) -> int:
-        """Returns how many bytes to receive next into a buffer that has `free_bytes` left."""
+        """Returns how many bytes to receive next, at most, into a buffer that has `free_bytes` left."""
         ...
 
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
-        """Appends the parts of `data` that belong to the body to `pieces`, and returns how many bytes were parsed.
-        Bytes are left unparsed if the body is complete before them, or if there are too many chunks for one call; call
-        it again with the unparsed bytes then. Raises RefusedRequest if the framing is malformed."""
+        """Parses received bytes. Appends those that belong to the body to `pieces`, as views of `data`.
+
+        Returns how many bytes of `data` were parsed. If the body is complete, the other bytes follow the body. If not,
+        `data` has too many chunks for one call: call the method again with the other bytes. Raises RefusedRequest if
+        the framing is malformed.
+        """
         ...
 
 
 class LengthFraming:
     """The framing of a body with a declared length in bytes. `max_receive` never asks for bytes after the body's end,
-    so none are received together with the body."""
+    so the next request is not received together with the body."""
 
     def __init__(self, length: int) -> None:
         self._remaining_bytes = length
@@ -66,16 +72,17 @@ class LengthFraming:
 class ChunkedFraming:
     """The framing of a body in chunks (`Transfer-Encoding: chunked`).
 
-    It is strict: it refuses what two parsers could interpret differently, such as a line that ends with LF without CR,
-    or a size with spaces around it.
+    It is strict: it refuses framing that a proxy before the server could interpret differently, such as a line that
+    ends with LF without CR, or a size with spaces around it.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is the maximum number of bytes of one line, and of all trailers together."""
+        """`limit` is the maximum number of bytes of one line, and of all trailers (headers after the last chunk)
+        together."""
         self._limit = limit
-        self._chunk_remaining_bytes = 0  # of the current chunk
-        self._line = b""  # the part of an incomplete line that was received so far
-        self._parse_line = self._parse_size_line  # parses the next line
+        self._chunk_remaining_bytes = 0  # bytes of the current chunk that were not parsed yet
+        self._line = b""  # an incomplete line, as far as it was received
+        self._parse_line = self._parse_size_line  # the method that parses the next line
         self._trailer_bytes = 0
         self.is_complete = False
 
@@ -95,7 +102,8 @@ class ChunkedFraming:
                 self._chunk_remaining_bytes -= end - offset
                 return end
             pieces.append(data[offset:chunk_end])
-            # This one match handles most chunks. It fails at the last chunk, and where a line was not received whole.
+            # This one match handles most chunks. It fails if the end of the chunk and the next size line were not
+            # received completely, or if the size line has extensions. A size of 0 marks the end of the body.
             next_chunk = _NEXT_CHUNK.match(data, chunk_end)
             self._chunk_remaining_bytes = int(next_chunk[1], 16) if next_chunk else 0
             if next_chunk and self._chunk_remaining_bytes:
@@ -106,8 +114,8 @@ class ChunkedFraming:
         return offset
 
     def _receive_line(self, data: memoryview, offset: int) -> int:
-        """Adds the bytes of `data` from `offset` to the current line, and parses the line once it is complete. Returns
-        the offset after the bytes that belong to the line. Raises RefusedRequest."""
+        """Adds the bytes of `data` from `offset` to the current line, and parses the line if it is complete. Returns
+        the offset after the bytes of the line. Raises RefusedRequest if the line is malformed or too long."""
         found = _LINE_END.search(data, offset, offset + self._limit + 1)
         stop = found.end() if found else min(len(data), offset + self._limit + 1)
         self._line += data[offset:stop]
@@ -117,17 +125,18 @@ class ChunkedFraming:
             line, self._line = self._line, b""
             self._parse_line(line)
         elif not self._can_become_valid(self._line):
-            raise _malformed("a chunk is not framed as it must be")
+            raise _malformed("the framing of a chunk is not valid")
         return stop
 
     def _can_become_valid(self, line_start: bytes) -> bool:
-        """Returns whether a valid line can begin with `line_start`. If not, the request is refused at once, because the
-        client may never send the rest of the line."""
+        """Returns whether a valid line can begin with `line_start`. If not, the request is refused without waiting for
+        the rest of the line, which the client may never send."""
         if self._parse_line == self._parse_chunk_end:
             return line_start == b"\r"
         return self._parse_line != self._parse_size_line or _SIZE_LINE_START.fullmatch(line_start) is not None
 
     def _parse_chunk_end(self, line: bytes) -> None:
+        """Parses the empty line that ends each chunk."""
         if line != b"\r\n":
             raise _malformed("a chunk is longer than its size")
         self._parse_line = self._parse_size_line
@@ -141,6 +150,7 @@ class ChunkedFraming:
             self._parse_line = self._parse_trailer
 
     def _parse_trailer(self, line: bytes) -> None:
+        """Parses one trailer, or the empty line that ends the body. The server checks trailers and ignores them."""
         self._trailer_bytes += len(line)
         if self._trailer_bytes > self._limit:
             raise _too_large(self._limit)

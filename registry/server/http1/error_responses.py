@@ -1,6 +1,6 @@
 """Error responses that the server sends itself, without calling the application, such as 400 for a malformed request.
 
-Their body has the error format of the distribution spec. The connection is closed after such a response.
+Their bodies have the error format of the distribution spec. The connection is closed after such a response.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from registry.server.http1.response_head import STATUS_LINES, Headers, header_li
 
 
 class RefusedRequest(Exception):
-    """The server refuses a request: it responds with `status` and an error body with `message`, and closes the
-    connection."""
+    """The server refuses a request. It responds with `status` and with an error body that contains `message`, and
+    closes the connection."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         self.status = status
@@ -22,8 +22,8 @@ class RefusedRequest(Exception):
 
 
 def head_too_large(max_bytes: int, *, is_target_too_long: bool) -> RefusedRequest:
-    """Returns the error for a request head of more than `max_bytes` bytes: 414 if the request target is too long, 431
-    otherwise."""
+    """Returns the error for a request head of more than `max_bytes` bytes: status 414 if its request target is too
+    long, otherwise 431."""
     if is_target_too_long:
         return RefusedRequest(
             HTTPStatus.REQUEST_URI_TOO_LONG, f"the request target is too long: it may have {max_bytes} bytes"
@@ -35,7 +35,7 @@ def head_too_large(max_bytes: int, *, is_target_too_long: bool) -> RefusedReques
 
 
 def error_headers(body: bytes) -> Headers:
-    """Returns the headers of an error response with the given body."""
+    """Returns the headers of an error response with the given body, without the headers that all responses have."""
     return [
         (b"docker-distribution-api-version", b"registry/2.0"),
         (b"content-type", b"application/json"),
@@ -45,12 +45,12 @@ def error_headers(body: bytes) -> Headers:
 
 
 def error_body(message: str, *, code: str = "UNSUPPORTED") -> bytes:
-    """Returns the JSON body of an error response, with one of the codes of the distribution spec, "Error Codes"."""
+    """Returns the JSON body of an error response. `code` is one of the distribution spec's "Error Codes"."""
     return json.dumps({"errors": [{"code": code, "message": message}]}, separators=(",", ":")).encode()
 
 
 def error_response(refused: RefusedRequest, default_headers: Headers) -> bytes:
-    """Returns the complete HTTP/1.1 response, head and body, that refuses a request. `default_headers` are the headers
-    that every response of the server begins with."""
+    """Returns the complete response, head and body, that refuses a request. `default_headers` are the headers with
+    which every response of the server begins."""
     body = error_body(refused.message)
     return b"".join([STATUS_LINES[refused.status], *header_lines(default_headers + error_headers(body)), b"\r\n", body])

@@ -1,6 +1,7 @@
-"""Checks the head of a request (request line and headers) and parses its target (RFC 9112, 3.2).
+"""Finds the end of a request's head (request line and headers), checks it, and parses its target (RFC 9112, 3.2).
 
-httptools splits the head into method, target, version and headers. The functions here do the rest.
+The parser httptools splits a head into method, target, version and headers. The functions here check and parse these
+parts further.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ _HEAD_END = b"\r\n\r\n"
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
-    """Returns the offset in `data` after the last byte of a head that begins or continues at the offset `start`.
-    Returns the length of `data` if the head does not end in it.
+    """Returns the offset in `data` after the end of a head. The bytes of the head begin at the offset `start`. Returns
+    the length of `data` if the head does not end in `data`.
 
-    `tail` are the last bytes, up to three, of the same head that were received before `data`. They are needed because
-    the CRLFCRLF that ends a head may be received in two reads.
+    `tail` is empty if the head begins in `data`. Otherwise it has the last bytes, up to three, of the part of the head
+    that was received before `data`: they may be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
         found = (tail + data[:3]).find(_HEAD_END)
@@ -33,8 +34,8 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
 
 
 def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, method: str) -> None:
-    """Checks a head, and adds its method, version, path and query to the ASGI `scope`. If the target contains a host,
-    it replaces the Host header in `headers`. Raises RefusedRequest with 400 for a head that is not valid."""
+    """Checks a head, and adds its method, version, path and query to the ASGI `scope`. If `target` contains a host,
+    this host replaces the Host header in `headers`. Raises RefusedRequest with 400 for a head that is not valid."""
     check_head(headers, version, method)
     parsed = parse_target(target, method)
     check_host(headers, version)
@@ -48,19 +49,20 @@ def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, meth
 
 
 def check_head(headers: Headers, version: str, method: str) -> None:
-    """Raises RefusedRequest with 400 for a version, method or transfer coding that the server does not support (RFC
-    9112, 6.1 and 7)."""
+    """Raises RefusedRequest with 400 if the server does not support the HTTP version, the method or the transfer coding
+    of a request (RFC 9112, 6.1 and 7)."""
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if version not in ("1.1", "1.0"):
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not supported: use HTTP/1.1")
     if method == "CONNECT":
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "this is no proxy to connect through")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the method CONNECT is not supported: this server is not a proxy")
     if codings and (version != "1.1" or [coding.lower() for coding in codings] != [b"chunked"]):
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the only transfer coding is chunked, in HTTP/1.1")
+        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the only supported transfer coding is chunked, in HTTP/1.1")
 
 
 def body_length(headers: Headers) -> int | None:
-    """Returns the length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
+    """Returns the length of the request's body in bytes; None if the body is chunked, so that its length is unknown.
+    The parser has checked that there is at most one of the two headers, and that the length is a number."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)
@@ -70,20 +72,23 @@ def body_length(headers: Headers) -> int | None:
 
 
 _VISIBLE_ASCII = re.compile(rb"[!-~]+")
+"""The characters that a request target may have."""
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
-"""A URL, split into the host with its port, and the path with its query."""
+"""A URL. The first group is the host with its port, the second one is the path with its query."""
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-"""A host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets."""
+"""The characters that a host with its port may have. The host may be a name, an IPv4 address, or an IPv6 address in
+brackets."""
 
 
 class ParsedTarget(NamedTuple):
-    """A request target. Percent-encoding and doubled slashes are kept as the client sent them."""
+    """The parts of a request target. They are as the client sent them: still percent-encoded, and with any repeated
+    slashes."""
 
     path: bytes
     query: bytes
-    """The part after the question mark; empty if there is none."""
+    """The part after the first question mark; empty if there is none."""
     host: bytes | None = None
-    """The host of a target in absolute form (`http://host/path`), which replaces the Host header; None for other
+    """The host and port of a target in absolute form (`http://host/path`); they replace the Host header. None for other
     forms."""
 
 
@@ -91,7 +96,9 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
     """Parses a request target in origin form (`/path`), absolute form (`http://host/path`) or, for OPTIONS, asterisk
     form (`*`). Raises RefusedRequest with 400 for any other target."""
     if _VISIBLE_ASCII.fullmatch(target) is None or b"#" in target:
-        raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target holds characters that must be percent-encoded")
+        raise RefusedRequest(
+            HTTPStatus.BAD_REQUEST, "the request target contains characters that must be percent-encoded"
+        )
     if target.startswith(b"/"):
         return _split(target)
     if target == b"*" and method == "OPTIONS":
@@ -104,7 +111,7 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
 
 
 def unquoted(path: bytes) -> str:
-    """Returns the path with its percent-encoding decoded, as ASGI has it in `scope["path"]`."""
+    """Returns the path with its percent-encoding decoded, for `scope["path"]` of ASGI."""
     text = path.decode("ascii")
     return unquote(text) if "%" in text else text
 
@@ -115,8 +122,8 @@ def is_host(value: bytes) -> bool:
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Raises RefusedRequest with 400 unless the request has exactly one Host header and it is valid (RFC 9112, 3.2). In
-    HTTP/1.0 the header may be missing."""
+    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if there is more than one or it is not
+    valid, or if it is missing in HTTP/1.1."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")

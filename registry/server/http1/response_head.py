@@ -1,4 +1,4 @@
-"""Writes the head of an HTTP/1.1 response: status lines and header lines. Also checks that headers are well formed."""
+"""Builds the lines of an HTTP/1.1 response's head, and checks its headers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
-"""Names and values, as ASGI has them."""
+"""Names and values of headers, in the form that ASGI defines."""
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 STATUS_LINES: Final = {
@@ -18,14 +18,15 @@ STATUS_LINES: Final = {
 _CONTROL_CHARACTERS = bytes({*range(32), 127})
 _FORBIDDEN_IN_NAMES = _CONTROL_CHARACTERS + b' ()<>@,;:[]={}\\"'
 _FORBIDDEN_IN_VALUES = _CONTROL_CHARACTERS.replace(b"\t", b"")
+"""All control characters except tabs."""
 
 
 def check_response_headers(headers: Headers) -> None:
-    """Raises RuntimeError if a header's name is not a token, or a value contains a control character (RFC 9110, 5.1 and
-    5.5).
+    """Raises RuntimeError if a name contains a character that is not allowed in a token, or if a value contains a
+    control character other than a tab (RFC 9110, 5.1 and 5.5).
 
-    Joins all names, and all values, and checks each of the two as a whole. To check every header by itself would cost
-    as much time as building the rest of the head.
+    Checks all names together, and all values together. To check each header separately would take as much time as to
+    build the rest of the head.
     """
     names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
     has_valid_names = len(names.translate(None, _FORBIDDEN_IN_NAMES)) == len(names)
@@ -34,6 +35,6 @@ def check_response_headers(headers: Headers) -> None:
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Returns the header lines, each ended by CRLF, as a list of parts. The caller joins the parts with the rest of the
-    response in one call."""
+    """Returns the header lines, each with CRLF at its end, as a list of parts. The caller joins these parts and the
+    rest of the response in one call, so that nothing is copied twice."""
     return [part for name, value in headers for part in (name, b": ", value, b"\r\n")]

@@ -1,1 +1,1 @@
-"""The server's processes: the supervisor, its workers, and the application's lifespan in each worker."""
+"""The processes of the server: the supervisor, its workers, and the lifespan of the application in each worker."""

@@ -1,7 +1,7 @@
-"""Returns freed memory of a worker process to the system.
+"""Returns free memory of a worker process to the system.
 
-malloc by itself keeps free memory that lies between blocks in use. So without this, a worker would stay as large as it
-was at its peak.
+By default malloc keeps memory that was freed but lies between blocks in use. So a worker would stay as large as it was
+at its peak.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sized
 
 TRIM_BYTES = 32 * 1024 * 1024
-"""How much a process must have grown above its smallest size before it returns memory."""
+"""A process returns memory if it is larger than its smallest size so far by more than this many bytes."""
 TRIM_PAUSES = (5.0, 600.0)
-"""Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each
-attempt."""
+"""Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt,
+and is the shortest again after the process's size has changed much or has become small."""
 FEW_CONNECTIONS = 256
-"""Highest number of connections with which a full garbage collection takes only a few milliseconds."""
+"""Highest number of open connections at which an attempt makes a full garbage collection, which then takes a few
+milliseconds."""
 
 
 class FreeMemory:
@@ -29,16 +30,16 @@ class FreeMemory:
         """`connections` are the worker's open connections; only their number is used."""
         self._loop = loop
         self._connections = connections
-        self._min_bytes = self._current_bytes = resident_bytes()
+        self._min_bytes = self._current_bytes = resident_bytes()  # the process's smallest and its latest size
         self._pause_seconds = TRIM_PAUSES[0]
-        self._next_attempt = 0.0
+        self._next_attempt = 0.0  # when the next attempt may be made
 
     def release_if_due(self, now: float) -> None:
-        """Returns memory to the system if the process has grown and the pause since the last attempt is over. Call it
-        once a second; `now` is in seconds of any steady clock."""
+        """Makes an attempt to return memory if the process has grown and the pause after the last attempt is over. Call
+        it once a second; `now` is in seconds of any steady clock."""
         bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
         self._min_bytes = min(self._min_bytes, self._current_bytes)
-        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # much was allocated or freed: try again soon
+        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # then much memory may be free now
             self._pause_seconds = TRIM_PAUSES[0]
             self._next_attempt = min(self._next_attempt, now + self._pause_seconds)
         if self._current_bytes <= self._min_bytes + TRIM_BYTES:
@@ -50,10 +51,11 @@ class FreeMemory:
             self._pause_seconds = min(2 * self._pause_seconds, TRIM_PAUSES[1])
 
     def _collect_garbage(self) -> None:
-        """Frees objects that refer to each other in cycles, such as the parts of a TLS connection. A full collection
-        takes a few milliseconds with few connections, and 100 ms with thousands. With many connections, only objects
-        of the two younger generations are examined."""
-        gc.collect(2 if len(self._connections) <= FEW_CONNECTIONS else 1)
+        """Frees objects that refer to each other in cycles, such as the parts of a TLS connection. With more than
+        `FEW_CONNECTIONS` connections, examines only objects of the two younger generations, because a full collection
+        takes 100 ms with thousands of connections."""
+        highest_generation = 2 if len(self._connections) <= FEW_CONNECTIONS else 1
+        gc.collect(highest_generation)
 
 
 def resident_bytes() -> int:
@@ -66,8 +68,8 @@ def resident_bytes() -> int:
 
 
 def trim_memory() -> None:
-    """Returns free memory to the system. Takes some milliseconds, so call it in a thread. See malloc_trim(3). Does
-    nothing on other systems than Linux."""
+    """Returns free memory to the system. See malloc_trim(3). Takes some milliseconds, so do not call it in the event
+    loop's thread. Does nothing on other systems than Linux."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the C library musl does not have it
         if trim is not None:

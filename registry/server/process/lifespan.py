@@ -1,7 +1,7 @@
 """Starts and stops the application through the ASGI lifespan protocol, version 2.0.
 
-If the application's start fails, the caller gets the exception itself, so that the server can print the reason in one
-line. uvicorn only logs it.
+If the application's start fails, `Lifespan.start` raises the application's own exception, so that the server can print
+the reason in one line. In uvicorn the exception is only logged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from registry.asgi import AsgiApp
 
 
 class StartFailed(Exception):
-    """The application reported that it cannot start. `message` says why, in one line."""
+    """The application reported that it cannot start, and raised no exception. `message` says why, in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -21,38 +21,41 @@ class StartFailed(Exception):
 
 
 class Lifespan:
-    """Runs the application's lifespan in a task of its own. Call `start` once, and later `stop` once."""
+    """Runs the application's lifespan in a task of its own. Call `start` once, and then `stop` once."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.state: dict[str, Any] = {}
-        """The application may store values here when it starts (ASGI: lifespan state)."""
+        """Values that the application stores when it starts, for use in its requests (ASGI: lifespan state)."""
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._reply: asyncio.Future[str | None] | None = None
-        """The application's reply to the last event: None after success, the text of a `failed` message otherwise."""
+        """The application's reply to the last event. Its value is None for success, or the text of a message of type
+        `…failed`. The attribute is None before the first event."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the application is ready. Raises the exception that the application's start raised; StartFailed
-        if the application only reported a failure."""
+        """Returns when the application is ready. If its start fails, raises the exception that the application raised,
+        or StartFailed if it only reported a failure. An application that returns without a reply has no lifespan, and
+        counts as ready."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         failure = await self._send_event("lifespan.startup")
         if failure is not None:
-            await self._task  # raises the reason if the application is Starlette's: it reports the failure first
-            raise StartFailed(failure.strip().rpartition("\n")[2] or "the application refused to start")
+            await self._task  # Starlette reports the failure first, and then raises the exception that is its reason
+            last_line = failure.strip().rpartition("\n")[2]  # the text may be a traceback, whose last line is the error
+            raise StartFailed(last_line or "the application refused to start")
 
     async def stop(self) -> None:
         """Tells the application to shut down, and waits until it has. Raises the exception that its shutdown raised.
-        Does nothing if the application does not run."""
+        Does nothing if the application's lifespan has not started or has ended."""
         if self._task is None or self._task.done():
             return
         await self._send_event("lifespan.shutdown")
         await self._task
 
     async def _send_event(self, event: str) -> str | None:
-        """Sends one event to the application, and waits for its reply or the end of its task. Returns the text of a
-        `failed` reply; None after success, and if the task ended without a reply. Raises the exception that ended the
-        task."""
+        """Sends one event to the application, and waits for its reply or the end of its task. Returns the text of the
+        reply if the application reports a failure. Returns None if it reports success, or if its task ends without a
+        reply. Raises the exception that ended the task."""
         assert self._task is not None
         self._reply = asyncio.get_running_loop().create_future()
         self._events.put_nowait({"type": event})
@@ -68,7 +71,7 @@ class Lifespan:
         await self._app(scope, self._events.get, self._on_reply)
 
     async def _on_reply(self, message: Any) -> None:
-        """The application's `send`: receives its reply to an event."""
+        """Receives the application's reply to an event: the application calls this as its `send`."""
         if self._reply is not None and not self._reply.done():
             failed = message["type"].endswith(".failed")
             self._reply.set_result((message.get("message") or "") if failed else None)

@@ -22,8 +22,8 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log, set_up_server_logging
 
 _THREAD_JOIN_SECONDS = 2.0
-"""How long the application's threads may take to end after the event loop has ended. Nothing is lost if they are
-killed, because requests are acknowledged only after their data is on the disk."""
+"""How long the application's threads together may take to end after the event loop has ended. After that the process
+exits and so kills them. No acknowledged data is lost: a request is acknowledged only when its data is on the disk."""
 
 
 def serve(
@@ -36,15 +36,19 @@ def serve(
     on_ready: Callable[[], None] | None = None,
     listener_options: ListenerOptions | None = None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 after a failed start.
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a stop by a signal, 1 if the server could not
+    start. In the second case prints the reason to stderr, in one line. Raises ValueError if `workers` is below 1.
 
-    Calls `make_app` in each worker, after the fork. The application must open databases in its lifespan. Modules that
-    the application needs should be imported in the parent, because the workers then share their memory. Calls
-    `on_ready` once, in the parent, when all workers accept requests. `shutdown_grace` is how many seconds requests in
-    progress may continue after the signal.
+    With several `workers`, this process becomes their supervisor: it forks them, and restarts those that die. A single
+    worker runs in this process, without a supervisor, to save memory.
 
-    A single worker runs in this process, without a supervisor, to save memory. Call this function from the main thread.
-    It closes the sockets. It prints one line to stderr if the start fails. Raises ValueError if `workers` is below 1.
+    `make_app` is called in each worker, after the fork. The application must open its databases in its lifespan, so
+    that they are not shared over the fork. Modules that it needs should be imported before the call of this function,
+    because the workers then share their memory. `on_ready` is called once, in this process, when all workers accept
+    connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal. The sockets
+    must be listening; this function closes them.
+
+    Call this function from the main thread, because it sets signal handlers.
     """
     if workers < 1:
         raise ValueError("there must be at least one worker")
@@ -53,11 +57,13 @@ def serve(
     limits, listener_options = limits or ServerLimits(), listener_options or ListenerOptions()
     if workers > 1:
         gc.collect()
-        gc.freeze()  # otherwise a garbage collection writes to memory that the workers share, and so copies it
+        # Garbage collections skip the objects created so far. To examine them would write to memory that the workers
+        # share, and the kernel would copy that memory for each worker.
+        gc.freeze()
         code, failure = Supervisor(make_app, sockets, workers, shutdown_grace, limits, on_ready, listener_options).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            limit.use_column(limit.claim_column())
+            limit.use_column(limit.claim_column())  # the supervisor does this for each of several workers
         ready = on_ready or (lambda: None)
         worker = Worker(make_app, sockets, shutdown_grace, limits, ready, listener_options=listener_options)
         code, failure = worker.run()
@@ -70,8 +76,8 @@ def serve(
 
 
 def _join_threads(code: int) -> None:
-    """Waits for the application's threads. If one does not end in time, exits the process with `code` at once, because
-    the interpreter would wait for the thread without a limit."""
+    """Waits for the application's threads to end. If one does not end in time, exits the process with `code` from here,
+    because at a normal exit the interpreter waits for threads without a limit."""
     deadline = time.monotonic() + _THREAD_JOIN_SECONDS
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.daemon:

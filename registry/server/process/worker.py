@@ -1,4 +1,8 @@
-"""A worker: runs one event loop with the application and the connections that this process has accepted."""
+"""A worker process: runs one event loop with the application and the connections that this process has accepted.
+
+With several workers, a parent process, the *supervisor*, forks them and stops them with SIGTERM. A single worker runs
+without a supervisor, and handles all signals itself.
+"""
 
 from __future__ import annotations
 
@@ -30,22 +34,23 @@ from registry.server.server_log import LoopErrors, log
 
 try:
     import uvloop
-except ImportError:  # no wheel for this platform
+except ImportError:  # uvloop does not support all platforms
     new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 else:
     new_event_loop = uvloop.new_event_loop
 
 CANCEL_SECONDS = 1.0
-"""How long the worker waits for the end of requests that it cancelled after the grace period."""
+"""How long the worker waits for tasks to end after it has cancelled them. During a stop it cancels tasks twice: first
+the requests that are in progress after the grace period, and before it exits all tasks that are left."""
 CLOSE_SECONDS = 5.0
-"""How long the worker waits for the application's shutdown after the last request."""
+"""How long the worker waits for the application to shut down, after the last request."""
 _DRAIN_CHECK_SECONDS = 0.02
-"""Time between two checks, during a stop, of whether all requests have ended."""
+"""During a stop, how often the worker checks whether all requests have ended."""
 
 
 class Worker:
     """Serves connections in the current process and thread, until SIGTERM or the supervisor's end. A worker without a
-    supervisor also stops at SIGINT."""
+    supervisor stops at SIGINT as well."""
 
     def __init__(
         self,
@@ -58,10 +63,13 @@ class Worker:
         listener_options: ListenerOptions | None = None,
         alive_pipe: int | None = None,
     ) -> None:
-        """`sockets` listen already. `grace_seconds` is how long requests in progress may continue after a stop.
-        `on_ready` is called when the worker accepts connections. `alive_pipe` is the reading end of a pipe whose
-        writing end only the supervisor holds, so it becomes readable when the supervisor has ended; None: there is no
-        supervisor."""
+        """`make_app` returns the application. The worker accepts connections from `sockets`, which must be listening,
+        and closes them when it stops. `grace_seconds` is how long requests in progress may continue after the worker is
+        told to stop. `on_ready` is called when the worker accepts connections.
+
+        `alive_pipe` is the reading end of a pipe to which nothing is written and whose writing end only the supervisor
+        holds. So it becomes readable when the supervisor has ended. None: there is no supervisor.
+        """
         self._make_app = make_app
         self._sockets = sockets
         self._grace_seconds = grace_seconds
@@ -75,8 +83,8 @@ class Worker:
         self._interrupted = False
 
     def run(self) -> tuple[int, str | None]:
-        """Serves until a signal stops the worker. Returns the exit code: 0 and None after an orderly stop, 1 and the
-        reason in one line after a failure."""
+        """Serves until a signal stops the worker. Returns the exit code and the reason of a failure: 0 and None after a
+        stop by a signal, 1 and one line of text after a failure."""
         tune_malloc()
         loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
@@ -93,20 +101,21 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
-        self._refresh_certificates(settled=True)
+        self._refresh_certificates(settled=True)  # the files may have changed after they were loaded, before the fork
         app = self._make_app()
         lifespan = Lifespan(app)
         starting = asyncio.create_task(lifespan.start())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            # The worker was stopped during the start. The start may still complete, so that it ends in order.
+            # A signal stopped the worker during the application's start. Completing the start lets the application be
+            # shut down below.
             await asyncio.wait({starting}, timeout=self._grace_seconds)
         if not starting.done():
-            return
+            return  # `run` cancels the start
         starting.result()
         gc.collect()
-        gc.freeze()  # later collections skip the objects created so far; examining them would take 50 ms each time
+        gc.freeze()  # later collections skip the objects created so far; to examine them would take 50 ms each time
         limit = ConnectionLimit(self._state.connections, self._handshakes, self._state.tasks, loop.time)
         limit.warn_if_low()
         maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
@@ -122,29 +131,32 @@ class Worker:
         if self._alive_pipe is None:
             signal.signal(signal.SIGINT, partial(self._on_interrupt, loop))
         else:
-            # Ctrl-C sends SIGINT to the whole process group. The supervisor then stops its workers with SIGTERM.
+            # Ctrl-C sends SIGINT to the whole process group. The supervisor receives it as well, and stops its workers
+            # with SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            loop.add_reader(self._alive_pipe, os._exit, 1)  # the supervisor has ended
+            loop.add_reader(self._alive_pipe, os._exit, 1)  # exits with code 1 when the supervisor has ended
         if self._alive_pipe is None and self._listener_options.certificates is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._refresh_certificates, True)
+            loop.add_signal_handler(signal.SIGHUP, partial(self._refresh_certificates, settled=True))
         else:
-            # A terminal that is closed sends SIGHUP to the whole process group, and workers must not end then. A
+            # SIGHUP would end the process by default, and a closed terminal sends it to the whole process group. A
             # supervisor acts on SIGHUP itself: it replaces its workers.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # The supervisor blocks these signals while it forks a worker.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
 
-    def _refresh_certificates(self, settled: bool = False) -> None:
-        """Reloads the TLS certificate if its files have changed. `settled`: no program is still writing the files."""
+    def _refresh_certificates(self, *, settled: bool = False) -> None:
+        """Reloads the TLS certificate if its files have changed. `settled` says that they are complete, so that they
+        can be loaded now. Otherwise they are loaded when two calls in a row have found them unchanged."""
         if self._listener_options.certificates is not None:
             self._listener_options.certificates.refresh(settled=settled)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, number: int, _: FrameType | None) -> None:
-        """Stops the worker at the first SIGINT, and exits at once at the second. This is a handler of the interpreter,
-        not of the event loop, so it works while a callback blocks the loop."""
+        """Stops the worker gracefully at the first SIGINT, and exits immediately at the second, or at one during a
+        stop. The interpreter calls this function, not the event loop, so it works while a callback blocks the loop."""
         if self._interrupted or self._stop.is_set():
             os._exit(128 + number)
         self._interrupted = True
-        with suppress(RuntimeError):  # the loop is closed already, and the process is about to end
+        with suppress(RuntimeError):  # raised if the loop is closed, because the worker has stopped
             loop.call_soon_threadsafe(self._stop.set)
 
     def _listen(
@@ -171,8 +183,9 @@ class Worker:
         ]
 
     async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
-        """Updates the Date header, checks each connection's timeouts, counts open files, and returns free memory to the
-        system, all once a second. Every few seconds checks whether the certificate's files have changed."""
+        """Does this once a second: updates the Date header, checks the timeouts of each connection, counts open files,
+        and returns free memory to the system. Every few seconds it checks whether the certificate's files have
+        changed."""
         certificates_checked_at = loop.time()
         memory = FreeMemory(loop, self._state.connections)
         while True:
@@ -188,12 +201,14 @@ class Worker:
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
-        """Stops accepting connections, lets requests in progress end within the grace period, then cancels the rest."""
+        """Stops accepting connections, and closes each connection once it has no request in progress. After the grace
+        period aborts the connections that are left, and cancels their requests."""
         for acceptor in acceptors:
             acceptor.close()
         deadline = time.monotonic() + self._grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
-            for connection in list(self._state.connections):  # in each round: a handshake may have ended meanwhile
+            # In each round, because a connection appears in the set only when it has been set up.
+            for connection in list(self._state.connections):
                 connection.shutdown()
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
         for connection in list(self._state.connections):
@@ -207,8 +222,8 @@ class Worker:
 
 
 async def _shut_down(lifespan: Lifespan) -> None:
-    """Shuts down the application, and waits for that for a bounded time. A shutdown that takes longer is cancelled when
-    the event loop ends."""
+    """Shuts down the application. Logs a warning and returns if that takes more than `CLOSE_SECONDS`; the worker
+    cancels the shutdown afterwards, with all tasks that are left. Logs an error if the shutdown fails."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():
@@ -218,7 +233,7 @@ async def _shut_down(lifespan: Lifespan) -> None:
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancels all tasks of the loop, and waits for their end for a bounded time."""
+    """Cancels all tasks of the loop, and waits up to `CANCEL_SECONDS` until they have ended."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -227,8 +242,8 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Returns one line that says why the start failed. Errors with a `message` attribute and OSErrors are expected. All
-    other errors are bugs, so this function also logs their traceback."""
+    """Returns one line that says why the server failed with `error`. Errors with a `message` attribute and OSErrors are
+    expected. All other errors are bugs: this function logs their traceback."""
     message = getattr(error, "message", None)
     if isinstance(message, str) and message:
         return " ".join(message.split())

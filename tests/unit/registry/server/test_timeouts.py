@@ -35,7 +35,7 @@ def candidate(reason: WaitReason, *, waited: float, begun: int = 5) -> tuple[str
     wait, now = Wait(reason, (1, 1), 60.0), 1000.0
     timeouts = ConnectionTimeouts(FIRST_BYTE, 0.0)
     timeouts.check(wait, now - waited)
-    found = timeouts.eviction_candidate(wait, now, requests_begun=begun, client="192.0.2.1")
+    found = timeouts.eviction_candidate(wait, now, requests_started=begun, client="192.0.2.1")
     return None if found is None else (found.kind, now - found.since)
 
 
@@ -67,9 +67,9 @@ def test_the_address_is_the_network() -> None:
     """Of an IPv6 client its network counts; a trusted proxy has no address."""
     idle = Wait("idle", (1, 0), 75.0)
     timeouts = ConnectionTimeouts(FIRST_BYTE, 0.0)
-    found = timeouts.eviction_candidate(idle, 1.0, requests_begun=1, client="2001:db8::1")
+    found = timeouts.eviction_candidate(idle, 1.0, requests_started=1, client="2001:db8::1")
     assert found is not None
     assert found.address == "2001:db8::/64"
-    found = timeouts.eviction_candidate(idle, 1.0, requests_begun=1, client=None)
+    found = timeouts.eviction_candidate(idle, 1.0, requests_started=1, client=None)
     assert found is not None
     assert found.address is None

@@ -1,0 +1,85 @@
+"""A worker process as the supervisor, its parent, sees it: when it started, what it has reported, and how it ended.
+
+A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
+"ready". If it fails, it writes the reason, in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+
+_READY_LINE = b"ready\n"
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A child process of the supervisor. Times are in seconds of `time.monotonic`."""
+
+    pid: int
+    index: int
+    """The place of the worker among the workers: a number from 0. A process that replaces a worker has its index."""
+    status_pipe: int
+    """Reading end of the worker's status pipe, a file descriptor that does not block."""
+    started: float
+    """When the process was forked."""
+    column: int | None
+    """The part of the per-address connection limit's table in which the worker counts its connections. None: the worker
+    does not count them."""
+    output: bytearray = field(default_factory=bytearray)
+    """What the worker has written to its status pipe, without the line "ready"."""
+    ready: bool = False
+    """The worker accepts connections."""
+    exit_expected: bool = False
+    """The supervisor has told the worker to stop, so it does not restart the worker after its exit."""
+    kill_at: float = float("inf")
+    """When the supervisor sends SIGKILL if the worker has not ended by then."""
+
+    def read_status(self) -> bool:
+        """Reads from the status pipe once. Returns False at the end of the pipe, when no process can write to it any
+        more. Raises BlockingIOError if the pipe is empty."""
+        text = os.read(self.status_pipe, 65536)
+        self.output += text
+        if not self.ready and self.output.startswith(_READY_LINE):
+            self.ready = True
+            del self.output[: len(_READY_LINE)]
+        return bool(text)
+
+    def read_remaining_status(self) -> None:
+        """Reads all that is in the status pipe of a worker that has ended."""
+        try:
+            while self.read_status():
+                pass
+        except BlockingIOError:
+            pass  # the pipe is empty but open, because a process that the worker started holds its writing end
+
+    def describe_failure(self) -> str:
+        """Returns the reason that the worker has reported for its failure; empty if it has reported none."""
+        return self.output.decode(errors="replace").strip()
+
+    def describe_exit(self, code: int) -> str:
+        """Returns how the worker ended, as the part of a sentence that follows "the worker". `code` is its exit code,
+        or the negative number of the signal that ended it."""
+        if code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        reason = self.describe_failure()
+        return f"ended with exit code {code}" + (f" ({reason})" if reason else "")
+
+
+def report_ready(status_writer: int) -> None:
+    """Reports that this worker accepts connections. `status_writer` is the writing end of its status pipe."""
+    os.write(status_writer, _READY_LINE)
+
+
+def report_failure(status_writer: int, reason: str) -> None:
+    """Reports why this worker has failed. `reason` is one line."""
+    os.write(status_writer, reason.encode() + b"\n")
+
+
+def reap(pid: int) -> bool:
+    """Returns whether the child process has ended. If so, the kernel forgets it."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:  # the process was reaped before
+        return True
