@@ -35,7 +35,7 @@ serve: $(VENV)/.runtime ## Set up what is missing and run the registry on 127.0.
 
 check: lint ## Check style, types and layers, and run the unit and contract tests: the daily loop, a minute or so
 	@echo "SEED=$(SEED) repeats this order"
-	@exec $(BIN)/python -m pytest -q --numprocesses=auto $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
+	@exec $(BIN)/python -m pytest -q --numprocesses=$(PROCESSES) $(SIDE_BY_SIDE) -m "not slow" $(CHECKED)
 
 test: $(VENV)/.dev packages ## Set up what is missing and run every test; ARGS="tests/system/cli -k config" for some
 ifeq ($(strip $(ARGS)),)

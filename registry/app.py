@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -81,11 +82,13 @@ class Entrepot(FastAPI):
         else:
             await self._app_outside_v2(scope, receive, send)
 
-    def build_routes(self) -> None:
-        """Makes FastAPI build its data for each route now. It would otherwise do so at the first request to a route,
-        and block the event loop for 60 ms. This may run in a thread."""
+    def build_routes(self, stopped: threading.Event) -> None:
+        """Makes FastAPI build its data for each route now, until `stopped` is set. It would otherwise do so at the
+        first request to a route, and block the event loop for 60 ms. This may run in a thread."""
         scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
         for route in self.routes:
+            if stopped.is_set():
+                return
             route.matches(dict(scope))
 
     @asynccontextmanager
@@ -100,10 +103,12 @@ class Entrepot(FastAPI):
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.end_read_only_store))
-            routes = asyncio.create_task(asyncio.to_thread(self.build_routes))
+            stopped = threading.Event()
+            routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
             try:
                 yield
             finally:
+                stopped.set()
                 await routes
                 if reopening is not None:
                     reopening.cancel()
@@ -152,7 +157,7 @@ def create_app(
     app = Entrepot(factory, None if registry is None else factory.without_accounts(registry))
     if registry is None:
         app.include_router(token_endpoint.token_router(lambda request: request.app.service.access.tokens))
-        app.include_router(management_api.router)
+        management_api.add_routes(app)
         if settings.oidc.issuer:
             app.include_router(login_routes.router)
     add_error_handlers(app)

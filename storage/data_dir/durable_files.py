@@ -71,13 +71,14 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
     was missing, because an earlier process may have created the directories and died before its sync. Removes the
     permissions of other users of the machine from existing directories directly in `root`. Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
-    for path in paths:
-        try:
-            system.mkdir(path)
-        except FileExistsError:
-            if path.parent == root and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
-                path.chmod(mode & ~0o007)
-        parents[path.parent] = None
+    for parent, siblings in groupby(paths, lambda path: path.parent):
+        parents[parent] = None
+        for path in siblings:
+            try:
+                system.mkdir(path)
+            except FileExistsError:
+                if parent == root and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
+                    path.chmod(mode & ~0o007)
     for parent in parents:
         with suppress(PermissionError):  # the data directory may lie in a directory of another user
             sync_directory(system, parent)

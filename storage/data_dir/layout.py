@@ -124,12 +124,15 @@ class Layout:
     def lock_files(self) -> Iterator[Path]:
         """Yields all lock files. They are created together with the data directory, because deletes need them on a full
         disk, where no file can be created."""
+        directory = self.locks
         yield from (self.metadata_lock, self.leases)
-        yield from (self.locks / f"{number:02x}" for number in range(DIGEST_LOCKS))
+        yield from (directory / f"{number:02x}" for number in range(DIGEST_LOCKS))
 
     def shards(self) -> Iterator[Path]:
         """Yields the `SHARDS` directories that contain the blob files."""
-        return map(self.shard, range(SHARDS))
+        for algorithm in ALGORITHMS:
+            directory = self.root / "blobs" / algorithm
+            yield from (directory / f"{number:02x}" for number in range(SHARDS // len(ALGORITHMS)))
 
     def shard(self, number: int) -> Path:
         """Returns one of the directories that contain the blob files. `number`: 0 to `SHARDS` - 1."""

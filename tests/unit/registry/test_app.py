@@ -137,6 +137,7 @@ async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
             assert (await client("POST", f"{V2}/blobs/uploads/?digest={digest}", body=b"foo")).status == 201
 
 
+@pytest.mark.slow
 async def test_a_store_is_opened_again_however_that_failed_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -105,6 +105,7 @@ def parse(body: bytes) -> None:
         Manifest.parse(body, OCI_MANIFEST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WORST)
 def test_no_manifest_holds_up_the_other_threads(kind: str) -> None:
     """Read in a thread, whatever stands in it: others get their turn within 50 ms."""
@@ -162,6 +163,7 @@ def test_a_long_media_type_is_not_repeated() -> None:
     assert len(raised.value.message) < 200
 
 
+@pytest.mark.slow
 def test_what_real_manifests_hold_is_taken() -> None:
     """Types as long as RFC 6838 lets them be, indexes of thousands, documents inside annotations."""
     kind = "a" * 127 + "/" + "b" * 127

@@ -120,6 +120,7 @@ def test_what_closes_the_registry(tmp_path: Path) -> None:
     assert has_external_logins(Settings().auth, [], "https://sso.example.com")
 
 
+@pytest.mark.slow
 def test_files_are_looked_at_before_the_start(tmp_path: Path) -> None:
     """The server does not start with an unusable htpasswd file or an incomplete provider."""
     check_auth_files(Settings())

@@ -15,6 +15,8 @@ from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
 from tests.fakes.app_in_process import running_app
 from tests.fakes.registry_content import push_image
 
+pytestmark = pytest.mark.slow
+
 HUB: dict[str, Any] = {"name": "docker.io", "endpoints": ["http://127.0.0.1:9"], "prefetch": "off"}
 """An upstream that nobody reaches."""
 PULLED = RepositoryName("docker.io/library/app")

@@ -21,6 +21,8 @@ from tests.fakes.auth_worker import PASSWORD, AuthClock
 from tests.fakes.registry_content import push_image
 from tests.fakes.store_accounts import BY, add_account, add_grant
 
+pytestmark = pytest.mark.slow
+
 ALICE = AccountName("alice")
 CATALOG = "/v2/_catalog"
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from registry.http import Challenges
 from storage.names import RepositoryName, Tag
@@ -21,10 +22,13 @@ HEADER = re.compile(
 DIGEST = "sha256:" + "0" * 64
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """A registry that is closed, with nothing in it."""
-    async with running_app(tmp_path / "data") as opened:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppInProcess]:
+    """A registry with one account and no content. The tests share it."""
+    async with running_app(tmp_path_factory.mktemp("service") / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         yield opened
 
@@ -148,29 +152,33 @@ async def test_forwarded_headers_change_no_realm(service: AppInProcess) -> None:
     assert answer["www-authenticate"].startswith('Bearer realm="http://registry.test/token"')
 
 
-def test_a_service_that_would_break_the_header_is_refused_at_the_start() -> None:
+async def test_a_service_that_would_break_the_header_is_refused_at_the_start() -> None:
     """It stands in each challenge."""
     for service in ('a"b', "a\\b", "a\nb", "\u00e9"):
         with pytest.raises(ValueError, match="service"):
             Challenges(None, service)
 
 
-async def test_a_token_of_the_challenge_is_enough(service: AppInProcess) -> None:
+async def test_a_token_of_the_challenge_is_enough(tmp_path: Path) -> None:
     """What docker does: ask, be told, get a token for that, ask again."""
-    await push_image(service.hosted, RepositoryName("team/app"), "x", "latest")
-    await add_grant(service.accounts, "everyone", "team/**", "pull")
-    await add_grant(service.accounts, "user:alice", "team/**", "pull,push")
-    alice = await service.user("alice")
-    for method, path, login, status in (
-        ("GET", "/v2/team/app/manifests/latest", None, 200),
-        ("POST", "/v2/team/app/blobs/uploads/", alice, 202),
-        ("GET", "/v2/_catalog", alice, 200),
-    ):
-        answer = await service.client(method, path, {"authorization": await service.bearer(None, "repository:x:pull")})
-        found = HEADER.fullmatch(answer["www-authenticate"])
-        assert found is not None
-        scope = found[3]
-        assert scope is not None
-        token = await service.bearer(login, scope)
-        assert (await service.client(method, path, {"authorization": token})).status == status
-    assert await service.hosted.resolve_manifest(RepositoryName("team/app"), Tag("latest"))
+    async with running_app(tmp_path / "data") as service:
+        await add_account(service.accounts, "root", admin=True)
+        await push_image(service.hosted, RepositoryName("team/app"), "x", "latest")
+        await add_grant(service.accounts, "everyone", "team/**", "pull")
+        await add_grant(service.accounts, "user:alice", "team/**", "pull,push")
+        alice = await service.user("alice")
+        for method, path, login, status in (
+            ("GET", "/v2/team/app/manifests/latest", None, 200),
+            ("POST", "/v2/team/app/blobs/uploads/", alice, 202),
+            ("GET", "/v2/_catalog", alice, 200),
+        ):
+            answer = await service.client(
+                method, path, {"authorization": await service.bearer(None, "repository:x:pull")}
+            )
+            found = HEADER.fullmatch(answer["www-authenticate"])
+            assert found is not None
+            scope = found[3]
+            assert scope is not None
+            token = await service.bearer(login, scope)
+            assert (await service.client(method, path, {"authorization": token})).status == status
+        assert await service.hosted.resolve_manifest(RepositoryName("team/app"), Tag("latest"))

@@ -34,6 +34,8 @@ from tests.unit.registry.mirror.conftest import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 BIG = random.Random(4).randbytes(12 * MIB + 12345)
 DIGEST = digest_of(BIG)

@@ -6,6 +6,8 @@ import os
 import threading
 from contextlib import AsyncExitStack
 
+import pytest
+
 from registry.mirror.fill.slots import PULL_IDLE_SECONDS
 from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS, MAX_RUNNING_FILLS
 from storage.content import digest_of
@@ -104,6 +106,7 @@ async def test_what_is_stale_is_dropped(site: MirrorStore) -> None:
         assert all(digest_of(layer) in site.far.sent for layer in layers(10, "new"))
 
 
+@pytest.mark.slow
 async def test_a_monstrous_image(site: MirrorStore) -> None:
     """A manifest with tens of thousands of layers queues no more blobs than an image may, and the queue is bounded."""
     site.configure(prefetch="layers")

@@ -11,6 +11,8 @@ import pytest
 
 from registry.server.process.free_memory import FEW_CONNECTIONS, TRIM_BYTES, TRIM_PAUSES, FreeMemory
 
+pytestmark = pytest.mark.slow
+
 
 class Cycle:
     """An object that only the garbage collector can free."""

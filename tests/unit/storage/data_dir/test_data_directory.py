@@ -52,6 +52,7 @@ async def test_prepare_can_be_repeated_and_keeps_what_is_there(tmp_path: Path) -
     assert _version(tmp_path / "data") == migrations()[-1][0]
 
 
+@pytest.mark.slow
 def test_prepare_may_run_in_several_processes_at_once(tmp_path: Path) -> None:
     """Four processes that make one data directory at the same time all succeed."""
     script = "import sys; from pathlib import Path; from storage.composition import prepare_data_dir\n"

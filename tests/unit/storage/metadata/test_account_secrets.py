@@ -155,6 +155,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_processes_that_race_for_the_first_key_get_the_same(data: Path) -> None:
     """Four start at once with keys of their own; one of these signs, for all of them."""
     racers = [

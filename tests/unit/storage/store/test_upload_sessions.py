@@ -28,6 +28,7 @@ APP = RepositoryName("team/app")
 MIB = 1024 * 1024
 
 
+@pytest.mark.slow
 def test_uploads_work_in_a_python_whose_digests_cannot_be_saved(tmp_path: Path) -> None:
     """Without libcrypto's hashes, chunks on two workers, declared and undeclared algorithms give the right blobs; after
     a power cut a session starts over."""

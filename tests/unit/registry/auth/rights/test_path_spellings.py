@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from storage.names import RepositoryName, Tag
 from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.registry_content import push_image
 from tests.fakes.store_accounts import add_account, add_grant
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 LATEST = Tag("latest")
 SPELLINGS = [
     "/v2/secret/app/manifests/latest",
@@ -66,10 +67,11 @@ REWRITES = [
 ]
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[AppInProcess]:
-    """Yields a service where only root may pull `secret/app`, and everyone may pull all else, also similar names."""
-    async with running_app(tmp_path / "data") as opened:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppInProcess]:
+    """Yields a service where only root may pull `secret/app`, and everyone may pull all else, also similar names. The
+    tests share it: they only read."""
+    async with running_app(tmp_path_factory.mktemp("service") / "data") as opened:
         await add_account(opened.accounts, "root", admin=True)
         await add_account(opened.accounts, "alice")
         for area in ("secret", "public"):

@@ -23,6 +23,8 @@ from tests.fakes.asgi_client import AsgiAnswer
 from tests.fakes.registry_content import BY, descriptor_of, image_of, push_image
 from tests.fakes.store_accounts import add_account, add_grant, limit
 
+pytestmark = pytest.mark.slow
+
 AREAS = ("team", "secret", "public", "shared")
 TABLE = {
     # who      team  secret public shared

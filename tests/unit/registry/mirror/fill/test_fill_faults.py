@@ -28,6 +28,8 @@ from tests.unit.registry.mirror.conftest import (
 )
 from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
+pytestmark = pytest.mark.slow
+
 OTHER_FAR = "library/other"
 SMALL = random.Random(5).randbytes(3 * MIB)
 

@@ -30,6 +30,8 @@ from tests.unit.registry.mirror.conftest import (
 )
 from tests.unit.registry.mirror.test_mirrored_blobs import BIG, DIGEST, MIB, OTHER, read, sent_once
 
+pytestmark = pytest.mark.slow
+
 FIRST = b"a first layer"
 TAG = Tag("1")
 

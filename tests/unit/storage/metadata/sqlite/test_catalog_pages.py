@@ -15,6 +15,8 @@ from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
 from storage.patterns import NameSet
 
+pytestmark = pytest.mark.slow
+
 TEAMS, EACH = 100, 200
 NAMES = sorted(f"team{team:02}/app{number:03}" for team in range(TEAMS) for number in range(EACH))
 
