@@ -45,7 +45,7 @@ _ENTRY_BYTES: Final = 2048
 
 CredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
 """Returns a key for the principal behind `Authorization` headers and a client address; None: the request bypasses the
-cache (`registry.http.challenge.Authenticator.credential_key`)."""
+cache (`registry.http.www_authenticate.Authenticator.credential_key`)."""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from registry.asgi import Header, Receive, Scope, Send, new_request_id, raw_path
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.answer_cache import AnswerCache, CachedAnswer
 from registry.http.body_memory import BodyMemory
-from registry.http.challenge import Authenticator, Challenges
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.disconnect import ClientGone
 from registry.http.error_responses import log_cut_off, log_server_error, send_error, send_internal_error
@@ -26,6 +25,7 @@ from registry.http.namespaces import Namespaces
 from registry.http.rate_limit import RateLimit, check_rate, rate_key
 from registry.http.resource_path import parse_path
 from registry.http.response_headers import JSON, REVALIDATE, allow_header
+from registry.http.www_authenticate import Authenticator, Challenges
 from registry.request import UNRESTRICTED, enter_request
 from storage.errors import RegistryError, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry

@@ -36,7 +36,7 @@ async def list_tags(exchange: Exchange) -> None:
     max_tags = exchange.limits.tags_per_page
     limit = max_tags if requested is None else min(requested, max_tags)
 
-    async def make_answer() -> tuple[bytes, list[Header]]:
+    async def make_response() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
         tags = page.items[:limit]
         headers = [JSON, REVALIDATE, *warning_headers(exchange.notice)]
@@ -45,7 +45,7 @@ async def list_tags(exchange: Exchange) -> None:
             headers.append(_next_link(exchange, path, page.next_after or tags[-1], requested))
         return _compact_json({"name": exchange.requested_name, "tags": list(tags)}), headers
 
-    await exchange.body_memory.send_answer(exchange, make_answer)
+    await exchange.body_memory.send_response(exchange, make_response)
 
 
 async def list_repositories(exchange: Exchange) -> None:
@@ -58,7 +58,7 @@ async def list_repositories(exchange: Exchange) -> None:
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
 
-    async def make_answer() -> tuple[bytes, list[Header]]:
+    async def make_response() -> tuple[bytes, list[Header]]:
         # The registry runs the lists of one account one after another, so this call may wait for others. It stops
         # waiting when its client disconnects.
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
@@ -69,7 +69,7 @@ async def list_repositories(exchange: Exchange) -> None:
             headers.append(_next_link(exchange, "/v2/_catalog", page.next_after or names[-1], requested))
         return _compact_json({"repositories": list(names)}), headers
 
-    await exchange.body_memory.send_answer(exchange, make_answer)
+    await exchange.body_memory.send_response(exchange, make_response)
 
 
 def _compact_json(document: object) -> bytes:
@@ -102,7 +102,7 @@ async def list_referrers(exchange: Exchange) -> None:
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
     last = exchange.query.one("last")
 
-    async def make_answer() -> tuple[bytes, list[Header]]:
+    async def make_response() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.referrers(
             exchange.repo, subject, artifact_type, last, exchange.limits.referrers_per_page
         )
@@ -120,7 +120,7 @@ async def list_referrers(exchange: Exchange) -> None:
             headers.append(exchange.next_page_link(f"/v2/{exchange.requested_name}/referrers/{subject}", parameters))
         return body, headers
 
-    await exchange.body_memory.send_answer(exchange, make_answer)
+    await exchange.body_memory.send_response(exchange, make_response)
 
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:

@@ -18,7 +18,7 @@ from registry.app import create_app
 from registry.asgi import Message
 from registry.config import Settings
 from registry.http import DistributionAPI
-from registry.http.body_memory import COUNTED_ANSWER_BYTES, BodyMemory
+from registry.http.body_memory import UNCOUNTED_RESPONSE_BYTES, BodyMemory
 from registry.http.exchange import RequestLimits
 from registry.memory_budget import MAX_WAITING, MIB, SMALL_SHARE_BYTES, MemoryBudget, Share, ShareScope
 from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
@@ -330,9 +330,9 @@ async def test_storing_holds_no_other_manifest_up() -> None:
 async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
     """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
     several is held once."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=0.05))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
+    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
     api = api_of(registry, intake)
     taken = asyncio.Event()
 
@@ -353,14 +353,14 @@ async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
         return status
 
     slow = [asyncio.create_task(get("a", taken)) for _ in range(5)]
-    await until(lambda: intake.answers.used > 2 * COUNTED_ANSWER_BYTES)
-    assert intake.answers.used < 3 * COUNTED_ANSWER_BYTES
+    await until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    assert intake.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
     assert await get("b", None) == 429
     assert await get("a", None) == 200
     taken.set()
     assert await asyncio.gather(*slow) == [200] * 5
     assert await get("b", None) == 200
-    assert intake.answers.used == 0
+    assert intake.responses.used == 0
 
 
 async def test_forms_and_json_count_too() -> None:
@@ -418,11 +418,13 @@ class UnreadGet:
 @pytest.mark.parametrize("part", ["start", "body"])
 async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
     """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=30, slow_seconds=0.0))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
+    intake = BodyMemory(
+        answers=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
+    )
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
     slow = [UnreadGet(api_of(registry, intake), "a", part=part) for _ in range(5)]
-    await until(lambda: intake.answers.used > 2 * COUNTED_ANSWER_BYTES)
+    await until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
     other = UnreadGet(api_of(registry, intake), "b")
     other.reads.set()
     async with asyncio.timeout(10):
@@ -431,16 +433,16 @@ async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: 
     for each in slow:
         with pytest.raises(TooManyRequests):  # the server cuts the connection
             await each.task
-    assert intake.answers.used == 0
+    assert intake.responses.used == 0
 
 
 async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
     """If-None-Match is looked at first."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=0.05))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
+    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
     slow = UnreadGet(api_of(registry, intake), "a")
-    await until(lambda: intake.answers.used > 2 * COUNTED_ANSWER_BYTES)
+    await until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
     digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
     for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
         other = UnreadGet(api_of(registry, intake), "b", headers)
@@ -461,7 +463,7 @@ async def test_a_large_manifest_is_read_once() -> None:
             return await super().get_manifest(repo, reference)
 
     registry = Counted()
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     answer = await AsgiClient(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
     assert (answer.status, read) == (200, ["a"])
 
@@ -498,7 +500,7 @@ def test_the_largest_manifest_leaves_room_for_others() -> None:
     app = create_app(Settings.model_validate({"limits": {"manifest": most}}), MemoryRegistry())
 
     async def grow() -> None:
-        for memory in (app.body_memory.bodies, app.body_memory.answers):
+        for memory in (app.body_memory.bodies, app.body_memory.responses):
             await memory.share().grow(SMALL_SHARE_BYTES)
             assert memory.share().try_grow(most)
 
@@ -637,7 +639,7 @@ async def test_a_put_of_many_tags_is_answered_in_few_header_lines(registry: Memo
     assert len(answer.fields) < 90
     refused = await client("PUT", path(most + 1), PUT, body)
     assert refused.status == 414
-    assert f"at most {most} are taken" in refused.json["errors"][0]["message"]
+    assert f"at most {most} are accepted" in refused.json["errors"][0]["message"]
 
 
 async def test_a_long_type_is_400(registry: MemoryRegistry) -> None:
