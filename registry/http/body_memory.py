@@ -63,8 +63,8 @@ class BodyExchange(Protocol):
         ...
 
     def take_whole_body(self) -> bytes | None:
-        """Returns the request's body, after which `body` yields nothing, if all of it was received already. Returns
-        None if more has to be received."""
+        """Returns the request's body if all of it was received already; then `body` must not be called. Returns None if
+        more has to be received."""
         ...
 
     async def wait_disconnected(self) -> None:
