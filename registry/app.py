@@ -53,7 +53,7 @@ class Entrepot(FastAPI):
         self.body_memory = factory.body_memory
         self._service = service
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
-        self._app_outside_v2 = SecurityHeaders(
+        self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),
             https=tls.certificate is not None or public_url.startswith("https:"),
         )

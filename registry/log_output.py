@@ -2,7 +2,7 @@
 
 Writing each line with its own system call would take more time than the rest of a request. So while an event loop runs,
 lines below WARNING are buffered for a fraction of a second. A line of WARNING or above is written immediately, after
-the buffered lines. If the process is killed, the buffered lines are lost. No warning is lost.
+the buffered lines. So if the process is killed, some lines may be lost, but no warnings or errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, TextIO
 BUFFER_CHARACTERS: Final = 16 * 1024
 """The buffered lines are written when they have this many characters together."""
 FLUSH_SECONDS: Final = 0.2
-"""The buffered lines are written at most this long after the first of them was added."""
+"""The buffered lines are written this long after the first of them was added, or earlier if there are many."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -62,6 +62,7 @@ class LineRecord(logging.LogRecord):
         self.levelno = level
         self.levelname = logging.getLevelName(level)
         self.msg = msg
+        # As in `logging.LogRecord`: a single mapping has the values for a message with `%(name)s`.
         self.args = args[0] if args and len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
         self.exc_info = exc_info
         self.stack_info = sinfo

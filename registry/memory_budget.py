@@ -1,8 +1,10 @@
-"""`MemoryBudget`: limits the memory that all requests of a worker together use for bodies that are held whole.
+"""`MemoryBudget`: limits the memory that the bodies of all requests of a worker use together. It is for bodies that
+have to be in memory as a whole, such as manifests.
 
 Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If the budget has no
-room for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Requests get memory in
-the order in which they started to wait. Three rules keep one client from blocking the others:
+room for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and large shares
+wait in separate queues, and each queue is served in the order of arrival. Three rules keep one client from blocking the
+others:
 
 - Only small shares, of up to 64 KiB, may use the last quarter of the budget. Nearly all manifests and forms are small.
 - While a large share waits, small shares together get at most a quarter of the budget.
@@ -59,7 +61,7 @@ class Share:
 
     async def grow(self, added_bytes: int) -> None:
         """Grows by `added_bytes`. Waits for room if the budget has none. Raises TooManyRequests if no room becomes free
-        in time. After a cancellation, the caller closes the share, which may have grown."""
+        in time, or if too many shares wait. After a cancellation, the caller closes the share, which may have grown."""
         if not self._budget.try_grow(self, added_bytes):
             await self._budget.wait_and_grow(self, added_bytes)
 
@@ -175,17 +177,17 @@ class MemoryBudget:
         means that there is room."""
         if self.used <= share.size:  # no other share holds memory, so this one may have any size
             return 0
-        if share.size + added_bytes > SMALL_SHARE_BYTES:
+        if share.size + added_bytes > SMALL_SHARE_BYTES:  # a large share
             return self.used + added_bytes - self._limit_for_large
         missing = self.used + added_bytes - self.size
-        if self._large_waiters:
+        if self._large_waiters:  # then small shares together get at most a quarter of the budget
             missing = max(missing, self._used_by_small + added_bytes - self.size // 4)
         return missing
 
     def _grow_if_room(self, share: Share, added_bytes: int) -> bool:
         """Grows `share` and returns True, if there is room. If there is none, changes nothing and returns False.
         Ignores the queues."""
-        if not self._has_counted_bytes(share) or share.size:
+        if not self._has_counted_bytes(share) or share.size:  # otherwise the bytes are counted for another share
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
             self._update_totals(share.size, share.size + added_bytes)

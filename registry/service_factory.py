@@ -30,7 +30,7 @@ from registry.config import Settings
 from registry.config.auth_settings import has_external_logins, token_service_name
 from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
 from registry.http.answer_cache import AnswerCache
-from registry.http.body_memory import REQUEST_BODY_BYTES, RESPONSE_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
+from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.namespaces import hosts_of
 from registry.http.rate_limit import HEALTH_KEY, RateLimit
@@ -44,7 +44,8 @@ from storage.access import Action
 from storage.interface import Registry
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
-"""Lower bound of the rate limit of health checks, for each client network. It leaves room for several monitors."""
+"""Each client network may send at least this many health checks a second, whatever the rate limit in the settings is.
+That is enough for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Service:
 
     - `distribution` answers requests for `/v2`.
     - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
-    - `access`: the parts for accounts; None: there are no accounts.
-    - `storage_problem` returns a sentence that says why nothing can be stored now; None: content can be stored.
+    - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
+    - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
     - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
     - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
       store raises StorageFull. Does nothing to a store that is open for writing."""
@@ -102,7 +103,8 @@ class ServiceFactory:
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
 
     def without_accounts(self, registry: Registry) -> Service:
-        """Returns a service that serves `registry` to everybody, without accounts."""
+        """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
+        except below upstreams from which a pull needs a grant."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
@@ -141,7 +143,7 @@ class ServiceFactory:
             components.revocation_check,
             naming=router.naming,
             guarded=self._upstreams_needing_grant,
-            # With logins at an external service, there are accounts from the start, even if the store has none yet.
+            # With logins at an external service, a request needs a grant even while the store has no accounts.
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
         # Without mirrors, the router would only pass each call on to the store.
@@ -152,7 +154,7 @@ class ServiceFactory:
             router.stored_name,
             denied=_denial_recorder(components),
             renew=policy.reevaluate,  # the client's rights may change while the body of its push is received
-            cursors=components.cursors,
+            cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
         answer_cache = AnswerCache(
@@ -218,6 +220,7 @@ def shared_rate_limit(settings: Settings) -> RateLimit | None:
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
+    # By default, a client may send the requests of ten seconds at once.
     requests = SharedRateLimiter(per_second, settings.limits.burst or max(1, round(10 * per_second)))
     health_per_second = max(per_second, MIN_HEALTH_CHECKS_PER_SECOND)
     health = SharedRateLimiter(health_per_second, round(10 * health_per_second))
@@ -229,12 +232,12 @@ def shared_rate_limit(settings: Settings) -> RateLimit | None:
 
 
 def _body_memory(settings: Settings) -> BodyMemory:
-    """Returns the memory budgets of a worker. Those for manifests are large enough for two manifests of the largest
-    size that the settings allow."""
+    """Returns the memory budgets of a worker. The budgets for manifests and for responses have room for two manifests
+    of the largest size that the settings allow."""
     min_bytes = 2 * settings.limits.manifest
     return BodyMemory(
-        bodies=MemoryBudget(max(REQUEST_BODY_BYTES, min_bytes), "request bodies"),
-        responses=MemoryBudget(max(RESPONSE_BYTES, min_bytes), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
+        manifests=MemoryBudget(max(MANIFESTS_BUDGET_BYTES, min_bytes), "request bodies"),
+        responses=MemoryBudget(max(RESPONSES_BUDGET_BYTES, min_bytes), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
     )
 
 

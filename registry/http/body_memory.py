@@ -1,4 +1,5 @@
-"""Limits the memory of request bodies and responses that are in memory as a whole, and the time to receive a body.
+"""`BodyMemory`: limits the memory of request bodies and responses that are in memory as a whole, and refuses bodies
+that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
 part of a budget that the request uses. If a budget has no room, a request waits, and is refused after some seconds.
@@ -20,13 +21,14 @@ from storage.errors import RegistryError, TooManyRequests
 
 T = TypeVar("T")
 
-REQUEST_BODY_BYTES: Final = 16 * MIB
-"""Budget of a worker for the bodies of requests to the distribution API that are held whole, which are manifests."""
-FORM_BYTES: Final = 4 * MIB
-"""Budget of a worker for the bodies of all other requests, which are forms and JSON. It is separate because clients
-without an account can send such requests, and must not use up the memory for manifests."""
-RESPONSE_BYTES: Final = 24 * MIB
-"""Budget of a worker for the bodies of large responses, which stay in memory until the client has received them."""
+MANIFESTS_BUDGET_BYTES: Final = 16 * MIB
+"""Size of a worker's budget for the manifests that clients push."""
+FORMS_BUDGET_BYTES: Final = 4 * MIB
+"""Size of a worker's budget for the bodies of requests outside `/v2`, which are forms and JSON. The budget is separate
+because clients without an account can send such requests, and must not use up the memory for manifests."""
+RESPONSES_BUDGET_BYTES: Final = 24 * MIB
+"""Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
+them."""
 UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
 """Responses up to this size do not count against the budget: nearly always the kernel's socket buffer takes the whole
 response immediately."""
@@ -79,22 +81,22 @@ class BodyExchange(Protocol):
 class BodyMemory:
     """The memory budgets of one worker, and the minimum rate of request bodies.
 
-    `bodies`: the budget for manifests that clients push. `forms`: the budget for all other request bodies. `responses`:
-    the budget for large responses. None for one of them: a budget of the default size. A request is refused if its body
-    is more than `stall_seconds` behind the rate `bytes_per_second`."""
+    `manifests`: the budget for manifests that clients push. `forms`: the budget for the bodies of requests outside
+    `/v2`. `responses`: the budget for large responses. None for one of them: a budget of the default size. A request is
+    refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
 
     def __init__(
         self,
         *,
-        bodies: MemoryBudget | None = None,
+        manifests: MemoryBudget | None = None,
         forms: MemoryBudget | None = None,
         responses: MemoryBudget | None = None,
         stall_seconds: float = BODY_STALL_SECONDS,
         bytes_per_second: float = MIN_BYTES_PER_SECOND,
     ) -> None:
-        self.bodies = bodies or MemoryBudget(REQUEST_BODY_BYTES, "request bodies")
-        self.forms = forms or MemoryBudget(FORM_BYTES, "forms")
-        self.responses = responses or MemoryBudget(RESPONSE_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
+        self.manifests = manifests or MemoryBudget(MANIFESTS_BUDGET_BYTES, "request bodies")
+        self.forms = forms or MemoryBudget(FORMS_BUDGET_BYTES, "forms")
+        self.responses = responses or MemoryBudget(RESPONSES_BUDGET_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
         self.stall_seconds = stall_seconds
         self.bytes_per_second = bytes_per_second
         self._heavy_call = asyncio.Semaphore(1)  # held while `run_one_at_a_time` runs a call
@@ -118,7 +120,7 @@ class BodyMemory:
 
         Raises the error that `too_large` returns if the body is larger than `max_bytes`; BodyTooSlow; TooManyRequests
         if no memory becomes free in time; ClientGone."""
-        share = self.bodies.share()
+        share = self.manifests.share()
         try:
             yield await self._receive(exchange, share, max_bytes, too_large)
         finally:
@@ -146,7 +148,7 @@ class BodyMemory:
 
     @asynccontextmanager
     async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
-        """A context manager that yields ASGI callables for an application which holds the request's whole body.
+        """A context manager that yields two ASGI callables for an application which reads the whole body into memory.
 
         They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the request's body. The
         body counts against the budget until the application starts its response, or until the block ends. The yielded
@@ -174,10 +176,10 @@ class BodyMemory:
             share.close()
 
     async def run_one_at_a_time(self, exchange: BodyExchange, call: Callable[[], Awaitable[T]]) -> T:
-        """Waits until no other call of this method runs `call` in the worker, then runs `call` and returns its result.
+        """Waits until all earlier calls of this method have finished, then runs `call` and returns its result.
 
         This is for work that needs much memory and much processor time. `call` must not wait for a network. Raises
-        ClientGone if the client disconnects during the wait, and then does not run `call`."""
+        ClientGone if the client of `exchange` disconnects during the wait, and then does not run `call`."""
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
             await watch.cancel_on_disconnect(self._heavy_call.acquire())
         try:
@@ -188,23 +190,23 @@ class BodyMemory:
             self._heavy_call.release()
 
     @property
-    def is_nearly_full(self) -> bool:
-        """Whether more than half of the budget for responses is in use, so that large ones may have to wait."""
+    def is_response_budget_half_full(self) -> bool:
+        """Whether more than half of the budget for responses is in use, so that a large one may have to wait."""
         return self.responses.used > self.responses.size // 2
 
     def response_share(self, key: str | None = None) -> Share:
-        """Returns an empty share of the budget for responses. Pass it to `hold_response`. `key`: responses with the
-        same key hold the same bytes in memory, so the budget counts these bytes only once; None: no other response
-        does."""
+        """Returns a share of the budget for responses, of size 0, for `hold_response`. `key`: responses with the same
+        key hold the same bytes in memory, so the budget counts these bytes only once. None: no other response holds the
+        bytes of this one."""
         return self.responses.share(key)
 
     @asynccontextmanager
     async def hold_response(self, share: Share, size: int) -> AsyncIterator[None]:
         """A context manager that counts a response of `size` bytes against the budget until the block ends.
 
-        `share`: from `response_share`. If it is still empty, this first waits until it can grow to `size`. Raises
+        `share`: from `response_share`. If its size is still 0, this first waits until it has grown to `size`. Raises
         TooManyRequests if no memory becomes free in time. Cancels the block and raises TooManyRequests if the client
-        receives the response too slowly while other requests wait for memory."""
+        receives the response too slowly while other requests wait for memory. Closes `share` in any case."""
         cut_off = asyncio.timeout(None)  # expires when the response has to be cut off
         loop = asyncio.get_running_loop()
         try:

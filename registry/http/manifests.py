@@ -20,14 +20,16 @@ are parsed in a thread."""
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """Sends a manifest, byte for byte as it was pushed. Ignores Accept, because manifests are never converted.
+    """Answers a GET: sends a manifest, byte for byte as it was pushed. Ignores Accept, because the registry never
+    converts manifests.
 
     A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If the budget has no room,
     the manifest is released while the request waits for memory, and read again after the wait."""
     reference = as_reference(exchange.item)
     found: Descriptor | None = None
     manifest: Manifest | None = None
-    if exchange.body_memory.is_nearly_full:  # finds out the size first, and does not read a large manifest yet
+    if exchange.body_memory.is_response_budget_half_full:
+        # Finds out the size first, so that a large manifest is read only when there is memory for it.
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
     if found is None or found.size <= UNCOUNTED_RESPONSE_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
@@ -39,7 +41,8 @@ async def get_manifest(exchange: Exchange) -> None:
         manifest = None  # must not stay in memory while a slow client receives the response
         await _send_unchanged(exchange, reference, found.digest)
         return
-    # The store caches manifests, so several responses may send the same bytes in memory: the digest is their key.
+    # The store caches manifests, so responses with the same manifest send the same bytes in memory. With the digest as
+    # the key, these bytes count only once.
     share = exchange.body_memory.response_share(key=found.digest)
     if not share.try_grow(found.size):
         manifest = None  # must not stay in memory while `hold_response` waits
@@ -93,20 +96,19 @@ async def put_manifest(exchange: Exchange) -> None:
     expected = reference if isinstance(reference, Digest) else None
     max_bytes = exchange.limits.manifest_bytes
     small_body: bytes | None = None
-    if max_bytes >= SMALL_BODY_BYTES:  # so that a small body is within the limit
+    if max_bytes >= SMALL_BODY_BYTES:  # then no small body exceeds the limit for manifests
         small_body = exchange.body_memory.take_small_body(exchange)
     if small_body is not None:
-        manifest = Manifest.parse(small_body, media_type, expected)
-        headers = await _store(exchange, manifest, reference, query_tags, condition)
+        parsed = Manifest.parse(small_body, media_type, expected)
+        headers = await _store(exchange, parsed, reference, query_tags, condition)
     else:
         receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _too_large(exchange, max_bytes))
         async with receiving as body:
             manifest = await _parse(exchange, body, media_type, expected)
-            del body
+            del body  # releases its memory: the manifest has the bytes
             headers = await _store(exchange, manifest, reference, query_tags, condition)
             del manifest
-    # This is after the block, which counts the manifest against the budget, because the client may be slow to receive
-    # the response.
+    # Sends the response after the block, so that a slow client does not keep its manifest in the budget.
     await exchange.send_empty(201, *headers)
 
 
