@@ -131,7 +131,8 @@ class Router(RefusingRegistry):
 
     async def _is_used(self, repo: RepositoryName) -> bool:
         """Returns whether the store ever had content of the repository with the stored name `repo`. Caches the result
-        only if it is True: False may become True at any time, when a worker stores the first content."""
+        only if it is True: False may become True at any time, when a worker stores the first content. Content gets into
+        a hosted repository by a push, and into a mirrored one by a pull."""
         if repo in self._used_names:
             return True
         if not await self._is_used_in_store(repo):

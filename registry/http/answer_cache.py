@@ -26,7 +26,8 @@ CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
 _STORE_AS: Final = "store"
 """Key in that dictionary. `AnswerCache.find` adds it if the answer is worth caching. Its value is a pair: the cache key
-for the answer, and the version of the store. The answer is cached only if the store still has this version then."""
+for the answer, and the store's version before the answer was made. The answer is cached only if that has not
+changed."""
 CACHE_BYTES: Final = 8 * 1024 * 1024
 """Approximate size of all answers that a process caches."""
 LARGEST_BODY_BYTES: Final = 64 * 1024

@@ -76,6 +76,7 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()
 }
+"""The methods that each kind of resource supports, for the Allow header."""
 
 
 class DistributionAPI:
@@ -130,7 +131,7 @@ class DistributionAPI:
             else:
                 await self._answer(exchange)
         except ClientGone:
-            return
+            return  # the client cannot receive a response any more
         except RegistryError as error:
             if exchange.response_started:
                 log_cut_off(exchange, error)
@@ -154,8 +155,7 @@ class DistributionAPI:
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, with a new request id for its header. Returns None
-        if no such response is cached, and the server has to call the application. Our server calls this method for each
-        request before it calls the application.
+        if no such response is cached: then the server has to call the application with the request.
 
         If this returns a response, it has counted the request under the rate limit, and has written again the log lines
         of the calls that originally made the response."""

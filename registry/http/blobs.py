@@ -48,10 +48,11 @@ async def get_blob(exchange: Exchange) -> None:
     """Sends the whole blob, one range of it, or several ranges as a multipart body."""
     digest = Digest(exchange.item)
     etag_digest: Digest | None = digest
-    conditional = has_read_condition(exchange)
-    if conditional:
+    is_conditional = has_read_condition(exchange)
+    if is_conditional:
         etag_digest = _etag_digest(await exchange.registry.resolve_blob(exchange.repo, digest))
         if is_not_modified(exchange, etag_digest):
+            # Only a verified blob has an entity tag that can match.
             await exchange.send_empty(304, *blob_headers(digest, verified=True))
             return
     spans = read_ranges(exchange, etag_digest)
@@ -60,9 +61,10 @@ async def get_blob(exchange: Exchange) -> None:
         if len(spans) > 1:
             await _send_multipart(exchange, digest, spans)
             return
+    # Without spans, this opens the whole blob.
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
-        if conditional and spans and etag_digest is not None and reader.is_incomplete:
+        if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
             # The blob was deleted after the condition was checked, and its mirror downloads it again. It may turn out
             # to have other bytes than the client has already.
             raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
@@ -96,15 +98,16 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
         await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
-        # An empty part makes the server send the headers now. If they had to wait for the first bytes from the
-        # upstream, a client might time out.
+        # An empty part makes the server send the headers now. Without it, the headers would be sent together with the
+        # first bytes from the upstream, and a client might time out before that.
         await exchange.send_part(b"", more=True)
     with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
         await _send_stream(exchange, _read_parts(exchange, reader, watch), stop - start, watch)
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns those of `spans` that have bytes in the blob, in their order. Cuts each at the end of the blob.
+    """Returns those of `spans` that have bytes in the blob, in their order. Cuts each at the end of the blob, so `stop`
+    is an offset in every result.
 
     Returns an empty list if the spans together are longer than the blob. Then the caller sends the whole blob, so that
     overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Does not merge spans, because

@@ -28,7 +28,8 @@ _NO_NAME: Final = str.__new__(RepositoryName)
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits of one request."""
+    """Limits of one request. In a request for a list, the query parameter `n` is the number of entries that the client
+    wants on a page."""
 
     manifest_bytes: int = 8 * MIB
     """Size of the largest manifest that a PUT may send; a larger one gets 413. The spec demands at least 4 MB ("Pushing

@@ -33,6 +33,7 @@ async def start_upload(exchange: Exchange) -> None:
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
         from_name = exchange.query.one("from")
+        # Without `from`, any repository from which the client may pull can be the source.
         source = RepositoryName(from_name) if from_name else ALL_NAMES
         try:
             await _send_blob(exchange, await exchange.registry.mount_blob(exchange.repo, mount, source, exchange.actor))
@@ -52,12 +53,10 @@ async def append_chunk(exchange: Exchange) -> None:
     """Appends the body to a session. If the request has Content-Range, the range must start at the session's end; a
     request with another range gets 416."""
     upload = UploadID(exchange.item)
-    chunk = read_content_range(exchange)
-    writer = await exchange.registry.resume_upload(
-        exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
-    )
+    offset, declared_bytes = read_content_range(exchange) or (None, None)
+    writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
-        await _write_body(exchange, writer, chunk[1] if chunk else None)
+        await _write_body(exchange, writer, declared_bytes)
     await exchange.send_empty(202, *_session_headers(exchange, upload, writer.offset))
 
 
@@ -68,12 +67,10 @@ async def close_upload(exchange: Exchange) -> None:
     digest = _read_digest(exchange, "digest")
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
-    chunk = read_content_range(exchange)
-    writer = await exchange.registry.resume_upload(
-        exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
-    )
+    offset, declared_bytes = read_content_range(exchange) or (None, None)
+    writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
-        await _write_body(exchange, writer, chunk[1] if chunk else None)
+        await _write_body(exchange, writer, declared_bytes)
         stored = await writer.commit(digest)
     await _send_blob(exchange, stored)
 
@@ -127,7 +124,7 @@ async def _store_blob(exchange: Exchange, writer: BlobWriter, digest: Digest) ->
     """Stores the body of a POST as a blob. If the body cannot be received or written, cancels the session, because the
     client does not know the session's id and could not continue it."""
     try:
-        await _write_body(exchange, writer, None)
+        await _write_body(exchange, writer, declared_bytes=None)
     except (ClientGone, RegistryError):
         with suppress(RegistryError):  # the client gets the first error
             await writer.cancel()
