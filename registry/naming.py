@@ -78,7 +78,7 @@ class NamingRules:
         first, slash, _ = repo.partition("/")
         if self.default is None or (slash and ("." in first or first == "localhost")):
             return None
-        max_stored_length = len(self.default) + len(HUB_LIBRARY) + len(repo) + 2  # with a '/' before the last two
+        max_stored_length = len(self.default) + len(HUB_LIBRARY) + len(repo) + 2  # 2 for the slashes
         if max_stored_length > MAX_NAME_LENGTH:
             return None
         if self.upstream_of(repo) is not None or any(pattern.matches(repo) for pattern in self._hosted_patterns):

@@ -112,10 +112,13 @@ class _ObservedWriter:
         return self._inner.offset
 
     async def commit(self, digest: Digest) -> Descriptor:
-        return await log_call(self._inner.commit, digest, "commit_upload", self._repo, digest)
+        return await log_call(self._inner.commit, digest, operation="commit_upload", repo=self._repo, reference=digest)
 
     async def cancel(self) -> None:
-        await log_call(lambda _: self._inner.cancel(), None, "cancel_upload", self._repo, self.id)
+        # `cancel` takes no argument.
+        await log_call(
+            lambda _: self._inner.cancel(), None, operation="cancel_upload", repo=self._repo, reference=self.id
+        )
 
 
 class Observed(ForwardingRegistry):

@@ -85,8 +85,8 @@ class RequestContext:
     - `address`: the client's IP address; empty: unknown.
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
-    - `logged_calls`: functions that write the log lines of the calls made so far again, for the response cache; None:
-      the response will not be cached."""
+    - `logged_calls`: for the response cache, a function for each call on the registry so far, which writes the log line
+      of the call again; None: the response will not be cached."""
 
     __slots__ = ("address", "logged_calls", "notice", "principal", "request_id", "requested_name")
 

@@ -1,14 +1,13 @@
 """Refuses requests that a web page of another site makes a browser send.
 
 Any page can make a browser send requests, even to a registry on the browser's own machine or network. The header
-Sec-Fetch-Site says whether the page is of another site. If the browser reaches the registry over plain HTTP on another
-machine, it omits this header, and only Origin names the page's site. Registry clients send neither header. Two kinds of
-requests are refused:
+Sec-Fetch-Site says whether the page is of another site. Browsers omit this header over plain HTTP to another machine,
+and then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
 
 - Requests other than GET and HEAD from a page of another site. These include the browser's preflight request (OPTIONS).
-- Requests from a browser on the registry's machine whose Host header is not known to name the registry, while there are
-  no accounts. A page can make its own host name resolve to that machine (DNS rebinding). The browser then treats the
-  registry as the page's own site, and the page could read everything.
+- Requests from a browser on the registry's machine, while there are no accounts, if the Host header is not known to
+  name the registry. A page can make its own host name resolve to that machine (DNS rebinding). The browser then treats
+  the registry as the page's own site, and the page could read everything.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
 """
@@ -68,14 +67,15 @@ class CrossSiteCheck:
         origins = {value.decode("latin-1").lower() for name, value in browser_headers if name == b"origin"}
         fetch_sites = {value.strip().lower() for name, value in browser_headers if name == b"sec-fetch-site"}
         if fetch_sites:
+            # The origin `null`, for example of a sandboxed page, is never the registry's own.
             is_own_site = fetch_sites <= _OWN_SITE and "null" not in origins
         else:
             own_netlocs = {_netloc(f"//{host}"), self._public_netloc} - {""}
             is_own_site = all(_netloc(origin) in own_netlocs for origin in origins)
         if not is_own_site:
             raise Denied(
-                "a page of another site may change nothing here; if it is one of this registry's own, set public_url "
-                "to the address that browsers use"
+                "a page of another site may not change anything in this registry; if the page is one of this "
+                "registry's own, set public_url to the address that browsers use"
             )
 
     def _is_own_host(self, host: str) -> bool:

@@ -44,6 +44,7 @@ class DisconnectWatch:
             return await call
         except asyncio.CancelledError:
             task = self._calling_task
+            # `uncancel` returns 0 if nothing else has cancelled the task at the same time.
             if self._has_cancelled and task is not None and task.uncancel() == 0:
                 raise ClientGone from None
             raise  # something else has cancelled the task

@@ -50,11 +50,11 @@ async def list_tags(exchange: Exchange) -> None:
 
 
 async def list_repositories(exchange: Exchange) -> None:
-    """Lists the repositories that the principal may pull from.
+    """Lists the repositories that the client may pull from.
 
     The work for one page is bounded. So a page may be shorter than requested, or even empty, and still have a link to
-    the next page. `last` in this link is a name or an encrypted cursor. A cursor is used where the name is one of a
-    repository that the principal may not pull from, because the principal must not learn that name."""
+    the next page. `last` in this link is an encrypted cursor if the next page starts after a repository from which the
+    client may not pull, because the client must not learn that name."""
     requested, last = _read_count(exchange), exchange.query.one("last")
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
@@ -95,10 +95,9 @@ def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) 
 
 
 async def list_referrers(exchange: Exchange) -> None:
-    """Lists the manifests whose subject is the manifest with the digest in the path, as an image index.
+    """Sends an image index of the manifests whose subject has the digest in the path. The subject need not exist.
 
-    That manifest need not exist. A page has a largest number of entries, and a largest size because clients do not
-    accept larger manifests."""
+    A page has a largest number of entries, and a largest size because clients do not accept larger manifests."""
     subject = Digest(exchange.item)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None

@@ -39,9 +39,9 @@ class Namespaces:
         becomes `ghcr.io/org/app`.
 
         Does not change `exchange.repo` if it begins with the upstream's name already, because some clients send the
-        upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`. Does nothing if
-        the request names no upstream. Raises NameUnknown if `ns` is neither an upstream nor a host of this server, and
-        RequestInvalid if `ns` occurs twice."""
+        upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`, so that the
+        response repeats the `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
+        an upstream nor a host of this server, and RequestInvalid if `ns` occurs twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""
         if requested or self.upstream_by_host:
