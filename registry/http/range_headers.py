@@ -25,10 +25,11 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
     """Returns the spans that the Range header asks for (RFC 9110, 14.2).
 
     Returns None if the whole content has to be sent: if there is no Range or several, if it has another unit than
-    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that a span ends after its start:
-    opening the blob with another span raises RangeInvalid (416). `etag_digest`: the digest that is the content's entity
-    tag; None: the content has no entity tag, so If-Range never matches. Raises RequestInvalid for more ranges than
-    `RequestLimits.ranges_per_request`."""
+    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that a span ends after its start. If it
+    does not, opening the blob raises RangeInvalid (416).
+
+    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
+    matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
     values = exchange.headers(b"range")
     if len(values) != 1 or not (header := _RANGE_HEADER.fullmatch(values[0])):
         return None
@@ -38,7 +39,7 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
     range_texts = [text for part in header[1].split(b",") if (text := part.strip(b" \t"))]
     limit = exchange.limits.ranges_per_request
     if len(range_texts) > limit:
-        raise RequestInvalid(f"{len(range_texts)} ranges in one request; at most {limit} are served")
+        raise RequestInvalid(f"{len(range_texts)} ranges in one request; at most {limit} are accepted")
     spans = []
     for text in range_texts:
         numbers = _RANGE.fullmatch(text)
@@ -78,5 +79,5 @@ def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
 
 
 def _number(digits: bytes) -> int:
-    """Returns the number that `digits` denote, or `_BEYOND_ANY_BLOB` if they are very many."""
+    """Returns the number that `digits` denote, or `_BEYOND_ANY_BLOB` if there are more than 18 digits."""
     return int(digits) if len(digits) <= 18 else _BEYOND_ANY_BLOB

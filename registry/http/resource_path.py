@@ -42,6 +42,7 @@ def parse_path(path: bytes) -> Resource:
     if segments == ["_catalog"]:
         return _CATALOG
     resource = _parse_segments(segments)
+    # The spec reserves segments that begin with '_' for extensions.
     if resource is None or resource.name.startswith("_") or "/_" in resource.name:
         raise PathUnknown
     return resource
@@ -63,7 +64,7 @@ def _segments(path: bytes) -> list[str]:
 
 def _parse_segments(segments: list[str]) -> Resource | None:
     """Returns the resource that the segments name; None: they name none."""
-    *name, kind, item = segments if len(segments) > 1 else ["", *segments]
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # needs at least two
     if kind == "uploads" and name and name[-1] == "blobs":
         return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
     if kind == "blobs" and item == "uploads":
