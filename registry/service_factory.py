@@ -33,7 +33,7 @@ from registry.http.answer_cache import AnswerCache
 from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.namespaces import hosts_of
-from registry.http.rate_limit import HEALTH_KEY, RateLimit
+from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
 from registry.naming import NamingRules
 from registry.observe import Observed
@@ -226,7 +226,7 @@ def shared_rate_limit(settings: Settings) -> RateLimit | None:
     health = SharedRateLimiter(health_per_second, round(10 * health_per_second))
 
     def count_request(key: str) -> float:
-        return (health if key.startswith(HEALTH_KEY) else requests).take(key)
+        return (health if key.startswith(HEALTH_KEY_PREFIX) else requests).take(key)
 
     return count_request
 

@@ -12,9 +12,9 @@ from registry.client_addresses import network_of
 from registry.http.error_statuses import error_json, status_of
 from storage.errors import TooManyRequests
 
-HEALTH_PATH: Final = "/health/"
+HEALTH_PATH_PREFIX: Final = "/health/"
 """Prefix of the paths of health checks."""
-HEALTH_KEY: Final = "health "
+HEALTH_KEY_PREFIX: Final = "health "
 """Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
 
 RateLimit = Callable[[str], float]
@@ -49,7 +49,7 @@ class RateLimitedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             network = network_of(client_address(scope))
-            key = HEALTH_KEY + network if scope["path"].startswith(HEALTH_PATH) else network
+            key = HEALTH_KEY_PREFIX + network if scope["path"].startswith(HEALTH_PATH_PREFIX) else network
             try:
                 check_rate(self._rate_limit, key)
             except TooManyRequests as error:
