@@ -7,8 +7,8 @@ from registry.cli.interrupts import exit_on_interrupt
 
 def main() -> None:
     """Runs the command line."""
-    exit_on_interrupt()  # first, so that Ctrl-C also ends the slow import cleanly
-    from registry.cli.command import app  # takes most of a second
+    exit_on_interrupt()  # before the import below, so that Ctrl-C ends the program cleanly during that import
+    from registry.cli.command import app  # this import takes most of a second
 
     app(prog_name="entrepot")
 

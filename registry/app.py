@@ -1,4 +1,4 @@
-"""`Entrepot`, the ASGI application: the distribution API at `/v2`, and FastAPI for all other paths."""
+"""`Entrepot`, the ASGI application: `DistributionAPI` answers requests for `/v2`, and FastAPI all others."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ log = logging.getLogger("registry")
 
 
 class Entrepot(FastAPI):
-    """A FastAPI application that passes requests for `/v2` to the distribution API, before any middleware and routing.
+    """A FastAPI application that passes requests for `/v2` directly to the distribution API, without FastAPI's
+    middleware and routing.
 
-    It opens its `service` when the server starts it (ASGI lifespan), and closes the service when the server stops it.
-    The start comes after the workers are forked, so that no two processes share open files."""
+    The application opens its `service` when the server starts it (ASGI lifespan), and closes the service when the
+    server stops it. The server starts it after forking the workers, so that no two processes share open files."""
 
     def __init__(self, factory: ServiceFactory, service: Service | None = None) -> None:
-        """`service`: an open service, which the caller closes; None: the application opens one by `factory`."""
+        """`service`: an open service, which the caller closes; None: the application opens one with `factory` when the
+        server starts it."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
-        # OpenAPI document blocks the event loop. `registry.admin.documentation` serves both in another way.
+        # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
             title="Entrepot",
             version=__version__,
@@ -52,25 +54,26 @@ class Entrepot(FastAPI):
         self.body_memory = factory.body_memory
         self._service = service
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
-        self._app_outside_v2 = SecurityHeaders(
+        self._app_outside_v2 = SecurityHeaders(  # around FastAPI's own `__call__`
             RateLimitedApp(super().__call__, factory.rate_limit),
             https=tls.certificate is not None or public_url.startswith("https:"),
         )
 
     @property
     def service(self) -> Service:
-        """The service that answers requests. Raises RuntimeError before the application is started."""
+        """The service that answers requests now. Raises RuntimeError if there is none, because the server has not
+        started the application."""
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service
 
     def serve(self, service: Service) -> None:
-        """Makes the application serve `service` from now on, in place of an earlier one."""
+        """Makes the application answer new requests with `service`. Does not close the earlier service."""
         self._service = service
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to a request without a body, and a request id; None: the server has to call the
-        application (`DistributionAPI.answer_at_once`)."""
+        """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
+        such response, and the server has to call the application (see `DistributionAPI.answer_at_once`)."""
         return self.service.distribution.answer_at_once(scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,8 +86,9 @@ class Entrepot(FastAPI):
             await self._app_outside_v2(scope, receive, send)
 
     def build_routes(self, stopped: threading.Event) -> None:
-        """Makes FastAPI build its data for each route now, until `stopped` is set. It would otherwise do so at the
-        first request to a route, and block the event loop for 60 ms. This may run in a thread."""
+        """Makes FastAPI build its data for each route now, because that takes up to 60 ms. Without this call, FastAPI
+        builds the data at the first request to a route and blocks the event loop. This may run in a thread, which ends
+        early once `stopped` is set."""
         scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
         for route in self.routes:
             if stopped.is_set():
@@ -93,7 +97,8 @@ class Entrepot(FastAPI):
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        """The ASGI lifespan: opens the service before the block, and closes it after."""
+        """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Does neither
+        with a service that was passed to the constructor."""
         if self._service is not None:
             yield
             return
@@ -102,25 +107,25 @@ class Entrepot(FastAPI):
             self.serve(service)
             reopening = None
             if service.is_store_read_only:
-                reopening = asyncio.create_task(reopen_store(self, stack, service.end_read_only_store))
+                reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
             stopped = threading.Event()
             routes = asyncio.create_task(asyncio.to_thread(self.build_routes, stopped))
             try:
                 yield
             finally:
                 stopped.set()
-                await routes
+                await routes  # a thread cannot be cancelled
                 if reopening is not None:
                     reopening.cancel()
                     await asyncio.wait([reopening])
 
 
-async def reopen_store(app: Entrepot, stack: AsyncExitStack, end_read_only_store: Callable[[], None]) -> None:
+async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_store: Callable[[], None]) -> None:
     """Replaces a store that was opened read-only because the disk was full.
 
-    Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the new
-    service and calls `end_read_only_store`, after which the read-only store answers no more calls. `stack` closes the
-    new service."""
+    Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the service
+    with this store, and calls `retire_read_only_store`, which closes the read-only one. The new service is added to
+    `stack`, which closes it at the end of the application."""
     logged_error = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
@@ -128,14 +133,14 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, end_read_only_store
             service = await stack.enter_async_context(app.factory.open(may_open_read_only=False))
         except StorageFull:
             continue
-        except Exception as error:  # not raised: while this worker has the store open read-only, no other can write
+        except Exception as error:  # tried again, because no worker can write while this one has the store read-only
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
                 )
             continue
         app.serve(service)
-        end_read_only_store()
+        retire_read_only_store()
         log.warning("the disk has room again: the store is open for writing, so pushes and deletes work again")
         return
 
@@ -149,10 +154,12 @@ def create_app(
 ) -> Entrepot:
     """Returns the application.
 
-    `registry`: the registry to serve, to everybody and without accounts; None: the store in the directory
-    `settings.data`, which `storage.composition.prepare_data_dir` has prepared, and the mirrors of `settings.upstream`.
-    `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no limit.
-    `clock`: returns seconds since 1970."""
+    - `registry`: a registry to serve without accounts, so that every client may do everything. None: the application
+      serves the store in the directory `settings.data`, which `storage.composition.prepare_data_dir` has prepared, and
+      the mirrors of `settings.upstream`.
+    - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
+      limit.
+    - `clock`: returns seconds since 1970."""
     factory = ServiceFactory(settings, rate_limit=rate_limit, clock=clock)
     app = Entrepot(factory, None if registry is None else factory.without_accounts(registry))
     if registry is None:

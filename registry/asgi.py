@@ -1,7 +1,6 @@
 """Types of the ASGI interface (ASGI 3.0), and functions that read facts about a request from its scope.
 
-The server and the application both use this module. A *scope* is the dictionary in which the server describes a
-request.
+A *scope* is the dictionary in which the server describes a request to the application.
 """
 
 from __future__ import annotations
@@ -29,14 +28,15 @@ def new_request_id() -> str:
 
 
 def raw_path(scope: Scope) -> bytes:
-    """Returns the path as the client sent it, still percent-encoded."""
+    """Returns the path of a request, percent-encoded: as the client sent it, if the server passes that on."""
     raw: bytes | None = scope.get("raw_path")
     return raw if raw is not None else quote(scope["path"]).encode("ascii")
 
 
 def is_distribution(path: bytes) -> bool:
-    """Returns whether a raw path belongs to the distribution API: `/v2`, or a path below `/v2/`."""
-    return path.startswith(b"/v2") and (len(path) == 3 or path[3] == 0x2F)
+    """Returns whether a percent-encoded path belongs to the distribution API: `/v2`, or a path that begins with
+    `/v2/`."""
+    return path.startswith(b"/v2") and (len(path) == 3 or path[3] == 0x2F)  # 0x2F is '/'
 
 
 def client_address(scope: Scope) -> str:
@@ -46,7 +46,7 @@ def client_address(scope: Scope) -> str:
 
 
 def unauthenticated_actor(scope: Scope) -> Actor:
-    """Returns the actor of a request outside `/v2` whose caller has not been authenticated yet: the anonymous name, the
-    client's address, a new request id and the User-Agent."""
+    """Returns the actor, for the audit log, of a request outside `/v2` that has not been authenticated yet. It has the
+    name of anonymous clients, the client's address, a new request id and the User-Agent."""
     agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
     return make_actor(Actor().name, client_address(scope), new_request_id(), agent)

@@ -1,7 +1,7 @@
 """Opens the backend: the store, a mirror for each upstream registry in the settings, and the router in front of both.
 
-The server uses it, and commands that work on the same data directory while the server runs. The modules of mirrors,
-with their HTTP client, are imported only if the settings have an upstream.
+The server uses this module, and so do commands that work on the same data directory while the server runs. The modules
+of mirrors, with their HTTP client, are imported only if the settings have an upstream.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """The opened store (`stored`), and the router that passes each call to the store or to a mirror."""
+    """The opened store, which is the hosted registry, and the router that passes each call to it or to a mirror."""
 
-    stored: StoredRegistry
+    store: StoredRegistry
     router: Router
 
 
-def make_mirror(upstream: Upstream, stored: StoredRegistry, clock: Callable[[], float]) -> Mirror:
-    """Returns the mirror of an upstream, which caches in the store. Makes no connection yet. The caller closes the
-    mirror by `aclose`, which closes its HTTP client as well."""
+def make_mirror(upstream: Upstream, store: StoredRegistry, clock: Callable[[], float]) -> Mirror:
+    """Returns the mirror of an upstream, which caches the upstream's content in `store`. Makes no connection yet. The
+    caller closes the mirror by `aclose`, which also closes the mirror's HTTP client. `clock`: returns seconds since
+    1970."""
     from registry.mirror.mirror import Mirror
     from registry.upstream.client import make_upstream_client
 
-    client = make_upstream_client(upstream, stored.records, stored.leases, clock)
-    return Mirror(stored, client, stored.partials, stored.records, stored.leases, upstream, clock)
+    client = make_upstream_client(upstream, store.records, store.leases, clock)
+    return Mirror(store, client, store.partials, store.records, store.leases, upstream, clock)
 
 
 def preload_mirrors(settings: Settings) -> None:
-    """Imports the modules of mirrors if the settings have an upstream. Called before the workers are forked, so that
-    they share the memory of these modules."""
+    """Imports the modules of mirrors if the settings have an upstream. The server calls this before it forks the
+    workers, so that they share the memory of these modules."""
     if settings.upstream:
         import registry.mirror.mirror
         import registry.mirror.warm.schedule
@@ -60,13 +61,16 @@ async def open_backend(
     """A context manager that opens the data directory and the mirrors, for this process and its running event loop.
     Makes no connection to an upstream.
 
-    The data directory must have been prepared by `storage.composition.prepare_data_dir`. `collect_every`: seconds
-    between two rounds of garbage collection; None: no rounds. `serving`: the process is a server; until the block ends,
-    it fetches the images of `[warm]` in the settings ahead of time, if no other process does, and logs when the disk
-    becomes full. `may_open_read_only`: if the disk is too full to open the database for writing, it is opened for
-    reading; otherwise that raises StorageFull. `clock`: returns seconds since 1970."""
+    The data directory must have been prepared by `storage.composition.prepare_data_dir`.
+
+    - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
+    - `serving`: the process is a server. Until the block ends, it fetches the images in the setting `[warm]` before
+      clients request them, unless another process does that. It also logs when the disk becomes full.
+    - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
+      only for reading. False: raises StorageFull.
+    - `clock`: returns seconds since 1970."""
     async with AsyncExitStack() as stack:
-        stored = await stack.enter_async_context(
+        store = await stack.enter_async_context(
             open_registry(
                 settings.data,
                 grace=settings.gc.grace,
@@ -80,23 +84,23 @@ async def open_backend(
         )
         mirrors: dict[str, Registry] = {}
         for upstream in settings.upstream:
-            mirror = make_mirror(upstream, stored, clock)
+            mirror = make_mirror(upstream, store, clock)
             stack.push_async_callback(mirror.aclose)
             mirrors[upstream.name] = mirror
         router = Router(
-            stored,
+            store,
             mirrors,
-            stored.is_known_repository,
+            store.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.private],
-            is_confirmed=stored.records.is_confirmed,
+            is_confirmed=store.records.is_confirmed,
         )
-        # A store that was opened read-only cannot cache images. It would also hold the lease for this work, which the
-        # store that replaces it needs.
-        if serving and mirrors and not stored.is_read_only:
+        # A store that was opened read-only cannot cache images. If it tried, it would take the lease (a lock between
+        # processes) for this work, and the writable store that replaces it later could not get the lease.
+        if serving and mirrors and not store.is_read_only:
             from registry.mirror.warm.schedule import warm_on_schedule
 
             await stack.enter_async_context(
-                warm_on_schedule(settings.warm, router.locate, stored.metadata.known_blobs, stored.leases)
+                warm_on_schedule(settings.warm, router.locate, store.metadata.known_blobs, store.leases)
             )
-        yield Backend(stored, router)
+        yield Backend(store, router)

@@ -1,4 +1,4 @@
-"""Converts client IP addresses to the forms that limits, logs and access checks use."""
+"""Converts IP addresses of clients to the forms that limits and logs use, and recognises addresses of this machine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Final
 _MAPPED_PREFIX: Final = "::ffff:"
 """An IPv6 socket reports an IPv4 client as this prefix and the IPv4 address: `::ffff:192.0.2.1` (RFC 4291, 2.5.5.2)."""
 _MAPPED_BYTES: Final = bytes(10) + b"\xff\xff"
-"""The same prefix in the binary form of an address."""
+"""That prefix in the binary form of an address, which has 16 bytes: the prefix and the 4 bytes of the IPv4 address."""
 
 
 def plain_address(address: str) -> str:
-    """Returns `192.0.2.1` for `::ffff:192.0.2.1`, the form in which an IPv6 socket reports an IPv4 client. Returns
-    every other address unchanged."""
+    """Returns `192.0.2.1` for `::ffff:192.0.2.1`. Returns every other address unchanged."""
     ipv4 = address[len(_MAPPED_PREFIX) :]
     return ipv4 if address.startswith(_MAPPED_PREFIX) and "." in ipv4 else address
 
 
 def network_of(address: str) -> str:
-    """Returns the network by which limits count a client: for IPv4 the address itself, for IPv6 its /64 network, such
-    as `2001:db8::/64`, because a client can choose the other 64 bits freely.
+    """Returns the network that a limit for each client applies to. For IPv4 that is the address itself. For IPv6 it is
+    the /64 network of the address, such as `2001:db8::/64`, because a client can choose the other 64 bits freely.
 
-    An IPv4 address in IPv6 form counts as IPv4. Returns text that is no address unchanged."""
+    For `::ffff:192.0.2.1`, returns the IPv4 address. Returns text that is no IP address unchanged."""
     if ":" not in address:
         return address
     try:
@@ -36,7 +35,8 @@ def network_of(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Returns whether `address` is a loopback IP address, such as `127.0.0.1`. Returns False for a host name."""
+    """Returns whether `address` is a loopback IP address, such as `127.0.0.1`. Returns False for every host name, even
+    `localhost`."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -44,5 +44,5 @@ def is_loopback(address: str) -> bool:
 
 
 def is_loopback_host(host: str) -> bool:
-    """Returns whether the host in a URL is this machine: a loopback address, or the name `localhost`."""
+    """Returns whether `host` is a loopback IP address or the name `localhost`."""
     return host == "localhost" or is_loopback(host)

@@ -1,8 +1,8 @@
 """Writes log lines to stderr, cheaply enough for one line per request.
 
-One write for each line would cost a request more time than everything else it does. So while an event loop runs, lines
-below WARNING are buffered for a fraction of a second. A line of WARNING or above is written at once, together with the
-lines before it. If the process is killed, the buffered lines are lost, but no warning is.
+Writing each line with its own system call would take more time than the rest of a request. So while an event loop runs,
+lines below WARNING are buffered for a fraction of a second. A line of WARNING or above is written immediately, after
+the buffered lines. So if the process is killed, some lines may be lost, but no warnings or errors.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
-BUFFER_BYTES: Final = 16 * 1024
-"""The buffer is written when its lines have this many characters."""
+BUFFER_CHARACTERS: Final = 16 * 1024
+"""The buffered lines are written when they have this many characters together."""
 FLUSH_SECONDS: Final = 0.2
-"""The buffer is written this long after its first line."""
+"""The buffered lines are written this long after the first of them was added, or earlier if there are many."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -27,7 +27,7 @@ _UNUSED_FIELDS = {
     "lineno": 0,
     "relativeCreated": 0.0,
 }
-"""Values for the fields of a log record that `LineFormatter` does not use."""
+"""Fixed values for the fields of a log record that `LineFormatter` does not use."""
 
 
 def mark_logged(error: BaseException) -> None:
@@ -41,8 +41,8 @@ def was_logged(error: BaseException | None) -> bool:
 
 
 class LineRecord(logging.LogRecord):
-    """A log record with only the fields that `LineFormatter` uses. Finding the values of the other fields, such as the
-    caller's file name, would cost more time than writing the line."""
+    """A log record in which only the fields that `LineFormatter` uses have true values. Finding out the others, such as
+    the name of the thread, would take more time than writing the line."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class LineRecord(logging.LogRecord):
         self.levelno = level
         self.levelname = logging.getLevelName(level)
         self.msg = msg
+        # As in `logging.LogRecord`: a single mapping has the values for a message with `%(name)s`.
         self.args = args[0] if args and len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
         self.exc_info = exc_info
         self.stack_info = sinfo
@@ -72,7 +73,7 @@ class LineRecord(logging.LogRecord):
 
 class LineFormatter(logging.Formatter):
     """Formats records as `2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time, level, logger,
-    process id, message. Formats date and time only once for all records of the same second."""
+    process id, message. Formats date and time only once for consecutive records of the same second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class LineFormatter(logging.Formatter):
 
 
 class BufferedHandler(logging.Handler):
-    """Writes log lines to `stream`, several with one write."""
+    """A log handler that buffers lines and writes several of them to `stream` at a time."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -106,34 +107,35 @@ class BufferedHandler(logging.Handler):
         self.setFormatter(LineFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Buffers the record's line. Writes the buffer at once for a warning or error, if the buffer is full, and if no
-        event loop runs in this thread."""
+        """Adds the record's line to the buffer. The buffer is written now in three cases: the record is a warning or an
+        error; the buffer is full; this thread has no running event loop that could write it later."""
         try:
             line = self.format(record)
             self._lines.append(line)
             self._size += len(line)
-            if record.levelno >= logging.WARNING or self._size >= BUFFER_BYTES or not self._schedule_flush():
+            if record.levelno >= logging.WARNING or self._size >= BUFFER_CHARACTERS or not self._schedule_flush():
                 self.flush()
         except Exception:
             self.handleError(record)
 
     def _schedule_flush(self) -> bool:
-        """Makes this thread's event loop write the buffer soon. Returns False if the thread has no running loop."""
+        """Makes this thread's event loop write the buffer after `FLUSH_SECONDS`. Returns False if the thread has no
+        running event loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
-        if len(self._lines) == 1:
+        if len(self._lines) == 1:  # the first line of the buffer; for others the call is scheduled already
             loop.call_later(FLUSH_SECONDS, self.flush)
         return True
 
     def flush(self) -> None:
-        """Writes all buffered lines. Drops them if they cannot be written."""
+        """Writes all buffered lines. If they cannot be written, discards them."""
         self.acquire()
         try:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
-                with suppress(OSError):  # such as a full disk: lines that do not fit are lost
+                with suppress(OSError):  # for example if stderr is a file on a full disk
                     self._stream.write("\n".join(lines) + "\n")
                     self._stream.flush()
         finally:
@@ -141,20 +143,20 @@ class BufferedHandler(logging.Handler):
 
 
 def flush_output() -> None:
-    """Flushes stdout and stderr. If that fails, as on a full disk, the text stays in their buffers."""
+    """Flushes stdout and stderr. If a stream cannot be written, for example to a full disk, its text stays buffered."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
 
 
 def end_output() -> None:
-    """Flushes stdout and stderr at the end of the process. Drops text that cannot be written, because the interpreter
-    would otherwise try again at its exit, fail, and end with exit code 120."""
+    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written. If it stayed buffered,
+    Python would try to write it again at exit, fail, and end the process with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            with suppress(OSError):
+            with suppress(OSError):  # sends the text to /dev/null
                 null_device = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null_device, stream.fileno())
                 os.close(null_device)
@@ -162,15 +164,16 @@ def end_output() -> None:
 
 
 def log_to_stderr(level: str) -> None:
-    """Sets up logging to stderr, for this process and the processes that it forks. Writes nothing to stdout, which is
-    for the banner at the start. `level`: the lowest level that is logged, such as "info"."""
-    # Switches off finding values that our lines do not show (Python's logging documentation, "Optimization").
+    """Sets up logging to stderr, for this process and the processes that it forks. Logging does not use stdout, where
+    the server prints its banner. `level`: the lowest level that is logged, such as "info"."""
+    # Makes the logging module not look for values that our lines do not show, such as the caller's file name and the
+    # thread (Python's logging documentation, "Optimization").
     for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)
     handler = BufferedHandler(sys.stderr)
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # The log lines of these libraries show whole URLs, and the URL of a redirect may contain a secret.
+    # These libraries log whole URLs, and the URL of a redirect may contain a secret.
     for library in ("httpx2", "httpcore2", "urllib3"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -1,12 +1,15 @@
-"""`MemoryBudget`: limits the memory that all requests of a worker together use for bodies that are held whole.
+"""`MemoryBudget`: limits the memory that the bodies of all requests of a worker use together. It is for bodies that
+have to be in memory as a whole, such as manifests.
 
-Each request has a `Share` of the budget, which counts the bytes of its body while they are in memory. If the budget has
-no room, the request waits a few seconds and is then refused with 429 and Retry-After. Requests get memory in the order
-in which they began to wait. Three rules keep one client from blocking the others:
+Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If the budget has no
+room for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and large shares
+wait in separate queues, and each queue is served in the order of arrival. Three rules keep one client from blocking the
+others:
 
 - Only small shares, of up to 64 KiB, may use the last quarter of the budget. Nearly all manifests and forms are small.
 - While a large share waits, small shares together get at most a quarter of the budget.
-- While any share waits, bodies that have held memory for too long are cut off, the oldest first.
+- While any share waits, requests that have held memory for too long are *cut off*: they end with an error. The oldest
+  are cut off first.
 """
 
 from __future__ import annotations
@@ -21,24 +24,26 @@ from storage.errors import TooManyRequests
 
 MIB: Final = 1024 * 1024
 SMALL_SHARE_BYTES: Final = 64 * 1024
-"""Largest small share. Small shares may use the whole budget, larger ones three quarters of it."""
+"""Largest size of a small share. Every larger share is a large one."""
 WAIT_SECONDS: Final = 8.0
-"""Seconds that a share waits before it is refused. Many clients repeat a request at once after a 429, so an earlier
+"""Seconds that a share waits before it is refused. Many clients repeat a request immediately after a 429, so an earlier
 refusal would save nothing."""
 SLOW_SECONDS: Final = 5.0
-"""While a share waits, bodies that have held memory for longer than this are cut off."""
+"""While a share waits, requests that have held memory for longer than this are cut off."""
 CUT_INTERVAL_SECONDS: Final = 0.25
-"""Seconds between two searches for bodies to cut off, while a share waits."""
+"""Seconds between two searches for requests to cut off, while a share waits."""
 MAX_WAITING: Final = 256
-"""Most small shares that wait at the same time, and most large ones. Further shares are refused at once."""
+"""Largest number of shares in each of the two queues, one for small and one for large shares. If a queue is full, a
+share that has to wait in it is refused immediately."""
 
 
 class Share:
-    """The bytes that one request holds in memory, as part of a `MemoryBudget`.
+    """The number of bytes that one request holds in memory, as part of a `MemoryBudget`.
 
-    `size`: the bytes it holds now. `key`: shares with the same key hold the same bytes, which count once; None: only
-    this share holds its bytes. `held_since`: the event loop's time when it first held bytes. `on_cut`: a function that
-    ends the request, called when other requests need its memory; None: the request cannot be ended."""
+    `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
+    only once; None: no other share holds these bytes. `held_since`: the event loop's time when the share first held
+    bytes. `on_cut`: a function that cuts off the request, called when other requests need its memory; None: the request
+    cannot be cut off now."""
 
     __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
 
@@ -50,13 +55,13 @@ class Share:
         self.on_cut: Callable[[], None] | None = None
 
     def try_grow(self, added_bytes: int) -> bool:
-        """Grows by `added_bytes` and returns True if the budget has room now; otherwise changes nothing and returns
-        False."""
+        """Grows by `added_bytes` and returns True, if the budget has room now. If it has none, changes nothing and
+        returns False."""
         return self._budget.try_grow(self, added_bytes)
 
     async def grow(self, added_bytes: int) -> None:
-        """Grows by `added_bytes`, after waiting for room where needed. Raises TooManyRequests if no room becomes free
-        in time. A cancellation leaves the size as it was."""
+        """Grows by `added_bytes`. Waits for room if the budget has none. Raises TooManyRequests if no room becomes free
+        in time, or if too many shares wait. After a cancellation, the caller closes the share, which may have grown."""
         if not self._budget.try_grow(self, added_bytes):
             await self._budget.wait_and_grow(self, added_bytes)
 
@@ -67,7 +72,7 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A share that waits to grow by `added_bytes`. The future `granted` ends when it has grown."""
+    """A share that waits to grow by `added_bytes`. `granted` gets its result, None, when the share has grown."""
 
     share: Share
     added_bytes: int
@@ -75,39 +80,42 @@ class _Waiter:
 
 
 class MemoryBudget:
-    """A budget of `size` bytes for all shares together; `used` counts those in use. Used from one event loop."""
+    """A budget of `size` bytes for all its shares together. `used`: the bytes that they hold now. All methods have to
+    be called in one event loop."""
 
     def __init__(
         self, size: int, what: str, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float = SLOW_SECONDS
     ) -> None:
-        """`what`: the name of the bodies, for the error text, such as "request bodies". `wait_seconds`: how long a
-        share waits for room. `slow_seconds`: while a share waits, bodies that have held memory for longer are cut
-        off."""
+        """`what`: what the shares hold, for the error text, such as "request bodies". `wait_seconds`: how long a share
+        waits for room before it is refused. `slow_seconds`: while a share waits, requests that have held memory for
+        longer than this are cut off."""
         self.size = size
         self.used = 0
         self._what = what
         self._wait_seconds = wait_seconds
         self._slow_seconds = slow_seconds
-        self._limit_for_large = size - size // 4  # a large share may not grow beyond this total
+        self._limit_for_large = size - size // 4  # a large share may not make `used` larger than this
         self._used_by_small = 0
-        self._shares: set[Share] = set()
-        self._shares_by_key: dict[Hashable, int] = {}  # the number of shares that hold the bytes of a key
-        self._small_waiters: dict[_Waiter, None] = {}  # in the order of arrival
+        self._shares: set[Share] = set()  # that have grown and were not released
+        self._share_counts: dict[Hashable, int] = {}  # by key: the number of shares with that key that hold bytes
+        self._small_waiters: dict[_Waiter, None] = {}  # a queue, in the order of arrival
         self._large_waiters: dict[_Waiter, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # for the next call of `_cut_slow`
 
     def share(self, key: Hashable | None = None) -> Share:
-        """Returns a new, empty share. Shares with the same `key` hold the same bytes, which count once."""
+        """Returns a new share of size 0. `key`: see `Share`."""
         return Share(self, key)
 
     def try_grow(self, share: Share, added_bytes: int) -> bool:
-        """Does what `Share.try_grow` does. Returns False also while other shares wait, because they come first."""
+        """Does what `Share.try_grow` does. Returns False even if there is room, while other shares wait in the queue
+        for `share`. A share that needs no new bytes, because another share with its key holds them, need not wait."""
         if self._queue_for(share, added_bytes) and not self._has_counted_bytes(share):
             return False
         return self._grow_if_room(share, added_bytes)
 
     async def wait_and_grow(self, share: Share, added_bytes: int) -> None:
-        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if no room becomes free in time."""
+        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if no room becomes free in time, or if
+        the queue is full."""
         queue = self._queue_for(share, added_bytes)
         if len(queue) >= MAX_WAITING:
             raise self._refusal()
@@ -119,27 +127,27 @@ class MemoryBudget:
             async with asyncio.timeout(self._wait_seconds):
                 await waiter.granted
         except TimeoutError:
-            if waiter.granted.cancelled():
+            if waiter.granted.cancelled():  # otherwise the share has grown just before the timeout
                 raise self._refusal() from None
         finally:
             if waiter in queue:
                 was_first = next(iter(queue)) is waiter
                 del queue[waiter]
                 if was_first:
-                    self._grant_to_waiters()  # the next share may need less room than this one
+                    self._grant_to_waiters()  # there may be room for the next share, if it needs less than this one
 
     def release(self, share: Share) -> None:
-        """Takes all bytes of `share` back, and gives the room to waiting shares. Idempotent."""
+        """Sets the size of `share` to 0 and gives its bytes to waiting shares. Idempotent."""
         self._shares.discard(share)
         size, share.size = share.size, 0
         if not size:
             return
         if share.key is not None:
-            self._shares_by_key[share.key] -= 1
-            if self._shares_by_key[share.key]:
-                return
-            del self._shares_by_key[share.key]
-        self._count(size, 0)
+            self._share_counts[share.key] -= 1
+            if self._share_counts[share.key]:
+                return  # another share still holds the same bytes
+            del self._share_counts[share.key]
+        self._update_totals(size, 0)
         self._grant_to_waiters()
 
     def _refusal(self) -> TooManyRequests:
@@ -149,40 +157,42 @@ class MemoryBudget:
         )
 
     def _queue_for(self, share: Share, added_bytes: int) -> dict[_Waiter, None]:
-        """Returns the queue in which `share` waits to grow by `added_bytes`: small or large, by the size after that."""
+        """Returns the queue in which `share` waits to grow by `added_bytes`. Its size after the growth decides between
+        the queue for small shares and the one for large shares."""
         return self._small_waiters if share.size + added_bytes <= SMALL_SHARE_BYTES else self._large_waiters
 
     def _has_counted_bytes(self, share: Share) -> bool:
-        """Returns whether the bytes of the share's key count already, for this or another share with the key."""
-        return share.key is not None and share.key in self._shares_by_key
+        """Returns whether this share or another one with the same key holds bytes, so that `used` includes them."""
+        return share.key is not None and share.key in self._share_counts
 
-    def _count(self, before: int, after: int) -> None:
-        """Counts that the size of a share changes from `before` to `after` bytes."""
+    def _update_totals(self, before: int, after: int) -> None:
+        """Updates `used` and the total of the small shares for a share whose size changes from `before` to `after`."""
         self.used += after - before
         small_before = before if before <= SMALL_SHARE_BYTES else 0
         small_after = after if after <= SMALL_SHARE_BYTES else 0
         self._used_by_small += small_after - small_before
 
     def _missing_bytes(self, share: Share, added_bytes: int) -> int:
-        """Returns how many bytes other shares have to give back before `share` can grow by `added_bytes`. Zero or less
+        """Returns how many bytes other shares have to release before `share` can grow by `added_bytes`. Zero or less
         means that there is room."""
         if self.used <= share.size:  # no other share holds memory, so this one may have any size
             return 0
-        if share.size + added_bytes > SMALL_SHARE_BYTES:
+        if share.size + added_bytes > SMALL_SHARE_BYTES:  # a large share
             return self.used + added_bytes - self._limit_for_large
         missing = self.used + added_bytes - self.size
-        if self._large_waiters:
+        if self._large_waiters:  # then small shares together get at most a quarter of the budget
             missing = max(missing, self._used_by_small + added_bytes - self.size // 4)
         return missing
 
     def _grow_if_room(self, share: Share, added_bytes: int) -> bool:
-        """Grows `share` and returns True if there is room; otherwise changes nothing and returns False."""
-        if not self._has_counted_bytes(share) or share.size:
+        """Grows `share` and returns True, if there is room. If there is none, changes nothing and returns False.
+        Ignores the queues."""
+        if not self._has_counted_bytes(share) or share.size:  # otherwise the bytes are counted for another share
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
-            self._count(share.size, share.size + added_bytes)
+            self._update_totals(share.size, share.size + added_bytes)
         if share.key is not None and not share.size:
-            self._shares_by_key[share.key] = self._shares_by_key.get(share.key, 0) + 1
+            self._share_counts[share.key] = self._share_counts.get(share.key, 0) + 1
         if not share.size:
             share.held_since = asyncio.get_running_loop().time()
         share.size += added_bytes
@@ -190,16 +200,16 @@ class MemoryBudget:
         return True
 
     def _grant_to_waiters(self) -> None:
-        """Grows waiting shares while there is room. Large shares come first, because small ones have a quarter of the
-        budget for themselves."""
+        """Grows waiting shares while there is room. Starts with the large shares, because the small ones have a quarter
+        of the budget to themselves."""
         for queue in (self._large_waiters, self._small_waiters):
             while queue and self._grow_if_room((waiter := next(iter(queue))).share, waiter.added_bytes):
                 del queue[waiter]
                 waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
-        """Cuts off bodies that have held memory for longer than `slow_seconds`: the oldest first, as many as the
-        waiting shares need. Runs again every `CUT_INTERVAL_SECONDS` until no share waits."""
+        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first, until they release
+        as much as the waiting shares need. Calls itself again every `CUT_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:
@@ -211,7 +221,9 @@ class MemoryBudget:
         first = next(iter(queue))
         added_by_others = sum(waiter.added_bytes for waiter in queue) - first.added_bytes
         missing = self._missing_bytes(first.share, first.added_bytes) + added_by_others
-        keys: set[Hashable] = set()  # of shares that are cut off: all shares with the same key have to be
+        # Bytes that several shares hold become free with the last of these shares. So if a share is cut off, all slow
+        # shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
+        keys: set[Hashable] = set()  # the keys of the shares that were cut off
         for share in sorted(slow, key=lambda share: share.held_since):
             if share.key not in keys:
                 if missing <= 0:
@@ -225,10 +237,10 @@ class MemoryBudget:
 
 
 class ShareScope:
-    """A context manager that closes shares when its block ends, so that their bytes count until then.
+    """A context manager that closes shares when its block ends, so that the budget counts their bytes until then.
 
-    A share that is added after the block has ended is closed at once: a background task that outlives the block cannot
-    keep memory counted."""
+    A share that is added after the block has ended is closed immediately. So a background task that outlives the block
+    cannot keep a share open."""
 
     def __init__(self) -> None:
         self._shares: list[Share] = []
@@ -246,7 +258,7 @@ class ShareScope:
         self._shares.clear()
 
     def hold(self, share: Share) -> None:
-        """Keeps `share` open until the block ends."""
+        """Closes `share` when the block ends, or now if it has ended."""
         if self._closed:
             share.close()
         else:

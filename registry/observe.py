@@ -1,8 +1,9 @@
 """`Observed`: a wrapper around a registry that writes one log line for each call.
 
-A line has `key=value` pairs for the operation, the repository, the reference, the outcome (`OK`, an error code, or the
-name of another exception), the duration in milliseconds, and the caller. It does not give the reason of a failure:
-`registry.http.error_responses` logs that when it sends the error response.
+A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
+call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
+class name of another exception. The line does not give the reason of a failure: `registry.http.error_responses` logs
+that.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ async def log_call(
     reference: str,
     by: Actor | None = None,
 ) -> T:
-    """Awaits `make_call(argument)`, writes its log line, also after an error, and returns its result.
+    """Awaits `make_call(argument)` and returns its result. Writes the log line of the call, even if the call raised an
+    error. Writes nothing if the log level is above INFO.
 
-    `by`: the caller; None: the principal of the current request."""
+    `by`: the client on whose behalf the call is made; None: the client of the current request."""
     if not log.isEnabledFor(logging.INFO):
         return await make_call(argument)
     outcome, started = "OK", time.perf_counter()
@@ -46,6 +48,7 @@ async def log_call(
     try:
         result = await make_call(argument)
         if request.logged_calls is not None:
+            # For the response cache, which writes the line again when it answers a repeated request.
             request.logged_calls.append(partial(_write_cached_line, operation, repo, reference))
         return result
     except RegistryError as error:
@@ -55,10 +58,10 @@ async def log_call(
         outcome = type(error).__name__
         raise
     finally:
-        caller = by or request
+        client = by or request
         milliseconds = (time.perf_counter() - started) * 1000
         _write_line(
-            *(operation, repo, reference, outcome, milliseconds), caller.name, caller.address, caller.request_id
+            *(operation, repo, reference, outcome, milliseconds), client.name, client.address, client.request_id
         )
 
 
@@ -86,16 +89,15 @@ def _write_line(
 
 
 def _write_cached_line(operation: str, repo: str, reference: str, name: str, address: str, request_id: str) -> None:
-    """Writes the line for a request that the response cache answered, so that no call was made: with a duration of
-    zero."""
+    """Writes the log line for a request that the response cache answered. No call was made, so it took 0.0 ms."""
     _write_line(operation, repo, reference, "OK", 0.0, name, address, request_id)
 
 
 class _ObservedWriter:
-    """An upload session that writes a log line when it is committed or cancelled.
+    """Wraps the upload session `inner`, and writes a log line when the session is committed or cancelled.
 
-    `write`, `read_at` and `aclose` are the methods of the session `inner` itself, because a wrapper around `write`
-    would cost time for every piece of a body."""
+    `write`, `read_at` and `aclose` are the methods of `inner` itself, because a wrapper around `write` would cost time
+    for every piece of a request body."""
 
     def __init__(self, inner: BlobWriter, repo: RepositoryName) -> None:
         self._inner = inner
@@ -110,10 +112,13 @@ class _ObservedWriter:
         return self._inner.offset
 
     async def commit(self, digest: Digest) -> Descriptor:
-        return await log_call(self._inner.commit, digest, "commit_upload", self._repo, digest)
+        return await log_call(self._inner.commit, digest, operation="commit_upload", repo=self._repo, reference=digest)
 
     async def cancel(self) -> None:
-        await log_call(lambda _: self._inner.cancel(), None, "cancel_upload", self._repo, self.id)
+        # `cancel` takes no argument.
+        await log_call(
+            lambda _: self._inner.cancel(), None, operation="cancel_upload", repo=self._repo, reference=self.id
+        )
 
 
 class Observed(ForwardingRegistry):

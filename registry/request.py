@@ -1,8 +1,9 @@
 """`RequestContext`: the principal, the requested repository name and the client of the request that is being served.
 
-Code outside `registry.http` reads the context by `current_request()`, so these values need not be passed through every
-function. The context is kept in a context variable, the only one of the product. A task that outlives its request, or
-that works for several requests, starts in `detached_context()`.
+The *principal* is the account, or the anonymous client, that makes the request. Code outside `registry.http` reads the
+context by `current_request()`, so these values need not be passed through every function. The context is stored in a
+context variable, the only one of the product. A task that outlives its request, or that works for several requests, is
+started with `detached_context()`.
 """
 
 from __future__ import annotations
@@ -19,45 +20,45 @@ USER_AGENT_CHARACTERS: Final = 256
 """A longer User-Agent is cut to this length."""
 
 LogCall = Callable[[str, str, str], None]
-"""Writes the log line of a call on the registry for another request with the same answer. Its arguments are the name of
-the principal, the client's address and the request's id."""
+"""Writes the log line of an earlier call on the registry again, for a request that gets the response of that call from
+the response cache. Its arguments are the name of the principal, the client's address and the request's id."""
 
 
 class RequestInvalid(RegistryError):
-    """The request cannot be parsed. The OCI spec has no error code for this."""
+    """The request cannot be parsed, or asks for more than a limit allows. The OCI spec has no error code for this."""
 
     code = "UNSUPPORTED"
     default = "the request cannot be read"
 
 
 class ActingPrincipal(Protocol):
-    """Who acts in a request, and what they may do: the part of `registry.auth.rights.principal.Principal` that code
-    outside `registry.auth` needs."""
+    """The account or anonymous client that makes a request, with its rights: the part of
+    `registry.auth.rights.principal.Principal` that code outside `registry.auth` needs."""
 
     @property
     def name(self) -> str:
-        """The account's name, or the name for requests without an account."""
+        """The account's name, or the name of anonymous clients."""
         ...
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether the request was authenticated as no account."""
+        """Whether the principal is not an account."""
         ...
 
     @property
     def is_admitted(self) -> bool:
-        """Whether the request had a valid credential, or needs none."""
+        """Whether the request had a valid credential, or needs none because there are no accounts."""
         ...
 
     def may(self, action: Action, stored_name: str, requested_name: str | None = None, /) -> bool:
-        """Returns whether the principal may do `action` on a repository. `stored_name`: its name in the store.
-        `requested_name`: the name that the client used; None: the same."""
+        """Returns whether the principal may do `action` on a repository. `stored_name`: the repository's name in the
+        store. `requested_name`: the name that the client used; None: the client used the stored name."""
         ...
 
 
 @final
 class _WithoutAccount:
-    """A principal that is no account and has either all rights or none. `is_admitted`: it has all."""
+    """A principal that is not an account, and has all rights (`is_admitted`) or none."""
 
     __slots__ = ("is_admitted", "is_anonymous", "name")
 
@@ -79,10 +80,13 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 class RequestContext:
     """One request, as code outside `registry.http` sees it.
 
-    `principal`: who acts. `requested_name`: the repository's name as the client wrote it; empty: the request names no
-    repository. `address`: the client's IP address; empty: unknown. `notice`: a warning to send with the response; None:
-    no warning. `logged_calls`: functions that repeat the log lines of the calls made so far, recorded for the response
-    cache; None: they are not recorded."""
+    - `principal`: the account or anonymous client that makes the request.
+    - `requested_name`: the repository's name as the client wrote it; empty: the request names no repository.
+    - `address`: the client's IP address; empty: unknown.
+    - `request_id`: identifies the request in logs and in the response.
+    - `notice`: a warning to send with the response; None: no warning.
+    - `logged_calls`: for the response cache, a function for each call on the registry so far, which writes the log line
+      of the call again; None: the response will not be cached."""
 
     __slots__ = ("address", "logged_calls", "notice", "principal", "request_id", "requested_name")
 
@@ -101,8 +105,8 @@ class RequestContext:
         self.logged_calls: list[LogCall] | None = None
 
     def headers(self, name: bytes) -> list[bytes]:
-        """Returns each value of a request header, in order. `name` is in lower case. Returns an empty list for a
-        context that comes from no HTTP request."""
+        """Returns each value of a request header, in the order in which they were sent. `name` is in lower case. Here
+        it returns an empty list; the subclass for HTTP requests overrides it."""
         return []
 
     @property
@@ -112,7 +116,7 @@ class RequestContext:
 
     @property
     def actor(self) -> Actor:
-        """The principal's name and the client, in the form that the audit log and the tag history keep."""
+        """The principal's name and the client, in the form that the audit log and the tag history store."""
         agents = self.headers(b"user-agent")
         return make_actor(self.name, self.address, self.request_id, agents[0] if agents else b"")
 
@@ -123,7 +127,7 @@ class RequestContext:
 
 @final
 class _NoRequest(RequestContext):
-    """The context of background work. It cannot be changed, so that no code can give rights to background work."""
+    """The context of background work. Its attributes cannot be set, so that no code can give rights to such work."""
 
     __slots__ = ()
 
@@ -137,36 +141,35 @@ class _NoRequest(RequestContext):
 
 
 NO_REQUEST: Final = _NoRequest()
-"""The current context where no request is being served."""
+"""The context that is current in code which serves no request, such as background work."""
 _CURRENT: Final[ContextVar[RequestContext]] = ContextVar("request", default=NO_REQUEST)
 
 # These are methods of the context variable, because a Python function around each would cost every request time.
 current_request: Final = _CURRENT.get
 """Returns the context of the request being served, or `NO_REQUEST`."""
 enter_request: Final = _CURRENT.set
-"""Makes a context the current one for this task. Returns a token, to be passed to `leave_request`."""
+"""Makes a `RequestContext` the current one in this task. Returns a token for `leave_request`."""
 leave_request: Final = _CURRENT.reset
-"""Makes the context current again that was current before `enter_request`. Takes the token that `enter_request`
-returned."""
+"""Undoes `enter_request`, which returned the token that this takes: the context before that call is current again."""
 
 
 def set_notice(text: str) -> None:
-    """Makes the response to the current request carry `text` in a header `Warning: 299` (RFC 7234, 5.5). Replaces an
-    earlier notice. Does nothing outside a request."""
+    """Makes the response to the current request have a header `Warning: 299` with `text` (RFC 7234, 5.5). Replaces the
+    text of an earlier call. Does nothing outside a request."""
     request = current_request()
     if request is not NO_REQUEST:
         request.notice = text
 
 
 def detached_context() -> Context:
-    """Returns a copy of the current context variables without a request, for `asyncio.create_task(…, context=…)`. A
-    task that outlives its request, or works for several, must not act with the rights of one request or keep its
-    memory."""
+    """Returns a copy of the current context variables in which `NO_REQUEST` is the current context, for
+    `asyncio.create_task(…, context=…)`. A task that outlives its request, or that works for several requests, must
+    neither act with the rights of one request nor keep that request in memory."""
     context = copy_context()
     context.run(enter_request, NO_REQUEST)
     return context
 
 
 def make_actor(name: str, address: str, request_id: str, user_agent: bytes) -> Actor:
-    """Returns the actor of a request. Cuts the User-Agent to `USER_AGENT_CHARACTERS`."""
+    """Returns the actor that the audit log names for a request. Cuts the User-Agent to `USER_AGENT_CHARACTERS`."""
     return Actor(name, address, request_id, user_agent[:USER_AGENT_CHARACTERS].decode("latin-1"))

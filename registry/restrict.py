@@ -14,8 +14,9 @@ T = TypeVar("T")
 
 
 class Restricted(ForwardingRegistry):
-    """Makes each call on `inner`, except those that the restrictions forbid: these raise Unsupported. `read_only`:
-    forbids pushes and deletes. `delete`: False forbids deletes."""
+    """Makes each call on `inner`, except calls that the restrictions forbid: these raise Unsupported.
+
+    `read_only`: True forbids pushes and deletes. `delete`: False forbids deletes."""
 
     def __init__(self, inner: Registry, *, read_only: bool = False, delete: bool = True) -> None:
         super().__init__(inner)
@@ -32,7 +33,7 @@ class Restricted(ForwardingRegistry):
 
 
 def restrict(registry: Registry, *, read_only: bool, delete: bool) -> Registry:
-    """Returns `registry` with these restrictions; `registry` itself if nothing is restricted."""
+    """Returns `registry` with the restrictions of `Restricted`. Returns `registry` itself if nothing is forbidden."""
     if delete and not read_only:
         return registry
     return Restricted(registry, read_only=read_only, delete=delete)

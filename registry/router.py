@@ -13,10 +13,11 @@ settings (`registry.naming`). The router decides by the pushes so far:
   deleted, and the upstream is never asked for it again.
 - Before the first push, the mirror of the default upstream answers reads of the name.
 
-Before a client pushes, it asks with HEAD which blobs the repository has. If nothing was ever pushed to the name or
-pulled by it, the router answers "unknown" without asking the default upstream. So a push works while the upstream is
-down, and the upstream does not learn private names. A private name that is pulled before its first push does reach the
-upstream. To prevent that, `[hosted] prefixes` in the settings lists names that are always hosted.
+Before a client pushes, it asks with HEAD which blobs the repository has. If nothing was ever pushed to or pulled from
+the name, the router answers such a HEAD with "unknown" and does not ask the default upstream. So a push works while the
+upstream is down, and the upstream does not learn private names. But if a client pulls a private name before its first
+push, the upstream receives that name. To prevent this, an operator lists private names in `[hosted] prefixes`, which
+makes them always hosted.
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
 _MAX_CACHED_NAMES: Final = 65536
-"""Most names that a router caches in memory as used. The cache is cleared when it is full."""
+"""Largest number of names in the router's cache of used names. The cache is cleared when it is full."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
     *(Denied, DigestInvalid, PartialLost, TooManyRequests, UpstreamUnavailable),
 )
-"""Errors that mean: the store does not have the content, and it cannot be fetched from its upstream now."""
+"""Errors which mean that the store does not have the content, and that it cannot be fetched from the upstream now."""
 
 UsedCheck = Callable[[RepositoryName], Awaitable[bool]]
-"""Returns whether the store has, or ever had, content of the repository with this stored name. Once it has returned
-True for a name, it never returns False again."""
+"""Returns whether the store has, or ever had, content of the repository with this stored name. After it has returned
+True for a name, it never returns False for that name."""
 ConfirmedCheck = Callable[[RepositoryName, Digest], Awaitable[bool]]
 """Returns whether the upstream has confirmed that this repository has this blob. The repository is given by its stored
 name, which begins with the upstream's name."""
@@ -78,11 +79,13 @@ class Destination(NamedTuple):
 class Router(RefusingRegistry):
     """Passes each call to the hosted registry or to a mirror, under the repository's stored name.
 
-    `hosted`: the registry of pushed content. `mirrors`: the mirror of each upstream, by the upstream's name. `is_used`:
-    returns whether the store ever had content of a repository. `naming`: tells which upstream a name belongs to.
-    `private`: the names of upstreams whose repositories may have different readers. The store may list a blob in a
-    repository of such an upstream before the upstream has confirmed that it belongs there. The router lets a client
-    mount the blob from that repository only if `is_confirmed` returns True."""
+    - `hosted`: the registry of pushed content.
+    - `mirrors`: the mirror of each upstream, by the upstream's name.
+    - `is_used`: returns whether the store ever had content of a repository.
+    - `naming`: tells which upstream a name belongs to.
+    - `private`: the names of the upstreams of which a client may read some repositories and not others. The store may
+      list a blob in a repository of such an upstream before the upstream has confirmed that the repository has it. The
+      router lets a client mount the blob from that repository only if `is_confirmed` returns True."""
 
     def __init__(
         self,
@@ -114,21 +117,22 @@ class Router(RefusingRegistry):
         return self._default_destination(default)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name under which reads of `repo` are answered. If `repo` is only the name of an upstream,
-        returns it unchanged."""
+        """Returns the stored name of the repository that a read of `repo` reads now. If `repo` is only the name of an
+        upstream, returns it unchanged."""
         candidates = self.naming.candidates(repo)
         return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
-        """Returns whether the hosted registry answers every read of the name, now and later. Does not look into the
-        store, so it may return False for a name that is hosted."""
+        """Returns True if the hosted registry certainly answers every read of the name, now and later. Does not look
+        into the store, so it may return False for a name for which this is true as well."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.default_name(repo) is None or repo in self._used_names
 
     async def _is_used(self, repo: RepositoryName) -> bool:
-        """Returns whether the store ever had content of the repository with the stored name `repo`. Caches only True,
-        because another worker may commit the first content at any time."""
+        """Returns whether the store ever had content of the repository with the stored name `repo`. Caches the result
+        only if it is True: False may become True at any time, when a worker stores the first content. Content gets into
+        a hosted repository by a push, and into a mirrored one by a pull."""
         if repo in self._used_names:
             return True
         if not await self._is_used_in_store(repo):
@@ -139,7 +143,7 @@ class Router(RefusingRegistry):
         return True
 
     def _default_destination(self, stored: RepositoryName) -> Destination:
-        """Returns the mirror of the default upstream. `stored`: the repository's stored name there."""
+        """Returns the destination in the mirror of the default upstream. `stored`: the repository's stored name."""
         upstream = self.naming.default
         assert upstream is not None, "only a default upstream gives a default name"
         return Destination(self.mirrors[upstream], stored, upstream)
@@ -150,7 +154,8 @@ class Router(RefusingRegistry):
         if call.action is Action.PUSH:
             return await self._push(call)
         if not call.repo:
-            # Lists all repositories. The hosted registry lists the mirrored ones as well, because they share its store.
+            # The call lists all repositories. The hosted registry lists the mirrored ones as well, because they are in
+            # the same store.
             return await call.invoke_on(self.hosted)
         destination = await self.locate(call.repo)
         if call.operation == "resolve_blob" and await self._is_check_before_push(call.repo, destination):
@@ -159,15 +164,15 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is about to push, as far as the router can tell:
-        the name may mean a repository of the default upstream, and nothing was ever pulled from there. A client that
-        pulls gets a manifest first."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`: if the name
+        may mean a repository of the default upstream, and nothing was ever pulled from that repository. A client that
+        pulls would have pulled a manifest before it asks for a blob."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
 
     async def _push(self, call: Call[T]) -> T:
-        """Makes a call that writes, on the hosted registry. Raises Denied for a name of an upstream."""
+        """Makes `call`, which writes, on the hosted registry. Raises Denied for a name that belongs to an upstream."""
         if (upstream := self.naming.upstream_of(call.repo)) is not None:
             raise Denied(
                 f"{call.repo} is mirrored from {upstream} and takes no pushes; push under a name of your own, such as "
@@ -181,10 +186,11 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mount_blob(self, call: Call[T]) -> T:
-        """Mounts a blob that the store has, from a hosted or a mirrored repository. Never asks an upstream.
+        """Mounts a blob that the store has from another repository, hosted or mirrored. Never asks an upstream.
 
-        The source is one repository, or a set of stored names from which the registry chooses one. Repositories of
-        private upstreams are removed from a set: a client can mount from them only by name. Raises BlobUnknown."""
+        The source is one repository, or a set of stored names from which the hosted registry chooses one. From a set,
+        this removes the repositories of private upstreams: a client can mount from such a repository only if it names
+        the repository. Raises BlobUnknown if the source does not have the blob."""
         digest, source = call.args
         if isinstance(source, RepositoryName):
             stored = (await self.locate(source)).repo
@@ -195,7 +201,8 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _check_confirmed(self, source: RepositoryName, digest: Digest) -> None:
-        """Raises BlobUnknown if `source` is a repository of a private upstream that has not confirmed the blob."""
+        """Raises BlobUnknown if `source`, a stored name, is a repository of a private upstream and the upstream has not
+        confirmed that it has the blob."""
         if source.partition("/")[0] in self._private_upstreams and not await self._is_confirmed(source, digest):
             raise BlobUnknown(f"{source} has no blob {digest}")
 
@@ -203,9 +210,9 @@ class Router(RefusingRegistry):
         """Stores a manifest in the hosted registry.
 
         Before the name's first push, the mirror of the default upstream answered reads of it. A client may have seen a
-        blob or a child manifest there and so not pushed it. If such content is missing, this copies it from the
-        mirror's repository, or fetches it from the upstream, and tries again. Raises ManifestBlobUnknown if that is not
-        possible."""
+        blob or a child manifest there and therefore not pushed it. If the manifest refers to such content, this copies
+        the content from the mirrored repository, or fetches it from the upstream, and then stores the manifest. Raises
+        ManifestBlobUnknown if that is not possible."""
         try:
             return await call.invoke_on(self.hosted)
         except ManifestBlobUnknown as missing:
@@ -219,11 +226,11 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mirrored_source(self, repo: RepositoryName) -> Destination | None:
-        """Returns the repository of the default upstream that answered reads of `repo` before its first push.
+        """Returns the repository of the default upstream that answered reads of `repo` before the first push to `repo`.
 
-        Returns None if there is none, if nothing was ever pulled from it, or if the principal of the request may not
-        pull from it. If `repo` was pushed to already, the result has the hosted registry in place of the mirror. It
-        reads the mirrored content in the shared store, and does not ask the upstream."""
+        Returns None if there is none, if nothing was ever pulled from it, or if the client may not pull from it. If
+        something was pushed to `repo` already, the result has the hosted registry in place of the mirror. The hosted
+        registry reads the mirrored content in the shared store, and never asks the upstream."""
         default = self.naming.default_name(repo)
         if default is None or not current_request().may_pull(default) or not await self._is_used(default):
             return None
@@ -232,23 +239,26 @@ class Router(RefusingRegistry):
 
     async def _copy_content(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         """Copies all blobs and child manifests that `manifest` refers to from `source` into the hosted repository
-        `repo`. Raises one of `_UNOBTAINABLE`. Cancelled: keeps what was copied so far."""
+        `repo`, except foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit
+        log. Raises one of `_UNOBTAINABLE`. After an error or a cancellation, what was copied so far stays in `repo`."""
+        # `blob_children` are entries of an index that are blobs, as in BuildKit's cache indexes.
         for digest in ({blob.digest for blob in manifest.blobs} - manifest.foreign) | manifest.blob_children:
             await self._copy_blob(digest, source, repo, by)
         for child in {entry.digest for entry in manifest.manifests} - manifest.blob_children:
             await self._copy_manifest(child, source, repo, by)
 
     async def _copy_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Adds a blob of `source` to `repo`, unless `repo` has it already. Mounts it if the store has it; otherwise
-        fetches it from the upstream first."""
+        """Adds a blob of `source` to `repo`, unless `repo` has it already. If the store does not have the blob, fetches
+        it from the upstream first."""
         with suppress(BlobUnknown):
             await self.hosted.resolve_blob(repo, digest)
             return
         with suppress(BlobUnknown):
             await self._mount(digest, source.repo, repo, by)
             return
-        # Opens the blob, which starts its download, and waits for its last byte. If the client disconnects, the
-        # download goes on, so a repeated push finds the blob.
+        # Opening the blob at the mirror starts its download. Then this waits for the last byte. If the client
+        # disconnects during the wait, the download continues, and the client's next attempt finds the blob in the
+        # store.
         async with aclosing(await source.registry.open_blob(source.repo, digest)) as reader:
             start, stop = reader.span
             if start < stop:
@@ -256,12 +266,12 @@ class Router(RefusingRegistry):
         await self._mount(digest, source.repo, repo, by)
 
     async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:
-        """Adds to `repo` a blob that the store has in `source`. Raises BlobUnknown."""
+        """Adds a blob to `repo` that the store has in `source`. Raises BlobUnknown if it is not there."""
         await self._check_confirmed(source, digest)
         return await self.hosted.mount_blob(repo, digest, source, by)
 
     async def _copy_manifest(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Copies a child manifest, with everything that it refers to, unless `repo` has it already."""
+        """Copies a child manifest and everything that it refers to, unless `repo` has that manifest already."""
         with suppress(ManifestUnknown):
             await self.hosted.resolve_manifest(repo, digest)
             return

@@ -1,8 +1,12 @@
-"""`ServiceFactory`: builds the service of a worker process from the settings (the composition root).
+"""`ServiceFactory`: builds the service of a worker process from the settings.
 
-A request passes through these layers, from the outside: the distribution API (HTTP), the log of calls (`Observed`), the
-check of the caller's rights (`Guarded`), the restrictions in the settings (`Restricted`), and the router over the store
-and the mirrors, or the store alone.
+A request for `/v2` passes through these layers, the first one first:
+
+1. the distribution API, which parses it and makes a call on a registry;
+2. `Observed`, which logs the call;
+3. `Guarded`, which checks the client's rights;
+4. `Restricted`, which refuses what the settings `read_only` and `delete` forbid;
+5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes its place.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ from registry.config import Settings
 from registry.config.auth_settings import has_external_logins, token_service_name
 from registry.http import Authenticator, DistributionAPI, Namespaces, RequestLimits
 from registry.http.answer_cache import AnswerCache
-from registry.http.body_memory import ANSWER_BYTES, REQUEST_BODY_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
+from registry.http.body_memory import MANIFESTS_BUDGET_BYTES, RESPONSES_BUDGET_BYTES, SLOW_CLIENT_SECONDS, BodyMemory
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.namespaces import hosts_of
-from registry.http.rate_limit import HEALTH_KEY, RateLimit
+from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
 from registry.naming import NamingRules
 from registry.observe import Observed
@@ -39,16 +43,17 @@ from registry.server.shared_counters import SharedRateLimiter
 from storage.access import Action
 from storage.interface import Registry
 
-HEALTH_PER_SECOND: Final = 20.0
-"""Least rate limit of health checks, for each client network. It leaves room for several monitors."""
+MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
+"""Each client network may send at least this many health checks a second, whatever the rate limit in the settings is.
+That is enough for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """The parts of a service with accounts.
+    """The parts that a service with accounts has and a service without accounts lacks.
 
-    `components`: the stores and caches of accounts and credentials. `policy`: computes the rights of principals.
-    `tokens`: issues tokens. `management`: what the management API works with."""
+    `components`: the stores and caches of accounts and credentials. `policy`: computes the rights of clients. `tokens`:
+    issues tokens. `management`: the objects that the management API uses."""
 
     components: AuthComponents
     policy: Policy
@@ -60,22 +65,24 @@ class AccessControl:
 class Service:
     """What a worker serves.
 
-    `distribution` answers requests for `/v2`. `unguarded`: the registry without the check of rights, for health checks.
-    `access`: the parts for accounts; None: there are no accounts. `storage_problem` returns a sentence that says why
-    nothing can be stored now; None: content can be stored. `is_store_read_only`: the disk was too full to open the
-    store for writing, so it was opened for reading. `end_read_only_store`: to be called once another service has
-    replaced a service with such a store, which then answers no more calls."""
+    - `distribution` answers requests for `/v2`.
+    - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
+    - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
+    - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
+    - `is_store_read_only`: the store was opened only for reading, because the disk was too full to open it for writing.
+    - `retire_read_only_store` closes such a store, after another service has replaced this one. Every later call on the
+      store raises StorageFull. Does nothing to a store that is open for writing."""
 
     distribution: DistributionAPI
-    unguarded: Registry
+    unchecked_registry: Registry
     access: AccessControl | None = None
     storage_problem: Callable[[], str | None] = lambda: None
-    end_read_only_store: Callable[[], None] = lambda: None
+    retire_read_only_store: Callable[[], None] = lambda: None
     is_store_read_only: bool = False
 
 
 class ServiceFactory:
-    """Builds the services of one worker.
+    """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
 
     `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `clock`: returns seconds
     since 1970."""
@@ -91,22 +98,27 @@ class ServiceFactory:
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
-        self._guarded_upstreams = [upstream.name for upstream in settings.upstream if upstream.guarded]
+        # A pull from one of these upstreams needs a grant whose pattern begins with the upstream's name.
+        self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.guarded]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
 
     def without_accounts(self, registry: Registry) -> Service:
-        """Returns a service that serves `registry` to everybody, without accounts."""
+        """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
+        except below upstreams from which a pull needs a grant."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
-        return Service(self._distribution(guard, OpenAuthenticator(guard, self._guarded_upstreams)), restricted)
+        authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
+        return Service(self._distribution(guard, authenticator), unchecked_registry=restricted)
 
     @asynccontextmanager
     async def open(self, *, may_open_read_only: bool) -> AsyncIterator[Service]:
         """A context manager that opens the store, the mirrors and the accounts, and yields a service of them.
 
-        `may_open_read_only`: if the disk is too full to open the store for writing, it is opened for reading; otherwise
-        that raises StorageFull. With the setting `read_only`, no garbage is collected, but mirrors still cache new
-        content: the setting refuses only pushes and deletes of clients."""
+        `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
+        opened only for reading. False: raises StorageFull.
+
+        This is independent of the setting `read_only`, which refuses pushes and deletes by clients. With that setting,
+        no garbage is collected, but mirrors still cache new content."""
         settings = self.settings
         collect_every = None if settings.read_only else settings.gc.interval
         async with (
@@ -118,48 +130,49 @@ class ServiceFactory:
                 clock=self.clock,
             ) as backend,
             open_auth_components(
-                settings, backend.stored.accounts, backend.stored.leases, clock=self.clock
+                settings, backend.store.accounts, backend.store.leases, clock=self.clock
             ) as components,
         ):
             yield self._with_accounts(backend, components)
 
     def _with_accounts(self, backend: Backend, components: AuthComponents) -> Service:
         """Returns the service of an opened backend, with accounts."""
-        settings, stored, router = self.settings, backend.stored, backend.router
+        settings, store, router = self.settings, backend.store, backend.router
         policy = Policy(
             components.accounts,
             components.revocation_check,
             naming=router.naming,
-            guarded=self._guarded_upstreams,
+            guarded=self._upstreams_needing_grant,
+            # With logins at an external service, a request needs a grant even while the store has no accounts.
             closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
-        # Without mirrors, the router would only pass each call on.
-        restricted = self._restrict(router if router.mirrors else stored)
+        # Without mirrors, the router would only pass each call on to the store.
+        restricted = self._restrict(router if router.mirrors else store)
         guard = Guarded(
             restricted,
             router.naming,
             router.stored_name,
             denied=_denial_recorder(components),
-            renew=policy.reevaluate,
-            cursors=components.cursors,
+            renew=policy.reevaluate,  # the client's rights may change while the body of its push is received
+            cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
         answer_cache = AnswerCache(
-            stored.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
+            store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         management = management_components(components, policy, proxied=behind_proxy, public_url=settings.public_url)
         return Service(
-            self._distribution(guard, authenticator, answer_cache, lambda: not policy.closed),
-            restricted,
-            AccessControl(components, policy, components.token_service(policy), management),
-            storage_problem=stored.storage_problem,
-            end_read_only_store=stored.retire,
-            is_store_read_only=stored.is_read_only,
+            self._distribution(guard, authenticator, answer_cache, has_no_accounts=lambda: not policy.closed),
+            unchecked_registry=restricted,
+            access=AccessControl(components, policy, components.token_service(policy), management),
+            storage_problem=store.storage_problem,
+            retire_read_only_store=store.retire,
+            is_store_read_only=store.is_read_only,
         )
 
     def _restrict(self, registry: Registry) -> Registry:
-        """Returns `registry` with the restrictions in the settings."""
+        """Returns `registry` with the settings `read_only` and `delete` applied."""
         return restrict(registry, read_only=self.settings.read_only, delete=self.settings.delete)
 
     def _distribution(
@@ -167,9 +180,10 @@ class ServiceFactory:
         guard: Guarded,
         authenticator: Authenticator,
         answer_cache: AnswerCache | None = None,
-        is_open: Callable[[], bool] = lambda: True,
+        has_no_accounts: Callable[[], bool] = lambda: True,
     ) -> DistributionAPI:
-        """Returns the distribution API over `guard`. `is_open` returns whether there are no accounts yet."""
+        """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
+        `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything."""
         settings = self.settings
         return DistributionAPI(
             Observed(guard),
@@ -180,56 +194,58 @@ class ServiceFactory:
             authenticator=authenticator,
             service=token_service_name(settings.auth, settings.public_url),
             answer_cache=answer_cache,
-            cross_site=CrossSiteCheck(settings.public_url, self._upstream_by_host, is_open),
+            cross_site=CrossSiteCheck(settings.public_url, self._upstream_by_host, has_no_accounts),
             body_memory=self.body_memory,
         )
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the upstreams that requests may name by `ns` or by a host; None: the settings have no upstream."""
+        """Returns the upstreams that requests may name, by the query parameter `ns` or by the host that they are sent
+        to. Returns None if the settings have no upstream."""
         upstreams = self.settings.upstream
         if not upstreams:
             return None
         return Namespaces(
             NamingRules.from_settings(self.settings),
-            self._upstream_by_host,
-            hosts_of(self.settings.public_url),
-            {alias: upstream.name for upstream in upstreams for alias in upstream.aliases},
+            upstream_by_host=self._upstream_by_host,
+            own_hosts=hosts_of(self.settings.public_url),
+            upstream_by_alias={alias: upstream.name for upstream in upstreams for alias in upstream.aliases},
         )
 
 
 def shared_rate_limit(settings: Settings) -> RateLimit | None:
-    """Returns the rate limit in the settings; None: there is none.
+    """Returns the rate limit in the settings; None: they set no limit.
 
-    It must be made before the workers are forked, because it counts the requests of all workers in shared memory.
-    Health checks count separately, with at least `HEALTH_PER_SECOND` for each network."""
+    Must be called before the workers are forked, because the limit counts the requests of all workers in shared memory.
+    Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
     per_second = settings.limits.requests_per_second
     if not per_second:
         return None
+    # By default, a client may send the requests of ten seconds at once.
     requests = SharedRateLimiter(per_second, settings.limits.burst or max(1, round(10 * per_second)))
-    health_per_second = max(per_second, HEALTH_PER_SECOND)
+    health_per_second = max(per_second, MIN_HEALTH_CHECKS_PER_SECOND)
     health = SharedRateLimiter(health_per_second, round(10 * health_per_second))
 
-    def count(key: str) -> float:
-        return (health if key.startswith(HEALTH_KEY) else requests).take(key)
+    def count_request(key: str) -> float:
+        return (health if key.startswith(HEALTH_KEY_PREFIX) else requests).take(key)
 
-    return count
+    return count_request
 
 
 def _body_memory(settings: Settings) -> BodyMemory:
-    """Returns the memory budgets of a worker, each large enough for two manifests of the largest size."""
+    """Returns the memory budgets of a worker. The budgets for manifests and for responses have room for two manifests
+    of the largest size that the settings allow."""
     min_bytes = 2 * settings.limits.manifest
     return BodyMemory(
-        bodies=MemoryBudget(max(REQUEST_BODY_BYTES, min_bytes), "request bodies"),
-        answers=MemoryBudget(max(ANSWER_BYTES, min_bytes), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
+        manifests=MemoryBudget(max(MANIFESTS_BUDGET_BYTES, min_bytes), "request bodies"),
+        responses=MemoryBudget(max(RESPONSES_BUDGET_BYTES, min_bytes), "answers", slow_seconds=SLOW_CLIENT_SECONDS),
     )
 
 
 def _denial_recorder(components: AuthComponents) -> OnDenied:
-    """Returns a function that the guard calls when it denies a call of the current request. It adds a line to the audit
-    log."""
+    """Returns the function that adds a line to the audit log when `Guarded` denies a call of the current request."""
 
-    def record(principal: Principal, action: Action, name: str) -> None:
-        by = replace(current_request().actor, name=principal.name)
-        components.audit_buffer.record(by, ",".join(action.words), name, "denied")
+    def record_denial(principal: Principal, action: Action, name: str) -> None:
+        actor = replace(current_request().actor, name=principal.name)
+        components.audit_buffer.record(actor, ",".join(action.words), name, "denied")
 
-    return record
+    return record_denial

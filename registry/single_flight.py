@@ -1,6 +1,7 @@
 """`SingleFlight`: concurrent callers that need the same result share one task.
 
-The task belongs to no caller. If a caller is cancelled, it stops waiting and the task goes on, for the other callers.
+The task belongs to no caller. If a caller is cancelled, only its wait ends: the task continues, even if no other caller
+waits for it.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ T = TypeVar("T")
 
 
 def server_stopping() -> UpstreamUnavailable:
-    """Returns the error for callers whose work ends early because the server is stopping."""
+    """Returns the error for callers that wait for a task which is cancelled because the server is stopping."""
     return UpstreamUnavailable("the server is stopping; try again in a moment")
 
 
 def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Starts a task that may outlive the current request or work for several requests. The task runs outside any
-    request: `current_request()` returns `NO_REQUEST` in it."""
+    """Starts a task that may outlive the current request or work for several requests. In the task,
+    `current_request()` returns `NO_REQUEST`."""
     return asyncio.get_running_loop().create_task(work, context=detached_context())
 
 
 class SingleFlight(Generic[T]):
-    """The running tasks of one kind of work, by key. At most one task per key runs in this process.
+    """The running tasks of one kind of work, by key. At most one task per key runs at a time.
 
-    `make_stop_error` returns the error that callers get if `aclose` cancels the task for which they wait.
-    """
+    A key may be any hashable value that identifies the result; None will do if there is only one.
+    `make_stop_error` returns the error that callers get if `aclose` cancels the task for which they wait."""
 
     def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping) -> None:
         self._make_stop_error = make_stop_error
@@ -38,8 +39,8 @@ class SingleFlight(Generic[T]):
         self._closed = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Returns the running task for `key`; if there is none, starts a task that runs `work()`. After `aclose`,
-        raises the error of `make_stop_error` instead of starting one."""
+        """Returns the running task for `key`. If there is none, starts a task that runs `work()` and returns it. After
+        `aclose`, starts no task and raises the error of `make_stop_error`."""
         task = self._running.get(key)
         if task is None:
             if self._closed:
@@ -49,14 +50,15 @@ class SingleFlight(Generic[T]):
         return task
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Returns the result of the task for `key`, which this starts if none is running. Raises what the task raises,
-        and the error of `make_stop_error` if `aclose` cancels the task. If the caller is cancelled, the task goes
-        on."""
+        """Waits for the task for `key`, which this starts with `work()` if none is running, and returns its result.
+        Raises the exception of the task, or the error of `make_stop_error` if `aclose` cancels the task. If the caller
+        is cancelled, the task continues."""
         return await wait_for_outcome(self.start(key, work), self._make_stop_error)
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        """Waits until the task for `key` has ended, and starts it if none is running. Ignores its result and its
-        error."""
+        """Waits until the task for `key`, which this starts with `work()` if none is running, has ended. Ignores the
+        task's result and exception. Raises only the error of `make_stop_error`, after `aclose`. If the caller is
+        cancelled, the task continues."""
         await asyncio.wait([self.start(key, work)])
 
     def __len__(self) -> int:
@@ -64,29 +66,30 @@ class SingleFlight(Generic[T]):
         return len(self._running)
 
     async def aclose(self) -> None:
-        """Cancels all tasks and waits until they have ended. No task can be started after that. Idempotent."""
+        """Cancels all tasks and waits until they have ended. From the start of this call, no task can be started.
+        Idempotent."""
         self._closed = True
         await cancel_and_wait(self._running.values())
 
     def _on_done(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._running.pop(key, None)
         if not task.cancelled():
-            task.exception()  # marks the exception as retrieved, or asyncio would log it if no caller waits any more
+            task.exception()  # marks the exception as retrieved: asyncio logs others if no caller waits for the task
 
 
 async def wait_for_outcome(task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping) -> T:
-    """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if the
-    task itself was cancelled. If the caller is cancelled, the task goes on."""
+    """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if
+    `task` was cancelled. If the caller is cancelled, `task` continues."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if task.cancelled() and not (current and current.cancelling()):
+        caller = asyncio.current_task()
+        if task.cancelled() and not (caller and caller.cancelling()):
             raise make_stop_error() from None
         raise
     finally:
-        # The traceback of the task's exception refers to this frame. If the frame also referred to the task, this cycle
-        # would keep everything on the traceback in memory until the garbage collector runs.
+        # The task's exception refers to this frame by its traceback. If this frame still referred to the task, that
+        # cycle would keep all frames of the traceback in memory until Python's garbage collector runs.
         del task
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from fastapi import HTTPException, Request, Response
 
-from registry.http.challenge import base_url_of
+from registry.http.www_authenticate import base_url_of
 
 SESSION_COOKIE: Final = "entrepot-session"
 """Name of the cookie that holds the login session."""

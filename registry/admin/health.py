@@ -33,7 +33,7 @@ async def ready(request: Request, response: Response) -> Health:
     """Reads one entry from the store and answers 503 if that fails. A full disk is reported with status 200, because a
     load balancer that sees 503 would stop sending requests, also the reads that still work and the deletes that make
     room."""
-    registry: Lister = request.app.service.unguarded
+    registry: Lister = request.app.service.unchecked_registry
     try:
         await registry.repositories(None, 1)
     except RegistryError as error:

@@ -34,8 +34,9 @@ INVALID_TOKEN: Final = "invalid_token"
 
 
 class HeaderAuthenticator:
-    """Authenticates by the `Authorization` header, and implements `registry.http.challenge.Authenticator`. Ignores the
-    header while the registry has no accounts, because some clients send their login for another registry."""
+    """Authenticates by the `Authorization` header, and implements `registry.http.www_authenticate.Authenticator`.
+    Ignores the header while the registry has no accounts, because some clients send their login for another
+    registry."""
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
 """Response cache: returns a stored response when the same client repeats a request and the store has not changed.
 
-An *answer* is a complete response to a GET or HEAD. Our server calls `DistributionAPI.answer_at_once` before it starts
-the application, so a cached answer needs no task and no call on the registry. Only answers that depend on the store
-alone are cached. Two kinds are not: an answer under a mirrored name depends on time as well, and a HEAD of a blob must
-reach the store, which then keeps the blob from the garbage collector for a while.
-docs/adr/0013-answers-that-are-ready.md gives the reasons and the savings.
+An *answer* is a complete response to a GET or HEAD. Our server calls `DistributionAPI.answer_at_once` before it calls
+the application, so a cached answer needs no task and no call on the registry. Only answers that depend on nothing but
+the request and the store are cached. So an answer for a mirrored repository is not cached: it also depends on the time
+since the mirror asked the upstream. Nor is the answer to a HEAD of a blob: each HEAD has to reach the store, which then
+protects the blob from the garbage collector for a while. docs/adr/0013-answers-that-are-ready.md gives the reasons and
+the savings.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from storage.names import RepositoryName
 from storage.versioned_cache import VersionedCache
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
-"""Key of the ASGI extension by which a server says that it calls `answer_at_once`. Its value is a dictionary."""
+"""Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
 _STORE_AS: Final = "store"
-"""Key in that dictionary, which `AnswerCache.find` adds if the answer is worth caching. Its value is a pair: the cache
-key for the answer, and the store's version that the answer has to belong to."""
+"""Key in that dictionary. `AnswerCache.find` adds it if the answer is worth caching. Its value is a pair: the cache key
+for the answer, and the store's version before the answer was made. The answer is cached only if that has not
+changed."""
 CACHE_BYTES: Final = 8 * 1024 * 1024
 """Approximate size of all answers that a process caches."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
-"""Largest body that is cached."""
+"""An answer with a larger body is not cached."""
 _BYPASSING_HEADERS: Final = frozenset(
     {
         *(b"range", b"if-range", b"if-match", b"if-none-match"),
@@ -37,24 +39,25 @@ _BYPASSING_HEADERS: Final = frozenset(
         *BROWSER_HEADERS,
     }
 )
-"""Headers that change the answer, announce a body, or come from a browser. Requests with any of them bypass the
-cache."""
+"""Headers that change the answer, announce a body, or are sent only by browsers. A request with any of them bypasses
+the cache: its answer is neither taken from the cache nor cached."""
 _READS: Final = ("GET", "HEAD")
 _ENTRY_BYTES: Final = 2048
 """Approximate memory of a cached answer without its body and cache key."""
 
 CredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
-"""Returns a key for the principal behind `Authorization` headers and a client address; None: the request bypasses the
-cache (`registry.http.challenge.Authenticator.credential_key`)."""
+"""Returns a key for the principal (account or anonymous client) of a request, from the values of its Authorization
+headers and the client's address. Returns None if the request bypasses the cache
+(`registry.http.www_authenticate.Authenticator.credential_key`)."""
 
 
 @dataclass(slots=True)
 class CachedAnswer:
-    """A cached answer, whose status is 200.
+    """A cached answer. Its status is 200.
 
-    `before` and `after`: the headers before and after the one with the request's id, which differs each time.
-    `principal_name`: the principal that the answer is for; `is_account`: this principal is an account. `logged_calls`:
-    write the log lines of the calls on the registry that made the answer."""
+    - `before` and `after`: the headers before and after the one with the request's id, which is new for each request.
+    - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
+    - `logged_calls`: functions that write again the log lines of the calls on the registry that made the answer."""
 
     before: list[Header]
     after: list[Header]
@@ -63,15 +66,15 @@ class CachedAnswer:
     is_account: bool
     logged_calls: list[LogCall]
     rendered: Any = None
-    """A place for the server to keep the answer's bytes, which it sends again; None until then."""
+    """The server stores the encoded answer here when it sends the answer for the first time; None until then."""
 
 
 class AnswerCache:
     """The cached answers of one process.
 
     `version` returns the store's version, which changes with every change of the store. `is_always_hosted` returns
-    whether the store alone answers every read of a repository, now and later. `by_host`: the same path may name
-    different repositories at different hosts, so the Host header is part of the cache key."""
+    whether every answer for a repository comes from the store, now and later, and never from a mirror. `by_host`: True
+    if the same path may name different repositories at different hosts; then the cache key includes the Host header."""
 
     def __init__(
         self,
@@ -82,15 +85,15 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # Headers that cannot differ between two requests with the same cache key.
+        # Names of headers that are the same in all requests with the same cache key. An answer may depend on them.
         self._headers_in_key = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 
     def find(self, scope: Scope, credential_key: CredentialKey) -> CachedAnswer | None:
-        """Returns the cached answer to a request; None: there is none.
+        """Returns the cached answer to a request; None: no answer is cached.
 
-        If there is none and the same request came before, its answer is worth caching: the scope then gets the cache
-        key and the store's version, for `store`."""
+        If no answer is cached and the same request was made before, the answer is worth caching. Then this adds the
+        cache key and the store's version to the scope, for `record` and `store`."""
         key = self._key(scope, credential_key)
         if key is None:
             return None
@@ -100,18 +103,18 @@ class AnswerCache:
         return answer
 
     def record(self, exchange: Exchange) -> bool:
-        """Makes the exchange record its answer if `find` marked the request as worth caching. Returns whether it did,
-        so that `store` has to be called."""
+        """Makes `exchange` record its answer if `find` has found the answer worth caching, and returns whether it does.
+        If True, the caller has to call `store` after the answer was sent."""
         if _STORE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
             return False
         exchange.sent_messages, exchange.logged_calls = [], []
         return True
 
     def store(self, exchange: Exchange) -> None:
-        """Caches the recorded answer of `exchange`, if it is complete and small and the same request would get it
-        again."""
+        """Caches the answer that `exchange` has recorded, if it is complete and small and if the next request with the
+        same cache key has to get the same answer."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
-            return  # each HEAD has to reach the store, because its client may be about to push a manifest
+            return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):
             return
         complete = _complete_answer(exchange.sent_messages or ())
@@ -121,7 +124,7 @@ class AnswerCache:
         before, after, body = complete
         answer = CachedAnswer(before, after, body, exchange.name, exchange.is_account, exchange.logged_calls or [])
         _, path, _, host = key
-        size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # twice: the server keeps a rendered copy
+        size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # `rendered` contains the body once more
         self._answers.put(key, answer, size, version)
 
     def _key(self, scope: Scope, credential_key: CredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
@@ -144,9 +147,9 @@ class AnswerCache:
 
 
 def _complete_answer(sent: Sequence[Message]) -> tuple[list[Header], list[Header], bytes] | None:
-    """Returns the headers before the request's id, the headers after it, and the body, from the ASGI messages of a
-    response. Returns None unless its status is 200 and its body was sent in one message of at most
-    `LARGEST_BODY_BYTES`."""
+    """Returns three parts of a response: the headers before the request's id, the headers after it, and the body.
+    `sent`: the ASGI messages of the response. Returns None if the status is not 200, if the body was sent in several
+    messages, or if it is larger than `LARGEST_BODY_BYTES`."""
     if len(sent) != 2 or sent[0]["status"] != 200 or sent[1]["type"] != "http.response.body":
         return None
     headers: list[Header] = sent[0]["headers"]

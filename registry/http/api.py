@@ -1,7 +1,7 @@
 """`DistributionAPI`: the OCI distribution API below `/v2`, as one ASGI application over a registry.
 
-Each kind of resource and method has a handler, a function that parses the request, makes one call on the registry, and
-sends the response. If the handler raises an error, `DistributionAPI` sends the error response.
+Each method of each kind of resource has a handler. This is a function that parses the request, makes one call on the
+registry, and sends the response. If the handler raises an error, `DistributionAPI` sends the error response.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from registry.asgi import Header, Receive, Scope, Send, new_request_id, raw_path
 from registry.http import blobs, listing, manifests, uploads
 from registry.http.answer_cache import AnswerCache, CachedAnswer
 from registry.http.body_memory import BodyMemory
-from registry.http.challenge import Authenticator, Challenges
 from registry.http.cross_site import CrossSiteCheck
 from registry.http.disconnect import ClientGone
 from registry.http.error_responses import log_cut_off, log_server_error, send_error, send_internal_error
@@ -26,6 +25,7 @@ from registry.http.namespaces import Namespaces
 from registry.http.rate_limit import RateLimit, check_rate, rate_key
 from registry.http.resource_path import parse_path
 from registry.http.response_headers import JSON, REVALIDATE, allow_header
+from registry.http.www_authenticate import Authenticator, Challenges
 from registry.request import UNRESTRICTED, enter_request
 from storage.errors import RegistryError, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
@@ -34,13 +34,15 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.http")
 
 Handler = Callable[[Exchange], Awaitable[None]]
-"""Sends the response to one request, or raises an error. An error after the status was sent breaks the response off."""
+"""Sends the response to one request, or raises an error. If it raises the error after it has sent the status, the
+response ends there and the connection is closed."""
 
 
 async def ping(exchange: Exchange) -> None:
-    """Answers that this server supports the distribution API ("Determining Support", end-1). Raises Unauthorized
-    without credentials, even where pulls need none, because Docker looks for the 401 challenge in this response
-    alone."""
+    """Sends 200, which tells the client that this server supports the distribution API ("Determining Support", end-1).
+
+    Raises Unauthorized for a request without credentials, even if everybody may pull: Docker logs in only if the
+    response to this request is a 401 with a challenge. While there are no accounts, no request needs credentials."""
     if not exchange.principal.is_admitted:
         raise Unauthorized
     await exchange.send_whole(200, b"{}", JSON, REVALIDATE)
@@ -74,12 +76,13 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()
 }
+"""The methods that each kind of resource supports, for the Allow header."""
 
 
 class DistributionAPI:
     """The OCI distribution API over `registry`, as an ASGI application.
 
-    Location holds a path without a host, or a URL below `public_url` if that is set."""
+    The Location headers of its responses have a URL below `public_url`, or a path without a host if that is None."""
 
     def __init__(
         self,
@@ -95,11 +98,17 @@ class DistributionAPI:
         cross_site: CrossSiteCheck | None = None,
         body_memory: BodyMemory | None = None,
     ) -> None:
-        """`namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` is ignored.
-        `authenticator`: None means that every request may do everything. `service`: the name that 401 challenges give
-        to the service that tokens are for. `rate_limit`: None means no limit. `answer_cache`: the response cache; None:
-        no response is cached. `cross_site`: the check of requests from browsers; None: the check for a registry without
-        accounts and further host names. `body_memory`: the memory budgets of the worker; None: new ones."""
+        """The options:
+
+        - `limits`: the limits of one request; None: the default limits.
+        - `namespaces`: the upstreams that requests may name; None: nothing is mirrored, and `ns` is ignored.
+        - `authenticator`: finds out who makes a request; None: every request may do everything.
+        - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
+        - `rate_limit`: None: there is no limit.
+        - `answer_cache`: the response cache; None: no response is cached.
+        - `cross_site`: refuses requests that other sites make a browser send; None: a check for a registry that has no
+          accounts and no host name except that in `public_url`.
+        - `body_memory`: the memory budgets of the worker; None: new ones."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
@@ -109,7 +118,7 @@ class DistributionAPI:
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
         self._answer_cache = answer_cache
-        self._cross_site = CrossSiteCheck(public_url, (), lambda: True) if cross_site is None else cross_site
+        self._cross_site = cross_site or CrossSiteCheck(public_url, hosts=(), has_no_accounts=lambda: True)
         self._body_memory = body_memory or BodyMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,32 +131,34 @@ class DistributionAPI:
             else:
                 await self._answer(exchange)
         except ClientGone:
-            return
+            return  # the client cannot receive a response any more
         except RegistryError as error:
             if exchange.response_started:
                 log_cut_off(exchange, error)
                 raise  # the server then closes the connection, so the client sees that the response is incomplete
             log_server_error(exchange, error)
-            # A traceback refers to the request's body, which must not stay in memory while the response is sent.
+            # The tracebacks of these exceptions refer to the request's body. It must not stay in memory while the
+            # response is sent.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:
             if exchange.response_started:
-                error.add_note(f"while request {exchange.request_id} was being answered; its connection is cut")
+                error.add_note(f"while request {exchange.request_id} was being answered; its connection is closed")
                 raise
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                log_server_error(exchange, busy := TooManyOpenFiles())
-                await send_error(exchange, busy)
+                too_many_files = TooManyOpenFiles()
+                log_server_error(exchange, too_many_files)
+                await send_error(exchange, too_many_files)
                 return
             log.exception("request %s (%s) failed", exchange.request_id, exchange.method)
             await send_internal_error(exchange)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to a request without a body, and a new request id for its header; None: the
-        server has to call the application. Our server calls this before it starts the application.
+        """Returns the cached response to a request without a body, with a new request id for its header. Returns None
+        if no such response is cached: then the server has to call the application with the request.
 
-        A request with a cached response counts against the rate limit, and the log gets the lines of the calls that
-        made the response."""
+        If this returns a response, it has counted the request under the rate limit, and has written again the log lines
+        of the calls that originally made the response."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._credential_key)
         if answer is None:
             return None
@@ -161,12 +172,13 @@ class DistributionAPI:
         return answer, request_id
 
     async def _answer(self, exchange: Exchange) -> None:
-        """Checks the request and runs its handler, which sends the response. Raises the errors of both."""
+        """Checks the request and runs its handler, which sends the response. Raises the errors of the checks and of the
+        handler."""
         await self._admit(exchange)
         if self._namespaces is not None and exchange.requested_name:
             self._namespaces.apply(exchange)
         if self._authenticator is not None and exchange.kind == "manifests" and exchange.method == "PUT":
-            # The registry checks the right to push as well, but only after the whole body has been read.
+            # The registry also checks the right to push, but only after the whole body has been received.
             self._authenticator.check_push(exchange.repo)
         handler = HANDLERS[exchange.kind].get(exchange.method)
         if handler is not None:
@@ -177,8 +189,8 @@ class DistributionAPI:
             raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
 
     async def _admit(self, exchange: Exchange) -> None:
-        """Finds the resource, authenticates the request and counts it against the rate limit. A request that is refused
-        here counts as well, so that a client cannot avoid the limit with wrong credentials or invalid paths."""
+        """Finds the resource, authenticates the request and counts it under the rate limit. Counts refused requests as
+        well, so that a client cannot avoid the limit with wrong credentials or invalid paths."""
         try:
             self._route(exchange)
             self._cross_site.check(exchange)
@@ -192,12 +204,13 @@ class DistributionAPI:
         self._count(exchange)
 
     def _count(self, exchange: Exchange) -> None:
-        """Counts the request against the rate limit. Raises TooManyRequests."""
+        """Counts the request under the rate limit. Raises TooManyRequests if the limit is reached."""
         if self._rate_limit is not None:
             check_rate(self._rate_limit, rate_key(exchange.name, exchange.is_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
-        """Sets the exchange's resource from the path. Raises PathUnknown, NameInvalid, RequestInvalid."""
+        """Sets the attributes of `exchange` that name the resource, from the path. Raises PathUnknown, NameInvalid, and
+        RequestInvalid for an invalid query."""
         resource = parse_path(raw_path(exchange.scope))
         exchange.kind = resource.kind
         exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
@@ -205,14 +218,15 @@ class DistributionAPI:
         if resource.name or resource.kind not in ("ping", "catalog"):
             exchange.repo = exchange.requested_name = RepositoryName(resource.name)
         if exchange.scope.get("query_string"):
-            exchange.query  # noqa: B018  raises for an invalid query, also if the handler does not use it
+            exchange.query  # noqa: B018  raises for an invalid query, even if the handler does not read the query
 
     def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
-        """Yields the 401 challenge (WWW-Authenticate) if `error` is answered with 401."""
+        """Yields the challenge (the WWW-Authenticate header) if the response to `error` is a 401. Yields nothing for
+        any other error, and without an authenticator."""
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
 
 
 def _one_key_for_all(authorization: Sequence[bytes], address: str) -> bytes:
-    """Returns the same credential key for every request. Used without an authenticator."""
+    """Returns the same key for every request, because without an authenticator all have the same principal."""
     return b""

@@ -1,8 +1,8 @@
 """Handlers of blobs: GET of a whole blob or of ranges, HEAD, DELETE (OCI distribution spec, end-2, end-10; RFC 9110,
 section 14).
 
-An *incomplete* blob is one that a mirror is still downloading from its upstream: a reader gets its bytes as they
-arrive. Its digest has not been verified yet, so it has no entity tag.
+An *incomplete* blob is a blob that a mirror is still downloading from its upstream. A client gets its bytes as they
+arrive. Whether the bytes have the requested digest is not known before the last byte, so the blob has no entity tag.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
-"""ASGI extension and message type by which the server sends bytes of a file itself."""
+"""Name of the ASGI extension, and type of its messages, with which the application tells the server to send a part of
+an open file."""
 _RANGES_BEFORE_PAUSE: Final = 16
-"""Ranges of one response that are sent before the event loop may run other requests. The 1,024 ranges that a request
-may have would block the loop for 100 ms."""
+"""Number of ranges of one response that are sent before other requests get a turn on the event loop. The 1,024 ranges
+that a request may have would block the loop for 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:
-    """Sends the headers of a blob. Ignores Range, which has a meaning for GET alone (RFC 9110, 14.2)."""
+    """Sends the headers of a blob. Ignores Range, which has a meaning only in a GET (RFC 9110, 14.2)."""
     digest = Digest(exchange.item)
     found = await exchange.registry.resolve_blob(exchange.repo, digest)
     headers = blob_headers(digest, verified=found.verified)
@@ -47,10 +48,11 @@ async def get_blob(exchange: Exchange) -> None:
     """Sends the whole blob, one range of it, or several ranges as a multipart body."""
     digest = Digest(exchange.item)
     etag_digest: Digest | None = digest
-    conditional = has_read_condition(exchange)
-    if conditional:
+    is_conditional = has_read_condition(exchange)
+    if is_conditional:
         etag_digest = _etag_digest(await exchange.registry.resolve_blob(exchange.repo, digest))
         if is_not_modified(exchange, etag_digest):
+            # Only a verified blob has an entity tag that can match.
             await exchange.send_empty(304, *blob_headers(digest, verified=True))
             return
     spans = read_ranges(exchange, etag_digest)
@@ -59,10 +61,12 @@ async def get_blob(exchange: Exchange) -> None:
         if len(spans) > 1:
             await _send_multipart(exchange, digest, spans)
             return
+    # Without spans, this opens the whole blob.
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
-        if conditional and spans and etag_digest is not None and reader.is_incomplete:
-            # The blob was deleted after the condition was checked, and is being downloaded again.
+        if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
+            # The blob was deleted after the condition was checked, and its mirror downloads it again. It may turn out
+            # to have other bytes than the client has already.
             raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
         await _send_span(exchange, reader, is_range=bool(spans))
     finally:
@@ -70,7 +74,7 @@ async def get_blob(exchange: Exchange) -> None:
 
 
 async def delete_blob(exchange: Exchange) -> None:
-    """Deletes a blob from the repository."""
+    """Deletes a blob from the repository. Other repositories that have the blob keep it."""
     await exchange.registry.delete_blob(exchange.repo, Digest(exchange.item), by=exchange.actor)
     await exchange.send_empty(202)
 
@@ -81,7 +85,8 @@ def _etag_digest(found: Descriptor) -> Digest | None:
 
 
 async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:
-    """Sends the reader's span: with the status 206 if `is_range`, otherwise as the whole blob with 200."""
+    """Sends the span of the blob that `reader` reads. `is_range`: True if the client requested a range, so that the
+    status is 206; False if the span is the whole blob, which is sent with 200."""
     start, stop = reader.span
     size = reader.descriptor.size
     identity = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
@@ -89,27 +94,29 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
     if is_range:
         headers.append((b"content-range", _content_range(start, stop, size)))
     await exchange.send_head(206 if is_range else 200, headers)
-    if reader.data is not None:  # opening a small blob reads it whole
+    if reader.data is not None:  # the bytes of the span: opening a small blob has read them into memory
         await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
-        # Makes the server send the headers now, because a client may time out before the first bytes have arrived.
+        # An empty part makes the server send the headers now. Without it, the headers would be sent together with the
+        # first bytes from the upstream, and a client might time out before that.
         await exchange.send_part(b"", more=True)
     with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
         await _send_stream(exchange, _read_parts(exchange, reader, watch), stop - start, watch)
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns the spans that have bytes in the blob, each limited to the blob's size, in the requested order.
+    """Returns those of `spans` that have bytes in the blob, in their order. Cuts each at the end of the blob, so `stop`
+    is an offset in every result.
 
-    Returns an empty list if the spans together are longer than the blob. The caller then sends the whole blob, so that
-    overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Spans are not merged, because
+    Returns an empty list if the spans together are longer than the blob. Then the caller sends the whole blob, so that
+    overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Does not merge spans, because
     clients match the parts of the response with the ranges that they requested. Raises BlobUnknown, and RangeInvalid if
     no span has bytes in the blob."""
     size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
     inside = []
     for span in spans:
-        with suppress(RangeInvalid):
+        with suppress(RangeInvalid):  # the span has no bytes in the blob
             inside.append(Span(*span.to_offsets(size)))
     if not inside:
         raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in those ranges", size=size)
@@ -119,8 +126,8 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
 async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
     """Sends several spans as `multipart/byteranges` (RFC 9110, 14.6).
 
-    The first span is opened before the status is sent, so its errors get an error response. An error in a later span
-    breaks the connection."""
+    Opens the first span before it sends the status, so an error of that span gets an error response. An error of a
+    later span ends the response early, and the server closes the connection."""
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0])
     size = reader.descriptor.size
     boundary = secrets.token_hex(16).encode("ascii")
@@ -130,7 +137,7 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
     content_type = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
 
     async def body_parts() -> AsyncGenerator[BodyPart, None]:
-        opened = reader
+        opened = reader  # of the first span
         for index, (part_head, span) in enumerate(zip(part_heads, spans, strict=True)):
             if index:
                 if index % _RANGES_BEFORE_PAUSE == 0:
@@ -138,6 +145,7 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
                 opened = await exchange.registry.open_blob(exchange.repo, digest, span)
             async with aclosing(opened):
                 if opened.is_incomplete and not reader.is_incomplete:
+                    # The blob was deleted meanwhile, and its mirror downloads it again, maybe with other bytes.
                     raise PartialLost(
                         "the blob was removed from this registry after its first part was sent; try again"
                     )
@@ -154,7 +162,8 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
 
 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
-    """Returns the boundary and the headers before one part of a multipart body. `size`: of the whole blob."""
+    """Returns the boundary and the headers that precede the part with `span` in a multipart body. `size`: the size of
+    the whole blob."""
     return b"\r\n--%b\r\ncontent-type: %b\r\ncontent-range: %b\r\n\r\n" % (
         boundary,
         OCTET_STREAM[1],
@@ -168,8 +177,8 @@ def _content_range(start: int, stop: int, size: int) -> bytes:
 
 
 class FilePart(NamedTuple):
-    """A part of a response's body that lies in an open file: `length` bytes at `start`, an offset in the blob. The
-    server sends it without reading the bytes into memory."""
+    """A part of a response's body that the server sends from an open file, without reading it into memory: `length`
+    bytes from the offset `start` of the blob."""
 
     file: OpenFile
     start: int
@@ -180,14 +189,14 @@ BodyPart = bytes | FilePart
 
 
 async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
-    """Yields the reader's span in parts. Yields `FilePart`s if the blob lies in a file and the server can send files
-    (ASGI's zero-copy extension), otherwise bytes. Yields each part of an incomplete blob as it arrives. Raises
-    ClientGone if the client disconnects while this waits for bytes of the file."""
+    """Yields the span that `reader` reads, in parts. Yields a `FilePart` for each part if the blob is in a file and the
+    server can send files (ASGI's zero-copy extension); if not, yields bytes. Yields each part of an incomplete blob
+    when the part arrives. Raises ClientGone if the client disconnects while this waits for bytes of the file."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
         while offset < stop:
-            # Waits for the byte at `offset`. The bytes from there up to `ready_end` are in the file then.
+            # Waits until the byte at `offset` is in the file. Then all bytes before `ready_end` are in the file.
             ready_end = await watch.cancel_on_disconnect(reader.readable_until(offset))
             yield FilePart(file, offset, ready_end - offset)
             offset = ready_end
@@ -199,11 +208,11 @@ async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
 async def _send_stream(
     exchange: Exchange, stream: AsyncIterable[BodyPart], length: int, watch: DisconnectWatch
 ) -> None:
-    """Sends a body of `length` bytes in parts.
+    """Sends the parts of `stream`, which have `length` bytes together, as the body of the response.
 
     Watches the client from the second part on, because some servers accept data for a client that has disconnected.
-    Raises ClientGone, and the errors of reading the blob. The server then closes the connection, because the body is
-    shorter than its Content-Length."""
+    Raises ClientGone, and the errors of reading the blob. After such an error, the server closes the connection,
+    because the body is shorter than its Content-Length."""
     is_first = True
     remaining_bytes = length
     async for part in stream:
@@ -212,11 +221,12 @@ async def _send_stream(
         is_first = False
         remaining_bytes -= part.length if isinstance(part, FilePart) else len(part)
         await _send_body_part(exchange, part, more=remaining_bytes > 0)
-    if not length:
+    if not length:  # then the stream has no parts, but the response still needs its end
         await exchange.send_part(b"")
 
 
 async def _send_body_part(exchange: Exchange, part: BodyPart, *, more: bool) -> None:
+    """Sends one part of the body. `more`: whether further parts follow."""
     if isinstance(part, bytes):
         await exchange.send_part(part, more=more)
         return

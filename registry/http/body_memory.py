@@ -1,8 +1,9 @@
-"""Limits the memory of request bodies and responses that are held whole, and receives bodies at a minimum rate.
+"""`BodyMemory`: limits the memory of request bodies and responses that are in memory as a whole, and refuses bodies
+that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
-part of a budget that its body uses. A request waits for memory, and is refused after a while. Blobs are not held whole,
-so these limits do not concern them.
+part of a budget that the request uses. If a budget has no room, a request waits, and is refused after some seconds.
+Blobs are never in memory as a whole, so the limits do not apply to them.
 """
 
 from __future__ import annotations
@@ -20,25 +21,28 @@ from storage.errors import RegistryError, TooManyRequests
 
 T = TypeVar("T")
 
-REQUEST_BODY_BYTES: Final = 16 * MIB
-"""Budget of a worker for bodies of requests to the distribution API, which are manifests."""
-FORM_BYTES: Final = 4 * MIB
-"""Budget of a worker for bodies of all other requests, which are forms and JSON. It is separate because clients without
-an account can send them, and these must not use up the memory for manifests."""
-ANSWER_BYTES: Final = 24 * MIB
-"""Budget of a worker for bodies of large responses, until their clients have received them."""
-COUNTED_ANSWER_BYTES: Final = 256 * 1024
-"""Responses up to this size do not count: nearly always the kernel's socket buffer takes all of one at once."""
+MANIFESTS_BUDGET_BYTES: Final = 16 * MIB
+"""Size of a worker's budget for the manifests that clients push."""
+FORMS_BUDGET_BYTES: Final = 4 * MIB
+"""Size of a worker's budget for the bodies of requests outside `/v2`, which are forms and JSON. The budget is separate
+because clients without an account can send such requests, and must not use up the memory for manifests."""
+RESPONSES_BUDGET_BYTES: Final = 24 * MIB
+"""Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
+them."""
+UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
+"""Responses up to this size do not count against the budget: nearly always the kernel's socket buffer takes the whole
+response immediately."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While a request waits for memory, responses that take longer than this to send are cut off."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""Step in which the budgeted memory of a body grows while the body is received."""
+"""The share of a body of unknown length grows by multiples of this while the body is received, once the body is larger
+than this."""
 SMALL_BODY_BYTES: Final = 16 * 1024
-"""Bodies up to this size do not count if they were received together with the request's head."""
+"""Bodies up to this size do not count against the budget if they were received together with the request's head."""
 BODY_STALL_SECONDS: Final = 20.0
-"""Seconds that a body may pause, or fall behind the minimum rate."""
-LEAST_BYTES_PER_SECOND: Final = 8 * 1024
-"""Minimum rate of a body that takes longer than `BODY_STALL_SECONDS`."""
+"""Seconds that the client may pause within a body, or fall behind the minimum rate."""
+MIN_BYTES_PER_SECOND: Final = 8 * 1024
+"""Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
 
 
 class BodyExchange(Protocol):
@@ -61,7 +65,8 @@ class BodyExchange(Protocol):
         ...
 
     def take_whole_body(self) -> bytes | None:
-        """Returns the request's body if all of it was received already; otherwise takes nothing and returns None."""
+        """Returns the request's body if all of it was received already; then `body` must not be called. Returns None if
+        more has to be received."""
         ...
 
     async def wait_disconnected(self) -> None:
@@ -76,31 +81,33 @@ class BodyExchange(Protocol):
 class BodyMemory:
     """The memory budgets of one worker, and the minimum rate of request bodies.
 
-    `bodies`, `forms` and `answers`: the budgets for manifests that are pushed, for other request bodies, and for large
-    responses; None: one of the default size. A body is refused if it is more than `stall_seconds` behind
-    `bytes_per_second`."""
+    `manifests`: the budget for manifests that clients push. `forms`: the budget for the bodies of requests outside
+    `/v2`. `responses`: the budget for large responses. None for one of them: a budget of the default size. A request is
+    refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
 
     def __init__(
         self,
         *,
-        bodies: MemoryBudget | None = None,
+        manifests: MemoryBudget | None = None,
         forms: MemoryBudget | None = None,
-        answers: MemoryBudget | None = None,
+        responses: MemoryBudget | None = None,
         stall_seconds: float = BODY_STALL_SECONDS,
-        bytes_per_second: float = LEAST_BYTES_PER_SECOND,
+        bytes_per_second: float = MIN_BYTES_PER_SECOND,
     ) -> None:
-        self.bodies = bodies or MemoryBudget(REQUEST_BODY_BYTES, "request bodies")
-        self.forms = forms or MemoryBudget(FORM_BYTES, "forms")
-        self.answers = answers or MemoryBudget(ANSWER_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
+        self.manifests = manifests or MemoryBudget(MANIFESTS_BUDGET_BYTES, "request bodies")
+        self.forms = forms or MemoryBudget(FORMS_BUDGET_BYTES, "forms")
+        self.responses = responses or MemoryBudget(RESPONSES_BUDGET_BYTES, "answers", slow_seconds=SLOW_CLIENT_SECONDS)
         self.stall_seconds = stall_seconds
         self.bytes_per_second = bytes_per_second
         self._heavy_call = asyncio.Semaphore(1)  # held while `run_one_at_a_time` runs a call
 
     @staticmethod
     def take_small_body(exchange: BodyExchange) -> bytes | None:
-        """Returns the request's whole body if it is small and was received already, as most manifests are; otherwise
-        takes nothing and returns None. Such a body needs no timer and does not count against the budget, because the
-        connection has a buffer of that size anyway."""
+        """Returns the request's whole body if it is small and was received already. That is so for most manifests.
+        Returns None for any other body, which the caller then receives with `receive_body`.
+
+        A body that this returns does not count against the budget, because the connection has a buffer of that size
+        anyway, and it needs no timeout."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
@@ -108,10 +115,12 @@ class BodyMemory:
     async def receive_body(
         self, exchange: BodyExchange, max_bytes: int, too_large: Callable[[], RegistryError]
     ) -> AsyncIterator[bytes]:
-        """A context manager that receives the request's whole body and yields it. The body's memory counts until the
-        block ends. Raises the error that `too_large` returns for more than `max_bytes`; BodyTooSlow; TooManyRequests if
-        no memory becomes free in time; ClientGone."""
-        share = self.bodies.share()
+        """A context manager that receives the request's whole body and yields it. The body counts against the budget
+        until the block ends.
+
+        Raises the error that `too_large` returns if the body is larger than `max_bytes`; BodyTooSlow; TooManyRequests
+        if no memory becomes free in time; ClientGone."""
+        share = self.manifests.share()
         try:
             yield await self._receive(exchange, share, max_bytes, too_large)
         finally:
@@ -135,15 +144,15 @@ class BodyMemory:
                     body += data
             return bytes(body)
         finally:
-            body.clear()  # the traceback of an error refers to this frame, and would keep the bytes in memory
+            body.clear()  # an error's traceback refers to this frame, which would keep the bytes in memory
 
     @asynccontextmanager
     async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
-        """A context manager that yields ASGI callables for an application which holds the request's whole body.
+        """A context manager that yields two ASGI callables for an application which reads the whole body into memory.
 
-        They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the body. Its memory counts
-        until the application sends its response, or until the block ends. The yielded `receive` raises BodyTooSlow and
-        TooManyRequests."""
+        They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the request's body. The
+        body counts against the budget until the application starts its response, or until the block ends. The yielded
+        `receive` raises BodyTooSlow, and TooManyRequests if no memory becomes free in time."""
         share = self.forms.share()
         rate, is_body_complete = _MinimumRate(self, share), False
 
@@ -167,10 +176,10 @@ class BodyMemory:
             share.close()
 
     async def run_one_at_a_time(self, exchange: BodyExchange, call: Callable[[], Awaitable[T]]) -> T:
-        """Waits until no other such call of the worker runs, then makes `call` and returns its result.
+        """Waits until all earlier calls of this method have finished, then runs `call` and returns its result.
 
-        This is for calls that take much memory and much time of the interpreter. `call` must not wait for a network.
-        Raises ClientGone, without making the call, if the client disconnects during the wait."""
+        This is for work that needs much memory and much processor time. `call` must not wait for a network. Raises
+        ClientGone if the client of `exchange` disconnects during the wait, and then does not run `call`."""
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
             await watch.cancel_on_disconnect(self._heavy_call.acquire())
         try:
@@ -181,26 +190,23 @@ class BodyMemory:
             self._heavy_call.release()
 
     @property
-    def is_nearly_full(self) -> bool:
-        """Whether more than half of the budget for responses is in use, so that large ones may have to wait."""
-        return self.answers.used > self.answers.size // 2
+    def is_response_budget_half_full(self) -> bool:
+        """Whether more than half of the budget for responses is in use, so that a large one may have to wait."""
+        return self.responses.used > self.responses.size // 2
 
-    def try_reserve(self, size: int, key: str | None = None) -> Share | None:
-        """Reserves `size` bytes for a response and returns the share of the budget, to be passed to `reserve`. Returns
-        None if there is no room now. `key`: as in `reserve`."""
-        share = self.answers.share(key)
-        return share if share.try_grow(size) else None
+    def response_share(self, key: str | None = None) -> Share:
+        """Returns a share of the budget for responses, of size 0, for `hold_response`. `key`: responses with the same
+        key hold the same bytes in memory, so the budget counts these bytes only once. None: no other response holds the
+        bytes of this one."""
+        return self.responses.share(key)
 
     @asynccontextmanager
-    async def reserve(self, size: int, key: str | None = None, share: Share | None = None) -> AsyncIterator[None]:
-        """A context manager that reserves `size` bytes of the budget for a response until the block ends.
+    async def hold_response(self, share: Share, size: int) -> AsyncIterator[None]:
+        """A context manager that counts a response of `size` bytes against the budget until the block ends.
 
-        `key`: responses with the same key hold the same bytes in memory, which count once. `share`: the result of
-        `try_reserve` for the same response; None: waits for memory. Raises TooManyRequests if no memory becomes free in
-        time. Cancels the block and raises TooManyRequests if the client receives the response too slowly while other
-        requests wait for memory."""
-        if share is None:
-            share = self.answers.share(key)
+        `share`: from `response_share`. If its size is still 0, this first waits until it has grown to `size`. Raises
+        TooManyRequests if no memory becomes free in time. Cancels the block and raises TooManyRequests if the client
+        receives the response too slowly while other requests wait for memory. Closes `share` in any case."""
         cut_off = asyncio.timeout(None)  # expires when the response has to be cut off
         loop = asyncio.get_running_loop()
         try:
@@ -221,40 +227,42 @@ class BodyMemory:
         finally:
             share.close()
 
-    async def send_answer(
-        self, exchange: BodyExchange, make_answer: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
+    async def send_response(
+        self, exchange: BodyExchange, make_response: Callable[[], Awaitable[tuple[bytes, list[Header]]]]
     ) -> None:
-        """Sends a response with status 200 and the body and headers that `make_answer` returns.
+        """Sends a response with status 200 and with the body and headers that `make_response` returns.
 
-        A large response waits for memory. Its body is dropped during the wait, and `make_answer` is called again after
-        it. Raises TooManyRequests if no memory becomes free in time."""
-        body, headers = await make_answer()
-        if len(body) <= COUNTED_ANSWER_BYTES or exchange.method == "HEAD":
+        If a large response has to wait for memory, this releases its body, and calls `make_response` again after the
+        wait. Raises TooManyRequests if no memory becomes free in time."""
+        body, headers = await make_response()
+        if len(body) <= UNCOUNTED_RESPONSE_BYTES or exchange.method == "HEAD":
             await exchange.send_whole(200, body, *headers)
             return
-        length = len(body)
-        share = self.try_reserve(length)
-        if share is None:
+        share, size = self.response_share(), len(body)
+        has_room = share.try_grow(size)
+        if not has_room:
             body = b""
-        async with self.reserve(length, share=share):
-            if share is None:
-                body, headers = await make_answer()
+        async with self.hold_response(share, size):
+            if not has_room:
+                body, headers = await make_response()
             await exchange.send_whole(200, body, *headers)
 
 
 class _MinimumRate:
-    """A context manager around receiving a body. It counts the body's memory and enforces the minimum rate.
+    """A context manager around the receipt of a body. It makes the share grow with the body and enforces the minimum
+    rate.
 
-    A body has `stall_seconds` to begin with. Time that passes uses them up, and each received byte adds to them, but
-    never beyond `stall_seconds`: a body that was fast at first may not pause for longer than any other. The context
-    manager raises BodyTooSlow when no time is left. It may be entered again for the next piece of the body."""
+    The client has a time allowance for the body, at first `stall_seconds`. Time that passes uses up the allowance, and
+    each received byte adds to it. It never becomes larger than `stall_seconds`, so a client that was fast at first may
+    not pause for longer than any other. When the allowance is used up, the context manager cancels its block and raises
+    BodyTooSlow. It may be entered again for the next piece of the body."""
 
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
         self._share = share
         self._received = 0  # bytes
-        self._seconds_left = memory.stall_seconds  # as of the loop's time `_counted_at`
-        self._counted_at = 0.0
+        self._seconds_left = memory.stall_seconds  # the allowance at `_counted_at`
+        self._counted_at = 0.0  # a time of the event loop
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> None:
@@ -277,16 +285,17 @@ class _MinimumRate:
             ) from None
 
     async def count(self, received: int) -> None:
-        """Counts `received` bytes against the budget, and adds their time. Waits for memory where needed. Raises
-        TooManyRequests if none becomes free in time."""
+        """Counts `received` more bytes of the body: makes the share grow if it is too small for them, and adds to the
+        time allowance. Waits for memory if the budget has no room. Raises TooManyRequests if no memory becomes free in
+        time."""
         self._received += received
         missing = self._received - self._share.size
         if missing > 0:
-            step = missing
+            added_bytes = missing
             if self._received > SHARE_STEP_BYTES:  # rounds up to whole steps
-                step = -(-missing // SHARE_STEP_BYTES) * SHARE_STEP_BYTES
-            if not self._share.try_grow(step):
-                await self._wait_for_memory(step)
+                added_bytes = -(-missing // SHARE_STEP_BYTES) * SHARE_STEP_BYTES
+            if not self._share.try_grow(added_bytes):
+                await self._wait_for_memory(added_bytes)
         now = asyncio.get_running_loop().time()
         earned = received / self._memory.bytes_per_second
         self._seconds_left = min(self._seconds_left - (now - self._counted_at) + earned, self._memory.stall_seconds)
@@ -294,22 +303,22 @@ class _MinimumRate:
         if self._timeout is not None:
             self._timeout.reschedule(now + self._seconds_left)
 
-    async def _wait_for_memory(self, step: int) -> None:
-        """Waits until the share has grown by `step` bytes. The wait does not count as slowness of the client. Raises
-        TooManyRequests."""
+    async def _wait_for_memory(self, added_bytes: int) -> None:
+        """Waits until the share has grown by `added_bytes`. The wait uses up no time allowance, and the request cannot
+        be cut off during it. Raises TooManyRequests if no memory becomes free in time."""
         assert self._timeout is not None
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        wait_start = loop.time()
         on_cut, self._share.on_cut = self._share.on_cut, None
         self._timeout.reschedule(None)
         try:
-            await self._share.grow(step)
+            await self._share.grow(added_bytes)
         finally:
             self._share.on_cut = on_cut
-            self._counted_at += loop.time() - began
+            self._counted_at += loop.time() - wait_start
             self._timeout.reschedule(self._counted_at + self._seconds_left)
 
     def _cut(self) -> None:
-        """Ends the receiving at once, with BodyTooSlow, because other requests need the memory."""
+        """Ends the receipt of the body now, with BodyTooSlow, because other requests need the memory."""
         if self._timeout is not None:
             self._timeout.reschedule(asyncio.get_running_loop().time())

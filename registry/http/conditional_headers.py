@@ -1,7 +1,7 @@
 """Parses If-Match and If-None-Match (RFC 9110, 13.1). The entity tag of content is its digest in quotes.
 
-Reads treat text that is no entity tag as one that does not match. A PUT with such text is refused, because its client
-relies on the condition to protect content.
+In a GET or HEAD, text that is no entity tag is ignored, as if it matched nothing. A PUT with such text is refused,
+because its client relies on the condition to protect content from being overwritten.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from storage.names import Digest
 
 _ENTITY_TAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _ANY: frozenset[str] = frozenset()
-"""The set for the header value `*`, which matches any content."""
+"""What `_entity_tags` returns for the header value `*`, which matches any content."""
 _MATCHES_NOTHING = frozenset({""})
-"""The set for a header without a usable entity tag. It contains no digest, and it is not `_ANY`."""
+"""What `_entity_tags` returns for a header without any usable entity tag. The set is not empty, because that is `_ANY`,
+and it contains no digest."""
 
 
 def has_read_condition(exchange: Exchange) -> bool:
-    """Returns whether the answer to a GET depends on the content's entity tag: the request has If-Match, If-None-Match,
-    or Range with If-Range."""
+    """Returns whether the response to a GET depends on the content's entity tag: whether the request has If-Match, or
+    If-None-Match, or Range together with If-Range."""
     if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
         return True
     return exchange.header(b"range") is not None and exchange.header(b"if-range") is not None
 
 
 def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
-    """Returns whether the answer to a GET or HEAD is 304, because the client has the content already (RFC 9110,
+    """Returns whether the response to a GET or HEAD is 304, because the client has the content already (RFC 9110,
     13.1.2).
 
-    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so no tag of the
-    client matches. Raises PreconditionFailed if If-Match lists entity tags and none of them matches."""
+    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so no entity tag in
+    the request matches. Raises PreconditionFailed if If-Match lists entity tags and none of them matches."""
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
+    # `*` (`_ANY`, which is empty) requires only that the content exists, and it does.
     if required and (etag_digest is None or etag_digest not in required):
         raise PreconditionFailed("no entity tag in If-Match is the one of this content")
     cached = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=False)
@@ -43,8 +45,8 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
 
 
 def read_put_condition(exchange: Exchange) -> Condition | None:
-    """Returns the condition that If-Match or If-None-Match puts on a PUT; None without both headers. Raises
-    RequestInvalid for both headers together, or for text that is no entity tag."""
+    """Returns the condition for a PUT that If-Match or If-None-Match states. Returns None if the request has neither.
+    Raises RequestInvalid if it has both, or has text that is no entity tag."""
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=True)
     excluded = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=True)
     if required is not None and excluded is not None:
@@ -59,9 +61,9 @@ def _entity_tags(
 ) -> frozenset[str] | None:
     """Returns the entity tags in a conditional header (RFC 9110, 8.8.3), without their quotes.
 
-    Returns `_ANY` for `*`, `_MATCHES_NOTHING` if no tag can be used, and None without the header. `accept_weak`: weak
-    tags count like strong ones. `refuse_invalid`: raises RequestInvalid for text that is no entity tag, which is
-    otherwise ignored."""
+    Returns `_ANY` for `*`, `_MATCHES_NOTHING` if no tag can be used, and None if the request does not have the header.
+    `accept_weak`: weak tags, such as `W/"sha256:…"`, are used like strong ones; False: they are ignored.
+    `refuse_invalid`: raises RequestInvalid for text that is no entity tag; False: such text is ignored."""
     values = exchange.headers(header)
     if not values:
         return None

@@ -1,14 +1,13 @@
 """Refuses requests that a web page of another site makes a browser send.
 
-Any page can make a browser send requests, also to a registry on the browser's own machine or network. The browser names
-the page's site in Sec-Fetch-Site; over plain HTTP to another machine it does so in Origin alone. Registry clients send
-neither header.
+Any page can make a browser send requests, even to a registry on the browser's own machine or network. The header
+Sec-Fetch-Site says whether the page is of another site. Browsers omit this header over plain HTTP to another machine,
+and then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
 
-- A request other than GET and HEAD is refused if it comes from a page of another site. This includes the browser's
-  preflight request (OPTIONS).
-- A page can make its own host name resolve to this machine (DNS rebinding). The browser then treats the registry as the
-  page's own site. So while there are no accounts, a browser on this machine is refused if the request's Host is not
-  known to be the registry's.
+- Requests other than GET and HEAD from a page of another site. These include the browser's preflight request (OPTIONS).
+- Requests from a browser on the registry's machine, while there are no accounts, if the Host header is not known to
+  name the registry. A page can make its own host name resolve to that machine (DNS rebinding). The browser then treats
+  the registry as the page's own site, and the page could read everything.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
 """
@@ -31,49 +30,52 @@ BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"accept-langu
 """A browser sends at least one of these headers with every request. Registry clients send none of them."""
 _READS: Final = ("GET", "HEAD")
 _OWN_SITE: Final = frozenset({b"same-origin", b"none"})
-"""Values of Sec-Fetch-Site for a page of the registry itself, and for a request that the user started, as by typing a
-URL."""
+"""Values of Sec-Fetch-Site for a request from a page of the registry itself, and for a request that no page made, for
+example because the user typed a URL."""
 
 
 class CrossSiteCheck:
-    """Checks whether a browser may send a request.
+    """Refuses requests that a page of another site may have made a browser send.
 
-    `public_url`: the registry's URL for clients, if it is set. `hosts`: further host names of the registry. `is_open`
-    returns whether there are no accounts yet."""
+    `public_url`: the registry's URL for clients; None: the setting is not set. `hosts`: further host names of the
+    registry. `has_no_accounts` returns whether there are no accounts yet, so that every client may do everything."""
 
-    def __init__(self, public_url: str | None, hosts: Collection[str], is_open: Callable[[], bool]) -> None:
+    def __init__(self, public_url: str | None, hosts: Collection[str], has_no_accounts: Callable[[], bool]) -> None:
         self._public_netloc = _netloc(public_url or "")
         self._hosts = {host.lower() for host in hosts} | hosts_of(public_url)
-        self._is_open = is_open
+        self._has_no_accounts = has_no_accounts
 
     def check(self, exchange: Exchange) -> None:
-        """Raises Denied for a request that a page of another site may have caused. Requests with `BROWSER_HEADERS`
-        bypass the response cache, so all of them are checked."""
+        """Raises Denied for a request that a page of another site may have caused.
+
+        Requests with any of `BROWSER_HEADERS` bypass the response cache, so this checks all of them."""
         browser_headers = [header for header in exchange.scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return
         host = _first(exchange.scope["headers"], b"host").decode("latin-1").lower()
         if exchange.method not in _READS:
             self._check_site(browser_headers, host)
-        if is_loopback(exchange.address) and not self._is_own_host(host) and self._is_open():
+        if is_loopback(exchange.address) and not self._is_own_host(host) and self._has_no_accounts():
             raise Denied(
                 f"a browser on this machine asks for {shown(host)}, which is not known to be this registry; use its "
                 "IP address or localhost, or set public_url"
             )
 
     def _check_site(self, browser_headers: Sequence[Header], host: str) -> None:
-        """Raises Denied if the headers name a page of another site. `host`: the request's Host."""
+        """Raises Denied if a page of another site caused the request. `browser_headers`: those of the request's headers
+        that are in `BROWSER_HEADERS`. `host`: the request's Host."""
         origins = {value.decode("latin-1").lower() for name, value in browser_headers if name == b"origin"}
         fetch_sites = {value.strip().lower() for name, value in browser_headers if name == b"sec-fetch-site"}
         if fetch_sites:
+            # The origin `null`, for example of a sandboxed page, is never the registry's own.
             is_own_site = fetch_sites <= _OWN_SITE and "null" not in origins
         else:
             own_netlocs = {_netloc(f"//{host}"), self._public_netloc} - {""}
             is_own_site = all(_netloc(origin) in own_netlocs for origin in origins)
         if not is_own_site:
             raise Denied(
-                "a page of another site may change nothing here; if it is one of this registry's own, set public_url "
-                "to the address that browsers use"
+                "a page of another site may not change anything in this registry; if the page is one of this "
+                "registry's own, set public_url to the address that browsers use"
             )
 
     def _is_own_host(self, host: str) -> bool:
@@ -83,13 +85,13 @@ class CrossSiteCheck:
 
 
 def is_local_name(name: str) -> bool:
-    """Returns whether a host name is `localhost` or below it, so that no name server can redirect it (RFC 6761,
-    6.3)."""
+    """Returns whether a host name is `localhost` or ends in `.localhost`. Browsers do not ask a name server for such a
+    name (RFC 6761, 6.3), so DNS rebinding is not possible with it."""
     return name == "localhost" or name.endswith(".localhost")
 
 
 def _is_address(name: str) -> bool:
-    """Returns whether a host is an IP address, so that no name server can redirect it."""
+    """Returns whether a host is an IP address, with which DNS rebinding is not possible."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -107,5 +109,5 @@ def _netloc(url: str) -> str:
 
 
 def _first(headers: Sequence[Header], name: bytes) -> bytes:
-    """Returns the first value of a header; empty without the header."""
+    """Returns the first value of a header. Returns an empty value if the header is missing."""
     return next((value for key, value in headers if key == name), b"")

@@ -1,4 +1,4 @@
-"""Detects that a client has disconnected while its request is being answered, so that long work can stop."""
+"""Detects that a client disconnects while its request is processed, so that long work for it can stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 WATCH_AFTER_SECONDS: Final = 1.0
-"""Seconds that a call may take before the client is watched. Most calls take less, and a watch costs a task."""
+"""Seconds that a call runs before `DisconnectWatch.cancel_on_disconnect` starts to watch the client. Most calls take
+less time, so that they save the cost of a task."""
 
 
 class ClientGone(Exception):
@@ -16,34 +17,37 @@ class ClientGone(Exception):
 
 
 class DisconnectWatch:
-    """Watches whether one client disconnects. The request's body must have been read.
+    """Watches whether the client of one request disconnects. May be used only after the request's body has been
+    received.
 
-    `wait_disconnected` is a coroutine function that returns when the client has disconnected. A task that awaits it
-    starts when the watch is first needed; `close` cancels the task."""
+    `wait_disconnected` is a coroutine function that returns when the client has disconnected. The watch is a task that
+    awaits it. The task starts when it is first needed, and `close` cancels it."""
 
     def __init__(self, wait_disconnected: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._wait_disconnected = wait_disconnected
         self._watch_task: asyncio.Task[None] | None = None
-        self._calling_task: asyncio.Task[Any] | None = None  # is inside `cancel_on_disconnect`
-        self._has_cancelled = False
+        self._calling_task: asyncio.Task[Any] | None = None  # the task that is inside `cancel_on_disconnect`
+        self._has_cancelled = False  # whether this object has cancelled that task
 
     def check(self) -> None:
-        """Raises ClientGone if the client has disconnected. The first call starts the watch and never raises."""
+        """Raises ClientGone if the client has disconnected. The first call only starts the watch, and raises
+        nothing."""
         if self._start_watch().done():
             raise ClientGone
 
     async def cancel_on_disconnect(self, call: Awaitable[T]) -> T:
-        """Awaits `call` and returns its result. Cancels it and raises ClientGone if the client disconnects after `call`
-        has run for `WATCH_AFTER_SECONDS`."""
+        """Awaits `call` and returns its result. If `call` runs for more than `WATCH_AFTER_SECONDS`, watches the client
+        from then on. If the client has disconnected, cancels `call` and raises ClientGone."""
         loop, self._calling_task = asyncio.get_running_loop(), asyncio.current_task()
         timer = loop.call_later(WATCH_AFTER_SECONDS, self._watch_call)
         try:
             return await call
         except asyncio.CancelledError:
             task = self._calling_task
+            # `uncancel` returns 0 if nothing else has cancelled the task at the same time.
             if self._has_cancelled and task is not None and task.uncancel() == 0:
                 raise ClientGone from None
-            raise  # the task was cancelled for another reason
+            raise  # something else has cancelled the task
         finally:
             self._calling_task = None
             timer.cancel()
@@ -62,6 +66,6 @@ class DisconnectWatch:
         return self._watch_task
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Cancels the task that watches the client. Does not wait until it has ended."""
         if self._watch_task is not None:
             self._watch_task.cancel()

@@ -1,4 +1,4 @@
-"""Sends error responses for failed requests, and logs the failures that are not the client's fault."""
+"""Sends error responses for failed requests, and logs the failures that the client did not cause."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ log = logging.getLogger("registry.http")
 
 
 async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: Header) -> None:
-    """Sends the response for `error`: its status, its JSON body, the headers that belong to it, and `extra_headers`."""
+    """Sends the response for `error`: its status, its JSON body, the headers that this kind of error needs, and
+    `extra_headers`."""
     status = status_of(error)
     body = error_json(error.code, error.message, error.detail)
     headers = (JSON, NEVER_STORE, *_error_headers(exchange, error, status), *extra_headers)
@@ -33,13 +34,15 @@ async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: H
 
 
 async def send_internal_error(exchange: Exchange) -> None:
-    """Sends 500 for an unexpected exception. The response names only the request's id, because the exception is
-    described in the log alone."""
+    """Sends 500 for an unexpected exception. The response does not describe the exception, which the log does. It gives
+    the request's id, by which an operator finds the entry in the log."""
     message = f"the registry failed; its log has the reason, under the request id {exchange.request_id}"
     await exchange.send_whole(500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
 
 
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
+    """Returns the headers with which the client can react to the error: the allowed methods, the seconds after which to
+    retry, the size of the blob, or the state of the upload session."""
     if status == 405:
         return [allow_header(method for method in exchange.allowed_methods if method != exchange.method)]
     if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
@@ -52,7 +55,8 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
 
 
 def log_server_error(exchange: Exchange, error: RegistryError) -> None:
-    """Logs an error whose status is 500 or more. Logs nothing for other errors, which are the client's."""
+    """Logs an error whose status is 500 or more. Logs nothing for other errors, which the client caused. The level is
+    WARNING if an upstream caused the error, and ERROR otherwise."""
     status = status_of(error)
     if status >= 500:
         level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
@@ -61,11 +65,11 @@ def log_server_error(exchange: Exchange, error: RegistryError) -> None:
 
 
 def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
-    """Logs a response that ends early because `error` was raised after its status had been sent.
+    """Logs that a response ends early, because `error` was raised after the status had been sent.
 
-    Marks the error as logged, so that the server, which catches it next, does not log it with a traceback: none of
-    these errors is a fault of the program. The level is INFO for wrong bytes from an upstream (DigestInvalid), which
-    were logged when they were fetched, ERROR for a failure of the storage, and WARNING otherwise."""
+    The level is ERROR for a failure of the storage, INFO for wrong bytes from an upstream (DigestInvalid), because the
+    mirror has logged these already, and WARNING for other errors. Marks the error as logged. The server, which catches
+    the error next, would log it with a traceback, which is useless because the program has no fault."""
     if isinstance(error, StorageFull | StorageFailed):
         level = logging.ERROR
     else:
@@ -81,6 +85,6 @@ def _with_cause(error: RegistryError) -> str:
 
 
 def _needs_traceback(error: RegistryError) -> bool:
-    """Returns whether the storage failed because of an exception other than an error of the operating system. Only
-    then does the traceback tell more than the error's text."""
+    """Returns whether the storage failed because of an exception that is no error of the operating system. For other
+    errors, the traceback would tell no more than the text."""
     return isinstance(error, StorageFailed) and error.__cause__ is not None and not isinstance(error.__cause__, OSError)

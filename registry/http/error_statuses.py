@@ -1,7 +1,7 @@
-"""The HTTP form of each error: the table from error class to status (`STATUS`) and the JSON body of the OCI spec.
+"""The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
-Also defines the errors that only HTTP has, such as an unknown path. The errors of registry content are in
-`storage.errors`. Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429 and 431.
+Also defines the errors that only HTTP requests have, such as an unknown path. All other errors are in `storage.errors`.
+Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from storage.errors import RegistryError
 
 
 class BodyTooSlow(RequestInvalid):
-    """The client sends the request's body more slowly than the minimum rate."""
+    """The client sends the request's body more slowly than the minimum rate (`registry.http.body_memory`)."""
 
     default = "the body comes too slowly"
 
 
 class FormTooLarge(RequestInvalid):
-    """A form of the token service is larger than its limit."""
+    """A form that a client sends to `/token` is larger than the limit."""
 
     default = "the form is too large"
 
 
 class FormInvalid(RequestInvalid):
-    """A form of the token service cannot be used. `oauth` is the error code of RFC 6749, 5.2."""
+    """A form that a client sends to `/token` cannot be used. `oauth` is the error code of RFC 6749, 5.2."""
 
     default = "the form is not valid"
 
@@ -45,7 +45,7 @@ class PathUnknown(RegistryError):
 
 
 class MethodUnknown(RegistryError):
-    """The resource does not support the method. The Allow header of the answer lists those that it supports."""
+    """The resource does not support the method of the request."""
 
     code = "UNSUPPORTED"
     default = "this resource does not support the method"
@@ -54,7 +54,7 @@ class MethodUnknown(RegistryError):
 class TooManyTags(errors.ManifestInvalid):
     """A manifest PUT names more tags in its query than `RequestLimits.tags_per_put`."""
 
-    default = "the request sets more tags than this registry takes at once"
+    default = "the request sets more tags than this registry accepts in one request"
 
 
 STATUS: Final[Mapping[type[RegistryError], int]] = {
@@ -79,7 +79,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,
     errors.UpstreamTimeout: 504,
-    errors.PartialLost: 502,
+    errors.PartialLost: 502,  # a mirror's download of a blob from its upstream was interrupted
     access.AccountInvalid: 400,
     access.AccountUnknown: 404,
     access.AccountExists: 409,
@@ -95,12 +95,12 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     MethodUnknown: 405,
     TooManyTags: 414,
 }
-"""The HTTP status of each error class. A test checks that every class has an entry."""
+"""The HTTP status of each error class. A test checks that each class that can reach a client has its own entry."""
 
 
 def status_of(error: RegistryError) -> int:
-    """Returns the HTTP status of an error: the table's entry for its class, or for the nearest base class that has
-    one."""
+    """Returns the HTTP status of an error. If the error's class has no entry in `STATUS`, returns the status of its
+    nearest base class with an entry."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 

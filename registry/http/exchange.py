@@ -19,52 +19,60 @@ from storage.interface import Registry
 from storage.names import RepositoryName
 
 _BODY_EXTENSION: Final = "entrepot.body"
-"""Key of our server's ASGI extension: a dictionary of three functions. `receive` returns the next pieces of the body
-without copying them, `take_whole` returns all pieces of a body that was received already, and `left` returns whether
-the client has disconnected."""
+"""Key of an ASGI extension of our server. Its value is a dictionary of three functions. `receive` returns the next
+pieces of the request's body without copying them. `take_whole` returns all pieces, if the whole body was received
+already. `left` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits of one request. The text below each limit gives the reason for its default."""
+    """Limits of one request. In a request for a list, the query parameter `n` is the number of entries that the client
+    wants on a page."""
 
     manifest_bytes: int = 8 * MIB
-    """Largest manifest in a PUT; a larger one gets 413. The spec asks for at least 4 MB ("Pushing Manifests")."""
+    """Size of the largest manifest that a PUT may send; a larger one gets 413. The spec demands at least 4 MB ("Pushing
+    Manifests")."""
     tags_per_put: int = 64
-    """Most `tag` parameters in one manifest PUT; more get 414. The spec asks for at least 10. The response has one
-    header line for each tag, and common HTTP clients refuse responses with more than 100 header lines."""
+    """Largest number of `tag` parameters in one manifest PUT; more get 414. The spec demands at least 10. The response
+    has one header line for each tag, and common HTTP clients refuse responses with more than 100 header lines."""
     tags_per_page: int = 10_000
-    """Most tags on a page, and the number of tags if the client sends no `n`. It is high because some clients do not
-    follow the Link to the next page."""
+    """Largest number of tags on a page. If the client sends no `n`, a page has this many. The number is high because
+    some clients do not follow the Link to the next page."""
     default_catalog_page: int = 1_000
-    """Repositories on a page if the client sends no `n`."""
+    """Number of repositories on a page if the client sends no `n`."""
     max_catalog_page: int = 10_000
-    """Most repositories on a page, also if `n` is larger."""
+    """Largest number of repositories on a page, even if the client sends a larger `n`."""
     referrers_per_page: int = 1_000
-    """Most descriptors on a page of referrers."""
+    """Largest number of descriptors on a page of referrers."""
     referrers_page_bytes: int = 4 * MIB - 64 * 1024
-    """Largest page of referrers: a client that takes manifests of 4 MiB can take it ("Listing Referrers")."""
+    """Largest size of a page of referrers. A client that accepts manifests of up to 4 MiB accepts such a page ("Listing
+    Referrers")."""
     ranges_per_request: int = 1_024
-    """Most ranges in one request; more get 400. Clients that read parts of layers send up to 1024 ranges, and half as
-    many after a 400."""
+    """Largest number of ranges in one request; more get 400. Clients that read parts of layers request up to 1024
+    ranges, and after a 400 they request half as many."""
 
 
 class Exchange(RequestContext):
-    """A request and its response. It is the request's context as well: see `RequestContext` for those attributes.
+    """A request and its response. It is also the context of the request, so it has the attributes of `RequestContext`.
 
-    Set by the API before a handler runs:
+    `DistributionAPI` sets these attributes before a handler runs:
+
     - `kind`: the kind of the resource, such as `manifests` (`registry.http.resource_path.Resource`).
-    - `repo`: the repository's name; empty: the request names none. If the request names an upstream, by `ns` or by its
-      host, that upstream's name is the first part.
-    - `item`: the last segment of the path, a tag, a digest or the id of an upload session; empty: none.
-    - `allowed_methods`: the methods of the resource.
-    - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; otherwise None.
+    - `repo`: the repository's name; empty: the request names no repository. If the request names an upstream, by `ns`
+      or by the host that it was sent to, the upstream's name is the first part.
+    - `item`: a tag, a digest or the id of an upload session, from the end of the path; empty: the path has none.
+    - `allowed_methods`: the methods that the resource supports.
+    - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; None: it does not.
 
-    `base_url`: put before the paths in Location; empty: they have no host. `response_started`: the status has been
-    sent. `headers_read`: the names of the request headers that were looked up. `sent_messages`: the ASGI messages of
-    the response, recorded for the response cache (`registry.http.answer_cache`); None: they are not recorded."""
+    Other attributes:
+
+    - `base_url`: the start of the URLs in Location headers; empty: these have a path without a host.
+    - `response_started`: whether the status has been sent.
+    - `headers_read`: the names of the request headers that were looked up so far. The response may depend on them.
+    - `sent_messages`: the ASGI messages of the response, recorded for the response cache
+      (`registry.http.answer_cache`); None: they are not recorded."""
 
     __slots__ = (
         "_headers",
@@ -97,7 +105,7 @@ class Exchange(RequestContext):
         send: Send,
         body_memory: BodyMemory,
     ) -> None:
-        # The base class's fields are set here, because a call of its constructor would cost every request time.
+        # Sets the base class's attributes itself, because a call of its constructor would take time in every request.
         self.principal = UNAUTHENTICATED
         self.requested_name = _NO_NAME
         client = scope.get("client")
@@ -127,12 +135,13 @@ class Exchange(RequestContext):
     # The request
 
     def headers(self, name: bytes) -> list[bytes]:
-        """Returns each value of a request header, in order. `name` is in lower case."""
+        """Returns all values of a request header, in the order in which they were sent. `name` is in lower case."""
         self.headers_read.add(name)
         return [value for key, value in self._headers if key == name]
 
     def header(self, name: bytes) -> bytes | None:
-        """Returns the first value of a request header; None without the header. `name` is in lower case."""
+        """Returns the first value of a request header. Returns None if the request does not have the header. `name` is
+        in lower case."""
         self.headers_read.add(name)
         for key, value in self._headers:
             if key == name:
@@ -148,7 +157,8 @@ class Exchange(RequestContext):
 
     @property
     def length(self) -> int | None:
-        """The length of the request's body in bytes; 0: it has none; None: it is in chunked transfer coding."""
+        """The length of the request's body in bytes. 0: the request has no body. None: the length is unknown, because
+        the body has chunked transfer coding."""
         value = self.header(b"content-length")
         if value is not None and value.isdigit():
             return int(value[:20])
@@ -161,7 +171,7 @@ class Exchange(RequestContext):
 
     async def body(self) -> AsyncIterator[bytes | memoryview]:
         """Yields the request's body in pieces, as they arrive. Raises ClientGone if the client disconnects before the
-        end of the body. The caller may keep the views, because their memory is not reused."""
+        end of the body. The caller may store the memoryviews, because the server does not reuse their memory."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         receive = extension["receive"] if extension else self._receive_copied
         more = True
@@ -174,16 +184,17 @@ class Exchange(RequestContext):
                 yield chunk
 
     def take_whole_body(self) -> bytes | None:
-        """Returns the whole body if the server has received all of it already; otherwise takes nothing and returns
-        None. Never waits. Always returns None on a server without the extension `entrepot.body`."""
+        """Returns the whole body if the server has received all of it already; then `body` must not be called. Returns
+        None if more of the body has to be received, or if the server does not have the extension `entrepot.body`. Never
+        waits."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         take = extension.get("take_whole") if extension else None
         pieces = take() if take else None
         return None if pieces is None else b"".join(pieces)
 
     async def _receive_copied(self) -> tuple[Sequence[bytes], bool] | None:
-        """Returns the next pieces of the body by plain ASGI, and whether more follow; None: the client has
-        disconnected."""
+        """Returns the next pieces of the body and whether more follow. Returns None if the client has disconnected.
+        Used on servers without the extension `entrepot.body`."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             return None
@@ -204,7 +215,7 @@ class Exchange(RequestContext):
     # The response
 
     async def send(self, message: Message) -> None:
-        """Sends one ASGI message, and records it where the response may be cached."""
+        """Sends one ASGI message. Records it if the response is recorded for the response cache."""
         self.response_started = True
         await self._send(message)
         if self.sent_messages is not None:
@@ -213,7 +224,7 @@ class Exchange(RequestContext):
                 self.sent_messages = None  # a streamed response is not cached, and must not stay in memory
 
     async def send_head(self, status: int, headers: Iterable[Header]) -> None:
-        """Sends the status and the headers. The caller then sends the body, even an empty one."""
+        """Sends the status and the headers. The caller has to send the body next, even if it is empty."""
         if self.namespace is not None:
             headers = (*headers, (b"oci-namespace", self.namespace.encode("ascii")))
         await self.send(
@@ -225,7 +236,7 @@ class Exchange(RequestContext):
         )
 
     async def send_part(self, body: bytes, *, more: bool = False) -> None:
-        """Sends a part of the body. `more`: further parts follow; otherwise this one ends the response."""
+        """Sends a part of the body. `more`: whether further parts follow. False ends the response."""
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def send_empty(self, status: int, *headers: Header) -> None:
@@ -234,18 +245,20 @@ class Exchange(RequestContext):
         await self.send_part(b"")
 
     async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:
-        """Sends a response with its whole body; for HEAD only the headers, with the length of that body."""
+        """Sends a response with the whole body `body`. In the response to a HEAD, leaves out the body, but not its
+        length."""
         await self.send_head(status, (*headers, (b"content-length", b"%d" % len(body))))
         await self.send_part(b"" if self.method == "HEAD" else body)
 
     def location(self, *parts: str) -> bytes:
-        """Returns a URL below this repository, for Location: `parts` are the segments after the repository's name. The
-        URL has the name that the client used, and its `ns`."""
+        """Returns a URL below the requested repository, for a Location header. `parts`: the segments of its path after
+        the repository's name. The URL has the repository's name and the `ns` that the client used."""
         query = f"?ns={self.namespace}" if self.namespace else ""
         return f"{self.base_url}/v2/{self.requested_name}/{'/'.join(parts)}{query}".encode("ascii")
 
     def next_page_link(self, path: str, parameters: dict[str, str]) -> Header:
-        """Returns the Link header that leads to the next page of a list: `path` with `parameters` as its query."""
+        """Returns the Link header with the URL of the next page of a list: `path` with `parameters` as its query, and
+        with the `ns` that the client used."""
         if self.namespace:
             parameters = {"ns": self.namespace, **parameters}
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())

@@ -1,7 +1,7 @@
 """Handlers that list tags, repositories and referrers, in pages (OCI distribution spec, "Content Discovery").
 
-The Link header of a page leads to the next one. `n` in the query is the number of entries that the client wants on a
-page, and `last` the entry after which the page starts.
+The Link header of a page has the URL of the next page. In the query of a request, `n` is the number of entries that the
+client wants on a page, and `last` is the entry after which the page starts.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"
 _SERIALISED_ON_LOOP = 100
-"""Most referrers that are serialised on the event loop. A longer list is serialised in a thread, because it would block
-the loop."""
+"""Largest number of referrers that are serialised on the event loop. A longer list is serialised in a thread, because
+it would block the loop."""
 
 
 async def list_tags(exchange: Exchange) -> None:
-    """Lists a repository's tags. With `n=0` the list is empty, as the spec says. An unknown repository gets 404 even
-    then."""
+    """Lists a repository's tags. With `n=0`, the list is empty, as the spec says, but the response for an unknown
+    repository is still 404."""
     requested, last = _read_count(exchange), exchange.query.one("last")
     max_tags = exchange.limits.tags_per_page
     limit = max_tags if requested is None else min(requested, max_tags)
 
-    async def make_answer() -> tuple[bytes, list[Header]]:
+    async def make_response() -> tuple[bytes, list[Header]]:
+        # With `n=0`, this asks for one tag and drops it below, only to find out whether the repository exists.
         page = await exchange.registry.tags(exchange.repo, last, max(limit, 1))
         tags = page.items[:limit]
         headers = [JSON, REVALIDATE, *warning_headers(exchange.notice)]
@@ -45,22 +46,22 @@ async def list_tags(exchange: Exchange) -> None:
             headers.append(_next_link(exchange, path, page.next_after or tags[-1], requested))
         return _compact_json({"name": exchange.requested_name, "tags": list(tags)}), headers
 
-    await exchange.body_memory.send_answer(exchange, make_answer)
+    await exchange.body_memory.send_response(exchange, make_response)
 
 
 async def list_repositories(exchange: Exchange) -> None:
-    """Lists the repositories that the principal may pull from.
+    """Lists the repositories that the client may pull from.
 
-    A page may be shorter than requested, or even empty, and still have a link to the next page, because the work for
-    one page is bounded. `last` in that link may be an encrypted cursor instead of a name, because the principal must
-    not learn the names of other repositories."""
+    The work for one page is bounded. So a page may be shorter than requested, or even empty, and still have a link to
+    the next page. `last` in this link is an encrypted cursor if the next page starts after a repository from which the
+    client may not pull, because the client must not learn that name."""
     requested, last = _read_count(exchange), exchange.query.one("last")
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
 
-    async def make_answer() -> tuple[bytes, list[Header]]:
-        # The registry runs the lists of one account one after another, so this call may wait for others. It stops
-        # waiting when its client disconnects.
+    async def make_response() -> tuple[bytes, list[Header]]:
+        # The registry makes only one list at a time for each account, so this call may wait for other requests. If the
+        # client disconnects, the watch cancels the call.
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
             page = await watch.cancel_on_disconnect(exchange.registry.repositories(last, max(limit, 1)))
         names = page.items[:limit]
@@ -69,7 +70,7 @@ async def list_repositories(exchange: Exchange) -> None:
             headers.append(_next_link(exchange, "/v2/_catalog", page.next_after or names[-1], requested))
         return _compact_json({"repositories": list(names)}), headers
 
-    await exchange.body_memory.send_answer(exchange, make_answer)
+    await exchange.body_memory.send_response(exchange, make_response)
 
 
 def _compact_json(document: object) -> bytes:
@@ -77,8 +78,8 @@ def _compact_json(document: object) -> bytes:
 
 
 def _read_count(exchange: Exchange) -> int | None:
-    """Returns `n` of the query, the number of entries that the client wants on a page; None without it. Raises
-    RequestInvalid."""
+    """Returns the query parameter `n`, the number of entries that the client wants on a page. Returns None if the query
+    does not have it. Raises RequestInvalid if it is not a number."""
     text = exchange.query.one("n")
     if text is None:
         return None
@@ -88,21 +89,21 @@ def _read_count(exchange: Exchange) -> int | None:
 
 
 def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) -> Header:
-    """Returns the Link header to the page that starts after the entry `last`, with the same `n` as this page."""
+    """Returns the Link header with the URL of the page that starts after the entry `last`. `requested`: the `n` of this
+    request, which the URL repeats; None: the request has no `n`."""
     return exchange.next_page_link(path, {"last": last} if requested is None else {"n": str(requested), "last": last})
 
 
 async def list_referrers(exchange: Exchange) -> None:
-    """Lists the manifests whose subject is the manifest with the digest in the path, as an image index.
+    """Sends an image index of the manifests whose subject has the digest in the path. The subject need not exist.
 
-    That manifest need not exist. A page is limited in entries and in bytes, because clients accept only manifests up to
-    a certain size."""
+    A page has a largest number of entries, and a largest size because clients do not accept larger manifests."""
     subject = Digest(exchange.item)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
     last = exchange.query.one("last")
 
-    async def make_answer() -> tuple[bytes, list[Header]]:
+    async def make_response() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.referrers(
             exchange.repo, subject, artifact_type, last, exchange.limits.referrers_per_page
         )
@@ -115,17 +116,17 @@ async def list_referrers(exchange: Exchange) -> None:
             headers.append((b"oci-filters-applied", b"artifactType"))
         if page.more or count < len(page.items):
             parameters = {"artifactType": artifact_type} if artifact_type else {}
-            has_all = count == len(page.items)
+            has_all = count == len(page.items)  # the response has all items of the page that the registry returned
             parameters["last"] = page.next_after if has_all and page.next_after else page.items[count - 1].digest
             headers.append(exchange.next_page_link(f"/v2/{exchange.requested_name}/referrers/{subject}", parameters))
         return body, headers
 
-    await exchange.body_memory.send_answer(exchange, make_answer)
+    await exchange.body_memory.send_response(exchange, make_response)
 
 
 def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
-    """Returns an image index with the first of `referrers` that fit into `max_bytes`, and how many it contains. It
-    contains at least one, however large."""
+    """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and the number of
+    those. The index contains the first one even if that is larger."""
     parts: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:

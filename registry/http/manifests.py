@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from registry.asgi import Header
-from registry.http.body_memory import COUNTED_ANSWER_BYTES, SMALL_BODY_BYTES
+from registry.http.body_memory import SMALL_BODY_BYTES, UNCOUNTED_RESPONSE_BYTES
 from registry.http.conditional_headers import is_not_modified, read_put_condition
 from registry.http.error_statuses import TooManyTags
 from registry.http.exchange import Exchange
@@ -15,41 +15,45 @@ from storage.errors import ManifestInvalid, ManifestTooLarge, ManifestUnknown, P
 from storage.names import Digest, Reference, Tag, as_reference
 
 _PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
-"""Largest manifest that is parsed on the event loop, which takes less than a millisecond. Most manifests are
-smaller."""
+"""Largest manifest that is parsed on the event loop, which takes less than a millisecond. Larger ones, which are rare,
+are parsed in a thread."""
 
 
 async def get_manifest(exchange: Exchange) -> None:
-    """Sends a manifest, byte for byte as it was pushed. Ignores Accept, because manifests are never converted.
+    """Answers a GET: sends a manifest, byte for byte as it was pushed. Ignores Accept, because the registry never
+    converts manifests.
 
-    The memory of a large manifest counts against the worker's budget for answers (`BodyMemory`). If the budget is
-    exhausted, the manifest is released while the request waits for memory, and read again after that."""
+    A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If the budget has no room,
+    the manifest is released while the request waits for memory, and read again after the wait."""
     reference = as_reference(exchange.item)
     found: Descriptor | None = None
     manifest: Manifest | None = None
-    if exchange.body_memory.is_nearly_full:  # finds out the size before it reads the manifest
+    if exchange.body_memory.is_response_budget_half_full:
+        # Finds out the size first, so that a large manifest is read only when there is memory for it.
         found = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    if found is None or found.size <= COUNTED_ANSWER_BYTES:
+    if found is None or found.size <= UNCOUNTED_RESPONSE_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
-        if len(manifest.body) <= COUNTED_ANSWER_BYTES:
+        if len(manifest.body) <= UNCOUNTED_RESPONSE_BYTES:
             await _send(exchange, reference, manifest)
             return
         found = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
     if is_not_modified(exchange, found.digest):
-        manifest = None  # releases the memory before a slow client has received the response
+        manifest = None  # must not stay in memory while a slow client receives the response
         await _send_unchanged(exchange, reference, found.digest)
         return
-    share = exchange.body_memory.try_reserve(found.size, found.digest)
-    if share is None:
-        manifest = None
-    async with exchange.body_memory.reserve(found.size, found.digest, share):
+    # The store caches manifests, so responses with the same manifest send the same bytes in memory. With the digest as
+    # the key, these bytes count only once.
+    share = exchange.body_memory.response_share(key=found.digest)
+    if not share.try_grow(found.size):
+        manifest = None  # must not stay in memory while `hold_response` waits
+    async with exchange.body_memory.hold_response(share, found.size):
         if manifest is None:
             manifest = await exchange.registry.get_manifest(exchange.repo, found.digest)
         await _send(exchange, reference, manifest)
 
 
 async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) -> None:
-    """Sends the manifest, or 304 if the client has it already."""
+    """Sends the manifest, or 304 if the request says that the client has it already."""
     if is_not_modified(exchange, manifest.digest):
         await _send_unchanged(exchange, reference, manifest.digest)
         return
@@ -58,12 +62,13 @@ async def _send(exchange: Exchange, reference: Reference, manifest: Manifest) ->
 
 
 async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Digest) -> None:
-    """Sends 304, because the client has the manifest already."""
+    """Sends 304 Not Modified, which tells the client to use the manifest that it has."""
     await exchange.send_empty(304, *_headers(exchange, reference, digest))
 
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
-    """Returns the headers of a manifest that was requested by `reference`, except its type and length."""
+    """Returns the headers of a response with a manifest, except its type and length. `reference`: the tag or digest in
+    the request. A client may cache a manifest that it requested by digest without asking again."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
@@ -82,33 +87,37 @@ async def head_manifest(exchange: Exchange) -> None:
 
 
 async def put_manifest(exchange: Exchange) -> None:
-    """Stores a manifest under the tag or digest in the path, and under the tags in the query. Location names the
-    digest, because the tag may point at another manifest later."""
+    """Stores a manifest under the tag or digest in the path, and under the tags in the query. The Location header of
+    the response has the digest, because the tag may point at another manifest later."""
     reference = as_reference(exchange.item)
     query_tags = _read_query_tags(exchange)
     condition = read_put_condition(exchange)
     media_type = _read_media_type(exchange)
     expected = reference if isinstance(reference, Digest) else None
     max_bytes = exchange.limits.manifest_bytes
-    small = exchange.body_memory.take_small_body(exchange) if max_bytes >= SMALL_BODY_BYTES else None
-    if small is not None:
-        headers = await _store(exchange, Manifest.parse(small, media_type, expected), reference, query_tags, condition)
+    small_body: bytes | None = None
+    if max_bytes >= SMALL_BODY_BYTES:  # then no small body exceeds the limit for manifests
+        small_body = exchange.body_memory.take_small_body(exchange)
+    if small_body is not None:
+        parsed = Manifest.parse(small_body, media_type, expected)
+        headers = await _store(exchange, parsed, reference, query_tags, condition)
     else:
         receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _too_large(exchange, max_bytes))
         async with receiving as body:
             manifest = await _parse(exchange, body, media_type, expected)
-            del body
+            del body  # releases its memory: the manifest has the bytes
             headers = await _store(exchange, manifest, reference, query_tags, condition)
             del manifest
-    # Sent after the block, which releases the manifest's memory, because the client may be slow to read the response.
+    # Sends the response after the block, so that a slow client does not keep its manifest in the budget.
     await exchange.send_empty(201, *headers)
 
 
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
-    """Returns the parsed manifest; `expected`: the digest that it must have. Raises ManifestInvalid, DigestInvalid.
+    """Returns the parsed manifest. `expected`: the digest that it must have; None: any. Raises ManifestInvalid, and
+    DigestInvalid for another digest.
 
-    A worker parses one large manifest at a time, because parsing needs memory of up to three times the manifest's size.
-    Several manifests may be stored at the same time, because storing one may wait for an upstream."""
+    A worker parses one large manifest at a time, because parsing needs up to three times the manifest's size in memory.
+    Only the parsing is limited in this way: storing a manifest may have to wait for an upstream."""
     if len(body) <= _PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
     return await exchange.body_memory.run_one_at_a_time(
@@ -119,8 +128,9 @@ async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expect
 async def _store(
     exchange: Exchange, manifest: Manifest, reference: Reference, query_tags: list[Tag], condition: Condition | None
 ) -> list[Header]:
-    """Stores the manifest and returns the headers of the response. Raises PreconditionFailed if `condition` does not
-    hold, and the errors of `Registry.put_manifest`."""
+    """Stores the manifest and returns the headers of the response. `condition`: from If-Match or If-None-Match; None:
+    the request has neither. Raises PreconditionFailed if the condition is not fulfilled, and the errors of
+    `Registry.put_manifest`."""
     tags = query_tags
     if isinstance(reference, Tag):
         tags = [reference, *(tag for tag in query_tags if tag != reference)]
@@ -137,7 +147,8 @@ async def _store(
 
 
 async def delete_manifest(exchange: Exchange) -> None:
-    """Deletes the manifest with the digest in the path and all its tags, or only the tag in the path."""
+    """If the path has a digest, deletes the manifest with this digest and all its tags. If the path has a tag, deletes
+    only this tag."""
     reference = as_reference(exchange.item)
     if isinstance(reference, Digest):
         await exchange.registry.delete_manifest(exchange.repo, reference, by=exchange.actor)
@@ -147,7 +158,8 @@ async def delete_manifest(exchange: Exchange) -> None:
 
 
 def _read_media_type(exchange: Exchange) -> str | None:
-    """Returns Content-Type without its parameters; None without it. Raises ManifestInvalid."""
+    """Returns the media type in Content-Type, without parameters. Returns None if the request has no Content-Type.
+    Raises ManifestInvalid if it has several or one that is not ASCII text."""
     types = {value.partition(b";")[0].strip(b" \t") for value in exchange.headers(b"content-type")}
     if len(types) > 1:
         raise ManifestInvalid("the request has more than one Content-Type")
@@ -158,10 +170,11 @@ def _read_media_type(exchange: Exchange) -> str | None:
 
 
 def _read_query_tags(exchange: Exchange) -> list[Tag]:
-    """Returns the values of `tag` in the query, each once. Raises TooManyTags, TagInvalid."""
+    """Returns the values of the query parameter `tag`, without repetitions. Raises TooManyTags, and TagInvalid for a
+    value that is not a tag."""
     given = exchange.query.all("tag")
     if len(given) > exchange.limits.tags_per_put:
-        raise TooManyTags(f"{len(given)} tags in one request; at most {exchange.limits.tags_per_put} are taken")
+        raise TooManyTags(f"{len(given)} tags in one request; at most {exchange.limits.tags_per_put} are accepted")
     return list(dict.fromkeys(map(Tag, given)))
 
 
@@ -174,8 +187,11 @@ def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
 
 
 async def _check_condition_on_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
-    """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it does not hold. It need not hold in the
-    PUT's transaction, because the content of a digest never changes."""
+    """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it is not fulfilled.
+
+    A condition keeps a PUT from overwriting what another client has just stored. A PUT by digest cannot overwrite other
+    content. So unlike the condition for a tag, this one need not be checked in the transaction that stores the
+    manifest."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:

@@ -1,6 +1,7 @@
 """Finds the upstream registry that a request names, by the query parameter `ns` or by the host that it was sent to.
 
-Both are only looked up among the upstreams in the settings. The server never connects to a host that a request names.
+An *upstream* is a registry that this one mirrors. Both names are only looked up among the upstreams in the settings.
+The server never connects to a host because a request names it.
 
 Source: OCI distribution spec, "Registry Proxying".
 """
@@ -21,10 +22,12 @@ from storage.names import shown
 class Namespaces:
     """The upstreams that requests may name.
 
-    `naming`: has the names of the upstreams; each is a value of `ns`. `upstream_by_host`: host names of this server
-    that stand for one upstream each, with that upstream's name. `own_hosts`: further host names of this server, such as
-    the public one; `ns` with one of them has no effect. `upstream_by_alias`: other values of `ns` for an upstream, such
-    as its host and port, with that upstream's name."""
+    - `naming`: the rules for repository names, with the names of the upstreams. Each of these names is a value of `ns`.
+    - `upstream_by_host`: maps host names of this server to upstreams. A request that was sent to such a host names its
+      upstream.
+    - `own_hosts`: other host names of this server, such as the one in `public_url`. A client may send one of them as
+      `ns`, which then has no effect.
+    - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to upstreams."""
 
     naming: NamingRules
     upstream_by_host: Mapping[str, str] = field(default_factory=dict)
@@ -32,10 +35,13 @@ class Namespaces:
     upstream_by_alias: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, exchange: Exchange) -> None:
-        """Puts the upstream that the request names before `exchange.repo`: with `?ns=ghcr.io`, `org/app` becomes
-        `ghcr.io/org/app`. A name that begins with the upstream already stays, because some clients send both. Sets
-        `exchange.namespace` if `ns` names the upstream. Does nothing if the request names no upstream. Raises
-        NameUnknown for an `ns` that is not mirrored, and RequestInvalid for several values of `ns`."""
+        """Puts the name of the upstream that the request names before `exchange.repo`: with `?ns=ghcr.io`, `org/app`
+        becomes `ghcr.io/org/app`.
+
+        Does not change `exchange.repo` if it begins with the upstream's name already, because some clients send the
+        upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`, so that the
+        response repeats the `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
+        an upstream nor a host of this server, and RequestInvalid if `ns` occurs twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""
         if requested or self.upstream_by_host:
@@ -58,13 +64,13 @@ class Namespaces:
 
 
 def hosts_of(public_url: str | None) -> frozenset[str]:
-    """Returns the host in a URL, in lower case, in two forms: with its port and without. Returns an empty set without a
-    URL."""
+    """Returns the host of a URL in two forms, both in lower case: with its port, as the URL gives it, and without.
+    Returns an empty set for None."""
     host = urlsplit(public_url or "").netloc.lower()
     return frozenset({host, without_port(host)} - {""})
 
 
 def without_port(host: str) -> str:
-    """Returns `host` without its port, if it has one."""
+    """Returns `host` without its port; unchanged if it has no port."""
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host

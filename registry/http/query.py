@@ -1,4 +1,4 @@
-"""Parses the query string of a request strictly: refuses input that another parser could read differently.
+"""Parses the query string of a request, and refuses input that another parser could read differently.
 
 Sources: RFC 3986, 2.1 (percent-encoding); the `application/x-www-form-urlencoded` format for '+' and '&'.
 """
@@ -13,8 +13,8 @@ from registry.request import RequestInvalid
 from storage.names import shown
 
 MAX_PARAMETERS: Final = 1000
-"""Most parameters in a query. Clients send up to a hundred tags, or a token's scope for each repository of a build.
-Parsing ten thousand parameters would block the event loop for 30 ms."""
+"""Largest number of parameters in a query. Clients send up to a hundred: a tag each, or a scope for each repository
+that a build needs. Parsing ten thousand parameters would block the event loop for 30 ms."""
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -28,7 +28,7 @@ def percent_decode(raw: bytes, what: str) -> str:
     except UnicodeDecodeError:
         raise RequestInvalid(f"{what} is not UTF-8") from None
     if "\0" in text:
-        raise RequestInvalid(f"{what} holds a NUL character")
+        raise RequestInvalid(f"{what} contains a NUL character")
     return text
 
 
@@ -56,11 +56,13 @@ class Query:
                 )
 
     def all(self, name: str) -> list[str]:
-        """Returns each value of a parameter, in order; an empty list without the parameter."""
+        """Returns all values of a parameter, in the order of the query. Returns an empty list if the query does not
+        have the parameter."""
         return self._values.get(name, [])
 
     def one(self, name: str) -> str | None:
-        """Returns the value of a parameter; None without the parameter. Raises RequestInvalid if it occurs twice."""
+        """Returns the value of a parameter. Returns None if the query does not have the parameter. Raises
+        RequestInvalid if the query has it more than once."""
         values = self._values.get(name)
         if values is None:
             return None

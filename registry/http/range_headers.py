@@ -1,7 +1,7 @@
 """Parses the request headers Range (with If-Range) of a blob GET, and Content-Range of an uploaded chunk.
 
-An invalid Range is ignored, as RFC 9110, 14.2 allows. An invalid Content-Range is refused, because it could put bytes
-at a wrong offset.
+An invalid Range is ignored, as RFC 9110, 14.2 allows. An invalid Content-Range is refused, because without it the bytes
+of the chunk could be stored at a wrong offset.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ _RANGE_HEADER = re.compile(rb"bytes[ \t]*=(.*)", re.IGNORECASE | re.DOTALL)
 _RANGE = re.compile(rb"([0-9]*)-([0-9]*)")
 _CONTENT_RANGE = re.compile(rb"([0-9]+)-([0-9]+)")
 _BEYOND_ANY_BLOB = 10**18
-"""A byte position that is larger than any blob. It replaces numbers with more than 18 digits."""
+"""A byte position that is larger than any blob. `_number` returns it for numbers with more than 18 digits."""
 
 
 def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | None:
     """Returns the spans that the Range header asks for (RFC 9110, 14.2).
 
-    Returns None if the whole content has to be sent: there is no Range, it has another unit than bytes, it cannot be
-    parsed, or If-Range does not match. A span that ends before it starts is returned as well, and opening it raises
-    RangeInvalid (416). `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag,
-    so If-Range never matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
+    Returns None if the whole content has to be sent: if there is no Range or several, if it has another unit than
+    bytes, if it cannot be parsed, or if If-Range does not match. Does not check that a span ends after its start. If it
+    does not, opening the blob raises RangeInvalid (416).
+
+    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
+    matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
     values = exchange.headers(b"range")
     if len(values) != 1 or not (header := _RANGE_HEADER.fullmatch(values[0])):
         return None
@@ -37,7 +39,7 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
     range_texts = [text for part in header[1].split(b",") if (text := part.strip(b" \t"))]
     limit = exchange.limits.ranges_per_request
     if len(range_texts) > limit:
-        raise RequestInvalid(f"{len(range_texts)} ranges in one request; at most {limit} are served")
+        raise RequestInvalid(f"{len(range_texts)} ranges in one request; at most {limit} are accepted")
     spans = []
     for text in range_texts:
         numbers = _RANGE.fullmatch(text)
@@ -48,7 +50,7 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
 
 
 def _span(first: bytes, last: bytes) -> Span:
-    """Returns the span of one range, from the digits before and after its '-'."""
+    """Returns the span of one range. `first` and `last`: the digits before and after the '-' of the range."""
     if not first:  # `-500`: the last 500 bytes
         length = _number(last)
         return Span(-length) if length else Span(0, 0)
@@ -56,11 +58,11 @@ def _span(first: bytes, last: bytes) -> Span:
 
 
 def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
-    """Returns the offset of an uploaded chunk and its length in bytes, from Content-Range in the form of the OCI spec:
-    `0-99`, both positions inclusive, no unit.
+    """Returns the offset of an uploaded chunk and its length in bytes. Reads them from Content-Range in the form of the
+    OCI spec, such as `0-99` for 100 bytes: first and last position, without a unit.
 
-    Returns None without the header: the chunk then follows the bytes that the session has. Raises BlobUploadInvalid for
-    a header that cannot be parsed, and SizeInvalid if its length differs from Content-Length."""
+    Returns None if the request has no Content-Range: the chunk then follows the bytes that the session has. Raises
+    BlobUploadInvalid for a header that cannot be parsed, and SizeInvalid if its length differs from Content-Length."""
     values = exchange.headers(b"content-range")
     if not values:
         return None
@@ -77,4 +79,5 @@ def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
 
 
 def _number(digits: bytes) -> int:
+    """Returns the number that `digits` denote, or `_BEYOND_ANY_BLOB` if there are more than 18 digits."""
     return int(digits) if len(digits) <= 18 else _BEYOND_ANY_BLOB

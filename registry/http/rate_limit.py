@@ -1,4 +1,5 @@
-"""Applies the rate limit of requests, to `/v2` and to all other paths."""
+"""Applies the rate limit to requests: functions for requests to `/v2`, and a wrapper of the application for all other
+paths."""
 
 from __future__ import annotations
 
@@ -11,25 +12,25 @@ from registry.client_addresses import network_of
 from registry.http.error_statuses import error_json, status_of
 from storage.errors import TooManyRequests
 
-HEALTH_PATH: Final = "/health/"
+HEALTH_PATH_PREFIX: Final = "/health/"
 """Prefix of the paths of health checks."""
-HEALTH_KEY: Final = "health "
-"""Prefix of the keys that health checks count against, so that they have a limit of their own."""
+HEALTH_KEY_PREFIX: Final = "health "
+"""Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
 
 RateLimit = Callable[[str], float]
-"""Counts a request against a key. Returns 0.0 if the request is within the limit; otherwise does not count it and
-returns the seconds to wait."""
+"""Counts a request under a key, such as a client network, and returns 0.0 if the key is within its limit. If it is not,
+does not count the request and returns the seconds after which the client may send it again."""
 
 
 def rate_key(name: str, is_account: bool, address: str) -> str:
-    """Returns the key that a request counts against: the account `name`, or without an account the network of the
-    client's IP address."""
+    """Returns the key under which a request is counted: the account `name`, or the network of the client's IP address
+    for a request without an account."""
     return f"account {name}" if is_account else network_of(address)
 
 
 def check_rate(rate_limit: RateLimit | None, key: str) -> None:
-    """Counts a request against `key`. Raises TooManyRequests beyond the limit, with the seconds to wait for
-    Retry-After, rounded up."""
+    """Counts a request under `key`. Raises TooManyRequests if the limit is reached. The error has the seconds to wait,
+    rounded up, for Retry-After. `rate_limit`: None: there is no limit."""
     if rate_limit is not None and (wait := rate_limit(key)):
         raise TooManyRequests(retry_after=max(1, ceil(wait)))
 
@@ -37,7 +38,7 @@ def check_rate(rate_limit: RateLimit | None, key: str) -> None:
 class RateLimitedApp:
     """Applies the rate limit to `app`, the application for all paths outside `/v2`.
 
-    A request counts against the client's network, because its account is not known yet. Health checks count
+    A request is counted under the client's network, because its account is not known yet. Health checks are counted
     separately, so that many pulls from a network do not make the registry look unhealthy to a monitor in that
     network."""
 
@@ -48,7 +49,7 @@ class RateLimitedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             network = network_of(client_address(scope))
-            key = HEALTH_KEY + network if scope["path"].startswith(HEALTH_PATH) else network
+            key = HEALTH_KEY_PREFIX + network if scope["path"].startswith(HEALTH_PATH_PREFIX) else network
             try:
                 check_rate(self._rate_limit, key)
             except TooManyRequests as error:
@@ -58,7 +59,7 @@ class RateLimitedApp:
 
 
 async def _refuse(send: Send, error: TooManyRequests) -> None:
-    """Sends the response for a request beyond the limit: 429 with Retry-After."""
+    """Sends 429 with Retry-After, for a request beyond the limit."""
     body = error_json(error.code, error.message)
     headers = [
         (b"content-type", b"application/json"),

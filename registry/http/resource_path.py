@@ -1,7 +1,7 @@
 """Parses the path of a request below `/v2` into the resource that it names.
 
-A repository name may contain any word, such as `blobs`, so a path is parsed from its end. Each segment is
-percent-decoded by itself, so an escaped '/' never separates segments.
+A part of a repository name may be any word, even one of the API such as `blobs`. So a path is parsed from its end. A
+path with an escaped '/' (`%2F`) is refused, because another parser could take it for the end of a segment.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from storage.errors import NameInvalid
 class Resource(NamedTuple):
     """A resource of the distribution API.
 
-    `kind`: `ping`, `catalog`, `tags`, `manifests`, `blobs`, `referrers`, `uploads` (where sessions start) or `session`
-    (one upload session). `name`: the repository's name as the client wrote it, not checked yet; empty: none. `item`:
-    the last segment of the path: a tag, a digest or the id of an upload session; empty: none."""
+    - `kind`: `ping` (`/v2/`), `catalog`, `tags`, `manifests`, `blobs`, `referrers`, `uploads` (where a POST starts
+      upload sessions) or `session` (one upload session).
+    - `name`: the repository's name as the client wrote it, not yet checked; empty: the path names no repository.
+    - `item`: a tag, a digest or the id of an upload session, not yet checked; empty: the path names none."""
 
     kind: str
     name: str = ""
@@ -34,20 +35,22 @@ _KINDS_WITH_ITEM = frozenset({"manifests", "blobs", "referrers"})
 def parse_path(path: bytes) -> Resource:
     """Returns the resource of a raw path, which is `/v2` or a path below it.
 
-    Raises PathUnknown for a path that names no resource, and NameInvalid for one that cannot be decoded."""
+    Raises PathUnknown for a path that names no resource, and NameInvalid for a path that cannot be decoded."""
     if path in (b"/v2/", b"/v2"):
         return _PING
     segments = _segments(path[4:])
     if segments == ["_catalog"]:
         return _CATALOG
     resource = _parse_segments(segments)
+    # The spec reserves segments that begin with '_' for extensions.
     if resource is None or resource.name.startswith("_") or "/_" in resource.name:
         raise PathUnknown
     return resource
 
 
 def _segments(path: bytes) -> list[str]:
-    """Returns the decoded segments of a path. Raises NameInvalid."""
+    """Returns the percent-decoded segments of `path`, the part after `/v2/`. Raises NameInvalid if it cannot be decoded
+    or has an escaped '/'."""
     if b"%" not in path and path.isascii() and b"\0" not in path:
         return path.decode("ascii").split("/")
     try:
@@ -55,12 +58,13 @@ def _segments(path: bytes) -> list[str]:
     except RequestInvalid as error:
         raise NameInvalid(error.message) from None
     if any("/" in segment for segment in segments):
-        raise NameInvalid("the path holds an escaped '/'")
+        raise NameInvalid("the path contains an escaped '/'")
     return segments
 
 
 def _parse_segments(segments: list[str]) -> Resource | None:
-    *name, kind, item = segments if len(segments) > 1 else ["", *segments]
+    """Returns the resource that the segments name; None: they name none."""
+    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # needs at least two
     if kind == "uploads" and name and name[-1] == "blobs":
         return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
     if kind == "blobs" and item == "uploads":

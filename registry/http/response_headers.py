@@ -19,14 +19,14 @@ ZERO_LENGTH: Final[Header] = (b"content-length", b"0")
 JSON: Final[Header] = (b"content-type", b"application/json")
 OCTET_STREAM: Final[Header] = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Final[Header] = (b"cache-control", b"max-age=31536000, immutable")
-"""For content requested by its digest. Without `public`, because a shared cache must not store the response to a
-request with Authorization (RFC 9111, 3.5)."""
+"""For content requested by its digest. It does not say `public`, so that shared caches do not store the responses to
+requests with Authorization (RFC 9111, 3.5), which other clients may not be allowed to read."""
 REVALIDATE: Final[Header] = (b"cache-control", b"no-cache")
-"""For content requested by a tag, and for lists. A cache may store the response, and revalidates it with If-None-Match
-before each use."""
+"""For content requested by a tag, and for lists. A cache may store the response, but has to revalidate it before each
+use."""
 NEVER_STORE: Final[Header] = (b"cache-control", b"no-store")
 _MAX_WARNING_CHARACTERS: Final = 1024
-"""A longer warning is cut to this length. The spec allows 4096 bytes for all warnings together."""
+"""The text of a warning is cut to this length. The spec allows 4096 bytes for all warnings of a response."""
 
 
 def content_headers(digest: Digest) -> list[Header]:
@@ -38,18 +38,19 @@ def content_headers(digest: Digest) -> list[Header]:
 def blob_headers(digest: Digest, *, verified: bool) -> list[Header]:
     """Returns the headers that identify a blob and say whether a cache may store it.
 
-    `verified`: the registry has the whole blob and has checked its digest. Otherwise the digest only repeats what the
-    client requested. The response then has no ETag and no cache may store it, because the digest may turn out to be
-    wrong."""
+    `verified`: True if the registry has the whole blob and has checked its digest. If False, the bytes may turn out not
+    to have the digest that the client requested. So the response has no ETag, and no cache may store it."""
     if verified:
         return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
     return [(b"docker-content-digest", digest.encode("ascii")), NEVER_STORE, ACCEPT_RANGES]
 
 
 def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
-    """Returns the headers that describe an upload session with the id `upload`, which has received `offset` bytes.
+    """Returns the headers that describe the upload session with the id `upload`, which has received `offset` bytes and
+    is continued at the URL `location`.
 
-    Range is `0-0` for a session without bytes: clients expect the header, and the spec has no value for this case."""
+    Range names the last byte that was received, so it has no right value for a session without bytes. It is `0-0` then,
+    because clients expect the header."""
     return [
         (b"location", location),
         (b"range", b"0-%d" % max(offset - 1, 0)),
@@ -64,8 +65,8 @@ def allow_header(methods: Iterable[str]) -> Header:
 
 
 def warning_headers(notice: str | None) -> list[Header]:
-    """Returns the Warning header that shows `notice` to the client's user, in the form of the spec ("Warnings").
-    Returns an empty list without a notice."""
+    """Returns the Warning header with the text `notice`, which clients show to their users ("Warnings" in the spec).
+    Returns an empty list if `notice` is None."""
     if notice is None:
         return []
     plain = "".join(letter if letter.isprintable() else " " for letter in notice[:_MAX_WARNING_CHARACTERS])

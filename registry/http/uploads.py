@@ -1,8 +1,9 @@
 """Handlers of upload sessions, and of blob mounts (OCI distribution spec, end-4 to end-6, end-11, end-13, end-14).
 
-A handler checks the path, the query and the headers before it reads the body. If the client disconnects in the middle
-of a body, the session keeps the received bytes; only a POST that sends a whole blob keeps nothing. If the client
-disconnects after the end of the body, the blob is stored all the same, and the client finds it on its next attempt.
+A handler checks the path, the query and the headers before it receives the body. If the client disconnects in the
+middle of a PATCH or PUT, the session stores the bytes that were received, and the client can continue after them. If it
+disconnects in the middle of a POST that sends a whole blob, nothing is stored. If it disconnects after the end of the
+body, the blob is stored, and the client finds it on its next attempt.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from storage.names import Digest, RepositoryName, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES
 
 CANCEL_ATTEMPTS = 5
-"""Attempts to cancel a session that another request takes over each time."""
+"""Number of attempts to cancel a session. An attempt fails if another request resumes the session in between."""
 
 
 async def start_upload(exchange: Exchange) -> None:
-    """Answers POST. Its query decides: `mount` mounts a blob of another repository, `digest` stores the body as a blob,
-    and without both an upload session starts. If the blob cannot be mounted, an upload session starts as well
-    ("Mounting a blob from another repository")."""
+    """Answers a POST. Its query decides what this does: with `mount`, it mounts a blob of another repository; with
+    `digest`, it stores the body as a blob; with neither, it starts an upload session. If the blob cannot be mounted, it
+    goes on as if there were no `mount` ("Mounting a blob from another repository")."""
     mount, digest = _read_digest(exchange, "mount"), _read_digest(exchange, "digest")
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
         from_name = exchange.query.one("from")
+        # Without `from`, any repository from which the client may pull can be the source.
         source = RepositoryName(from_name) if from_name else ALL_NAMES
         try:
             await _send_blob(exchange, await exchange.registry.mount_blob(exchange.repo, mount, source, exchange.actor))
         except (BlobUnknown, NameUnknown):
-            pass
+            pass  # the blob cannot be mounted, so the client has to upload it
         else:
             return
     writer = await exchange.registry.start_upload(exchange.repo, algorithm, by=exchange.actor)
@@ -48,45 +50,41 @@ async def start_upload(exchange: Exchange) -> None:
 
 
 async def append_chunk(exchange: Exchange) -> None:
-    """Appends the body to a session, at the session's end. Content-Range, if given, must start there (416
-    otherwise)."""
+    """Appends the body to a session. If the request has Content-Range, the range must start at the session's end; a
+    request with another range gets 416."""
     upload = UploadID(exchange.item)
-    chunk = read_content_range(exchange)
-    writer = await exchange.registry.resume_upload(
-        exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
-    )
+    offset, declared_bytes = read_content_range(exchange) or (None, None)
+    writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
-        await _write_body(exchange, writer, chunk[1] if chunk else None)
+        await _write_body(exchange, writer, declared_bytes)
     await exchange.send_empty(202, *_session_headers(exchange, upload, writer.offset))
 
 
 async def close_upload(exchange: Exchange) -> None:
-    """Appends the body, which may be empty, to a session, stores the session's bytes as a blob, and ends the
-    session."""
+    """Appends the body, which may be empty, to a session, and then stores all bytes of the session as a blob. That ends
+    the session."""
     upload = UploadID(exchange.item)
     digest = _read_digest(exchange, "digest")
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
-    chunk = read_content_range(exchange)
-    writer = await exchange.registry.resume_upload(
-        exchange.repo, upload, chunk[0] if chunk else None, by=exchange.actor
-    )
+    offset, declared_bytes = read_content_range(exchange) or (None, None)
+    writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
-        await _write_body(exchange, writer, chunk[1] if chunk else None)
+        await _write_body(exchange, writer, declared_bytes)
         stored = await writer.commit(digest)
     await _send_blob(exchange, stored)
 
 
 async def get_upload(exchange: Exchange) -> None:
-    """Reports how many bytes a session has. Does not disturb a request that is writing to the session."""
+    """Sends how many bytes a session has received. Does not take the session over from a request that writes to it."""
     upload = UploadID(exchange.item)
     offset = await exchange.registry.upload_offset(exchange.repo, upload, by=exchange.actor)
     await exchange.send_empty(204, *_session_headers(exchange, upload, offset))
 
 
 async def cancel_upload(exchange: Exchange) -> None:
-    """Cancels a session. Tries several times, because an earlier request of the client may still be processed and take
-    the session over in between."""
+    """Cancels a session. For that it takes the session over from any other request. Tries up to `CANCEL_ATTEMPTS`
+    times, because an earlier request of the client may still be in progress and take the session over in between."""
     upload = UploadID(exchange.item)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):
         writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)
@@ -102,8 +100,8 @@ async def cancel_upload(exchange: Exchange) -> None:
 
 
 def _read_digest(exchange: Exchange, parameter: str) -> Digest | None:
-    """Returns the digest in a query parameter; None without the parameter. Raises DigestInvalid, also if the parameter
-    occurs twice."""
+    """Returns the digest in a query parameter. Returns None if the query does not have the parameter. Raises
+    DigestInvalid if the value is no digest, or if the query has the parameter more than once."""
     values = exchange.query.all(parameter)
     if len(values) > 1:
         raise DigestInvalid(f"the query gives {parameter} {len(values)} times; give it only once")
@@ -111,8 +109,9 @@ def _read_digest(exchange: Exchange, parameter: str) -> Digest | None:
 
 
 def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
-    """Returns the digest algorithm for a new session: `digest-algorithm` of the query, that of `digest`, or sha256.
-    Raises DigestInvalid if the first two differ."""
+    """Returns the digest algorithm for a new session: the value of `digest-algorithm` in the query. If the query does
+    not have it, returns the algorithm of `digest`, or sha256 if that is None. Raises DigestInvalid if the query has
+    both and they differ, or if the algorithm is not supported."""
     requested = exchange.query.one("digest-algorithm")
     if requested is None:
         return digest.algorithm if digest else "sha256"
@@ -122,12 +121,12 @@ def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
 
 
 async def _store_blob(exchange: Exchange, writer: BlobWriter, digest: Digest) -> None:
-    """Stores the body of a POST as a blob. A failure cancels the session, because its client does not know the
-    session's id and could not continue it."""
+    """Stores the body of a POST as a blob. If the body cannot be received or written, cancels the session, because the
+    client does not know the session's id and could not continue it."""
     try:
-        await _write_body(exchange, writer, None)
+        await _write_body(exchange, writer, declared_bytes=None)
     except (ClientGone, RegistryError):
-        with suppress(RegistryError):  # the error that is answered is the first one
+        with suppress(RegistryError):  # the client gets the first error
             await writer.cancel()
         raise
     await _send_blob(exchange, await writer.commit(digest))
@@ -136,9 +135,9 @@ async def _store_blob(exchange: Exchange, writer: BlobWriter, digest: Digest) ->
 async def _write_body(exchange: Exchange, writer: BlobWriter, declared_bytes: int | None) -> None:
     """Writes the request's body to the session.
 
-    `declared_bytes`: the length by Content-Range; None: the request has no Content-Range. Raises SizeInvalid if the
-    body has another length; the session keeps the received bytes, up to the declared length. Raises ClientGone, and the
-    errors of `BlobWriter.write`."""
+    `declared_bytes`: the length of the body according to Content-Range; None: the request has no Content-Range. Raises
+    SizeInvalid if the body has another length. The session then stores the received bytes, but no more than the
+    declared length. Also raises ClientGone, and the errors of `BlobWriter.write`."""
     remaining_bytes = declared_bytes
     async for data in exchange.body():
         if remaining_bytes is None:
@@ -160,5 +159,5 @@ async def _send_blob(exchange: Exchange, stored: Descriptor) -> None:
 
 
 def _session_headers(exchange: Exchange, upload: str, offset: int) -> list[Header]:
-    """Returns the headers that tell a client the session's URL and how many bytes (`offset`) it has."""
+    """Returns the headers that tell a client the URL of a session and the number of bytes that it has (`offset`)."""
     return upload_headers(exchange.location("blobs/uploads", upload), upload, offset)

@@ -31,7 +31,7 @@ class AppInProcess:
         self.app = app
         self.data = data
         self.client = AsgiClient(app)
-        self.hosted: Registry = app.service.unguarded
+        self.hosted: Registry = app.service.unchecked_registry
         self.accounts: Accounts = app.service.access.policy.accounts
         self.audit_buffer = app.service.access.components.audit_buffer
 

@@ -259,7 +259,7 @@ async def _open_registry(settings: Settings) -> AsyncIterator[tuple[Router, Stor
     # Without a handler, Python would print the log's warnings to stderr; the command prints errors itself.
     logging.getLogger("registry").addHandler(logging.NullHandler())
     async with open_backend(settings) as backend:
-        yield backend.router, backend.stored
+        yield backend.router, backend.store
 
 
 def _load_settings(config: Path | None, data: str | None, mirror: list[str] | None) -> Settings:

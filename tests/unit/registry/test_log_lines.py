@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from registry.log_output import BUFFER_BYTES, BufferedHandler, LineFormatter, LineRecord
+from registry.log_output import BUFFER_CHARACTERS, BufferedHandler, LineFormatter, LineRecord
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def test_many_lines_do_not_pile_up(log: logging.Logger, stream: io.StringI
     for number in range(3000):
         log.info("line %04d", number)
     line = len(stream.getvalue().splitlines()[0])
-    assert (3000 - stream.getvalue().count("\n")) * line <= BUFFER_BYTES + line
+    assert (3000 - stream.getvalue().count("\n")) * line <= BUFFER_CHARACTERS + line
 
 
 async def test_an_error_shows_its_traceback(log: logging.Logger, stream: io.StringIO) -> None:

@@ -11,7 +11,7 @@ from storage.errors import NameInvalid, NameUnknown
 from storage.names import MAX_NAME_LENGTH, RepositoryName
 
 UPSTREAMS = ("docker.io", "ghcr.io")
-RULES = NamingRules(UPSTREAMS, default="docker.io", prefixes=["own/**", "shop"])
+RULES = NamingRules(UPSTREAMS, default="docker.io", always_hosted=["own/**", "shop"])
 
 
 def candidates(name: str, rules: NamingRules = RULES) -> list[str]:

@@ -80,7 +80,7 @@ class RouterSetup:
         self.known_asked = 0
         mirrors = {"docker.io": self.hub, "ghcr.io": self.ghcr}
         self.router = Router(
-            self.hosted, mirrors, self._known, NamingRules(mirrors, default=default, prefixes=prefixes)
+            self.hosted, mirrors, self._known, NamingRules(mirrors, default=default, always_hosted=prefixes)
         )
 
     async def _known(self, repo: RepositoryName) -> bool:

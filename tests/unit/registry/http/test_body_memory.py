@@ -18,7 +18,7 @@ from registry.app import create_app
 from registry.asgi import Message
 from registry.config import Settings
 from registry.http import DistributionAPI
-from registry.http.body_memory import COUNTED_ANSWER_BYTES, BodyMemory
+from registry.http.body_memory import UNCOUNTED_RESPONSE_BYTES, BodyMemory
 from registry.http.exchange import RequestLimits
 from registry.memory_budget import MAX_WAITING, MIB, SMALL_SHARE_BYTES, MemoryBudget, Share, ShareScope
 from storage.content import OCI_MANIFEST, Actor, Condition, Descriptor, Manifest, digest_of
@@ -100,24 +100,24 @@ async def until(true: Callable[[], object]) -> None:
 
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
     """Whoever finds no memory within the wait is told so, and when to come again; nothing of the body is read."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
+    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
     await put_blob(registry, b"{}")
     first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
     held = first.start()
     first.send(first.body[:-1])
-    await until(lambda: intake.bodies.used > LARGE)
+    await until(lambda: intake.manifests.used > LARGE)
     await second.start()
     assert (second.status, second.headers[b"retry-after"]) == (429, b"1")
     assert "holds as many request bodies in memory as it may; try again" in second.message
     first.send(first.body[-1:], more=False)
     await held
     assert first.status == 201
-    assert intake.bodies.used == 0
+    assert intake.manifests.used == 0
 
 
 async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) -> None:
     """In the order of asking."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     senders = [PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "abc"]
     tasks = [sender.start() for sender in senders]
@@ -129,9 +129,9 @@ async def test_who_waits_gets_in_when_there_is_room(registry: MemoryRegistry) ->
 
 async def test_a_received_small_manifest_needs_no_budget(registry: MemoryRegistry) -> None:
     """A manifest of a few KiB that arrived together with its head is stored while other bodies use the whole budget."""
-    memory = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
-    share = memory.bodies.share()
+    share = memory.manifests.share()
     assert share.try_grow(200 * KIB)
     small = PiecewiseSender(api_of(registry, memory), image(), "small")
     small.scope["extensions"]["entrepot.body"]["take_whole"] = lambda: [small.body[:9], small.body[9:]]
@@ -142,11 +142,11 @@ async def test_a_received_small_manifest_needs_no_budget(registry: MemoryRegistr
 
 async def test_small_manifests_get_past_large_ones(registry: MemoryRegistry) -> None:
     """A part of the budget is for bodies that are small, as nearly all manifests are."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
+    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
     first, second = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
     tasks = [first.start(), second.start()]
-    await until(lambda: intake.bodies.used > LARGE)
+    await until(lambda: intake.manifests.used > LARGE)
     small = PiecewiseSender(api_of(registry, intake), image(), "small")
     small.send_all()
     await small.start()
@@ -173,17 +173,17 @@ async def test_a_body_that_drips_is_408(registry: MemoryRegistry) -> None:
     dripping.cancel()
     assert sender.status == 408
     assert "the body comes too slowly" in sender.message
-    assert intake.bodies.used == 0
+    assert intake.manifests.used == 0
 
 
 async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> None:
     """The one that takes longest makes room for the one that waits."""
-    intake = BodyMemory(bodies=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
+    intake = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01))
     await put_blob(registry, b"{}")
     slow, other = (PiecewiseSender(api_of(registry, intake), large_image(), name) for name in "ab")
     slow.send(slow.body[:100])
     dripping = slow.start()
-    await until(lambda: intake.bodies.used > LARGE)
+    await until(lambda: intake.manifests.used > LARGE)
     other.send_all()
     await other.start()
     await dripping
@@ -192,17 +192,17 @@ async def test_a_slow_body_is_cut_when_others_wait(registry: MemoryRegistry) -> 
 
 async def test_a_body_of_unknown_length_counts_as_it_comes(registry: MemoryRegistry) -> None:
     """Chunked transfer coding declares nothing."""
-    intake = BodyMemory(bodies=budget(400 * KIB))
+    intake = BodyMemory(manifests=budget(400 * KIB))
     await put_blob(registry, b"{}")
     sender = PiecewiseSender(api_of(registry, intake), large_image(), declared=False)
     task = sender.start()
     sender.send(sender.body[:10])
-    await until(lambda: intake.bodies.used == 10)
+    await until(lambda: intake.manifests.used == 10)
     sender.send(sender.body[10:-1])
-    await until(lambda: intake.bodies.used >= len(sender.body) - 1)
+    await until(lambda: intake.manifests.used >= len(sender.body) - 1)
     sender.send(sender.body[-1:], more=False)
     await task
-    assert (sender.status, intake.bodies.used) == (201, 0)
+    assert (sender.status, intake.manifests.used) == (201, 0)
 
 
 async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ async def test_who_leaves_the_queue_costs_nothing(registry: MemoryRegistry, monk
     await asyncio.gather(*tasks)
     assert (first.status, second.status, third.status) == (201, 0, 201)
     assert read == [first.body, third.body]
-    assert intake.bodies.used == 0
+    assert intake.manifests.used == 0
 
 
 class UnreadPut(PiecewiseSender):
@@ -259,7 +259,7 @@ async def test_who_does_not_read_the_answer_holds_nobody_up(registry: MemoryRegi
     silent.send_all()
     waiting = silent.start()
     await until(lambda: silent.status)
-    assert intake.bodies.used == 0
+    assert intake.manifests.used == 0
     other.send_all()
     async with asyncio.timeout(10):
         await other.start()
@@ -317,7 +317,7 @@ async def test_storing_holds_no_other_manifest_up() -> None:
     first.send_all()
     storing = first.start()
     await far.began.wait()
-    assert intake.bodies.used >= LARGE  # it is still in memory
+    assert intake.manifests.used >= LARGE  # it is still in memory
     second.send_all()
     async with asyncio.timeout(10):
         await second.start()
@@ -330,9 +330,9 @@ async def test_storing_holds_no_other_manifest_up() -> None:
 async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
     """What a client does not take is held; beyond the budget the next one waits, then it is 429. The same manifest for
     several is held once."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=0.05))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
+    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
     api = api_of(registry, intake)
     taken = asyncio.Event()
 
@@ -353,14 +353,14 @@ async def test_large_answers_wait_for_memory(registry: MemoryRegistry) -> None:
         return status
 
     slow = [asyncio.create_task(get("a", taken)) for _ in range(5)]
-    await until(lambda: intake.answers.used > 2 * COUNTED_ANSWER_BYTES)
-    assert intake.answers.used < 3 * COUNTED_ANSWER_BYTES
+    await until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    assert intake.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
     assert await get("b", None) == 429
     assert await get("a", None) == 200
     taken.set()
     assert await asyncio.gather(*slow) == [200] * 5
     assert await get("b", None) == 200
-    assert intake.answers.used == 0
+    assert intake.responses.used == 0
 
 
 async def test_forms_and_json_count_too() -> None:
@@ -386,7 +386,7 @@ async def test_forms_and_json_count_too() -> None:
     task = asyncio.create_task(app(sender.scope, receive, sender._send))
     await sent.wait()
     await until(lambda: app.body_memory.forms.used == 100)
-    assert app.body_memory.bodies.used == 0
+    assert app.body_memory.manifests.used == 0
     await task
     assert (sender.status, app.body_memory.forms.used) == (408, 0)
 
@@ -418,11 +418,13 @@ class UnreadGet:
 @pytest.mark.parametrize("part", ["start", "body"])
 async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: MemoryRegistry, part: str) -> None:
     """Those who hold one manifest together are cut together; whether they have taken the headers or not."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=30, slow_seconds=0.0))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
+    intake = BodyMemory(
+        responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
+    )
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
     slow = [UnreadGet(api_of(registry, intake), "a", part=part) for _ in range(5)]
-    await until(lambda: intake.answers.used > 2 * COUNTED_ANSWER_BYTES)
+    await until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
     other = UnreadGet(api_of(registry, intake), "b")
     other.reads.set()
     async with asyncio.timeout(10):
@@ -431,16 +433,16 @@ async def test_who_takes_an_answer_too_slowly_is_cut_when_others_wait(registry: 
     for each in slow:
         with pytest.raises(TooManyRequests):  # the server cuts the connection
             await each.task
-    assert intake.answers.used == 0
+    assert intake.responses.used == 0
 
 
 async def test_an_answer_without_a_body_needs_no_room(registry: MemoryRegistry) -> None:
     """If-None-Match is looked at first."""
-    intake = BodyMemory(answers=MemoryBudget(4 * COUNTED_ANSWER_BYTES, "answers", wait_seconds=0.05))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * COUNTED_ANSWER_BYTES})
+    intake = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
     slow = UnreadGet(api_of(registry, intake), "a")
-    await until(lambda: intake.answers.used > 2 * COUNTED_ANSWER_BYTES)
+    await until(lambda: intake.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
     digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
     for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
         other = UnreadGet(api_of(registry, intake), "b", headers)
@@ -461,7 +463,7 @@ async def test_a_large_manifest_is_read_once() -> None:
             return await super().get_manifest(repo, reference)
 
     registry = Counted()
-    await put_image(registry, "a", annotations={"a": "x" * 2 * COUNTED_ANSWER_BYTES})
+    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
     answer = await AsgiClient(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
     assert (answer.status, read) == (200, ["a"])
 
@@ -498,7 +500,7 @@ def test_the_largest_manifest_leaves_room_for_others() -> None:
     app = create_app(Settings.model_validate({"limits": {"manifest": most}}), MemoryRegistry())
 
     async def grow() -> None:
-        for memory in (app.body_memory.bodies, app.body_memory.answers):
+        for memory in (app.body_memory.manifests, app.body_memory.responses):
             await memory.share().grow(SMALL_SHARE_BYTES)
             assert memory.share().try_grow(most)
 
@@ -637,7 +639,7 @@ async def test_a_put_of_many_tags_is_answered_in_few_header_lines(registry: Memo
     assert len(answer.fields) < 90
     refused = await client("PUT", path(most + 1), PUT, body)
     assert refused.status == 414
-    assert f"at most {most} are taken" in refused.json["errors"][0]["message"]
+    assert f"at most {most} are accepted" in refused.json["errors"][0]["message"]
 
 
 async def test_a_long_type_is_400(registry: MemoryRegistry) -> None:

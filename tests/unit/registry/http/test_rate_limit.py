@@ -12,7 +12,7 @@ from registry.app import create_app
 from registry.config import Settings
 from registry.config.settings import LimitSettings
 from registry.http import DistributionAPI
-from registry.http.rate_limit import HEALTH_KEY
+from registry.http.rate_limit import HEALTH_KEY_PREFIX
 from registry.request import RequestContext
 from registry.service_factory import shared_rate_limit
 from storage.composition import prepare_data_dir
@@ -119,8 +119,8 @@ async def test_health_counts_by_itself(tmp_path: Path, registry: MemoryRegistry)
     async with httpx2.AsyncClient(transport=transport, base_url="http://registry.test") as client:
         assert [(await client.get("/v2/")).status_code for _ in range(2)] == [200, 429]
         assert {(await client.get("/health/live")).status_code for _ in range(20)} == {200}
-        assert 100 < sum(take(f"{HEALTH_KEY}192.0.2.1") == 0.0 for _ in range(5000)) < 5000
-        assert take(f"{HEALTH_KEY}192.0.2.2") == 0.0
+        assert 100 < sum(take(f"{HEALTH_KEY_PREFIX}192.0.2.1") == 0.0 for _ in range(5000)) < 5000
+        assert take(f"{HEALTH_KEY_PREFIX}192.0.2.2") == 0.0
 
 
 def test_what_the_settings_say() -> None:

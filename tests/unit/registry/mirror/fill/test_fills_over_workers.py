@@ -192,6 +192,6 @@ async def test_a_start_on_a_full_disk_warms_nothing(
     prepare_data_dir(settings.data)
     monkeypatch.setattr("storage.composition.SqliteDatabase", without_room)
     async with open_backend(settings, serving=True, may_open_read_only=True) as backend:
-        assert backend.stored.is_read_only == full
+        assert backend.store.is_read_only == full
         rounds = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
         assert len(rounds) == (0 if full else 1)

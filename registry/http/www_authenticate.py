@@ -1,5 +1,5 @@
-"""`Challenges` builds the WWW-Authenticate header of a 401; `Authenticator` is the interface that authenticates
-requests.
+"""`Challenges` builds the WWW-Authenticate header of a 401. `Authenticator` is the interface of the object that
+authenticates requests.
 
 Sources: RFC 6750, section 3 (Bearer challenges); RFC 9110, 11.6.1; Distribution's "Token Authentication Specification"
 for realm, service and scope.
@@ -18,8 +18,10 @@ from storage.errors import RegistryError, Unauthorized
 from storage.names import RepositoryName
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+"""A Host header that is used in a challenge: a host name, an IPv4 address or an IPv6 address in brackets, and a
+port."""
 _MAX_HOST_BYTES: Final = 255
-"""Longest Host header that is used: a host name has at most 253 characters (RFC 1035, 2.3.4)."""
+"""A longer Host header is not used in a challenge. A host name has at most 253 characters (RFC 1035, 2.3.4)."""
 _QUOTABLE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")
 """Text that a quoted string may contain without escapes (RFC 9110, 5.6.4)."""
 _ACTIONS_BY_METHOD: Final = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
@@ -27,30 +29,31 @@ _PUSH_ACTIONS: Final = "pull,push"
 
 
 class Authenticator(Protocol):
-    """Authenticates requests."""
+    """Finds out which account or anonymous client (principal) makes a request."""
 
     async def authenticate(self, request: RequestContext) -> None:
-        """Sets the request's principal from its headers. Raises Unauthorized, or TooManyRequests after too many failed
-        logins. A cancellation changes nothing."""
+        """Sets the request's principal from its headers. Raises Unauthorized for a credential that is not valid, and
+        TooManyRequests after too many failed logins. A cancellation leaves the principal as it was."""
         ...
 
     def credential_key(self, authorization: Sequence[bytes], address: str, /) -> Hashable | None:
-        """Returns a key for the principal of requests from the IP address `address` with these values of the
-        Authorization header. Two requests with the same key have the same principal while the store does not change.
-        None: each request has to be authenticated."""
+        """Returns a key for the principal of requests that come from the IP address `address` and have these values of
+        the Authorization header. Two requests with the same key have the same principal while the store does not
+        change. Returns None if each such request has to be authenticated."""
         ...
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Raises Unauthorized or Denied if the current request may not push to `repo`. Called before a manifest's body
-        is read; the registry checks the same right only afterwards."""
+        """Raises Unauthorized or Denied if the current request may not push to `repo`. The API calls this before it
+        receives a manifest, because the registry checks the same right only after that."""
         ...
 
 
 class Challenges:
-    """Builds WWW-Authenticate headers, which tell a client where to get a token (realm) and for what (service, scope).
+    """Builds WWW-Authenticate headers (challenges). Each tells the client the URL that issues tokens (realm), and for
+    what to request a token (service and scope).
 
-    `public_url`: the realm is below it; None: the realm is at the host that the client sent the request to. `service`:
-    the name of the service that tokens are for."""
+    `public_url`: the realm is below this URL; None: the realm is at the host to which the client sent the request.
+    `service`: the name of this registry as a service in tokens."""
 
     def __init__(self, public_url: str | None, service: str) -> None:
         """Raises ValueError if `service` has characters that a quoted string needs escapes for."""
@@ -60,7 +63,7 @@ class Challenges:
         self._service = service.encode("ascii")
 
     def header(self, exchange: Exchange, error: Unauthorized) -> Header:
-        """Returns the WWW-Authenticate header of the 401 that answers `exchange` because of `error`."""
+        """Returns the WWW-Authenticate header of the 401 response to a request that failed with `error`."""
         base_url = self._base_url or base_url_of(exchange.scope, exchange.header(b"host"))
         value = b'Bearer realm="%b/token",service="%b"' % (base_url, self._service)
         if scope := scope_of(exchange):
@@ -71,8 +74,8 @@ class Challenges:
 
 
 def scope_of(exchange: Exchange) -> str:
-    """Returns the scope that a token needs for this request, such as `repository:team/app:pull`; empty: any token will
-    do."""
+    """Returns the scope that a token needs for this request, such as `repository:team/app:pull`. Returns an empty
+    string if a token with any scope is accepted."""
     if exchange.kind == "catalog":
         return "registry:catalog:*"
     if not exchange.requested_name:
@@ -86,24 +89,25 @@ def scope_of(exchange: Exchange) -> str:
 
 
 def _mount_source(exchange: Exchange) -> str | None:
-    """Returns the repository that the request asks to mount a blob from; None: it asks for none, or is invalid."""
+    """Returns the repository from which the request asks to mount a blob. Returns None if it asks for no mount, names
+    no repository for it, or has an invalid query."""
     try:
         given = exchange.query.one("from") if exchange.query.all("mount") else None
         return None if given is None else RepositoryName(given)
-    except RegistryError:  # an invalid query is reported once the client has a token
+    except RegistryError:  # the handler reports an invalid query, once the client has a token
         return None
 
 
 def base_url_of(scope: Scope, host: bytes | None) -> bytes:
-    """Returns the URL of this server from the client's point of view, such as `https://registry.example.com`. `host`:
-    the Host header. If that is missing or not of the form HOST[:PORT], the server's own address takes its place."""
+    """Returns the URL at which the client reached this server, such as `https://registry.example.com`. `host`: the Host
+    header. If it is missing or does not have the form HOST[:PORT], the URL has the IP address of this server."""
     if host is None or len(host) > _MAX_HOST_BYTES or not _HOST.fullmatch(host):
         host = _own_address(scope)
     return b"%b://%b" % (b"https" if scope.get("scheme") == "https" else b"http", host)
 
 
 def _own_address(scope: Scope) -> bytes:
-    """Returns the server's address and port of the connection, in the form of a Host header."""
+    """Returns this server's IP address and port in the client's connection, in the form of a Host header."""
     server = scope.get("server")
     name, port = (server[0], server[1]) if server else ("localhost", None)
     text = f"[{name}]" if ":" in name else name
