@@ -1,6 +1,6 @@
 """Routes of `/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: the accounts of people and programs.
 
-The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the account that sends the request.
+The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the person who sends the request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ async def get_me(caller: AnyCaller) -> models.CallerResponse:
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
     account = None
-    # An account from an htpasswd file or an external issuer has no version, because the store does not hold it.
+    # An identity has a version if its account is in the store. An account that exists only in an htpasswd file or at an
+    # external issuer of tokens has none.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(
@@ -60,7 +61,7 @@ async def list_users(
 @router.post("/users", status_code=201, tags=["users"])
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
     """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
-    the first account. From then on, everyone has to log in."""
+    it. As soon as there is an account, everyone has to log in."""
     if caller.is_open and not body.admin:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     password = None if body.password is None else body.password.get_secret_value()
@@ -88,8 +89,9 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
 
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
-    """Sets your own password, for which you also send the old one. An admin may set anyone's password. All logins made
-    with the old password end immediately."""
+    """Sets your own password. For this you have to send the old one as well. An admin may set the password of any other
+    person without the old one. Ends the person's browser sessions and the tokens that `/token` issued to them; API
+    tokens stay valid."""
     caller.rights.check_may_add_credential(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, body)
@@ -98,15 +100,15 @@ async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewP
 
 
 async def _check_old_password(caller: Caller, account: AccountName, body: models.NewPassword) -> None:
-    """Checks the old password as a login would, so that the throttle for failed logins also covers guesses made here.
-    Raises Denied if the password is wrong, and TooManyRequests after too many wrong ones."""
+    """Checks the old password by a login with it, so that guesses of the old password count as failed logins. Raises
+    Denied if the password is wrong, and TooManyRequests after too many failed logins."""
     old = "" if body.old is None else body.old.get_secret_value()
     credentials = base64.b64encode(f"{account}:{old}".encode())
     try:
         principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
     except Unauthorized:
         raise Denied("the old password is not right") from None
-    # An API token is also accepted as a password; `is_person` is false for it.
+    # The login accepts an API token in place of the password; `is_person` is false after a login with a token.
     if principal.name != account or not management_rights_of(principal).is_person:
         raise Denied("the old password is not right")
 
@@ -163,15 +165,15 @@ def _list_accounts(
 async def _set_enabled(
     caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
 ) -> models.AccountResponse:
-    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account after the change."""
+    """Enables or disables an account, or changes nothing if `enabled` is None. Returns the account as it is then."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, kind))
 
 
 def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -> models.AccountWithGrants:
-    """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no such
-    account or the caller may not see it."""
+    """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no
+    account of this name and kind, or the caller may not see it."""
     caller.rights.check_may_see(name)
     account = caller.administration.find(name, kind)
     return models.AccountWithGrants.from_stored_with_grants(account, _first_grants(caller, name))
@@ -179,6 +181,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to an account: its own, and those to its groups, to
-    `authenticated` and to `everyone`. `groups` adds groups that the login brings and the store does not know."""
+    `authenticated` and to `everyone`. `groups` are groups that the caller's login named, in addition to those in the
+    store."""
     subjects = caller.administration.subjects_of(name, groups)
-    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)
+    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on
