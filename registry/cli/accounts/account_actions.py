@@ -15,9 +15,9 @@ import typer
 from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
     ForceOption,
-    account_name_or_fail,
     administer,
     all_pages,
+    parse_name_or_fail,
     print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption
@@ -128,7 +128,7 @@ def _add_change(
     register = app.command(verb, help=help_text, epilog=words.examples(f"{verb} {words.example_name}"))
 
     def run(name: str, config: Path | None, data: str | None, force: bool) -> None:
-        account = account_name_or_fail(name)
+        account = parse_name_or_fail(name)
         administer(config, data, lambda administration, actor: change(administration, account, force, actor))
         typer.echo(f"{account} is {verb.removesuffix('e')}ed", err=True)
 

@@ -50,7 +50,7 @@ def administer(
     data: str | None,
     work: Callable[[Administration, Actor], Awaitable[T]],
     *,
-    create: bool = False,
+    create_data_directory: bool = False,
 ) -> T:
     """Opens the accounts in the data directory, runs `work` on them and returns its result. A server that uses the same
     directory may be running.
@@ -65,7 +65,7 @@ def administer(
         from storage.composition import open_accounts
 
         actor = operator_actor()
-        prepare_data_directory(settings, create=create)
+        prepare_data_directory(settings, create_if_missing=create_data_directory)
 
         async def hash_in_event_loop(password: str) -> str:
             return hash_password(password)  # slow, but nothing else runs in a command
@@ -133,7 +133,7 @@ def operator_actor() -> Actor:
     return Actor(name=f"cli:{user}")
 
 
-def account_name_or_fail(text: str) -> AccountName:
+def parse_name_or_fail(text: str) -> AccountName:
     """Returns `text` as the name of an account or group. Ends the command if the name is not valid."""
     with one_line_errors():
         return AccountName(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.accounts.account_admin import account_name_or_fail, administer, print_list
+from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail, one_line_errors
 from storage.access import Grant, Grantee
 
@@ -69,7 +69,12 @@ def add(
     with one_line_errors():
         parsed_pattern, parsed_actions = parse_pattern(pattern), parse_actions(actions)
         grants = [Grant(Grantee.parse(subject), parsed_pattern, parsed_actions) for subject in subjects]
-    administer(config, data, lambda administration, actor: administration.put_grants(grants, by=actor), create=True)
+    administer(
+        config,
+        data,
+        lambda administration, actor: administration.put_grants(grants, by=actor),
+        create_data_directory=True,
+    )
     for grant in grants:
         typer.echo(f"{grant.subject} may {', '.join(parsed_actions.words)} {parsed_pattern}", err=True)
 
@@ -102,7 +107,7 @@ def list_grants(
 
     if subject and account:
         fail("--subject and --for contradict each other; give one of them", USAGE_ERROR)
-    name = None if account is None else account_name_or_fail(account)
+    name = None if account is None else parse_name_or_fail(account)
     with one_line_errors():
         subjects = None if subject is None else [Grantee.parse(subject)]
 

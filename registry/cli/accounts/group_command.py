@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.accounts.account_admin import account_name_or_fail, administer, print_list
+from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption
 from registry.cli.output import comma_list
 from storage.access import AccountName
@@ -26,9 +26,12 @@ MembersArgument = Annotated[list[str], typer.Argument(metavar="MEMBER", help="Na
 @app.command("add", help="Add an empty group.", epilog="\b\nExamples:\n  entrepot group add dev")
 def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
     """Adds a group without members."""
-    name = account_name_or_fail(group)
+    name = parse_name_or_fail(group)
     administer(
-        config, data, lambda administration, actor: administration.accounts.add_group(name, by=actor), create=True
+        config,
+        data,
+        lambda administration, actor: administration.accounts.add_group(name, by=actor),
+        create_data_directory=True,
     )
     typer.echo(f"{name} is added; entrepot group join {name} MEMBER... adds members", err=True)
 
@@ -60,7 +63,7 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
 )
 def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption = None) -> None:
     """Removes the group and the grants to it."""
-    name = account_name_or_fail(group)
+    name = parse_name_or_fail(group)
     administer(config, data, lambda administration, actor: administration.accounts.remove_group(name, by=actor))
     typer.echo(f"{name} is removed", err=True)
 
@@ -112,4 +115,4 @@ def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption =
 
 def _parse_names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
     """Returns the name of the group and the names of the members. Ends the command if a name is not valid."""
-    return account_name_or_fail(group), [account_name_or_fail(member) for member in members]
+    return parse_name_or_fail(group), [parse_name_or_fail(member) for member in members]

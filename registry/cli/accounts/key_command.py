@@ -32,7 +32,10 @@ def rotate(
 ) -> None:
     """Adds a signing key. The previous key signs no new tokens from then on."""
     key = administer(
-        config, data, lambda administration, actor: administration.rotate_key(at_once=at_once, by=actor), create=True
+        config,
+        data,
+        lambda administration, actor: administration.rotate_key(at_once=at_once, by=actor),
+        create_data_directory=True,
     )
     typer.echo(f"key {key.id} signs from now on", err=True)
 

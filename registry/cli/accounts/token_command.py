@@ -10,9 +10,9 @@ import typer
 from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
     NoteOption,
-    account_name_or_fail,
     administer,
     all_pages,
+    parse_name_or_fail,
     print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
@@ -64,7 +64,7 @@ def add(
     from registry.admin import models
     from registry.auth.administration import parse_limit
 
-    name = account_name_or_fail(account)
+    name = parse_name_or_fail(account)
     with one_line_errors():
         limits = [parse_limit(text) for text in allow or []]
         expires_in = None if expires is None else models.parse_seconds(expires)
@@ -99,7 +99,7 @@ def list_tokens(
     """Prints the tokens of all accounts or of one account. Ends the command if there is no such account."""
     from registry.admin import models
 
-    name = None if account is None else account_name_or_fail(account)
+    name = None if account is None else parse_name_or_fail(account)
 
     def read(administration: Administration) -> Iterable[ApiToken]:
         if name is not None:

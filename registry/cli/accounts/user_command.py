@@ -12,8 +12,8 @@ from registry.cli.accounts.account_admin import (
     GenerateOption,
     NoteOption,
     PasswordFileOption,
-    account_name_or_fail,
     administer,
+    parse_name_or_fail,
     password_or_fail,
     print_first_account_notice,
 )
@@ -62,13 +62,13 @@ def add(
     """Adds a person's account. Prints a generated password on stdout and everything else on stderr. If it is the first
     account of the registry, also prints what that changes and what to do next."""
     settings = load_or_fail(config, data=data).settings
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     password = password_or_fail(account, password_file, generate)
     added = administer(
         config,
         data,
         lambda administration, actor: administration.add_user(account, password, admin=admin, note=note, by=actor),
-        create=True,
+        create_data_directory=True,
     )
     if added.password is not None:
         typer.echo(added.password)
@@ -91,7 +91,7 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
     from registry.admin import models
     from storage.content import Page
 
-    account_name = account_name_or_fail(name)
+    account_name = parse_name_or_fail(name)
 
     async def work(administration: Administration, _: Actor) -> tuple[Account, list[Grant]]:
         return administration.find(account_name, AccountKind.USER), administration.grants_for(account_name)
@@ -122,7 +122,7 @@ def password(
     data: DataOption = None,
 ) -> None:
     """Sets the password. Prints a generated password on stdout and everything else on stderr."""
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     new_password = password_or_fail(account, password_file, generate)
     generated = administer(
         config, data, lambda administration, actor: administration.set_password(account, new_password, by=actor)
@@ -145,7 +145,7 @@ def admin(
     data: DataOption = None,
 ) -> None:
     """Makes the person an admin, or with `off` an ordinary account."""
-    account = account_name_or_fail(name)
+    account = parse_name_or_fail(name)
     administer(
         config, data, lambda administration, actor: administration.set_admin(account, not off, force=force, by=actor)
     )

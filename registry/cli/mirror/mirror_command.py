@@ -89,7 +89,7 @@ def warm(
         results = _run_on_mirrors(
             settings,
             partial(_warm, images=images, platforms=platforms),
-            create=True,
+            create_data_directory=True,
             interrupted_text=INTERRUPTED_WARM,
         )
         typer.echo(total_text(results, started))
@@ -145,7 +145,9 @@ def status(
     with one_line_errors():
         from registry.cli.mirror.mirror_status import print_status, read_status
 
-        mirrors = _run_on_mirrors(settings, lambda _, stored: read_status(settings, stored.records), create=False)
+        mirrors = _run_on_mirrors(
+            settings, lambda _, stored: read_status(settings, stored.records), create_data_directory=False
+        )
     if as_json:
         typer.echo(json.dumps(mirrors, indent=2))
     else:
@@ -168,7 +170,7 @@ def refresh(
         from registry.cli.mirror.refresh_purge import refresh_reference
 
         images = _parse_references(references)
-        raise typer.Exit(_run_for_each(settings, images, refresh_reference, create=True))
+        raise typer.Exit(_run_for_each(settings, images, refresh_reference, create_data_directory=True))
 
 
 @app.command(
@@ -197,7 +199,9 @@ def purge(
             fail(f"{tagged}: --all takes a name without tag and digest", USAGE_ERROR)
         images = _parse_references(references)
         purge_one = partial(purge_reference, data=settings.data, grace=settings.gc.grace, everything=everything)
-        raise typer.Exit(_run_for_each(settings, images, purge_one, create=False, whole_repositories=everything))
+        raise typer.Exit(
+            _run_for_each(settings, images, purge_one, create_data_directory=False, whole_repositories=everything)
+        )
 
 
 def _run_for_each(
@@ -205,7 +209,7 @@ def _run_for_each(
     images: list[ImageReference],
     action: Callable[[Router, StoredRegistry, ImageReference], Awaitable[str]],
     *,
-    create: bool,
+    create_data_directory: bool,
     whole_repositories: bool = False,
 ) -> bool:
     """Runs `action` for each image and prints the text that it returns. Prints errors to stderr, and continues with the
@@ -225,21 +229,21 @@ def _run_for_each(
                 failed = True
         return failed
 
-    return _run_on_mirrors(settings, work, create=create)
+    return _run_on_mirrors(settings, work, create_data_directory=create_data_directory)
 
 
 def _run_on_mirrors(
     settings: Settings,
     work: Callable[[Router, StoredRegistry], Awaitable[T]],
     *,
-    create: bool,
+    create_data_directory: bool,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
     """Opens the data directory and the mirrors, runs `work` and returns its result.
 
     `create`: create the data directory if there is none. `interrupted_text`: what the command prints if SIGINT or
     SIGTERM ends it."""
-    prepare_data_directory(settings, create=create)
+    prepare_data_directory(settings, create_if_missing=create_data_directory)
 
     async def open_and_work() -> T:
         async with _open_registry(settings) as (router, stored):
