@@ -35,7 +35,7 @@ SubjectsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="SUBJECT",
-        help="Who: user:NAME, robot:NAME, group:NAME, authenticated (every account) or everyone (without a login too).",
+        help="Who: user:NAME, robot:NAME, group:NAME, authenticated (all accounts) or everyone (even without a login).",
     ),
 ]
 
@@ -54,7 +54,7 @@ A pattern is an exact name, or a prefix that ends with * (any text without a sla
 
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
 needs pull,push. admin is the right to grant on repositories that match the pattern. Names of mirrored repositories
-begin with the upstream's name, also if clients leave that name out.""",
+begin with the upstream's name, even if clients leave that name out.""",
 )
 def add(
     pattern: PatternArgument,
@@ -63,7 +63,7 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds one grant for each subject. Ends the command, without adding any, if an argument is not valid."""
+    """Adds one grant for each subject. If an argument is not valid, ends the command and adds no grant."""
     from registry.auth.administration import parse_actions, parse_pattern
 
     with one_line_errors():
@@ -137,7 +137,7 @@ def list_grants(
 def remove(
     pattern: PatternArgument, subjects: SubjectsArgument, config: ConfigOption = None, data: DataOption = None
 ) -> None:
-    """Removes the grant for the pattern from each subject."""
+    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has none."""
     from registry.auth.administration import parse_pattern
 
     with one_line_errors():

@@ -51,7 +51,10 @@ def list_groups(config: ConfigOption = None, data: DataOption = None, as_json: J
         as_json,
         read=lambda administration: administration.all_groups(),
         to_model=models.GroupResponse.from_stored,
-        columns={"group": lambda group: group[0], "members": lambda group: comma_list(group[1])},
+        columns={
+            "group": lambda name_and_members: name_and_members[0],
+            "members": lambda name_and_members: comma_list(name_and_members[1]),
+        },
         empty_message="there are no groups yet; entrepot group add NAME adds one",
     )
 
@@ -75,11 +78,12 @@ def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption =
 Examples:
   entrepot group join dev alice bob
 
-A member may also be an account that exists only in an htpasswd file or at an issuer.""",
+A member need not have an account in this registry: it may be an account of an htpasswd file, or of an issuer (an
+external service whose signed tokens the registry accepts as logins).""",
 )
 def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the members. Prints a note about each member without an account in this registry, because the name may be
-    mistyped. An *issuer* is an external service whose signed tokens the registry accepts as logins."""
+    """Adds the members. Prints a note about each member that has no account in this registry, because its name may be
+    mistyped."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> list[AccountName]:
@@ -91,14 +95,15 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
     for member in without_account:
         typer.echo(
-            f"note: there is no account {member} here; the membership counts for {member} of htpasswd or an issuer",
+            f"note: there is no account {member} here; if an htpasswd file or an issuer has an account of that name, "
+            f"that account is now a member",
             err=True,
         )
 
 
 @app.command(
     "leave",
-    help="Take accounts out of a group.",
+    help="Remove accounts from a group. The accounts stay.",
     epilog="\b\nExamples:\n  entrepot group leave dev bob",
 )
 def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:

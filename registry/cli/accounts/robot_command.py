@@ -32,7 +32,8 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
     + "\n\nThen: entrepot grant add 'team/**' pull,push robot:ci; entrepot token add ci",
 )
 def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds a robot. If it is the first account of the registry, also prints what that changes and what to do next."""
+    """Adds a robot. After the first account of the registry, prints that everyone has to log in from now on, and which
+    commands to run next."""
     settings = load_or_fail(config, data=data).settings
     account = parse_name_or_fail(name)
     added = administer(
@@ -41,7 +42,7 @@ def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, 
         lambda administration, actor: administration.add_robot(account, note=note, by=actor),
         create_data_directory=True,
     )
-    typer.echo(f"{account} is added; entrepot token add {account} makes what it logs in with", err=True)
+    typer.echo(f"{account} is added; entrepot token add {account} makes the API token that it logs in with", err=True)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)
 

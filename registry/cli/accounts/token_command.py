@@ -43,18 +43,18 @@ stdout gets the secret alone, stderr says what to do with it. --allow only limit
 account does not have. Its patterns are those of entrepot grant add.""",
 )
 def add(
-    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with it.")],
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with the token.")],
     note: NoteOption = "",
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="TIME", help="How long it is valid, such as 90d. [default: for ever]"),
+        typer.Option("--expires", metavar="TIME", help="How long the token is valid, such as 90d. [default: for ever]"),
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             "--allow",
             metavar="PATTERN:ACTIONS",
-            help="Limit it to these actions. Repeat for more. [default: everything that ACCOUNT can do]",
+            help="Limit the token to these actions. Repeat for more. [default: everything that ACCOUNT can do]",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -86,8 +86,8 @@ def add(
 
 @app.command(
     "list",
-    help="List API tokens, without their secrets. Those with the purpose login belong to clients that log in once and "
-    "keep no password.",
+    help="List API tokens, without their secrets. Clients that log in once and store no password get tokens with the "
+    "purpose login.",
     epilog="\b\nExamples:\n  entrepot token list\n  entrepot token list ci --json",
 )
 def list_tokens(
@@ -135,7 +135,7 @@ def _limits_text(token: ApiToken) -> str:
 
 @app.command(
     "revoke",
-    help="Revoke API tokens. The next request with one of them is refused.",
+    help="Revoke API tokens. From then on, every request with one of them is refused.",
     epilog="\b\nExamples:\n  entrepot token revoke 3fk2m7q4",
 )
 def revoke(
@@ -143,7 +143,8 @@ def revoke(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Revokes the tokens one after another, and stops at the first unknown id."""
+    """Revokes the tokens one after another. Stops at the first id that does not exist; the tokens before it are revoked
+    then."""
 
     async def work(administration: Administration, actor: Actor) -> None:
         for token_id in ids:
