@@ -1,6 +1,7 @@
 """Routes of `/api/v1/users`, `/api/v1/robots` and `/api/v1/me`: the accounts of people and programs.
 
-The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the person who sends the request.
+The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the caller, the account that sends
+the request.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storage.content import Page
 from storage.errors import Denied, Unauthorized
 
 _MAX_GRANTS: Final = 200
-"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` pages through all grants."""
+"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all of them, in pages."""
 _FIRST_ACCOUNT_ADMIN_MESSAGE: Final = (
     "the first account has to be an admin: no other account could add accounts or grants"
 )
@@ -74,7 +75,7 @@ async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUse
 @router.get("/users/{name}", tags=["users"])
 async def get_user(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
     """Shows a person and the grants that apply to them. You may see your own account; an admin may see every account.
-    Answers 404 for any other account."""
+    Answers 404 for an account that you may not see."""
     return _account_with_grants(caller, name, AccountKind.USER)
 
 
@@ -90,8 +91,8 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
     """Sets your own password. For this you have to send the old one as well. An admin may set the password of any other
-    person without the old one. Ends the person's browser sessions and the tokens that `/token` issued to them; API
-    tokens stay valid."""
+    person without the old one. The person's browser sessions end, and the tokens that `/token` issued to them are
+    refused from now on; API tokens stay valid."""
     caller.rights.check_may_add_credential(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, body)
@@ -130,7 +131,7 @@ async def list_robots(
 @router.post("/robots", status_code=201, tags=["robots"])
 async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AccountResponse:
     """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It logs in with API tokens
-    only."""
+    only. The first account cannot be a robot."""
     if caller.is_open:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
@@ -139,7 +140,8 @@ async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.Accoun
 
 @router.get("/robots/{name}", tags=["robots"])
 async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
-    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; others get 404."""
+    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; the answer to other
+    accounts is 404."""
     return _account_with_grants(caller, name, AccountKind.ROBOT)
 
 
@@ -165,7 +167,7 @@ def _list_accounts(
 async def _set_enabled(
     caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
 ) -> models.AccountResponse:
-    """Enables or disables an account, or changes nothing if `enabled` is None. Returns the account as it is then."""
+    """Enables or disables an account, or changes nothing if `enabled` is None. Returns the account after that."""
     if enabled is not None:
         await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, kind))

@@ -1,4 +1,5 @@
-"""The route of `/api/v1/audit`: the audit log. Its docstring is the description in the OpenAPI document."""
+"""The route of `/api/v1/audit`: the audit log. The docstring of the route is the description in the OpenAPI
+document."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-
 
 @dataclass(frozen=True, slots=True)
 class ManagementComponents:
-    """The objects that the management API uses; one per process.
+    """The objects that the management API uses; one set of them per process.
 
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
@@ -59,9 +59,9 @@ class ManagementComponents:
 class Caller:
     """The caller of one request, and the objects that routes use on the caller's behalf.
 
-    - `principal` is the authenticated account, or an anonymous one.
-    - `rights` are the caller's rights in the management API.
-    - `actor` is the caller as the audit log names it.
+    - `principal` is the account that the credentials of the request belong to, or the anonymous principal.
+    - `rights` say what the caller may do in the management API.
+    - `actor` is what the audit log records about the caller: the account's name, the client's address and others.
     - `is_open` means that the registry is open: there are no accounts yet.
     - `administration`, `authenticator` and `cursors` are those of `ManagementComponents`.
     """
@@ -108,10 +108,10 @@ async def identify_caller(
     management: ManagementComponents = request.app.service.access.management
     actor = unauthenticated_actor(request.scope)
     cookies = BrowserCookies(request, management.public_url)
-    session = None if "authorization" in request.headers else cookies.session
-    if session is not None:
+    session_cookie = None if "authorization" in request.headers else cookies.session
+    if session_cookie is not None:
         cookies.check_same_origin()
-    principal = await management.authenticator.authenticate(request.scope["headers"], actor, session)
+    principal = await management.authenticator.authenticate(request.scope["headers"], actor, session_cookie)
     actor = request.state.actor = replace(actor, name=principal.name)
     may_add_first_account = (
         principal.open and not management.is_proxied and _is_from_this_machine(request, actor.address)
@@ -135,6 +135,7 @@ async def require_login(caller: AnyCaller) -> Caller:
 
     While the registry is open, nobody has an account. Then returns a caller on the registry's own machine, and raises
     Denied for every other caller."""
+    # A caller on the registry's own machine has the rights UNRESTRICTED then, which include those of an admin.
     if caller.is_open and not caller.rights.admin:
         raise Denied(
             "there are no accounts yet, so only the registry's own machine may do this: run there "

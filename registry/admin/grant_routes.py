@@ -24,7 +24,7 @@ _BATCH_SIZE: Final = 100
 _MAX_BATCHES: Final = 100
 """Maximum number of batches to read for one page, so that a caller who may see few grants cannot cause an endless
 scan."""
-SubjectQuery = Annotated[str, Query(description="As in a grant", max_length=80, examples=["group:dev"])]
+SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
 router = APIRouter(route_class=ManagementRoute)
@@ -75,11 +75,11 @@ async def leave_group(caller: AdminCaller, name: PathName, member: PathMember) -
 @router.get("/grants", tags=["grants"])
 async def list_grants(
     caller: LoggedInCaller,
-    subject: Annotated[str | None, Query(description="Only of this subject", max_length=80)] = None,
+    subject: Annotated[str | None, Query(description="Only grants to this subject", max_length=80)] = None,
     account: Annotated[
-        str | None, Query(alias="for", description="All that apply to this account", max_length=80)
+        str | None, Query(alias="for", description="All grants that apply to this account", max_length=80)
     ] = None,
-    after: Annotated[str | None, Query(description="`next` of the page before", max_length=SEALED_LENGTH)] = None,
+    after: Annotated[str | None, Query(description="`next` of the previous page", max_length=SEALED_LENGTH)] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.GrantResponse]:
     """Lists grants. An admin sees all grants. Other accounts see the grants for patterns on which they may grant; with
@@ -111,8 +111,8 @@ async def _visible_page(
     """Returns a page of the grants that the caller may see. `show_all` means that the caller may see every grant to
     `subjects`.
 
-    Reads at most `_MAX_BATCHES` batches. If that does not fill the page, `next_after` of the page is the key of the
-    last grant that was read; the caller may not be allowed to see that grant."""
+    Reads at most `_MAX_BATCHES` batches. If the page ends for that reason, its `next_after` is the key of the last
+    grant that was read; the caller may not be allowed to see that grant."""
     if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     visible: list[Grant] = []
@@ -126,7 +126,7 @@ async def _visible_page(
             after = _grant_key(grant)
         if not batch.more:
             return Page(visible)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # lets the event loop run other requests
     return Page(visible, more=True, next_after=after)
 
 

@@ -30,13 +30,13 @@ async def live() -> Health:
 
 @router.get("/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """Reads the name of one repository from the store, and answers 503 if that fails. A full disk gets the HTTP status
-    200: a load balancer that saw 503 would send no more requests to this registry, but on a full disk reads still work,
-    and deletes make room."""
+    """Reads the name of one repository from the store, and answers 503 if that fails. If the disk is full, the HTTP
+    status is 200: a load balancer that saw 503 would send no more requests to this registry, but on a full disk reads
+    still work, and deletes make room."""
     # The registry without the check of the caller's rights, because health checks come without a login.
     registry: Lister = request.app.service.unguarded
     try:
-        await registry.repositories(None, 1)
+        await registry.repositories(None, 1)  # a page of one name, from the first repository on
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)

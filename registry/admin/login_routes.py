@@ -68,13 +68,14 @@ async def begin_login(request: Request) -> Response:
         return_path = Query(request.scope.get("query_string", b"")).one("next") or DEFAULT_RETURN_PATH
         if not _LOCAL_PATH.fullmatch(return_path):
             raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
-        url, attempt = await _openid_login(request).begin(cookies.origin + CALLBACK_PATH, return_path)
+        redirect_uri = cookies.origin + CALLBACK_PATH
+        provider_url, attempt_cookie = await _openid_login(request).begin(redirect_uri, return_path)
     except LoginFailed as failed:
         return _error_page(failed.answer_error)
     except RegistryError as error:
         return _error_page(error)
-    response = RedirectResponse(url, 303, _HEADERS)
-    cookies.set(response, ATTEMPT_COOKIE, attempt, ATTEMPT_SECONDS)
+    response = RedirectResponse(provider_url, 303, _HEADERS)
+    cookies.set(response, ATTEMPT_COOKIE, attempt_cookie, ATTEMPT_SECONDS)
     return response
 
 
@@ -103,7 +104,7 @@ async def finish_login(request: Request) -> Response:
 
 @router.get("/logout")
 async def offer_logout(request: Request) -> Response:
-    """Shows a logout button. A GET must not log out, because a link on another site can cause it."""
+    """Shows a logout button. A GET must not log out, because a link on another site can cause a GET."""
     return _page(200, "Log out", _LOGOUT_FORM)
 
 

@@ -1,9 +1,10 @@
 """The route class of the management API: checks each request, logs each call, and writes denied calls to the audit log.
 The module also defines the parameters that several routes share.
 
-The checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST, but only
-with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore accepts JSON
-bodies only. It also refuses requests whose Sec-Fetch-Site header names another site (Fetch Metadata).
+Two of the checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST,
+but only with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore
+accepts JSON bodies only. It also refuses changes whose Sec-Fetch-Site header says that a page of another site sent them
+(Fetch Metadata).
 """
 
 from __future__ import annotations

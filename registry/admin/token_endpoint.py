@@ -1,6 +1,7 @@
 """The token endpoint `/token`, where registry clients exchange a login for a bearer token.
 
-A *login* is an account name with its password or an API token. POST also accepts a refresh token.
+A *login* is an account name with the account's password, or with an API token in place of the password. POST also
+accepts a refresh token, which the client got in an earlier response.
 
 GET follows Distribution's "Token Authentication Specification", POST follows OAuth 2.0 (RFC 6749) as in Distribution's
 "OAuth2 Token Authentication". Error responses have the format of the OCI distribution spec. Error responses to a POST

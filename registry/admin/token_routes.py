@@ -1,7 +1,7 @@
 """Routes of `/api/v1/tokens` and `/api/v1/keys`: API tokens, and the keys that sign the bearer tokens of `/token`.
 
 An *API token* is a secret that replaces an account's password at a login. The docstrings of the routes are the
-descriptions in the OpenAPI document; "you" is the person who sends the request.
+descriptions in the OpenAPI document; "you" is the caller, the account that sends the request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ router = APIRouter(route_class=ManagementRoute)
 @router.get("/tokens", tags=["tokens"])
 async def list_tokens(
     caller: LoggedInCaller,
-    account: Annotated[str | None, Query(description="Only of this account", max_length=80)] = None,
+    account: Annotated[str | None, Query(description="Only tokens of this account", max_length=80)] = None,
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.ApiTokenResponse]:
@@ -41,6 +41,7 @@ async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.Add
     """Adds an API token for your own account. For this you have to log in with your password or at the OpenID provider,
     not with another token. An admin may add one for any account. A token never has more rights than its account;
     `limits` restrict it further. Only this response shows the secret."""
+    # While there are no accounts, the caller has no name. The empty name then raises AccountInvalid.
     name = AccountName(body.account or caller.rights.name or "")
     caller.rights.check_may_add_credential(name)
     token, secret = await caller.administration.add_token(
@@ -57,14 +58,14 @@ async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.Add
 async def revoke_token(caller: LoggedInCaller, token_id: Annotated[str, Path(alias="id", max_length=40)]) -> None:
     """Revokes one of your own API tokens; an admin may revoke any token. All later requests with the token are
     refused."""
-    token, _ = caller.accounts.token(token_id)
+    token, _secret_hash = caller.accounts.token(token_id)
     caller.rights.check_token(token)
     await caller.administration.revoke_token(token_id, by=caller.actor)
 
 
 @router.get("/keys", tags=["keys"])
 async def list_keys(caller: AdminCaller) -> list[models.SigningKeyResponse]:
-    """Lists the keys that sign the tokens of `/token`, without the secret part. The first is the key that signs new
+    """Lists the keys that sign the tokens of `/token`, without their secrets. The first is the one that signs new
     tokens."""
     return [models.SigningKeyResponse.from_stored(key) for key in caller.accounts.signing_keys()]
 

@@ -77,8 +77,8 @@ def client(
 
 
 def _parse_address(url: str) -> RegistryAddress:
-    """Parses the value of --url by the rules of the setting `public_url`. A value without a scheme means plain http.
-    Ends the command if the value is not valid."""
+    """Parses `url`, the value of --url, by the rules of the setting `public_url`. A value without a scheme means plain
+    http. Ends the command with the error text of the setting's validator if the value is not valid."""
     try:
         public_url = Settings(public_url=url if "://" in url else f"http://{url}").public_url
     except ValidationError as error:
@@ -133,7 +133,8 @@ def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -
 
 
 def _default_upstream(name: str) -> Upstream:
-    """Returns an upstream with default settings. Ends the command if the name is not valid."""
+    """Returns an upstream with default settings. Ends the command with the error text of the validator if the name is
+    not valid."""
     try:
         return Upstream(name=name)
     except ValidationError as error:
