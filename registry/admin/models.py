@@ -24,7 +24,7 @@ StoredT = TypeVar("StoredT")
 ActionWord = Literal["pull", "push", "delete", "admin"]
 NoteText = Annotated[str, Field(description="One line for people", max_length=200, examples=["on call"])]
 NameText = Annotated[
-    str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64", examples=["alice"])
+    str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64 of them", examples=["alice"])
 ]
 PatternText = Annotated[
     str,

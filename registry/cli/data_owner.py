@@ -95,8 +95,8 @@ def prepare_data_directory(settings: Settings, *, create_if_missing: bool) -> No
     the program can use the data.
 
     With `create_if_missing`, creates the data directory if it does not exist or contains no registry yet. Never
-    migrates existing data to a newer format, because a server may be using it. Raises DataDirectoryError if there is no data directory or this
-    version cannot use its data, and OwnerError if this process may not become the owner."""
+    migrates existing data to a newer format, because a server may be using it. Raises DataDirectoryError if there is no
+    data directory or this version cannot use its data, and OwnerError if this process may not become the owner."""
     from storage.composition import check_version, has_data, prepare_data_dir
     from storage.data_dir.check import DataDirectoryError
 

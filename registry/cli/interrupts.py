@@ -64,8 +64,8 @@ class SignalExit:
 
 
 def exit_on_interrupt() -> None:
-    """Makes SIGINT end this process immediately, with a line on stderr. SIGTERM keeps its default action, which ends the
-    process without a line. Must be called in the main thread, before slow imports.
+    """Makes SIGINT end this process immediately, with a line on stderr. SIGTERM keeps its default action, which ends
+    the process without a line. Must be called in the main thread, before slow imports.
 
     A shell without job control starts background commands with SIGINT ignored, and Python would leave it ignored. This
     function makes SIGINT end such a command as well. It also unblocks SIGINT and SIGTERM, which a parent process may

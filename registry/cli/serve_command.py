@@ -160,9 +160,9 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
     if tls.certificate is not None:
         certificates = Certificates(CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth))
     return ListenerOptions(
-        certificates,
-        TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
-        PerAddressLimit(max_connections, settings.workers) if max_connections else None,
+        certificates=certificates,
+        proxies=TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
+        per_address_limit=PerAddressLimit(max_connections, settings.workers) if max_connections else None,
     )
 
 

@@ -49,10 +49,12 @@ class AccountWords:
     example_name: str
     """The account name in the examples of the help texts."""
     can_be_admin: bool
+    """Whether an account of this kind can be an admin. Then --force is an option, because of the last admin."""
 
     def examples(self, *lines: str) -> str:
         """Returns the end of a help page, which shows examples of the command. Each of `lines` is what follows
         `entrepot user` or `entrepot robot` in an example, such as `add bob`."""
+        # The backspace character makes click keep the line breaks of the text that follows.
         return "\b\nExamples:\n" + "\n".join(f"  entrepot {self.kind} {line}" for line in lines)
 
 
@@ -123,7 +125,7 @@ def _add_change(
     *,
     has_force_option: bool = False,
 ) -> None:
-    """Adds the subcommand `verb` to `app`, which calls `change` for the account that the user names.
+    """Adds the subcommand `verb` to `app`. The subcommand calls `change` for the account that the user names.
 
     The arguments of `change` are the administration, the account's name, whether the option --force was given, and the
     actor whom the audit log names. `has_force_option` says whether the subcommand has the option --force."""

@@ -1,7 +1,8 @@
 """Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
 and input of passwords.
 
-The *actor* is the person whom the audit log names as the one who made a change. Changes take it as `by`.
+The *actor* is the person whom the audit log names as the one who made a change. Methods that change something take it
+as `by`.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def print_list(
     - `read` returns the items.
     - `to_model` converts an item for the JSON output.
     - `columns` maps each column's title to a function that returns the text of an item's cell.
-    - `empty_message` is printed instead of a table without rows."""
+    - `empty_message` is printed on stderr in place of a table without rows."""
 
     async def work(administration: Administration, _: Actor) -> list[T]:
         return list(read(administration))

@@ -28,7 +28,7 @@ PatternArgument = Annotated[
     str,
     typer.Argument(
         metavar="PATTERN",
-        help="Repositories: a name, or a prefix with * or ** at its end: 'team/app-*', 'team/**', '**'. Quote it.",
+        help="Repositories: a name, or a prefix that ends with * or **, quoted for the shell: 'team/app-*', 'team/**'.",
     ),
 ]
 SubjectsArgument = Annotated[

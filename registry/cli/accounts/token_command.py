@@ -40,7 +40,7 @@ Examples:
   entrepot token add ci > ci.secret
 
 stdout gets the secret alone, stderr says what to do with it. --allow only limits a token: it gives no right that the
-account does not have. Its patterns are those of entrepot grant add.""",
+account does not have. A PATTERN is written as in entrepot grant add.""",
 )
 def add(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with the token.")],

@@ -147,6 +147,8 @@ def admin(
     """Makes the person an admin, or with `off` an ordinary account."""
     account = parse_name_or_fail(name)
     administer(
-        config, data, lambda administration, actor: administration.set_admin(account, not off, force=force, by=actor)
+        config,
+        data,
+        lambda administration, actor: administration.set_admin(account, admin=not off, force=force, by=actor),
     )
     typer.echo(f"{account} is {'no longer an admin' if off else 'an admin'}", err=True)

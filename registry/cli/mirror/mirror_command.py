@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HELP = "Fetch upstream images ahead; show, refresh and drop cached ones. A server may be running."
+HELP = "Fetch images before they are pulled; show, refresh and drop cached images. A server may be running."
 INTERRUPTED_WARM = "interrupted; what has come stays, and the same command continues from there"
 """What `warm` prints on stderr if SIGINT or SIGTERM ends it."""
 
@@ -71,7 +71,11 @@ def warm(
     ] = None,
     platform: Annotated[
         list[str] | None,
-        typer.Option("--platform", metavar="OS/ARCH", help="Repeat for more. [default: this machine's platform]"),
+        typer.Option(
+            "--platform",
+            metavar="OS/ARCH",
+            help="The platform to fetch. Repeat for more. [default: this machine's platform]",
+        ),
     ] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Fetch every platform.")] = False,
     config: ConfigOption = None,
@@ -186,7 +190,7 @@ Examples:
   entrepot mirror purge ubuntu:24.04 --mirror docker.io
   entrepot mirror purge --all ghcr.io/org/app --config entrepot.toml
 
-The upstream registry is not asked and keeps everything. The next pull fetches the content again.""",
+The command sends nothing to the upstream registry. The next pull fetches the content again.""",
 )
 def purge(
     references: ReferencesArgument,
@@ -285,8 +289,8 @@ def _load_settings(config: Path | None, data: str | None, mirror: list[str] | No
 
 
 def _parse_platforms(texts: list[str]) -> list[Platform] | None:
-    """Returns the platforms; None if the texts mean all platforms. Ends the command with an error if one is not
-    valid."""
+    """Returns the platforms to fetch; None if `all` is among the texts, and this machine's platform if there are no
+    texts. Ends the command with an error if a text is not valid."""
     from registry.mirror.warm.targets import parse_platforms
 
     try:

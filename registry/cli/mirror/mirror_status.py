@@ -37,7 +37,7 @@ async def _upstream_status(upstream: Upstream, records: UpstreamRecords, invento
     """Returns the entry of one upstream for JSON. `size` is in bytes."""
     totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
     allowance = await records.allowance(upstream.name)
-    refused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
+    paused_until = await manifests_limited_until(records, upstream.name, upstream.endpoints, time.time())
     return {
         "name": upstream.name,
         "default": upstream.default,
@@ -48,7 +48,7 @@ async def _upstream_status(upstream: Upstream, records: UpstreamRecords, invento
         "manifests": totals.manifests,
         "blobs": totals.blobs,
         "size": totals.size,
-        "allowance": _allowance_values(allowance, refused_until),
+        "allowance": _allowance_values(allowance, paused_until),
     }
 
 
@@ -62,17 +62,17 @@ async def _count_stale_tags(upstream: Upstream, records: UpstreamRecords, invent
     return count
 
 
-def _allowance_values(allowance: Allowance | None, refused_until: float | None) -> dict[str, Any] | None:
-    """Returns the state of the rate limit for JSON; None if nothing is known about it. `refused_until`: the time until
-    which the mirror requests no manifests, because the upstream refused such a request with status 429; None: it
-    requests them. The key "at" has the time at which the upstream reported "remaining" and "limit"."""
-    if allowance is None and refused_until is None:
+def _allowance_values(allowance: Allowance | None, paused_until: float | None) -> dict[str, Any] | None:
+    """Returns the state of the rate limit for JSON; None if nothing is known about it. `paused_until`: the time until
+    which the mirror requests no manifests, because the upstream refused such a request with status 429; None: there is
+    no such pause. The key "at" has the time at which the upstream reported "remaining" and "limit"."""
+    if allowance is None and paused_until is None:
         return None
     return {
         "remaining": allowance.remaining if allowance else None,
         "limit": allowance.limit if allowance else None,
         "at": allowance.at if allowance else None,
-        "until": refused_until,
+        "until": paused_until,
     }
 
 
@@ -112,9 +112,9 @@ def _percent_text(fill: dict[str, Any]) -> str:
 
 
 def _allowance_text(allowance: dict[str, Any] | None) -> str:
-    """Returns how many requests the upstream accepted when it last said so, with the time (`57 of 100 at 14:02`).
-    Returns until when it refuses requests (`none until 14:30`) if it refuses them now, and `-` if neither is known.
-    `allowance` is what `_allowance_values` returned."""
+    """Returns how many requests the upstream still accepted at its last report, with the time of the report
+    (`57 of 100 at 14:02`). While requests are paused, returns the end of the pause (`none until 14:30`). Returns `-` if
+    neither is known. `allowance` is what `_allowance_values` returned."""
     if allowance is None:
         return "-"
     if allowance["until"]:
