@@ -80,7 +80,7 @@ before.
 
 def render_settings_page() -> str:
     """Returns the whole page as Markdown."""
-    parts = [_INTRODUCTION, "\n", _group_table(())]
+    parts = [_INTRODUCTION, "\n", _group_table(group=())]
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from storage.content import Actor
 
 NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Lower-case letters, digits, '.', '_' and '-', at most 64.")
+    str, typer.Argument(metavar="NAME", help="At most 64 lower-case letters, digits, '.', '_' and '-'.")
 ]
 
 

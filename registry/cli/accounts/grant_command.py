@@ -1,7 +1,7 @@
 """The command `entrepot grant`: adds, lists and removes grants.
 
-A *grant* allows a *subject* (an account, a group, every account or everyone) some actions on the repositories whose
-names match a *pattern*.
+A *grant* allows a *subject* some actions on the repositories whose names match a *pattern*. The subject is an account
+of a person or a program (a *robot*), a group, all accounts, or everyone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The command `entrepot group`: adds, lists and removes groups of accounts, and changes their members."""
+"""The command `entrepot group`: adds, lists and removes groups of accounts, and changes the members of groups.
+
+A *robot* is the account of a program, such as a CI job.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ HELP = "Add and list groups and change their members. A grant to a group applies
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
-GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Lower-case letters, digits, '.', '_' and '-'.")]
+GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="The name of the group.")]
 MembersArgument = Annotated[list[str], typer.Argument(metavar="MEMBER", help="Names of people and robots.")]
 
 
@@ -96,7 +99,7 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     for member in without_account:
         typer.echo(
             f"note: there is no account {member} here; if an htpasswd file or an issuer has an account of that name, "
-            f"that account is now a member",
+            "that account is now a member",
             err=True,
         )
 

@@ -1,4 +1,7 @@
-"""The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login."""
+"""The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login.
+
+A *robot* is the account of a program; it has no password and logs in with API tokens only.
+"""
 
 from __future__ import annotations
 

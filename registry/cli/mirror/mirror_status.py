@@ -25,8 +25,8 @@ from storage.upstream_records import UpstreamRecords
 
 
 async def read_status(settings: Settings, records: UpstreamRecords) -> dict[str, Any]:
-    """Returns the state of the mirrors as JSON types, in two lists: "upstreams" has the endpoints, the numbers of
-    cached objects and the rate limit of each upstream in the settings; "fills" has the unfinished downloads from all
+    """Returns the state of the mirrors as JSON types, in two lists: "upstreams" has the endpoints (URLs), the numbers
+    of cached objects and the rate limit of each upstream in the settings; "fills" has the unfinished downloads from all
     upstreams."""
     with open_inventory(settings.data) as inventory:
         upstreams = [await _upstream_status(upstream, records, inventory) for upstream in settings.upstream]

@@ -30,9 +30,9 @@ async def refresh_reference(router: Router, stored: StoredRegistry, image: Image
     """Asks the upstream what a tag points at now, or fetches the manifest of a digest that is not cached. Returns the
     result as a text for the user.
 
-    After an endpoint of the upstream has sent corrupt bytes for a blob, a record keeps the mirror from asking that
-    endpoint for the blob again. This function deletes the records for all blobs of the image, even if the request to
-    the upstream fails.
+    The upstream answers at one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a
+    record keeps the mirror from asking that endpoint for the blob again. This function deletes the records for all
+    blobs of the image, even if the request to the upstream fails.
 
     Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
     Raises UpstreamUnavailable if the upstream gave no answer; the cached copy then stays."""
