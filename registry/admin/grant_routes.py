@@ -1,7 +1,8 @@
 """Routes of `/api/v1/groups` and `/api/v1/grants`.
 
 A *grant* allows a *subject* some actions on the repositories whose names match a *pattern*. The subject is an account,
-a group, `authenticated` (all accounts) or `everyone` (even without a login). The docstrings of the routes are the descriptions in the OpenAPI document.
+a group, `authenticated` (all accounts) or `everyone` (even without a login). The docstrings of the routes are the
+descriptions in the OpenAPI document.
 """
 
 from __future__ import annotations
